@@ -1,0 +1,232 @@
+"""What the watchdog and a worker say to each other: one JSON message per line.
+
+The channel is one socketpair; end of file means that the other side died. Both sides come from
+the same installation, except during an upgrade: `PROTOCOL` is the first thing checked. A message
+is a small frozen value with a `type`; `encode` and the two decoders are the only border.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+from tidegate.core.settings import Settings
+
+PROTOCOL = 1
+MAX_LINE_BYTES = 4 * 1024 * 1024  # a listing of 1,000 runs is 0.5 MiB; beyond this it is garbage
+
+
+class Message(Struct, frozen=True, kw_only=True, tag_field="type", tag=str.lower):
+    """A line on the channel."""
+
+
+# --- values inside messages ---------------------------------------------------------------
+
+
+class Token(Struct, frozen=True, kw_only=True):
+    """A client's key as it is stored: never the key itself."""
+
+    name: str
+    sha256: str  # hex, 64 characters
+    created: str = ""  # RFC 3339
+
+
+class Listener(Struct, frozen=True, kw_only=True):
+    """A listening socket that the worker inherits."""
+
+    fd: int
+    address: str  # "127.0.0.1:8433" or "unix:/path"
+
+
+class UpstreamStatus(Struct, frozen=True, kw_only=True):
+    """One upstream as the worker sees it."""
+
+    name: str
+    url: str
+    state: str  # "ok" | "failing" | "unknown"
+    active: int = 0
+    queued: int = 0
+    connections: int = 0
+    last_error: str | None = None
+
+
+class RunSummary(Struct, frozen=True, kw_only=True):
+    """One run as `/v1/runs` and `tidegate runs` show it. Times are Unix seconds."""
+
+    id: str
+    object: str = "run"
+    state: str
+    reason: str | None
+    model: str
+    upstream: str | None
+    attempts: int
+    created: float
+    ended: float | None
+    first_seq: int
+    next_seq: int
+    bytes: int
+    subscribers: int
+
+
+# --- from the watchdog ----------------------------------------------------------------------
+
+
+class Configure(Message, frozen=True, kw_only=True):
+    """The settings. First message of all, and again on each reload (`request` > 0)."""
+
+    protocol: int = PROTOCOL
+    request: int = 0
+    generation: int
+    settings: Settings
+    tokens: list[Token]
+    secrets: dict[str, str]  # upstream name -> API key; never logged, never shown
+    listeners: list[Listener] = []  # only in the first one
+    peer_socket: str = ""  # where this generation listens for the other one
+    config_file: str | None = None  # whose directory the worker watches for changes
+
+
+class Facts(Message, frozen=True, kw_only=True):
+    """What the watchdog knows and the worker shows on /readyz and /metrics. Once a second."""
+
+    state: str
+    level: int
+    ledger_limit_bytes: int  # 0: no limit
+    budget_bytes: int
+    used_bytes: int
+    recycles: dict[str, int] = {}  # by reason
+    restarts: int = 0
+    swept_runs: int = 0
+    swept_bytes: int = 0
+    watchdog_rss_bytes: int = 0
+    peer_socket: str | None = None  # the draining generation's, while there is one
+
+
+class Sweep(Message, frozen=True, kw_only=True):
+    """Release what is stale now; `finished` also releases answers kept for resuming."""
+
+    request: int
+    finished: bool = False
+    reason: str
+
+
+class ListRuns(Message, frozen=True, kw_only=True):
+    """Asks for the newest runs of every owner."""
+
+    request: int
+    limit: int = 1000
+
+
+class StartDraining(Message, frozen=True, kw_only=True):
+    """Accept nothing new, finish what is in flight, exit 0; end what is left at the limit."""
+
+    limit_s: float
+    reason: str  # "stop" | "recycle"
+    successor_socket: str | None = None  # where finished runs are handed
+
+
+# --- from a worker -----------------------------------------------------------------------------
+
+
+class Ready(Message, frozen=True, kw_only=True):
+    """It can serve."""
+
+    protocol: int = PROTOCOL
+    pid: int
+    found: list[str] = []  # upstreams discovered on this computer, "Ollama at http://…"
+    model: str = "demo"  # a model that answers, for the first curl line
+
+
+class Heartbeat(Message, frozen=True, kw_only=True):
+    """The loop turned. RSS and ledger are read in the same callback."""
+
+    rss_bytes: int
+    ledger_bytes: int
+    loop_lag_ms: float
+    runs_active: int
+    runs_finished: int
+    runs_total: int
+    swept_runs: int  # since this generation started
+    swept_bytes: int
+    swept_last_reason: str | None = None
+    connections: int = 0  # clients
+    upstreams: list[UpstreamStatus] = []
+
+
+class Configured(Message, frozen=True, kw_only=True):
+    """Answer to a reload."""
+
+    request: int
+    error: str | None = None
+
+
+class Swept(Message, frozen=True, kw_only=True):
+    """Answer to a sweep."""
+
+    request: int
+    runs: int
+    bytes: int
+    reasons: dict[str, int] = {}
+
+
+class RunList(Message, frozen=True, kw_only=True):
+    """Answer to ListRuns."""
+
+    request: int
+    runs: list[RunSummary]
+    total: int
+
+
+class ConfigChanged(Message, frozen=True, kw_only=True):
+    """The config file, or one beside it, was written."""
+
+
+class Draining(Message, frozen=True, kw_only=True):
+    """It no longer accepts; what it had accepted goes on."""
+
+
+class Failed(Message, frozen=True, kw_only=True):
+    """It cannot start or go on, and why. An exit follows."""
+
+    reason: str
+
+
+FromWatchdog = Configure | Facts | Sweep | ListRuns | StartDraining
+FromWorker = Ready | Heartbeat | Configured | Swept | RunList | ConfigChanged | Draining | Failed
+
+_encoder = msgspec.json.Encoder()
+_from_watchdog = msgspec.json.Decoder(FromWatchdog)
+_from_worker = msgspec.json.Decoder(FromWorker)
+
+
+def encode(message: Message) -> bytes:
+    """One line, with its end."""
+    return _encoder.encode(message) + b"\n"
+
+
+def decode_from_watchdog(line: bytes) -> FromWatchdog:
+    """A line that a worker received. Raises msgspec.MsgspecError."""
+    return _from_watchdog.decode(line)
+
+
+def decode_from_worker(line: bytes) -> FromWorker:
+    """A line that the watchdog received. Raises msgspec.MsgspecError."""
+    return _from_worker.decode(line)
+
+
+# --- control.sock: the command line asks, the watchdog answers ------------------------------------
+
+
+class ControlRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One line from `tidegate status`, `runs`, `sweep`, `recycle`, `reload`, `stop`."""
+
+    verb: str
+    wait: bool = True  # recycle: until the former generation is gone; stop: until it is over
+    finished: bool = False  # sweep: finished runs too
+
+
+class ControlReply(Struct, frozen=True, kw_only=True):
+    """The one line that answers."""
+
+    ok: bool
+    error: str | None = None
+    result: msgspec.Raw = msgspec.Raw(b"null")

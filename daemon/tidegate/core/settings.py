@@ -1,0 +1,125 @@
+"""The settings, as values. One validated `Settings` serves both processes.
+
+Only the watchdog reads the file (`tidegate.config`); a worker receives these very values, so
+that two generations can never differ. Sizes are bytes here ("4MiB" in the file), times are
+seconds. Every default carries its reason.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct, field
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Every wait and every buffer of a run. An upstream or a model may override each of them."""
+
+    connect_s: float = 5.0  # TCP and TLS; a host on the LAN answers in milliseconds or is gone
+    first_output_s: float = 300.0  # a large model on a slow disk needs minutes to load
+    idle_s: float = 120.0  # between two events of one answer; keep-alives do not count
+    total_s: float = 3600.0  # no honest answer takes longer than an hour
+    grace_s: float = 30.0  # after total_s a run is swept whatever state it is in
+    hold_s: float = 10.0  # how long the status waits for the first output
+    keepalive_s: float = 15.0  # proxies and browsers give up after 30 to 60 s of silence
+    stall_s: float = 120.0  # a subscriber that makes no progress
+    disconnect_grace_s: float = 2.0  # after the last subscriber has gone; 0 cancels at once
+    keep_finished_s: float = 600.0  # how long a finished answer can still be resumed
+    close_flush_s: float = 5.0  # how long a close waits for the last bytes to be read
+    header_s: float = 10.0  # a request's head
+    body_s: float = 60.0  # a request's body
+    queue_s: float = 300.0  # waiting for a place at an upstream
+    max_queued: int = 64  # requests waiting for one upstream
+    max_connections: int = 4096  # clients connected at once; the oldest idle one goes first
+    window_bytes: int = field(default=4 * MIB, name="window")  # events kept per run
+    max_body_bytes: int = field(default=32 * MIB, name="max_body")  # request, or plain answer
+
+
+class LimitOverrides(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The limits that one upstream or one model sets differently; None leaves them as they are."""
+
+    connect_s: float | None = None
+    first_output_s: float | None = None
+    idle_s: float | None = None
+    total_s: float | None = None
+    grace_s: float | None = None
+    hold_s: float | None = None
+    keepalive_s: float | None = None
+    stall_s: float | None = None
+    disconnect_grace_s: float | None = None
+    keep_finished_s: float | None = None
+    queue_s: float | None = None
+    max_queued: int | None = None
+    window_bytes: int | None = field(default=None, name="window")
+    max_body_bytes: int | None = field(default=None, name="max_body")
+
+    def over(self, limits: Limits) -> Limits:
+        """`limits` with every override that is set."""
+        changed = {n: v for n in self.__struct_fields__ if (v := getattr(self, n)) is not None}
+        if not changed:
+            return limits
+        return Limits(**{n: changed.get(n, getattr(limits, n)) for n in limits.__struct_fields__})
+
+
+class Growth(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The periods by which a leak is told from a plateau."""
+
+    bucket_s: float = 300.0
+    skip_s: float = 7200.0
+    confirm_s: float = 1800.0
+
+
+class Memory(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the worker may hold, and whether the watchdog acts on it or only says so."""
+
+    budget_bytes: int | None = field(default=None, name="budget")  # None is "auto"
+    mode: str = "enforce"  # or "observe": says what it would have done
+    recycles_per_hour: int = 3
+    growth: Growth = Growth()
+
+
+class Drain(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long streams may go on when their worker is on its way out."""
+
+    stop_limit_s: float = 30.0
+    recycle_limit_s: float = 3630.0  # longer than any run: a recycle cuts nobody
+
+
+class Auth(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the tokens are, and whether the world may come in without one."""
+
+    tokens_file: str = "tokens"  # relative to the state directory; made by `tidegate token new`
+    allow_without_token: bool = False  # lets a bind that others can reach serve without tokens
+
+
+class Upstream(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An LLM server that answers are streamed from."""
+
+    name: str
+    url: str  # "http://127.0.0.1:8080", "https://api.example.com/v1", "unix:/path"
+    api_key_env: str | None = None
+    api_key_file: str | None = None
+    max_concurrent: int = 0  # 0: no limit of ours
+    limits: LimitOverrides = LimitOverrides()
+
+
+class Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An alias: a name that clients ask for, and the upstream models that can answer it."""
+
+    name: str
+    targets: list[str]  # "upstream/model", tried in this order before the first output
+    limits: LimitOverrides = LimitOverrides()
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole configuration file."""
+
+    listen: list[str] = field(default_factory=lambda: ["127.0.0.1:8433"])
+    allowed_hosts: list[str] = []
+    limits: Limits = Limits()
+    memory: Memory = Memory()
+    drain: Drain = Drain()
+    auth: Auth = Auth()
+    upstreams: list[Upstream] = field(default_factory=list, name="upstream")
+    models: list[Model] = field(default_factory=list, name="model")

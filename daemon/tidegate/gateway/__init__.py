@@ -1,0 +1,1 @@
+"""Speaks HTTP: the server, the relay, the upstreams. The only import of aiohttp."""

@@ -1,0 +1,1 @@
+"""Reads the machine: memory samples and budgets. The only import of psutil."""

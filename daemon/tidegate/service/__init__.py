@@ -1,0 +1,1 @@
+"""Processes, their channel, and the service manager."""
