@@ -194,8 +194,8 @@ FromWatchdog = Configure | Facts | Sweep | ListRuns | StartDraining
 FromWorker = Ready | Heartbeat | Configured | Swept | RunList | ConfigChanged | Draining | Failed
 
 _encoder = msgspec.json.Encoder()
-_from_watchdog = msgspec.json.Decoder(FromWatchdog)
-_from_worker = msgspec.json.Decoder(FromWorker)
+_from_watchdog: msgspec.json.Decoder[FromWatchdog] = msgspec.json.Decoder(FromWatchdog)
+_from_worker: msgspec.json.Decoder[FromWorker] = msgspec.json.Decoder(FromWorker)
 
 
 def encode(message: Message) -> bytes:
