@@ -1,0 +1,153 @@
+"""What the relay must know of OpenAI's chat completions, and nothing more.
+
+Where the model's name is, what counts as output, what ends an answer, how an error is told. The
+relay itself handles bytes; these functions look into an event only before the first output and at
+the very end, never in between.
+Facts: https://platform.openai.com/docs/api-reference/chat-streaming and the error shapes that
+openai-python and openai-node raise on.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import msgspec
+from msgspec import Raw, Struct
+
+from tidegate.core.sse import event_data
+
+DONE = b"data: [DONE]\n\n"
+TAIL_EVENTS = 8  # finish_reason, then usage, then [DONE]; some upstreams add one or two
+
+
+class Meaning(Enum):
+    """What one event says."""
+
+    OPENING = "opening"  # a role, an empty delta: the answer has not begun
+    OUTPUT = "output"
+    FINISH = "finish"  # carries a finish_reason
+    DONE = "done"  # the terminal marker
+    ERROR = "error"
+    OTHER = "other"  # usage, or something we do not know: passed on as it is
+
+
+class _Choice(Struct):
+    delta: dict[str, object] | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+
+class _Chunk(Struct):
+    choices: list[_Choice] | None = None
+    error: Raw | None = None
+
+
+class ChatRequest(Struct):
+    """The part of a request that routing needs; everything else passes untouched."""
+
+    model: str
+    stream: bool | None = None
+
+
+_chunk = msgspec.json.Decoder(_Chunk)
+_request = msgspec.json.Decoder(ChatRequest)
+_fields = msgspec.json.Decoder(dict[str, Raw])
+
+
+def parse_request(body: bytes) -> ChatRequest:
+    """Raises ValueError with a sentence for the caller."""
+    try:
+        return _request.decode(body)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"the request body is not a chat completion request: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"the request body is not valid JSON: {error}") from None
+
+
+def with_model(body: bytes, model: str) -> bytes:
+    """The same request for another model name; every other value keeps its bytes."""
+    fields = _fields.decode(body)
+    fields["model"] = Raw(msgspec.json.encode(model))
+    return msgspec.json.encode(fields)
+
+
+def meaning(event: bytes) -> Meaning:
+    """Classifies one event. What cannot be read is OTHER: it is not ours to judge."""
+    data = event_data(event).strip()
+    if data == b"[DONE]":
+        return Meaning.DONE
+    try:
+        chunk = _chunk.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return Meaning.OTHER
+    if chunk.error is not None and bytes(chunk.error) != b"null":
+        return Meaning.ERROR
+    if not chunk.choices:
+        return Meaning.OTHER
+    if any(choice.finish_reason for choice in chunk.choices):
+        return Meaning.FINISH
+    if any(_has_output(choice) for choice in chunk.choices):
+        return Meaning.OUTPUT
+    return Meaning.OPENING
+
+
+def _has_output(choice: _Choice) -> bool:
+    delta = choice.delta or {}
+    return bool(choice.text) or any(value for name, value in delta.items() if name != "role")
+
+
+def is_output(event: bytes) -> bool:
+    """Whether the answer has begun. An event that cannot be read counts: it may be the answer."""
+    said = meaning(event)
+    return said in {Meaning.OUTPUT, Meaning.FINISH, Meaning.DONE} or (
+        said is Meaning.OTHER and not _is_preamble(event)
+    )
+
+
+def _is_preamble(event: bytes) -> bool:
+    """A chunk without choices before any output: usage or a provider's progress note."""
+    try:
+        return not _chunk.decode(event_data(event)).choices
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+
+
+def error_message(event_or_body: bytes) -> str:
+    """The message inside an error event or an error body, shortened; never raises."""
+    data = event_data(event_or_body) or event_or_body
+    try:
+        error: object = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return data[:200].decode("utf-8", "replace").strip()
+    for key in ("error", "message", "detail"):
+        if isinstance(error, dict) and key in error:
+            error = error[key]
+    return (error if isinstance(error, str) else msgspec.json.encode(error).decode())[:200]
+
+
+def error_event(message: str, kind: str, code: str) -> bytes:
+    """The event on which the official clients raise."""
+    return b"data: " + error_body(message, kind, code) + b"\n\n"
+
+
+def error_body(message: str, kind: str, code: str | None, param: str | None = None) -> bytes:
+    """OpenAI's error object."""
+    error = {"message": message, "type": kind, "param": param, "code": code}
+    return msgspec.json.encode({"error": error})
+
+
+def ends_with_done(block: bytes) -> bool:
+    """Whether the terminal marker is the last event; cheap enough for every block."""
+    return block.endswith((DONE, b"data:[DONE]\n\n", b"data: [DONE]\r\n\r\n"))
+
+
+def verdict(last_events: list[bytes]) -> Meaning:
+    """How an answer ended, from its last events: ERROR, DONE, FINISH, or OPENING if it broke off.
+
+    A finish_reason without the marker is a completion; an error anywhere in the end is an error.
+    """
+    said = [meaning(event) for event in last_events[-TAIL_EVENTS:]]
+    for end in (Meaning.ERROR, Meaning.DONE, Meaning.FINISH):
+        if end in said:
+            return end
+    return Meaning.OPENING

@@ -1,0 +1,83 @@
+"""A run's clocks: which limit ends it next, and when.
+
+All limits are separate and each ends the run with a reason that names it. A deadline costs
+nothing while events flow: an event only moves `last_event_s`, and the deadline that was set
+before is computed anew when it comes up.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tidegate.core.run import Happening, Run, State
+
+
+class Expiry(NamedTuple):
+    """A limit: when it is reached and how it ends the run."""
+
+    due_s: float
+    limit: str  # the setting's name
+    happening: Happening
+    reason: str
+    retryable: bool = False  # another target may still answer
+
+
+def next_expiry(run: Run) -> Expiry | None:
+    """The limit that will end `run` first if nothing more happens; None once it is over."""
+    if run.is_over:
+        return None
+    return min(_expiries(run), key=lambda expiry: expiry.due_s)
+
+
+def _expiries(run: Run) -> list[Expiry]:
+    limits = run.limits
+    expiries = [
+        Expiry(
+            run.created_s + limits.total_s,
+            "total_s",
+            Happening.EXPIRE,
+            f"took longer than total_s = {limits.total_s:g} s",
+        )
+    ]
+    if run.abandoned_s is not None and not run.keep_running:
+        expiries.append(
+            Expiry(
+                run.abandoned_s + limits.disconnect_grace_s,
+                "disconnect_grace_s",
+                Happening.CANCEL,
+                "cancelled: client disconnected",
+            )
+        )
+    if run.state is State.QUEUED:
+        expiries.append(
+            Expiry(
+                run.created_s + limits.queue_s,
+                "queue_s",
+                Happening.EXPIRE,
+                f"waited longer than queue_s = {limits.queue_s:g} s for a free upstream",
+            )
+        )
+    if not run.streamed or run.paused_s is not None:
+        # A plain answer is its own first output. While we do not read, the upstream cannot be late.
+        return expiries
+    attempt = run.attempts[-1] if run.attempts else None
+    if run.state is State.CONNECTING and attempt is not None:
+        expiries.append(
+            Expiry(
+                attempt.started_s + limits.first_output_s,
+                "first_output_s",
+                Happening.EXPIRE,
+                f'upstream "{attempt.upstream}" sent no output for {limits.first_output_s:g} s',
+                retryable=True,
+            )
+        )
+    if run.state is State.STREAMING and attempt is not None:
+        expiries.append(
+            Expiry(
+                attempt.last_event_s + limits.idle_s,
+                "idle_s",
+                Happening.EXPIRE,
+                f'upstream "{attempt.upstream}" idle for {limits.idle_s:g} s',
+            )
+        )
+    return expiries

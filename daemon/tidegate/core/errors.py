@@ -1,0 +1,52 @@
+"""Errors that say whose fault it is.
+
+`code` is what a program reads, the message is what a person reads. The gateway turns them into
+the caller's error format; core only names them.
+"""
+
+from __future__ import annotations
+
+
+class TidegateError(Exception):
+    """Anything that tidegate reports by name."""
+
+    code = "tidegate_error"
+
+
+class UpstreamError(TidegateError):
+    """The upstream's fault. `retryable`: another target, or another try, may do better."""
+
+    code = "upstream_error"
+
+    def __init__(self, message: str, *, code: str = "upstream_error", retryable: bool = True):
+        super().__init__(message)
+        self.code = code
+        self.retryable = retryable
+
+
+class EventTooLarge(UpstreamError):
+    """One event outgrew its bound; it is never cut, the attempt fails."""
+
+    def __init__(self, limit_bytes: int):
+        super().__init__(f"sent an event of more than {limit_bytes} bytes", code="event_too_large")
+
+
+class LedgerFull(TidegateError):
+    """The book of retained bytes has no room left, even after finished windows went."""
+
+    code = "memory_limit"
+
+    def __init__(self, total_bytes: int, limit_bytes: int):
+        super().__init__(
+            f"memory limit: {total_bytes >> 10} KiB retained of {limit_bytes >> 10} KiB allowed"
+        )
+
+
+class CursorEvicted(TidegateError):
+    """The events asked for are no longer retained."""
+
+    code = "cursor_evicted"
+
+    def __init__(self, first_seq: int):
+        super().__init__(f"events before seq {first_seq} are no longer kept")
+        self.first_seq = first_seq

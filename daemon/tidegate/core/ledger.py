@@ -1,0 +1,118 @@
+"""The book of retained bytes: one account per run, and the total is the sum of the accounts.
+
+Every buffer that belongs to a run is an entry in its account, set whenever the buffer changes.
+The limit is enforced where bytes are charged, because a sampler that looks once a second cannot
+hold a budget against loopback speed: above 7/8 of it `relieve` is called (it evicts finished
+windows, then pauses upstreams), and above the limit itself the charge fails, with a reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import IntEnum
+
+from tidegate.core.errors import LedgerFull
+
+# What a run costs beside its buffers: the record, its relay, its deadlines. Measured with
+# tracemalloc over 10,000 finished runs, rounded up, so that the ledger explains that memory too.
+RECORD_BYTES = 4096
+
+
+class Entry(IntEnum):
+    """The buffers of a run."""
+
+    RECORD = 0  # the run itself
+    BODY = 1  # the request, kept as long as an attempt may still need it
+    PARTIAL = 2  # the unfinished event at the end of what was read
+    HELD = 3  # what an attempt received before its first output
+    WINDOW = 4  # the events kept for subscribers
+    OUTBOUND = 5  # written for subscribers, not yet taken by the kernel
+
+
+_ENTRIES = len(Entry)
+
+
+class Ledger:
+    """The sum of all accounts, and its limit."""
+
+    __slots__ = ("_accounts", "limit_bytes", "relieve", "total_bytes")
+
+    def __init__(self, limit_bytes: int = 0) -> None:
+        self.total_bytes = 0
+        self.limit_bytes = limit_bytes  # 0: none
+        self.relieve: Callable[[], object] = lambda: None
+        self._accounts: set[Account] = set()
+
+    def open(self) -> Account:
+        """A new, empty account."""
+        account = Account(self)
+        self._accounts.add(account)
+        return account
+
+    def statistics(self) -> dict[str, int]:
+        """Bytes by kind of buffer; their sum is the total."""
+        return {
+            entry.name.lower(): sum(account.entries[entry] for account in self._accounts)
+            for entry in Entry
+        }
+
+    @property
+    def accounts(self) -> frozenset[Account]:
+        """The accounts that are open."""
+        return frozenset(self._accounts)
+
+    @property
+    def is_tight(self) -> bool:
+        """Above 7/8 of the limit, where upstreams wait."""
+        return 0 < self.limit_bytes * 7 < self.total_bytes * 8
+
+    @property
+    def is_full(self) -> bool:
+        """Above the limit, where charges fail."""
+        return 0 < self.limit_bytes < self.total_bytes
+
+    def forget(self, account: Account) -> None:
+        """Takes a closed account out of the book."""
+        self._accounts.discard(account)
+
+
+class Account:
+    """The bytes that one run holds, by entry."""
+
+    __slots__ = ("_ledger", "entries", "total_bytes")
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self.entries = [0] * _ENTRIES
+        self.total_bytes = 0
+
+    def __repr__(self) -> str:
+        held = {entry.name.lower(): self.entries[entry] for entry in Entry if self.entries[entry]}
+        return f"<Account {self.total_bytes} {held}>"
+
+    def set(self, entry: Entry, held_bytes: int) -> None:
+        """Says how much one buffer holds now.
+
+        Raises LedgerFull when that is more than the limit leaves, after relief; the bytes stay
+        charged until their owner lets go of them.
+        """
+        delta = held_bytes - self.entries[entry]
+        if not delta:
+            return
+        self.entries[entry] = held_bytes
+        self.total_bytes += delta
+        ledger = self._ledger
+        ledger.total_bytes += delta
+        if delta > 0 and ledger.limit_bytes and ledger.is_tight:
+            ledger.relieve()
+            if ledger.is_full:
+                raise LedgerFull(ledger.total_bytes, ledger.limit_bytes)
+
+    def close(self) -> int:
+        """Every buffer is gone: returns the bytes that were still charged."""
+        freed = self.total_bytes
+        self._ledger.total_bytes -= freed
+        self.total_bytes = 0
+        self.entries = [0] * _ENTRIES
+        self._ledger.forget(self)
+        return freed

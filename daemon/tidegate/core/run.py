@@ -1,0 +1,391 @@
+"""A run: one answer to one request, from the queue to its release.
+
+There is one record and one path: every way an answer can end goes through `Run.end`, every way
+its bytes can go through `Run.release`. End is about the answer (state, reason, the last events);
+release is about memory (afterwards nothing of the run is held). They are apart because a finished
+answer stays resumable for a while.
+
+What happens when is a table, state by happening, with every cell filled. Time comes in as
+`now_s`, on a monotonic clock; nothing here reads, writes or waits.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import Enum
+
+from tidegate.core import chat
+from tidegate.core.chat import Meaning
+from tidegate.core.errors import LedgerFull, UpstreamError
+from tidegate.core.ledger import RECORD_BYTES, Account, Entry
+from tidegate.core.settings import Limits
+from tidegate.core.sse import SseFramer, split_events
+from tidegate.core.window import Window
+
+# What an attempt may hold back while it waits for the first output: enough for any preamble seen,
+# little enough that a chatty upstream cannot hide an answer from its reader.
+HOLD_EVENTS = 64
+HOLD_BYTES = 256 * 1024
+
+
+class State(Enum):
+    """Where a run stands."""
+
+    QUEUED = "queued"
+    CONNECTING = "connecting"
+    STREAMING = "streaming"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+class Happening(Enum):
+    """What can befall a run."""
+
+    ATTEMPT = "attempt"  # a try at an upstream begins
+    OUTPUT = "output"  # the first output has arrived
+    COMPLETE = "complete"
+    FAIL = "fail"
+    CANCEL = "cancel"
+    EXPIRE = "expire"
+
+
+_ENDS = {
+    Happening.COMPLETE: State.COMPLETED,
+    Happening.FAIL: State.FAILED,
+    Happening.CANCEL: State.CANCELLED,
+    Happening.EXPIRE: State.EXPIRED,
+}
+TERMINAL = frozenset(_ENDS.values())
+
+# None: it cannot happen there, and is a mistake of ours. A terminal state absorbs everything:
+# late news about an answer that is over changes nothing.
+TRANSITIONS: dict[State, dict[Happening, State | None]] = {
+    State.QUEUED: {
+        Happening.ATTEMPT: State.CONNECTING,
+        Happening.OUTPUT: None,
+        Happening.COMPLETE: None,
+        Happening.FAIL: State.FAILED,
+        Happening.CANCEL: State.CANCELLED,
+        Happening.EXPIRE: State.EXPIRED,
+    },
+    State.CONNECTING: {
+        Happening.ATTEMPT: State.CONNECTING,  # the next try, or a failover
+        Happening.OUTPUT: State.STREAMING,
+        Happening.COMPLETE: State.COMPLETED,  # a plain answer, or an empty one
+        Happening.FAIL: State.FAILED,
+        Happening.CANCEL: State.CANCELLED,
+        Happening.EXPIRE: State.EXPIRED,
+    },
+    State.STREAMING: {
+        Happening.ATTEMPT: None,  # two answers are never spliced together
+        Happening.OUTPUT: State.STREAMING,
+        Happening.COMPLETE: State.COMPLETED,
+        Happening.FAIL: State.FAILED,
+        Happening.CANCEL: State.CANCELLED,
+        Happening.EXPIRE: State.EXPIRED,
+    },
+    **{state: dict.fromkeys(Happening, state) for state in TERMINAL},
+}
+
+
+def step(state: State, happening: Happening) -> State:
+    """The state after `happening`. Raises AssertionError where that cannot happen."""
+    after = TRANSITIONS[state][happening]
+    assert after is not None, f"{happening.value} cannot happen to a run that is {state.value}"
+    return after
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One try at one upstream. Until its first output it holds what it received."""
+
+    number: int
+    upstream: str
+    model: str
+    started_s: float
+    last_event_s: float = 0.0  # real events only
+    framer: SseFramer = field(default_factory=SseFramer)
+    held: list[bytes] = field(default_factory=list)
+    held_events: int = 0
+    held_bytes: int = 0
+    outcome: str | None = None  # why it ended, for people
+
+    def drop(self) -> None:
+        """Lets go of every byte."""
+        self.held.clear()
+        self.held_bytes = self.held_events = 0
+        self.framer = SseFramer()
+
+
+class Run:
+    """One answer to one request."""
+
+    __slots__ = (
+        "abandoned_s",
+        "account",
+        "attempts",
+        "body",
+        "created",
+        "created_s",
+        "end_disabled",
+        "ended",
+        "ended_s",
+        "error_code",
+        "id",
+        "keep_running",
+        "limits",
+        "model",
+        "owner",
+        "paused_s",
+        "readers",
+        "reason",
+        "released",
+        "state",
+        "streamed",
+        "window",
+    )
+
+    def __init__(
+        self,
+        *,
+        run_id: str,
+        owner: str,
+        model: str,
+        body: bytes,
+        limits: Limits,
+        account: Account,
+        now_s: float,
+        created: float,
+        streamed: bool = True,
+        keep_running: bool = False,
+    ) -> None:
+        self.id = run_id
+        self.owner = owner
+        self.model = model
+        self.limits = limits
+        self.account = account
+        self.state = State.QUEUED
+        self.reason: str | None = None
+        self.error_code: str | None = None
+        self.created_s = now_s
+        self.created = created  # Unix seconds, for people
+        self.ended_s: float | None = None
+        self.ended: float | None = None
+        self.released = False
+        self.streamed = streamed
+        self.keep_running = keep_running  # nobody listening is no reason to stop
+        self.body = body  # kept as long as another attempt may need it
+        self.readers = 0  # subscribers attached
+        self.abandoned_s: float | None = None  # since when nobody has been listening
+        self.paused_s: float | None = None  # since when we have not been reading
+        self.attempts: list[Attempt] = []
+        self.window = Window(limits.window_bytes)
+        # A planted fault, for the `demo:stuck` model and for tests: its end never takes place, as
+        # an end that hangs would not, and only the sweep is left.
+        self.end_disabled = False
+        account.set(Entry.BODY, len(body))
+        account.set(Entry.RECORD, RECORD_BYTES)
+
+    def __repr__(self) -> str:
+        seqs = f"[{self.window.first_seq},{self.window.next_seq})"
+        return f"<Run {self.id} {self.state.value} {seqs} {self.account.total_bytes} B>"
+
+    @property
+    def is_over(self) -> bool:
+        """The answer has ended, whatever way."""
+        return self.state in TERMINAL
+
+    @property
+    def attempt(self) -> Attempt:
+        """The try under way."""
+        return self.attempts[-1]
+
+    # --- the answer grows -------------------------------------------------------------------
+
+    def begin_attempt(self, upstream: str, model: str, now_s: float) -> Attempt:
+        """Starts the next try; what the former one held is released."""
+        self.state = step(self.state, Happening.ATTEMPT)
+        if self.attempts:
+            self._drop_attempt()
+        attempt = Attempt(len(self.attempts) + 1, upstream, model, now_s)
+        self.attempts.append(attempt)
+        return attempt
+
+    def feed(self, data: bytes, now_s: float) -> bytes:
+        """Takes what was read from the upstream; returns what the subscribers are to be sent.
+
+        Whole events only, possibly none. Before the first output they are held, so that a failure
+        can still fail over. Raises UpstreamError when the upstream says it failed or sends what
+        cannot be kept, LedgerFull when there is no room.
+        """
+        attempt = self.attempts[-1]
+        block, events = attempt.framer.feed(data)
+        self.account.set(Entry.PARTIAL, attempt.framer.partial_bytes)
+        if not events:
+            return b""
+        attempt.last_event_s = now_s
+        if self.state is not State.STREAMING:
+            return self._hold(block, events)
+        self.window.append(block, events)
+        self.account.set(Entry.WINDOW, self.window.held_bytes)
+        return block
+
+    def _hold(self, block: bytes, events: int) -> bytes:
+        """Keeps a preamble back until the answer has begun."""
+        attempt = self.attempt
+        for event in split_events(block):
+            if chat.meaning(event) is Meaning.ERROR:
+                raise UpstreamError(chat.error_message(event), code="upstream_error_event")
+        attempt.held.append(block)
+        attempt.held_events += events
+        attempt.held_bytes += len(block)
+        self.account.set(Entry.HELD, attempt.held_bytes)
+        full = attempt.held_events >= HOLD_EVENTS or attempt.held_bytes >= HOLD_BYTES
+        if full or any(chat.is_output(event) for event in split_events(block)):
+            return self._let_go()
+        return b""
+
+    def _let_go(self) -> bytes:
+        """The answer has begun: what was held moves to the window and is sent."""
+        attempt = self.attempt
+        self.state = step(self.state, Happening.OUTPUT)
+        self._drop_body()  # no further attempt can follow
+        block = b"".join(attempt.held)
+        self.window.append(block, attempt.held_events)
+        attempt.held.clear()
+        attempt.held_bytes = attempt.held_events = 0
+        self.account.set(Entry.HELD, 0)
+        self.account.set(Entry.WINDOW, self.window.held_bytes)
+        return block
+
+    def feed_plain(self, data: bytes) -> None:
+        """Takes a piece of an answer that is not a stream; it is sent whole, or not at all.
+
+        Raises UpstreamError when it outgrows `max_body`, LedgerFull when there is no room.
+        """
+        attempt = self.attempts[-1]
+        attempt.held.append(data)
+        attempt.held_bytes += len(data)
+        if attempt.held_bytes > self.limits.max_body_bytes:
+            raise UpstreamError(
+                f"sent an answer of more than max_body = {self.limits.max_body_bytes} bytes",
+                code="answer_too_large",
+            )
+        self.account.set(Entry.HELD, attempt.held_bytes)
+
+    def feed_end(self, now_s: float) -> tuple[bytes, Meaning]:
+        """The upstream has nothing more: the last block to send, and how the answer ended."""
+        block, events = self.attempt.framer.finish()
+        self.account.set(Entry.PARTIAL, 0)
+        sent = b""
+        if events:
+            self.attempt.last_event_s = now_s
+            if self.state is State.STREAMING:
+                self.window.append(block, events)
+                sent = block
+            else:
+                sent = self._hold(block, events)
+        if self.state is not State.STREAMING:
+            held = split_events(b"".join(self.attempt.held))
+            said = chat.verdict(held)
+            if said in {Meaning.DONE, Meaning.FINISH}:
+                sent = self._let_go()
+            return sent, said
+        self.account.set(Entry.WINDOW, self.window.held_bytes)
+        return sent, chat.verdict(self.window.last_events(chat.TAIL_EVENTS))
+
+    def append_error(self) -> bytes:
+        """Records the error event that tells every reader why the answer broke off."""
+        assert self.reason is not None
+        block = chat.error_event(self.reason, _ERROR_KINDS[self.state], self.error_code or "failed")
+        self.window.append(block, 1)
+        with suppress(LedgerFull):  # charged all the same; the reason must reach the reader
+            self.account.set(Entry.WINDOW, self.window.held_bytes)
+        return block
+
+    # --- the answer ends --------------------------------------------------------------------
+
+    def end(
+        self, happening: Happening, reason: str | None, code: str | None, now_s: float, now: float
+    ) -> bool:
+        """Ends the answer; the one way to a terminal state. False if it was over already."""
+        if self.is_over:
+            return False
+        self.state = step(self.state, happening)
+        self.reason = reason
+        self.error_code = code
+        self.ended_s = now_s
+        self.ended = now
+        if self.attempts:
+            self.attempt.outcome = reason or self.state.value
+            self._drop_attempt()
+        self._drop_body()
+        return True
+
+    def release(self) -> int:
+        """Lets go of everything but what subscribers' transports still hold; returns the bytes.
+
+        What is outbound belongs to connections that close within their flush limit; the account
+        is closed when they have.
+        """
+        self.released = True
+        before = self.account.total_bytes
+        if self.attempts:
+            self._drop_attempt()
+        self._drop_body()
+        self.window.trim(0)
+        self.account.set(Entry.WINDOW, 0)
+        self.account.set(Entry.RECORD, 0)
+        return before - self.account.total_bytes
+
+    def _drop_body(self) -> None:
+        self.body = b""
+        self.account.set(Entry.BODY, 0)
+
+    def _drop_attempt(self) -> None:
+        self.attempt.drop()
+        self.account.set(Entry.PARTIAL, 0)
+        self.account.set(Entry.HELD, 0)
+
+    # --- readers come and go ------------------------------------------------------------------
+
+    def attach(self) -> None:
+        """A subscriber reads the run: it is not abandoned, or no longer."""
+        self.readers += 1
+        self.abandoned_s = None
+
+    def detach(self, now_s: float) -> None:
+        """A subscriber has gone; after the last one the disconnect grace begins."""
+        self.readers -= 1
+        assert self.readers >= 0, "more subscribers left than came"
+        if self.readers == 0 and not self.is_over:
+            self.abandoned_s = now_s
+
+    # --- the answer waits -------------------------------------------------------------------
+
+    def pause(self, now_s: float) -> None:
+        """We stop reading the upstream: its idle clock stands still."""
+        if self.paused_s is None:
+            self.paused_s = now_s
+
+    def resume(self, now_s: float) -> None:
+        """We read on."""
+        if self.paused_s is not None and self.attempts:
+            waited_s = now_s - self.paused_s
+            self.attempt.last_event_s += waited_s
+            self.attempt.started_s += waited_s if self.state is State.CONNECTING else 0.0
+        self.paused_s = None
+
+    def statistics(self) -> dict[str, int]:
+        """The buffers by name, in bytes."""
+        return {entry.name.lower(): self.account.entries[entry] for entry in Entry}
+
+
+_ERROR_KINDS = {
+    State.FAILED: "upstream_error",
+    State.CANCELLED: "cancelled",
+    State.EXPIRED: "timeout_error",
+}

@@ -1,0 +1,158 @@
+r"""Server-sent events: from bytes as they come to whole events, bytes unchanged.
+
+An upstream's bytes arrive cut anywhere. The framer keeps the unfinished tail and hands out
+blocks of complete events, so that whoever reads a block stands at an event boundary, where an
+error event or a keep-alive may be written.
+
+What is dropped: comments, `id:`, `retry:`, a leading BOM, blank lines between events and events
+without data (https://html.spec.whatwg.org/multipage/server-sent-events.html). Everything else
+keeps its bytes. The cut never shows: fed whole or byte by byte, the concatenated blocks are the
+same. For that, a lone CR at the end of the buffer waits for its possible LF, except in a stream
+that ends its lines with CR alone, where `\r\r` ends the event and an LF after it is a blank line.
+
+The common stream, one `data:` line per event and LF line ends, is recognised by counting in C
+and passes without being looked at event by event.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+
+from tidegate.core.errors import EventTooLarge
+
+MAX_EVENT_BYTES = 4 * 1024 * 1024  # an image in base64 fits; a runaway line does not
+
+_BOM = b"\xef\xbb\xbf"
+_END = re.compile(rb"\r\r|(?:\r\n|\n)(?:\r\n|\n|\r(?!\n))")
+_END_BYTES = 4  # the longest end: CR LF CR LF
+_DROPPED = re.compile(rb"(?:^|[\r\n])(?::|(?:id|retry)(?=[:\r\n]))")
+_DATA = re.compile(rb"(?:^|[\r\n])data(?=[:\r\n])")
+_DROPPED_LINE = re.compile(rb":|(?:id|retry)(?::|$)")
+_DATA_LINE = re.compile(rb"(?:^|[\r\n])data(?:: ?([^\r\n]*))?(?=[\r\n])")
+_EVENT_LINE = re.compile(rb"(?:^|[\r\n])event: ?([^\r\n]*)")
+
+
+def count_plain(block: bytes) -> int:
+    """How many events `block` holds if each is one `data:` line ended by LF LF; else 0."""
+    events = block.count(b"\n\n")
+    if (
+        block.startswith(b"data:")
+        and block.endswith(b"\n\n")
+        and block.count(b"\n") == 2 * events
+        and block.count(b"\n\ndata:") == events - 1
+        and b"\r" not in block
+    ):
+        return events
+    return 0
+
+
+def split_events(block: bytes) -> list[bytes]:
+    """The events of a block that a framer handed out, each with its end."""
+    events = []
+    start = 0
+    for end in _END.finditer(block):
+        events.append(block[start : end.end()])
+        start = end.end()
+    return events
+
+
+def event_data(event: bytes) -> bytes:
+    """The payload of one event: its data lines joined with LF."""
+    return b"\n".join(line or b"" for line in _DATA_LINE.findall(event))
+
+
+def event_name(event: bytes) -> str:
+    """The event's type; "message" where none is given, as the standard says."""
+    names = _EVENT_LINE.findall(event)
+    return names[-1].decode("utf-8", "replace") if names and names[-1] else "message"
+
+
+def with_ids(block: bytes, first_seq: int) -> bytes:
+    """The same events, each after its `id:` line, numbered from `first_seq`."""
+    if block.count(b"\n\n") == 1 and block.endswith(b"\n\n"):
+        return b"id: %d\n%b" % (first_seq, block)
+    events = split_events(block)
+    return b"".join(b"id: %d\n%b" % (first_seq + i, event) for i, event in enumerate(events))
+
+
+class SseFramer:
+    """Cuts a byte stream into blocks of complete events."""
+
+    __slots__ = ("_limit_bytes", "_scanned", "_started", "_tail")
+
+    def __init__(self, limit_bytes: int = MAX_EVENT_BYTES) -> None:
+        self._tail = bytearray()
+        self._scanned = 0  # no event ends before this offset of the tail
+        self._started = False
+        self._limit_bytes = limit_bytes
+
+    @property
+    def partial_bytes(self) -> int:
+        """The memory that the unfinished tail takes; 0 between events."""
+        return sys.getsizeof(self._tail) if self._tail else 0
+
+    def feed(self, data: bytes) -> tuple[bytes, int]:
+        """Adds what was read; returns the events it completed, as one block, and their number.
+
+        Raises EventTooLarge when one event exceeds the limit.
+        """
+        if not self._tail and (events := count_plain(data)) and len(data) <= self._limit_bytes:
+            self._started = True
+            return data, events
+        self._tail += data
+        if not self._started and not self._strip_bom():
+            return b"", 0
+        return self._take(final=False)
+
+    def finish(self) -> tuple[bytes, int]:
+        """The stream is over: an event whose last line end was in doubt is complete after all.
+
+        An unterminated last event is discarded, as the standard says.
+        """
+        block, events = self._take(final=True)
+        self._tail = bytearray()
+        return block, events
+
+    def _strip_bom(self) -> bool:
+        """Whether enough has arrived to know if the stream starts with a BOM."""
+        if len(self._tail) < len(_BOM) and _BOM.startswith(self._tail):
+            return False
+        if self._tail.startswith(_BOM):
+            del self._tail[: len(_BOM)]
+        self._started = True
+        return True
+
+    def _take(self, *, final: bool) -> tuple[bytes, int]:
+        tail = self._tail
+        ends = []
+        for end in _END.finditer(tail, self._scanned):
+            in_doubt = end.end() == len(tail) and tail.endswith(b"\r") and tail[-2] != 0x0D
+            if not in_doubt or final:
+                ends.append(end.end())
+        if not ends:
+            if len(tail) > self._limit_bytes:
+                raise EventTooLarge(self._limit_bytes)
+            self._scanned = max(0, len(tail) - _END_BYTES + 1)
+            return b"", 0
+        block = bytes(tail[: ends[-1]])
+        self._tail = tail[ends[-1] :]
+        self._scanned = max(0, len(self._tail) - _END_BYTES + 1)
+        longest = max(end - start for start, end in zip([0, *ends], ends, strict=False))
+        if max(longest, len(self._tail)) > self._limit_bytes:
+            raise EventTooLarge(self._limit_bytes)
+        if events := count_plain(block):
+            return block, events
+        kept = [event for raw in split_events(block) if (event := _clean(raw))]
+        return b"".join(kept), len(kept)
+
+
+def _clean(raw: bytes) -> bytes:
+    """One event without what is dropped; empty when nothing of it is left to dispatch."""
+    event = raw.lstrip(b"\r\n")
+    if not _DATA.search(event):
+        return b""
+    if not _DROPPED.search(event):
+        return event
+    lines = [line for line in event.splitlines() if line and not _DROPPED_LINE.match(line)]
+    return b"\n".join(lines) + b"\n\n"
