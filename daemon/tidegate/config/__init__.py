@@ -1,0 +1,91 @@
+"""The config file: read, judged and turned into `Settings`, with all that is wrong said at once.
+
+The watchdog is its only reader; a worker is handed the result. Three steps, each in a file of
+its own: the text (`document`), the tables (`convert`: types, units, unknown keys) and what must
+hold between them (`check`). Keys of upstreams come from elsewhere (`secret`), for a config file
+is shown to others and a key must not be.
+
+A problem names the file, the line and the key, and never repeats a value that might be a secret
+in the wrong place.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tidegate import places, tokens
+from tidegate.config.check import find_open_doors, find_problems, find_warnings
+from tidegate.config.convert import to_settings
+from tidegate.config.document import Document, read
+from tidegate.config.problem import ConfigError, Problem
+from tidegate.config.secret import read_keys
+from tidegate.core.message import Token
+from tidegate.core.settings import Settings
+
+__all__ = ["ConfigError", "LoadedConfig", "load"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedConfig:
+    """All that a worker needs to be configured."""
+
+    settings: Settings
+    secrets: dict[str, str] = field(repr=False)  # upstream name -> API key
+    tokens: list[Token]
+    path: Path | None  # None: there is no file, these are the defaults
+    warnings: list[str]
+
+
+def load(
+    path: Path | None, state_dir: Path, environ: Mapping[str, str] = os.environ
+) -> LoadedConfig:
+    """Read and check the config file at `path`.
+
+    None stands for the usual place, where it is allowed to be missing; a `path` that was given
+    must exist. `TIDEGATE_LISTEN` (addresses, separated by commas) stands above `listen`. Raises
+    ConfigError, whose text has one line for each problem.
+    """
+    document = _find(path)
+    table = dict(document.table)
+    if listen := environ.get("TIDEGATE_LISTEN"):
+        table["listen"] = [address.strip() for address in listen.split(",")]
+    problems: list[Problem] = []
+    settings = to_settings(table, problems)
+    if settings is None:
+        raise document.error(problems)
+    problems += find_problems(settings)
+    keys = read_keys(settings, _beside(document), environ, problems)
+    known = _tokens(state_dir / settings.auth.tokens_file, problems)
+    if not problems and not known:
+        problems += find_open_doors(settings)
+    if problems:
+        raise document.error(problems)
+    return LoadedConfig(
+        settings=settings,
+        secrets=keys,
+        tokens=known,
+        path=document.path,
+        warnings=find_warnings(settings, table),
+    )
+
+
+def _find(path: Path | None) -> Document:
+    if path is not None:
+        return read(path)
+    usual = places.default_config_file()
+    return read(usual) if usual.exists() else Document(path=None, text="", table={})
+
+
+def _beside(document: Document) -> Path:
+    return document.path.parent if document.path else Path.cwd()
+
+
+def _tokens(path: Path, problems: list[Problem]) -> list[Token]:
+    try:
+        return tokens.read(path)
+    except tokens.TokenError as error:
+        problems.append(Problem("auth.tokens_file", str(error)))
+        return []

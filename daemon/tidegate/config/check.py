@@ -1,0 +1,228 @@
+"""What must hold beyond types: the grammar of addresses and names, and how the parts fit.
+
+Each function looks at finished `Settings` and returns problems; nothing here reads a file.
+Upstream URLs are not repeated in a problem's text, because people paste keys into them.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator, Mapping
+
+from tidegate.config.problem import Problem
+from tidegate.core.settings import LimitOverrides, Settings
+from tidegate.places import MAX_SOCKET_PATH_BYTES
+
+_PORT = r"(?P<port>\d{1,5})"
+_NAME_OR_V4 = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9])?"
+_V6 = r"\[(?P<v6>[0-9A-Fa-f:.]{2,45})\]"
+_LISTEN = re.compile(rf"(?:(?P<name>{_NAME_OR_V4})|{_V6}):{_PORT}")
+_URL = re.compile(rf"https?://(?:(?P<name>{_NAME_OR_V4})|{_V6})(?::{_PORT})?(?:/[!$-;=@-~]*)?")
+_ALLOWED_HOST = re.compile(rf"(?:(?P<name>(?:\*\.)?{_NAME_OR_V4})|{_V6})(?::{_PORT})?")
+_UPSTREAM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_MODEL_NAME = re.compile(r"[!-~](?:[ -~]{0,198}[!-~])?")
+
+
+def find_problems(settings: Settings) -> list[Problem]:
+    """Everything that is wrong with the settings by themselves."""
+    return [
+        *_listen(settings),
+        *_allowed_hosts(settings),
+        *_memory(settings),
+        *_auth(settings),
+        *_upstreams(settings),
+        *_models(settings),
+    ]
+
+
+def find_open_doors(settings: Settings) -> list[Problem]:
+    """The addresses that others could use, for a tidegate that has no token."""
+    if settings.auth.allow_without_token:
+        return []
+    return [
+        Problem(
+            "listen",
+            f"{address} can be reached by others and there is no token: make one with "
+            "`tidegate token new NAME`, or set auth.allow_without_token = true",
+        )
+        for address in settings.listen
+        if not _is_local(address)
+    ]
+
+
+def find_warnings(settings: Settings, table: Mapping[str, object]) -> list[str]:
+    """What works, but perhaps not as its author thinks."""
+    found = []
+    memory = table.get("memory")
+    if isinstance(memory, dict) and "growth" in memory:
+        found.append("memory.growth: has no effect in this version")
+    longest_s = max(total_s + grace_s for total_s, grace_s in _run_limits(settings))
+    if settings.drain.recycle_limit_s < longest_s:
+        found.append(
+            f"drain.recycle_limit_s: {settings.drain.recycle_limit_s:g} s is less than the longest "
+            f"run may take ({longest_s:g} s with its grace): a recycle can cut answers"
+        )
+    return found
+
+
+def _run_limits(settings: Settings) -> Iterator[tuple[float, float]]:
+    overrides = [u.limits for u in settings.upstreams] + [m.limits for m in settings.models]
+    for override in (LimitOverrides(), *overrides):
+        limits = override.over(settings.limits)
+        yield limits.total_s, limits.grace_s
+
+
+def _listen(settings: Settings) -> Iterator[Problem]:
+    if not settings.listen:
+        yield Problem("listen", 'is empty; the default is "127.0.0.1:8433"')
+    for address in settings.listen:
+        if text := _listen_problem(address):
+            yield Problem("listen", text)
+    for address in _repeated(settings.listen):
+        if not address.endswith(":0"):
+            yield Problem("listen", f"{address} is there twice")
+
+
+def _listen_problem(address: str) -> str | None:
+    if address.startswith("unix:"):
+        return _unix_path_problem(address)
+    match = _LISTEN.fullmatch(address)
+    if match is None or not _is_host_and_port(match):
+        return (
+            f"{address[:80]!r} is no address; write it like 127.0.0.1:8433, [::1]:8433, "
+            "0.0.0.0:8433 or unix:/path"
+        )
+    return None
+
+
+def _unix_path_problem(address: str) -> str | None:
+    path = address.removeprefix("unix:")
+    if not path.startswith("/") or path.endswith("/") or not path.isprintable():
+        return "unix: needs the absolute path of a socket, unix:/path"
+    if len(path.encode()) > MAX_SOCKET_PATH_BYTES:
+        return f"the path of a Unix socket may be {MAX_SOCKET_PATH_BYTES} bytes long, no more"
+    return None
+
+
+def _is_host_and_port(match: re.Match[str]) -> bool:
+    """Whether the numbers of a match are numbers that exist."""
+    if match["port"] and int(match["port"]) > 65535:
+        return False
+    if match["v6"]:
+        return _is_ip(socket.AF_INET6, match["v6"])
+    looks_like_v4 = re.fullmatch(r"[\d.]+", match["name"]) is not None
+    return not looks_like_v4 or _is_ip(socket.AF_INET, match["name"])
+
+
+def _is_ip(family: socket.AddressFamily, text: str) -> bool:
+    try:
+        socket.inet_pton(family, text)
+    except OSError:
+        return False
+    return True
+
+
+def _is_local(address: str) -> bool:
+    """Whether only this computer can reach it. A name other than localhost may be anything."""
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    if _is_ip(socket.AF_INET, host):
+        return host.startswith("127.")
+    if _is_ip(socket.AF_INET6, host):
+        return socket.inet_pton(socket.AF_INET6, host) == socket.inet_pton(socket.AF_INET6, "::1")
+    return host.lower() == "localhost"
+
+
+def _allowed_hosts(settings: Settings) -> Iterator[Problem]:
+    for n, host in enumerate(settings.allowed_hosts):
+        match = _ALLOWED_HOST.fullmatch(host)
+        if match is None or not _is_host_and_port(match):
+            yield Problem(
+                f"allowed_hosts[{n}]",
+                f"{host[:80]!r} is no host; write it like example.com, *.example.com or "
+                "example.com:8433",
+            )
+
+
+def _memory(settings: Settings) -> Iterator[Problem]:
+    if settings.memory.mode not in ("enforce", "observe"):
+        yield Problem("memory.mode", 'must be "enforce" or "observe"')
+
+
+def _auth(settings: Settings) -> Iterator[Problem]:
+    name = settings.auth.tokens_file
+    if not name or name.endswith("/") or not name.isprintable():
+        yield Problem("auth.tokens_file", "must be the name of a file")
+
+
+def _upstreams(settings: Settings) -> Iterator[Problem]:
+    for n, upstream in enumerate(settings.upstreams):
+        at = f"upstream[{n}]"
+        if not _UPSTREAM_NAME.fullmatch(upstream.name):
+            yield Problem(
+                f"{at}.name",
+                "must be 1 to 64 letters, digits, '.', '_' or '-', and begin with a letter or "
+                "digit; '/' divides it from a model's name",
+            )
+        if text := _url_problem(upstream.url):
+            yield Problem(f"{at}.url", text)
+        if upstream.api_key_env is not None and upstream.api_key_file is not None:
+            yield Problem(f"{at}.api_key_file", "is there beside api_key_env; keep one of them")
+    for name in _repeated([upstream.name for upstream in settings.upstreams]):
+        yield Problem("upstream", f"two are called {name!r}")
+
+
+def _url_problem(url: str) -> str | None:
+    if url.startswith("unix:"):
+        return _unix_path_problem(url)
+    if "@" in url:
+        return (
+            "must hold no user or password; name a 0600 file with api_key_file, or an "
+            "environment variable with api_key_env"
+        )
+    match = _URL.fullmatch(url)
+    if match is None or not _is_host_and_port(match):
+        return (
+            "must be like http://127.0.0.1:8080, https://api.example.com/v1 or unix:/path, "
+            "without ? and #"
+        )
+    return None
+
+
+def _models(settings: Settings) -> Iterator[Problem]:
+    names = {upstream.name for upstream in settings.upstreams}
+    for n, model in enumerate(settings.models):
+        at = f"model[{n}]"
+        if not _MODEL_NAME.fullmatch(model.name):
+            yield Problem(f"{at}.name", "must be 1 to 200 printable ASCII characters")
+        if model.name.partition("/")[0] in names and "/" in model.name:
+            yield Problem(f"{at}.name", f"{model.name!r} would hide a model of that upstream")
+        if not model.targets:
+            yield Problem(f"{at}.targets", 'is empty; name at least one "upstream/model"')
+        for target in model.targets:
+            if text := _target_problem(target, names):
+                yield Problem(f"{at}.targets", text)
+        for target in _repeated(model.targets):
+            yield Problem(f"{at}.targets", f"{target!r} is there twice")
+    for name in _repeated([model.name for model in settings.models]):
+        yield Problem("model", f"two are called {name!r}")
+
+
+def _target_problem(target: str, upstreams: set[str]) -> str | None:
+    from difflib import get_close_matches  # noqa: PLC0415  (only once something is wrong)
+
+    upstream, slash, model = target.partition("/")
+    if not (upstream and slash and _MODEL_NAME.fullmatch(model)):
+        return f'{target[:80]!r} must be "upstream/model"'
+    if upstream in upstreams:
+        return None
+    near = get_close_matches(upstream, upstreams, 1)
+    return f"there is no upstream called {upstream!r}" + (
+        f"; did you mean {near[0]!r}?" if near else ""
+    )
+
+
+def _repeated(names: list[str]) -> list[str]:
+    return sorted({name for name in names if names.count(name) > 1})

@@ -1,0 +1,183 @@
+"""From TOML tables to `Settings`: types, units, ranges and keys that nobody knows.
+
+`msgspec.convert` alone would stop at the first mistake. So the tables are walked along the
+fields of the Structs, every problem is noted, and the cleaned values are converted at the end.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import get_args
+
+import msgspec
+from msgspec import NODEFAULT, Struct
+from msgspec.structs import FieldInfo, fields
+
+from tidegate.config.problem import Problem
+from tidegate.core.settings import KIB, MIB, Settings
+
+GIB = 1024 * MIB
+
+# Below these a setting does harm; whatever else is counted in seconds must be more than nothing.
+_LEAST: dict[str, float] = {
+    "grace_s": 0,
+    "hold_s": 0,
+    "disconnect_grace_s": 0,  # 0: cancel as soon as the last subscriber has gone
+    "keep_finished_s": 0,  # 0: no resuming after the end
+    "stop_limit_s": 0,
+    "skip_s": 0,
+    "max_queued": 0,  # 0: refuse instead of queueing
+    "max_concurrent": 0,  # 0: no limit of ours
+    "recycles_per_hour": 0,
+    "window_bytes": 64 * KIB,  # one segment of a window
+    "max_body_bytes": KIB,
+    "budget_bytes": 128 * MIB,  # two workers, for the time of a recycle, need this much
+}
+_LEAST_SECONDS = 0.001
+_MOST_SECONDS = 366 * 86400.0  # timers of event loops overflow far beyond it
+_MOST_COUNT = 1_000_000
+_MOST_BYTES = 1024 * GIB
+
+_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*(KiB|MiB|GiB)", re.IGNORECASE)
+_UNITS = {"kib": KIB, "mib": MIB, "gib": GIB}
+
+_EXPECTED: dict[object, str] = {
+    float: "a number of seconds",
+    int: "a whole number",
+    str: 'a text in quotes, "…"',
+    bool: "true or false",
+    list[str]: 'a list of texts, ["…", "…"]',
+}
+
+
+def to_settings(table: Mapping[str, object], problems: list[Problem]) -> Settings | None:
+    """The settings in `table`; None when there are problems, which are appended."""
+    before = len(problems)
+    cleaned = _table(Settings, table, "", problems)
+    return msgspec.convert(cleaned, Settings) if len(problems) == before else None
+
+
+def _table(
+    kind: type[Struct], table: Mapping[str, object], at: str, problems: list[Problem]
+) -> dict[str, object]:
+    known = {info.encode_name: info for info in fields(kind)}
+    cleaned: dict[str, object] = {}
+    for key, value in table.items():
+        path = f"{at}.{key}" if at else key
+        if key not in known:
+            problems.append(Problem(path, _unknown(key, known)))
+        else:
+            cleaned[key] = _value(known[key], value, path, problems)
+    for key, info in known.items():
+        if _is_required(info) and key not in table:
+            problems.append(Problem(f"{at}.{key}", "is missing"))
+    return cleaned
+
+
+def _value(info: FieldInfo, value: object, path: str, problems: list[Problem]) -> object:
+    if table := _struct_in(info.type):
+        return _tables(table, info, value, path, problems)
+    if info.name.endswith("_bytes"):
+        return _size(info, value, path, problems)
+    if info.name == "listen" and isinstance(value, str):
+        return [value]
+    kind = _plain_type(info.type)
+    try:
+        plain: object = msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        problems.append(Problem(path, f"must be {_EXPECTED[kind]}"))
+        return value
+    if isinstance(plain, int | float) and not isinstance(plain, bool):
+        _check_range(info, plain, path, problems)
+    return plain
+
+
+def _tables(
+    kind: type[Struct], info: FieldInfo, value: object, path: str, problems: list[Problem]
+) -> object:
+    """A table, or a list of tables, that becomes one Struct each."""
+    if info.type is kind:
+        if isinstance(value, dict):
+            return _table(kind, value, path, problems)
+        problems.append(Problem(path, f"must be a table, [{path}]"))
+    elif isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        return [_table(kind, item, f"{path}[{n}]", problems) for n, item in enumerate(value)]
+    else:
+        problems.append(Problem(path, f"must be a list of tables, each begun by [[{path}]]"))
+    return value
+
+
+def _size(info: FieldInfo, value: object, path: str, problems: list[Problem]) -> int | None:
+    auto = " or auto" if info.name == "budget_bytes" else ""
+    if auto and value == "auto":
+        return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        size = value
+    elif isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
+        size = round(float(match[1]) * _UNITS[match[2].lower()])
+    else:
+        problems.append(
+            Problem(path, f'must be a size such as "512KiB", "4MiB" or "1GiB"{auto}, or bytes')
+        )
+        return None
+    _check_range(info, size, path, problems)
+    return size
+
+
+def _check_range(info: FieldInfo, value: float, path: str, problems: list[Problem]) -> None:
+    show: Callable[[float], str]
+    if info.name.endswith("_s"):
+        least, most, show = _LEAST.get(info.name, _LEAST_SECONDS), _MOST_SECONDS, "{:g} s".format
+    elif info.name.endswith("_bytes"):
+        least, most, show = _LEAST[info.name], _MOST_BYTES, show_size
+    else:
+        least, most, show = _LEAST.get(info.name, 1), _MOST_COUNT, "{:.0f}".format
+    if not math.isfinite(value):
+        problems.append(Problem(path, "must be a finite number"))
+    elif value < least:
+        problems.append(Problem(path, f"must be at least {show(least)}"))
+    elif value > most:
+        problems.append(Problem(path, f"must be at most {show(most)}"))
+
+
+def show_size(size: float) -> str:
+    """A size as one would write it in the file, "4MiB"."""
+    for unit, factor in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
+        if size >= factor and size % factor == 0:
+            return f"{int(size // factor)}{unit}"
+    return f"{int(size)} bytes"
+
+
+def _unknown(key: str, known: Mapping[str, object]) -> str:
+    from difflib import get_close_matches  # noqa: PLC0415  (only for a file with a mistake in it)
+
+    if key == "api_key":
+        return (
+            "a key does not belong into this file: name a 0600 file with api_key_file, or an "
+            "environment variable with api_key_env"
+        )
+    if near := get_close_matches(key, known, 1):
+        return f"unknown key; did you mean {near[0]}?"
+    for info in fields(Settings):
+        table = _struct_in(info.type)
+        if table and key in {inner.encode_name for inner in fields(table)}:
+            return f"unknown key here; it belongs under [{info.encode_name}]"
+    return "unknown key"
+
+
+def _is_required(info: FieldInfo) -> bool:
+    return info.default is NODEFAULT and info.default_factory is NODEFAULT
+
+
+def _struct_in(kind: object) -> type[Struct] | None:
+    """The Struct that `kind` is, or is a list of."""
+    inner = kind if isinstance(kind, type) else next(iter(get_args(kind)), None)
+    return inner if isinstance(inner, type) and issubclass(inner, Struct) else None
+
+
+def _plain_type(kind: object) -> object:
+    """`float` for `float | None`: TOML has no null, so None is never written."""
+    choices = [choice for choice in get_args(kind) if choice is not type(None)]
+    return choices[0] if type(None) in get_args(kind) else kind

@@ -1,0 +1,108 @@
+"""The text of the config file: reading it, parsing it, and finding the line of a key again.
+
+`tomllib` keeps no positions, so a key's line is found by a second, simple look at the text: it
+follows the headers and the `key =` at the beginning of lines. Inside a multi-line string it may
+be fooled, which costs a wrong line number in an error text and nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+from msgspec import Struct
+
+from tidegate import small_file
+from tidegate.config.problem import ConfigError, Problem
+
+MAX_FILE_BYTES = 1024 * 1024  # a config with a thousand upstreams is a tenth of it
+
+_HEADER = re.compile(r"\s*(\[\[?)\s*([^\[\]#]+?)\s*\]")
+_KEY = re.compile(r"\s*([A-Za-z0-9_.\"'-]+)\s*=")
+_TOML_PLACE = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", re.DOTALL)
+
+
+class Document(Struct, frozen=True, kw_only=True):
+    """A parsed file; `path` is None when there is no file."""
+
+    path: Path | None
+    text: str
+    table: dict[str, object]
+
+    def error(self, problems: list[Problem]) -> ConfigError:
+        """These problems as one error, each with the file, the line if it is known, the key."""
+        lines = _lines_of_keys(self.text)
+        return ConfigError("\n".join(self._line(problem, lines) for problem in problems))
+
+    def _line(self, problem: Problem, lines: dict[str, int]) -> str:
+        line = _nearest(problem.key, lines)
+        place = "" if self.path is None else f"{self.path}:{line}: " if line else f"{self.path}: "
+        return f"{place}{problem.key}: {problem.text}"
+
+
+def read(path: Path) -> Document:
+    """The file at `path`. Raises ConfigError when it cannot be read or is no TOML."""
+    text = _text(path)
+    try:
+        return Document(path=path, text=text, table=tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(_syntax_error(path, text, str(error))) from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        data = small_file.read(path, max_bytes=MAX_FILE_BYTES, private=False)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file") from None
+    except small_file.UnreadableFile as error:
+        raise ConfigError(str(error)) from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{line}: not UTF-8") from None
+
+
+def _syntax_error(path: Path, text: str, message: str) -> str:
+    found = _TOML_PLACE.fullmatch(message)
+    if found is None:
+        return f"{path}: {message}"
+    what, line, column = found.groups()
+    if line is None:
+        return f"{path}:{text.count(chr(10)) + 1}: {what} at the end of the file"
+    return f"{path}:{line}:{column}: {what}"
+
+
+def _lines_of_keys(text: str) -> dict[str, int]:
+    lines: dict[str, int] = {}
+    counts: dict[str, int] = {}
+    table = ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if header := _HEADER.match(line):
+            table = _table_name(header[1], header[2], counts)
+            lines.setdefault(table, number)
+        elif key := _KEY.match(line):
+            name = re.sub("[\"']", "", key[1])
+            lines.setdefault(f"{table}.{name}" if table else name, number)
+    return lines
+
+
+def _table_name(brackets: str, name: str, counts: dict[str, int]) -> str:
+    """`[[upstream]]` for the second time is upstream[1]; `[upstream.limits]` belongs to it."""
+    name = re.sub("[\"' ]", "", name)
+    if brackets == "[[":
+        counts[name] = counts.get(name, -1) + 1
+    first, dot, rest = name.partition(".")
+    return f"{first}[{counts[first]}]{dot}{rest}" if first in counts else name
+
+
+def _nearest(key: str, lines: dict[str, int]) -> int | None:
+    """The line of the key, or of the table that it is in or missing from."""
+    while key:
+        if key in lines:
+            return lines[key]
+        key = key[: max(key.rfind("."), key.rfind("["), 0)]
+    return None

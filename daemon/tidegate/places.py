@@ -1,0 +1,176 @@
+"""Where tidegate keeps its things on this computer.
+
+Three answers: the system's places when root runs it on a computer that has `/etc/tidegate`, the
+places of macOS on a Mac, and the XDG directories everywhere else. A flag wins over the
+environment (`TIDEGATE_CONFIG`, `TIDEGATE_STATE_DIR`, `TIDEGATE_RUNTIME_DIR`), which wins over
+these. `find` only looks; `make_private` creates.
+
+The runtime directory holds sockets, and the system copies a socket's path into about a hundred
+bytes. That is checked here, where the message can say which setting to change, and not left to
+a bind that fails with "AF_UNIX path too long".
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from msgspec import Struct
+
+# sockaddr_un holds 104 bytes on macOS and 108 on Linux, each with a closing zero.
+MAX_SOCKET_PATH_BYTES = 103
+_LONGEST_SOCKET_NAME = "worker-99999.sock"
+
+SYSTEM_CONFIG_DIR = Path("/etc/tidegate")
+
+
+class PlacesError(Exception):
+    """A directory cannot be found, made or trusted. The text says which and what to do."""
+
+
+class Places(Struct, frozen=True, kw_only=True):
+    """Absolute paths; none of them need exist yet, except that a named config file must."""
+
+    config_file: Path
+    config_named: bool  # by a flag or the environment: then its absence is an error
+    state_dir: Path  # tokens, logs, evidence: survives a restart of the computer
+    runtime_dir: Path  # control.sock, tidegate.pid, the workers' sockets
+    log_file: Path  # where a detached tidegate writes
+
+    @property
+    def named_config(self) -> Path | None:
+        """The config file if somebody asked for it by name; what `config.load` takes."""
+        return self.config_file if self.config_named else None
+
+
+def find(
+    *,
+    config: Path | None = None,
+    state_dir: Path | None = None,
+    runtime_dir: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+    platform: str = sys.platform,
+    uid: int | None = None,
+) -> Places:
+    """The places for these flags and this environment.
+
+    Raises PlacesError when there is no home directory or the runtime directory's path is too
+    long for a Unix socket.
+    """
+    uid = os.geteuid() if uid is None else uid
+    usual = _usual(environ, platform, uid)
+    named_config = config or _from_environment(environ, "TIDEGATE_CONFIG")
+    named_state = state_dir or _from_environment(environ, "TIDEGATE_STATE_DIR")
+    named_runtime = runtime_dir or _from_environment(environ, "TIDEGATE_RUNTIME_DIR")
+    state = (named_state or usual.state_dir).absolute()
+    fallback = state / "run"
+    runtime = (named_runtime or _usual_runtime(environ, platform, uid) or fallback).absolute()
+    _check_socket_room(runtime)
+    on_mac_for_a_user = platform == "darwin" and named_state is None and not _is_system(uid)
+    return Places(
+        config_file=(named_config or usual.config_file).absolute(),
+        config_named=named_config is not None,
+        state_dir=state,
+        runtime_dir=runtime,
+        log_file=usual.log_file if on_mac_for_a_user else state / "tidegate.log",
+    )
+
+
+def default_config_file() -> Path:
+    """The config file that is read when nobody names one."""
+    return _usual(os.environ, sys.platform, os.geteuid()).config_file
+
+
+def make_private(directory: Path) -> None:
+    """Create `directory` for its owner only (0700), with its parents.
+
+    One that exists already is left as it is, unless others could write into it. Raises
+    PlacesError.
+    """
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, exist_ok=True)
+        found = directory.stat()
+    except OSError as error:
+        raise PlacesError(f"{directory}: {error.strerror}") from error
+    if found.st_uid not in (os.geteuid(), 0) and os.geteuid() != 0:
+        raise PlacesError(f"{directory}: belongs to another user")
+    if found.st_mode & 0o022:
+        raise PlacesError(f"{directory}: others can write into it; run: chmod 700 '{directory}'")
+
+
+class _Usual(Struct, frozen=True):
+    config_file: Path
+    state_dir: Path
+    log_file: Path
+
+
+def _usual(environ: Mapping[str, str], platform: str, uid: int) -> _Usual:
+    if _is_system(uid):
+        state = Path("/var/lib/tidegate")
+        return _Usual(SYSTEM_CONFIG_DIR / "config.toml", state, state / "tidegate.log")
+    home = _home(environ)
+    if platform == "darwin":
+        support = home / "Library" / "Application Support" / "tidegate"
+        log_file = home / "Library" / "Logs" / "tidegate" / "tidegate.log"
+        return _Usual(support / "config.toml", support, log_file)
+    config = _xdg(environ, "XDG_CONFIG_HOME") or home / ".config"
+    state = (_xdg(environ, "XDG_STATE_HOME") or home / ".local" / "state") / "tidegate"
+    return _Usual(config / "tidegate" / "config.toml", state, state / "tidegate.log")
+
+
+def _usual_runtime(environ: Mapping[str, str], platform: str, uid: int) -> Path | None:
+    """A directory that is emptied when the computer starts; None where there is none."""
+    if platform == "darwin":
+        return None
+    if _is_system(uid):
+        return Path("/run/tidegate")
+    # cron and `ssh host tidegate status` often lack the variable although the directory is there.
+    # One that belongs to somebody else came along with `su` or `sudo -E` and is not ours to use.
+    for parent in (_xdg(environ, "XDG_RUNTIME_DIR"), Path(f"/run/user/{uid}")):
+        if parent is not None and _belongs_to(parent, uid):
+            return parent / "tidegate"
+    return None
+
+
+def _is_system(uid: int) -> bool:
+    return uid == 0 and SYSTEM_CONFIG_DIR.is_dir()
+
+
+def _home(environ: Mapping[str, str]) -> Path:
+    if home := environ.get("HOME"):
+        return Path(home)
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise PlacesError(
+            "there is no home directory: set HOME, or give --config, --state-dir and --runtime-dir"
+        ) from error
+
+
+def _xdg(environ: Mapping[str, str], name: str) -> Path | None:
+    """The XDG rules say that a relative path counts as none."""
+    path = _from_environment(environ, name)
+    return path if path is not None and path.is_absolute() else None
+
+
+def _from_environment(environ: Mapping[str, str], name: str) -> Path | None:
+    return Path(value) if (value := environ.get(name)) else None
+
+
+def _belongs_to(directory: Path, uid: int) -> bool:
+    try:
+        return directory.stat().st_uid == uid
+    except OSError:
+        return False
+
+
+def _check_socket_room(runtime_dir: Path) -> None:
+    length = len(os.fsencode(runtime_dir / _LONGEST_SOCKET_NAME))
+    if length > MAX_SOCKET_PATH_BYTES:
+        raise PlacesError(
+            f"{runtime_dir}: too long by {length - MAX_SOCKET_PATH_BYTES} bytes for the Unix "
+            "sockets in it; choose a shorter one with --runtime-dir or TIDEGATE_RUNTIME_DIR"
+        )

@@ -1,0 +1,47 @@
+"""Reading the small files that a person or a service manager puts in place.
+
+Such a file may be anything: a directory, a named pipe that would be waited for without end, the
+wrong gigabyte. One careful way of reading serves the config, the tokens and the upstreams' keys.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+
+class UnreadableFile(Exception):
+    """The file cannot be read or must not be trusted. The text names it and says why."""
+
+
+def read(path: Path, *, max_bytes: int, private: bool) -> bytes:
+    """The content of a regular file of at most `max_bytes`.
+
+    `private` refuses a file that anybody but its owner may touch, or that is neither ours nor
+    read by root. Raises FileNotFoundError when there is none, else UnreadableFile.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UnreadableFile(f"{path}: {error.strerror}") from error
+    with os.fdopen(fd, "rb") as file:
+        # Asked of the open file, for the path may lead elsewhere a moment later.
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise UnreadableFile(f"{path}: not a regular file")
+        if private:
+            _check_private(path, found)
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise UnreadableFile(f"{path}: larger than {max_bytes} bytes")
+    return content
+
+
+def _check_private(path: Path, found: os.stat_result) -> None:
+    if found.st_mode & 0o077:
+        raise UnreadableFile(f"{path}: others can read or write it; run: chmod 600 '{path}'")
+    if os.geteuid() not in (found.st_uid, 0):
+        raise UnreadableFile(f"{path}: belongs to another user")
