@@ -204,6 +204,12 @@ static size_t put_piece(struct connection *c, char *to)
                            (unsigned)(sizeof DONE_EVENT - 1));
 }
 
+/* The connection is to end here, in the middle of the answer. */
+static bool is_cut(const struct connection *c)
+{
+    return c->fault == CUT && c->place > c->chunks / 2;
+}
+
 /* How long to wait before the next piece. */
 static uint64_t gap_before(const struct connection *c)
 {
@@ -229,12 +235,12 @@ static void go_on(struct connection *c, uint64_t now)
             return;
         }
         size_t length = put_piece(c, pieces);
-        while (c->shape == ONCE && c->is_answering && length < WRITE_MAX)
+        while (c->shape == ONCE && c->is_answering && !is_cut(c) && length < WRITE_MAX)
             length += put_piece(c, pieces + length);
         c->due_ns += gap_before(c); /* So a late event does not delay those after it. */
         if (!send_bytes(c, pieces, length))
             return;
-        if (c->fault == CUT && c->place > c->chunks / 2)
+        if (is_cut(c))
             close_connection(c);
     }
 }
