@@ -1,0 +1,488 @@
+"""Client connections: how many there may be, and how long each may keep us waiting.
+
+aiohttp's low-level server reads heads and writes answers. What it lacks is here: a deadline for a
+head, a bound on connections, a last word for whoever is refused, and a limit on how long a close
+may wait for a client that no longer reads. `web.Application` is not used: its router and signals
+cost more than a whole request should.
+
+Every connection is in one phase, and each phase has a room: a dict in the order in which its
+connections came in, so that the first is always the one that has waited longest. One timer looks
+at the first of each room only. A request moves its connection from IDLE to HEAD to BUSY and back.
+
+Of aiohttp's internals this leans on: `RequestHandler.data_received`, `finish_response`,
+`handle_error`, `close` and `force_close`, which have no underscore and no documentation; that the
+request factory is called when a request's turn has come; and on one private name,
+`RequestHandler._messages`, for a body whose framing breaks while it is being read. A later
+`data_received` may answer some requests by itself if it calls `enter(Phase.BUSY)` before and
+`enter(Phase.IDLE)` after.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import cast
+
+from aiohttp import StreamReader, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import HttpProcessingError, RawRequestMessage
+from aiohttp.http_exceptions import BadHttpMethod, LineTooLong
+from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
+
+from tidegate.core.settings import KIB, Limits
+from tidegate.gateway.errors import SERVER_ERROR, Refused, closing_answer, error_response
+
+log = logging.getLogger(__name__)
+
+KEEPALIVE_S = 15.0  # an idle connection; longer than a client thinks between two calls in a row
+
+# Loopback grows a socket's send buffer to 3-4 MB if it is let, and what is in there is in no
+# ledger. 256 KiB (Linux keeps twice that, for its own books) is a 1 Gbit/s LAN at 2 ms.
+SEND_BUFFER_BYTES = 256 * KIB
+WRITE_HIGH_WATER_BYTES = 64 * KIB  # in the transport, before a writer is asked to wait
+
+# What a client may still send after its answer, so that it reads the answer and not a reset.
+_LINGER_S = 2.0
+_LONGEST_TICK_S = 1.0
+_MALFORMED_LOG_EVERY_S = 60.0
+_RETRY_AFTER = {"Retry-After": "5"}
+
+
+class Phase(Enum):
+    """Where a connection stands."""
+
+    FRESH = auto()  # connected, nothing sent yet
+    HEAD = auto()  # a part of a head has come
+    BUSY = auto()  # a request is in hand
+    IDLE = auto()  # between two requests
+    CLOSING = auto()  # nothing more is read from it; its last bytes are on their way
+    GONE = auto()  # in no room
+
+
+_WAITING = (Phase.FRESH, Phase.HEAD, Phase.IDLE)  # who goes first when there is no more room
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerStatistics:
+    """Connections now, by phase, and what happened since the start."""
+
+    connections: dict[str, int]
+    accepted: int
+    evicted: int  # made room for a newcomer
+    refused: int  # came when there was no room
+    malformed: int  # requests that were not HTTP
+
+    @property
+    def open(self) -> int:
+        """All connections."""
+        return sum(self.connections.values())
+
+
+class GatewayServer(web.Server):
+    """Makes a `ClientProtocol` for each connection, and keeps them in bounds.
+
+    `handler` answers a request; a `Refused` that it raises is answered as it says, and anything
+    else with a 500. `limits` is asked anew each time, so that a reload takes effect at once.
+    While `draining`, each answer that is begun announces the end of its connection; whoever
+    writes heads by itself has to do the same.
+    """
+
+    def __init__(
+        self,
+        handler: Callable[[BaseRequest], Awaitable[StreamResponse]],
+        limits: Callable[[], Limits],
+    ) -> None:
+        """Needs a running loop."""
+        super().__init__(handler, request_factory=_begin_request, handler_cancellation=True)
+        self.draining = False
+        self.stopping = False
+        self.limits = limits
+        self._running_loop = asyncio.get_running_loop()
+        self._rooms: dict[Phase, dict[ClientProtocol, float]] = {
+            phase: {} for phase in Phase if phase is not Phase.GONE
+        }
+        self._listeners: list[asyncio.Server] = []
+        self._ticker: asyncio.TimerHandle | None = None
+        self._connected = 0
+        self._all_gone = asyncio.Event()
+        self._all_gone.set()
+        self._accepted = self._evicted = self._refused = self._malformed = 0
+        self._malformed_told = 0
+        self._malformed_told_s = float("-inf")
+
+    def __call__(self) -> ClientProtocol:
+        """The protocol of a new connection."""
+        return ClientProtocol(self, self._running_loop)
+
+    def __repr__(self) -> str:
+        rooms = " ".join(f"{p.name.lower()}={len(room)}" for p, room in self._rooms.items())
+        return f"<GatewayServer {rooms} draining={self.draining}>"
+
+    def statistics(self) -> ServerStatistics:
+        """What `/metrics` and a heartbeat show."""
+        return ServerStatistics(
+            connections={phase.name.lower(): len(room) for phase, room in self._rooms.items()},
+            accepted=self._accepted,
+            evicted=self._evicted,
+            refused=self._refused,
+            malformed=self._malformed,
+        )
+
+    @property
+    def open_connections(self) -> int:
+        """How many connections there are."""
+        return sum(map(len, self._rooms.values()))
+
+    @property
+    def busy_connections(self) -> int:
+        """How many of them have a request in hand."""
+        return len(self._rooms[Phase.BUSY])
+
+    async def listen(self, sock: socket.socket) -> None:
+        """Accepts on a bound socket, TCP or Unix, which from now on belongs to this server.
+
+        `create_server` takes both; `create_unix_server` would remove the path at its close,
+        while another process may still listen there.
+        """
+        server = await self._running_loop.create_server(self, sock=sock, backlog=1024)
+        self._listeners.append(server)
+
+    def stop_accepting(self) -> None:
+        """Closes the listening sockets of `listen`. Connections stay."""
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        """Stops accepting, gives requests in hand `timeout` seconds, then ends them.
+
+        Returns when every connection is gone, at most limits.close_flush_s after that. aiohttp's
+        own shutdown is not used: it waits for idle connections too.
+        """
+        self.stop_accepting()
+        self.draining = self.stopping = True
+        for connection in self._everyone():
+            if connection.phase in _WAITING:
+                connection.force_close()
+        if await self._wait_all_gone(timeout):
+            return
+        for connection in self._everyone():
+            connection.force_close()
+        if await self._wait_all_gone(self.limits().close_flush_s):
+            return
+        for connection in self._everyone():
+            connection.abort()
+        await self._all_gone.wait()
+
+    async def _wait_all_gone(self, limit_s: float | None) -> bool:
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._all_gone.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    # --- rooms ----------------------------------------------------------------------------
+
+    def arrive(self, connection: ClientProtocol) -> bool:
+        """Makes room for a newcomer; False when everybody else has a request in hand.
+
+        Whoever is closing goes first, then whoever has waited longest without a request: heads
+        that never end can so not keep others out.
+        """
+        self._accepted += 1
+        self._connected += 1
+        self._all_gone.clear()
+        if self._ticker is None:
+            self._schedule_tick()
+        while self.open_connections >= self.limits().max_connections:
+            victim = self._next_to_go()
+            if victim is None:
+                self._refused += 1
+                return False
+            self._evicted += victim.phase is not Phase.CLOSING
+            victim.abort()
+            self._forget(victim)
+        self.enter(connection, Phase.FRESH)
+        return True
+
+    def _next_to_go(self) -> ClientProtocol | None:
+        for connection in self._rooms[Phase.CLOSING]:
+            return connection
+        firsts = (next(iter(self._rooms[phase].items()), None) for phase in _WAITING)
+        oldest = min((f for f in firsts if f is not None), key=lambda f: f[1], default=None)
+        return None if oldest is None else oldest[0]
+
+    def enter(self, connection: ClientProtocol, phase: Phase) -> None:
+        """Moves a connection to the end of another room."""
+        rooms = self._rooms
+        if connection.phase is not Phase.GONE:
+            del rooms[connection.phase][connection]
+        connection.phase = phase
+        rooms[phase][connection] = self._running_loop.time()
+
+    def leave(self, connection: ClientProtocol) -> None:
+        """A connection is over."""
+        self._forget(connection)
+        self._connected -= 1
+        if not self._connected:
+            self._all_gone.set()
+
+    def _forget(self, connection: ClientProtocol) -> None:
+        if connection.phase is not Phase.GONE:
+            del self._rooms[connection.phase][connection]
+            connection.phase = Phase.GONE
+
+    def _everyone(self) -> list[ClientProtocol]:
+        return [connection for room in self._rooms.values() for connection in room]
+
+    # --- deadlines ------------------------------------------------------------------------
+
+    def _schedule_tick(self) -> None:
+        limits = self.limits()
+        shortest_s = min(limits.header_s, limits.close_flush_s, KEEPALIVE_S)
+        self._ticker = self._running_loop.call_later(
+            min(_LONGEST_TICK_S, shortest_s / 4), self._tick
+        )
+
+    def _tick(self) -> None:
+        """Ends what has waited too long. Stops when nobody is connected."""
+        self._ticker = None
+        limits = self.limits()
+        for connection in self._overdue(Phase.FRESH, limits.header_s):
+            connection.force_close()
+        for connection in self._overdue(Phase.HEAD, limits.header_s):
+            connection.give_up(
+                408,
+                f"the head was not complete after {limits.header_s:g} s (limits.header_s)",
+                "head_timeout",
+            )
+        for connection in self._overdue(Phase.IDLE, KEEPALIVE_S):
+            connection.force_close()
+        for connection in self._overdue(Phase.CLOSING, limits.close_flush_s):
+            connection.abort()
+            self._forget(connection)
+        if self.open_connections:
+            self._schedule_tick()
+
+    def _overdue(self, phase: Phase, limit_s: float) -> list[ClientProtocol]:
+        latest_s = self._running_loop.time() - limit_s
+        due = []
+        for connection, since_s in self._rooms[phase].items():
+            if since_s > latest_s:
+                break
+            due.append(connection)
+        return due
+
+    # --- log lines ------------------------------------------------------------------------
+
+    def note_malformed(self, peer: str | None, fault: str) -> None:
+        """Counts a request that is not HTTP; says so once a minute, for scanners send many."""
+        self._malformed += 1
+        now_s = self._running_loop.time()
+        if now_s - self._malformed_told_s < _MALFORMED_LOG_EVERY_S:
+            return
+        others = self._malformed - self._malformed_told - 1
+        log.warning(
+            "malformed request from %s: %s%s",
+            peer or "a Unix socket",
+            fault,
+            f" (and {others} others since the last such line)" if others else "",
+        )
+        self._malformed_told = self._malformed
+        self._malformed_told_s = now_s
+
+
+class ClientProtocol(RequestHandler):
+    """One client connection."""
+
+    __slots__ = ("_body", "_client", "_malformed", "_server", "over_unix", "phase", "wrote_raw")
+
+    def __init__(self, server: GatewayServer, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(
+            server,
+            loop=loop,
+            logger=log,
+            access_log=None,  # type: ignore[arg-type]  # which is how aiohttp is told: none
+            auto_decompress=False,
+            tcp_keepalive=True,
+            # The rooms keep this time: aiohttp's own timer would cut a head that is arriving.
+            keepalive_timeout=86400.0,
+            lingering_time=_LINGER_S,
+        )
+        self._server = server
+        self._client: asyncio.Transport | None = None
+        self._body: StreamReader | None = None
+        self._malformed = False
+        self.phase = Phase.GONE
+        self.over_unix = False
+        # Whoever writes an answer past aiohttp sets this: an error can then only end the
+        # connection, for aiohttp does not know that an answer has begun.
+        self.wrote_raw = False
+
+    def __repr__(self) -> str:
+        return f"<ClientProtocol {self.phase.name} {self.peername!r}>"
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._client = client = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        sock = client.get_extra_info("socket")
+        self.over_unix = sock.family == socket.AF_UNIX
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        client.set_write_buffer_limits(high=WRITE_HIGH_WATER_BYTES)
+        if self._server.arrive(self):
+            super().connection_made(transport)
+            return
+        # aiohttp never reads from this connection. Its sending side is shut instead of closed,
+        # since closing on a request that is on its way would reset it and lose the answer.
+        self._server.enter(self, Phase.CLOSING)
+        self.close()
+        client.write(
+            closing_answer(
+                503,
+                "all connections are in use (limits.max_connections)",
+                "too_many_connections",
+                headers=_RETRY_AFTER,
+            )
+        )
+        client.write_eof()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._server.leave(self)
+        super().connection_lost(exc)
+        self._client = None
+        self._body = None
+
+    def enter(self, phase: Phase) -> None:
+        """Moves to another phase, unless the connection is over."""
+        if self.phase is not phase and self.phase is not Phase.GONE:
+            self._server.enter(self, phase)
+
+    def data_received(self, data: bytes) -> None:
+        if data and (self.phase is Phase.IDLE or self.phase is Phase.FRESH):
+            self._server.enter(self, Phase.HEAD)
+        super().data_received(data)
+        # A message behind a body that is not complete can only be the parser's complaint about
+        # that body. aiohttp queues it for later, while whoever reads the body waits for ever.
+        body = self._body
+        if body is not None and self._messages and not body.is_eof() and body.exception() is None:
+            body.set_exception(web.RequestPayloadError("broken framing"))
+
+    def begin_request(self, body: StreamReader) -> None:
+        """A request's turn has come."""
+        self._body = body
+        self.wrote_raw = False
+        self.enter(Phase.BUSY)
+
+    async def finish_response(
+        self, request: BaseRequest, resp: StreamResponse, start_time: float | None
+    ) -> tuple[StreamResponse, bool]:
+        if self._server.draining and not resp.prepared:
+            resp.force_close()
+        answer, lost = await super().finish_response(request, resp, start_time)
+        self._body = None
+        if self._server.stopping:
+            answer.force_close()
+        if answer.keep_alive and not lost and request.content.is_eof():
+            self.enter(Phase.IDLE)
+            return answer, lost
+        self.enter(Phase.CLOSING)
+        if self._malformed:
+            await self._linger()
+        elif answer.keep_alive:  # aiohttp reads on for _LINGER_S; the body may end in that time
+            request.content.on_eof(lambda: self.enter(Phase.IDLE))
+        return answer, lost
+
+    async def _linger(self) -> None:
+        """Lets the client finish and hang up, which cancels this."""
+        client = self._client
+        if client is not None and not client.is_closing():
+            client.write_eof()
+            await asyncio.sleep(_LINGER_S)
+
+    def handle_error(
+        self,
+        request: BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> StreamResponse:
+        if self.wrote_raw or request.writer.output_size > 0:
+            self._note_failed(request, exc or sys.exception())
+            self.enter(Phase.CLOSING)
+            raise ConnectionResetError("an answer had begun")
+        if isinstance(exc, Refused):
+            return exc.response()
+        if isinstance(exc, HttpProcessingError):
+            return self._answer_malformed(request, exc)
+        number = self._note_failed(request, exc or sys.exception())
+        answer = error_response(
+            status,
+            f"internal error; the log has it as request {number}",
+            type=SERVER_ERROR,
+            code="internal_error",
+            headers={"x-request-id": number},
+        )
+        answer.force_close()
+        return answer
+
+    def _answer_malformed(self, request: BaseRequest, error: HttpProcessingError) -> StreamResponse:
+        """What the parser says may quote a key, so neither the client nor the log is told."""
+        self.close()
+        self._malformed = True
+        self._server.note_malformed(request.remote, _FAULTS.get(type(error), "not valid HTTP"))
+        if isinstance(error, LineTooLong):
+            answer = error_response(
+                431, "the target or a header is longer than 8190 bytes", code="head_too_large"
+            )
+        else:
+            answer = error_response(400, "this is not valid HTTP/1.1", code="malformed_request")
+        answer.force_close()
+        return answer
+
+    def _note_failed(self, request: BaseRequest, error: BaseException | None) -> str:
+        """Logs a fault of ours once, and returns the number that the line has."""
+        number = secrets.token_hex(8)
+        client = self._client
+        has_left = client is None or client.is_closing()
+        if not (has_left and isinstance(error, ConnectionError)):
+            log.error("request %s (%s) failed", number, request.method, exc_info=error)
+        return number
+
+    def give_up(self, status: int, message: str, code: str) -> None:
+        """Ends a connection on which no request is in hand, saying why."""
+        if self._client is not None and not self._client.is_closing():
+            self._client.write(closing_answer(status, message, code))
+        self.force_close()
+
+    def force_close(self) -> None:
+        super().force_close()
+        self.enter(Phase.CLOSING)
+
+    def abort(self) -> None:
+        """Ends the connection now, with whatever was not sent yet."""
+        if self._client is not None:
+            self._client.abort()
+
+
+_FAULTS: dict[type[HttpProcessingError], str] = {
+    BadHttpMethod: "no HTTP method (TLS or another protocol on this port?)",
+    LineTooLong: "its target or a header is too long",
+}
+
+
+def _begin_request(
+    message: RawRequestMessage,
+    body: StreamReader,
+    protocol: RequestHandler,
+    writer: AbstractStreamWriter,
+    task: asyncio.Task[None],
+) -> BaseRequest:
+    assert isinstance(protocol, ClientProtocol)
+    protocol.begin_request(body)
+    return BaseRequest(message, body, protocol, writer, task, asyncio.get_running_loop())
