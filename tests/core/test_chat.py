@@ -1,0 +1,163 @@
+"""What the relay must know of chat completions: output, ends, errors, the model's name."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidegate.core import chat
+from tidegate.core.chat import Meaning
+
+
+def event(payload: object) -> bytes:
+    return b"data: " + json.dumps(payload).encode() + b"\n\n"
+
+
+def delta(**values: object) -> bytes:
+    return event({"choices": [{"index": 0, "delta": values}]})
+
+
+ROWS = [
+    (delta(role="assistant"), Meaning.OPENING),
+    (delta(role="assistant", content=""), Meaning.OPENING),
+    (delta(role="assistant", content=None), Meaning.OPENING),
+    (event({"choices": [{"index": 0}]}), Meaning.OPENING),
+    (delta(content="a"), Meaning.OUTPUT),
+    (delta(role="assistant", content="a"), Meaning.OUTPUT),
+    (delta(reasoning_content="hm"), Meaning.OUTPUT),
+    (delta(tool_calls=[{"index": 0, "function": {"name": "f"}}]), Meaning.OUTPUT),
+    (event({"choices": [{"text": "a"}]}), Meaning.OUTPUT),
+    (event({"choices": [{"text": ""}]}), Meaning.OPENING),
+    (event({"choices": [{"delta": {}, "finish_reason": "stop"}]}), Meaning.FINISH),
+    (event({"choices": [{"delta": {"content": "a"}, "finish_reason": "length"}]}), Meaning.FINISH),
+    (event({"choices": [], "usage": {"total_tokens": 1}}), Meaning.OTHER),
+    (event({"error": {"message": "no"}}), Meaning.ERROR),
+    (event({"error": "no"}), Meaning.ERROR),
+    (event({"error": None, "choices": [{"delta": {"content": "a"}}]}), Meaning.OUTPUT),
+    (chat.DONE, Meaning.DONE),
+    (b"data:[DONE]\r\n\r\n", Meaning.DONE),
+    (b"data: not json\n\n", Meaning.OTHER),
+    (b"data: [1,2]\n\n", Meaning.OTHER),
+    (b"data: \xff\xfe\n\n", Meaning.OTHER),
+    (b'data: {"choices":"x"}\n\n', Meaning.OTHER),
+    (b"data: " + b"[" * 100_000 + b"\n\n", Meaning.OTHER),
+]
+
+
+@pytest.mark.parametrize(("raw", "meaning"), ROWS, ids=range(len(ROWS)))
+def test_each_kind_of_event_is_told_from_the_others(raw: bytes, meaning: Meaning) -> None:
+    """A role is no output, a finish_reason is an end, and what cannot be read is not judged."""
+    assert chat.meaning(raw) is meaning
+
+
+@pytest.mark.parametrize(
+    ("raw", "begun"),
+    [
+        (delta(role="assistant"), False),
+        (event({"choices": [], "usage": None}), False),
+        (event({"progress": 0.5}), False),
+        (delta(content="a"), True),
+        (event({"choices": [{"delta": {}, "finish_reason": "stop"}]}), True),
+        (chat.DONE, True),
+        (b"data: not json\n\n", True),
+    ],
+)
+def test_when_the_answer_has_begun(raw: bytes, begun: bool) -> None:
+    """Notes before the answer are no output; an event that cannot be read may be the answer."""
+    assert chat.is_output(raw) is begun
+
+
+@given(st.binary(max_size=200))
+def test_no_event_is_too_strange(raw: bytes) -> None:
+    """Whatever an upstream sends, looking at it never fails."""
+    assert chat.meaning(raw) in Meaning
+    assert chat.is_output(raw) in {True, False}
+    assert len(chat.error_message(raw)) <= 200
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b'{"error":{"message":"too busy","code":1}}', "too busy"),
+        (b'{"error":"too busy"}', "too busy"),
+        (b'{"detail":"too busy"}', "too busy"),
+        (b'{"message":"too busy"}', "too busy"),
+        (event({"error": {"message": "too busy"}}), "too busy"),
+        (b"<html>busy</html>", "<html>busy</html>"),
+        (b'{"error":{"code":503}}', '{"code":503}'),
+        (b"\xff", "\ufffd"),
+        (b'"' + b"x" * 500 + b'"', "x" * 200),
+    ],
+)
+def test_an_error_is_told_in_the_upstreams_words(body: bytes, said: str) -> None:
+    """The message is found in every common shape, and never longer than 200 characters."""
+    assert chat.error_message(body) == said
+
+
+def test_our_own_error_is_one_that_clients_raise_on() -> None:
+    """The event has OpenAI's error object, with all four members."""
+    raw = chat.error_event('upstream "box" idle', "timeout_error", "idle_s")
+    assert chat.meaning(raw) is Meaning.ERROR
+    assert json.loads(raw[6:])["error"] == {
+        "message": 'upstream "box" idle',
+        "type": "timeout_error",
+        "param": None,
+        "code": "idle_s",
+    }
+
+
+def test_another_model_name_and_every_other_byte_kept() -> None:
+    """Only the name changes: numbers, order and unknown members keep their bytes."""
+    body = b'{"seed":1.50, "model":"fast","x":{"b":1e400,"a":[ ]} ,"top_p":0.10}'
+    changed = chat.with_model(body, 'big"one')
+    assert b'"seed":1.50' in changed
+    assert b'{"b":1e400,"a":[ ]}' in changed
+    assert b'"top_p":0.10' in changed
+    assert b'"model":"big\\"one"' in changed
+    assert changed.index(b"seed") < changed.index(b"model") < changed.index(b"top_p")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"model":7}',
+        b'{"model":"m","stream":"yes"}',
+        b'{"model":"\xff"}',
+        b"[" * 100_000,
+    ],
+)
+def test_a_body_that_is_no_request_is_refused_with_a_sentence(body: bytes) -> None:
+    """A bad body is the caller's fault and is told so; it never crashes."""
+    with pytest.raises(ValueError, match="request body"):
+        chat.parse_request(body)
+
+
+def test_what_routing_needs_is_read_and_nothing_else_is_judged() -> None:
+    """Unknown and absurd members pass: they are the upstream's affair."""
+    parsed = chat.parse_request(
+        b'{"model":"m","stream":null,"max_tokens":9223372036854775808,"n":-1}'
+    )
+    assert (parsed.model, parsed.stream) == ("m", None)
+    assert chat.parse_request(b'{"model":"m","stream":true}').stream is True
+
+
+@pytest.mark.parametrize(
+    ("tail", "ends"),
+    [
+        (chat.DONE, True),
+        (delta(content="a") + chat.DONE, True),
+        (b"data:[DONE]\n\n", True),
+        (b"data: [DONE]\r\n\r\n", True),
+        (chat.DONE + delta(content="a"), False),
+        (delta(content="[DONE]"), False),
+        (b"", False),
+    ],
+)
+def test_the_marker_is_recognised_at_the_end_of_a_block(tail: bytes, ends: bool) -> None:
+    """Only a marker that stands last ends an answer, and text that spells it does not."""
+    assert chat.ends_with_done(tail) is ends

@@ -1,0 +1,102 @@
+"""The book of retained bytes: the total is the sum, and the limit holds where bytes are charged."""
+
+import pytest
+
+from tidegate.core.errors import LedgerFull
+from tidegate.core.ledger import Entry, Ledger
+
+
+def test_the_total_is_the_sum_of_the_accounts() -> None:
+    """Every change of an entry is in its account and in the total at once."""
+    ledger = Ledger()
+    one, two = ledger.open(), ledger.open()
+    one.set(Entry.WINDOW, 1000)
+    two.set(Entry.BODY, 50)
+    one.set(Entry.WINDOW, 400)
+    one.set(Entry.PARTIAL, 7)
+    assert (one.total_bytes, two.total_bytes, ledger.total_bytes) == (407, 50, 457)
+    assert ledger.statistics() == {
+        "record": 0,
+        "body": 50,
+        "partial": 7,
+        "held": 0,
+        "window": 400,
+        "outbound": 0,
+    }
+    assert one.close() == 407
+    assert ledger.total_bytes == 50
+    assert ledger.accounts == {two}
+    assert "body" in repr(two)
+
+
+def test_closing_twice_frees_once() -> None:
+    """A second close finds nothing."""
+    ledger = Ledger()
+    account = ledger.open()
+    account.set(Entry.WINDOW, 10)
+    assert account.close() == 10
+    assert account.close() == 0
+    assert ledger.total_bytes == 0
+
+
+def test_the_book_is_tight_before_it_is_full() -> None:
+    """Seven eighths is where relief begins, the limit is where charges fail, and 0 is no limit."""
+    ledger = Ledger(800)
+    account = ledger.open()
+    account.set(Entry.WINDOW, 700)
+    assert (ledger.is_tight, ledger.is_full) == (False, False)
+    account.set(Entry.WINDOW, 701)
+    assert (ledger.is_tight, ledger.is_full) == (True, False)
+    with pytest.raises(LedgerFull):
+        account.set(Entry.WINDOW, 801)
+    assert (ledger.is_tight, ledger.is_full) == (True, True)
+    ledger.limit_bytes = 0
+    assert (ledger.is_tight, ledger.is_full) == (False, False)
+    account.set(Entry.WINDOW, 10**12)
+
+
+def test_relief_that_helps_lets_the_charge_pass() -> None:
+    """What can be given back is given back before anybody is refused."""
+    ledger = Ledger(1000)
+    old, new = ledger.open(), ledger.open()
+    old.set(Entry.WINDOW, 600)
+    asked = []
+
+    def relieve() -> None:
+        asked.append(ledger.total_bytes)
+        old.set(Entry.WINDOW, 0)
+
+    ledger.relieve = relieve
+    new.set(Entry.WINDOW, 700)
+    assert asked == [1300]
+    assert ledger.total_bytes == 700
+
+
+def test_relief_that_does_not_help_refuses_with_the_figures() -> None:
+    """The refusal names what is retained and what is allowed; the bytes stay on the books."""
+    ledger = Ledger(1024 * 1024)
+    account = ledger.open()
+    with pytest.raises(LedgerFull, match="2048 KiB retained of 1024 KiB allowed"):
+        account.set(Entry.WINDOW, 2 * 1024 * 1024)
+    assert ledger.total_bytes == account.total_bytes == 2 * 1024 * 1024
+
+
+def test_letting_go_never_fails() -> None:
+    """An account above the limit can shrink without being refused or asking for relief."""
+    ledger = Ledger()
+    account = ledger.open()
+    account.set(Entry.WINDOW, 5000)
+    ledger.limit_bytes = 100
+    ledger.relieve = lambda: pytest.fail("nobody asked for more")
+    account.set(Entry.WINDOW, 4000)
+    account.set(Entry.WINDOW, 4000)
+    assert ledger.total_bytes == 4000
+
+
+def test_a_closed_account_cannot_be_charged() -> None:
+    """A late charge would be nobody's: it is refused or ignored, and the total stays the sum."""
+    ledger = Ledger()
+    account = ledger.open()
+    account.close()
+    account.set(Entry.WINDOW, 100)
+    assert ledger.total_bytes == sum(each.total_bytes for each in ledger.accounts)

@@ -1,0 +1,413 @@
+"""A run's record: what may happen when, what is held when; every way out leaves nothing."""
+
+import json
+import sys
+
+import pytest
+
+from tidegate.core import chat
+from tidegate.core.chat import Meaning
+from tidegate.core.errors import LedgerFull, UpstreamError
+from tidegate.core.ledger import RECORD_BYTES, Entry, Ledger
+from tidegate.core.run import (
+    HOLD_BYTES,
+    HOLD_EVENTS,
+    TERMINAL,
+    TRANSITIONS,
+    Happening,
+    Run,
+    State,
+    step,
+)
+from tidegate.core.settings import Limits
+
+BODY = b'{"model":"m","stream":true}'
+ROLE = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}\n\n'
+FINISH = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+USAGE = b'data: {"choices":[],"usage":{"total_tokens":3}}\n\n'
+ERROR = b'data: {"error":{"message":"overloaded","type":"server_error"}}\n\n'
+
+
+def text(content: str) -> bytes:
+    chunk = {"choices": [{"index": 0, "delta": {"content": content}}]}
+    return b"data: " + json.dumps(chunk).encode() + b"\n\n"
+
+
+def make_run(ledger: Ledger | None = None, limits: Limits | None = None, **values: object) -> Run:
+    return Run(
+        run_id="run_1",
+        owner="",
+        model="m",
+        body=BODY,
+        limits=limits or Limits(),
+        account=(ledger or Ledger()).open(),
+        now_s=100.0,
+        created=1_700_000_000.0,
+        **values,  # type: ignore[arg-type]
+    )
+
+
+def connecting(**values: object) -> Run:
+    run = make_run(**values)  # type: ignore[arg-type]
+    run.begin_attempt("box", "m", 101.0)
+    return run
+
+
+def streaming(**values: object) -> Run:
+    run = connecting(**values)
+    assert run.feed(text("hello"), 102.0)
+    return run
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+
+def test_every_cell_of_the_table_is_filled() -> None:
+    """Each state says what each happening does to it."""
+    assert set(TRANSITIONS) == set(State)
+    for row in TRANSITIONS.values():
+        assert set(row) == set(Happening)
+
+
+@pytest.mark.parametrize("happening", list(Happening))
+@pytest.mark.parametrize("state", list(State))
+def test_every_cell_is_walked(state: State, happening: Happening) -> None:
+    """A cell leads to its state; an impossible one is named as a mistake; an end stays an end."""
+    after = TRANSITIONS[state][happening]
+    if after is None:
+        with pytest.raises(AssertionError, match=happening.value):
+            step(state, happening)
+    else:
+        assert step(state, happening) is after
+    if state in TERMINAL:
+        assert after is state
+    else:
+        assert (after in TERMINAL) == (
+            happening in {Happening.COMPLETE, Happening.FAIL, Happening.CANCEL, Happening.EXPIRE}
+            and after is not None
+        )
+
+
+def test_every_living_state_can_fail_be_cancelled_and_expire() -> None:
+    """No state is a trap: each one has a way out that needs nobody's cooperation."""
+    for state in set(State) - TERMINAL:
+        for happening in (Happening.FAIL, Happening.CANCEL, Happening.EXPIRE):
+            assert step(state, happening) in TERMINAL
+
+
+# --- before the first output ---------------------------------------------------------------------
+
+
+def test_a_preamble_is_held_until_the_answer_begins() -> None:
+    """A role is no output: it is sent together with the first word, in order."""
+    run = connecting()
+    assert run.feed(ROLE, 102.0) == b""
+    assert run.state is State.CONNECTING
+    assert run.account.entries[Entry.HELD] >= len(ROLE)
+    assert run.feed(text("a"), 103.0) == ROLE + text("a")
+    assert run.state is State.STREAMING
+    assert run.account.entries[Entry.HELD] == 0
+    assert run.window.next_seq == 2
+
+
+def test_the_body_goes_when_no_attempt_can_follow() -> None:
+    """The request is kept for a failover, and not a moment longer."""
+    run = connecting()
+    assert run.account.entries[Entry.BODY] == len(BODY)
+    run.feed(text("a"), 102.0)
+    assert run.body == b""
+    assert run.account.entries[Entry.BODY] == 0
+
+
+def test_a_failover_releases_what_the_first_attempt_held() -> None:
+    """The second attempt starts with an empty hold, and the answer is the second one's alone."""
+    run = connecting()
+    run.feed(ROLE + b"data: unfinis", 102.0)
+    assert run.account.entries[Entry.HELD] > 0
+    assert run.account.entries[Entry.PARTIAL] > 0
+    second = run.begin_attempt("cloud", "m", 103.0)
+    assert second.number == 2
+    assert run.account.entries[Entry.HELD] == run.account.entries[Entry.PARTIAL] == 0
+    assert run.attempts[0].held == []
+    assert run.attempts[0].framer.partial_bytes == 0
+    assert run.body == BODY
+    assert run.feed(text("b"), 104.0) == text("b")
+
+
+def test_a_hold_is_bounded_by_events() -> None:
+    """A chatty upstream cannot hide an answer behind its preamble."""
+    run = connecting()
+    for _ in range(HOLD_EVENTS - 1):
+        assert run.feed(ROLE, 102.0) == b""
+    assert run.feed(ROLE, 102.0) == ROLE * HOLD_EVENTS
+
+
+def test_a_hold_is_bounded_by_bytes() -> None:
+    """A preamble of 256 KiB is passed on."""
+    run = connecting()
+    padded = ROLE.replace(b'"index"', b'"pad":"' + b"x" * HOLD_BYTES + b'","index"')
+    assert run.feed(padded, 102.0) == padded
+
+
+@pytest.mark.parametrize("preamble", [b"", ROLE, ROLE + ROLE])
+def test_an_error_before_the_first_output_is_the_upstreams(preamble: bytes) -> None:
+    """An error event inside a 200 can still fail over, with the upstream's own words."""
+    run = connecting()
+    run.feed(preamble, 102.0)
+    with pytest.raises(UpstreamError, match="overloaded") as failure:
+        run.feed(ERROR, 103.0)
+    assert failure.value.retryable
+    assert run.state is State.CONNECTING
+    run.begin_attempt("cloud", "m", 104.0)
+
+
+def test_an_error_after_the_first_output_is_part_of_the_answer() -> None:
+    """Once the answer has begun, events pass as they are; the end of the stream tells."""
+    run = streaming()
+    assert run.feed(ERROR, 103.0) == ERROR
+    assert run.feed_end(104.0) == (b"", Meaning.ERROR)
+
+
+# --- while it streams ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tail", "said"),
+    [
+        ([FINISH, chat.DONE], Meaning.DONE),
+        ([FINISH], Meaning.FINISH),
+        ([FINISH, USAGE], Meaning.FINISH),
+        ([FINISH, USAGE, chat.DONE], Meaning.DONE),
+        ([text("b")], Meaning.OPENING),
+        ([FINISH, ERROR], Meaning.ERROR),
+        ([], Meaning.OPENING),
+    ],
+)
+def test_the_last_events_say_how_it_ended(tail: list[bytes], said: Meaning) -> None:
+    """A marker or a finish_reason completes an answer; without either it broke off."""
+    run = streaming()
+    for event in tail:
+        run.feed(event, 103.0)
+    assert run.feed_end(104.0) == (b"", said)
+
+
+@pytest.mark.parametrize("end", [b"\r", b"\r\n\r"])
+def test_a_last_line_end_in_doubt_is_settled_at_the_end(end: bytes) -> None:
+    """An event that only waited for a possible LF is sent when the stream is over."""
+    run = streaming()
+    last = chat.DONE.rstrip(b"\n") + b"\r\n" + end
+    sent = run.feed(last, 103.0)
+    block, said = run.feed_end(104.0)
+    assert said is Meaning.DONE
+    assert (sent + block).startswith(b"data: [DONE]")
+    assert run.account.entries[Entry.PARTIAL] == 0
+
+
+def test_nothing_after_the_last_whole_event_is_sent() -> None:
+    """An unterminated event is discarded, and the answer counts as broken off."""
+    run = streaming()
+    assert run.feed(b"data: [DONE]", 103.0) == b""
+    assert run.feed_end(104.0) == (b"", Meaning.OPENING)
+    assert run.account.entries[Entry.PARTIAL] == 0
+
+
+def test_an_empty_stream_is_no_answer() -> None:
+    """An upstream that closes without a word has not completed anything."""
+    run = connecting()
+    assert run.feed_end(102.0) == (b"", Meaning.OPENING)
+    assert run.state is State.CONNECTING
+
+
+@pytest.mark.parametrize("window_bytes", [8 * 1024, 64 * 1024])
+def test_an_end_is_recognised_although_its_window_was_too_small(window_bytes: int) -> None:
+    """How an answer ended does not depend on how much of it is retained."""
+    run = connecting(limits=Limits(window_bytes=window_bytes))
+    run.feed(text("a") * 2000 + FINISH + chat.DONE, 102.0)
+    assert run.feed_end(103.0)[1] is Meaning.DONE
+
+
+def test_a_plain_answer_is_bounded() -> None:
+    """`max_body` bounds an answer that is not a stream, and names itself."""
+    run = connecting(limits=Limits(max_body_bytes=1000), streamed=False)
+    run.feed_plain(b"x" * 1000)
+    with pytest.raises(UpstreamError, match="max_body"):
+        run.feed_plain(b"x")
+
+
+def test_a_plain_answer_in_small_pieces_is_charged_what_it_takes() -> None:
+    """Many small pieces cost more than their content; the ledger says so, within a factor of 2."""
+    run = connecting(streamed=False)
+    for _ in range(2000):
+        run.feed_plain(b"xy" + bytes(1))
+    held = run.attempt.held
+    taken = sys.getsizeof(held) + sum(map(sys.getsizeof, held))
+    assert run.account.entries[Entry.HELD] >= taken / 2
+
+
+# --- the end and the release ---------------------------------------------------------------------
+
+ENDS = [
+    (Happening.COMPLETE, State.COMPLETED),
+    (Happening.FAIL, State.FAILED),
+    (Happening.CANCEL, State.CANCELLED),
+    (Happening.EXPIRE, State.EXPIRED),
+]
+STAGES = {"queued": make_run, "connecting": connecting, "streaming": streaming}
+WAYS = [
+    (stage, *end)
+    for stage in STAGES
+    for end in ENDS
+    if (stage, end[0]) != ("queued", Happening.COMPLETE)
+]
+
+
+@pytest.mark.parametrize(("stage", "happening", "state"), WAYS)
+def test_every_way_to_end_frees_all_but_the_window(
+    stage: str, happening: Happening, state: State
+) -> None:
+    """After the end only the record and the window are held; after the release nothing is."""
+    ledger = Ledger()
+    run = STAGES[stage](ledger=ledger)
+    if run.attempts:
+        run.feed(ROLE + b"data: unfinished", 103.0)
+    assert run.end(happening, "because", "code", 110.0, 1_700_000_010.0)
+    assert (run.state, run.reason, run.ended_s) == (state, "because", 110.0)
+    assert run.account.total_bytes == RECORD_BYTES + run.window.held_bytes
+    assert not run.end(Happening.CANCEL, "again", None, 111.0, 1_700_000_011.0)
+    assert (run.state, run.reason, run.ended_s) == (state, "because", 110.0)
+    run.release()
+    assert run.account.total_bytes == ledger.total_bytes == 0
+    assert run.window.held_bytes == 0
+    run.account.close()
+    assert not ledger.accounts
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_release_without_an_end_leaves_nothing(stage: str) -> None:
+    """A run whose end never took place gives back every byte all the same."""
+    ledger = Ledger()
+    run = STAGES[stage](ledger=ledger)
+    if run.attempts:
+        run.feed(text("x" * 200_000) + b"data: unfinished", 103.0)
+    held = ledger.total_bytes
+    assert run.release() == held
+    assert ledger.total_bytes == 0
+    assert run.release() == 0
+
+
+def late_stream(run: Run) -> None:
+    run.feed(text("late"), 200.0)
+
+
+def late_partial(run: Run) -> None:
+    run.feed(b"data: unfinished", 200.0)
+
+
+def late_plain(run: Run) -> None:
+    run.feed_plain(b"late")
+
+
+def late_end(run: Run) -> None:
+    run.feed_end(200.0)
+
+
+@pytest.mark.parametrize("late", [late_stream, late_partial, late_plain, late_end])
+@pytest.mark.parametrize("over", ["ended", "released", "swept"])
+def test_late_news_changes_nothing(over: str, late: object) -> None:
+    """What an upstream still sends after the end or the release is neither kept nor passed on."""
+    ledger = Ledger()
+    run = streaming(ledger=ledger)
+    if over != "swept":
+        run.end(Happening.CANCEL, "cancelled by client", None, 110.0, 0.0)
+    if over != "ended":
+        run.release()
+        run.account.close()
+    before = (run.state, run.window.next_seq, ledger.total_bytes)
+    late(run)  # type: ignore[operator]
+    assert (run.state, run.window.next_seq, ledger.total_bytes) == before
+    assert ledger.total_bytes == sum(account.total_bytes for account in ledger.accounts)
+
+
+def test_what_is_outbound_outlives_the_release_until_the_account_closes() -> None:
+    """Bytes still in a connection stay on the books after the release, and go with the account."""
+    ledger = Ledger()
+    run = streaming(ledger=ledger)
+    run.account.set(Entry.OUTBOUND, 5000)
+    run.release()
+    assert ledger.total_bytes == 5000
+    assert run.account.close() == 5000
+    assert ledger.total_bytes == 0
+
+
+def test_the_error_event_is_kept_even_without_room() -> None:
+    """The reason must reach the reader: it is recorded and charged, limit or not."""
+    ledger = Ledger()
+    run = streaming(ledger=ledger)
+    ledger.limit_bytes = 1
+    run.end(Happening.EXPIRE, 'upstream "box" idle for 120 s', "idle_s", 110.0, 0.0)
+    block = run.append_error()
+    assert chat.meaning(block) is Meaning.ERROR
+    assert b"idle for 120 s" in block
+    assert json.loads(block[6:])["error"]["code"] == "idle_s"
+    assert run.window.read(run.window.cursor(1))[0] == block
+    assert run.account.entries[Entry.WINDOW] == run.window.held_bytes
+
+
+def test_a_full_ledger_fails_the_run_that_asks_for_more() -> None:
+    """Without room a feed fails with the limit's name, and the end still frees everything."""
+    ledger = Ledger()
+    run = streaming(ledger=ledger)
+    ledger.limit_bytes = ledger.total_bytes + 1000
+    with pytest.raises(LedgerFull, match="memory limit"):
+        run.feed(text("x" * 100_000), 103.0)
+    run.end(Happening.FAIL, "memory limit", "memory_limit", 103.0, 0.0)
+    run.release()
+    assert ledger.total_bytes == 0
+
+
+# --- readers and pauses --------------------------------------------------------------------------
+
+
+def test_a_run_is_abandoned_when_the_last_reader_leaves_and_not_before() -> None:
+    """The grace starts with the last one to go, and a newcomer stops it."""
+    run = streaming()
+    run.attach()
+    run.attach()
+    run.detach(105.0)
+    assert run.abandoned_s is None
+    run.detach(106.0)
+    assert run.abandoned_s == 106.0
+    run.attach()
+    assert run.abandoned_s is None
+    run.end(Happening.COMPLETE, None, None, 107.0, 0.0)
+    run.detach(108.0)
+    assert run.abandoned_s is None
+    with pytest.raises(AssertionError):
+        run.detach(109.0)
+
+
+def test_the_idle_clock_stands_still_during_a_pause() -> None:
+    """The time we did not read is not the upstream's."""
+    run = streaming()
+    run.pause(110.0)
+    run.pause(115.0)
+    run.resume(130.0)
+    assert run.attempt.last_event_s == 102.0 + 20.0
+    assert run.paused_s is None
+    run.resume(140.0)
+    assert run.attempt.last_event_s == 102.0 + 20.0
+
+
+def test_a_clock_never_runs_ahead_of_now() -> None:
+    """Events that arrive during a pause, and attempts that begin in one, are not dated forward."""
+    run = streaming()
+    run.pause(110.0)
+    run.feed(text("already read"), 125.0)
+    run.resume(130.0)
+    assert run.attempt.last_event_s <= 130.0
+
+    run = connecting()
+    run.pause(110.0)
+    run.begin_attempt("cloud", "m", 125.0)
+    run.resume(130.0)
+    assert run.attempt.started_s <= 130.0
