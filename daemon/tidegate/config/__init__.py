@@ -23,9 +23,9 @@ from tidegate.config.document import Document, read
 from tidegate.config.problem import ConfigError, Problem
 from tidegate.config.secret import read_keys
 from tidegate.core.message import Token
-from tidegate.core.settings import Settings
+from tidegate.core.settings import Auth, Settings
 
-__all__ = ["ConfigError", "LoadedConfig", "load"]
+__all__ = ["ConfigError", "LoadedConfig", "load", "tokens_path"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +70,17 @@ def load(
         path=document.path,
         warnings=find_warnings(settings, table),
     )
+
+
+def tokens_path(path: Path | None, state_dir: Path) -> Path:
+    """The file of tokens that the config at `path` names.
+
+    It asks no more of the config than to be TOML, so that the first token can be made for a
+    config that is refused because there is no token. Raises ConfigError.
+    """
+    auth = _find(path).table.get("auth")
+    name = auth.get("tokens_file") if isinstance(auth, dict) else None
+    return state_dir / (name if isinstance(name, str) and name else Auth().tokens_file)
 
 
 def _find(path: Path | None) -> Document:

@@ -1,0 +1,97 @@
+"""The verbs that ask the running tidegate, over its control socket."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import msgspec
+
+from tidegate.cli.failure import BAD_CONFIG, NOT_RUNNING, NOT_YET, REFUSED, Failure
+from tidegate.cli.here import find_places
+from tidegate.core.message import ControlRequest
+from tidegate.places import Places
+from tidegate.service import control
+
+ANSWER_LIMIT_S = 15.0  # the watchdog gives a worker 5 s, and a reload 10
+RECYCLE_LIMIT_S = 2 * 3630.0  # twice the default of drain.recycle_limit_s
+
+
+def ask(places: Places, request: ControlRequest, limit_s: float = ANSWER_LIMIT_S) -> msgspec.Raw:
+    """The result of a request. Raises Failure when there is nobody, no answer, or a refusal."""
+    try:
+        reply = control.ask(places.runtime_dir, request, limit_s)
+    except control.NotRunning as error:
+        raise Failure(
+            f"tidegate is not running, or not with the runtime directory {places.runtime_dir}",
+            NOT_RUNNING,
+        ) from error
+    except TimeoutError as error:
+        raise Failure(
+            f"no answer to {request.verb} within {limit_s:g} s; see `tidegate status`", NOT_YET
+        ) from error
+    if not reply.ok:
+        code = BAD_CONFIG if request.verb == "reload" else REFUSED
+        raise Failure(reply.error or f"{request.verb} was refused", code)
+    return reply.result
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """Print how it is."""
+    result = ask(find_places(arguments), ControlRequest(verb="status"))
+    if arguments.json:
+        print(bytes(result).decode())
+        return 0
+    from tidegate.cli import answers, screen
+
+    screen.show_status(answers.read_status(result))
+    return 0
+
+
+def runs(arguments: argparse.Namespace) -> int:
+    """Print the runs that are held, newest first."""
+    result = ask(find_places(arguments), ControlRequest(verb="runs"))
+    if arguments.json:
+        print(bytes(result).decode())
+        return 0
+    from tidegate.cli import answers, screen
+
+    screen.show_runs(answers.read_runs(result))
+    return 0
+
+
+def sweep(arguments: argparse.Namespace) -> int:
+    """Release what is stale and say how much it was."""
+    request = ControlRequest(verb="sweep", finished=arguments.finished)
+    result = ask(find_places(arguments), request)
+    if arguments.json:
+        print(bytes(result).decode())
+        return 0
+    from tidegate.cli import answers, screen
+
+    print(screen.swept_text(answers.read_sweep(result)))
+    return 0
+
+
+def recycle(arguments: argparse.Namespace) -> int:
+    """Replace the worker; wait until the former one is gone unless told not to."""
+    request = ControlRequest(verb="recycle", wait=not arguments.no_wait)
+    ask(find_places(arguments), request, RECYCLE_LIMIT_S)
+    print("A new worker serves." if arguments.no_wait else "Recycled: the former worker is gone.")
+    return 0
+
+
+def reload(arguments: argparse.Namespace) -> int:
+    """Read the config and the tokens again."""
+    ask(find_places(arguments), ControlRequest(verb="reload"))
+    print("Reloaded.")
+    return 0
+
+
+VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "status": status,
+    "runs": runs,
+    "sweep": sweep,
+    "recycle": recycle,
+    "reload": reload,
+}

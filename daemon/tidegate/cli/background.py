@@ -1,0 +1,148 @@
+"""`tidegate start`, `stop` and `restart`, for machines without a service manager."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from tidegate import config
+from tidegate.cli.answers import Status, read_status
+from tidegate.cli.ask import ask
+from tidegate.cli.banner import base_url
+from tidegate.cli.failure import NOT_RUNNING, NOT_YET, Failure
+from tidegate.cli.here import find_places
+from tidegate.core.message import ControlRequest
+from tidegate.core.settings import Drain
+from tidegate.places import Places, make_private
+from tidegate.service import detach
+
+READY_LIMIT_S = 45.0  # a worker has 30 s to become ready; a slow disk loads Python before that
+STATUS_LIMIT_S = 2.0
+STOP_MARGIN_S = 15.0  # beyond the time that answers in flight are given
+TERM_LIMIT_S = 10.0
+LOG_LINES = 15
+
+_SERVING = ("serving", "degraded", "recycling")
+
+
+def start(arguments: argparse.Namespace) -> int:
+    """Start in the background and return when it serves, or say why it does not."""
+    places = find_places(arguments)
+    if running := _status(places):
+        print(f"tidegate runs already, pid {running.watchdog.pid}.")
+        return 0
+    config.load(places.named_config, places.state_dir)  # its mistakes belong on this terminal
+    for directory in (places.state_dir, places.runtime_dir, places.log_file.parent):
+        make_private(directory)
+    seen = places.log_file.stat().st_size if places.log_file.exists() else 0
+    try:
+        lifeline = detach.spawn(_run_arguments(places), places.log_file)
+    except detach.DetachError as error:
+        raise Failure(str(error), NOT_RUNNING) from error
+    try:
+        status = _wait_ready(places, lifeline, seen)
+    finally:
+        os.close(lifeline)
+    print(f"tidegate is ready, pid {status.watchdog.pid}.")
+    for address in status.listen:
+        print(f"  Base URL  {base_url(address)}")
+    print(f"  Log       {places.log_file}")
+    return 0
+
+
+def stop(arguments: argparse.Namespace) -> int:
+    """Let the answers in flight finish, stop, and return when it is over."""
+    places = find_places(arguments)
+    pid_file = places.runtime_dir / "tidegate.pid"
+    pid = detach.holder(pid_file)
+    if pid is None:
+        raise Failure(
+            f"tidegate is not running, or not with the runtime directory {places.runtime_dir}",
+            NOT_RUNNING,
+        )
+
+    def is_over() -> bool:
+        return detach.holder(pid_file) != pid
+
+    try:
+        ask(places, ControlRequest(verb="stop", wait=False))
+    except Failure:
+        _terminate(pid_file, pid)
+    if not detach.wait_for(is_over, _stop_limit_s(places) + STOP_MARGIN_S):
+        _terminate(pid_file, pid)
+        if not detach.wait_for(is_over, TERM_LIMIT_S):
+            raise Failure(f"pid {pid} has been told to stop and is still there", NOT_YET)
+    print("Stopped.")
+    return 0
+
+
+def restart(arguments: argparse.Namespace) -> int:
+    """Stop if it runs, then start. A config that is not good leaves the running one alone."""
+    places = find_places(arguments)
+    config.load(places.named_config, places.state_dir)
+    if detach.holder(places.runtime_dir / "tidegate.pid") is not None:
+        stop(arguments)
+    return start(arguments)
+
+
+def _run_arguments(places: Places) -> list[str]:
+    """The same places, whatever directory and environment the daemon finds itself in."""
+    arguments = ["--state-dir", str(places.state_dir), "--runtime-dir", str(places.runtime_dir)]
+    if places.named_config is not None:
+        arguments += ["--config", str(places.named_config)]
+    return [*arguments, "--log-file", str(places.log_file)]
+
+
+def _wait_ready(places: Places, lifeline: int, seen: int) -> Status:
+    """The status of the serving daemon. Raises Failure with the end of its log."""
+    latest: Status | None = None
+
+    def is_settled() -> bool:
+        nonlocal latest
+        latest = _status(places)
+        return (latest is not None and latest.state in _SERVING) or detach.is_gone(lifeline, 0)
+
+    settled = detach.wait_for(is_settled, READY_LIMIT_S)
+    if latest is not None and latest.state in _SERVING:
+        return latest
+    what = "tidegate has ended" if settled else f"tidegate is not ready after {READY_LIMIT_S:g} s"
+    log = "\n".join(_new_lines(places.log_file, seen)) or "(the log is empty)"
+    code = NOT_RUNNING if settled else NOT_YET
+    raise Failure(f"{what}; the end of {places.log_file}:\n{log}", code)
+
+
+def _status(places: Places) -> Status | None:
+    try:
+        return read_status(ask(places, ControlRequest(verb="status"), STATUS_LIMIT_S))
+    except Failure:
+        return None
+
+
+def _new_lines(log_file: Path, seen: int) -> list[str]:
+    """The last lines that were written since the log was `seen` bytes long."""
+    with log_file.open("rb") as log:
+        log.seek(seen if log_file.stat().st_size >= seen else 0)
+        return log.read().decode("utf-8", "replace").splitlines()[-LOG_LINES:]
+
+
+def _stop_limit_s(places: Places) -> float:
+    try:
+        return config.load(places.named_config, places.state_dir).settings.drain.stop_limit_s
+    except config.ConfigError:
+        return Drain().stop_limit_s
+
+
+def _terminate(pid_file: Path, pid: int) -> None:
+    """SIGTERM, if that pid still holds the lock: nobody else's process is ever hit."""
+    if detach.holder(pid_file) == pid:
+        os.kill(pid, signal.SIGTERM)
+
+
+VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "start": start,
+    "stop": stop,
+    "restart": restart,
+}

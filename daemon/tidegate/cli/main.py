@@ -1,0 +1,146 @@
+"""The `tidegate` command: its verbs, their flags, and the exit codes.
+
+A verb imports what it needs when it is called. `tidegate run` becomes the watchdog, which stays
+in memory for months: nothing that only prints tables may be loaded into it.
+
+Exit codes: 0 done, or stopped as asked · 1 the running tidegate refused · 64 wrong usage ·
+69 cannot reach a running tidegate · 75 not finished yet, or restart me · 78 bad configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from tidegate import __version__
+from tidegate.cli.failure import BAD_CONFIG, USAGE, Failure
+from tidegate.config import ConfigError
+from tidegate.places import PlacesError
+from tidegate.tokens import TokenError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    try:
+        arguments = _parser().parse_args(argv)
+    except SystemExit as stop:  # argparse has printed the help, the version or what is wrong
+        return int(stop.code or 0)
+    try:
+        return _call(arguments)
+    except Failure as failure:
+        return _complain(str(failure), failure.code)
+    except (ConfigError, PlacesError) as error:
+        return _complain(str(error), BAD_CONFIG)
+    except TokenError as error:
+        return _complain(str(error), USAGE)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # `tidegate runs | head` is no error; nothing more may be written at interpreter exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _call(arguments: argparse.Namespace) -> int:
+    match arguments.verb:
+        case "run":
+            from tidegate.cli.run import run
+
+            return run(arguments)
+        case "start" | "stop" | "restart":
+            from tidegate.cli import background
+
+            return background.VERBS[arguments.verb](arguments)
+        case "token":
+            from tidegate.cli import token
+
+            return token.VERBS[arguments.token_verb](arguments)
+        case "check":
+            from tidegate.cli.check import check
+
+            return check(arguments)
+        case "version":
+            from tidegate.cli.version import version
+
+            return version(arguments)
+        case _:
+            from tidegate.cli import ask
+
+            return ask.VERBS[arguments.verb](arguments)
+
+
+def _complain(text: str, code: int) -> int:
+    print(f"tidegate: {text}", file=sys.stderr)
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(USAGE, f"{self.prog}: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="tidegate", description="An LLM streaming gateway for home servers.")
+    parser.add_argument("--version", action="version", version=f"tidegate {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def verb(name: str, text: str, *, json: bool = False) -> argparse.ArgumentParser:
+        return _add(verbs, name, text, json=json)
+
+    run = verb("run", "serve in the foreground; what service managers start")
+    run.add_argument("--log-file", type=Path, metavar="FILE", help="log there, not to stderr")
+    run.add_argument(
+        "--park",
+        action="store_true",
+        help="on a bad config stay up, say why on every route, and serve once it is mended",
+    )
+    verb("start", "serve in the background, on a machine without a service manager")
+    verb("stop", "finish the answers in flight and stop")
+    verb("restart", "stop, then start in the background")
+    verb("status", "how it is: memory, runs, what was swept and why", json=True)
+    verb("runs", "the answers that are held", json=True)
+    sweep = verb("sweep", "release what is stale now", json=True)
+    sweep.add_argument(
+        "--finished", action="store_true", help="also answers that are only kept for resuming"
+    )
+    recycle = verb("recycle", "replace the worker; nobody is cut off")
+    recycle.add_argument(
+        "--no-wait", action="store_true", help="return when the new worker is ready"
+    )
+    verb("reload", "read the config file and the tokens again")
+    verb("check", "say whether the config file is good", json=True)
+    _add_token(verbs)
+    verb("version", "versions of tidegate and what it runs on", json=True)
+    return parser
+
+
+def _add_token(verbs: argparse._SubParsersAction[_Parser]) -> None:
+    token = verbs.add_parser("token", help="who may come in", description="Who may come in.")
+    inner = token.add_subparsers(dest="token_verb", metavar="VERB", required=True)
+    new = _add(inner, "new", "make a token and print it, once")
+    new.add_argument("name", metavar="NAME", help="whose it is, or for what")
+    _add(inner, "list", "the names of the tokens", json=True)
+    revoke = _add(inner, "revoke", "take a token back")
+    revoke.add_argument("which", metavar="NAME", help="its name, or how its SHA-256 begins")
+
+
+def _add(
+    verbs: argparse._SubParsersAction[_Parser], name: str, text: str, *, json: bool = False
+) -> argparse.ArgumentParser:
+    """A verb; every one of them takes the three places."""
+    parser = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="the config file")
+    parser.add_argument("--state-dir", type=Path, metavar="DIR", help="for tokens and logs")
+    parser.add_argument("--runtime-dir", type=Path, metavar="DIR", help="for sockets and the pid")
+    if json:
+        parser.add_argument("--json", action="store_true", help="for programs")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""`tidegate run`: find the places, then become the watchdog."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from tidegate import config
+from tidegate.cli.here import find_places
+from tidegate.core.message import Ready
+from tidegate.places import make_private
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until told to stop; the watchdog's exit code."""
+    places = find_places(arguments)
+    log_file = arguments.log_file.absolute() if arguments.log_file else None
+    os.umask(0o077)  # logs, evidence and sockets are their owner's affair
+    make_private(places.state_dir)
+    make_private(places.runtime_dir)
+
+    loaded: config.LoadedConfig | None = None
+
+    def load() -> config.LoadedConfig:
+        nonlocal loaded
+        loaded = config.load(places.named_config, places.state_dir)
+        return loaded
+
+    def banner(ready: Ready, addresses: list[str]) -> None:
+        from tidegate.cli.banner import banner_text, print_calmly
+
+        has_tokens = loaded is not None and bool(loaded.tokens)
+        print_calmly(banner_text(ready, addresses, places, log_file, has_tokens=has_tokens))
+
+    from tidegate.service import watchdog
+
+    return watchdog.run(
+        load=load,
+        runtime_dir=places.runtime_dir,
+        state_dir=places.state_dir,
+        log_file=log_file,
+        park=arguments.park,
+        banner=banner,
+    )

@@ -1,0 +1,170 @@
+"""The answers of a running tidegate as a person likes to read them.
+
+Reasons and errors come from upstreams and clients, so they are made printable first: an escape
+sequence in an error text must not reach the terminal.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tidegate.cli.answers import (
+    Restart,
+    Status,
+    SweepResult,
+    SweptStatus,
+    UpstreamState,
+    WorkerStatus,
+)
+from tidegate.core.message import RunSummary
+
+_LEVELS = ("normal", "tidy", "squeeze", "shed", "hard shed", "last")
+_WIDE = 500  # columns when nobody looks: a program that reads tables wants no wrapped lines
+
+
+def swept_text(swept: SweepResult) -> str:
+    """One line, and one more for each reason."""
+    if not swept.runs:
+        return "Nothing to sweep."
+    lines = [f"Swept {_count(swept.runs, 'run')}, {size_text(swept.bytes)}."]
+    lines += [f"  {runs}: {_printable(reason)}" for reason, runs in swept.reasons.items()]
+    return "\n".join(lines)
+
+
+def show_status(status: Status, console: Console | None = None) -> None:
+    """One calm screen."""
+    console = console or _console()
+    headline = f"tidegate {status.version} is {status.state}, up {duration_text(status.uptime_s)}"
+    console.print(Text(_printable(headline), style="bold"))
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True, min_width=10)
+    grid.add_column(overflow="fold")
+    for name, lines in _status_rows(status):
+        for n, line in enumerate(lines):
+            grid.add_row("" if n else f"  {name}", Text(_printable(line)))
+    console.print(grid)
+
+
+def _status_rows(status: Status) -> Iterable[tuple[str, list[str]]]:
+    memory = status.memory
+    yield "Listening", [", ".join(status.listen) or "nowhere"]
+    yield "Watchdog", [f"pid {status.watchdog.pid}, {size_text(status.watchdog.rss_bytes)}"]
+    yield "Workers", [_worker_text(worker) for worker in status.workers] or ["none"]
+    yield (
+        "Memory",
+        [
+            f"{_of(memory.used_bytes, memory.budget_bytes)}, level {memory.level}: "
+            f"{_LEVELS[min(memory.level, len(_LEVELS) - 1)]}"
+            + (" (observing only)" if memory.mode == "observe" else ""),
+            f"{size_text(memory.ledger_bytes)} of it in runs, "
+            f"{size_text(memory.unexplained_bytes)} unexplained",
+            f"budget from {memory.budget_source}" if memory.budget_source else "no budget",
+        ],
+    )
+    runs = status.runs
+    yield "Runs", [f"{runs.active} active, {runs.finished} kept for resuming, {runs.total} in all"]
+    yield "Swept", _swept_lines(status.swept)
+    yield "Recycles", [str(status.recycles)]
+    yield "Restarts", [_restart_text(restart) for restart in status.restarts[-3:]] or ["none"]
+    yield "Upstreams", [_upstream_text(upstream) for upstream in status.upstreams] or ["none"]
+
+
+def show_runs(runs: list[RunSummary], console: Console | None = None) -> None:
+    """A table; newest first, as they come."""
+    console = console or _console()
+    if not runs:
+        console.print("No runs are held.")
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("run", "state", "model", "upstream"):
+        table.add_column(name, overflow="fold")
+    for name in ("age", "events", "held", "readers"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("reason", overflow="fold")
+    now_s = time.time()
+    for run in runs:
+        cells = (
+            run.id,
+            run.state,
+            run.model,
+            run.upstream or "-",
+            duration_text(max(now_s - run.created, 0)),
+            str(run.next_seq),
+            size_text(run.bytes),
+            str(run.subscribers),
+            run.reason or "",
+        )
+        table.add_row(*(Text(_printable(cell)) for cell in cells))
+    console.print(table)
+
+
+def size_text(size: int) -> str:
+    """ "212 MiB": three digits are enough to judge by."""
+    if abs(size) < 1024:
+        return f"{size} bytes"
+    amount, units = size / 1024, ["KiB", "MiB", "GiB"]
+    while abs(amount) >= 1000 and len(units) > 1:
+        amount /= 1024
+        units.pop(0)
+    return f"{amount:.0f} {units[0]}" if abs(amount) >= 100 else f"{amount:.3g} {units[0]}"
+
+
+def duration_text(seconds: float) -> str:
+    """ "9 d 4 h": the two units that matter."""
+    minutes, whole_seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {whole_seconds} s" if minutes else f"{whole_seconds} s"
+
+
+def _worker_text(worker: WorkerStatus) -> str:
+    heard = worker.heartbeat_age_s
+    beat = "no heartbeat yet" if heard is None else f"heartbeat {heard:.1f} s ago"
+    return (
+        f"pid {worker.pid}, generation {worker.generation}, {worker.state}, "
+        f"{size_text(worker.rss_bytes)}, {beat}, loop lag {worker.loop_lag_ms:.0f} ms"
+    )
+
+
+def _swept_lines(swept: SweptStatus) -> list[str]:
+    if not swept.runs:
+        return ["nothing so far"]
+    lines = [f"{_count(swept.runs, 'run')}, {size_text(swept.bytes)}"]
+    return [*lines, f"last: {swept.last_reason}"] if swept.last_reason else lines
+
+
+def _restart_text(restart: Restart) -> str:
+    at = restart.at
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(at)) if isinstance(at, float) else at
+    return f"{when}  {restart.reason}"
+
+
+def _upstream_text(upstream: UpstreamState) -> str:
+    text = f"{upstream.name}: {upstream.state}, {upstream.active} active, {upstream.queued} queued"
+    return f"{text}; last error: {upstream.last_error}" if upstream.last_error else text
+
+
+def _of(used: int, budget: int) -> str:
+    return f"{size_text(used)} of {size_text(budget)}" if budget else size_text(used)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def _console() -> Console:
+    return Console(highlight=False) if sys.stdout.isatty() else Console(width=_WIDE)

@@ -1,0 +1,69 @@
+"""`tidegate token`: make, list and take back tokens. A running tidegate obeys at once."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from tidegate import config, tokens
+from tidegate.cli.ask import ask
+from tidegate.cli.failure import NOT_RUNNING, REFUSED, Failure
+from tidegate.cli.here import find_places
+from tidegate.core.message import ControlRequest
+from tidegate.places import Places, make_private
+
+
+def new(arguments: argparse.Namespace) -> int:
+    """Print a new token, alone on stdout, so that a script can keep it."""
+    places = find_places(arguments)
+    make_private(places.state_dir)
+    plaintext = tokens.new(_file(places), arguments.name)
+    print(plaintext, flush=True)
+    print("Keep it: it is stored as a hash and cannot be shown again.", file=sys.stderr)
+    _tell_the_running_one(places, "the token is made, but not yet accepted")
+    return 0
+
+
+def listing(arguments: argparse.Namespace) -> int:
+    """Print the names; a token itself is nowhere to be found."""
+    known = tokens.read(_file(find_places(arguments)))
+    if arguments.json:
+        print(msgspec.json.encode(known).decode())
+        return 0
+    for token in known:
+        print(f"{token.sha256[:12]}  {token.created:<25}  {token.name}")
+    if not known:
+        print("There is no token; nobody is asked for one.", file=sys.stderr)
+    return 0
+
+
+def revoke(arguments: argparse.Namespace) -> int:
+    """Take a token back."""
+    places = find_places(arguments)
+    token = tokens.revoke(_file(places), arguments.which)
+    print(f"Revoked {token.name}.", flush=True)
+    _tell_the_running_one(places, "the token is gone from the file, but is STILL ACCEPTED")
+    return 0
+
+
+def _file(places: Places) -> Path:
+    return config.tokens_path(places.named_config, places.state_dir)
+
+
+def _tell_the_running_one(places: Places, otherwise: str) -> None:
+    try:
+        ask(places, ControlRequest(verb="reload"))
+    except Failure as failure:
+        if failure.code != NOT_RUNNING:
+            raise Failure(f"{otherwise}: {failure}", REFUSED) from failure
+
+
+VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "new": new,
+    "list": listing,
+    "revoke": revoke,
+}
