@@ -494,7 +494,8 @@ static double delay_us(double part)
 
 static void report(double window_s, double total_s)
 {
-    qsort(delays_ns, delays, sizeof *delays_ns, by_delay);
+    if (delays > 0)
+        qsort(delays_ns, delays, sizeof *delays_ns, by_delay);
     printf("{\"window_s\":%.6f,\"answers\":%" PRIu64 ",\"events\":%" PRIu64 ",\"bytes\":%" PRIu64
            ",\"all_s\":%.6f,\"all_answers\":%" PRIu64 ",\"all_events\":%" PRIu64
            ",\"all_bytes\":%" PRIu64 ",\"connects\":%" PRIu64 ",\"errors\":%" PRIu64
