@@ -321,8 +321,11 @@ static void take_request(struct connection *c, uint64_t now)
 {
     c->request[c->request_length] = '\0';
     char *end = strstr(c->request, "\r\n\r\n");
-    if (end == NULL)
+    if (end == NULL) {
+        if (c->request_length == REQUEST_MAX - 1)
+            close_connection(c);
         return;
+    }
     *end = '\0';
     const char *announced = strcasestr(c->request, "\r\ncontent-length:");
     size_t body_length = announced == NULL ? 0 : strtoul(announced + 17, NULL, 10);
