@@ -1,0 +1,188 @@
+"""control.sock: the command line asks one line, the watchdog answers one line.
+
+The socket is for its owner alone (0600), which is all the authority there is. Clients are few,
+their line is short and has a deadline, and none of them can make the watchdog wait.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from tidegate.core.message import MAX_LINE_BYTES, ControlReply, ControlRequest
+from tidegate.service.channel import ChannelError, LineSplitter
+
+SOCKET_NAME = "control.sock"
+MAX_CLIENTS = 32  # a person and a few scripts; more are told to come back
+REQUEST_LIMIT_S = 5.0  # for the line to arrive, and for the answer to be read
+MAX_REQUEST_BYTES = 4096
+_READ_BYTES = 64 * 1024
+
+
+class NotRunning(Exception):
+    """Nobody answers at the control socket."""
+
+
+class Client:
+    """One connection: it sends a request, waits for the answer, and goes."""
+
+    def __init__(self, sock: socket.socket, deadline_s: float) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self.deadline_s: float | None = deadline_s  # None while the watchdog owes the answer
+        self.splitter = LineSplitter(MAX_REQUEST_BYTES)
+        self.unsent = b""
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether its line is still to come."""
+        return self.deadline_s is not None and not self.unsent
+
+
+class ControlServer:
+    """The watchdog's side. `on_request(client, request)` answers now or later by `reply`."""
+
+    def __init__(
+        self,
+        path: Path,
+        selector: selectors.BaseSelector,
+        on_request: Callable[[Client, ControlRequest], None],
+        clock: Callable[[], float],
+    ) -> None:
+        """Listen. The caller holds the pid file's lock, so whatever lies there is dead."""
+        self._path = path
+        self._selector = selector
+        self._on_request = on_request
+        self._clock = clock
+        self._clients: set[Client] = set()
+        path.unlink(missing_ok=True)
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        former_umask = os.umask(0o177)
+        try:
+            self._sock.bind(str(path))
+        finally:
+            os.umask(former_umask)
+        self._sock.listen(MAX_CLIENTS)
+        self._sock.setblocking(False)
+        selector.register(self._sock, selectors.EVENT_READ, self._accept)
+
+    def __repr__(self) -> str:
+        return f"<ControlServer {self._path} clients={len(self._clients)}>"
+
+    def reply(self, client: Client, answer: ControlReply) -> None:
+        """Answer and hang up once the answer has been read. A client that went is no fault."""
+        if client not in self._clients:
+            return
+        client.unsent = msgspec.json.encode(answer) + b"\n"
+        client.deadline_s = self._clock() + REQUEST_LIMIT_S
+        self._write(client)
+
+    def drop_late(self) -> None:
+        """Hang up on clients that neither asked nor read in time."""
+        now_s = self._clock()
+        for client in list(self._clients):
+            if client.deadline_s is not None and now_s > client.deadline_s:
+                self._drop(client)
+
+    def close(self) -> None:
+        """Hang up on all and remove the socket."""
+        for client in list(self._clients):
+            self._drop(client)
+        self._selector.unregister(self._sock)
+        self._sock.close()
+        self._path.unlink(missing_ok=True)
+
+    def _accept(self, _mask: int) -> None:
+        try:
+            sock, _ = self._sock.accept()
+        except OSError:  # it went again, or we are out of descriptors: the next turn retries
+            return
+        client = Client(sock, self._clock() + REQUEST_LIMIT_S)
+        self._clients.add(client)
+        self._selector.register(sock, selectors.EVENT_READ, lambda mask: self._turn(client, mask))
+        if len(self._clients) > MAX_CLIENTS:
+            self._make_room(client)
+
+    def _make_room(self, newcomer: Client) -> None:
+        """A silent client goes first, so that `status` is always answered."""
+        silent = [c for c in self._clients if c.is_asking and c is not newcomer]
+        if silent:
+            self._drop(min(silent, key=lambda c: c.deadline_s or 0.0))
+        else:
+            self.reply(newcomer, ControlReply(ok=False, error="too many commands at once"))
+
+    def _turn(self, client: Client, mask: int) -> None:
+        if mask & selectors.EVENT_WRITE:
+            self._write(client)
+        elif mask & selectors.EVENT_READ:
+            self._read(client)
+
+    def _read(self, client: Client) -> None:
+        try:
+            data = client.sock.recv(_READ_BYTES)
+            lines = list(client.splitter.feed(data))
+        except BlockingIOError:
+            return
+        except (OSError, ChannelError):
+            self._drop(client)
+            return
+        if not data:  # it gave up waiting
+            self._drop(client)
+        elif lines and client.is_asking:
+            self._request(client, lines[0])
+
+    def _request(self, client: Client, line: bytes) -> None:
+        try:
+            request = msgspec.json.decode(line, type=ControlRequest)
+        except msgspec.MsgspecError as error:
+            self.reply(client, ControlReply(ok=False, error=f"not a request: {error}"))
+            return
+        client.deadline_s = None  # the answer has its own limit from here
+        self._on_request(client, request)
+
+    def _write(self, client: Client) -> None:
+        try:
+            client.unsent = client.unsent[client.sock.send(client.unsent) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            client.unsent = b""
+        if not client.unsent:
+            self._drop(client)
+            return
+        self._selector.modify(
+            client.sock, selectors.EVENT_WRITE, lambda mask: self._turn(client, mask)
+        )
+
+    def _drop(self, client: Client) -> None:
+        self._clients.discard(client)
+        self._selector.unregister(client.sock)
+        client.sock.close()
+
+
+def ask(runtime_dir: Path, request: ControlRequest, timeout_s: float) -> ControlReply:
+    """Ask the running watchdog. Raises NotRunning, or TimeoutError when no answer comes."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(timeout_s)
+        try:
+            sock.connect(str(runtime_dir / SOCKET_NAME))
+            sock.sendall(msgspec.json.encode(request) + b"\n")
+            line = next(_lines(sock), None)
+        except TimeoutError:
+            raise
+        except OSError as error:
+            raise NotRunning(f"{runtime_dir / SOCKET_NAME}: {error.strerror or error}") from error
+    if line is None:
+        raise NotRunning("tidegate ended before it answered")
+    return msgspec.json.decode(line, type=ControlReply)
+
+
+def _lines(sock: socket.socket) -> Iterator[bytes]:
+    splitter = LineSplitter(MAX_LINE_BYTES)
+    while data := sock.recv(_READ_BYTES):
+        yield from splitter.feed(data)

@@ -1,0 +1,145 @@
+"""Processes: starting a worker, ending it, and the lock that lets only one watchdog live.
+
+A worker inherits its end of the channel and the listening sockets, and nothing of the service
+manager: what systemd hears comes from the watchdog alone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tidegate.core.message import Heartbeat
+from tidegate.service import log
+from tidegate.service.channel import Channel
+
+WORKER_COMMAND = (sys.executable, "-m", "tidegate.service.worker")
+_MANAGERS = ("NOTIFY_", "WATCHDOG_", "LISTEN_", "MEMORY_PRESSURE_")
+
+
+class AlreadyRunning(Exception):
+    """Another watchdog holds the pid file."""
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One worker process and what it last said."""
+
+    number: int
+    popen: subprocess.Popen[bytes]
+    channel: Channel
+    socket_path: Path  # where it listens for the other generation
+    former_accepts: bool = True  # until it says that it drains, or is gone
+    beat: Heartbeat | None = None
+    base_bytes: int | None = None  # resident when it became ready
+    last_words: str | None = None  # why it said it could not go on
+    condemned: str | None = None  # why we end it
+    kill_at_s: float | None = None
+
+    @property
+    def pid(self) -> int:
+        """Of the process, which stays ours until it has been reaped."""
+        return self.popen.pid
+
+    def begin_end(self, now_s: float, wait_s: float, *, stacks: bool) -> None:
+        """End it: at most `wait_s` for the stacks to be written, then SIGKILL regardless."""
+        if self.kill_at_s is not None or self.popen.poll() is not None:
+            return
+        self.kill_at_s = now_s
+        if stacks:
+            self._signal(signal.SIGUSR1)  # faulthandler writes where every thread stands
+            self._signal(signal.SIGCONT)  # a stopped process writes nothing
+            self.kill_at_s = now_s + wait_s
+        self.kill_if_due(now_s)
+
+    def kill_if_due(self, now_s: float) -> None:
+        """The second half of `begin_end`."""
+        if self.kill_at_s is not None and now_s >= self.kill_at_s:
+            self._signal(signal.SIGKILL)
+
+    def how_it_ended(self) -> str:
+        """One phrase for the log: what was said or seen last, and the exit."""
+        code = self.popen.returncode
+        exit_text = f"killed by {_signal_name(-code)}" if code < 0 else f"exit {code}"
+        if why := self.condemned or self.last_words:
+            return f"{why} ({exit_text})"
+        return exit_text
+
+    def close(self) -> None:
+        """Give back what is left of it. The process must have been reaped."""
+        self.channel.close()
+        self.socket_path.unlink(missing_ok=True)
+
+    def _signal(self, number: signal.Signals) -> None:
+        self.popen.send_signal(number)  # does nothing to a process that was reaped
+
+
+def spawn(
+    command: Sequence[str], number: int, socket_path: Path, inherited: Sequence[int]
+) -> Worker:
+    """Start generation `number`. Raises OSError."""
+    ours, theirs = socket.socketpair()
+    try:
+        popen = subprocess.Popen(  # noqa: S603  (our own command)
+            [*command, "--channel", str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            env=worker_environment(os.environ),
+            pass_fds=(theirs.fileno(), *inherited),
+        )
+    except OSError:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return Worker(number=number, popen=popen, channel=Channel(ours), socket_path=socket_path)
+
+
+def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Ours, without what speaks to the service manager, and with the log's place."""
+    kept = {k: v for k, v in environ.items() if not k.startswith(_MANAGERS)}
+    if file := log.current_file():
+        kept[log.FILE_VARIABLE] = str(file)
+    return kept
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal has no name
+        return f"signal {number}"
+
+
+@dataclass(slots=True)
+class PidFile:
+    """A locked file that names us. The lock, not the file's being there, is what counts."""
+
+    path: Path
+    _fd: int = field(default=-1)
+
+    def hold(self) -> None:
+        """Lock it for life. Raises AlreadyRunning, which says who holds it, or OSError."""
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(fd, 32).decode("ascii", "replace").strip() or "unknown"
+            os.close(fd)
+            raise AlreadyRunning(
+                f"tidegate is already running with process id {holder} ({self.path}); "
+                "stop it first (`tidegate stop`) or give this one its own --runtime-dir"
+            ) from None
+        os.ftruncate(fd, 0)
+        os.write(fd, f"{os.getpid()}\n".encode())
+        self._fd = fd
+
+    def release(self) -> None:
+        """Empty it and let go. It is not removed: another may have opened it already."""
+        os.ftruncate(self._fd, 0)
+        os.close(self._fd)
