@@ -27,14 +27,17 @@ def read(path: Path, *, max_bytes: int, private: bool) -> bytes:
         raise
     except OSError as error:
         raise UnreadableFile(f"{path}: {error.strerror}") from error
-    with os.fdopen(fd, "rb") as file:
+    try:
         # Asked of the open file, for the path may lead elsewhere a moment later.
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             raise UnreadableFile(f"{path}: not a regular file")
         if private:
             _check_private(path, found)
-        content = file.read(max_bytes + 1)
+        with os.fdopen(fd, "rb", closefd=False) as file:
+            content = file.read(max_bytes + 1)
+    finally:
+        os.close(fd)
     if len(content) > max_bytes:
         raise UnreadableFile(f"{path}: larger than {max_bytes} bytes")
     return content

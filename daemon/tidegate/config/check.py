@@ -79,7 +79,7 @@ def _listen(settings: Settings) -> Iterator[Problem]:
     for address in settings.listen:
         if text := _listen_problem(address):
             yield Problem("listen", text)
-    for address in _repeated(settings.listen):
+    for _, address in _repeated(settings.listen):
         if not address.endswith(":0"):
             yield Problem("listen", f"{address} is there twice")
 
@@ -170,8 +170,8 @@ def _upstreams(settings: Settings) -> Iterator[Problem]:
             yield Problem(f"{at}.url", text)
         if upstream.api_key_env is not None and upstream.api_key_file is not None:
             yield Problem(f"{at}.api_key_file", "is there beside api_key_env; keep one of them")
-    for name in _repeated([upstream.name for upstream in settings.upstreams]):
-        yield Problem("upstream", f"two are called {name!r}")
+    for n, name in _repeated([upstream.name for upstream in settings.upstreams]):
+        yield Problem(f"upstream[{n}].name", f"another one is called {name!r} already")
 
 
 def _url_problem(url: str) -> str | None:
@@ -204,10 +204,10 @@ def _models(settings: Settings) -> Iterator[Problem]:
         for target in model.targets:
             if text := _target_problem(target, names):
                 yield Problem(f"{at}.targets", text)
-        for target in _repeated(model.targets):
+        for _, target in _repeated(model.targets):
             yield Problem(f"{at}.targets", f"{target!r} is there twice")
-    for name in _repeated([model.name for model in settings.models]):
-        yield Problem("model", f"two are called {name!r}")
+    for n, name in _repeated([model.name for model in settings.models]):
+        yield Problem(f"model[{n}].name", f"another one is called {name!r} already")
 
 
 def _target_problem(target: str, upstreams: set[str]) -> str | None:
@@ -224,5 +224,10 @@ def _target_problem(target: str, upstreams: set[str]) -> str | None:
     )
 
 
-def _repeated(names: list[str]) -> list[str]:
-    return sorted({name for name in names if names.count(name) > 1})
+def _repeated(names: list[str]) -> Iterator[tuple[int, str]]:
+    """Each name that was there before, with its place."""
+    seen: set[str] = set()
+    for n, name in enumerate(names):
+        if name in seen:
+            yield n, name
+        seen.add(name)

@@ -1,0 +1,393 @@
+"""The config file: what is accepted, what is refused, and that a refusal tells where and why."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidegate import config, tokens
+from tidegate.config import ConfigError
+from tidegate.core.settings import MIB, Settings
+
+CANARY = "sk-CANARY-5d1f"
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Load a text as a config file, with an environment that has nothing else in it."""
+    state = tmp_path / "state"
+    state.mkdir()
+
+    def load_text(text: str | bytes, **environ: str) -> config.LoadedConfig:
+        path = tmp_path / "config.toml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return config.load(path, state, environ)
+
+    return load_text
+
+
+BOX = '[[upstream]]\nname = "box"\nurl = "http://127.0.0.1:8080"\n'
+
+
+def test_empty_file_gives_the_defaults(load):
+    """An empty file means the defaults, every one of them."""
+    loaded = load("")
+    assert loaded.settings == Settings()
+    assert (loaded.secrets, loaded.tokens, loaded.warnings) == ({}, [], [])
+
+
+def test_every_documented_key_arrives(load):
+    """Each kind of setting in a full file ends up in its field, sizes as bytes."""
+    settings = load(
+        """
+        listen = ["127.0.0.1:0", "[::1]:8433", "unix:/run/x.sock"]
+        allowed_hosts = ["example.com", "*.example.org:8433", "[fd00::1]"]
+        [limits]
+        idle_s = 7
+        window = "512KiB"
+        max_body = 2048
+        [memory]
+        budget = "1.5GiB"
+        mode = "observe"
+        [drain]
+        stop_limit_s = 0
+        [auth]
+        allow_without_token = true
+        [[upstream]]
+        name = "box"
+        url = "https://api.example.com:8443/v1"
+        max_concurrent = 4
+        [upstream.limits]
+        total_s = 60.5
+        [[upstream]]
+        name = "sock"
+        url = "unix:/run/llama.sock"
+        [[model]]
+        name = "fast"
+        targets = ["box/qwen3", "sock/org/name:tag"]
+        [model.limits]
+        window = "1MiB"
+        """
+    ).settings
+    assert settings.listen == ["127.0.0.1:0", "[::1]:8433", "unix:/run/x.sock"]
+    assert settings.limits.idle_s == 7.0
+    assert settings.limits.window_bytes == MIB // 2
+    assert settings.limits.max_body_bytes == 2048
+    assert settings.memory.budget_bytes == 1536 * MIB
+    assert settings.memory.mode == "observe"
+    assert settings.drain.stop_limit_s == 0
+    assert settings.upstreams[0].limits.over(settings.limits).total_s == 60.5
+    assert settings.models[0].targets[1] == "sock/org/name:tag"
+    assert settings.models[0].limits.window_bytes == MIB
+
+
+def test_one_address_may_stand_alone_and_auto_is_none(load):
+    """`listen` may be one text, and the budget "auto"; a byte order mark is no error."""
+    settings = load(b'\xef\xbb\xbflisten = "127.0.0.1:9"\nmemory.budget = "auto"').settings
+    assert settings.listen == ["127.0.0.1:9"]
+    assert settings.memory.budget_bytes is None
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key", "says"),
+    [
+        ("listn = 1", 1, "listn", "did you mean listen?"),
+        ("\nidle_s = 1", 2, "idle_s", r"belongs under \[limits\]"),
+        ("[limits]\nidles = 1", 2, "limits.idles", "did you mean idle_s?"),
+        ("zzz = 1", 1, "zzz", "unknown key$"),
+        ('[limits]\nidle_s = "2m"', 2, "limits.idle_s", "a number of seconds"),
+        ("[limits]\nidle_s = true", 2, "limits.idle_s", "a number of seconds"),
+        ("limits.idle_s = 2020-01-01", 1, "limits.idle_s", "a number of seconds"),
+        ("limits = {idle_s = 0}", 1, "limits.idle_s", "at least 0.001 s"),
+        ("[limits]\ntotal_s = 0", 2, "limits.total_s", "at least"),
+        ("[limits]\ntotal_s = -1", 2, "limits.total_s", "at least"),
+        ("[limits]\ntotal_s = nan", 2, "limits.total_s", "finite"),
+        ("[limits]\ntotal_s = inf", 2, "limits.total_s", "finite"),
+        ("[limits]\ntotal_s = 1e300", 2, "limits.total_s", "at most"),
+        ("[limits]\ngrace_s = -0.1", 2, "limits.grace_s", "at least 0 s"),
+        ("[limits]\nmax_queued = 1.5", 2, "limits.max_queued", "whole number"),
+        ("[limits]\nmax_queued = 99999999999999999999", 2, "limits.max_queued", "at most 1000000"),
+        ('[limits]\nwindow = "4MB"', 2, "limits.window", "must be a size"),
+        ('[limits]\nwindow = "auto"', 2, "limits.window", "must be a size"),
+        ("[limits]\nwindow = 4.5", 2, "limits.window", "must be a size"),
+        ("[limits]\nwindow = true", 2, "limits.window", "must be a size"),
+        ("[limits]\nwindow = -4", 2, "limits.window", "at least 64KiB"),
+        ('[limits]\nwindow = "2048GiB"', 2, "limits.window", "at most 1024GiB"),
+        ("limits = 3", 1, "limits", "must be a table"),
+        ('[memory]\nbudget = "127MiB"', 2, "memory.budget", "at least 128MiB"),
+        ('[memory]\nmode = "off"', 2, "memory.mode", '"enforce" or "observe"'),
+        ("[drain]\nstop_limit_s = -1", 2, "drain.stop_limit_s", "at least 0 s"),
+        ("[drain]\nrecycle_limit_s = 0", 2, "drain.recycle_limit_s", "at least"),
+        ('[auth]\nallow_without_token = "yes"', 2, "auth.allow_without_token", "true or false"),
+        ('[auth]\ntokens_file = ""', 2, "auth.tokens_file", "name of a file"),
+        ("listen = []", 1, "listen", "is empty"),
+        ("listen = 8433", 1, "listen", "list of texts"),
+        ('listen = ":8433"', 1, "listen", "is no address"),
+        ('listen = "127.0.0.1"', 1, "listen", "is no address"),
+        ('listen = "127.0.0.1:65536"', 1, "listen", "is no address"),
+        ('listen = "127.0.0.256:1"', 1, "listen", "is no address"),
+        ('listen = "::1:8433"', 1, "listen", "is no address"),
+        ('listen = "[::g]:8433"', 1, "listen", "is no address"),
+        ('listen = "http://127.0.0.1:1"', 1, "listen", "is no address"),
+        ('listen = "unix:run/x"', 1, "listen", "absolute path"),
+        (f'listen = "unix:/{"x" * 110}"', 1, "listen", "103 bytes"),
+        ('listen = ["127.0.0.1:1", "127.0.0.1:1"]', 1, "listen", "twice"),
+        ('allowed_hosts = ["*"]', 1, "allowed_hosts[0]", "is no host"),
+        ('allowed_hosts = ["http://x"]', 1, "allowed_hosts[0]", "is no host"),
+        ('allowed_hosts = ["a b"]', 1, "allowed_hosts[0]", "is no host"),
+        ('upstream = "box"', 1, "upstream", r"begun by \[\[upstream\]\]"),
+        ('[[upstream]]\nname = "box"', 1, "upstream[0].url", "is missing"),
+        (f'{BOX}[[upstream]]\nname = "a/b"\nurl = "http://x"', 5, "upstream[1].name", "letters"),
+        (f"{BOX}{BOX}", 5, "upstream[1].name", "'box' already"),
+        (f"{BOX}[upstream.limits]\nidles=1", 5, "upstream[0].limits.idles", "did you mean idle_s"),
+        (f'{BOX}[[model]]\nname="f"\ntargets=[]', 6, "model[0].targets", "is empty"),
+        (f'{BOX}[[model]]\nname="f"\ntargets=["bax/m"]', 6, "model[0].targets", "mean 'box'"),
+        (f'{BOX}[[model]]\nname="f"\ntargets=["box"]', 6, "model[0].targets", "upstream/model"),
+        (f'{BOX}[[model]]\nname="f"\ntargets=["box/"]', 6, "model[0].targets", "upstream/model"),
+        (f'{BOX}[[model]]\nname="f"\ntargets=["box/m","box/m"]', 6, "model[0].targets", "twice"),
+        (f'{BOX}[[model]]\nname=""\ntargets=["box/m"]', 5, "model[0].name", "printable"),
+        (f'{BOX}[[model]]\nname="box/m"\ntargets=["box/m"]', 5, "model[0].name", "hide"),
+    ],
+)
+def test_mistakes_name_line_key_and_remedy(load, tmp_path, text, line, key, says):
+    """A mistake is answered with the file, the line, the key path and what would be right."""
+    with pytest.raises(ConfigError) as caught:
+        load(text)
+    first = str(caught.value).splitlines()[0]
+    place = f"{tmp_path / 'config.toml'}:{line}: {key}: "
+    assert first.startswith(place)
+    assert re.search(says, first)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "127.0.0.1:8080",
+        "ftp://x",
+        "http://",
+        "http://x:0x50",
+        "http://x:99999",
+        "http://x y/",
+        "http://x/?key=1",
+        "http://x/#f",
+        "http://[::1/",
+        "http://x/\\u0000",
+        "http://user:secret@x/",
+        "unix:x",
+        "//x",
+    ],
+)
+def test_urls_that_are_none_are_refused_without_being_repeated(load, url):
+    """A bad URL is refused, and its text, which may hold a password, is not repeated."""
+    with pytest.raises(ConfigError, match=r"upstream\[0\]\.url: must be|hold no|needs") as caught:
+        load(f'[[upstream]]\nname = "box"\nurl = "{url}"')
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("a = = 2", ":1:5: "),
+        ('a = 1\nb = "x', ":2"),
+        ("a = [1,\n2", ":2: "),
+        ("[a]\n[a]", ":2:3: "),
+        (b"a = 1\nb = '\xff'", ":2: not UTF-8"),
+        ("a = " + "[" * 100_000, ""),
+    ],
+)
+def test_syntax_errors_name_line_and_column(load, text, place):
+    """A file that is no TOML is refused with the place where the parser stopped."""
+    with pytest.raises(ConfigError) as caught:
+        load(text)
+    assert f"config.toml{place}" in str(caught.value)
+
+
+def test_all_mistakes_are_said_at_once(load):
+    """Three mistakes give three lines."""
+    with pytest.raises(ConfigError) as caught:
+        load('listn = 1\n[limits]\nidle_s = "x"\nwindow = 3')
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_named_file_must_exist_and_usual_one_need_not(tmp_path, monkeypatch):
+    """A missing file is an error only when somebody asked for it by name."""
+    monkeypatch.setattr("tidegate.places.SYSTEM_CONFIG_DIR", tmp_path / "nowhere")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match="there is no such file"):
+        config.load(tmp_path / "config.toml", tmp_path, {})
+    loaded = config.load(None, tmp_path, {})
+    assert loaded.path is None
+    assert loaded.settings == Settings()
+
+
+def test_usual_file_is_read_once_it_is_there(tmp_path, monkeypatch):
+    """Without a named file, the one in the usual place is read."""
+    monkeypatch.setattr("tidegate.places.SYSTEM_CONFIG_DIR", tmp_path / "nowhere")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    usual = tmp_path / "tidegate" / "config.toml"
+    usual.parent.mkdir()
+    usual.write_text("limits.idle_s = 9")
+    loaded = config.load(None, tmp_path, {})
+    assert (loaded.path, loaded.settings.limits.idle_s) == (usual, 9.0)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["directory", "pipe"])
+def test_what_is_no_file_is_refused_without_waiting(tmp_path, make):
+    """A directory or a named pipe in the file's place is refused at once."""
+    make(tmp_path / "config.toml")
+    with pytest.raises(ConfigError, match=r"not a regular file|directory"):
+        config.load(tmp_path / "config.toml", tmp_path, {})
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:1", "[::]:1", "192.168.1.2:1", "example.com:1"])
+def test_reachable_by_others_needs_a_token_or_the_setting(load, tmp_path, address):
+    """An address that others reach is refused until there is a token or the setting allows it."""
+    with pytest.raises(ConfigError, match=r"auth\.allow_without_token"):
+        load(f'listen = "{address}"')
+    assert load(f'listen = "{address}"\nauth.allow_without_token = true').settings
+    tokens.new(tmp_path / "state" / "tokens", "laptop")
+    assert [token.name for token in load(f'listen = "{address}"').tokens] == ["laptop"]
+
+
+@pytest.mark.parametrize("address", ["127.9.9.9:1", "[::1]:1", "[0:0::1]:1", "localhost:1"])
+def test_local_addresses_need_no_token(load, address):
+    """An address that only this computer reaches is served without a token."""
+    assert load(f'listen = "{address}"').settings.listen == [address]
+
+
+def test_listen_from_the_environment_stands_above_the_file(load):
+    """TIDEGATE_LISTEN replaces `listen`, and is judged like it."""
+    loaded = load('listen = "127.0.0.1:1"', TIDEGATE_LISTEN="127.0.0.1:2, [::1]:2")
+    assert loaded.settings.listen == ["127.0.0.1:2", "[::1]:2"]
+    with pytest.raises(ConfigError, match="is no address"):
+        load("", TIDEGATE_LISTEN="here")
+
+
+def test_damaged_or_open_tokens_file_is_an_error(load, tmp_path):
+    """A tokens file that others can read refuses the config instead of opening the door."""
+    path = tmp_path / "state" / "tokens"
+    tokens.new(path, "laptop")
+    path.chmod(0o644)
+    with pytest.raises(ConfigError, match=r"auth\.tokens_file.*chmod 600"):
+        load("")
+
+
+def test_first_tokens_place_is_known_for_a_refused_config(tmp_path):
+    """The tokens' place is known even of a config that is refused for want of a token."""
+    path = tmp_path / "config.toml"
+    path.write_text('listen = "0.0.0.0:1"\nauth.tokens_file = "mine"')
+    assert config.tokens_path(path, tmp_path) == tmp_path / "mine"
+
+
+def test_key_comes_from_the_environment(load):
+    """`api_key_env` leads to the key in the environment."""
+    loaded = load(f'{BOX}api_key_env = "BOX_KEY"', BOX_KEY=f"{CANARY}\n")
+    assert loaded.secrets == {"box": CANARY}
+    assert CANARY not in repr(loaded)
+
+
+def test_key_comes_from_a_private_file_beside_the_config(load, tmp_path):
+    """`api_key_file` is relative to the config and must be private."""
+    key = tmp_path / "box.key"
+    key.write_text(CANARY + "\n")
+    key.chmod(0o640)
+    with pytest.raises(ConfigError, match="chmod 600") as caught:
+        load(f'{BOX}api_key_file = "box.key"')
+    assert CANARY not in str(caught.value)
+    key.chmod(0o600)
+    assert load(f'{BOX}api_key_file = "box.key"').secrets == {"box": CANARY}
+
+
+def test_key_comes_from_systemd_credentials(load, tmp_path):
+    """A credential of that name is taken first, whatever its mode: systemd guards the directory."""
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    (credentials / "box.key").write_text(CANARY)
+    (credentials / "box.key").chmod(0o440)
+    loaded = load(f'{BOX}api_key_file = "box.key"', CREDENTIALS_DIRECTORY=str(credentials))
+    assert loaded.secrets == {"box": CANARY}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f'api_key = "{CANARY}"',
+        f'api_key_env = "{CANARY}"',
+        'api_key_env = ""',
+        'api_key_env = "EMPTY"',
+        'api_key_env = "TWO_LINES"',
+        'api_key_file = ""',
+        'api_key_file = "a\\u0000b"',
+        'api_key_file = "~nobody-at-all/x"',
+        'api_key_file = "missing.key"',
+        'api_key_env = "GOOD"\napi_key_file = "x"',
+        f"api_key_env = ['{CANARY}']",
+    ],
+)
+def test_keys_that_are_none_are_refused_and_never_repeated(load, line):
+    """A key in the wrong place or form is an error whose text does not hold it."""
+    with pytest.raises(ConfigError, match=r"upstream\[0\]\.api_key") as caught:
+        load(f"{BOX}{line}", EMPTY=" ", TWO_LINES=f"{CANARY}\r\nx: y", GOOD=CANARY)
+    assert CANARY not in str(caught.value)
+
+
+def test_growth_is_accepted_and_said_to_do_nothing(load):
+    """The growth periods are accepted with a warning, for nothing reads them in this version."""
+    assert load("[memory.growth]\nskip_s = 1").warnings == [
+        "memory.growth: has no effect in this version"
+    ]
+
+
+def test_recycle_limit_below_the_longest_run_is_warned_of(load):
+    """A recycle that may cut answers is said so, also when only one upstream's limit is longer."""
+    assert load("limits.total_s = 3599").warnings == []
+    [warning] = load(f"{BOX}limits = {{total_s = 7200}}").warnings
+    assert "7230 s" in warning
+
+
+@given(st.text() | st.binary())
+def test_no_text_raises_anything_but_a_config_error(tmp_path_factory, text):
+    """Whatever the file holds, the answer is a config or a ConfigError."""
+    path = tmp_path_factory.mktemp("any") / "config.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
+    with contextlib.suppress(ConfigError):
+        config.load(path, path.parent, {})
+
+
+KEYS = st.sampled_from(
+    ["listen", "limits", "memory", "upstream", "model", "auth", "name", "url", "targets", "idle_s"]
+)
+VALUES = st.recursive(
+    st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(KEYS, VALUES, max_size=4))
+def test_no_table_raises_anything_but_a_config_error(tmp_path_factory, table):
+    """Values of every wrong type in every place are answered with a ConfigError at most."""
+    path = tmp_path_factory.getbasetemp() / "table.toml"
+    path.write_text("".join(f"{key} = {_toml(value)}\n" for key, value in table.items()))
+    with contextlib.suppress(ConfigError):
+        config.load(path, path.parent, {})
+
+
+def _toml(value: object) -> str:
+    match value:
+        case bool():
+            return str(value).lower()
+        case str():
+            return '"' + "".join(f"\\U{ord(char):08x}" for char in value) + '"'
+        case list():
+            return "[" + ", ".join(map(_toml, value)) + "]"
+        case dict():
+            return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
+        case _:
+            return repr(value)
