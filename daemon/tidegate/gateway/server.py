@@ -90,7 +90,7 @@ class GatewayServer(web.Server):
     `handler` answers a request; a `Refused` that it raises is answered as it says, and anything
     else with a 500. `limits` is asked anew each time, so that a reload takes effect at once.
     While `draining`, each answer that is begun announces the end of its connection; whoever
-    writes heads by itself has to do the same.
+    writes heads by itself asks `ClientProtocol.ends_after_answer`.
     """
 
     def __init__(
@@ -302,7 +302,16 @@ class GatewayServer(web.Server):
 class ClientProtocol(RequestHandler):
     """One client connection."""
 
-    __slots__ = ("_body", "_client", "_malformed", "_server", "over_unix", "phase", "wrote_raw")
+    __slots__ = (
+        "_body",
+        "_chunked",
+        "_client",
+        "_malformed",
+        "_server",
+        "over_unix",
+        "phase",
+        "wrote_raw",
+    )
 
     def __init__(self, server: GatewayServer, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -319,6 +328,7 @@ class ClientProtocol(RequestHandler):
         self._server = server
         self._client: asyncio.Transport | None = None
         self._body: StreamReader | None = None
+        self._chunked = False
         self._malformed = False
         self.phase = Phase.GONE
         self.over_unix = False
@@ -373,16 +383,27 @@ class ClientProtocol(RequestHandler):
         if body is not None and self._messages and not body.is_eof() and body.exception() is None:
             body.set_exception(web.RequestPayloadError("broken framing"))
 
-    def begin_request(self, body: StreamReader) -> None:
+    def begin_request(self, message: RawRequestMessage, body: StreamReader) -> None:
         """A request's turn has come."""
         self._body = body
+        self._chunked = bool(message.chunked)
         self.wrote_raw = False
         self.enter(Phase.BUSY)
+
+    @property
+    def ends_after_answer(self) -> bool:
+        """Whether the answer to the request in hand must say `Connection: close`.
+
+        A draining server wants it so. And a chunked body does, whose last trailer aiohttp's
+        parser (3.14.5, in C) takes for the first header of the next request: behind a proxy
+        that shares its connections, one client could so give another's request a header.
+        """
+        return self._chunked or self._server.draining
 
     async def finish_response(
         self, request: BaseRequest, resp: StreamResponse, start_time: float | None
     ) -> tuple[StreamResponse, bool]:
-        if self._server.draining and not resp.prepared:
+        if self._chunked or (self._server.draining and not resp.prepared):
             resp.force_close()
         answer, lost = await super().finish_response(request, resp, start_time)
         self._body = None
@@ -484,5 +505,5 @@ def _begin_request(
     task: asyncio.Task[None],
 ) -> BaseRequest:
     assert isinstance(protocol, ClientProtocol)
-    protocol.begin_request(body)
+    protocol.begin_request(message, body)
     return BaseRequest(message, body, protocol, writer, task, asyncio.get_running_loop())
