@@ -1,0 +1,293 @@
+"""The verbs: what they print, what they ask, and with which code they exit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tidegate.cli import ask
+from tidegate.cli.main import main
+
+STATUS = {
+    "state": "serving",
+    "version": "0.1.0",
+    "uptime_s": 788_400.0,
+    "generation": 3,
+    "listen": ["127.0.0.1:8433"],
+    "workers": [
+        {
+            "pid": 4242,
+            "generation": 3,
+            "state": "serving",
+            "rss_bytes": 55 << 20,
+            "loop_lag_ms": 0.4,
+            "heartbeat_age_s": 0.3,
+        }
+    ],
+    "worker": None,
+    "watchdog": {"pid": 4241, "rss_bytes": 14 << 20},
+    "memory": {
+        "level": 1,
+        "budget_bytes": 1 << 30,
+        "budget_source": "a quarter of this computer's memory",
+        "used_bytes": 212 << 20,
+        "base_bytes": 40 << 20,
+        "ledger_bytes": 150 << 20,
+        "unexplained_bytes": 12 << 20,
+        "growth_bytes_per_h": None,
+        "mode": "enforce",
+    },
+    "runs": {"active": 3, "finished": 17, "total": 4021},
+    "swept": {"runs": 2, "bytes": 405_504, "last_reason": "swept: stuck 612 s, level 2"},
+    "recycles": 1,
+    "restarts": [{"at": 1_795_000_000.0, "reason": "hung", "exit": -9}],
+    "upstreams": [
+        {"name": "box", "state": "ok", "active": 2, "queued": 0, "last_error": None},
+        {
+            "name": "cloud",
+            "state": "failing",
+            "active": 0,
+            "queued": 1,
+            "last_error": "\x1b[2Jrefused",
+        },
+    ],
+}
+RUN = {
+    "id": "run_abc",
+    "object": "run",
+    "state": "streaming",
+    "reason": None,
+    "model": "[red]qwen3",
+    "upstream": "box",
+    "attempts": 1,
+    "created": 0.0,
+    "ended": None,
+    "first_seq": 0,
+    "next_seq": 812,
+    "bytes": 204_800,
+    "subscribers": 1,
+}
+
+READING = [["status"], ["runs"], ["sweep"], ["recycle"], ["reload"], ["stop"]]
+
+
+@pytest.mark.parametrize("verb", READING, ids=lambda verb: verb[0])
+def test_nobody_running_is_exit_69(tidegate, verb):
+    """A verb that needs a running tidegate says where it looked and exits with 69."""
+    code, out, err = tidegate(*verb)
+    assert (code, out) == (69, "")
+    assert "not running" in err
+    assert str(tidegate.runtime_dir) in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["dance"],
+        ["status", "--jsn"],
+        ["token"],
+        ["token", "new"],
+        ["run", "extra"],
+        ["runs", "--finished"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_exit_64(capsys, arguments):
+    """A wrong command line shows the usage and exits with 64."""
+    assert main(arguments) == 64
+    assert "usage: tidegate" in capsys.readouterr().err
+
+
+def test_help_is_no_error(capsys):
+    """The help lists every verb and exits with 0."""
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    verbs = "run start stop restart status runs sweep recycle reload check token version"
+    assert all(f"    {verb} " in out for verb in verbs.split())
+
+
+def test_status_screen_says_what_was_swept_and_why(tidegate, watchdog):
+    """The screen shows state, memory, runs, the last sweep's reason and failing upstreams."""
+    watchdog.will("status", STATUS)
+    code, out, _ = tidegate("status")
+    assert code == 0
+    assert "serving, up 9 d 3 h" in out
+    assert "212 MiB of 1 GiB, level 1: tidy" in out
+    assert "3 active, 17 kept for resuming, 4021 in all" in out
+    assert "2 runs, 396 KiB" in out
+    assert "swept: stuck 612 s, level 2" in out
+    assert "cloud: failing" in out
+    assert "hung" in out
+
+
+def test_status_lets_no_escape_sequence_through(tidegate, watchdog):
+    """An upstream's error text cannot move the cursor or clear the screen."""
+    watchdog.will("status", STATUS)
+    _, out, _ = tidegate("status")
+    assert "\x1b" not in out
+    assert "[2Jrefused" in out
+
+
+def test_status_of_one_that_is_starting_is_shown(tidegate, watchdog):
+    """A tidegate without a worker yet has a status as well."""
+    young = {**STATUS, "state": "starting", "workers": [], "upstreams": [], "restarts": []}
+    watchdog.will("status", young)
+    code, out, _ = tidegate("status")
+    assert code == 0
+    assert "is starting" in out
+
+
+def test_json_is_passed_on_unchanged(tidegate, watchdog):
+    """`--json` prints what the watchdog said, also fields that the screen does not know."""
+    watchdog.will("status", {**STATUS, "new": 1})
+    watchdog.will("runs", {"object": "list", "data": [RUN]})
+    assert json.loads(tidegate("status", "--json")[1]) == {**STATUS, "new": 1}
+    assert json.loads(tidegate("runs", "--json")[1])["data"] == [RUN]
+
+
+def test_runs_are_a_table(tidegate, watchdog):
+    """The table shows each run's id whole and a model's name as it is, brackets included."""
+    watchdog.will("runs", {"object": "list", "data": [RUN]})
+    code, out, _ = tidegate("runs")
+    assert code == 0
+    row = out.splitlines()[1]
+    assert all(cell in row for cell in ("run_abc", "[red]qwen3", "812", "200 KiB"))
+
+
+def test_no_runs_is_a_sentence(tidegate, watchdog):
+    """Without runs there is a sentence instead of an empty table."""
+    watchdog.will("runs", {"object": "list", "data": []})
+    assert tidegate("runs")[1] == "No runs are held.\n"
+
+
+def test_sweep_asks_for_finished_ones_only_when_told(tidegate, watchdog):
+    """`--finished` is passed on, and the answer says how much was released and why."""
+    watchdog.will("sweep", {"runs": 2, "bytes": 2048, "reasons": {"stuck": 2}})
+    assert tidegate("sweep")[1] == "Swept 2 runs, 2 KiB.\n  2: stuck\n"
+    tidegate("sweep", "--finished")
+    assert [request.finished for request in watchdog.requests] == [False, True]
+
+
+def test_recycle_waits_unless_told(tidegate, watchdog):
+    """`--no-wait` is passed on."""
+    watchdog.will("recycle")
+    assert tidegate("recycle")[0] == 0
+    assert tidegate("recycle", "--no-wait")[0] == 0
+    assert [request.wait for request in watchdog.requests] == [True, False]
+
+
+def test_refusals_are_told(tidegate, watchdog):
+    """A refused recycle exits with 1, a refused config with 78, each with the reason."""
+    watchdog.will("recycle", error="a recycle is under way")
+    watchdog.will("reload", error="config.toml:1: nonsense")
+    assert tidegate("recycle") == (1, "", "tidegate: a recycle is under way\n")
+    assert tidegate("reload") == (78, "", "tidegate: config.toml:1: nonsense\n")
+
+
+def test_no_answer_ends_after_a_limit(tidegate, watchdog, monkeypatch):
+    """A tidegate that accepts and says nothing is given up on, with exit 75."""
+    monkeypatch.setattr(ask.ask, "__defaults__", (0.2,))
+    code, _, err = tidegate("status")
+    assert code == 75
+    assert "no answer to status within 0.2 s" in err
+
+
+def test_check_of_a_good_config(tidegate):
+    """A good config is summed up in a few lines."""
+    tidegate.config.write_text('[[upstream]]\nname = "box"\nurl = "http://127.0.0.1:1"')
+    code, out, _ = tidegate("check")
+    assert code == 0
+    assert out.startswith(f"OK: {tidegate.config}\n")
+    assert "box" in out
+    assert json.loads(tidegate("check", "--json")[1]) == {"ok": True, "errors": [], "warnings": []}
+
+
+def test_check_of_a_bad_config_is_exit_78(tidegate):
+    """A bad config is answered with every mistake, for people and for programs."""
+    tidegate.config.write_text("a = 1\nb = 2")
+    code, out, err = tidegate("check")
+    assert (code, out) == (78, "")
+    assert err.count("unknown key") == 2
+    code, out, _ = tidegate("check", "--json")
+    assert code == 78
+    assert len(json.loads(out)["errors"]) == 2
+
+
+def test_token_is_alone_on_stdout(tidegate):
+    """A new token is all that is printed to stdout, and the list never shows it."""
+    code, out, err = tidegate("token", "new", "laptop")
+    assert code == 0
+    assert out.startswith("tg-")
+    assert out.count("\n") == 1
+    assert "cannot be shown again" in err
+    listed = tidegate("token", "list")[1]
+    assert "laptop" in listed
+    assert out.strip() not in listed
+    assert json.loads(tidegate("token", "list", "--json")[1])[0]["name"] == "laptop"
+
+
+def test_first_token_can_be_made_for_a_config_that_needs_one(tidegate):
+    """A config refused for want of a token does not keep the token from being made."""
+    tidegate.config.write_text('listen = "0.0.0.0:0"')
+    assert tidegate("check")[0] == 78
+    assert tidegate("token", "new", "phone")[0] == 0
+    assert tidegate("check")[0] == 0
+
+
+def test_token_changes_reach_a_running_one(tidegate, watchdog):
+    """Making and revoking a token each ask a running tidegate to reload."""
+    watchdog.will("reload")
+    assert tidegate("token", "new", "laptop")[0] == 0
+    assert tidegate("token", "revoke", "laptop") == (0, "Revoked laptop.\n", "")
+    assert [request.verb for request in watchdog.requests] == ["reload", "reload"]
+
+
+def test_revoked_token_that_is_still_accepted_is_said_aloud(tidegate, watchdog):
+    """When the running one refuses to reload, revoking says so and exits with 1."""
+    watchdog.will("reload", error="bad config")
+    tidegate("token", "new", "laptop")
+    code, _, err = tidegate("token", "revoke", "laptop")
+    assert code == 1
+    assert "STILL ACCEPTED: bad config" in err
+
+
+def test_revoking_nobody_is_exit_64(tidegate):
+    """A token that does not exist is a mistake in the command."""
+    code, _, err = tidegate("token", "revoke", "nobody")
+    assert code == 64
+    assert "no such token" in err
+
+
+def test_runtime_directory_too_long_is_exit_78(capsys):
+    """A runtime directory that cannot hold sockets is named before anything is tried."""
+    assert main(["status", "--runtime-dir", "/" + "x" * 100]) == 78
+    assert "--runtime-dir" in capsys.readouterr().err
+
+
+def test_version_names_what_it_runs_on(capsys):
+    """`version` shows tidegate, Python and the libraries that matter."""
+    assert main(["version", "--json"]) == 0
+    assert {"tidegate", "python", "aiohttp"} <= set(json.loads(capsys.readouterr().out))
+
+
+def test_closed_pipe_is_no_error():
+    """`tidegate version | head -0` ends quietly."""
+    command = [sys.executable, "-m", "tidegate", "version"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=30) == 0
+
+
+def test_run_loads_nothing_that_only_prints():
+    """What `run` needs before it becomes the watchdog leaves out asyncio, aiohttp and rich."""
+    code = (
+        "import sys, tidegate.cli.main, tidegate.cli.run, tidegate.service.watchdog;"
+        "print([m for m in ('asyncio','aiohttp','rich','daemon') if m in sys.modules])"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert output.stdout == b"[]\n"
