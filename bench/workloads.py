@@ -27,6 +27,7 @@ Round = dict[str, Any]
 # 3 s knows its foreign time to some 3 %.
 FOREIGN_LIMIT = 0.10
 STEAL_LIMIT = 0.02
+QUIET_LIMIT_S = 20.0  # how long a round waits for its neighbours
 
 PACE_MS = 50
 STREAMS_HELD = 1000
@@ -186,12 +187,24 @@ def measure_memory(name: str, cores: Cores) -> Round:
 
 @contextmanager
 def _start(name: str, cores: Cores) -> Iterator[tuple[int, Peer]]:
+    _wait_quiet(cores)
     with (
         tempfile.TemporaryDirectory(prefix="bench-") as folder,
         run_stub(cores.harness) as stub,
         STARTS[name](stub, cores.gateway, Path(folder)) as peer,
     ):
         yield stub.pid, peer
+
+
+def _wait_quiet(cores: Cores) -> None:
+    """Wait until nobody uses the cores, or no longer than the limit: then the round is noisy."""
+    give_up_s = time.monotonic() + QUIET_LIMIT_S
+    foreign = 1.0
+    while foreign > FOREIGN_LIMIT and time.monotonic() < give_up_s:
+        started_s, before = time.monotonic(), machine.core_time({cores.gateway, cores.harness})
+        time.sleep(0.5)
+        after = machine.core_time({cores.gateway, cores.harness})
+        foreign = 2 - (after.idle_s - before.idle_s) / (time.monotonic() - started_s)
 
 
 def _labels(workload: str, peer: Peer) -> Round:
