@@ -109,6 +109,7 @@ def test_start_status_restart_stop(free_port_config, eventually):
         assert (code, err) == (0, "")
         assert "Base URL  http://127.0.0.1:" in out
         first = detach.holder(pid_file)
+        group = os.getpgid(first)
         assert os.getsid(first) != os.getsid(0)
         assert "serving" in tidegate("status")[1]
         assert "runs already" in tidegate("start")[1]
@@ -118,7 +119,7 @@ def test_start_status_restart_stop(free_port_config, eventually):
         code, out, _ = tidegate("stop")
     assert (code, out) == (0, "Stopped.\n")
     assert detach.holder(pid_file) is None
-    eventually(lambda: not _children_of_group(first))
+    eventually(lambda: _is_empty(group))
 
 
 def test_start_that_fails_shows_the_end_of_the_log(tidegate):
@@ -134,10 +135,10 @@ def test_start_that_fails_shows_the_end_of_the_log(tidegate):
     assert "tidegate.log" in err
 
 
-def _children_of_group(leader: int) -> bool:
-    """Whether anybody of the detached session is left."""
+def _is_empty(group: int) -> bool:
+    """Whether nobody of a process group is left, the worker included."""
     try:
-        os.killpg(os.getpgid(leader), 0)
+        os.killpg(group, 0)
     except ProcessLookupError:
-        return False
-    return True
+        return True
+    return False

@@ -1,0 +1,78 @@
+# Everything happens in .venv; nothing is installed outside this directory.
+# It needs Python 3.11 or newer with venv, and nothing else. `make PYTHON=/path/to/python` names one.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?=
+CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.13 python3.12 python3.11 python3)
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --require-virtualenv
+ARGS ?=
+
+.PHONY: help run test check format bench clean
+
+help:
+	@echo "make run     serve on http://127.0.0.1:8433   (ARGS='--config FILE')"
+	@echo "make test    run the tests, at most 10 minutes (ARGS='tests/core -k window')"
+	@echo "make check   formatting, lint, types and tests: what CI runs"
+	@echo "make format  put the code into the project's form"
+	@echo "make bench   measure it beside other gateways (ARGS=--help)"
+	@echo "make clean   remove .venv and every cache"
+
+run: $(VENV)/installed
+	@exec $(BIN)/tidegate run $(ARGS)
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest --session-timeout=600 $(ARGS)
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff format --check daemon tests bench
+	$(BIN)/ruff check daemon tests bench
+	$(BIN)/mypy
+	$(MAKE) --no-print-directory test
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff format daemon tests bench
+	$(BIN)/ruff check --fix daemon tests bench
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python bench/run.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find daemon tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pip runs again only when what it would read has changed, so a second `make run` starts at once.
+$(VENV)/installed: pyproject.toml requirements.lock | $(BIN)/python
+	@echo "Installing into $(VENV) ..."
+	@$(PIP) install -r requirements.lock
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/installed-dev: requirements-dev.lock $(VENV)/installed
+	@echo "Installing the tools for tests into $(VENV) ..."
+	@$(PIP) install -r requirements-dev.lock
+	@touch $@
+
+# A candidate counts only if it runs: pyenv, for one, leaves commands that find no Python.
+$(BIN)/python:
+	@for candidate in $(CANDIDATES); do \
+	  if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    python=$$candidate; break; \
+	  fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo "tidegate needs Python 3.11 or newer. Tried: $(CANDIDATES)" >&2; \
+	  for candidate in $(CANDIDATES); do \
+	    version=$$($$candidate --version 2>/dev/null) && echo "  $$candidate is $$version: too old" >&2; \
+	  done; \
+	  echo "Install one (Debian, Ubuntu: sudo apt install python3 python3-venv;" \
+	    "macOS: brew install python@3.13), or name one: make run PYTHON=/path/to/python3" >&2; \
+	  exit 1; \
+	fi; \
+	if ! $$python -c 'import venv, ensurepip' 2>/dev/null; then \
+	  echo "$$python ($$($$python --version)) has no venv or ensurepip." >&2; \
+	  echo "Debian, Ubuntu: sudo apt install python3-venv; then run make again." >&2; \
+	  exit 1; \
+	fi; \
+	echo "Making $(VENV) with $$($$python --version) ..."; \
+	$$python -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }
