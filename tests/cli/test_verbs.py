@@ -141,6 +141,22 @@ def test_status_of_one_that_is_starting_is_shown(tidegate, watchdog):
     assert "is starting" in out
 
 
+def test_parked_one_says_why(tidegate, watchdog):
+    """A parked tidegate shows each mistake of its config."""
+    parked = {**STATUS, "state": "parked", "workers": [], "reason": "c.toml:1: a\nc.toml:2: b"}
+    watchdog.will("status", parked)
+    assert "Because" in tidegate("status")[1]
+    assert "c.toml:2: b" in tidegate("status")[1]
+
+
+def test_status_of_another_version_is_said_to_be(tidegate, watchdog):
+    """An answer without what the screen needs is a refusal with a hint, not a stack trace."""
+    watchdog.will("status", {"state": "serving"})
+    code, _, err = tidegate("status")
+    assert code == 1
+    assert "another version" in err
+
+
 def test_json_is_passed_on_unchanged(tidegate, watchdog):
     """`--json` prints what the watchdog said, also fields that the screen does not know."""
     watchdog.will("status", {**STATUS, "new": 1})

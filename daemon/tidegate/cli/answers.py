@@ -1,100 +1,25 @@
-"""What a running tidegate answers, as far as the screen shows it.
+"""What a running tidegate answers, decoded for the screen.
 
-The answers are read leniently: an unknown field is skipped, so that an older command can ask a
-newer daemon in the middle of an upgrade.
+Unknown fields are skipped, so a newer daemon can be asked. What lacks a field that the screen
+needs comes from a tidegate of another version, and is said to.
 """
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import msgspec
 from msgspec import Struct
 
+from tidegate.cli.failure import REFUSED, Failure
 from tidegate.core.message import RunSummary
+from tidegate.service.status import Status
 
-
-class WorkerStatus(Struct, frozen=True, kw_only=True):
-    """One worker in `status`."""
-
-    pid: int
-    generation: int
-    state: str
-    rss_bytes: int = 0
-    loop_lag_ms: float = 0.0
-    heartbeat_age_s: float | None = None
-
-
-class WatchdogStatus(Struct, frozen=True, kw_only=True):
-    """The watchdog in `status`."""
-
-    pid: int
-    rss_bytes: int = 0
-
-
-class MemoryStatus(Struct, frozen=True, kw_only=True):
-    """The memory guard in `status`."""
-
-    level: int = 0
-    budget_bytes: int = 0
-    budget_source: str = ""
-    used_bytes: int = 0
-    ledger_bytes: int = 0
-    unexplained_bytes: int = 0
-    mode: str = "enforce"
-
-
-class RunCounts(Struct, frozen=True, kw_only=True):
-    """The runs in `status`."""
-
-    active: int = 0
-    finished: int = 0
-    total: int = 0
-
-
-class SweptStatus(Struct, frozen=True, kw_only=True):
-    """What was swept, in `status`."""
-
-    runs: int = 0
-    bytes: int = 0
-    last_reason: str | None = None
-
-
-class Restart(Struct, frozen=True, kw_only=True):
-    """A worker that ended when it should not have."""
-
-    at: float | str
-    reason: str
-    exit: int | str | None = None
-
-
-class UpstreamState(Struct, frozen=True, kw_only=True):
-    """One upstream in `status`."""
-
-    name: str
-    state: str
-    active: int = 0
-    queued: int = 0
-    last_error: str | None = None
-
-
-class Status(Struct, frozen=True, kw_only=True):
-    """`tidegate status --json`, as far as the screen shows it."""
-
-    state: str
-    version: str
-    uptime_s: float
-    listen: list[str]
-    watchdog: WatchdogStatus
-    workers: list[WorkerStatus] = []
-    memory: MemoryStatus = MemoryStatus()
-    runs: RunCounts = RunCounts()
-    swept: SweptStatus = SweptStatus()
-    recycles: int = 0
-    restarts: list[Restart] = []
-    upstreams: list[UpstreamState] = []
+_Answer = TypeVar("_Answer", bound=Struct)
 
 
 class RunListing(Struct, frozen=True, kw_only=True):
-    """`tidegate runs --json`."""
+    """The answer to `tidegate runs`."""
 
     data: list[RunSummary]
 
@@ -108,15 +33,24 @@ class SweepResult(Struct, frozen=True, kw_only=True):
 
 
 def read_status(answer: msgspec.Raw) -> Status:
-    """The status in a control reply."""
-    return msgspec.json.decode(answer, type=Status)
+    """The status in a control reply. Raises Failure, as the others do."""
+    return _read(answer, Status)
 
 
 def read_runs(answer: msgspec.Raw) -> list[RunSummary]:
     """The runs in a control reply."""
-    return msgspec.json.decode(answer, type=RunListing).data
+    return _read(answer, RunListing).data
 
 
 def read_sweep(answer: msgspec.Raw) -> SweepResult:
     """What was swept, in a control reply."""
-    return msgspec.json.decode(answer, type=SweepResult)
+    return _read(answer, SweepResult)
+
+
+def _read(answer: msgspec.Raw, kind: type[_Answer]) -> _Answer:
+    try:
+        return msgspec.json.decode(answer, type=kind)
+    except msgspec.MsgspecError as error:
+        raise Failure(
+            f"the running tidegate is of another version ({error}); try --json", REFUSED
+        ) from error

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tidegate import config
-from tidegate.cli.answers import Status, read_status
+from tidegate.cli.answers import read_status
 from tidegate.cli.ask import ask
 from tidegate.cli.banner import base_url
 from tidegate.cli.failure import NOT_RUNNING, NOT_YET, Failure
@@ -18,6 +18,7 @@ from tidegate.core.message import ControlRequest
 from tidegate.core.settings import Drain
 from tidegate.places import Places, make_private
 from tidegate.service import detach
+from tidegate.service.status import Status
 
 READY_LIMIT_S = 45.0  # a worker has 30 s to become ready; a slow disk loads Python before that
 STATUS_LIMIT_S = 2.0

@@ -14,15 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tidegate.cli.answers import (
-    Restart,
-    Status,
-    SweepResult,
-    SweptStatus,
-    UpstreamState,
-    WorkerStatus,
-)
+from tidegate.cli.answers import SweepResult
 from tidegate.core.message import RunSummary
+from tidegate.service.status import Restart, Status, SweptState, UpstreamState, WorkerState
 
 _LEVELS = ("normal", "tidy", "squeeze", "shed", "hard shed", "last")
 _WIDE = 500  # columns when nobody looks: a program that reads tables wants no wrapped lines
@@ -53,6 +47,8 @@ def show_status(status: Status, console: Console | None = None) -> None:
 
 def _status_rows(status: Status) -> Iterable[tuple[str, list[str]]]:
     memory = status.memory
+    if status.reason:
+        yield "Because", status.reason.splitlines()
     yield "Listening", [", ".join(status.listen) or "nowhere"]
     yield "Watchdog", [f"pid {status.watchdog.pid}, {size_text(status.watchdog.rss_bytes)}"]
     yield "Workers", [_worker_text(worker) for worker in status.workers] or ["none"]
@@ -127,16 +123,15 @@ def duration_text(seconds: float) -> str:
     return f"{minutes} min {whole_seconds} s" if minutes else f"{whole_seconds} s"
 
 
-def _worker_text(worker: WorkerStatus) -> str:
-    heard = worker.heartbeat_age_s
-    beat = "no heartbeat yet" if heard is None else f"heartbeat {heard:.1f} s ago"
+def _worker_text(worker: WorkerState) -> str:
     return (
         f"pid {worker.pid}, generation {worker.generation}, {worker.state}, "
-        f"{size_text(worker.rss_bytes)}, {beat}, loop lag {worker.loop_lag_ms:.0f} ms"
+        f"{size_text(worker.rss_bytes)}, heartbeat {worker.heartbeat_age_s:.1f} s ago, "
+        f"loop lag {worker.loop_lag_ms:.0f} ms"
     )
 
 
-def _swept_lines(swept: SweptStatus) -> list[str]:
+def _swept_lines(swept: SweptState) -> list[str]:
     if not swept.runs:
         return ["nothing so far"]
     lines = [f"{_count(swept.runs, 'run')}, {size_text(swept.bytes)}"]
@@ -144,8 +139,7 @@ def _swept_lines(swept: SweptStatus) -> list[str]:
 
 
 def _restart_text(restart: Restart) -> str:
-    at = restart.at
-    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(at)) if isinstance(at, float) else at
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(restart.at))
     return f"{when}  {restart.reason}"
 
 
