@@ -32,7 +32,7 @@ UNEXPLAINED_SHARE = 0.25  # of the spendable part: beyond it, a sweep would not 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What memory is judged against. `hard`: somebody would kill us at the budget."""
+    """What memory is judged against. `hard`: the budget was set by somebody, not guessed."""
 
     budget_bytes: int
     hard: bool
@@ -67,6 +67,7 @@ class Verdict:
     spendable_bytes: int
     ledger_limit_bytes: int
     unexplained_bytes: int
+    is_last: bool  # this very reading is level 5: no dwell, for it may cost a worker its life
     recycle: bool  # what the ledger does not explain is too much, and has been for a dwell
 
 
@@ -82,7 +83,8 @@ def judge(
     spendable = spendable_bytes(limits.budget_bytes, reading.base_bytes)
     ratio = max(0, reading.held_bytes) / spendable
     unexplained = max(0, reading.held_bytes - reading.ledger_bytes)
-    mark = _level(mark, _raw_level(mark.level, ratio, reading, limits), now_s)
+    raw = _raw_level(mark.level, ratio, reading, limits)
+    mark = _level(mark, raw, now_s)
     too_much = mark.level >= 2 and unexplained > UNEXPLAINED_SHARE * spendable
     since_s = None
     if too_much:
@@ -93,6 +95,7 @@ def judge(
         spendable_bytes=spendable,
         ledger_limit_bytes=int(LEDGER_SHARE * spendable),
         unexplained_bytes=unexplained,
+        is_last=raw == 5,
         recycle=since_s is not None and now_s - since_s >= DWELL_S,
     )
 

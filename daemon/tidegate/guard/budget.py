@@ -56,7 +56,11 @@ class Cgroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """Bytes, and where they come from. `hard`: the kernel enforces it."""
+    """Bytes, and where they come from.
+
+    `hard`: a person set it or the kernel enforces it. Otherwise it is our guess, and no reason
+    to kill anything.
+    """
 
     bytes: int
     source: str
@@ -66,11 +70,9 @@ class Budget:
 
 def find(configured_bytes: int | None, root: Path = Path("/")) -> Budget:
     """The budget of this process and its children. `root` is where /proc and /sys are found."""
-    limits = [
-        Budget(bytes=limit, source="setting memory.budget")
-        for limit in (configured_bytes,)
-        if limit is not None
-    ]
+    limits: list[Budget] = []
+    if configured_bytes is not None:
+        limits.append(Budget(bytes=configured_bytes, source="setting memory.budget", hard=True))
     for cgroup in _cgroups(root):
         if (limit := cgroup.limit_bytes()) is not None:
             source = f"cgroup v{cgroup.version} limit ({cgroup.path})"

@@ -23,12 +23,13 @@ def is_job(environ: Mapping[str, str] = os.environ, platform: str = sys.platform
     return platform == "darwin" and name not in {"", "0"} and os.getppid() == 1
 
 
-def adopt_activated(library: ctypes.CDLL, name: str = SOCKETS_NAME) -> list[Bound]:
+def adopt_activated(name: str = SOCKETS_NAME) -> list[Bound]:
     """The sockets that launchd opened for us; none when the plist has none.
 
-    `library` exports `launch_activate_socket` (see launch(3)); in practice it is the running
-    program itself, `ctypes.CDLL(None)`. Raises ListenError.
+    The running program itself exports `launch_activate_socket`, see launch(3). Raises
+    ListenError.
     """
+    library = ctypes.CDLL(None)
     fds = ctypes.POINTER(ctypes.c_int)()
     count = ctypes.c_size_t()
     error: int = library.launch_activate_socket(

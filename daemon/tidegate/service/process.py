@@ -7,6 +7,7 @@ manager: what systemd hears comes from the watchdog alone.
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import signal
 import socket
@@ -36,8 +37,8 @@ class Worker:
     popen: subprocess.Popen[bytes]
     channel: Channel
     socket_path: Path  # where it listens for the other generation
-    former_accepts: bool = True  # until it says that it drains, or is gone
-    beat: Heartbeat | None = None
+    accepts: bool = True  # until it says that it drains
+    beat: Heartbeat | None = None  # the last one
     base_bytes: int | None = None  # resident when it became ready
     last_words: str | None = None  # why it said it could not go on
     condemned: str | None = None  # why we end it
@@ -63,6 +64,7 @@ class Worker:
         """The second half of `begin_end`."""
         if self.kill_at_s is not None and now_s >= self.kill_at_s:
             self._signal(signal.SIGKILL)
+            self.kill_at_s = math.inf  # once is enough; what survives it hangs in the kernel
 
     def how_it_ended(self) -> str:
         """One phrase for the log: what was said or seen last, and the exit."""

@@ -1,0 +1,204 @@
+"""What `tidegate status` shows, and the counts that outlive the workers.
+
+A worker's heartbeat counts since the worker's start. The totals add what is new in each, so
+that a recycle or a death loses nothing that was ever reported.
+"""
+
+from __future__ import annotations
+
+import collections
+from dataclasses import dataclass, field
+
+from msgspec import Struct
+
+from tidegate.core.lifecycle import Fleet, State
+from tidegate.core.message import Heartbeat, UpstreamStatus
+from tidegate.core.settings import MIB
+
+RESTARTS_KEPT = 20
+RECENT_S = 60.0  # a restart so lately that clients may still feel it
+SHEDDING_LEVEL = 3  # from here new runs are refused
+
+
+class WorkerState(Struct, frozen=True, kw_only=True):
+    """One worker. Heartbeat figures are 0 until the first one."""
+
+    pid: int
+    generation: int
+    state: str
+    rss_bytes: int
+    loop_lag_ms: float
+    heartbeat_age_s: float
+
+
+class WatchdogState(Struct, frozen=True, kw_only=True):
+    """The watchdog itself."""
+
+    pid: int
+    rss_bytes: int
+
+
+class MemoryState(Struct, frozen=True, kw_only=True):
+    """Where memory stands. `growth_bytes_per_h` is null until it has been measured."""
+
+    level: int = 0
+    budget_bytes: int = 0
+    budget_source: str = ""
+    used_bytes: int = 0
+    base_bytes: int = 0
+    ledger_bytes: int = 0
+    unexplained_bytes: int = 0
+    growth_bytes_per_h: int | None = None
+    mode: str = "enforce"
+
+
+class RunCounts(Struct, frozen=True, kw_only=True):
+    """Runs held now, and all there ever were."""
+
+    active: int
+    finished: int
+    total: int
+
+
+class SweptState(Struct, frozen=True, kw_only=True):
+    """What sweeps released since the watchdog started."""
+
+    runs: int
+    bytes: int
+    last_reason: str | None
+
+
+class Restart(Struct, frozen=True, kw_only=True):
+    """A worker that was replaced because it died. `exit` is negative for a signal."""
+
+    at: float  # Unix seconds
+    reason: str
+    exit: int | None
+
+
+class UpstreamState(Struct, frozen=True, kw_only=True):
+    """One upstream, over all workers."""
+
+    name: str
+    state: str
+    active: int
+    queued: int
+    last_error: str | None
+
+
+class Status(Struct, frozen=True, kw_only=True):
+    """`tidegate status --json`."""
+
+    state: str
+    version: str
+    uptime_s: float
+    generation: int | None
+    listen: list[str]
+    workers: list[WorkerState]
+    worker: WorkerState | None
+    watchdog: WatchdogState
+    memory: MemoryState
+    runs: RunCounts
+    swept: SweptState
+    recycles: int
+    restarts: list[Restart]
+    upstreams: list[UpstreamState]
+    reason: str | None = None  # why it is parked
+
+
+@dataclass(slots=True)
+class Totals:
+    """Counts since the watchdog started."""
+
+    runs: int = 0
+    swept_runs: int = 0
+    swept_bytes: int = 0
+    swept_last_reason: str | None = None
+    recycles: dict[str, int] = field(default_factory=dict)  # by reason
+    restart_count: int = 0
+    restarts: collections.deque[Restart] = field(
+        default_factory=lambda: collections.deque(maxlen=RESTARTS_KEPT)
+    )
+
+    def add_beat(self, former: Heartbeat | None, beat: Heartbeat) -> None:
+        """Add what `beat` counts beyond the same worker's `former` one."""
+        self.runs += beat.runs_total - (former.runs_total if former else 0)
+        swept_runs = beat.swept_runs - (former.swept_runs if former else 0)
+        self.swept_runs += swept_runs
+        self.swept_bytes += beat.swept_bytes - (former.swept_bytes if former else 0)
+        if swept_runs:
+            self.swept_last_reason = beat.swept_last_reason
+
+    def add_recycle(self, reason: str) -> None:
+        """A new generation took over."""
+        self.recycles[reason] = self.recycles.get(reason, 0) + 1
+
+    def add_restart(self, restart: Restart) -> None:
+        """A worker died and is replaced."""
+        self.restart_count += 1
+        self.restarts.append(restart)
+
+
+def name_state(
+    fleet: Fleet,
+    *,
+    parked: bool,
+    level: int,
+    upstreams: list[UpstreamState],
+    since_restart_s: float | None,
+) -> str:
+    """The daemon's state in one word.
+
+    `degraded` means that it serves, but that somebody may notice something: an upstream fails,
+    new runs are refused (level 3 and above), or a worker died within the last minute.
+    `recycling` lasts until the former generation is gone, and steps back behind `degraded` once
+    the new one serves. `draining` is a stop that still finishes streams, `stopping` its end.
+    """
+    if parked:
+        return "parked"
+    draining = fleet.in_state(State.DRAINING) is not None
+    if fleet.stopping:
+        return "draining" if draining else "stopping"
+    if fleet.in_state(State.SERVING) is None:
+        return "starting"
+    if fleet.in_state(State.STARTING) is not None:
+        return "recycling"
+    died_lately = since_restart_s is not None and since_restart_s < RECENT_S
+    if level >= SHEDDING_LEVEL or died_lately or any(u.state == "failing" for u in upstreams):
+        return "degraded"
+    return "recycling" if draining else "serving"
+
+
+def merge_upstreams(lists: list[list[UpstreamStatus]]) -> list[UpstreamState]:
+    """One line for each upstream; the list of the serving worker comes first and has the word."""
+    merged: dict[str, UpstreamState] = {}
+    for upstream in (upstream for upstreams in lists for upstream in upstreams):
+        known = merged.get(upstream.name)
+        merged[upstream.name] = UpstreamState(
+            name=upstream.name,
+            state=known.state if known else upstream.state,
+            active=upstream.active + (known.active if known else 0),
+            queued=upstream.queued + (known.queued if known else 0),
+            last_error=known.last_error if known else upstream.last_error,
+        )
+    return list(merged.values())
+
+
+def status_line(status: Status) -> str:
+    """`systemctl status` in one line: "level 1, 212 of 1024 MB, 3 runs, up 9 d"."""
+    memory = status.memory
+    figures = (
+        f"level {memory.level}, {memory.used_bytes // MIB} of {memory.budget_bytes // MIB} MB, "
+        f"{status.runs.active} runs, up {show_age(status.uptime_s)}"
+    )
+    if status.state == "serving":
+        return figures
+    return f"{status.state}, {figures}" if status.reason is None else f"parked: {status.reason}"
+
+
+def show_age(age_s: float) -> str:
+    """The largest unit that fits: "9 d", "4 h", "12 min", "under 1 min"."""
+    for unit, length_s in (("d", 86400), ("h", 3600), ("min", 60)):
+        if age_s >= length_s:
+            return f"{int(age_s // length_s)} {unit}"
+    return "under 1 min"

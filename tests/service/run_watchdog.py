@@ -1,0 +1,49 @@
+"""`watchdog.run` in a process of its own, with a config file in JSON and scaled periods."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+
+from tidegate.config import ConfigError, LoadedConfig
+from tidegate.core.lifecycle import Timing
+from tidegate.core.message import Ready
+from tidegate.core.settings import Settings
+from tidegate.service import watchdog
+
+HERE = Path(__file__).parent
+
+
+def main() -> int:
+    plan = json.loads(sys.argv[1])
+    config = Path(plan["config"])
+
+    def load() -> LoadedConfig:
+        try:
+            settings = msgspec.json.decode(config.read_bytes(), type=Settings)
+        except (OSError, msgspec.MsgspecError) as error:
+            raise ConfigError(f"{config}: {error}") from error
+        return LoadedConfig(settings=settings, secrets={}, tokens=[], path=config, warnings=[])
+
+    def banner(ready: Ready, addresses: list[str]) -> None:
+        line = json.dumps({"pid": os.getpid(), "found": ready.found, "addresses": addresses})
+        Path(plan["ready_file"]).write_text(line)
+
+    return watchdog.run(
+        load=load,
+        runtime_dir=Path(plan["runtime_dir"]),
+        state_dir=Path(plan["runtime_dir"]),
+        log_file=Path(plan["log_file"]) if plan.get("log_file") else None,
+        park=plan.get("park", False),
+        banner=banner,
+        worker_command=[sys.executable, str(HERE / "fake_worker.py"), *plan.get("worker", [])],
+        timing=Timing(**plan.get("timing", {})),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
