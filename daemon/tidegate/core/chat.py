@@ -23,12 +23,12 @@ TAIL_EVENTS = 8  # finish_reason, then usage, then [DONE]; some upstreams add on
 class Meaning(Enum):
     """What one event says."""
 
-    OPENING = "opening"  # a role, an empty delta: the answer has not begun
+    OPENING = "opening"  # a role, an empty delta, no choices: the answer has not begun
     OUTPUT = "output"
     FINISH = "finish"  # carries a finish_reason
     DONE = "done"  # the terminal marker
     ERROR = "error"
-    OTHER = "other"  # usage, or something we do not know: passed on as it is
+    OTHER = "other"  # not a chat completion chunk: passed on as it is
 
 
 class _Choice(Struct):
@@ -82,7 +82,7 @@ def meaning(event: bytes) -> Meaning:
         return Meaning.OTHER
     if chunk.error is not None and bytes(chunk.error) != b"null":
         return Meaning.ERROR
-    if not chunk.choices:
+    if chunk.choices is None:
         return Meaning.OTHER
     if any(choice.finish_reason for choice in chunk.choices):
         return Meaning.FINISH
@@ -98,18 +98,7 @@ def _has_output(choice: _Choice) -> bool:
 
 def is_output(event: bytes) -> bool:
     """Whether the answer has begun. An event that cannot be read counts: it may be the answer."""
-    said = meaning(event)
-    return said in {Meaning.OUTPUT, Meaning.FINISH, Meaning.DONE} or (
-        said is Meaning.OTHER and not _is_preamble(event)
-    )
-
-
-def _is_preamble(event: bytes) -> bool:
-    """A chunk without choices before any output: usage or a provider's progress note."""
-    try:
-        return not _chunk.decode(event_data(event)).choices
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False
+    return meaning(event) in {Meaning.OUTPUT, Meaning.FINISH, Meaning.DONE, Meaning.OTHER}
 
 
 def error_message(event_or_body: bytes) -> str:

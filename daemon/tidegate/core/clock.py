@@ -19,6 +19,7 @@ class Expiry(NamedTuple):
     limit: str  # the setting's name
     happening: Happening
     reason: str
+    upstream_fault: bool = False  # the reason is said of the upstream: 'upstream "box" …'
     retryable: bool = False  # another target may still answer
 
 
@@ -67,7 +68,8 @@ def _expiries(run: Run) -> list[Expiry]:
                 attempt.started_s + limits.first_output_s,
                 "first_output_s",
                 Happening.EXPIRE,
-                f'upstream "{attempt.upstream}" sent no output for {limits.first_output_s:g} s',
+                f"sent no output for {limits.first_output_s:g} s",
+                upstream_fault=True,
                 retryable=True,
             )
         )
@@ -77,7 +79,8 @@ def _expiries(run: Run) -> list[Expiry]:
                 attempt.last_event_s + limits.idle_s,
                 "idle_s",
                 Happening.EXPIRE,
-                f'upstream "{attempt.upstream}" idle for {limits.idle_s:g} s',
+                f"idle for {limits.idle_s:g} s",
+                upstream_fault=True,
             )
         )
     return expiries

@@ -38,6 +38,14 @@ class Deadlines(Generic[K]):
         heappush(self._heap, (due_s, self._order, key))
         self._compact()
 
+    def set_earlier(self, key: K, due_s: float) -> bool:
+        """Sets the deadline unless there is an earlier one; whether it was set."""
+        current = self._due.get(key)
+        if current is not None and current[0] <= due_s:
+            return False
+        self.set(key, due_s)
+        return True
+
     def drop(self, key: K) -> None:
         """`key` has no deadline any more; does nothing if it had none."""
         if self._due.pop(key, None) is not None:

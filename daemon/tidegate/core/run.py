@@ -20,8 +20,8 @@ from tidegate.core.chat import Meaning
 from tidegate.core.errors import LedgerFull, UpstreamError
 from tidegate.core.ledger import RECORD_BYTES, Account, Entry
 from tidegate.core.settings import Limits
-from tidegate.core.sse import SseFramer, split_events
-from tidegate.core.window import Window
+from tidegate.core.sse import SseFramer, iter_events, split_events
+from tidegate.core.window import Cursor, Window
 
 # What an attempt may hold back while it waits for the first output: enough for any preamble seen,
 # little enough that a chatty upstream cannot hide an answer from its reader.
@@ -235,17 +235,21 @@ class Run:
 
     def _hold(self, block: bytes, events: int) -> bytes:
         """Keeps a preamble back until the answer has begun."""
-        attempt = self.attempt
-        for event in split_events(block):
+        begun = False
+        for event in iter_events(block):
             if chat.meaning(event) is Meaning.ERROR:
-                raise UpstreamError(chat.error_message(event), code="upstream_error_event")
+                raise UpstreamError(
+                    f"reported: {chat.error_message(event)}", code="upstream_error_event"
+                )
+            if begun := chat.is_output(event):
+                break
+        attempt = self.attempt
         attempt.held.append(block)
         attempt.held_events += events
         attempt.held_bytes += len(block)
-        self.account.set(Entry.HELD, attempt.held_bytes)
-        full = attempt.held_events >= HOLD_EVENTS or attempt.held_bytes >= HOLD_BYTES
-        if full or any(chat.is_output(event) for event in split_events(block)):
+        if begun or attempt.held_events >= HOLD_EVENTS or attempt.held_bytes >= HOLD_BYTES:
             return self._let_go()
+        self.account.set(Entry.HELD, attempt.held_bytes)
         return b""
 
     def _let_go(self) -> bytes:
@@ -349,6 +353,30 @@ class Run:
         self.attempt.drop()
         self.account.set(Entry.PARTIAL, 0)
         self.account.set(Entry.HELD, 0)
+
+    def adopt(
+        self,
+        *,
+        state: State,
+        reason: str | None,
+        attempts: list[Attempt],
+        events: bytes,
+        first_seq: int,
+        next_seq: int,
+        ended_s: float,
+        ended: float,
+    ) -> None:
+        """Becomes a run that ended in another process. Raises ValueError where that is untrue."""
+        if state not in TERMINAL or not 0 <= first_seq <= next_seq:
+            raise ValueError("only a finished run can be handed over")
+        if sum(1 for _ in iter_events(events)) != next_seq - first_seq:
+            raise ValueError("the events of a run that was handed over do not add up")
+        self.state, self.reason, self.attempts = state, reason, attempts
+        self.ended_s, self.ended = ended_s, ended
+        self.window.end = Cursor(first_seq, 0)
+        if events:
+            self.window.append(events, next_seq - first_seq)
+        self.account.set(Entry.WINDOW, self.window.held_bytes)
 
     # --- readers come and go ------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 
 from tidegate.core.errors import EventTooLarge
 
@@ -47,14 +48,17 @@ def count_plain(block: bytes) -> int:
     return 0
 
 
-def split_events(block: bytes) -> list[bytes]:
+def iter_events(block: bytes) -> Iterator[bytes]:
     """The events of a block that a framer handed out, each with its end."""
-    events = []
     start = 0
     for end in _END.finditer(block):
-        events.append(block[start : end.end()])
+        yield block[start : end.end()]
         start = end.end()
-    return events
+
+
+def split_events(block: bytes) -> list[bytes]:
+    """The same as a list."""
+    return list(iter_events(block))
 
 
 def event_data(event: bytes) -> bytes:

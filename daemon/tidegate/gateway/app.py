@@ -1,0 +1,261 @@
+"""The gateway of one generation: everything put together, and which route leads where.
+
+What is not in the table does not exist, and a route is closed unless the table opens it. Nothing
+administrative is here: that is the watchdog's control socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from aiohttp import web
+
+from tidegate.core.ledger import Ledger
+from tidegate.core.message import Facts, Token
+from tidegate.core.settings import MIB, Settings
+from tidegate.gateway import answers, demo, operations, runs
+from tidegate.gateway.body import read_body
+from tidegate.gateway.door import Access, Caller, Door
+from tidegate.gateway.errors import Refused
+from tidegate.gateway.handoff import OWNER_HEADER, Peer, unpack
+from tidegate.gateway.models import REFRESH_S, Catalog
+from tidegate.gateway.registry import Registry
+from tidegate.gateway.relay import Relay
+from tidegate.gateway.server import GatewayServer
+from tidegate.gateway.subscriber import Subscriber
+
+log = logging.getLogger("tidegate.gateway")
+
+Handler = Callable[..., Awaitable[web.StreamResponse]]
+MAX_HANDED_BYTES = 64 * MIB  # a whole window in base64, with room
+
+
+class Route(NamedTuple):
+    """A method and a path; what the path's group matches goes to the handler."""
+
+    method: str
+    path: re.Pattern[str]
+    access: Access
+    handler: Handler
+
+
+_RUN = "/v1/runs/([A-Za-z0-9_-]{1,80})"
+_ROUTES = tuple(
+    Route(method, re.compile(path), access, handler)
+    for method, path, access, handler in (
+        ("POST", "/v1/chat/completions", Access.TOKEN, answers.chat_completions),
+        ("GET", "/v1/models", Access.TOKEN, operations.list_models),
+        ("GET", "/v1/models/(.+)", Access.TOKEN, operations.show_model),
+        ("GET", "/v1/runs", Access.TOKEN, runs.list_runs),
+        ("GET", _RUN, Access.TOKEN, runs.show_run),
+        ("GET", f"{_RUN}/stream", Access.TOKEN, runs.stream_run),
+        ("POST", f"{_RUN}/cancel", Access.TOKEN, runs.cancel_run),
+        ("GET", "/metrics", Access.TOKEN, operations.metrics),
+        ("GET", "/healthz", Access.OPEN, operations.alive),
+        ("GET", "/readyz", Access.OPEN, operations.ready),
+        ("GET", "/", Access.OPEN, operations.welcome),
+    )
+)
+
+
+def find_route(method: str, path: str) -> tuple[Route, tuple[str, ...]]:
+    """The route and what its path matched. Raises Refused: 404, or 405 naming what is allowed."""
+    allowed = []
+    for route in _ROUTES:
+        if found := route.path.fullmatch(path):
+            if route.method == method or (method == "HEAD" and route.method == "GET"):
+                return route, found.groups()
+            allowed.append(route.method)
+    if allowed:
+        names = ", ".join(allowed)
+        raise Refused(405, f"only {names} here", "bad_method", headers={"Allow": names})
+    raise Refused(404, "there is nothing at this path; the API is under /v1", "not_found")
+
+
+class Gateway:
+    """One generation's gateway. Needs a running loop."""
+
+    def __init__(self, generation: int, peer_socket: str) -> None:
+        self.generation = generation
+        self.loop = asyncio.get_running_loop()
+        self.settings = Settings()
+        self.registry = Registry(Ledger(), self.loop)
+        self.facts: Facts | None = None
+        self.peer: Peer | None = None  # the draining generation, while there is one
+        self.loop_lag_s = 0.0
+        self.resident_bytes: Callable[[], int] = lambda: 0
+        self.server = GatewayServer(self._handle, lambda: self.settings.limits)
+        self._inner = GatewayServer(self._handle_inner, lambda: self.settings.limits)
+        self._peer_socket = peer_socket
+        self._refresh = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._door = Door(allowed_hosts=[], host_name="", tokens=[])
+        self.catalog = Catalog(self.settings, {}, self._demo_url)
+
+    # --- settings -----------------------------------------------------------------------------
+
+    @property
+    def _demo_url(self) -> str:
+        return f"unix:{self._peer_socket}:/demo"
+
+    def configure(self, settings: Settings, tokens: list[Token], secrets: dict[str, str]) -> None:
+        """New settings for everything that begins from now on. Raises ValueError, changes nothing.
+
+        Runs under way keep the limits that they began with.
+        """
+        door = Door(
+            allowed_hosts=settings.allowed_hosts, host_name=socket.gethostname(), tokens=tokens
+        )
+        catalog = Catalog(settings, secrets, self._demo_url)
+        catalog.adopt(self.catalog)
+        self.settings, self._door, self.catalog = settings, door, catalog
+
+    def accept_facts(self, facts: Facts) -> None:
+        """The watchdog's view, once a second: the ledger's limit, and where the other one is."""
+        self.facts = facts
+        self.registry.ledger.limit_bytes = facts.ledger_limit_bytes
+        if (self.peer.socket_path if self.peer else None) != facts.peer_socket:
+            if self.peer is not None:
+                self.peer.close()
+            self.peer = Peer(facts.peer_socket, self.settings.limits) if facts.peer_socket else None
+
+    # --- life ---------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Opens the inner socket, and learns what models there are."""
+        if self._peer_socket:
+            await self._inner.listen(_bind_unix(self._peer_socket))
+        await self.catalog.refresh()
+        self._spawn(self._refresh_models())
+
+    async def accept_clients(self, listeners: list[socket.socket]) -> None:
+        """Serves on these sockets, which the watchdog bound."""
+        for listener in listeners:
+            await self.server.listen(listener)
+
+    def stop_accepting(self) -> None:
+        """New connections are somebody else's; those that are open are served to their end."""
+        self.server.draining = True
+        self.server.stop_accepting()
+
+    async def close(self) -> None:
+        """Ends what is left, and leaves nothing behind."""
+        for relay in self.registry.active():
+            relay.cancel("cancelled: tidegate is stopping")
+        await self.server.shutdown(self.settings.limits.close_flush_s)
+        await self._inner.shutdown(1.0)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.catalog.close()
+        if self.peer is not None:
+            self.peer.close()
+        self.registry.close()
+        if self._peer_socket:
+            _unlink(self._peer_socket)
+
+    def refresh_models_soon(self) -> None:
+        """Asks the upstreams of new settings now."""
+        self._refresh.set()
+
+    async def _refresh_models(self) -> None:
+        """Keeps the list of models fresh, whatever catalog a reload put in place."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(REFRESH_S):
+                    await self._refresh.wait()
+            self._refresh.clear()
+            try:
+                await self.catalog.refresh()
+            except Exception:
+                log.exception("the list of models could not be refreshed")
+
+    def _spawn(self, coroutine: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- requests -----------------------------------------------------------------------------
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Every request of the outside: the door first, then the table."""
+        over_unix = getattr(request.protocol, "over_unix", False)
+        try:
+            route, groups = find_route(request.method, request.path)
+        except Refused:
+            self._door.admit(request, Access.TOKEN, over_unix=over_unix)
+            raise
+        caller = self._door.admit(request, route.access, over_unix=over_unix)
+        return await route.handler(self, request, caller, *groups)
+
+    async def _handle_inner(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The Unix socket: the demo upstream, and the other generation on a caller's behalf."""
+        if request.path == "/demo/chat/completions":
+            return await demo.chat_completions(request)
+        if request.path == "/v1/adopt":
+            return await self._adopt(request)
+        route, groups = find_route(request.method, request.path)
+        caller = Caller(owner=request.headers.get(OWNER_HEADER, ""), name="")
+        return await route.handler(self, request, caller, *groups)
+
+    async def _adopt(self, request: web.BaseRequest) -> web.StreamResponse:
+        """A finished run of the former generation."""
+        body = await read_body(request, max_bytes=MAX_HANDED_BYTES, deadline_s=5.0)
+        now_s = self.loop.time()
+        run = unpack(body, self.registry.ledger, self.settings.limits, now_s)
+        self.registry.adopt(Relay(self.registry, run, [], self.loop))
+        return web.json_response({"id": run.id})
+
+    @contextmanager
+    def reading(self, relay: Relay, subscriber: Subscriber) -> Iterator[None]:
+        """A subscriber belongs to its relay for as long as its request is served."""
+        relay.attach(subscriber)
+        try:
+            yield
+        finally:
+            self.registry.forget(subscriber)
+            relay.detach(subscriber)
+
+    def refuse_when_shedding(self) -> None:
+        """Raises Refused when memory is so short that nothing new may begin."""
+        if self.facts is not None and self.facts.level >= operations.SHED_LEVEL:
+            raise Refused(
+                503,
+                f"memory level {self.facts.level}: no new runs until memory is back",
+                "memory_limit",
+                type="server_error",
+                headers={"Retry-After": "10"},
+            )
+
+    def why_not_ready(self) -> list[str]:
+        """Empty when it can serve."""
+        reasons = []
+        if self.server.draining:
+            reasons.append("draining")
+        if not self.catalog.can_serve:
+            reasons.append("no upstream can be reached")
+        if self.facts is not None and self.facts.level >= operations.SHED_LEVEL:
+            reasons.append(f"memory level {self.facts.level}")
+        return reasons
+
+
+def _bind_unix(path: str) -> socket.socket:
+    _unlink(path)  # a generation's number is used once; this is a crash's remains
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.bind(path)
+    Path(path).chmod(0o600)
+    sock.listen(128)
+    sock.setblocking(False)
+    return sock
+
+
+def _unlink(path: str) -> None:
+    with suppress(FileNotFoundError):
+        Path(path).unlink()

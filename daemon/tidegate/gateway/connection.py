@@ -1,0 +1,239 @@
+"""One HTTP/1.1 connection to an upstream: bytes in, head, body and end out.
+
+A protocol of our own, because an HTTP client library costs more per chunk than all the rest of
+the relay. httptools parses; we count what it does not bound (the head), collect the body pieces of
+one read into one call, and never call back from inside the parser.
+
+Exactly one `Exchange` uses a connection at a time. It hears `on_head` once, `on_body` any number
+of times, then either `on_end` or `on_lost`, and nothing after it has let go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Protocol, cast
+
+import httptools
+
+# nginx takes 32 KiB of head in all, llama.cpp and Ollama send well under 1 KiB.
+MAX_HEAD_BYTES = 64 * 1024
+# Loopback and LAN need no more to run at full speed, and it is what a paused stream hides from
+# the ledger in the kernel.
+RECEIVE_BUFFER_BYTES = 256 * 1024
+IDLE_S = 4.0  # llama.cpp announces 5 s and closes at 4.5
+LINGER_S = 1.0  # between the terminal marker and the end of the body
+
+
+class Exchange(Protocol):
+    """Who asked: hears what the upstream answers."""
+
+    def on_head(self, status: int, headers: dict[str, str]) -> None:
+        """The status and the headers, names in lower case."""
+
+    def on_body(self, data: bytes) -> None:
+        """A piece of the body."""
+
+    def on_end(self) -> None:
+        """The answer is complete; the connection is no longer the exchange's."""
+
+    def on_lost(self, reason: str, *, answered: bool) -> None:
+        """The connection broke; `answered` if any byte of the answer had come."""
+
+
+class _Discard:
+    """Takes the rest of an answer that nobody needs."""
+
+    def on_head(self, status: int, headers: dict[str, str]) -> None: ...
+    def on_body(self, data: bytes) -> None: ...
+    def on_end(self) -> None: ...
+    def on_lost(self, reason: str, *, answered: bool) -> None: ...
+
+
+_DISCARD = _Discard()
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """A connection, used for one exchange after the other."""
+
+    def __init__(self, on_free: Callable[[UpstreamConnection], None]) -> None:
+        self._on_free = on_free  # idle and reusable, or closed: the pool looks at `is_usable`
+        self._transport: asyncio.Transport | None = None
+        self._exchange: Exchange | None = None
+        self._parser: httptools.HttpResponseParser | None = None
+        self._pieces: list[bytes] = []
+        self._headers: dict[str, str] = {}
+        self._head_bytes = 0
+        self._head_done = self._head_told = self._complete = self._paused = False
+        self._reusable = True
+        self._linger: asyncio.TimerHandle | None = None
+        self.exchanges = 0
+        self.idle_until_s = 0.0
+
+    # --- for whoever uses it --------------------------------------------------------------
+
+    @property
+    def is_usable(self) -> bool:
+        """Open and free."""
+        transport = self._transport
+        return transport is not None and not transport.is_closing() and self._exchange is None
+
+    @property
+    def is_reused(self) -> bool:
+        """It has answered before, so that it may have died of idleness."""
+        return self.exchanges > 1
+
+    def send(self, request: bytes, exchange: Exchange) -> None:
+        """Starts an exchange."""
+        assert self._transport is not None
+        assert self._exchange is None
+        self._exchange = exchange
+        self._parser = httptools.HttpResponseParser(self)
+        self._headers = {}
+        self._head_bytes = 0
+        self._head_done = self._head_told = self._complete = False
+        self.exchanges += 1
+        self._transport.write(request)
+
+    def pause(self) -> None:
+        """Stops reading: the upstream feels it once the kernel's buffers are full."""
+        if not self._paused and self._transport is not None and not self._transport.is_closing():
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Reads on."""
+        if self._paused and self._transport is not None and not self._transport.is_closing():
+            self._paused = False
+            self._transport.resume_reading()
+
+    def let_go(self) -> None:
+        """The exchange has read all it wants, the terminal marker included.
+
+        The connection stays reusable if the answer's own end follows within LINGER_S.
+        """
+        self._exchange = _DISCARD
+        if not self._complete:
+            self.resume()
+            self._linger = asyncio.get_running_loop().call_later(LINGER_S, self.abort)
+
+    def abort(self) -> None:
+        """Ends the connection now; the exchange hears nothing more."""
+        self._exchange = None
+        self._stop_lingering()
+        if self._transport is not None:
+            self._transport.abort()
+
+    # --- from the event loop ----------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+
+    def data_received(self, data: bytes) -> None:
+        exchange = self._exchange
+        if exchange is None or self._parser is None:
+            self.abort()  # it speaks without being asked
+            return
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            if not self._complete:
+                self._break("sent what is not HTTP")
+                return
+            self._reusable = False  # bytes behind a complete answer: nobody knows whose
+        if not self._head_done:
+            self._head_bytes += len(data)  # a head that came in pieces counts twice at worst
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._break(f"sent a head of more than {MAX_HEAD_BYTES} bytes")
+            return
+        if self._head_done and not self._head_told:
+            self._head_told = True
+            exchange.on_head(self._parser.get_status_code(), self._headers)
+        pieces = self._pieces
+        if pieces:
+            self._pieces = []
+            if self._exchange is exchange:
+                exchange.on_body(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        if self._complete and self._exchange is not None:
+            self._finish(self._exchange)
+
+    def eof_received(self) -> bool:
+        return False  # close: a half-open upstream has nothing more to say
+
+    def connection_lost(self, error: Exception | None) -> None:
+        exchange, self._exchange = self._exchange, None
+        self._transport = None
+        self._stop_lingering()
+        self._on_free(self)
+        if exchange is None:
+            return
+        if self._head_done and self._is_until_close() and error is None:
+            exchange.on_end()
+        else:
+            what = "reset the connection" if error is not None else "closed the connection"
+            exchange.on_lost(what, answered=self._head_bytes > 0 or self._head_done)
+
+    # --- from the parser ----------------------------------------------------------------------
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._head_done:
+            return  # a trailer
+        self._head_bytes += len(name) + len(value)
+        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1").strip()
+
+    def on_headers_complete(self) -> None:
+        assert self._parser is not None
+        self._head_done = self._parser.get_status_code() >= 200
+
+    def on_body(self, data: bytes) -> None:
+        self._pieces.append(data)
+
+    def on_message_complete(self) -> None:
+        if self._head_done:
+            self._complete = True
+        else:
+            self._headers = {}  # a 1xx head: the real one follows
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _is_until_close(self) -> bool:
+        return (
+            "content-length" not in self._headers
+            and "chunked" not in self._headers.get("transfer-encoding", "").lower()
+        )
+
+    def _finish(self, exchange: Exchange) -> None:
+        """The answer is complete: free the connection, then tell."""
+        assert self._parser is not None
+        self._exchange = None
+        self._stop_lingering()
+        if self._parser.should_keep_alive() and self._reusable:
+            self.resume()
+            self.idle_until_s = asyncio.get_running_loop().time() + self._idle_s()
+        else:
+            self.abort()
+        self._on_free(self)
+        exchange.on_end()
+
+    def _stop_lingering(self) -> None:
+        if self._linger is not None:
+            self._linger.cancel()
+            self._linger = None
+
+    def _idle_s(self) -> float:
+        """How long it may lie idle: a second less than the upstream announced."""
+        for part in self._headers.get("keep-alive", "").split(","):
+            name, _, value = part.strip().partition("=")
+            if name.lower() == "timeout" and value.isdigit():
+                return min(IDLE_S, float(value) - 1.0)
+        return IDLE_S
+
+    def _break(self, reason: str) -> None:
+        exchange, self._exchange = self._exchange, None
+        self.abort()
+        if exchange is not None:
+            exchange.on_lost(reason, answered=True)

@@ -1,0 +1,215 @@
+"""Which models there are, and where a request for one goes.
+
+The list is answered from memory, since some clients give it ten seconds and some validate a URL
+with it; it is refreshed in the background. Without any upstream in the config, the usual ports of
+this computer are asked, and a built-in demo model makes the first request work on a machine with
+no model at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import msgspec
+from msgspec import Struct
+
+from tidegate.core.errors import UpstreamError
+from tidegate.core.message import UpstreamStatus
+from tidegate.core.settings import LimitOverrides, Limits, Model, Settings, Upstream
+from tidegate.gateway.errors import Refused
+from tidegate.gateway.relay import Target
+from tidegate.gateway.upstream import UpstreamPool
+
+log = logging.getLogger("tidegate.models")
+
+REFRESH_S = 30.0
+ASK_LIMIT_S = 5.0
+DISCOVERY_LIMIT_S = 0.5  # a server on this computer answers in milliseconds, or is not there
+MAX_NAMES_SHOWN = 20
+
+DEMO = "tidegate"  # the built-in upstream's name
+STUCK = "demo:stuck"
+# So that anybody can watch a sweep: it streams, hangs, and its own end never takes place.
+_DEMO_MODELS = [
+    Model(name="demo", targets=[f"{DEMO}/demo"]),
+    Model(
+        name=STUCK,
+        targets=[f"{DEMO}/{STUCK}"],
+        limits=LimitOverrides(total_s=10.0, grace_s=5.0),
+    ),
+]
+_WELL_KNOWN = (
+    ("Ollama", "ollama", "http://127.0.0.1:11434"),
+    ("llama.cpp", "llamacpp", "http://127.0.0.1:8080"),
+    ("LM Studio", "lmstudio", "http://127.0.0.1:1234"),
+    ("vLLM", "vllm", "http://127.0.0.1:8000"),
+)
+
+
+class ListedModel(Struct, frozen=True):
+    """An entry of an upstream's list; what we do not know of it is passed on by nobody."""
+
+    id: str
+    created: int = 0
+    owned_by: str = ""
+
+
+class _List(Struct):
+    data: list[ListedModel]
+
+
+_decode = msgspec.json.Decoder(_List).decode
+
+
+class Catalog:
+    """The upstreams and their models, for one state of the settings."""
+
+    def __init__(self, settings: Settings, secrets: dict[str, str], demo_url: str) -> None:
+        self._settings = settings
+        self._secrets = secrets
+        self._demo_url = demo_url
+        self._aliases = {model.name: model for model in settings.models}
+        self._pools: dict[str, UpstreamPool] = {}
+        self._listed: dict[str, list[ListedModel]] = {}
+        self._is_discovering = not settings.upstreams
+        self.found: list[str] = []  # "Ollama at http://…", for people
+        for upstream in settings.upstreams:
+            self._pools[upstream.name] = self._new_pool(upstream)
+        if self._is_discovering:
+            self._aliases.update({model.name: model for model in _DEMO_MODELS})
+            self._pools[DEMO] = self._new_pool(Upstream(name=DEMO, url=demo_url))
+
+    def adopt(self, former: Catalog) -> None:
+        """Keeps the pools of upstreams that did not change: their places and connections stay."""
+        for name, pool in former._pools.items():
+            mine = self._pools.get(name)
+            same_secret = former._secrets.get(name) == self._secrets.get(name)
+            if mine is not None and mine.upstream == pool.upstream and same_secret:
+                pool.limits = mine.limits
+                self._pools[name] = pool
+                self._listed[name] = former._listed.get(name, [])
+            else:
+                pool.close_idle()
+
+    # --- asking the upstreams -------------------------------------------------------------
+
+    async def refresh(self) -> None:
+        """Asks every upstream for its models; looks for upstreams where none is configured."""
+        if self._is_discovering:
+            await asyncio.gather(*(self._discover(*known) for known in _WELL_KNOWN))
+        pools = [pool for name, pool in self._pools.items() if name != DEMO]
+        await asyncio.gather(*(self._ask(pool, ASK_LIMIT_S) for pool in pools))
+
+    async def _discover(self, title: str, name: str, url: str) -> None:
+        if name in self._pools:
+            return
+        pool = self._new_pool(Upstream(name=name, url=url))
+        if await self._ask(pool, DISCOVERY_LIMIT_S) and self._listed.get(name) is not None:
+            self._pools[name] = pool
+            self.found.append(f"{title} at {url}")
+            log.info("found %s at %s", title, url)
+        else:
+            pool.close()
+
+    async def _ask(self, pool: UpstreamPool, limit_s: float) -> bool:
+        """Whether it answered at all; a list is kept as long as no newer one comes."""
+        try:
+            status, body = await pool.fetch("/models", limit_s)
+        except UpstreamError as error:
+            pool.reachable = False
+            if pool.name in self._pools:
+                pool.failed(f'upstream "{pool.name}" {error}')
+            return False
+        pool.reachable = True
+        if status == 200:
+            try:
+                self._listed[pool.name] = _decode(body).data
+            except msgspec.DecodeError:
+                return True
+            pool.succeeded()
+        return True
+
+    # --- answering clients ----------------------------------------------------------------
+
+    def models(self) -> list[dict[str, object]]:
+        """OpenAI's list: aliases first, then what the upstreams have."""
+        listed: dict[str, dict[str, object]] = {}
+        for name in self._aliases:
+            listed[name] = _entry(name, 0, "tidegate")
+        for upstream, models in self._listed.items():
+            for model in models:
+                owner = model.owned_by or upstream
+                listed.setdefault(model.id, _entry(model.id, model.created, owner))
+        return list(listed.values())
+
+    @property
+    def first_model(self) -> str:
+        """A model that answers, for a first request."""
+        for name in self._settings.models:
+            return name.name
+        for upstream, models in self._listed.items():
+            if models and upstream != DEMO:
+                return models[0].id
+        return "demo" if self._is_discovering else "MODEL"
+
+    def route(self, model: str) -> list[Target]:
+        """Where a request for `model` may go, in order. Raises Refused naming the choices."""
+        alias = self._aliases.get(model)
+        if alias is not None:
+            parts = [target.partition("/") for target in alias.targets]
+            return [self._target(upstream, name, alias) for upstream, _, name in parts]
+        upstream, slash, rest = model.partition("/")
+        if slash and upstream in self._pools:
+            return [self._target(upstream, rest, None)]
+        for name, models in self._listed.items():
+            if any(listed.id == model for listed in models):
+                return [self._target(name, model, None)]
+        real = [name for name in self._pools if name != DEMO]
+        if len(real) == 1:
+            return [self._target(real[0], model, None)]
+        names = [str(entry["id"]) for entry in self.models()]
+        shown = ", ".join(names[:MAX_NAMES_SHOWN]) or "none is known yet"
+        more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
+        raise Refused(
+            404,
+            f"there is no model of that name; ask for one of: {shown}{more},"
+            " or address an upstream as upstream/model",
+            "model_not_found",
+            param="model",
+        )
+
+    def is_stuck_demo(self, model: str) -> bool:
+        """Whether this is the demo whose end is switched off on purpose."""
+        return self._is_discovering and model == STUCK
+
+    def pools(self) -> list[UpstreamPool]:
+        """All upstreams."""
+        return list(self._pools.values())
+
+    def statuses(self) -> list[UpstreamStatus]:
+        """All upstreams as `status` shows them."""
+        return [pool.status() for pool in self._pools.values()]
+
+    @property
+    def can_serve(self) -> bool:
+        """Some upstream can be reached, as far as is known."""
+        return any(pool.reachable is not False for pool in self._pools.values())
+
+    def close(self) -> None:
+        """Closes every connection."""
+        for pool in self._pools.values():
+            pool.close()
+
+    def _target(self, upstream: str, model: str, alias: Model | None) -> Target:
+        pool = self._pools[upstream]
+        limits = pool.limits if alias is None else alias.limits.over(pool.limits)
+        return Target(pool, model, limits)
+
+    def _new_pool(self, upstream: Upstream) -> UpstreamPool:
+        limits: Limits = upstream.limits.over(self._settings.limits)
+        return UpstreamPool(upstream, limits, self._secrets.get(upstream.name))
+
+
+def _entry(name: str, created: int, owner: str) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": created, "owned_by": owner}

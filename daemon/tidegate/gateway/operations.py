@@ -1,0 +1,84 @@
+"""What people and machines ask about the gateway itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from tidegate import __version__
+from tidegate.gateway.door import Caller
+from tidegate.gateway.errors import Refused
+from tidegate.gateway.metrics import CONTENT_TYPE, MetricsView, render
+
+if TYPE_CHECKING:
+    from tidegate.gateway.app import Gateway
+
+SHED_LEVEL = 3  # from here on new runs are turned away, and /readyz says so
+
+
+async def welcome(gateway: Gateway, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
+    """One sentence for a person with a browser."""
+    count = len(gateway.catalog.models())
+    return web.Response(
+        text=f"tidegate {__version__} is up, with {count} models;"
+        " point an OpenAI client at /v1 on this address.\n"
+    )
+
+
+async def alive(gateway: Gateway, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
+    """The event loop turns."""
+    return web.json_response({"status": "alive"})
+
+
+async def ready(gateway: Gateway, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
+    """Whether it can serve, and if not, why."""
+    reasons = gateway.why_not_ready()
+    facts = gateway.facts
+    body = {
+        "status": "not ready" if reasons else "ready",
+        "reasons": reasons,
+        "generation": gateway.generation,
+        "memory_level": facts.level if facts else 0,
+        "draining": gateway.server.draining,
+    }
+    return web.json_response(body, status=503 if reasons else 200)
+
+
+async def metrics(gateway: Gateway, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
+    """For Prometheus. Totals that outlive a worker come from the watchdog's facts."""
+    registry, facts = gateway.registry, gateway.facts
+    resident = {"worker": gateway.resident_bytes()}
+    if facts is not None and facts.watchdog_rss_bytes:
+        resident["watchdog"] = facts.watchdog_rss_bytes
+    view = MetricsView(
+        ledger_bytes=registry.ledger.total_bytes,
+        resident_bytes=resident,
+        memory_level=facts.level if facts else 0,
+        runs=registry.states(),
+        swept_bytes=registry.swept_bytes,
+        recycles=facts.recycles if facts else {},
+        relay=registry.relay_seconds,
+        first_output=registry.first_output_seconds,
+        loop_lag_s=gateway.loop_lag_s,
+        connections=gateway.server.statistics().connections,
+        upstream_active={pool.name: pool.active for pool in gateway.catalog.pools()},
+    )
+    return web.Response(body=render(view), headers={"Content-Type": CONTENT_TYPE})
+
+
+async def list_models(
+    gateway: Gateway, request: web.BaseRequest, caller: Caller
+) -> web.StreamResponse:
+    """OpenAI's list, from memory."""
+    return web.json_response({"object": "list", "data": gateway.catalog.models()})
+
+
+async def show_model(
+    gateway: Gateway, request: web.BaseRequest, caller: Caller, model: str
+) -> web.StreamResponse:
+    """One entry of the list. A model's name may hold slashes."""
+    for entry in gateway.catalog.models():
+        if entry["id"] == model:
+            return web.json_response(entry)
+    raise Refused(404, "there is no model of that name", "model_not_found", param="model")

@@ -1,0 +1,318 @@
+"""All runs of this generation: who is there, what is due, what goes when memory is short.
+
+Two heaps of deadlines drive it. *Clocks* belong to relays and subscribers: limits, keep-alives,
+stalls. *Sweeps* belong to runs and are the net beneath the clocks: they look at the record alone,
+so a run whose own end never took place is released all the same. What a tick costs depends on what
+is due.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+from tidegate.core import sweep
+from tidegate.core.deadline import Deadlines
+from tidegate.core.ledger import Ledger
+from tidegate.core.message import RunSummary
+from tidegate.core.run import Happening, State
+from tidegate.core.sweep import Verdict
+from tidegate.gateway.metrics import FIRST_OUTPUT_BOUNDS_S, RELAY_BOUNDS_S, Histogram
+from tidegate.gateway.relay import Relay
+from tidegate.gateway.subscriber import Subscriber
+
+log = logging.getLogger("tidegate.registry")
+
+TICK_S = 0.02  # deadlines closer together than this are served together
+AGAIN_S = 1.0  # what is overdue and stays so is looked at this often
+MOST_PER_TICK = 200  # releases between two turns of the event loop, some 10 us each
+REPORT_S = 1.0  # between two log lines about sweeps
+
+
+@dataclass(slots=True)
+class Swept:
+    """What a sweep released."""
+
+    runs: int = 0
+    bytes: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        why = ", ".join(f"{kind} {count}" for kind, count in sorted(self.reasons.items()))
+        return f"{self.runs} runs, {self.bytes} bytes ({why or 'nothing was due'})"
+
+
+class Registry:
+    """The runs by id, and their deadlines. Times are the event loop's, in seconds."""
+
+    def __init__(self, ledger: Ledger, loop: asyncio.AbstractEventLoop) -> None:
+        self.ledger = ledger
+        self.relay_seconds = Histogram(RELAY_BOUNDS_S)
+        self.first_output_seconds: dict[str, Histogram] = {}
+        self.ended: Counter[str] = Counter()  # by terminal state, since the start
+        self.total = 0
+        self.swept = Swept()
+        self.swept_bytes: Counter[str] = Counter()  # by kind
+        self.last_sweep: str | None = None
+        self._unreported = Swept()
+        self._report_s = 0.0
+        self._relays: dict[str, Relay] = {}
+        self._finished: dict[str, Relay] = {}  # over and kept, the oldest first
+        self._clocks: Deadlines[Relay | Subscriber] = Deadlines()
+        self._sweeps: Deadlines[str] = Deadlines()
+        self._loop = loop
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = float("inf")
+        self._held_back = False
+        ledger.relieve = self._relieve
+
+    # --- the runs -----------------------------------------------------------------------------
+
+    def add(self, relay: Relay) -> None:
+        """A new run."""
+        self.total += 1
+        self._relays[relay.run.id] = relay
+        self._plan_sweep(relay)
+
+    def adopt(self, relay: Relay) -> None:
+        """A finished run of another generation, to be kept for its readers."""
+        if relay.run.id in self._relays:
+            relay.run.account.close()
+            return
+        self._relays[relay.run.id] = relay
+        self._finished[relay.run.id] = relay
+        self._plan_sweep(relay)
+
+    def handed_over(self, relay: Relay) -> None:
+        """Another generation answers for this finished run now."""
+        if relay.run.id in self._relays and not relay.subscribers:
+            self._release(relay)
+
+    def find(self, run_id: str, owner: str | None) -> Relay | None:
+        """The run, if it is `owner`'s; None as the owner means everybody's."""
+        relay = self._relays.get(run_id)
+        return relay if relay is not None and owner in {None, relay.run.owner} else None
+
+    def newest(self, owner: str | None, limit: int) -> list[RunSummary]:
+        """Summaries, newest first."""
+        summaries: list[RunSummary] = []
+        for relay in reversed(self._relays.values()):
+            if len(summaries) >= limit:
+                break
+            if owner in {None, relay.run.owner}:
+                summaries.append(summarise(relay))
+        return summaries
+
+    def active(self) -> list[Relay]:
+        """The runs that are not over."""
+        return [relay for relay in self._relays.values() if not relay.run.is_over]
+
+    def finished(self) -> list[Relay]:
+        """The runs that are over and kept, the oldest first."""
+        return list(self._finished.values())
+
+    @property
+    def active_count(self) -> int:
+        return len(self._relays) - len(self._finished)
+
+    @property
+    def finished_count(self) -> int:
+        return len(self._finished)
+
+    def states(self) -> Counter[str]:
+        """How many runs are held, by state."""
+        return Counter(relay.run.state.value for relay in self._relays.values())
+
+    # --- what relays report -------------------------------------------------------------------
+
+    def look_soon(self, who: Relay | Subscriber, due_s: float) -> None:
+        """Calls `who.check` at `due_s`, or earlier if that was asked before."""
+        if self._clocks.set_earlier(who, due_s):
+            self._arm(due_s)
+
+    def on_first_output(self, upstream: str, seconds: float) -> None:
+        histogram = self.first_output_seconds.get(upstream)
+        if histogram is None:
+            histogram = self.first_output_seconds[upstream] = Histogram(FIRST_OUTPUT_BOUNDS_S)
+        histogram.observe(seconds)
+
+    def on_end(self, relay: Relay) -> None:
+        run = relay.run
+        self.ended[run.state.value] += 1
+        self.forget(relay)
+        if run.id in self._relays:
+            self._finished[run.id] = relay
+            self._plan_sweep(relay)
+        if run.state is not State.COMPLETED:
+            log.info("run %s %s: %s", run.id, run.state.value, run.reason)
+
+    def on_detach(self, relay: Relay) -> None:
+        if relay.run.released:
+            if not relay.subscribers:
+                relay.run.account.close()
+        elif relay.run.is_over and not relay.run.streamed:
+            self._release(relay)  # its answer has been written; there is nothing to resume
+        else:
+            self._plan_sweep(relay)
+
+    def forget(self, who: Relay | Subscriber) -> None:
+        """Nothing of it is due any more."""
+        self._clocks.drop(who)
+
+    # --- sweeping -----------------------------------------------------------------------------
+
+    def sweep(self, now_s: float, *, finished: bool = False) -> Swept:
+        """Releases what is due; with `finished`, every answer that is over too."""
+        swept = Swept()
+        for run_id in self._sweeps.take_due(now_s, MOST_PER_TICK):
+            relay = self._relays.get(run_id)
+            if relay is None:
+                continue
+            verdict = sweep.verdict(relay.run, now_s)
+            if verdict is None:
+                self._plan_sweep(relay)
+            else:
+                self._sweep_one(relay, verdict, swept)
+        if finished:
+            for relay in self.finished():
+                self._sweep_one(relay, Verdict("finished", "swept: finished"), swept)
+        self._report(swept)
+        return swept
+
+    def _sweep_one(self, relay: Relay, verdict: Verdict, swept: Swept) -> None:
+        if not relay.run.is_over:
+            self.last_sweep = f"run {relay.run.id} {verdict.reason}"
+            log.warning("%s", self.last_sweep)
+            self._end_by_force(relay, verdict.reason)
+        freed = self._release(relay)
+        swept.runs += 1
+        swept.bytes += freed
+        swept.reasons[verdict.kind] += 1
+        self.swept_bytes[verdict.kind] += freed
+
+    def _end_by_force(self, relay: Relay, reason: str) -> None:
+        """Whatever is broken about this run's end, the record says that it is over."""
+        try:
+            relay.force_end(reason)
+        except Exception:
+            log.exception("run %s: its end failed", relay.run.id)
+        if not relay.run.is_over:
+            relay.run.end(Happening.EXPIRE, reason, "swept", self._loop.time(), time.time())
+            relay.tell_error()
+            self.on_end(relay)
+
+    def _release(self, relay: Relay) -> int:
+        """The one way out of the registry: afterwards the run holds nothing."""
+        run = relay.run
+        freed = run.release()
+        self._relays.pop(run.id, None)
+        self._finished.pop(run.id, None)
+        self._sweeps.drop(run.id)
+        self.forget(relay)
+        for subscriber in relay.subscribers:
+            subscriber.wake()  # a lagging one finds its window gone, and tells its client
+            self.look_soon(subscriber, self._loop.time())
+        if not relay.subscribers:
+            run.account.close()
+        return freed
+
+    def _report(self, swept: Swept) -> None:
+        """Adds to the totals; logs once a second at most."""
+        self.swept.runs += swept.runs
+        self.swept.bytes += swept.bytes
+        self._unreported.runs += swept.runs
+        self._unreported.bytes += swept.bytes
+        self._unreported.reasons += swept.reasons
+        if not self._unreported.runs:
+            return
+        now_s = self._loop.time()
+        if now_s >= self._report_s:
+            log.info("swept %s", self._unreported)
+            self._unreported = Swept()
+            self._report_s = now_s + REPORT_S
+        else:
+            self._arm(self._report_s)
+
+    def _plan_sweep(self, relay: Relay) -> None:
+        due_s = sweep.due_s(relay.run)
+        self._sweeps.set(relay.run.id, due_s)
+        self._arm(due_s)
+
+    # --- when memory is short -----------------------------------------------------------------
+
+    def _relieve(self) -> None:
+        """Called when the ledger is tight: finished windows go first, then upstreams wait."""
+        swept = Swept()
+        while self.ledger.is_tight and self._finished:
+            oldest = next(iter(self._finished.values()))
+            self._sweep_one(oldest, Verdict("memory", "swept: memory limit"), swept)
+        if swept.runs:
+            self.last_sweep = f"finished runs, for memory: {swept}"
+        self._report(swept)
+        if self.ledger.is_tight and not self._held_back:
+            log.warning("the ledger is tight: upstreams wait until readers catch up")
+            self._hold_back(back=True)
+
+    def _hold_back(self, *, back: bool) -> None:
+        self._held_back = back
+        for relay in self.active():
+            relay.hold_back(back=back)
+        self._arm(self._loop.time() + AGAIN_S)
+
+    # --- time ---------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """No more ticks."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _arm(self, due_s: float) -> None:
+        if due_s >= self._timer_s:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_s = max(due_s, self._loop.time() + TICK_S)
+        self._timer = self._loop.call_at(self._timer_s, self._tick)
+
+    def _tick(self) -> None:
+        """Looks at what is due, and arms the timer for what comes next."""
+        self._timer, self._timer_s = None, float("inf")
+        now_s = self._loop.time()
+        for who in self._clocks.take_due(now_s):
+            try:
+                again_s = who.check(now_s)
+            except Exception:
+                log.exception("a deadline could not be served")
+                again_s = now_s + AGAIN_S
+            if again_s is not None:
+                self.look_soon(who, again_s if again_s > now_s else now_s + AGAIN_S)
+        self.sweep(now_s)
+        if self._held_back and not self.ledger.is_tight:
+            self._hold_back(back=False)
+        for next_s in (self._clocks.next_s(), self._sweeps.next_s()):
+            if next_s is not None:
+                self._arm(next_s)
+        if self._held_back:
+            self._arm(now_s + AGAIN_S)
+
+
+def summarise(relay: Relay) -> RunSummary:
+    """One run as listings show it."""
+    run = relay.run
+    return RunSummary(
+        id=run.id,
+        state=run.state.value,
+        reason=run.reason,
+        model=run.model,
+        upstream=run.attempts[-1].upstream if run.attempts else None,
+        attempts=len(run.attempts),
+        created=run.created,
+        ended=run.ended,
+        first_seq=run.window.first_seq,
+        next_seq=run.window.next_seq,
+        bytes=run.account.total_bytes,
+        subscribers=run.readers,
+    )

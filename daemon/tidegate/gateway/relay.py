@@ -1,0 +1,478 @@
+"""One run on its way from an upstream to its subscribers.
+
+The journey of a chunk: `UpstreamConnection.data_received` → `Relay.on_body` → `Run.feed` (framing,
+window, ledger) → `Relay._send` → `Subscriber.deliver` → the client's socket, all in one callback.
+
+Before the first output a failure goes on to the next target; after it, two answers are never
+spliced together: the reader gets an error event and no terminal marker. Every way to an end goes
+through `_end`, which leaves no connection, place, timer or task of the upstream's side behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+from typing import NamedTuple, Protocol
+
+from tidegate.core import chat
+from tidegate.core.chat import Meaning
+from tidegate.core.clock import Expiry, next_expiry
+from tidegate.core.errors import LedgerFull, TidegateError, UpstreamError
+from tidegate.core.ledger import Entry
+from tidegate.core.run import Happening, Run, State
+from tidegate.core.settings import Limits
+from tidegate.gateway.connection import UpstreamConnection
+from tidegate.gateway.metrics import Histogram
+from tidegate.gateway.subscriber import StreamSubscriber, Subscriber
+from tidegate.gateway.upstream import UpstreamPool
+
+log = logging.getLogger("tidegate.relay")
+
+# An upstream waits when even the reader that is furthest ahead is this far behind it: enough to
+# ride out a hiccup, far less than the window, so nobody who reads loses an event.
+PAUSE_LAG_BYTES = 256 * 1024
+RESUME_LAG_BYTES = PAUSE_LAG_BYTES // 2
+
+# Worth a try elsewhere: overload and breakage, never the caller's own mistakes.
+RETRYABLE_STATUS = frozenset({408, 429, 500, 502, 503, 504, 507, 529})
+MAX_ERROR_BYTES = 256 * 1024
+TIMED_EVERY = 16  # events; timing each would cost as much as framing it
+
+
+class Target(NamedTuple):
+    """One place where an answer may come from, and the limits that hold there."""
+
+    pool: UpstreamPool
+    model: str
+    limits: Limits
+
+
+class Answer(NamedTuple):
+    """What the creator is told when there is no stream: a plain answer, or why there is none."""
+
+    status: int
+    content_type: str
+    body: bytes
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class Book(Protocol):
+    """Where relays are registered, and who keeps their clocks."""
+
+    relay_seconds: Histogram  # the time a chunk spends in the gateway
+
+    def look_soon(self, relay: Relay | Subscriber, due_s: float) -> None:
+        """Calls `check` at `due_s`, or earlier if that was asked before."""
+
+    def on_end(self, relay: Relay) -> None:
+        """The run is over."""
+
+    def on_detach(self, relay: Relay) -> None:
+        """A reader has gone."""
+
+    def on_first_output(self, upstream: str, seconds: float) -> None:
+        """An answer has begun."""
+
+
+class Relay:
+    """Moves one answer. Times are the event loop's, in seconds."""
+
+    def __init__(
+        self, book: Book, run: Run, targets: list[Target], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.run = run
+        self.subscribers: list[Subscriber] = []
+        self.answer: Answer | None = None  # for a creator that has not been sent a stream
+        self.target: Target | None = None
+        self._book = book
+        self._loop = loop
+        self._targets = targets
+        self._tried = 0
+        self._connection: UpstreamConnection | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._has_place = self._in_queue = False
+        self._is_stream = False  # what the upstream is sending right now is the stream
+        self._status = 0
+        self._headers: dict[str, str] = {}
+        self._held_back = False  # the ledger asked us to stop reading
+
+    def __repr__(self) -> str:
+        return f"<Relay {self.run!r} {len(self.subscribers)} subscribers>"
+
+    # --- attempts -----------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Goes for the next target: at once, or when it has a place."""
+        self.target = target = self._targets[self._tried]
+        self._tried += 1
+        self.run.limits = target.limits
+        try:
+            self._has_place = target.pool.take_place(self)
+            self._in_queue = not self._has_place
+        except UpstreamError as error:
+            self._attempt_failed(error)
+            return
+        if self._has_place:
+            self._open()
+        self._book.look_soon(self, self._due_s())
+
+    def on_place(self) -> None:
+        """Our turn has come."""
+        self._has_place, self._in_queue = True, False
+        self._open()
+        self._book.look_soon(self, self._due_s())
+
+    def _open(self, *, fresh: bool = False) -> None:
+        assert self.target is not None
+        pool = self.target.pool
+        self.run.begin_attempt(pool.name, self.target.model, self._loop.time())
+        connection = None if fresh else pool.take_idle()
+        if connection is not None:
+            self._request(connection)
+        else:
+            self._connecting = self._loop.create_task(self._connect())
+
+    async def _connect(self) -> None:
+        assert self.target is not None
+        try:
+            connection = await self.target.pool.connect()
+            self._connecting = None
+            self._request(connection)
+        except UpstreamError as error:
+            self._connecting = None
+            self._attempt_failed(error)
+        except Exception:
+            self._connecting = None
+            self._on_fault()
+
+    def _request(self, connection: UpstreamConnection) -> None:
+        assert self.target is not None
+        run, pool, model = self.run, self.target.pool, self.target.model
+        body = run.body if model == run.model else chat.with_model(run.body, model)
+        head = pool.request_head("POST", "/chat/completions", len(body), stream=run.streamed)
+        self._connection = connection
+        self._is_stream = False
+        connection.send(head + body, self)
+
+    # --- the upstream answers -----------------------------------------------------------------
+
+    def on_head(self, status: int, headers: dict[str, str]) -> None:
+        self._status, self._headers = status, headers
+        event_stream = headers.get("content-type", "").startswith("text/event-stream")
+        self._is_stream = self.run.streamed and status == 200 and event_stream
+        if self.run.streamed and status == 200 and not event_stream:
+            self._attempt_failed(UpstreamError("answered a stream request without a stream"))
+
+    def on_body(self, data: bytes) -> None:
+        """One read of the upstream's socket: the hot path."""
+        run = self.run
+        started_s = time.perf_counter()
+        try:
+            if not self._is_stream:
+                self._take_plain(data)
+                return
+            before = run.state
+            block = run.feed(data, self._loop.time())
+            if block:
+                if before is not State.STREAMING:
+                    self._on_first_output()
+                self._send(block)
+                if chat.ends_with_done(block):
+                    self._on_done()
+                elif not run.window.next_seq % TIMED_EVERY:
+                    self._book.relay_seconds.observe(time.perf_counter() - started_s)
+        except (UpstreamError, LedgerFull) as error:
+            self._attempt_failed(error)
+        except Exception:
+            self._on_fault()
+
+    def _send(self, block: bytes) -> None:
+        """Hands new events to every subscriber, and keeps the upstream from running ahead."""
+        run = self.run
+        end = run.window.end
+        outbound = 0
+        lagging = True
+        for subscriber in self.subscribers:
+            outbound += subscriber.deliver(block, end)
+            lagging = lagging and not subscriber.live
+        run.account.set(Entry.OUTBOUND, outbound)
+        if outbound:
+            self._watch_outbound()
+        if lagging:
+            self._balance()
+
+    def on_end(self) -> None:
+        """The upstream's answer is complete as far as HTTP goes; is it as far as chat goes?"""
+        self._connection = None
+        run = self.run
+        try:
+            if not self._is_stream:
+                self._finish_plain()
+                return
+            block, said = run.feed_end(self._loop.time())
+            if block:
+                self._send(block)
+            if said in {Meaning.DONE, Meaning.FINISH}:
+                self._complete()
+            elif said is Meaning.ERROR:
+                self._on_told_error()
+            else:
+                self._attempt_failed(
+                    UpstreamError("ended the stream before the answer was complete")
+                )
+        except (UpstreamError, LedgerFull) as error:
+            self._attempt_failed(error)
+        except Exception:
+            self._on_fault()
+
+    def on_lost(self, reason: str, *, answered: bool) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None and connection.is_reused and not answered:
+            # It died of idleness while our request was on its way: not a fault.
+            self._open(fresh=True)
+            return
+        when = "in the middle of the answer" if self._is_stream else "before an answer"
+        self._attempt_failed(UpstreamError(f"{reason} {when}", code="upstream_disconnected"))
+
+    def _on_first_output(self) -> None:
+        """Nothing can fail over any more; the caller may know the status."""
+        assert self.target is not None
+        self.target.pool.succeeded()
+        begun_s = self._loop.time() - self.run.attempt.started_s
+        self._book.on_first_output(self.target.pool.name, begun_s)
+
+    def _on_done(self) -> None:
+        """The terminal marker: the answer is whole, whatever the connection does next."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.let_go()
+        if chat.verdict(self.run.window.last_events(chat.TAIL_EVENTS)) is Meaning.ERROR:
+            self._on_told_error()
+        else:
+            self._complete()
+
+    def _on_told_error(self) -> None:
+        """The upstream's own error event stands in the stream; the readers have it."""
+        error = UpstreamError("reported an error in the stream", code="upstream_error_event")
+        self._attempt_failed(error, told=True)
+
+    # --- plain answers ------------------------------------------------------------------------
+
+    def _take_plain(self, data: bytes) -> None:
+        self.run.feed_plain(data)
+        if self._status != 200 and self.run.attempt.held_bytes > MAX_ERROR_BYTES:
+            self._connection, connection = None, self._connection
+            if connection is not None:
+                connection.abort()
+            self._finish_plain()
+
+    def _finish_plain(self) -> None:
+        """A whole body: the answer, or the upstream's own error."""
+        assert self.target is not None
+        body = b"".join(self.run.attempt.held)
+        status = self._status
+        if status in RETRYABLE_STATUS:
+            failure = UpstreamError(
+                f"answered {status}: {chat.error_message(body)}", code=f"upstream_{status}"
+            )
+            self._attempt_failed(failure, answer=self._pass_on(status, body))
+        elif 200 <= status < 300:
+            self.target.pool.succeeded()
+            self.answer = self._pass_on(status, body)
+            self._complete()
+        elif 300 <= status < 400:
+            self._attempt_failed(
+                UpstreamError(f"answered {status}: redirects are not followed", retryable=False)
+            )
+        else:
+            self.answer = self._pass_on(status, body)
+            reason = f'upstream "{self.target.pool.name}" refused: {chat.error_message(body)}'
+            self._end(Happening.FAIL, reason, f"upstream_{status}")
+
+    def _pass_on(self, status: int, body: bytes) -> Answer:
+        """The upstream's own words, untouched, with the headers that concern the caller."""
+        content_type = self._headers.get("content-type", "application/json")
+        passed = tuple((n, self._headers[n]) for n in _PASSED_HEADERS if n in self._headers)
+        return Answer(status, content_type, body, passed)
+
+    # --- how it ends --------------------------------------------------------------------------
+
+    def _attempt_failed(
+        self, error: TidegateError, *, answer: Answer | None = None, told: bool = False
+    ) -> None:
+        """The try under way is over: the next target, or the end.
+
+        `answer` is what the upstream itself said; `told` if its own error event has been relayed.
+        """
+        assert self.target is not None
+        name = self.target.pool.name
+        reason = f'upstream "{name}" {error}' if isinstance(error, UpstreamError) else str(error)
+        self._let_go_of_upstream()
+        if isinstance(error, UpstreamError):
+            self.target.pool.failed(reason)
+            may_go_on = error.retryable and self.run.state in {State.QUEUED, State.CONNECTING}
+            if may_go_on and self._tried < len(self._targets):
+                if self.run.attempts:
+                    self.run.attempt.outcome = reason
+                log.info("run %s: %s; trying the next target", self.run.id, reason)
+                self.begin()
+                return
+        self.answer = answer
+        self._end(Happening.FAIL, reason, error.code, told=told)
+
+    def expire(self, expiry: Expiry) -> None:
+        """A limit has been reached."""
+        if expiry.retryable and self._tried < len(self._targets):
+            self._attempt_failed(UpstreamError(expiry.reason, code=expiry.limit))
+            return
+        reason = expiry.reason
+        if expiry.upstream_fault and self.target is not None:
+            reason = f'upstream "{self.target.pool.name}" {reason}'
+            self.target.pool.failed(reason)
+        self._end(expiry.happening, reason, expiry.limit)
+
+    def cancel(self, reason: str) -> None:
+        """Somebody wants no more of it."""
+        self._end(Happening.CANCEL, reason, "cancelled")
+
+    def force_end(self, reason: str) -> None:
+        """The sweep's way: ends the run whatever kept its own end from taking place."""
+        self.run.end_disabled = False
+        self._let_go_of_upstream()
+        self._end(Happening.EXPIRE, reason, "swept")
+
+    def _complete(self) -> None:
+        self._end(Happening.COMPLETE, None, None)
+
+    def _on_fault(self) -> None:
+        """A mistake of ours must not leave a run behind."""
+        log.exception("run %s: internal error", self.run.id)
+        self._let_go_of_upstream()
+        self._end(Happening.FAIL, "internal error of tidegate", "internal_error")
+
+    def _end(
+        self, happening: Happening, reason: str | None, code: str | None, *, told: bool = False
+    ) -> None:
+        """The one way to an end: the record, the reason to all readers, nothing left upstream."""
+        run = self.run
+        if run.end_disabled:
+            return
+        if not run.end(happening, reason, code, self._loop.time(), time.time()):
+            return
+        self._let_go_of_upstream()
+        if run.state is not State.COMPLETED and not told:
+            self.tell_error()
+        for subscriber in self.subscribers:
+            subscriber.wake()
+        self._book.on_end(self)
+
+    def tell_error(self) -> None:
+        """Every reader of a stream learns why it broke off; a plain answer has a status."""
+        if not self.run.streamed:
+            return
+        block = self.run.append_error()
+        for subscriber in self.subscribers:
+            if not isinstance(subscriber, StreamSubscriber) or subscriber.is_committed:
+                subscriber.deliver(block, self.run.window.end)
+        self.count_outbound()
+
+    def _let_go_of_upstream(self) -> None:
+        if self._connecting is not None:
+            self._connecting.cancel()
+            self._connecting = None
+        if self._connection is not None:
+            self._connection.abort()
+            self._connection = None
+        if self._in_queue:
+            assert self.target is not None
+            self.target.pool.leave_queue(self)
+            self._in_queue = False
+        if self._has_place:
+            assert self.target is not None
+            self._has_place = False
+            self.target.pool.leave_place()
+
+    # --- readers ------------------------------------------------------------------------------
+
+    def attach(self, subscriber: Subscriber) -> None:
+        """A reader joins."""
+        self.run.attach()
+        self.subscribers.append(subscriber)
+        subscriber.on_progress = self._on_reader_progress
+        self._book.look_soon(subscriber, subscriber.check(self._loop.time()))
+
+    def detach(self, subscriber: Subscriber) -> None:
+        """A reader has gone, with whatever it had not read."""
+        self.subscribers.remove(subscriber)
+        self.run.detach(self._loop.time())
+        self.count_outbound()
+        if not self.run.is_over:
+            self._balance()
+            due_s = self.check(self._loop.time())
+            if due_s is not None:
+                self._book.look_soon(self, due_s)
+        self._book.on_detach(self)
+
+    def _on_reader_progress(self) -> None:
+        self.count_outbound()
+        self._balance()
+
+    def count_outbound(self) -> None:
+        """Charges what the kernel has not taken yet."""
+        outbound = sum(subscriber.outbound_bytes for subscriber in self.subscribers)
+        with suppress(LedgerFull):  # the next event that comes in is refused, not this one
+            self.run.account.set(Entry.OUTBOUND, outbound)
+
+    def _watch_outbound(self) -> None:
+        soon_s = self._loop.time() + 1.0
+        for subscriber in self.subscribers:
+            if subscriber.outbound_bytes:
+                self._book.look_soon(subscriber, soon_s)
+
+    # --- waiting ------------------------------------------------------------------------------
+
+    def check(self, now_s: float) -> float | None:
+        """Looks at the clocks; returns when to look again, None when there is nothing to see."""
+        expiry = next_expiry(self.run)
+        if expiry is not None and expiry.due_s <= now_s:
+            self.expire(expiry)
+        if self.run.is_over or self.run.end_disabled:
+            return None
+        hold_s = self.run.created_s + self.run.limits.hold_s
+        for subscriber in self.subscribers:
+            if isinstance(subscriber, StreamSubscriber) and now_s >= hold_s:
+                subscriber.commit()
+        return self._due_s()
+
+    def _due_s(self) -> float:
+        expiry = next_expiry(self.run)
+        due_s = expiry.due_s if expiry is not None else self._loop.time()
+        hold_s = self.run.created_s + self.run.limits.hold_s
+        return min(due_s, hold_s) if hold_s > self._loop.time() else due_s
+
+    def hold_back(self, *, back: bool) -> None:
+        """The ledger is tight, or no longer: stop reading, or go on."""
+        self._held_back = back
+        self._balance()
+
+    def _balance(self) -> None:
+        """Pauses the upstream when every reader lags far behind, and reads on when one is near."""
+        run = self.run
+        if self._connection is None:
+            return
+        lag = 0
+        if self.subscribers and not run.keep_running:
+            lag = run.window.end.offset - max(s.cursor.offset for s in self.subscribers)
+        allowed = PAUSE_LAG_BYTES if run.paused_s is None else RESUME_LAG_BYTES
+        if self._held_back or lag > allowed:
+            run.pause(self._loop.time())
+            self._connection.pause()
+        elif run.paused_s is not None:
+            run.resume(self._loop.time())
+            self._connection.resume()
+            self._book.look_soon(self, self._due_s())
+
+
+_PASSED_HEADERS = ("retry-after", "x-request-id", "x-should-retry")

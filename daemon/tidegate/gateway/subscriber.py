@@ -1,0 +1,173 @@
+"""Who reads a run, and how its bytes reach the socket.
+
+A subscriber is *live*, written to in the very callback in which the upstream's bytes arrived, or
+*lagging*: above its high-water mark it is served from the window by cursor, at the pace of its
+socket, until it has caught up. The lagging part runs in the request's own task; a live stream has
+no task switch and no queue.
+
+Everything written is one HTTP chunk of complete events, so a client always stands at an event
+boundary, where a keep-alive, an error or the end may follow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from tidegate.core import chat
+from tidegate.core.errors import CursorEvicted
+from tidegate.core.run import Run
+from tidegate.core.sse import with_ids
+from tidegate.core.window import START, Cursor
+from tidegate.gateway.client import HIGH_WATER_BYTES, Client
+
+KEEP_ALIVE = b": tidegate\n"  # one newline: a comment that every client's parser skips
+LAST_CHUNK = b"0\r\n\r\n"
+STREAM_HEADERS = (
+    "Content-Type: text/event-stream; charset=utf-8\r\n"
+    "Cache-Control: no-cache, no-transform\r\n"
+    "X-Accel-Buffering: no\r\n"
+)
+LOOK_AGAIN_S = 1.0  # while something is outbound, so that the ledger stays true
+
+
+class Subscriber:
+    """A reader of a run: a cursor, a way to be woken, and a watch over its connection."""
+
+    def __init__(self, run: Run, cursor: Cursor, client: Client | None) -> None:
+        self.run = run
+        self.cursor = cursor
+        self.live = False
+        self.outbound_bytes = 0
+        self.dropped: str | None = None  # why, when it was us who ended it
+        self.on_progress: Callable[[], None] = lambda: None  # a lagging reader moved on
+        self._client = client
+        self._waiter: asyncio.Future[None] | None = None
+
+    def deliver(self, block: bytes, end: Cursor) -> int:
+        """New events, up to `end`. Returns what is outbound after that, in bytes."""
+        self.wake()
+        return self.outbound_bytes
+
+    def wake(self) -> None:
+        """Something has changed: the window grew, the run is over."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def wait(self) -> None:
+        """Waits to be woken."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def check(self, now_s: float) -> float:
+        """Drops a client that reads nothing; returns when to look again.
+
+        A close towards a peer that does not read would keep its buffer for ever, so what is
+        over has only `close_flush_s`.
+        """
+        limits = self.run.limits
+        closing = self.run.released or self.dropped is not None
+        limit_s = limits.close_flush_s if closing else limits.stall_s
+        if self._client is not None:
+            self.outbound_bytes = self._client.outbound_bytes
+            if self._client.stalled_s(now_s) >= limit_s:
+                self.dropped = self.dropped or f"subscriber read nothing for {limit_s:g} s"
+                self._client.abort()
+        soon_s = limit_s / 4
+        return now_s + (min(LOOK_AGAIN_S, soon_s) if self.outbound_bytes else soon_s)
+
+
+class StreamSubscriber(Subscriber):
+    """A reader over HTTP. `ids` on our own resume route only: SDKs choke on them."""
+
+    def __init__(
+        self, run: Run, client: Client, head: bytes, *, cursor: Cursor = START, ids: bool = False
+    ) -> None:
+        super().__init__(run, cursor, client)
+        self.live = cursor == run.window.end
+        self._stream = client
+        self._head = head  # not written before there is something to say
+        self._ids = ids
+        self._loop = asyncio.get_running_loop()
+        self._wrote_s = self._loop.time()
+
+    @property
+    def is_committed(self) -> bool:
+        """The status has been written; until then a failure can have a status of its own."""
+        return not self._head
+
+    def commit(self) -> None:
+        """Writes status and headers now, though there is nothing to say yet."""
+        if self._head:
+            self._write(b"")
+
+    def deliver(self, block: bytes, end: Cursor) -> int:
+        """Writes the events at once if live; otherwise they are found in the window."""
+        if not self.live:
+            self.wake()
+            return self.outbound_bytes
+        if self._ids:
+            block = with_ids(block, self.cursor.seq)
+        self.cursor = end
+        if self._write(block) > HIGH_WATER_BYTES:
+            self.live = False
+            self.wake()
+        return self.outbound_bytes
+
+    async def serve(self) -> None:
+        """Reads the run to its end. Raises ConnectionError when the client is gone."""
+        while True:
+            if not self.live:
+                await self._catch_up()
+            if self.run.is_over or self.dropped is not None:
+                break
+            await self.wait()
+        if self.is_committed:
+            if not self._stream.http10:
+                self._stream.write(LAST_CHUNK)
+            await self._stream.flushed()
+
+    async def _catch_up(self) -> None:
+        """Writes from the window, as fast as the client reads, until it is live again."""
+        while True:
+            await self._stream.drained()
+            try:
+                block, end = self.run.window.read(self.cursor)
+            except CursorEvicted as evicted:
+                reason = self.run.reason if self.run.released else None
+                self._drop(reason or f"read too slowly: {evicted}")
+                return
+            if not block:
+                self.live = True
+                return
+            self._write(with_ids(block, self.cursor.seq) if self._ids else block)
+            self.cursor = end
+            self.on_progress()
+
+    def check(self, now_s: float) -> float:
+        """As every subscriber, and a keep-alive when it was silent for long."""
+        again_s = super().check(now_s)
+        keepalive_s = self.run.limits.keepalive_s
+        if self.is_committed and not self.outbound_bytes and not self.run.is_over:
+            if now_s - self._wrote_s >= keepalive_s:
+                self._write(KEEP_ALIVE)
+            again_s = min(again_s, self._wrote_s + keepalive_s)
+        return again_s
+
+    def _drop(self, reason: str) -> None:
+        """Ends this reader alone, telling it why; never silently."""
+        self.dropped = reason
+        self._write(chat.error_event(reason, "stream_error", CursorEvicted.code))
+
+    def _write(self, block: bytes) -> int:
+        data = block
+        if block and not self._stream.http10:
+            data = b"%x\r\n%b\r\n" % (len(block), block)
+        if self._head:
+            data, self._head = self._head + data, b""
+        self._wrote_s = self._loop.time()
+        self.outbound_bytes = self._stream.write(data)
+        return self.outbound_bytes

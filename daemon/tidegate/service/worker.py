@@ -1,0 +1,333 @@
+"""The worker process: a gateway on an event loop, and a line to the watchdog.
+
+Started as `python -m tidegate.service.worker --channel FD`. It learns everything from the first
+message, `Configure`; it serves, beats once a second from the very loop it vouches for, and obeys.
+When the line breaks, the watchdog is gone and so is the worker's reason to exist: it leaves at
+once. It hears no signals from a terminal. After it is ready it imports nothing, so that the files
+beneath it may be replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import ctypes
+import faulthandler
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+from watchfiles import awatch
+
+from tidegate.core.message import (
+    PROTOCOL,
+    ConfigChanged,
+    Configure,
+    Configured,
+    Draining,
+    Facts,
+    Failed,
+    Heartbeat,
+    ListRuns,
+    Message,
+    Ready,
+    RunList,
+    StartDraining,
+    Sweep,
+    Swept,
+    decode_from_watchdog,
+    encode,
+)
+from tidegate.gateway.app import Gateway
+from tidegate.gateway.handoff import Peer
+from tidegate.guard.heap import heap_trimmer, resident_meter
+from tidegate.service import log as log_lines
+from tidegate.service.channel import ChannelError, LineSplitter
+
+log = logging.getLogger("tidegate.worker")
+
+HEARTBEAT_S = 1.0
+CONFIGURE_LIMIT_S = 10.0
+POLL_S = 0.1  # while draining: how soon after the last stream it is gone
+TRIM_EVERY_S = 30.0
+TRIM_ABOVE_BYTES = 16 * 1024 * 1024  # released since the last trim; less is not worth a walk
+TRIM_LEVEL = 1
+MAX_UNSENT_BYTES = 8 * 1024 * 1024  # a watchdog that reads nothing for this long is gone
+
+
+class WatchdogLine(asyncio.Protocol):
+    """The worker's end of the channel."""
+
+    def __init__(self) -> None:
+        self.inbox: asyncio.Queue[Message] = asyncio.Queue()
+        self._splitter = LineSplitter()
+        self._transport: asyncio.WriteTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport) or hasattr(transport, "write")
+        self._transport = transport  # type: ignore[assignment]
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for line in self._splitter.feed(data):
+                self.inbox.put_nowait(decode_from_watchdog(line))
+        except (ChannelError, msgspec.MsgspecError) as error:
+            log.error("the watchdog's message cannot be read: %s", error)
+            _leave()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        log.error("the watchdog is gone; leaving")
+        _leave()
+
+    def send(self, message: Message) -> None:
+        """Queues a message; a watchdog that has stopped reading does not hold up the loop."""
+        assert self._transport is not None
+        if self._transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+            log.error("the watchdog does not read; leaving")
+            _leave()
+        self._transport.write(encode(message))
+
+
+class Worker:
+    """One generation."""
+
+    def __init__(self, line: WatchdogLine, configure: Configure) -> None:
+        self._line = line
+        self._configure = configure
+        self._gateway = Gateway(configure.generation, configure.peer_socket)
+        self._gateway.resident_bytes = self._resident_bytes = resident_meter()
+        self._trim = heap_trimmer()
+        self._trimmed_s = time.monotonic()
+        self._released_bytes = 0
+        self._drain: asyncio.Task[None] | None = None
+        self._over = asyncio.Event()
+
+    async def serve(self) -> None:
+        """From the first setting to the last answer."""
+        gateway, first = self._gateway, self._configure
+        gateway.configure(first.settings, first.tokens, first.secrets)
+        await gateway.open()
+        await gateway.accept_clients([socket.socket(fileno=each.fd) for each in first.listeners])
+        gc.collect()
+        gc.freeze()  # what is here now stays: full collections need not look at it
+        catalog = gateway.catalog
+        self._line.send(Ready(pid=os.getpid(), found=catalog.found, model=catalog.first_model))
+        async with asyncio.TaskGroup() as tasks:
+            chores = [
+                tasks.create_task(self._beat()),
+                tasks.create_task(self._obey()),
+                tasks.create_task(self._watch_config(first.config_file)),
+            ]
+            await self._over.wait()
+            for chore in chores:
+                chore.cancel()
+        await gateway.close()
+
+    # --- the heartbeat ------------------------------------------------------------------------
+
+    async def _beat(self) -> None:
+        """Once a second, and how late that was is the loop's lag."""
+        loop = asyncio.get_running_loop()
+        while True:
+            planned_s = time.monotonic() + HEARTBEAT_S
+            await asyncio.sleep(HEARTBEAT_S)
+            self._gateway.loop_lag_s = max(0.0, time.monotonic() - planned_s)
+            self._line.send(self._heartbeat())
+            self._maybe_trim(loop)
+
+    def _heartbeat(self) -> Heartbeat:
+        registry = self._gateway.registry
+        return Heartbeat(
+            rss_bytes=self._resident_bytes(),
+            ledger_bytes=registry.ledger.total_bytes,
+            loop_lag_ms=round(self._gateway.loop_lag_s * 1000, 3),
+            runs_active=registry.active_count,
+            runs_finished=registry.finished_count,
+            runs_total=registry.total,
+            swept_runs=registry.swept.runs,
+            swept_bytes=registry.swept.bytes,
+            swept_last_reason=registry.last_sweep,
+            connections=self._gateway.server.open_connections,
+            upstreams=self._gateway.catalog.statuses(),
+        )
+
+    def _maybe_trim(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Gives memory back to the system, off the loop, when there may be some to give."""
+        registry, facts = self._gateway.registry, self._gateway.facts
+        released = registry.swept.bytes - self._released_bytes
+        wanted = released >= TRIM_ABOVE_BYTES or (facts is not None and facts.level >= TRIM_LEVEL)
+        if wanted and time.monotonic() - self._trimmed_s >= TRIM_EVERY_S:
+            self._released_bytes = registry.swept.bytes
+            self._trimmed_s = time.monotonic()
+            loop.run_in_executor(None, self._trim)
+
+    # --- what the watchdog says ---------------------------------------------------------------
+
+    async def _obey(self) -> None:
+        while True:
+            message = await self._line.inbox.get()
+            match message:
+                case Facts():
+                    self._gateway.accept_facts(message)
+                case Configure():
+                    self._line.send(self._reconfigure(message))
+                case Sweep():
+                    self._line.send(await self._sweep(message))
+                case ListRuns():
+                    registry = self._gateway.registry
+                    runs = registry.newest(None, message.limit)
+                    total = registry.active_count + registry.finished_count
+                    self._line.send(RunList(request=message.request, runs=runs, total=total))
+                case StartDraining() if self._drain is None:
+                    self._drain = asyncio.create_task(self._drain_until_over(message))
+
+    def _reconfigure(self, message: Configure) -> Configured:
+        try:
+            self._gateway.configure(message.settings, message.tokens, message.secrets)
+        except ValueError as error:
+            return Configured(request=message.request, error=str(error))
+        self._gateway.refresh_models_soon()
+        log.info("new settings are in force")
+        return Configured(request=message.request)
+
+    async def _sweep(self, message: Sweep) -> Swept:
+        """Everything that is due, in bites, so that streams go on in between."""
+        runs = freed = 0
+        reasons: dict[str, int] = {}
+        while True:
+            swept = self._gateway.registry.sweep(
+                asyncio.get_running_loop().time(), finished=message.finished
+            )
+            if not swept.runs:
+                return Swept(request=message.request, runs=runs, bytes=freed, reasons=reasons)
+            runs += swept.runs
+            freed += swept.bytes
+            for kind, count in swept.reasons.items():
+                reasons[kind] = reasons.get(kind, 0) + count
+            await asyncio.sleep(0)
+
+    # --- the end ------------------------------------------------------------------------------
+
+    async def _drain_until_over(self, order: StartDraining) -> None:
+        """Accepts nothing new and waits for what is under way, for `limit_s` at most.
+
+        On a stop idle connections are not waited for; on a recycle they have until their
+        keep-alive ends, so that no request finds a closed door.
+        """
+        gateway = self._gateway
+        gateway.stop_accepting()
+        self._line.send(Draining())
+        log.info("draining for a %s: %d runs active", order.reason, gateway.registry.active_count)
+        deadline_s = time.monotonic() + order.limit_s
+        successor = (
+            Peer(order.successor_socket, gateway.settings.limits)
+            if order.successor_socket
+            else None
+        )
+        while time.monotonic() < deadline_s:
+            if successor is not None:
+                await self._hand_over(successor)
+            connections = (
+                gateway.server.busy_connections
+                if order.reason == "stop"
+                else gateway.server.open_connections
+            )
+            if not connections and not gateway.registry.active_count:
+                break
+            await asyncio.sleep(POLL_S)
+        left = gateway.registry.active_count
+        log.log(logging.WARNING if left else logging.INFO, "drained, %d runs cut", left)
+        if successor is not None:
+            successor.close()
+        self._over.set()
+
+    async def _hand_over(self, successor: Peer) -> None:
+        """Gives every finished run to the next generation; it then answers for them."""
+        registry = self._gateway.registry
+        for relay in registry.finished():
+            if not relay.subscribers and await successor.hand_over(relay.run):
+                registry.handed_over(relay)
+
+    async def _watch_config(self, config_file: str | None) -> None:
+        """Tells the watchdog when the config file was written, replaced or made."""
+        if config_file is None or not Path(config_file).parent.is_dir():
+            return
+        stop = asyncio.Event()
+        try:
+            async for changes in awatch(Path(config_file).parent, stop_event=stop, step=200):
+                if any(Path(path) == Path(config_file) for _, path in changes):
+                    self._line.send(ConfigChanged())
+        finally:
+            stop.set()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a worker to its end."""
+    parser = argparse.ArgumentParser(prog="tidegate-worker")
+    parser.add_argument("--channel", type=int, required=True, metavar="FD")
+    arguments = parser.parse_args(argv)
+    log_lines.setup("worker")
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    channel = socket.socket(fileno=arguments.channel)
+    with _new_loop_runner() as runner:
+        return runner.run(_run(channel))
+
+
+async def _run(channel: socket.socket) -> int:
+    loop = asyncio.get_running_loop()
+    channel.setblocking(False)
+    _, line = await loop.create_unix_connection(WatchdogLine, sock=channel)
+    try:
+        async with asyncio.timeout(CONFIGURE_LIMIT_S):
+            first = await line.inbox.get()
+    except TimeoutError:
+        log.error("the watchdog sent no settings within %g s", CONFIGURE_LIMIT_S)
+        return 1
+    if not isinstance(first, Configure) or first.protocol != PROTOCOL:
+        line.send(Failed(reason=f"this worker speaks protocol {PROTOCOL}"))
+        return 1
+    log_lines.setup(f"worker {first.generation}")
+    try:
+        await Worker(line, first).serve()
+    except (OSError, ValueError) as error:
+        log.error("cannot serve: %s", error)
+        line.send(Failed(reason=str(error)))
+        await asyncio.sleep(POLL_S)  # the message is on its way; the watchdog then ends us
+        return 1
+    return 0
+
+
+def _new_loop_runner() -> asyncio.Runner:
+    """uvloop where its clock is right: on a Mac it runs on while the computer sleeps."""
+    if sys.platform == "linux":
+        import uvloop  # noqa: PLC0415
+
+        return asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    return asyncio.Runner()
+
+
+def _die_with_parent() -> None:
+    """Linux kills us when the watchdog dies, should the end of file go unnoticed."""
+    pr_set_pdeathsig = 1
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _leave() -> None:
+    """At once: nobody is left to tell, and streams cannot be saved."""
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
