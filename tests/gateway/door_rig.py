@@ -131,6 +131,7 @@ async def serving(
         for client in rig.clients:
             await client.close()
         await server.shutdown(0.01)
+        before.add(asyncio.current_task())  # a fixture is torn down in another task
         await until(lambda: asyncio.all_tasks() <= before)
         assert server.statistics().open == 0
         await until(lambda: not server.connections)

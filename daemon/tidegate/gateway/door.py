@@ -159,7 +159,7 @@ class Door:
 def _bearer(value: str) -> str:
     """The key in an Authorization header; "" when it is of another kind."""
     scheme, _, key = value.partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else ""
+    return key.strip(" ") if scheme.lower() == "bearer" else ""
 
 
 def _unauthorized(message: str) -> Refused:

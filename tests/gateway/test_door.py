@@ -1,0 +1,313 @@
+"""Who comes in, and what everybody else is told."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
+from multidict import CIMultiDict
+
+from gateway.door_rig import Answer, Rig, get, request, serving
+from tidegate.core.message import Token
+from tidegate.gateway.door import Access, Caller, Door
+from tidegate.gateway.errors import Refused
+
+KEY = "tg-3f9c2b7d51"
+OTHER_KEY = "tg-a8e60419cc"
+CANARY = "sk-canary-7f3a"
+
+
+def digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+TOKENS = (
+    Token(name="laptop", sha256=digest(KEY)),
+    Token(name="phone", sha256=digest(OTHER_KEY).upper()),
+)
+
+
+def serve_door(door: Door, access: Access) -> AbstractAsyncContextManager[Rig]:
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        caller = door.admit(request, access)
+        return web.json_response({"owner": caller.owner, "name": caller.name})
+
+    return serving(handler)
+
+
+def new_door(tokens: tuple[Token, ...] = (), *allowed_hosts: str) -> Door:
+    return Door(allowed_hosts=allowed_hosts, host_name="box", tokens=tokens)
+
+
+@pytest.fixture
+async def free() -> AsyncIterator[Rig]:
+    """A server without tokens."""
+    async with serve_door(new_door((), "good.example"), Access.TOKEN) as rig:
+        yield rig
+
+
+@pytest.fixture
+async def guarded() -> AsyncIterator[Rig]:
+    """A server with two tokens."""
+    async with serve_door(new_door(TOKENS), Access.TOKEN) as rig:
+        yield rig
+
+
+def caller_of(answer: Answer) -> Caller:
+    assert answer.status == 200, answer.body
+    return Caller(**json.loads(answer.body))
+
+
+# --- request targets -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "//evil/admin",
+        "//127.0.0.1/",
+        "http://127.0.0.1/v1/models",
+        "http://evil.example/v1/models",
+        "*",
+        "/a#b",
+        "/a\\b",
+        '/"',
+        "/\xe4",
+        "/\x7f",
+    ],
+)
+async def test_only_a_plain_path_is_a_target(free: Rig, target: str) -> None:
+    """Absolute, authority-like and odd targets are refused before anything reads them."""
+    method = "OPTIONS" if target == "*" else "GET"
+    answer = await free.ask(request(method, target))
+    assert answer.status == 400
+    assert answer.error["code"] in {"bad_target", "malformed_request"}
+
+
+async def test_connect_is_refused(free: Rig) -> None:
+    """This is no proxy, and a tunnel is never opened."""
+    client = await free.client()
+    answer = await client.ask(b"CONNECT evil.example:443 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    assert answer.status == 400
+    await client.send(get("/after"))
+    assert await client.rest() == b""
+
+
+@pytest.mark.parametrize("target", ["/", "/v1/models?a=b&c=%20", "/v1/models/org%2Fname:7b@x,y;z"])
+async def test_plain_paths_pass(free: Rig, target: str) -> None:
+    """What clients really ask for is a target."""
+    assert (await free.ask(get(target))).status == 200
+
+
+# --- Host ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["x/public?y=", "user@127.0.0.1", "127.0.0.1:", "127.1", ""])
+async def test_a_host_that_is_none_is_a_bad_request(free: Rig, host: str) -> None:
+    """The grammar comes first."""
+    answer = await free.ask(get("/", f"Host: {host}"))
+    assert answer.status == 400
+
+
+async def test_an_http_1_0_request_needs_a_host_too(free: Rig) -> None:
+    """Where HTTP does not ask for a Host, the door does."""
+    answer = await free.ask(b"GET / HTTP/1.0\r\n\r\n")
+    assert (answer.status, answer.error["code"]) == (400, "bad_host")
+
+
+@pytest.mark.parametrize("host", ["evil.example", "8.8.8.8", "0.0.0.0:8433"])
+async def test_a_rebound_name_is_refused_and_the_setting_named(free: Rig, host: str) -> None:
+    """A page that resolves its own name to loopback gets nothing, also when nothing is secret."""
+    answer = await free.ask(get("/", f"Host: {host}"))
+    assert answer.status == 403
+    assert "allowed_hosts" in answer.error["message"]
+
+
+@pytest.mark.parametrize("access", Access)
+@pytest.mark.parametrize("host", ["localhost:1", "127.0.0.1", "[::1]", "box", "a.local", "HOST.ok"])
+async def test_the_names_of_this_server_pass_on_every_route(access: Access, host: str) -> None:
+    """The same names are good for each route."""
+    async with serve_door(new_door((), "host.ok"), access) as rig:
+        client = await rig.client()
+        for _ in range(2):  # the second time from memory
+            assert (await client.ask(get("/", f"Host: {host}"))).status == 200
+
+
+async def test_open_routes_check_the_host_too() -> None:
+    """Health is open to callers without a token, not to every web page."""
+    async with serve_door(new_door(TOKENS), Access.OPEN) as rig:
+        assert (await rig.ask(get())).status == 200
+        assert (await rig.ask(get("/", "Host: evil.example"))).status == 403
+
+
+async def test_made_up_names_do_not_fill_the_memory() -> None:
+    """The book of accepted names stays small, whatever is asked."""
+    door = new_door()
+    for n in range(1000):
+        mocked = make_mocked_request("GET", "/", CIMultiDict({"Host": f"name-{n}.local"}))
+        door.admit(mocked, Access.OPEN)
+    assert len(door._accepted_hosts) <= 64
+
+
+async def test_a_unix_socket_asks_no_host() -> None:
+    """Names mean nothing on a Unix socket; the path and the token still do."""
+    door = new_door(TOKENS)
+    headers = CIMultiDict({"Host": "evil.example", "x-api-key": KEY})
+    mocked = make_mocked_request("GET", "/", headers)
+    assert door.admit(mocked, Access.TOKEN, over_unix=True).name == "laptop"
+    with pytest.raises(Refused) as caught:
+        door.admit(make_mocked_request("GET", "//x", headers), Access.TOKEN, over_unix=True)
+    assert caught.value.status == 400
+    page = make_mocked_request("POST", "/", CIMultiDict({"Origin": "http://evil.example"}))
+    with pytest.raises(Refused) as caught:
+        door.admit(page, Access.OPEN, over_unix=True)
+    assert caught.value.status == 403
+
+
+# --- other sites -----------------------------------------------------------------------------
+
+
+WEBSOCKET = ("Connection: Upgrade", "Upgrade: WebSocket")
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "status"),
+    [
+        ("POST", (), 200),
+        ("POST", ("Origin: http://127.0.0.1",), 200),
+        ("POST", ("Origin: http://127.0.0.1", "Sec-Fetch-Site: same-origin"), 200),
+        ("POST", ("Sec-Fetch-Site: none",), 200),
+        ("POST", ("Origin: http://127.0.0.1:3000",), 403),
+        ("POST", ("Origin: http://evil.example",), 403),
+        ("POST", ("Origin: null",), 403),
+        ("POST", ("Origin:",), 403),
+        ("POST", ("Origin: http://127.0.0.1", "Origin: http://evil.example"), 403),
+        ("POST", ("Sec-Fetch-Site: cross-site",), 403),
+        ("POST", ("Sec-Fetch-Site: same-site",), 403),
+        ("POST", ("Origin: http://127.0.0.1", "Sec-Fetch-Site: cross-site"), 403),
+        ("POST", ("Sec-Fetch-Site: none", "Sec-Fetch-Site: cross-site"), 403),
+        ("DELETE", ("Origin: http://evil.example",), 403),
+        ("PUT", ("Origin: http://evil.example",), 403),
+        ("GET", ("Origin: http://evil.example", "Sec-Fetch-Site: cross-site"), 200),
+        ("OPTIONS", ("Origin: http://evil.example",), 200),
+        ("GET", (*WEBSOCKET, "Origin: http://evil.example"), 403),
+        ("GET", (*WEBSOCKET, "Sec-Fetch-Site: cross-site"), 403),
+        ("GET", (*WEBSOCKET, "Origin: http://127.0.0.1"), 200),
+        ("GET", WEBSOCKET, 200),
+    ],
+)
+async def test_a_page_of_another_site_changes_nothing(
+    free: Rig, method: str, fields: tuple[str, ...], status: int
+) -> None:
+    """What alters something must come from no page, or from one of this very origin."""
+    answer = await free.ask(request(method, "/", *fields))
+    assert answer.status == status
+    if status == 403:
+        assert answer.error["code"] == "cross_site"
+    assert not any(name.startswith("access-control") for name in answer.headers)
+
+
+# --- keys ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "key", "name"),
+    [
+        ((f"Authorization: Bearer {KEY}",), KEY, "laptop"),
+        ((f"authorization: bearer   {KEY} ",), KEY, "laptop"),
+        ((f"X-API-Key: {OTHER_KEY}",), OTHER_KEY, "phone"),
+        ((f"Authorization: Bearer {KEY}", f"x-api-key: {KEY}"), KEY, "laptop"),
+    ],
+)
+async def test_a_key_is_the_same_in_each_form(
+    guarded: Rig, fields: tuple[str, ...], key: str, name: str
+) -> None:
+    """Whichever header a key comes in, its owner is the SHA-256 of it."""
+    client = await guarded.client()
+    for _ in range(2):  # the second time from memory
+        caller = caller_of(await client.ask(get("/", *fields)))
+        assert caller == Caller(owner=digest(key), name=name)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        (),
+        ("Authorization:",),
+        ("Authorization: Bearer",),
+        ("Authorization: Bearer ",),
+        (f"Authorization: {KEY}",),
+        (f"Authorization: Basic {KEY}",),
+        (f"Authorization: Bearer {KEY}x",),
+        (f"Authorization: Bearer {KEY} {KEY}",),
+        (f"Authorization: Bearer {KEY}", f"x-api-key: {OTHER_KEY}"),
+        (f"Authorization: Bearer {KEY}", "x-api-key: nonsense"),
+        (f"Authorization: Bearer {KEY}", "x-api-key:"),
+        (f"Authorization: Basic {KEY}", f"x-api-key: {KEY}"),
+        (f"Authorization: Bearer {KEY}", f"Authorization: Bearer {OTHER_KEY}"),
+        (f"x-api-key: {digest(KEY)}",),
+        ("x-api-key: ' OR 1=1 --",),
+        ("x-api-key: sk-\xe4\xf6\xfc",),
+        ("x-api-key: " + CANARY * 300,),
+        (f"Cookie: token={KEY}",),
+        (f"api-key: {KEY}",),
+    ],
+)
+async def test_without_one_good_key_nothing_is_served(
+    guarded: Rig, fields: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every other form is a 401 that repeats nothing and is not logged."""
+    caplog.set_level(logging.DEBUG, "tidegate")
+    answer = await guarded.ask(get("/", *fields))
+    assert answer.status == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.error["code"] == "invalid_api_key"
+    for secret in (KEY, OTHER_KEY, CANARY):
+        assert secret.encode() not in answer.body
+        assert secret not in caplog.text
+
+
+@pytest.mark.parametrize("key", [CANARY * 10_000, f"{KEY}\x00", "", " ", KEY + "\n"])
+@pytest.mark.parametrize("form", ["Bearer", "x-api-key"])
+async def test_keys_that_the_parser_would_stop_are_refused_here_too(key: str, form: str) -> None:
+    """The door does not rely on what reads the heads."""
+    headers = CIMultiDict({"Host": "localhost"})
+    headers["Authorization" if form == "Bearer" else form] = (
+        f"Bearer {key}" if form == "Bearer" else key
+    )
+    with pytest.raises(Refused) as caught:
+        new_door(TOKENS).admit(make_mocked_request("GET", "/", headers), Access.TOKEN)
+    assert caught.value.status == 401
+    assert CANARY not in caught.value.message
+
+
+async def test_a_key_in_the_query_is_no_key(guarded: Rig) -> None:
+    """Addresses end up in logs, so a key there is not looked at."""
+    assert (await guarded.ask(get(f"/?key={KEY}&api_key={KEY}"))).status == 401
+
+
+async def test_without_tokens_any_key_is_nobody(free: Rig) -> None:
+    """Client libraries send a dummy key where none is needed."""
+    answer = await free.ask(get("/", "Authorization: Bearer sk-none", "x-api-key: other"))
+    assert caller_of(answer) == Caller(owner="", name="")
+
+
+async def test_an_open_route_needs_no_key() -> None:
+    """Health can be asked by a service manager, with tokens in use or not."""
+    async with serve_door(new_door(TOKENS), Access.OPEN) as rig:
+        assert caller_of(await rig.ask(get("/", "x-api-key: wrong"))) == Caller(owner="", name="")
+
+
+async def test_a_door_does_not_hold_keys() -> None:
+    """What is remembered of a key is its digest."""
+    door = new_door(TOKENS)
+    headers = CIMultiDict({"Host": "localhost", "x-api-key": KEY})
+    door.admit(make_mocked_request("GET", "/", headers), Access.TOKEN)
+    assert list(door._accepted_digests) == [digest(KEY)]
+    assert KEY not in repr(door)

@@ -1,0 +1,91 @@
+"""What Prometheus reads is what was counted."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tidegate.gateway.metrics import CONTENT_TYPE, Histogram, MetricsView, render
+
+
+def view() -> MetricsView:
+    relay = Histogram([0.001, 0.01])
+    for seconds in (0.0005, 0.001, 0.002, 5.0):
+        relay.observe(seconds)
+    first = Histogram([1])
+    first.observe(0.5)
+    return MetricsView(
+        ledger_bytes=123_456_789_012,
+        resident_bytes={"worker": 40, "watchdog": 12},
+        memory_level=2,
+        runs={"streaming": 3, "completed": 7},
+        swept_bytes={"stuck": 1000},
+        recycles={"growth": 1},
+        relay=relay,
+        first_output={'odd "name"\\\n': first},
+        loop_lag_s=0.25,
+        connections={"busy": 4},
+        upstream_active={"box": 2},
+    )
+
+
+def test_a_scrape_shows_every_number_of_the_view() -> None:
+    """Read back by Prometheus's own parser, names, labels and values are those of the view."""
+    samples = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(render(view()).decode())
+        for sample in family.samples
+    }
+    odd = 'odd "name"\\\n'
+    assert samples == {
+        ("tidegate_ledger_bytes",): 123_456_789_012,
+        ("tidegate_resident_bytes", "worker"): 40,
+        ("tidegate_resident_bytes", "watchdog"): 12,
+        ("tidegate_memory_level",): 2,
+        ("tidegate_runs", "streaming"): 3,
+        ("tidegate_runs", "completed"): 7,
+        ("tidegate_swept_bytes_total", "stuck"): 1000,
+        ("tidegate_recycles_total", "growth"): 1,
+        ("tidegate_relay_seconds_bucket", "0.001"): 2,
+        ("tidegate_relay_seconds_bucket", "0.01"): 3,
+        ("tidegate_relay_seconds_bucket", "+Inf"): 4,
+        ("tidegate_relay_seconds_count",): 4,
+        ("tidegate_relay_seconds_sum",): pytest.approx(5.0035),
+        ("tidegate_first_output_seconds_bucket", "1.0", odd): 1,
+        ("tidegate_first_output_seconds_bucket", "+Inf", odd): 1,
+        ("tidegate_first_output_seconds_count", odd): 1,
+        ("tidegate_first_output_seconds_sum", odd): 0.5,
+        ("tidegate_loop_lag_seconds",): 0.25,
+        ("tidegate_connections", "busy"): 4,
+        ("tidegate_upstream_active", "box"): 2,
+    }
+
+
+def test_every_metric_says_what_it_is() -> None:
+    """Each has its help and its type, and the content type names the format they are in."""
+    text = render(view()).decode()
+    names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
+    assert len(names) == len(set(names)) == text.count("# HELP") == 11
+    assert all(name.startswith("tidegate_") for name in names)
+    assert CONTENT_TYPE.startswith("text/plain; version=0.0.4")
+
+
+def test_a_scrape_adds_nothing_of_its_own() -> None:
+    """Two scrapes of one view are the same bytes."""
+    assert render(view()) == render(view())
+
+
+def test_a_duration_at_a_bound_belongs_below_it() -> None:
+    """Upper ends are inclusive, as Prometheus has it, and buckets are cumulative."""
+    histogram = Histogram([1, 2])
+    for seconds in (0, 1, 1.5, 2, 2.5):
+        histogram.observe(seconds)
+    assert histogram.buckets() == [("1.0", 2), ("2.0", 4), ("+Inf", 5)]
+    assert (histogram.count, histogram.sum_s) == (5, 7)
+
+
+@pytest.mark.parametrize("bounds", [[], [2, 1], [1, 1]])
+def test_bounds_that_do_not_ascend_are_refused(bounds: list[float]) -> None:
+    """A histogram with nonsense bounds can't be made."""
+    with pytest.raises(ValueError, match="ascend"):
+        Histogram(bounds)
