@@ -8,6 +8,7 @@ A draining worker lives until its `--drain-s` is over.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import faulthandler
 import os
 import selectors
@@ -165,6 +166,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
+    if sys.platform == "linux":  # a hung worker sees no end of file
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     log.setup("worker")
     FakeWorker(options).serve()
 
