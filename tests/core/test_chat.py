@@ -31,7 +31,7 @@ ROWS = [
     (event({"choices": [{"text": ""}]}), Meaning.OPENING),
     (event({"choices": [{"delta": {}, "finish_reason": "stop"}]}), Meaning.FINISH),
     (event({"choices": [{"delta": {"content": "a"}, "finish_reason": "length"}]}), Meaning.FINISH),
-    (event({"choices": [], "usage": {"total_tokens": 1}}), Meaning.OTHER),
+    (event({"choices": [], "usage": {"total_tokens": 1}}), Meaning.OPENING),
     (event({"error": {"message": "no"}}), Meaning.ERROR),
     (event({"error": "no"}), Meaning.ERROR),
     (event({"error": None, "choices": [{"delta": {"content": "a"}}]}), Meaning.OUTPUT),
@@ -47,7 +47,7 @@ ROWS = [
 
 @pytest.mark.parametrize(("raw", "meaning"), ROWS, ids=range(len(ROWS)))
 def test_each_kind_of_event_is_told_from_the_others(raw: bytes, meaning: Meaning) -> None:
-    """A role is no output, a finish_reason is an end, and what cannot be read is not judged."""
+    """A role is no output, a finish_reason is an end, and what is no chunk is not judged."""
     assert chat.meaning(raw) is meaning
 
 
@@ -56,7 +56,7 @@ def test_each_kind_of_event_is_told_from_the_others(raw: bytes, meaning: Meaning
     [
         (delta(role="assistant"), False),
         (event({"choices": [], "usage": None}), False),
-        (event({"progress": 0.5}), False),
+        (event({"progress": 0.5}), True),
         (delta(content="a"), True),
         (event({"choices": [{"delta": {}, "finish_reason": "stop"}]}), True),
         (chat.DONE, True),
@@ -64,7 +64,7 @@ def test_each_kind_of_event_is_told_from_the_others(raw: bytes, meaning: Meaning
     ],
 )
 def test_when_the_answer_has_begun(raw: bytes, begun: bool) -> None:
-    """Notes before the answer are no output; an event that cannot be read may be the answer."""
+    """A chunk without choices is no output; an event that is no chunk may be the answer."""
     assert chat.is_output(raw) is begun
 
 

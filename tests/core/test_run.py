@@ -218,7 +218,7 @@ def test_an_empty_stream_is_no_answer() -> None:
     assert run.state is State.CONNECTING
 
 
-@pytest.mark.parametrize("window_bytes", [8 * 1024, 64 * 1024])
+@pytest.mark.parametrize("window_bytes", [64 * 1024, 100_000])
 def test_an_end_is_recognised_although_its_window_was_too_small(window_bytes: int) -> None:
     """How an answer ended does not depend on how much of it is retained."""
     run = connecting(limits=Limits(window_bytes=window_bytes))
@@ -363,6 +363,50 @@ def test_a_full_ledger_fails_the_run_that_asks_for_more() -> None:
     run.end(Happening.FAIL, "memory limit", "memory_limit", 103.0, 0.0)
     run.release()
     assert ledger.total_bytes == 0
+
+
+def test_a_finished_run_is_handed_over_whole() -> None:
+    """In another process it has the same seqs, the same bytes, and is charged for them."""
+    ledger = Ledger()
+    events = [text(str(number)) for number in range(5)]
+    run = make_run(ledger=ledger)
+    run.adopt(
+        state=State.COMPLETED,
+        reason=None,
+        attempts=[],
+        events=b"".join(events),
+        first_seq=7,
+        next_seq=12,
+        ended_s=150.0,
+        ended=1.0,
+    )
+    assert (run.window.first_seq, run.window.next_seq) == (7, 12)
+    assert run.window.read(run.window.cursor(9))[0] == b"".join(events[2:])
+    assert run.account.entries[Entry.WINDOW] == run.window.held_bytes > 0
+    run.release()
+    assert ledger.total_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("state", "first_seq", "next_seq"),
+    [(State.STREAMING, 0, 1), (State.COMPLETED, 0, 2), (State.COMPLETED, -1, 0)],
+)
+def test_a_hand_over_that_does_not_add_up_is_refused(
+    state: State, first_seq: int, next_seq: int
+) -> None:
+    """Only a finished run with exactly the events it claims is taken."""
+    run = make_run()
+    with pytest.raises(ValueError, match="handed over"):
+        run.adopt(
+            state=state,
+            reason=None,
+            attempts=[],
+            events=text("a"),
+            first_seq=first_seq,
+            next_seq=next_seq,
+            ended_s=150.0,
+            ended=1.0,
+        )
 
 
 # --- readers and pauses --------------------------------------------------------------------------

@@ -90,6 +90,8 @@ class Stream:
     clean: bool = False  # the body ended as its framing says it must
     over: bool = False
     rest: AsyncIterator[bytes] | None = None  # what `read_events` goes on with
+    parsed: list[Event] = field(default_factory=list)  # the events of the first `parsed_bytes`
+    parsed_bytes: int = 0
 
     @classmethod
     async def open(
@@ -193,7 +195,12 @@ class Stream:
     @property
     def events(self) -> list[Event]:
         """The whole events read so far."""
-        return parse_events(bytes(self.body))
+        new = bytes(self.body[self.parsed_bytes :])
+        ends = [end.end() for end in _END.finditer(new)]
+        if ends:
+            self.parsed += parse_events(new[: ends[-1]])
+            self.parsed_bytes += ends[-1]
+        return self.parsed
 
     def json(self) -> object:
         """The body of an answer that is no stream."""
