@@ -7,14 +7,15 @@ cost more than a whole request should.
 
 Every connection is in one phase, and each phase has a room: a dict in the order in which its
 connections came in, so that the first is always the one that has waited longest. One timer looks
-at the first of each room only. A request moves its connection from IDLE to HEAD to BUSY and back.
+at the first of each room only. A request moves its connection from IDLE to BUSY and back; one
+whose head comes in parts stands in HEAD in between.
 
 Of aiohttp's internals this leans on: `RequestHandler.data_received`, `finish_response`,
 `handle_error`, `close` and `force_close`, which have no underscore and no documentation; that the
 request factory is called when a request's turn has come; and on one private name,
-`RequestHandler._messages`, for a body whose framing breaks while it is being read. A later
-`data_received` may answer some requests by itself if it calls `enter(Phase.BUSY)` before and
-`enter(Phase.IDLE)` after.
+`RequestHandler._messages`, which tells a whole head from a part of one, and a body whose framing
+broke from one that is still coming. A later `data_received` may answer some requests by itself if
+it calls `enter(Phase.BUSY)` before and `enter(Phase.IDLE)` after.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import IntEnum
 from typing import cast
 
 from aiohttp import StreamReader, web
@@ -54,17 +55,18 @@ _MALFORMED_LOG_EVERY_S = 60.0
 _RETRY_AFTER = {"Retry-After": "5"}
 
 
-class Phase(Enum):
-    """Where a connection stands."""
+class Phase(IntEnum):
+    """Where a connection stands. A number, since an enum's own hash costs more than a move."""
 
-    FRESH = auto()  # connected, nothing sent yet
-    HEAD = auto()  # a part of a head has come
-    BUSY = auto()  # a request is in hand
-    IDLE = auto()  # between two requests
-    CLOSING = auto()  # nothing more is read from it; its last bytes are on their way
-    GONE = auto()  # in no room
+    FRESH = 0  # connected, nothing sent yet
+    HEAD = 1  # a part of a head has come
+    BUSY = 2  # a request is in hand
+    IDLE = 3  # between two requests
+    CLOSING = 4  # nothing more is read from it; its last bytes are on their way
+    GONE = 5  # in no room
 
 
+_ROOMS = tuple(phase for phase in Phase if phase is not Phase.GONE)
 _WAITING = (Phase.FRESH, Phase.HEAD, Phase.IDLE)  # who goes first when there is no more room
 
 
@@ -104,9 +106,7 @@ class GatewayServer(web.Server):
         self.stopping = False
         self.limits = limits
         self._running_loop = asyncio.get_running_loop()
-        self._rooms: dict[Phase, dict[ClientProtocol, float]] = {
-            phase: {} for phase in Phase if phase is not Phase.GONE
-        }
+        self._rooms: tuple[dict[ClientProtocol, float], ...] = tuple({} for _ in _ROOMS)
         self._listeners: list[asyncio.Server] = []
         self._ticker: asyncio.TimerHandle | None = None
         self._connected = 0
@@ -121,13 +121,13 @@ class GatewayServer(web.Server):
         return ClientProtocol(self, self._running_loop)
 
     def __repr__(self) -> str:
-        rooms = " ".join(f"{p.name.lower()}={len(room)}" for p, room in self._rooms.items())
+        rooms = " ".join(f"{p.name.lower()}={len(self._rooms[p])}" for p in _ROOMS)
         return f"<GatewayServer {rooms} draining={self.draining}>"
 
     def statistics(self) -> ServerStatistics:
         """What `/metrics` and a heartbeat show."""
         return ServerStatistics(
-            connections={phase.name.lower(): len(room) for phase, room in self._rooms.items()},
+            connections={phase.name.lower(): len(self._rooms[phase]) for phase in _ROOMS},
             accepted=self._accepted,
             evicted=self._evicted,
             refused=self._refused,
@@ -137,7 +137,7 @@ class GatewayServer(web.Server):
     @property
     def open_connections(self) -> int:
         """How many connections there are."""
-        return sum(map(len, self._rooms.values()))
+        return sum(map(len, self._rooms))
 
     @property
     def busy_connections(self) -> int:
@@ -240,7 +240,7 @@ class GatewayServer(web.Server):
             connection.phase = Phase.GONE
 
     def _everyone(self) -> list[ClientProtocol]:
-        return [connection for room in self._rooms.values() for connection in room]
+        return [connection for room in self._rooms for connection in room]
 
     # --- deadlines ------------------------------------------------------------------------
 
@@ -374,13 +374,15 @@ class ClientProtocol(RequestHandler):
             self._server.enter(self, phase)
 
     def data_received(self, data: bytes) -> None:
-        if data and (self.phase is Phase.IDLE or self.phase is Phase.FRESH):
-            self._server.enter(self, Phase.HEAD)
         super().data_received(data)
+        if not self._messages:
+            if data and (self.phase is Phase.IDLE or self.phase is Phase.FRESH):
+                self._server.enter(self, Phase.HEAD)
+            return
         # A message behind a body that is not complete can only be the parser's complaint about
         # that body. aiohttp queues it for later, while whoever reads the body waits for ever.
         body = self._body
-        if body is not None and self._messages and not body.is_eof() and body.exception() is None:
+        if body is not None and not body.is_eof() and body.exception() is None:
             body.set_exception(web.RequestPayloadError("broken framing"))
 
     def begin_request(self, message: RawRequestMessage, body: StreamReader) -> None:

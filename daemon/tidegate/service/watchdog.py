@@ -73,7 +73,7 @@ def run(
         _log.error("cannot write the log file: %s", error)
         return os.EX_CONFIG
     faulthandler.enable()  # the service manager's SIGABRT leaves our stacks in the log
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold people's prompts
+    _forbid_core_dumps()
     pid_file = PidFile(runtime_dir / PID_FILE_NAME)
     try:
         pid_file.hold()
@@ -95,6 +95,16 @@ def run(
         return watchdog.serve()
     finally:
         pid_file.release()
+
+
+def _forbid_core_dumps() -> None:
+    """A core dump would hold people's prompts."""
+    if resource.getrlimit(resource.RLIMIT_CORE) == (0, 0):
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    except (OSError, ValueError) as error:  # a sandbox may forbid even that
+        _log.warning("core dumps cannot be switched off: %s", error)
 
 
 @dataclass(slots=True)

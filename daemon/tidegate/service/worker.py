@@ -56,9 +56,12 @@ log = logging.getLogger("tidegate.worker")
 HEARTBEAT_S = 1.0
 CONFIGURE_LIMIT_S = 10.0
 POLL_S = 0.1  # while draining: how soon after the last stream it is gone
-TRIM_EVERY_S = 30.0
-TRIM_ABOVE_BYTES = 16 * 1024 * 1024  # released since the last trim; less is not worth a walk
+# Free pages go back after a burst was released, and now and then while memory is short. A walk
+# over the heap takes a few milliseconds, in a thread.
+TRIM_ABOVE_BYTES = 16 * 1024 * 1024
+TRIM_AFTER_RELEASE_S = 2.0
 TRIM_LEVEL = 1
+TRIM_WHILE_SHORT_S = 30.0
 MAX_UNSENT_BYTES = 8 * 1024 * 1024  # a watchdog that reads nothing for this long is gone
 
 
@@ -104,7 +107,7 @@ class Worker:
         self._gateway = Gateway(configure.generation, configure.peer_socket)
         self._gateway.resident_bytes = self._resident_bytes = resident_meter()
         self._trim = heap_trimmer()
-        self._trimmed_s = time.monotonic()
+        self._trimmed_s = float("-inf")
         self._released_bytes = 0
         self._drain: asyncio.Task[None] | None = None
         self._over = asyncio.Event()
@@ -129,6 +132,7 @@ class Worker:
             for chore in chores:
                 chore.cancel()
         await gateway.close()
+        self._line.send(self._heartbeat())  # the last word on what was swept and served
 
     # --- the heartbeat ------------------------------------------------------------------------
 
@@ -161,9 +165,12 @@ class Worker:
     def _maybe_trim(self, loop: asyncio.AbstractEventLoop) -> None:
         """Gives memory back to the system, off the loop, when there may be some to give."""
         registry, facts = self._gateway.registry, self._gateway.facts
-        released = registry.swept.bytes - self._released_bytes
-        wanted = released >= TRIM_ABOVE_BYTES or (facts is not None and facts.level >= TRIM_LEVEL)
-        if wanted and time.monotonic() - self._trimmed_s >= TRIM_EVERY_S:
+        since_s = time.monotonic() - self._trimmed_s
+        released = registry.swept.bytes - self._released_bytes >= TRIM_ABOVE_BYTES
+        short = facts is not None and facts.level >= TRIM_LEVEL
+        if (released and since_s >= TRIM_AFTER_RELEASE_S) or (
+            short and since_s >= TRIM_WHILE_SHORT_S
+        ):
             self._released_bytes = registry.swept.bytes
             self._trimmed_s = time.monotonic()
             loop.run_in_executor(None, self._trim)
@@ -274,6 +281,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--channel", type=int, required=True, metavar="FD")
     arguments = parser.parse_args(argv)
     log_lines.setup("worker")
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it tells of every change
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
