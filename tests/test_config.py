@@ -67,7 +67,7 @@ def test_every_documented_key_arrives(load):
         total_s = 60.5
         [[upstream]]
         name = "sock"
-        url = "unix:/run/llama.sock"
+        url = "unix:/run/llama.sock:/v1"
         [[model]]
         name = "fast"
         targets = ["box/qwen3", "sock/org/name:tag"]
@@ -180,6 +180,8 @@ def test_mistakes_name_line_key_and_remedy(load, tmp_path, text, line, key, says
         "http://x/\\u0000",
         "http://user:secret@x/",
         "unix:x",
+        "unix:/x:v1",
+        "unix:/x?y",
         "//x",
     ],
 )

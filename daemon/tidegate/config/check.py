@@ -176,7 +176,10 @@ def _upstreams(settings: Settings) -> Iterator[Problem]:
 
 def _url_problem(url: str) -> str | None:
     if url.startswith("unix:"):
-        return _unix_path_problem(url)
+        socket_path, colon, prefix = url.removeprefix("unix:").partition(":")
+        if (colon and not prefix.startswith("/")) or {"?", "#"} & set(url):
+            return "must be like unix:/path or unix:/path:/v1, without ? and #"
+        return _unix_path_problem(f"unix:{socket_path}")
     if "@" in url:
         return (
             "must hold no user or password; name a 0600 file with api_key_file, or an "
