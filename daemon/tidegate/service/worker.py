@@ -125,7 +125,7 @@ class Worker:
         async with asyncio.TaskGroup() as tasks:
             chores = [
                 tasks.create_task(self._beat()),
-                tasks.create_task(self._obey()),
+                tasks.create_task(self._obey(tasks)),
                 tasks.create_task(self._watch_config(first.config_file)),
             ]
             await self._over.wait()
@@ -177,7 +177,7 @@ class Worker:
 
     # --- what the watchdog says ---------------------------------------------------------------
 
-    async def _obey(self) -> None:
+    async def _obey(self, tasks: asyncio.TaskGroup) -> None:
         while True:
             message = await self._line.inbox.get()
             match message:
@@ -193,7 +193,7 @@ class Worker:
                     total = registry.active_count + registry.finished_count
                     self._line.send(RunList(request=message.request, runs=runs, total=total))
                 case StartDraining() if self._drain is None:
-                    self._drain = asyncio.create_task(self._drain_until_over(message))
+                    self._drain = tasks.create_task(self._drain_until_over(message))
 
     def _reconfigure(self, message: Configure) -> Configured:
         try:
