@@ -7,6 +7,7 @@ import logging
 import socket
 from pathlib import Path
 
+import psutil
 import pytest
 from aiohttp import web
 
@@ -24,6 +25,20 @@ async def hello(request: web.BaseRequest) -> web.StreamResponse:
 
 async def read_all(request: web.BaseRequest) -> web.StreamResponse:
     return web.Response(body=await request.content.read(-1))
+
+
+class AlreadyWritten(web.StreamResponse):
+    """An answer that was written past aiohttp."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._keep_alive = True
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        return None
 
 
 def only_connection(server: GatewayServer) -> ClientProtocol:
@@ -459,6 +474,31 @@ async def test_a_client_that_hangs_up_cancels_its_request() -> None:
         await until(lambda: rig.server.open_connections == 0)
 
 
+async def test_clients_that_hang_up_in_the_middle_leave_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An answer that is cut short by its reader leaves no task, no descriptor and no log line."""
+
+    async def endless(request: web.BaseRequest) -> web.StreamResponse:
+        stream = web.StreamResponse()
+        await stream.prepare(request)
+        while True:
+            await stream.write(bytes(100_000))
+
+    async with serving(endless) as rig:
+        descriptors = psutil.Process().num_fds()
+        for _ in range(10):
+            client = await rig.client()
+            await client.send(get())
+            await client.reader.readexactly(1000)
+        assert rig.server.busy_connections == 10
+        for client in rig.clients:
+            await client.close()
+        await until(lambda: rig.server.open_connections == 0)
+        await until(lambda: psutil.Process().num_fds() == descriptors)
+    assert caplog.records == []
+
+
 async def test_a_client_that_reads_nothing_is_cut_after_close_flush_s() -> None:
     """A close does not wait for ever for bytes that nobody takes."""
     size = 8 * 1024 * 1024
@@ -513,6 +553,42 @@ async def test_while_draining_each_answer_announces_the_end() -> None:
         assert answer.status == 200
         assert answer.headers["connection"] == "close"
         assert await client.rest() == b""
+
+
+@pytest.mark.parametrize("raw", [False, True])
+async def test_an_answer_begun_before_draining_keeps_its_promise(raw: bool) -> None:
+    """Who was told that the connection stays can use it once more."""
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def begin(request: web.BaseRequest) -> web.StreamResponse:
+        if request.raw_path == "/next":
+            return web.Response()
+        stream = web.StreamResponse()
+        if raw:
+            protocol, transport = request.protocol, request.transport
+            assert isinstance(protocol, ClientProtocol)
+            assert transport is not None
+            protocol.wrote_raw = True
+            transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            stream = AlreadyWritten()
+        else:
+            stream.content_length = 2
+            await stream.prepare(request)
+            await stream.write(b"ok")
+        begun.set()
+        await go.wait()
+        return stream
+
+    async with serving(begin) as rig:
+        client = await rig.client()
+        await client.send(get())
+        await begun.wait()
+        rig.server.draining = True
+        go.set()
+        answer = await client.answer()
+        assert answer.body == b"ok"
+        assert "connection" not in answer.headers
+        assert (await client.ask(get("/next"))).headers["connection"] == "close"
 
 
 async def test_a_shutdown_waits_for_requests_and_not_for_idle_connections() -> None:

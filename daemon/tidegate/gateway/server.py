@@ -332,8 +332,8 @@ class ClientProtocol(RequestHandler):
         self._malformed = False
         self.phase = Phase.GONE
         self.over_unix = False
-        # Whoever writes an answer past aiohttp sets this: an error can then only end the
-        # connection, for aiohttp does not know that an answer has begun.
+        # Whoever writes an answer past aiohttp sets this, for aiohttp can't know that one has
+        # begun: an error can then only end the connection.
         self.wrote_raw = False
 
     def __repr__(self) -> str:
@@ -405,7 +405,8 @@ class ClientProtocol(RequestHandler):
     async def finish_response(
         self, request: BaseRequest, resp: StreamResponse, start_time: float | None
     ) -> tuple[StreamResponse, bool]:
-        if self._chunked or (self._server.draining and not resp.prepared):
+        has_begun = self.wrote_raw or resp.prepared  # and has announced what follows
+        if self._chunked or (self._server.draining and not has_begun):
             resp.force_close()
         answer, lost = await super().finish_response(request, resp, start_time)
         self._body = None
