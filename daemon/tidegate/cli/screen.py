@@ -60,7 +60,7 @@ def _status_rows(status: Status) -> Iterable[tuple[str, list[str]]]:
             + (" (observing only)" if memory.mode == "observe" else ""),
             f"{size_text(memory.ledger_bytes)} of it in runs, "
             f"{size_text(memory.unexplained_bytes)} unexplained",
-            f"budget from {memory.budget_source}" if memory.budget_source else "no budget",
+            f"budget: {memory.budget_source}" if memory.budget_source else "budget not known yet",
         ],
     )
     runs = status.runs
