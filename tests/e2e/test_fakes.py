@@ -18,7 +18,7 @@ async def test_a_whole_answer(scripted_upstream: ScriptedUpstream, model: str) -
     assert answer.clean
     assert words(answer.events) == ["one ", "two ", "three"]
     (seen,) = scripted_upstream.seen(model)
-    assert seen.finished
+    await until(lambda: seen.finished, 5, "the fake knows that it is done")
     assert seen.headers["content-type"] == "application/json"
 
 

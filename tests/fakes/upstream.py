@@ -8,6 +8,7 @@ ok                  a role, three words, a finish_reason and [DONE]
 numbered:N:MS       N words that are their own number, MS milliseconds apart
 bulk:KB             KB kilobytes of numbered events as fast as they are taken
 stuck:KB            the same, then silence with the connection open
+preamble:KB         KB kilobytes of roles, which are no output, then silence
 wait:MS             headers and role at once, the first word after MS milliseconds
 gap:MS              a word, MS milliseconds of silence, another word and the end
 drop:K  reset:K     K words and half an event, then the connection is closed, or reset
@@ -36,11 +37,12 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 EVENT_BYTES = 1000  # of "bulk" and "stuck"
+PAGE_EVENTS = 20
 HALF_AN_EVENT = b'data: {"choices":[{"index":0,"del'
 
 
@@ -68,6 +70,14 @@ def numbered(number: int, size: int = 0) -> bytes:
     """A word that is its own number, padded to `size` bytes."""
     event = chunk(content=f"{number} ")
     return event if len(event) >= size else chunk(content=f"{number} " + "." * (size - len(event)))
+
+
+def pages(kilobytes: int) -> Iterator[bytes]:
+    """Numbered events of 1000 bytes, twenty at a time, which is what makes a large answer quick."""
+    events = kilobytes * 1000 // EVENT_BYTES
+    for first in range(0, events, PAGE_EVENTS):
+        last = min(first + PAGE_EVENTS, events)
+        yield b"".join(numbered(number, EVENT_BYTES) for number in range(first, last))
 
 
 @dataclass
@@ -357,8 +367,8 @@ async def count(to: _Connection, words: int, ms: int = 0) -> None:
 async def bulk(to: _Connection, kilobytes: int) -> None:
     await to.head()
     await to.events(ROLE)
-    for number in range(kilobytes * 1000 // EVENT_BYTES):
-        await to.events(numbered(number, EVENT_BYTES))
+    for page in pages(kilobytes):
+        await to.events(page)
     await to.events(FINISH, DONE)
     await to.last()
 
@@ -366,8 +376,15 @@ async def bulk(to: _Connection, kilobytes: int) -> None:
 async def stuck(to: _Connection, kilobytes: int) -> None:
     await to.head()
     await to.events(ROLE)
-    for number in range(kilobytes * 1000 // EVENT_BYTES):
-        await to.events(numbered(number, EVENT_BYTES))
+    await to.events(*pages(kilobytes))
+    await to.hang()
+
+
+async def preamble(to: _Connection, kilobytes: int) -> None:
+    await to.head()
+    role = ROLE.replace(b'"index"', b'"padding":"' + b"." * 20_000 + b'","index"')
+    for _ in range(kilobytes // 20):
+        await to.events(role)
     await to.hang()
 
 
@@ -502,6 +519,7 @@ SCRIPTS: dict[str, Script] = {
     "numbered": count,
     "bulk": bulk,
     "stuck": stuck,
+    "preamble": preamble,
     "wait": wait,
     "gap": gap,
     "drop": drop,
