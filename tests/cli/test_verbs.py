@@ -258,8 +258,9 @@ def test_token_changes_reach_a_running_one(tidegate, watchdog):
     """Making and revoking a token each ask a running tidegate to reload."""
     watchdog.will("reload")
     assert tidegate("token", "new", "laptop")[0] == 0
+    assert tidegate("token", "new", "phone")[0] == 0
     assert tidegate("token", "revoke", "laptop") == (0, "Revoked laptop.\n", "")
-    assert [request.verb for request in watchdog.requests] == ["reload", "reload"]
+    assert [request.verb for request in watchdog.requests] == ["reload"] * 3
 
 
 def test_revoked_token_that_is_still_accepted_is_said_aloud(tidegate, watchdog):
@@ -269,6 +270,14 @@ def test_revoked_token_that_is_still_accepted_is_said_aloud(tidegate, watchdog):
     code, _, err = tidegate("token", "revoke", "laptop")
     assert code == 1
     assert "STILL ACCEPTED: bad config" in err
+
+
+def test_revoking_the_last_token_says_what_follows(tidegate):
+    """Without any token nobody is asked for one, which is said when the last one goes."""
+    tidegate("token", "new", "laptop")
+    code, _, err = tidegate("token", "revoke", "laptop")
+    assert code == 0
+    assert "nobody is asked" in err
 
 
 def test_revoking_nobody_is_exit_64(tidegate):

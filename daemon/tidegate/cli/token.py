@@ -46,6 +46,8 @@ def revoke(arguments: argparse.Namespace) -> int:
     places = find_places(arguments)
     token = tokens.revoke(_file(places), arguments.which)
     print(f"Revoked {token.name}.", flush=True)
+    if not tokens.read(_file(places)):
+        print("That was the last one: from now on nobody is asked for a token.", file=sys.stderr)
     _tell_the_running_one(places, "the token is gone from the file, but is STILL ACCEPTED")
     return 0
 
