@@ -31,6 +31,10 @@ class Meaning(Enum):
     OTHER = "other"  # not a chat completion chunk: passed on as it is
 
 
+# With any of these the answer has begun. What cannot be read counts: it may be the answer.
+OUTPUT = frozenset({Meaning.OUTPUT, Meaning.FINISH, Meaning.DONE, Meaning.OTHER})
+
+
 class _Choice(Struct):
     delta: dict[str, object] | None = None
     text: str | None = None
@@ -39,7 +43,7 @@ class _Choice(Struct):
 
 class _Chunk(Struct):
     choices: list[_Choice] | None = None
-    error: Raw | None = None
+    error: Raw = Raw()
 
 
 class ChatRequest(Struct):
@@ -80,7 +84,7 @@ def meaning(event: bytes) -> Meaning:
         chunk = _chunk.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Meaning.OTHER
-    if chunk.error is not None and bytes(chunk.error) != b"null":
+    if bytes(chunk.error) not in {b"", b"null"}:
         return Meaning.ERROR
     if chunk.choices is None:
         return Meaning.OTHER
@@ -94,11 +98,6 @@ def meaning(event: bytes) -> Meaning:
 def _has_output(choice: _Choice) -> bool:
     delta = choice.delta or {}
     return bool(choice.text) or any(value for name, value in delta.items() if name != "role")
-
-
-def is_output(event: bytes) -> bool:
-    """Whether the answer has begun. An event that cannot be read counts: it may be the answer."""
-    return meaning(event) in {Meaning.OUTPUT, Meaning.FINISH, Meaning.DONE, Meaning.OTHER}
 
 
 def error_message(event_or_body: bytes) -> str:
@@ -135,8 +134,18 @@ def verdict(last_events: list[bytes]) -> Meaning:
 
     A finish_reason without the marker is a completion; an error anywhere in the end is an error.
     """
-    said = [meaning(event) for event in last_events[-TAIL_EVENTS:]]
-    for end in (Meaning.ERROR, Meaning.DONE, Meaning.FINISH):
-        if end in said:
-            return end
-    return Meaning.OPENING
+    end = Meaning.OPENING
+    for event in reversed(last_events[-TAIL_EVENTS:]):
+        if b'"error"' in event and meaning(event) is Meaning.ERROR:
+            return Meaning.ERROR
+        if end is Meaning.OPENING and (said := meaning(event)) in {Meaning.DONE, Meaning.FINISH}:
+            end = said
+    return end
+
+
+def stronger(one: Meaning, other: Meaning) -> Meaning:
+    """Of two verdicts the one that says more about the end."""
+    return next((end for end in _ENDS if end in {one, other}), Meaning.OPENING)
+
+
+_ENDS = (Meaning.ERROR, Meaning.DONE, Meaning.FINISH)

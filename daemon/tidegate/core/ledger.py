@@ -79,10 +79,11 @@ class Ledger:
 class Account:
     """The bytes that one run holds, by entry."""
 
-    __slots__ = ("_ledger", "entries", "total_bytes")
+    __slots__ = ("_is_open", "_ledger", "entries", "total_bytes")
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+        self._is_open = True
         self.entries = [0] * _ENTRIES
         self.total_bytes = 0
 
@@ -94,10 +95,11 @@ class Account:
         """Says how much one buffer holds now.
 
         Raises LedgerFull when that is more than the limit leaves, after relief; the bytes stay
-        charged until their owner lets go of them.
+        charged until their owner lets go of them. Once the account is closed nothing is charged:
+        it would be nobody's.
         """
         delta = held_bytes - self.entries[entry]
-        if not delta:
+        if not delta or not self._is_open:
             return
         self.entries[entry] = held_bytes
         self.total_bytes += delta
@@ -114,5 +116,6 @@ class Account:
         self._ledger.total_bytes -= freed
         self.total_bytes = 0
         self.entries = [0] * _ENTRIES
+        self._is_open = False
         self._ledger.forget(self)
         return freed

@@ -11,6 +11,7 @@ What happens when is a table, state by happening, with every cell filled. Time c
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -20,13 +21,14 @@ from tidegate.core.chat import Meaning
 from tidegate.core.errors import LedgerFull, UpstreamError
 from tidegate.core.ledger import RECORD_BYTES, Account, Entry
 from tidegate.core.settings import Limits
-from tidegate.core.sse import SseFramer, iter_events, split_events
+from tidegate.core.sse import SseFramer, split_events
 from tidegate.core.window import Cursor, Window
 
 # What an attempt may hold back while it waits for the first output: enough for any preamble seen,
 # little enough that a chatty upstream cannot hide an answer from its reader.
 HOLD_EVENTS = 64
 HOLD_BYTES = 256 * 1024
+PIECE_BYTES = sys.getsizeof(b"") + 8  # what a held piece costs beside its content
 
 
 class State(Enum):
@@ -113,6 +115,11 @@ class Attempt:
     held_bytes: int = 0
     outcome: str | None = None  # why it ended, for people
 
+    @property
+    def charged_bytes(self) -> int:
+        """The memory that the held pieces take."""
+        return self.held_bytes + PIECE_BYTES * len(self.held)
+
     def drop(self) -> None:
         """Lets go of every byte."""
         self.held.clear()
@@ -124,6 +131,8 @@ class Run:
     """One answer to one request."""
 
     __slots__ = (
+        "_is_taking",
+        "_said",
         "abandoned_s",
         "account",
         "attempts",
@@ -182,6 +191,8 @@ class Run:
         self.abandoned_s: float | None = None  # since when nobody has been listening
         self.paused_s: float | None = None  # since when we have not been reading
         self.attempts: list[Attempt] = []
+        self._is_taking = True  # what an upstream still sends after the end is nobody's
+        self._said = Meaning.OPENING  # what events said that the window could not hold
         self.window = Window(limits.window_bytes)
         # A planted fault, for the `demo:stuck` model and for tests: its end never takes place, as
         # an end that hangs would not, and only the sweep is left.
@@ -221,6 +232,8 @@ class Run:
         can still fail over. Raises UpstreamError when the upstream says it failed or sends what
         cannot be kept, LedgerFull when there is no room.
         """
+        if not self._is_taking:
+            return b""
         attempt = self.attempts[-1]
         block, events = attempt.framer.feed(data)
         self.account.set(Entry.PARTIAL, attempt.framer.partial_bytes)
@@ -229,27 +242,35 @@ class Run:
         attempt.last_event_s = now_s
         if self.state is not State.STREAMING:
             return self._hold(block, events)
-        self.window.append(block, events)
-        self.account.set(Entry.WINDOW, self.window.held_bytes)
+        self._append(block, events)
         return block
+
+    def _append(self, block: bytes, events: int) -> None:
+        """Adds to the window. What it can't hold is asked at once how it bears on the end."""
+        window = self.window
+        window.append(block, events)
+        self.account.set(Entry.WINDOW, window.held_bytes)
+        if window.first_seq and window.next_seq - window.first_seq < chat.TAIL_EVENTS:
+            self._said = chat.stronger(self._said, chat.verdict(split_events(block)))
 
     def _hold(self, block: bytes, events: int) -> bytes:
         """Keeps a preamble back until the answer has begun."""
         begun = False
-        for event in iter_events(block):
-            if chat.meaning(event) is Meaning.ERROR:
+        for event in split_events(block):
+            said = chat.meaning(event)
+            if said is Meaning.ERROR:
                 raise UpstreamError(
                     f"reported: {chat.error_message(event)}", code="upstream_error_event"
                 )
-            if begun := chat.is_output(event):
+            if begun := said in chat.OUTPUT:
                 break
         attempt = self.attempt
         attempt.held.append(block)
         attempt.held_events += events
         attempt.held_bytes += len(block)
+        self.account.set(Entry.HELD, attempt.charged_bytes)
         if begun or attempt.held_events >= HOLD_EVENTS or attempt.held_bytes >= HOLD_BYTES:
             return self._let_go()
-        self.account.set(Entry.HELD, attempt.held_bytes)
         return b""
 
     def _let_go(self) -> bytes:
@@ -258,11 +279,11 @@ class Run:
         self.state = step(self.state, Happening.OUTPUT)
         self._drop_body()  # no further attempt can follow
         block = b"".join(attempt.held)
-        self.window.append(block, attempt.held_events)
+        events = attempt.held_events
         attempt.held.clear()
         attempt.held_bytes = attempt.held_events = 0
         self.account.set(Entry.HELD, 0)
-        self.account.set(Entry.WINDOW, self.window.held_bytes)
+        self._append(block, events)
         return block
 
     def feed_plain(self, data: bytes) -> None:
@@ -270,6 +291,8 @@ class Run:
 
         Raises UpstreamError when it outgrows `max_body`, LedgerFull when there is no room.
         """
+        if not self._is_taking:
+            return
         attempt = self.attempts[-1]
         attempt.held.append(data)
         attempt.held_bytes += len(data)
@@ -278,17 +301,19 @@ class Run:
                 f"sent an answer of more than max_body = {self.limits.max_body_bytes} bytes",
                 code="answer_too_large",
             )
-        self.account.set(Entry.HELD, attempt.held_bytes)
+        self.account.set(Entry.HELD, attempt.charged_bytes)
 
     def feed_end(self, now_s: float) -> tuple[bytes, Meaning]:
         """The upstream has nothing more: the last block to send, and how the answer ended."""
+        if not self._is_taking:
+            return b"", Meaning.OPENING
         block, events = self.attempt.framer.finish()
         self.account.set(Entry.PARTIAL, 0)
         sent = b""
         if events:
             self.attempt.last_event_s = now_s
             if self.state is State.STREAMING:
-                self.window.append(block, events)
+                self._append(block, events)
                 sent = block
             else:
                 sent = self._hold(block, events)
@@ -298,8 +323,11 @@ class Run:
             if said in {Meaning.DONE, Meaning.FINISH}:
                 sent = self._let_go()
             return sent, said
-        self.account.set(Entry.WINDOW, self.window.held_bytes)
-        return sent, chat.verdict(self.window.last_events(chat.TAIL_EVENTS))
+        return sent, self.verdict()
+
+    def verdict(self) -> Meaning:
+        """How the answer ended, as far as it has come: see `chat.verdict`."""
+        return chat.stronger(self._said, chat.verdict(self.window.last_events(chat.TAIL_EVENTS)))
 
     def append_error(self) -> bytes:
         """Records the error event that tells every reader why the answer broke off."""
@@ -323,6 +351,7 @@ class Run:
         self.error_code = code
         self.ended_s = now_s
         self.ended = now
+        self._is_taking = False
         if self.attempts:
             self.attempt.outcome = reason or self.state.value
             self._drop_attempt()
@@ -336,6 +365,7 @@ class Run:
         is closed when they have.
         """
         self.released = True
+        self._is_taking = False
         before = self.account.total_bytes
         if self.attempts:
             self._drop_attempt()
@@ -369,9 +399,10 @@ class Run:
         """Becomes a run that ended in another process. Raises ValueError where that is untrue."""
         if state not in TERMINAL or not 0 <= first_seq <= next_seq:
             raise ValueError("only a finished run can be handed over")
-        if sum(1 for _ in iter_events(events)) != next_seq - first_seq:
+        if len(split_events(events)) != next_seq - first_seq:
             raise ValueError("the events of a run that was handed over do not add up")
         self.state, self.reason, self.attempts = state, reason, attempts
+        self._is_taking = False
         self.ended_s, self.ended = ended_s, ended
         self.window.end = Cursor(first_seq, 0)
         if events:
@@ -402,9 +433,10 @@ class Run:
     def resume(self, now_s: float) -> None:
         """We read on."""
         if self.paused_s is not None and self.attempts:
-            waited_s = now_s - self.paused_s
-            self.attempt.last_event_s += waited_s
-            self.attempt.started_s += waited_s if self.state is State.CONNECTING else 0.0
+            attempt = self.attempt
+            attempt.last_event_s += now_s - max(self.paused_s, attempt.last_event_s)
+            if self.state is State.CONNECTING:
+                attempt.started_s += now_s - max(self.paused_s, attempt.started_s)
         self.paused_s = None
 
     def statistics(self) -> dict[str, int]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from itertools import pairwise
 
 from tidegate.core.errors import EventTooLarge
 
@@ -48,21 +48,25 @@ def count_plain(block: bytes) -> int:
     return 0
 
 
-def iter_events(block: bytes) -> Iterator[bytes]:
-    """The events of a block that a framer handed out, each with its end."""
-    start = 0
-    for end in _END.finditer(block):
-        yield block[start : end.end()]
-        start = end.end()
-
-
 def split_events(block: bytes) -> list[bytes]:
-    """The same as a list."""
-    return list(iter_events(block))
+    """The events of a block that a framer handed out, each with its end."""
+    if b"\r" not in block:
+        return [event + b"\n\n" for event in block.split(b"\n\n")[:-1]]
+    ends = [0, *(end.end() for end in _END.finditer(block))]
+    return [block[start:end] for start, end in pairwise(ends)]
+
+
+def last_events(block: bytes, most: int) -> list[bytes]:
+    """The last of them, at most `most`, without taking the whole block apart where that is easy."""
+    if b"\r" not in block:
+        return [event + b"\n\n" for event in block.rsplit(b"\n\n", most + 1)[-most - 1 : -1]]
+    return split_events(block)[-most:]
 
 
 def event_data(event: bytes) -> bytes:
     """The payload of one event: its data lines joined with LF."""
+    if event.startswith(b"data: ") and event.endswith(b"\n\n") and event.count(b"\n") == 2:
+        return event[6:-2]  # nearly always
     return b"\n".join(line or b"" for line in _DATA_LINE.findall(event))
 
 
@@ -142,7 +146,7 @@ class SseFramer:
         block = bytes(tail[: ends[-1]])
         self._tail = tail[ends[-1] :]
         self._scanned = max(0, len(self._tail) - _END_BYTES + 1)
-        longest = max(end - start for start, end in zip([0, *ends], ends, strict=False))
+        longest = max(end - start for start, end in pairwise([0, *ends]))
         if max(longest, len(self._tail)) > self._limit_bytes:
             raise EventTooLarge(self._limit_bytes)
         if events := count_plain(block):

@@ -21,7 +21,7 @@ class Verdict(NamedTuple):
 
 def due_s(run: Run) -> float:
     """The earliest moment at which `verdict` may say something else than None."""
-    stuck_s = run.created_s + run.limits.total_s + run.limits.grace_s
+    stuck_s = _stuck_s(run)
     if run.ended_s is None:
         if run.abandoned_s is None or run.keep_running:
             return stuck_s
@@ -29,8 +29,8 @@ def due_s(run: Run) -> float:
     kept_s = run.limits.keep_finished_s
     if run.state is State.CANCELLED:
         kept_s = min(kept_s, run.limits.close_flush_s)  # its readers have the reason by then
-    if run.readers:
-        kept_s += run.limits.stall_s  # somebody is still reading the end of it
+    if run.readers:  # somebody is still reading the end of it, but not for ever
+        return max(run.ended_s + kept_s, stuck_s)
     return run.ended_s + kept_s
 
 
@@ -44,10 +44,14 @@ def verdict(run: Run, now_s: float) -> Verdict | None:
             return Verdict("cancelled", "cancelled")
         return Verdict("finished", f"finished {now_s - run.ended_s:.0f} s ago")
     age_s = now_s - run.created_s
-    if age_s >= limits.total_s + limits.grace_s:
+    if now_s >= _stuck_s(run):
         return Verdict(
             "stuck",
             f"swept: stuck for {age_s:.0f} s,"
             f" past total_s {limits.total_s:g} + grace_s {limits.grace_s:g}",
         )
     return Verdict("abandoned", f"swept: abandoned, and its end did not come for {age_s:.0f} s")
+
+
+def _stuck_s(run: Run) -> float:
+    return run.created_s + run.limits.total_s + run.limits.grace_s

@@ -15,7 +15,7 @@ from bisect import bisect_right
 from typing import NamedTuple
 
 from tidegate.core.errors import CursorEvicted
-from tidegate.core.sse import split_events
+from tidegate.core.sse import last_events, split_events
 
 SEGMENT_BYTES = 64 * 1024
 
@@ -117,10 +117,10 @@ class Window:
         """The last `count` events, fewer where fewer are held."""
         events: list[bytes] = []
         for segment in reversed(self._segments):
-            events[:0] = split_events(bytes(segment.data))
+            events[:0] = last_events(bytes(segment.data), count - len(events))
             if len(events) >= count:
                 break
-        return events[-count:]
+        return events
 
     def _index(self, seq: int) -> int:
         return bisect_right(self._segments, seq, key=lambda segment: segment.first.seq) - 1

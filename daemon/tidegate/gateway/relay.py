@@ -248,7 +248,7 @@ class Relay:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.let_go()
-        if chat.verdict(self.run.window.last_events(chat.TAIL_EVENTS)) is Meaning.ERROR:
+        if self.run.verdict() is Meaning.ERROR:
             self._on_told_error()
         else:
             self._complete()
