@@ -21,10 +21,14 @@ def toml(*upstreams: tuple[str, str], limits: str = "", rest: str = "") -> str:
 
 
 async def wait_idle(gateway, *upstreams: ScriptedUpstream, limit_s: float = 15.0) -> None:  # type: ignore[no-untyped-def]
-    """Waits until nothing of any run is left: no byte, no active run, no upstream connection."""
-    deadline_s = time.monotonic() + limit_s
+    """Waits until nothing of any run is left: no byte, no active run, no upstream connection.
+
+    Only a heartbeat that was sent after the call counts: an older one knows nothing yet.
+    """
+    start_s = time.monotonic()
     while True:
         status = gateway.status()
+        is_fresh = status["worker"]["heartbeat_age_s"] < time.monotonic() - start_s
         held = {
             "ledger_bytes": status["memory"]["ledger_bytes"],
             "active": status["runs"]["active"],
@@ -32,7 +36,7 @@ async def wait_idle(gateway, *upstreams: ScriptedUpstream, limit_s: float = 15.0
             "upstream requests": sum(each["active"] for each in status["upstreams"]),
             "queued": sum(each["queued"] for each in status["upstreams"]),
         }
-        if not any(held.values()):
+        if is_fresh and not any(held.values()):
             return
-        assert time.monotonic() < deadline_s, f"still held after {limit_s:g} s: {held}"
+        assert time.monotonic() < start_s + limit_s, f"still held after {limit_s:g} s: {held}"
         await asyncio.sleep(0.2)
