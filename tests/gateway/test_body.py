@@ -323,8 +323,16 @@ async def test_a_client_that_waits_to_be_asked_is_asked() -> None:
         assert (await client.ask(head)).status == 100
         answer = await client.ask(b"ok")
         assert (answer.status, answer.body) == (200, b"ok")
-        at_once = await client.ask(head + b"ok")
-        assert (at_once.status, at_once.body) == (200, b"ok")
+
+
+@pytest.mark.parametrize(("fields", "sent"), ENCODINGS)
+async def test_a_client_that_does_not_wait_is_not_asked(
+    fields: tuple[str, ...], sent: bytes
+) -> None:
+    """Nobody is asked for a body that is there already."""
+    async with serve_body() as rig:
+        answer = await rig.ask(request("POST", "/", "Expect: 100-continue", *fields, body=sent))
+        assert (answer.status, answer.body) == (200, TEXT)
 
 
 async def test_another_expectation_is_refused() -> None:

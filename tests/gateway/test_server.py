@@ -14,7 +14,7 @@ from aiohttp import web
 from gateway.door_rig import RawClient, get, request, serving, until
 from tidegate.gateway import server as server_module
 from tidegate.gateway.errors import Refused
-from tidegate.gateway.server import SEND_BUFFER_BYTES, ClientProtocol, GatewayServer
+from tidegate.gateway.server import SEND_BUFFER_BYTES, ClientProtocol, GatewayServer, Phase
 
 CANARY = "sk-canary-7f3a"
 
@@ -140,6 +140,50 @@ async def test_the_connection_idle_the_longest_makes_room() -> None:
         assert rig.server.statistics().evicted == 1
 
 
+async def test_whoever_waits_longest_goes_whatever_it_waits_for() -> None:
+    """Silent, half-sent and idle connections are one queue."""
+    async with serving(hello, max_connections=3) as rig:
+        silent = await rig.client()
+        await until(lambda: rig.server.open_connections == 1)
+        idle = await rig.client()
+        assert (await idle.ask(get())).status == 200
+        half = await rig.client()
+        await half.send(b"GET")
+        await until(lambda: rig.server.statistics().connections["head"] == 1)
+        for gone in (silent, idle, half):
+            newcomer = await rig.client()
+            assert (await newcomer.ask(get())).status == 200
+            assert await gone.rest() == b""
+        assert rig.server.statistics().evicted == 3
+
+
+async def test_a_connection_that_is_closing_goes_before_any_other() -> None:
+    """Who reads nothing of its last answer takes no place from somebody who may come back."""
+
+    async def last_answer(request: web.BaseRequest) -> web.StreamResponse:
+        if request.raw_path == "/":
+            return web.Response()
+        answer = web.Response(body=bytes(8 * 1024 * 1024))
+        answer.force_close()
+        return answer
+
+    async with serving(last_answer, max_connections=2) as rig:
+        idle = await rig.client()
+        assert (await idle.ask(get())).status == 200
+        deaf = await rig.client()
+        assert rig.server.open_connections <= 2
+        deaf.writer.transport.pause_reading()
+        await deaf.send(get("/large"))
+        # Until the kernel is full the answer is being written, which is a request in hand.
+        await until(lambda: rig.server.busy_connections == 1)
+        connection = next(c for c in rig.server.connections if c.phase is Phase.BUSY)
+        connection.force_close()
+        assert rig.server.statistics().connections["closing"] == 1
+        newcomer = await rig.client()
+        assert (await newcomer.ask(get())).status == 200
+        assert (await idle.ask(get())).status == 200
+
+
 async def test_with_all_busy_a_newcomer_is_told_to_come_back() -> None:
     """A request in hand is never cut to make room; the newcomer gets 503 and Retry-After."""
     go = asyncio.Event()
@@ -159,6 +203,8 @@ async def test_with_all_busy_a_newcomer_is_told_to_come_back() -> None:
         assert answer.headers["retry-after"] == "5"
         assert answer.error["code"] == "too_many_connections"
         assert await newcomer.rest() == b""
+        # Only our side is shut: a close would reset a request that is still being sent.
+        assert rig.server.statistics().connections["closing"] == 1
         go.set()
         for client in busy:
             assert (await client.answer()).status == 200
@@ -235,8 +281,10 @@ async def test_what_is_not_http_gets_a_plain_400(
         answer = await client.ask(data)
         assert answer.status == 400
         assert answer.error["code"] == "malformed_request"
-        await client.send(get())
         assert await client.rest() == b""
+        # Only our side is shut: a close would reset a client that is still sending.
+        assert rig.server.statistics().connections["closing"] == 1
+        await client.send(get())
         assert rig.server.statistics().malformed == 1
     assert seen == []
     (record,) = caplog.records
@@ -379,6 +427,23 @@ async def test_a_fault_of_ours_is_a_500_with_a_number(caplog: pytest.LogCaptureF
     assert record.exc_info is not None
 
 
+async def test_a_client_that_is_gone_is_no_fault_of_ours(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A handler that can no longer write to its client leaves no line in the log."""
+
+    async def find_gone(request: web.BaseRequest) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.close()
+        raise ConnectionResetError
+
+    async with serving(find_gone) as rig:
+        client = await rig.client()
+        await client.send(get())
+        assert await client.rest() == b""
+    assert caplog.records == []
+
+
 async def test_a_refusal_is_answered_as_it_says() -> None:
     """Refused carries the whole answer, and leaves the connection open unless it says so."""
 
@@ -446,7 +511,9 @@ async def test_a_kept_connection_goes_on_after_a_body_nobody_read() -> None:
     async with serving(hello, header_s=0.3) as rig:
         client = await rig.client()
         assert (await client.ask(request("POST", "/", "Content-Length: 10"))).status == 200
-        assert (await client.ask(b"0123456789" + get())).status == 200
+        await client.send(b"0123456789")
+        await until(lambda: rig.server.statistics().connections["idle"] == 1)
+        assert (await client.ask(get())).status == 200
         assert (await client.ask(b"GE")).status == 408
 
 

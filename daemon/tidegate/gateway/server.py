@@ -374,9 +374,10 @@ class ClientProtocol(RequestHandler):
             self._server.enter(self, phase)
 
     def data_received(self, data: bytes) -> None:
+        before = self.phase
         super().data_received(data)
         if not self._messages:
-            if data and (self.phase is Phase.IDLE or self.phase is Phase.FRESH):
+            if data and (before is Phase.IDLE or before is Phase.FRESH):
                 self._server.enter(self, Phase.HEAD)
             return
         # A message behind a body that is not complete can only be the parser's complaint about
