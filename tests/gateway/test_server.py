@@ -145,8 +145,10 @@ async def test_whoever_waits_longest_goes_whatever_it_waits_for() -> None:
     async with serving(hello, max_connections=3) as rig:
         silent = await rig.client()
         await until(lambda: rig.server.open_connections == 1)
+        await asyncio.sleep(0.01)  # uvloop's clock counts in milliseconds
         idle = await rig.client()
         assert (await idle.ask(get())).status == 200
+        await asyncio.sleep(0.01)
         half = await rig.client()
         await half.send(b"GET")
         await until(lambda: rig.server.statistics().connections["head"] == 1)
