@@ -378,7 +378,7 @@ class ClientProtocol(RequestHandler):
         super().data_received(data)
         if not self._messages:
             if data and (before is Phase.IDLE or before is Phase.FRESH):
-                self._server.enter(self, Phase.HEAD)
+                self.enter(Phase.HEAD)
             return
         # A message behind a body that is not complete can only be the parser's complaint about
         # that body. aiohttp queues it for later, while whoever reads the body waits for ever.
