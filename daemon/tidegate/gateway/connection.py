@@ -194,7 +194,10 @@ class UpstreamConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         if self._head_done:
+            assert self._parser is not None
             self._complete = True
+            # Asked here, for afterwards the parser has forgotten what it read.
+            self._reusable = self._parser.should_keep_alive()
         else:
             self._headers = {}  # a 1xx head: the real one follows
 
@@ -208,10 +211,9 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _finish(self, exchange: Exchange) -> None:
         """The answer is complete: free the connection, then tell."""
-        assert self._parser is not None
         self._exchange = None
         self._stop_lingering()
-        if self._parser.should_keep_alive() and self._reusable:
+        if self._reusable:
             self.resume()
             self.idle_until_s = asyncio.get_running_loop().time() + self._idle_s()
         else:
