@@ -12,7 +12,7 @@ import struct
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Self
+from typing import ClassVar, Self
 from urllib.parse import urlsplit
 
 READ_BYTES = 64 * 1024
@@ -77,9 +77,11 @@ def numbers(events: list[Event]) -> list[int]:
     return [int(word.split()[0]) for word in words(events)]
 
 
-@dataclass
+@dataclass(eq=False)
 class Stream:
     """One request and its answer, over a connection of its own."""
+
+    opened: ClassVar[list["Stream"]] = []  # so that a test that fails leaves no socket to the next
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
@@ -104,7 +106,7 @@ class Stream:
         headers: dict[str, str] | None = None,
         receive_buffer: int = 0,
     ) -> Self:
-        """Sends a request; the answer's head is not waited for."""
+        """Sends a request, which is small; the answer's head is not waited for."""
         address = urlsplit(base_url)
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         sock.setblocking(False)
@@ -119,6 +121,7 @@ class Stream:
             raise
         reader, writer = await asyncio.open_connection(sock=sock, limit=READ_BYTES)
         stream = cls(reader, writer)
+        cls.opened.append(stream)
         content = b"" if body is None else json.dumps(body).encode()
         lines = [
             f"{method or ('GET' if body is None else 'POST')} {path} HTTP/1.1",
@@ -128,7 +131,6 @@ class Stream:
             *(f"{name}: {value}" for name, value in (headers or {}).items()),
         ]
         writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + content)
-        await writer.drain()
         return stream
 
     async def head(self) -> Self:
@@ -214,6 +216,8 @@ class Stream:
 
     async def vanish(self) -> None:
         """Closes with RST, as a client that was killed or unplugged."""
+        if self.writer.is_closing():
+            return
         sock = self.writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()

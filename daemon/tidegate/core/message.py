@@ -84,6 +84,9 @@ class Configure(Message, frozen=True, kw_only=True):
     peer_socket: str = ""  # where this generation listens for the other one
     config_file: str | None = None  # whose directory the worker watches for changes
 
+    def __repr__(self) -> str:
+        return f"<Configure request={self.request} generation={self.generation}>"  # no secrets
+
 
 class Facts(Message, frozen=True, kw_only=True):
     """What the watchdog knows and the worker shows on /readyz and /metrics. Once a second."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -48,7 +48,7 @@ async def chat_completions(
         raise
     relay = Relay(gateway.registry, run, targets, gateway.loop)
     gateway.registry.add(relay)
-    client = Client(request, close=gateway.server.draining)
+    client = Client(request)
     if run.streamed:
         return await _stream(gateway, relay, client)
     return await _answer(gateway, relay, client)
@@ -82,7 +82,7 @@ async def _new_run(
             "bad_on_disconnect",
         )
     run = Run(
-        run_id=f"run_{secrets.token_hex(16)}",
+        run_id=new_run_id(),
         owner=caller.owner,
         model=wanted.model,
         body=body,
@@ -95,6 +95,18 @@ async def _new_run(
     )
     run.end_disabled = gateway.catalog.is_stuck_demo(wanted.model)
     return run, targets
+
+
+def new_run_id() -> str:
+    """128 bits that cannot be guessed. Randomness is fetched for many ids at once."""
+    if not _random_bytes:
+        _random_bytes[:] = os.urandom(16 * 64)
+    drawn = bytes(_random_bytes[-16:])
+    del _random_bytes[-16:]
+    return f"run_{drawn.hex()}"
+
+
+_random_bytes = bytearray()
 
 
 async def _stream(gateway: Gateway, relay: Relay, client: Client) -> web.StreamResponse:

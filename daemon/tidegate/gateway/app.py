@@ -188,7 +188,7 @@ class Gateway:
         """Every request of the outside: the door first, then the table."""
         over_unix = getattr(request.protocol, "over_unix", False)
         try:
-            route, groups = find_route(request.method, request.path)
+            route, groups = find_route(request.method, _path(request))
         except Refused:
             self._door.admit(request, Access.TOKEN, over_unix=over_unix)
             raise
@@ -201,7 +201,7 @@ class Gateway:
             return await demo.chat_completions(request)
         if request.path == "/v1/adopt":
             return await self._adopt(request)
-        route, groups = find_route(request.method, request.path)
+        route, groups = find_route(request.method, _path(request))
         caller = Caller(owner=request.headers.get(OWNER_HEADER, ""), name="")
         return await route.handler(self, request, caller, *groups)
 
@@ -244,6 +244,11 @@ class Gateway:
         if self.facts is not None and self.facts.level >= operations.SHED_LEVEL:
             reasons.append(f"memory level {self.facts.level}")
         return reasons
+
+
+def _path(request: web.BaseRequest) -> str:
+    """The path as it was sent, undecoded: what a route is matched with is what was checked."""
+    return request.raw_path.partition("?")[0]
 
 
 def _bind_unix(path: str) -> socket.socket:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from aiohttp import HttpVersion10, web
 
+from tidegate.gateway.server import ClientProtocol
+
 # Above this a subscriber lags. A fast reader never has this much in user space; 4,096 slow ones
 # with this much each are 256 MiB, which the ledger sees.
 HIGH_WATER_BYTES = 64 * 1024
@@ -30,11 +32,20 @@ class Written(web.StreamResponse):
 class Client:
     """The connection that one answer is written to."""
 
-    __slots__ = ("_progress_s", "_taken", "_transport", "_writer", "_written", "closes", "http10")
+    __slots__ = (
+        "_progress_s",
+        "_protocol",
+        "_taken",
+        "_transport",
+        "_writer",
+        "_written",
+        "closes",
+        "http10",
+    )
 
-    def __init__(self, request: web.BaseRequest, *, close: bool) -> None:
-        transport = request.transport
-        if transport is None:
+    def __init__(self, request: web.BaseRequest) -> None:
+        transport, protocol = request.transport, request.protocol
+        if transport is None or not isinstance(protocol, ClientProtocol):
             raise ConnectionResetError("the client is gone")
         self._transport = transport
         self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
@@ -42,13 +53,15 @@ class Client:
         self._written = self._taken = 0
         self._progress_s: float | None = None
         self.http10 = request.version <= HttpVersion10
-        self.closes = close or self.http10 or not request.keep_alive
+        self.closes = protocol.ends_after_answer or self.http10 or not request.keep_alive
+        self._protocol = protocol
 
     def write(self, data: bytes) -> int:
         """Writes; returns the bytes that the kernel has not taken. A gone client takes all."""
         transport = self._transport
         if transport.is_closing():
             return 0
+        self._protocol.wrote_raw = True
         transport.write(data)
         self._written += len(data)
         return transport.get_write_buffer_size()

@@ -57,7 +57,10 @@ _DISCARD = _Discard()
 class UpstreamConnection(asyncio.Protocol):
     """A connection, used for one exchange after the other."""
 
-    def __init__(self, on_free: Callable[[UpstreamConnection], None]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, on_free: Callable[[UpstreamConnection], None]
+    ) -> None:
+        self._loop = loop
         self._on_free = on_free  # idle and reusable, or closed: the pool looks at `is_usable`
         self._transport: asyncio.Transport | None = None
         self._exchange: Exchange | None = None
@@ -116,7 +119,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._exchange = _DISCARD
         if not self._complete:
             self.resume()
-            self._linger = asyncio.get_running_loop().call_later(LINGER_S, self.abort)
+            self._linger = self._loop.call_later(LINGER_S, self.abort)
 
     def abort(self) -> None:
         """Ends the connection now; the exchange hears nothing more."""
@@ -215,7 +218,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._stop_lingering()
         if self._reusable:
             self.resume()
-            self.idle_until_s = asyncio.get_running_loop().time() + self._idle_s()
+            self.idle_until_s = self._loop.time() + self._idle_s()
         else:
             self.abort()
         self._on_free(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from aiohttp import web
 
@@ -79,6 +80,6 @@ async def show_model(
 ) -> web.StreamResponse:
     """One entry of the list. A model's name may hold slashes."""
     for entry in gateway.catalog.models():
-        if entry["id"] == model:
+        if entry["id"] == unquote(model):
             return web.json_response(entry)
     raise Refused(404, "there is no model of that name", "model_not_found", param="model")

@@ -78,6 +78,8 @@ async def stream_run(
     gateway: Gateway, request: web.BaseRequest, caller: Caller, run_id: str
 ) -> web.StreamResponse:
     """The events of a run from a cursor on: over SSE with ids, or over WebSocket."""
+    if request.method == "HEAD":
+        raise Refused(405, "a stream has to be read: GET only", "bad_method", close=True)
     after = _starting_after(request)
     over_websocket = request.headers.get("Upgrade", "").lower() == "websocket"
     relay = gateway.registry.find(run_id, caller.owner)
@@ -93,7 +95,7 @@ async def stream_run(
         return web.Response(status=204)
     if over_websocket:
         return await _websocket(gateway, relay, request, cursor)
-    client = Client(request, close=gateway.server.draining)
+    client = Client(request)
     subscriber = StreamSubscriber(
         relay.run, client, stream_head(relay.run, client), cursor=cursor, ids=True
     )
@@ -185,7 +187,7 @@ async def _websocket(
     gateway: Gateway, relay: Relay, request: web.BaseRequest, cursor: Cursor
 ) -> web.StreamResponse:
     run = relay.run
-    client = Client(request, close=True)
+    client = Client(request)
     reader = _Reader(request, run.limits.keepalive_s)
     subscriber = Subscriber(run, cursor, client)
     with gateway.reading(relay, subscriber):

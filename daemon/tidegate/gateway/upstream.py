@@ -40,6 +40,7 @@ class UpstreamPool:
         self.last_error: str | None = None
         self.state = "unknown"
         self.reachable: bool | None = None  # None: not tried yet
+        self._loop = asyncio.get_running_loop()
         self._idle: list[UpstreamConnection] = []
         self._open: set[UpstreamConnection] = set()
         self._queue: deque[Waiter] = deque()
@@ -106,7 +107,7 @@ class UpstreamPool:
 
     def take_idle(self) -> UpstreamConnection | None:
         """A connection that is open and surely still wanted by the other side."""
-        now_s = asyncio.get_running_loop().time()
+        now_s = self._loop.time()
         while self._idle:
             connection = self._idle.pop()
             if connection.is_usable and connection.idle_until_s > now_s:
@@ -116,8 +117,7 @@ class UpstreamPool:
 
     async def connect(self) -> UpstreamConnection:
         """A fresh connection. Raises UpstreamError naming what is wrong."""
-        loop = asyncio.get_running_loop()
-        address = self._address
+        loop, address = self._loop, self._address
         try:
             async with asyncio.timeout(self.limits.connect_s):
                 if address.unix_path:
@@ -157,7 +157,7 @@ class UpstreamPool:
         self.state, self.last_error = "failing", reason
 
     def _new(self) -> UpstreamConnection:
-        connection = UpstreamConnection(self._on_free)
+        connection = UpstreamConnection(self._loop, self._on_free)
         self._open.add(connection)
         return connection
 
