@@ -75,7 +75,8 @@ class Catalog:
         self._is_discovering = not settings.upstreams
         self.found: list[str] = []  # "Ollama at http://…", for people
         for upstream in settings.upstreams:
-            self._pools[upstream.name] = self._new_pool(upstream)
+            pool = self._pools[upstream.name] = self._new_pool(upstream)
+            self.found.append(f"{upstream.name} at {pool.status().url}")
         if self._is_discovering:
             self._aliases.update({model.name: model for model in _DEMO_MODELS})
             self._pools[DEMO] = self._new_pool(Upstream(name=DEMO, url=demo_url))
