@@ -1,0 +1,156 @@
+"""Runs inside the private namespaces: starts the unit that ships, and prints what it saw.
+
+Usage: inside.py CASE UNIT. Prints one JSON object; the test outside judges it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT_S = 60.0
+CONFIG = Path("/run/home/tidegate.toml")
+GOOD = 'listen = "127.0.0.1:0"\n[drain]\nstop_limit_s = 2.0\n'
+
+
+def systemctl(*arguments: str) -> str:
+    done = subprocess.run(
+        ["systemctl", "--user", *arguments], capture_output=True, text=True, check=False
+    )
+    return done.stdout + done.stderr
+
+
+def show() -> dict[str, str]:
+    names = "MainPID,ActiveState,SubState,Result,NRestarts,StatusText,ExecMainStatus,WatchdogUSec"
+    lines = systemctl("show", "tidegate.service", "-p", names).splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+def wait_until(condition: Callable[[], Any], what: str) -> Any:
+    deadline_s = time.monotonic() + LIMIT_S
+    while not (value := condition()):
+        if time.monotonic() > deadline_s:
+            manager = Path("/run/manager.log").read_text()[-3000:]
+            log = Path("/run/home/log")
+            ours = log.read_text()[-3000:] if log.exists() else ""
+            sys.exit(f"not within {LIMIT_S:g} s: {what}\n{show()}\n{manager}\n{ours}")
+        time.sleep(0.05)
+    return value
+
+
+def start() -> dict[str, str]:
+    """Start the unit; what systemd shows then. Exits with the reason when it did not start."""
+    said = systemctl("start", "tidegate.service")
+    shown = show()
+    if shown["MainPID"] == "0":
+        log = Path("/run/home/log")
+        ours = log.read_text() if log.exists() else ""
+        sys.exit(f"not started: {said}{shown}\n{Path('/run/manager.log').read_text()}\n{ours}")
+    return shown
+
+
+def install(unit: str, watchdog_s: float) -> None:
+    """The unit as it ships; only the program, the places and the watchdog's period differ."""
+    text = (ROOT / "systemd" / unit).read_text()
+    kept = [
+        line
+        for line in text.splitlines()
+        # A manager of our own cannot change users, and its directories are its user's.
+        if not line.startswith(("ExecStart=", "User=", "Group=", "WantedBy="))
+    ]
+    Path("/run/units/tidegate.service").write_text("\n".join(kept) + "\n")
+    Path("/run/home/state").mkdir(mode=0o700)
+    Path("/run/home/rt").mkdir(mode=0o700)
+    folder = Path("/run/units/tidegate.service.d")
+    folder.mkdir()
+    (folder / "test.conf").write_text(
+        "[Service]\n"
+        f"ExecStart={sys.executable} -m tidegate run --config {CONFIG} "
+        "--state-dir /run/home/state --runtime-dir /run/home/rt --log-file /run/home/log\n"
+        f"WatchdogSec={watchdog_s}\nRestartSec=0.5\n"
+        # The checkout and the interpreter may lie in somebody's home.
+        "ProtectHome=no\nReadWritePaths=/run/home\n"
+        # These two mount over what a container's /proc may not have.
+        "ProtectKernelTunables=no\nProtectKernelLogs=no\n"
+    )
+    systemctl("daemon-reload")
+
+
+def case_life() -> dict[str, Any]:
+    """Start, truth in STATUS, pings, reload, stop."""
+    install(sys.argv[2], 2.0)
+    CONFIG.write_text(GOOD)
+    after_start = start()
+    wait_until(lambda: show().get("StatusText", "").startswith("level 0, "), "a status")
+    truthful = show()["StatusText"]
+    # Three of its periods pass: without pings systemd would have killed it.
+    later_s = time.monotonic() + 6.0
+    wait_until(lambda: time.monotonic() > later_s, "time passes")
+    after_pings = show()
+    systemctl("reload", "tidegate.service")
+    log = Path("/run/home/log")
+    wait_until(lambda: "config reloaded" in log.read_text(), "the reload is done")
+    wait_until(lambda: show()["SubState"] == "running", "it runs again")
+    systemctl("stop", "tidegate.service")
+    return {
+        "start": after_start,
+        "status": truthful,
+        "pings": after_pings,
+        "stop": show(),
+        "log": log.read_text(),
+    }
+
+
+def case_hung() -> dict[str, Any]:
+    """The watchdog process itself stops turning."""
+    install(sys.argv[2], 2.0)
+    CONFIG.write_text(GOOD)
+    former = start()
+    os.kill(int(former["MainPID"]), signal.SIGSTOP)
+    wait_until(lambda: show()["Result"] == "watchdog", "systemd ended it for its silence")
+    wait_until(lambda: show()["NRestarts"] == "1", "systemd restarted it")
+    wait_until(lambda: show()["SubState"] == "running", "it serves again")
+    again = show()
+    systemctl("stop", "tidegate.service")
+    return {"former": former, "again": again}
+
+
+def case_worker() -> dict[str, Any]:
+    """A worker that hangs is no affair of systemd's."""
+    install(sys.argv[2], 4.0)
+    CONFIG.write_text(GOOD)
+    pid = start()["MainPID"]
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    former = int(children.read_text().split()[0])
+    os.kill(former, signal.SIGSTOP)
+    log = Path("/run/home/log")
+    wait_until(lambda: "worker 2 is ready" in log.read_text(), "the replacement serves")
+    after = show()
+    systemctl("stop", "tidegate.service")
+    return {"after": after, "log": log.read_text()}
+
+
+def case_bad_config() -> dict[str, Any]:
+    """A configuration that is wrong."""
+    install(sys.argv[2], 2.0)
+    CONFIG.write_text("nonsense = 1\n")
+    systemctl("start", "tidegate.service")
+    wait_until(lambda: show()["ActiveState"] == "failed", "it failed")
+    # Four of its restart delays later it is still as it was.
+    later_s = time.monotonic() + 2.0
+    wait_until(lambda: time.monotonic() > later_s, "time passes")
+    return {"end": show()}
+
+
+CASES = {"life": case_life, "hung": case_hung, "worker": case_worker, "bad": case_bad_config}
+
+if __name__ == "__main__":
+    print(json.dumps(CASES[sys.argv[1]]()))

@@ -1,0 +1,85 @@
+"""The shipped units under a real systemd, which runs in namespaces of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+UNITS = ["tidegate.service", "tidegate-user.service"]
+
+
+def missing() -> str | None:
+    """Why a real systemd cannot run here."""
+    if sys.platform != "linux" or not Path("/lib/systemd/systemd").exists():
+        return "needs systemd (apt install systemd)"
+    if os.geteuid() != 0:
+        return "needs root, for namespaces and cgroups of its own"
+    if shutil.which("unshare") is None:
+        return "needs unshare (util-linux)"
+    probe = ["unshare", "--mount", "--pid", "--cgroup", "--fork", "true"]
+    if subprocess.run(probe, capture_output=True, check=False).returncode != 0:
+        return "needs the right to make namespaces"
+    if not os.access("/sys/fs/cgroup", os.W_OK):
+        return "needs writable cgroups"
+    return None
+
+
+def inside(case: str, unit: str) -> dict[str, Any]:
+    """What the case saw."""
+    if reason := missing():
+        pytest.skip(reason)
+    done = subprocess.run(
+        [str(HERE / "private_systemd.sh"), sys.executable, str(HERE / "inside.py"), case, unit],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+        start_new_session=True,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    seen: dict[str, Any] = json.loads(done.stdout)
+    return seen
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_unit_lives_and_stops(unit: str) -> None:
+    """`start` returns when it serves, the status is true, pings arrive, reload and stop work."""
+    seen = inside("life", unit)
+    assert (seen["start"]["ActiveState"], seen["start"]["SubState"]) == ("active", "running")
+    assert "worker 1 is ready" in seen["log"]
+    assert " of 1024 MB, 0 runs, up under 1 min" in seen["status"]
+    assert seen["pings"]["MainPID"] == seen["start"]["MainPID"]
+    assert seen["pings"]["NRestarts"] == "0"
+    assert (seen["stop"]["Result"], seen["stop"]["ExecMainStatus"]) == ("success", "0")
+    assert "Traceback" not in seen["log"]
+
+
+def test_hung_watchdog_is_restarted_by_systemd() -> None:
+    """A watchdog that is stopped misses its pings: Result=watchdog, then it is started again."""
+    seen = inside("hung", "tidegate.service")
+    assert seen["again"]["MainPID"] != seen["former"]["MainPID"]
+    assert seen["again"]["NRestarts"] == "1"
+
+
+def test_hung_worker_is_not_systemds_affair() -> None:
+    """A worker that is stopped is replaced by the watchdog; systemd sees nothing of it."""
+    seen = inside("worker", "tidegate.service")
+    assert seen["after"]["NRestarts"] == "0"
+    assert seen["after"]["ActiveState"] == "active"
+    assert "no heartbeat for" in seen["log"]
+
+
+def test_bad_config_is_not_restarted() -> None:
+    """Exit code 78 is final: systemd does not start it again."""
+    seen = inside("bad", "tidegate.service")
+    assert seen["end"]["ExecMainStatus"] == "78"
+    assert seen["end"]["NRestarts"] == "0"
+    assert seen["end"]["Result"] == "exit-code"
