@@ -1,29 +1,17 @@
 """Fixtures for all tests: a running gateway, a scripted upstream, a genuine llama.cpp server."""
 
 import os
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-import msgspec
-import psutil
 import pytest
 
 from fakes import llama
-from fakes.machine import family, free_port, is_alive, wait_until
+from fakes.gateway import StartGateway, gateways
 from fakes.upstream import ScriptedUpstream
 
 # With this set a skipped test is a failed one: the machine is known to have everything.
 REQUIRE_ALL = os.environ.get("TIDEGATE_TEST_REQUIRE_ALL") == "1"
-READY_LIMIT_S = 30.0
-STOP_LIMIT_S = 30.0
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -36,169 +24,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         report.longrepr = f"skipped, but everything is required here: {report.longrepr}"
 
 
-@dataclass
-class Gateway:
-    """A running `tidegate run` with a process tree, directories and a log of its own."""
-
-    process: subprocess.Popen[bytes]
-    base_url: str
-    config: Path
-    state_dir: Path
-    runtime_dir: Path
-    log: Path
-    expect_traceback: bool = False
-    expected_exit: int = 0
-    ever: set[psutil.Process] = field(default_factory=set)  # every process that was seen of it
-
-    @property
-    def port(self) -> int:
-        """Where it listens."""
-        return int(self.base_url.rpartition(":")[2])
-
-    @property
-    def pid(self) -> int:
-        """The watchdog."""
-        return self.process.pid
-
-    def ask(self, verb: str, timeout_s: float = 30.0, **values: bool) -> dict[str, Any]:
-        """What the command line asks over control.sock. Fails when it is refused."""
-        from tidegate.core.message import ControlRequest
-        from tidegate.service.control import ask
-
-        reply = ask(self.runtime_dir, ControlRequest(verb=verb, **values), timeout_s)
-        assert reply.ok, reply.error
-        answer: Any = msgspec.json.decode(reply.result)
-        return answer if isinstance(answer, dict) else {"result": answer}
-
-    def status(self) -> dict[str, Any]:
-        """`tidegate status --json`."""
-        self.remember()
-        return self.ask("status")
-
-    def worker_pid(self) -> int:
-        """The serving worker."""
-        return int(self.status()["worker"]["pid"])
-
-    def remember(self) -> None:
-        """Notes the processes of now, so that none of them can stay behind unseen."""
-        self.ever.update(family(self.pid))
-
-    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """`tidegate ARGUMENTS` against this gateway."""
-        return subprocess.run(
-            [
-                sys.executable, "-m", "tidegate", *arguments,
-                "--config", str(self.config),
-                "--state-dir", str(self.state_dir),
-                "--runtime-dir", str(self.runtime_dir),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )  # fmt: skip
-
-    def is_ready(self) -> bool:
-        """Whether /readyz says 200."""
-        import http.client
-
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
-        try:
-            connection.request("GET", "/readyz")
-            return connection.getresponse().status == 200
-        except OSError:
-            return False
-        finally:
-            connection.close()
-
-    def wait_ready(self) -> None:
-        """Waits until it can serve; shows the log when it ends instead."""
-        deadline_s = time.monotonic() + READY_LIMIT_S
-        while not self.is_ready():
-            ended = self.process.poll()
-            assert ended is None, f"ended with {ended}:\n{self.log.read_text()}"
-            assert time.monotonic() < deadline_s, f"not ready:\n{self.log.read_text()}"
-            time.sleep(0.02)
-        self.remember()
-
-    def stop(self) -> int:
-        """Stops it as a service manager would; returns the exit code."""
-        self.remember()
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(STOP_LIMIT_S)
-
-    def kill(self) -> None:
-        """Ends whatever is left of it, by pid."""
-        for process in self.ever | set(family(self.pid)):
-            if is_alive(process):
-                process.kill()
-        self.process.wait(10)
-
-
-def _launch(folder: Path, toml: str, port: int, env: dict[str, str], *flags: str) -> Gateway:
-    config = folder / "config.toml"
-    config.write_text(f'listen = "127.0.0.1:{port}"\n{toml}')
-    log = folder / "log"
-    command = [
-        sys.executable, "-m", "tidegate", "run", *flags,
-        "--config", str(config),
-        "--state-dir", str(folder / "state"),
-        "--runtime-dir", str(folder / "run"),
-    ]  # fmt: skip
-    scrubbed = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("TIDEGATE_", "NOTIFY_", "WATCHDOG_", "LISTEN_"))
-    }
-    with log.open("ab") as stderr:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr, env=scrubbed | env
-        )
-    return Gateway(
-        process, f"http://127.0.0.1:{port}", config, folder / "state", folder / "run", log
-    )
-
-
-StartGateway = Callable[..., Gateway]
-
-
 @pytest.fixture
 def gateway() -> Iterator[StartGateway]:
-    """Starts real gateways: `gateway(toml, env=…, flags=…)`, each stopped and checked afterwards.
-
-    After the test no process of theirs may be left, the exit must be as expected (0), and their
-    logs must hold no traceback.
-    """
-    started: list[Gateway] = []
-    # Not pytest's own folder: its path is too long for a Unix socket.
-    root = Path(tempfile.mkdtemp(prefix="tg-"))
-
-    def start(
-        toml: str = "", *, env: dict[str, str] | None = None, flags: tuple[str, ...] = ()
-    ) -> Gateway:
-        folder = root / str(len(started))
-        folder.mkdir()
-        running = _launch(folder, toml, free_port(), env or {}, *flags)
-        started.append(running)
-        running.wait_ready()
-        return running
-
-    try:
+    """Starts real gateways: `gateway(toml, env=…, flags=…)`, stopped and checked afterwards."""
+    with gateways() as start:
         yield start
-        for running in started:
-            assert running.stop() == running.expected_exit, running.log.read_text()[-4000:]
-            wait_until(
-                lambda running=running: not any(map(is_alive, running.ever)),  # type: ignore[misc]
-                5,
-                "no process of the gateway is left",
-            )
-            text = running.log.read_text()
-            assert running.expect_traceback or "Traceback" not in text, text[-8000:]
-    finally:
-        for running in started:
-            running.kill()
-        shutil.rmtree(root, ignore_errors=True)
 
 
 @pytest.fixture

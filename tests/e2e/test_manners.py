@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from fakes.client import chat, get, numbers, open_chat, words
+from fakes.gateway import Gateway
 from fakes.machine import until
 from fakes.scenario import toml, wait_idle
 from fakes.upstream import OK, ScriptedUpstream
@@ -12,9 +13,8 @@ from fakes.upstream import OK, ScriptedUpstream
 KEEPALIVE = b": tidegate\n"
 
 
-async def test_a_clean_answer_keeps_its_bytes(gateway, scripted_upstream: ScriptedUpstream) -> None:
+async def test_a_clean_answer_keeps_its_bytes(running: Gateway) -> None:
     """Every event's bytes are the upstream's; the head says what proxies must not do."""
-    running = gateway(toml(("box", scripted_upstream.url)))
     for model in ("ok", "one-byte"):
         answer = await chat(running.base_url, model)
         assert bytes(answer.body) == b"".join(OK)
@@ -43,10 +43,9 @@ async def test_a_plain_answer_is_passed_on(gateway, scripted_upstream: ScriptedU
     ["drop:3", "reset:3", "no-terminal:3", "huge-event"],
 )
 async def test_a_broken_answer_never_ends_like_a_whole_one(
-    gateway, scripted_upstream: ScriptedUpstream, model: str
+    running: Gateway, upstream: ScriptedUpstream, model: str
 ) -> None:
     """Death in the middle is an error event that names the upstream, and no marker after it."""
-    running = gateway(toml(("box", scripted_upstream.url)))
     answer = await chat(running.base_url, model)
     assert answer.status == 200
     *whole, last = answer.events
@@ -58,14 +57,11 @@ async def test_a_broken_answer_never_ends_like_a_whole_one(
     shown = (await get(running.base_url, f"/v1/runs/{answer.run_id}")).json()
     assert shown["state"] == "failed"  # type: ignore[index]
     assert shown["reason"] == last.error["message"]  # type: ignore[index]
-    await until(lambda: scripted_upstream.open_connections == 0, 6, "the upstream was let go")
+    await until(lambda: upstream.open_connections == 0, 6, "the upstream was let go")
 
 
-async def test_an_error_in_the_middle_is_passed_on_and_nothing_is_added(
-    gateway, scripted_upstream: ScriptedUpstream
-) -> None:
+async def test_an_error_in_the_middle_is_passed_on_and_nothing_is_added(running: Gateway) -> None:
     """The upstream's own error event stays the last one, and the run has failed."""
-    running = gateway(toml(("box", scripted_upstream.url)))
     answer = await chat(running.base_url, "error-middle")
     assert answer.events[-1].error is not None
     assert "overloaded" in answer.events[-1].error["message"]
@@ -74,9 +70,8 @@ async def test_an_error_in_the_middle_is_passed_on_and_nothing_is_added(
     assert shown["state"] == "failed"  # type: ignore[index]
 
 
-async def test_a_finish_reason_is_an_end(gateway, scripted_upstream: ScriptedUpstream) -> None:
+async def test_a_finish_reason_is_an_end(running: Gateway) -> None:
     """An upstream that forgets the marker has answered all the same."""
-    running = gateway(toml(("box", scripted_upstream.url)))
     answer = await chat(running.base_url, "finish-no-done")
     assert answer.clean
     assert words(answer.events) == ["one ", "two ", "three"]
@@ -101,10 +96,9 @@ async def test_a_finish_reason_is_an_end(gateway, scripted_upstream: ScriptedUps
     ],
 )
 async def test_before_the_first_output_a_failure_is_a_status(
-    gateway, scripted_upstream: ScriptedUpstream, model: str, statuses: set[int]
+    running: Gateway, model: str, statuses: set[int]
 ) -> None:
     """Nothing was committed yet, so the client gets a true status and an error body, no stream."""
-    running = gateway(toml(("box", scripted_upstream.url)))
     answer = await chat(running.base_url, model)
     assert answer.status in statuses, bytes(answer.body)
     assert answer.json()["error"]["message"]  # type: ignore[index]
@@ -252,15 +246,14 @@ async def test_a_stale_connection_is_not_the_upstreams_fault(
 
 
 async def test_a_slow_reader_gets_everything_and_holds_little(
-    gateway, scripted_upstream: ScriptedUpstream
+    running: Gateway, upstream: ScriptedUpstream
 ) -> None:
     """The upstream waits for it: the ledger stays small, and not one event is lost."""
-    running = gateway(toml(("box", scripted_upstream.url)))
     megabytes = 24
     model = f"bulk:{megabytes * 1000}"
     stream = await open_chat(running.base_url, model, receive_buffer=16 * 1024)
     await stream.read_events(10)
-    (seen,) = scripted_upstream.seen(model)
+    (seen,) = upstream.seen(model)
 
     held = []
     before = -1

@@ -15,6 +15,7 @@ from fakes.client import (
     replay,
     without_ids,
 )
+from fakes.gateway import Gateway
 from fakes.machine import until
 from fakes.scenario import toml, wait_idle
 from fakes.upstream import ScriptedUpstream
@@ -23,11 +24,8 @@ from fakes.upstream import ScriptedUpstream
 @pytest.mark.parametrize(
     "model", ["ok", "numbered:300:0", "crlf", "one-byte", "finish-no-done", "drop:3", "bulk:300"]
 )
-async def test_a_replay_is_what_the_creator_was_sent(
-    gateway, scripted_upstream: ScriptedUpstream, model: str
-) -> None:
+async def test_a_replay_is_what_the_creator_was_sent(running: Gateway, model: str) -> None:
     """Byte for byte, the error event and the marker included; and as often as one likes."""
-    running = gateway(toml(("box", scripted_upstream.url)))
     answer = await chat(running.base_url, model)
     assert answer.status == 200
     for _ in range(2):
@@ -38,11 +36,8 @@ async def test_a_replay_is_what_the_creator_was_sent(
     assert again.headers["content-type"].startswith("text/event-stream")
 
 
-async def test_a_replay_starts_behind_the_cursor(
-    gateway, scripted_upstream: ScriptedUpstream
-) -> None:
+async def test_a_replay_starts_behind_the_cursor(running: Gateway) -> None:
     """`starting_after` and `Last-Event-ID` are exclusive, -1 is the beginning, the end is a 204."""
-    running = gateway(toml(("box", scripted_upstream.url)))
     answer = await chat(running.base_url, "numbered:20:0")
     run = answer.run_id
     last = len(answer.events) - 1
@@ -62,11 +57,8 @@ async def test_a_replay_starts_behind_the_cursor(
     assert nonsense.status == 400
 
 
-async def test_readers_join_half_way_over_both_roads(
-    gateway, scripted_upstream: ScriptedUpstream
-) -> None:
+async def test_readers_join_half_way_over_both_roads(running: Gateway) -> None:
     """Two more readers, one over SSE and one over WebSocket, end with the identical events."""
-    running = gateway(toml(("box", scripted_upstream.url)))
     creator = await open_chat(running.base_url, "numbered:200:5")
     await creator.read_events(60)
     joined = asyncio.create_task(replay(running.base_url, creator.run_id))
@@ -87,11 +79,8 @@ async def test_readers_join_half_way_over_both_roads(
     assert {m["event"] for m in over_socket[:-1]} == {"message"}
 
 
-async def test_a_killed_reader_resumes_without_gap_or_repeat(
-    gateway, scripted_upstream: ScriptedUpstream
-) -> None:
+async def test_a_killed_reader_resumes_without_gap_or_repeat(running: Gateway) -> None:
     """The creator is killed half-way, comes back within the grace, and has each event once."""
-    running = gateway(toml(("box", scripted_upstream.url)))
     creator = await open_chat(running.base_url, "numbered:200:5")
     seen = list(await creator.read_events(50))
     run = creator.run_id
