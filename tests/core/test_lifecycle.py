@@ -1,0 +1,355 @@
+"""Generations and restarts, on virtual time."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidegate.core import lifecycle as life
+from tidegate.core.lifecycle import Act, Happening, State, Timing
+
+POLICY = life.Policy()
+TIMING = Timing()
+
+
+@dataclass
+class Rig:
+    """A fleet with a clock, and all effects it had so far."""
+
+    policy: life.Policy = POLICY
+    fleet: life.Fleet = field(default_factory=life.Fleet)
+    now_s: float = 1000.0
+    effects: list[life.Effect] = field(default_factory=list)
+
+    def do(self, event: life.Event, jitter: float = 0.0) -> list[life.Effect]:
+        self.fleet, effects = life.step(self.fleet, event, self.now_s, self.policy, jitter)
+        self.effects += effects
+        return effects
+
+    def serving(self) -> Rig:
+        self.do(life.Begin())
+        self.do(life.BecameReady(1))
+        return self
+
+    def tick_for(self, seconds: float, *beating: int) -> list[life.Effect]:
+        """One tick a second, with a heartbeat of each of `beating` before it."""
+        seen: list[life.Effect] = []
+        for _ in range(int(seconds)):
+            self.now_s += 1.0
+            for number in beating:
+                self.do(life.Beat(number))
+            seen += self.do(life.Tick())
+        return seen
+
+    def states(self) -> dict[int, str]:
+        return {g.number: g.state.value for g in self.fleet.generations}
+
+
+def test_every_cell_is_filled() -> None:
+    """Whatever happens in whatever state, the table knows what follows."""
+    assert set(life.TABLE) == set(itertools.product(State, Happening))
+
+
+def test_nothing_comes_back() -> None:
+    """No cell leads to an earlier state, and the gone stay gone."""
+    order = list(State)
+    for (state, _), (following, act) in life.TABLE.items():
+        assert order.index(following) >= order.index(state)
+        assert state is not State.GONE or act is Act.NOTHING
+
+
+def test_first_generation_serves_when_it_is_ready() -> None:
+    """A worker is started, and serves from its word on."""
+    rig = Rig()
+    assert rig.do(life.Begin()) == [life.Spawn(1)]
+    assert rig.states() == {1: "starting"}
+    assert rig.do(life.BecameReady(1)) == []
+    assert rig.states() == {1: "serving"}
+
+
+def test_worker_that_beats_is_left_alone() -> None:
+    """With a heartbeat a second nothing ever happens."""
+    assert Rig().serving().tick_for(1000, 1) == []
+
+
+def test_silent_worker_is_killed_and_replaced_at_once() -> None:
+    """Ten seconds without a heartbeat: stacks, kill, replacement."""
+    rig = Rig().serving()
+    assert rig.tick_for(10) == []
+    assert rig.tick_for(1) == [
+        life.Kill(1, "no heartbeat for 11 s", stacks=True),
+        life.Replace(1, "no heartbeat for 11 s", 0.0),
+        life.Spawn(2),
+    ]
+
+
+def test_start_has_a_limit() -> None:
+    """A worker that is not ready after 30 s is replaced, however often it beats."""
+    rig = Rig()
+    rig.do(life.Begin())
+    assert rig.tick_for(30, 1) == []
+    assert life.Kill(1, "not ready after 31 s", stacks=True) in rig.tick_for(1, 1)
+
+
+@pytest.mark.parametrize("asleep_s", [5.1, 60.0, 1e6])
+def test_clock_gap_starts_every_deadline_afresh(asleep_s: float) -> None:
+    """A late tick kills nobody, nor does anything within a period after it."""
+    rig = Rig().serving()
+    rig.do(life.Recycle("asked"))
+    rig.tick_for(1, 1)
+    rig.now_s += asleep_s
+    assert rig.do(life.Tick()) == [life.ClockGap(pytest.approx(asleep_s))]
+    assert rig.tick_for(9) == []
+
+
+def test_late_tick_within_the_gap_is_no_gap() -> None:
+    """A tick up to 5 s late judges as usual."""
+    rig = Rig().serving()
+    rig.tick_for(8)
+    rig.now_s += 4.9
+    assert any(isinstance(effect, life.Kill) for effect in rig.do(life.Tick()))
+
+
+def test_recycle_starts_the_next_before_the_former_drains() -> None:
+    """Start, ready, drain with the successor's name, gone: in this order."""
+    rig = Rig().serving()
+    assert rig.do(life.Recycle("asked")) == [life.Spawn(2)]
+    assert rig.states() == {1: "serving", 2: "starting"}
+    assert rig.do(life.BecameReady(2)) == [life.Drain(1, POLICY.recycle_limit_s, 2)]
+    assert rig.states() == {1: "draining", 2: "serving"}
+    assert rig.do(life.Exited(1, "exit 0")) == [life.Recycled(None)]
+    assert rig.do(life.Recycle("again")) == [life.Spawn(3)]
+
+
+def test_second_recycle_is_refused_until_the_former_is_gone() -> None:
+    """There are never more than two generations."""
+    rig = Rig().serving()
+    rig.do(life.Recycle("asked"))
+    assert isinstance(rig.do(life.Recycle("asked"))[0], life.Refuse)
+    rig.do(life.BecameReady(2))
+    assert isinstance(rig.do(life.Recycle("asked"))[0], life.Refuse)
+
+
+def test_recycle_whose_start_fails_changes_nothing() -> None:
+    """The former generation goes on and the next recycle may try again."""
+    rig = Rig().serving()
+    rig.do(life.Recycle("asked"))
+    (effect,) = rig.do(life.Exited(2, "exit 1"))
+    assert effect == life.Recycled("generation 2 did not start: exit 1")
+    assert rig.states() == {1: "serving"}
+    assert rig.do(life.Recycle("asked")) == [life.Spawn(3)]
+
+
+def test_death_during_a_recycle_waits_for_the_successor() -> None:
+    """If the former dies, the successor that is starting is its replacement."""
+    rig = Rig().serving()
+    rig.do(life.Recycle("asked"))
+    assert rig.do(life.Exited(1, "killed")) == [life.Replace(1, "killed", 0.0)]
+    assert rig.do(life.BecameReady(2)) == [life.Recycled(None)]
+
+
+def test_drain_has_a_limit() -> None:
+    """A former generation that is still there after the limit and its margin is killed."""
+    rig = Rig(policy=life.Policy(recycle_limit_s=20.0)).serving()
+    rig.do(life.Recycle("asked"))
+    rig.do(life.BecameReady(2))
+    assert rig.tick_for(22, 1, 2) == []
+    assert rig.tick_for(1, 1, 2) == [
+        life.Kill(1, "still draining after 23 s", stacks=True),
+        life.Recycled(None),
+    ]
+
+
+def test_planned_recycles_have_a_budget() -> None:
+    """The guard gets three an hour; a person asking is not counted and not limited."""
+    rig = Rig().serving()
+    for number in range(2, 5):
+        assert rig.do(life.Recycle("memory", planned=True)) == [life.Spawn(number)]
+        rig.do(life.BecameReady(number))
+        rig.do(life.Exited(number - 1, "exit 0"))
+    (refusal,) = rig.do(life.Recycle("memory", planned=True))
+    assert refusal == life.Refuse("3 recycles within the hour are the limit")
+    assert rig.do(life.Recycle("asked")) == [life.Spawn(5)]
+    rig.do(life.Exited(5, "exit 1"))
+    rig.now_s += life.HOUR_S
+    assert rig.do(life.Recycle("memory", planned=True)) == [life.Spawn(6)]
+
+
+def test_back_off_doubles_to_its_ceiling_and_service_ends_it() -> None:
+    """0, 0.5, 1, 2 … 30 s between deaths soon after ready; at once after a minute of service."""
+    rig = Rig()
+    rig.do(life.Begin())
+    delays = []
+    for number in range(1, 11):
+        rig.do(life.BecameReady(number))
+        replaced = rig.do(life.Exited(number, "exit 1"))[0]
+        assert isinstance(replaced, life.Replace)
+        delays.append(replaced.delay_s)
+        rig.tick_for(replaced.delay_s + 1)
+    assert delays == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
+    rig.do(life.BecameReady(11))
+    rig.tick_for(60, 11)
+    assert rig.do(life.Exited(11, "x")) == [life.Replace(11, "x", 0.0), life.Spawn(12)]
+
+
+@given(st.integers(0, 10_000), st.floats(0, 1, exclude_max=True))
+def test_back_off_stays_in_its_bounds(restarts: int, jitter: float) -> None:
+    """Jitter shortens by at most a quarter, and nothing is longer than the ceiling."""
+    full_s = life.backoff_s(restarts, POLICY, 0.0)
+    assert 0.75 * full_s <= life.backoff_s(restarts, POLICY, jitter) <= full_s <= 30.0
+
+
+def crash(rig: Rig, times: int) -> list[life.Effect]:
+    """Workers that die before they are ready, one after the other."""
+    seen: list[life.Effect] = []
+    for _ in range(times):
+        while rig.fleet.in_state(State.STARTING) is None:
+            rig.now_s += 0.5
+            seen += rig.do(life.Tick())
+        seen += rig.do(life.Exited(rig.fleet.last_number, "exit 1"))
+    return seen
+
+
+def test_crash_loop_gives_up_after_five() -> None:
+    """Five deaths within a minute without a ready between them end the daemon."""
+    rig = Rig()
+    rig.do(life.Begin())
+    assert not any(isinstance(effect, life.GiveUp) for effect in crash(rig, 4))
+    assert isinstance(crash(rig, 1)[-1], life.GiveUp)
+
+
+def test_ready_in_between_is_no_crash_loop() -> None:
+    """One that became ready starts the count anew."""
+    rig = Rig()
+    rig.do(life.Begin())
+    crash(rig, 4)
+    rig.tick_for(10)
+    rig.do(life.BecameReady(rig.fleet.last_number))
+    rig.do(life.Exited(rig.fleet.last_number, "exit 1"))
+    assert not any(isinstance(effect, life.GiveUp) for effect in crash(rig, 4))
+
+
+def test_slow_deaths_are_no_crash_loop() -> None:
+    """Deaths that are 20 s apart are never five within a minute."""
+    rig = Rig()
+    rig.do(life.Begin())
+    for _ in range(20):
+        rig.now_s += 4.0
+        rig.do(life.Tick())
+        rig.tick_for(16)
+        effects = crash(rig, 1)
+        assert not any(isinstance(effect, life.GiveUp) for effect in effects)
+
+
+def test_parked_daemon_never_gives_up() -> None:
+    """It tries with a back-off of up to five minutes instead."""
+    rig = Rig(policy=life.Policy(gives_up=False))
+    rig.do(life.Begin())
+    effects = crash(rig, 15)
+    assert not any(isinstance(effect, life.GiveUp) for effect in effects)
+    assert max(e.delay_s for e in effects if isinstance(e, life.Replace)) == 300.0
+
+
+def test_stop_drains_and_is_over_when_all_are_gone() -> None:
+    """A stop drains the serving one, kills the starting one, and ends after both."""
+    rig = Rig().serving()
+    rig.do(life.Recycle("asked"))
+    assert rig.do(life.Stop(limit_s=30.0)) == [
+        life.Drain(1, 30.0, None),
+        life.Kill(2, "stopped at once", stacks=False),
+    ]
+    assert rig.do(life.Exited(2, "killed")) == []
+    assert rig.do(life.Exited(1, "exit 0")) == [life.Over()]
+
+
+def test_second_stop_ends_at_once() -> None:
+    """Whoever asks twice does not wait for streams."""
+    rig = Rig().serving()
+    rig.do(life.Stop(limit_s=30.0))
+    assert rig.do(life.Stop(limit_s=30.0)) == [life.Kill(1, "stopped at once", stacks=False)]
+
+
+def test_stop_shortens_a_drain_and_never_lengthens_it() -> None:
+    """A generation that drains for a recycle gets the stop's limit, if that is sooner."""
+    rig = Rig(policy=life.Policy(recycle_limit_s=10.0)).serving()
+    rig.do(life.Recycle("asked"))
+    rig.do(life.BecameReady(2))
+    rig.do(life.Stop(limit_s=60.0))
+    kills = [e.number for e in rig.tick_for(13, 1, 2) if isinstance(e, life.Kill)]
+    assert kills == [1]
+
+
+def test_stop_without_workers_is_over() -> None:
+    """Between a death and its restart there is nothing to wait for, and nothing is started."""
+    rig = Rig().serving()
+    rig.do(life.Exited(1, "x"))
+    rig.do(life.Exited(2, "x"))
+    assert rig.fleet.spawn_at_s is not None
+    assert rig.do(life.Stop(limit_s=30.0)) == [life.Over()]
+    assert rig.tick_for(60) == []
+
+
+def test_condemned_worker_is_killed_and_replaced() -> None:
+    """What the guard condemns goes like one that hangs."""
+    rig = Rig().serving()
+    assert rig.do(life.Condemn(1, "memory"))[0] == life.Kill(1, "memory", stacks=True)
+    assert rig.states() == {2: "starting"}
+
+
+def test_word_from_a_generation_that_is_gone_is_ignored() -> None:
+    """A late message of a written-off worker changes nothing."""
+    rig = Rig().serving()
+    for event in (life.Beat(7), life.BecameReady(7), life.Exited(7, "x"), life.Condemn(7, "x")):
+        assert rig.do(event) == []
+    assert rig.states() == {1: "serving"}
+
+
+def test_it_vouches_while_somebody_is_inside_a_deadline() -> None:
+    """systemd is told all is well for a fresh heartbeat or a replacement in time, else not."""
+    rig = Rig().serving()
+    assert life.vouches(rig.fleet, rig.now_s + 9, TIMING)
+    assert not life.vouches(rig.fleet, rig.now_s + 16, TIMING)  # nobody acted on the silence
+    rig.do(life.Exited(1, "x"))
+    assert life.vouches(rig.fleet, rig.now_s + 29, TIMING)
+    assert not life.vouches(rig.fleet, rig.now_s + 36, TIMING)
+    assert not life.vouches(life.Fleet(), rig.now_s, TIMING)
+
+
+EVENTS = st.one_of(
+    st.just(life.Tick()),
+    st.builds(life.BecameReady, st.integers(1, 8)),
+    st.builds(life.Beat, st.integers(1, 8)),
+    st.builds(life.Exited, st.integers(1, 8), st.just("x")),
+    st.builds(life.Condemn, st.integers(1, 8), st.just("x")),
+    st.builds(life.Recycle, st.just("x"), st.booleans()),
+    st.just(life.Stop(limit_s=3.0)),
+)
+
+
+@given(st.lists(st.tuples(EVENTS, st.floats(0, 8)), max_size=60))
+def test_the_fleet_keeps_its_promises(events: list[tuple[life.Event, float]]) -> None:
+    """At most two generations, one not ready; none is left when over; none is idle for ever."""
+    rig = Rig()
+    rig.do(life.Begin())
+    for event, pause_s in events:
+        rig.now_s += pause_s
+        effects = rig.do(event)
+        generations = rig.fleet.generations
+        states = [g.state for g in generations]
+        assert len(generations) <= 2
+        assert states.count(State.STARTING) <= 1
+        assert states.count(State.SERVING) <= 1
+        assert State.GONE not in states
+        gave_up = any(isinstance(effect, life.GiveUp) for effect in rig.effects)
+        if not generations:
+            assert rig.fleet.stopping or rig.fleet.spawn_at_s is not None or gave_up
+        if any(isinstance(effect, life.Over) for effect in effects):
+            assert generations == ()
+        if rig.fleet.stopping:
+            assert not any(isinstance(effect, life.Spawn) for effect in effects)
+        if gave_up:
+            break

@@ -1,0 +1,67 @@
+"""The words between the processes survive the channel."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from tidegate.core import message as msg
+from tidegate.core.settings import Settings
+
+FROM_WATCHDOG: list[msg.FromWatchdog] = [
+    msg.Configure(
+        generation=2,
+        settings=Settings(),
+        tokens=[msg.Token(name="laptop", sha256="0" * 64)],
+        secrets={"box": "sk-ü\n"},
+        listeners=[msg.Listener(fd=3, address="[::1]:8433")],
+    ),
+    msg.Facts(state="serving", level=1, ledger_limit_bytes=0, budget_bytes=1, used_bytes=2),
+    msg.Sweep(request=1, reason="level 2"),
+    msg.ListRuns(request=1),
+    msg.StartDraining(limit_s=30.0, reason="stop"),
+]
+FROM_WORKER: list[msg.FromWorker] = [
+    msg.Ready(pid=1),
+    msg.Heartbeat(
+        rss_bytes=1, ledger_bytes=2, loop_lag_ms=0.5, runs_active=1, runs_finished=2,
+        runs_total=3, swept_runs=0, swept_bytes=0,
+        upstreams=[msg.UpstreamStatus(name="box", url="http://127.0.0.1", state="ok")],
+    ),
+    msg.Configured(request=1, error="no"),
+    msg.Swept(request=1, runs=2, bytes=3, reasons={"stuck": 2}),
+    msg.RunList(request=1, runs=[], total=0),
+    msg.ConfigChanged(),
+    msg.Draining(),
+    msg.Failed(reason="a\nb"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("message", FROM_WATCHDOG, ids=lambda m: type(m).__name__)
+def test_watchdogs_words_survive(message: msg.FromWatchdog) -> None:
+    """What the watchdog says is one line, and is understood as it was said."""
+    line = msg.encode(message)
+    assert line.count(b"\n") == 1
+    assert msg.decode_from_watchdog(line) == message
+
+
+@pytest.mark.parametrize("message", FROM_WORKER, ids=lambda m: type(m).__name__)
+def test_workers_words_survive(message: msg.FromWorker) -> None:
+    """What a worker says is one line, and is understood as it was said."""
+    line = msg.encode(message)
+    assert line.count(b"\n") == 1
+    assert msg.decode_from_worker(line) == message
+
+
+@pytest.mark.parametrize(
+    "line", [b"", b"{}", b'{"type":"ready"}', b'{"type":"facts"}', b"\xff", b"[]"]
+)
+def test_nonsense_is_an_error(line: bytes) -> None:
+    """A line that is no message of that side is refused, whatever it is."""
+    with pytest.raises(msgspec.MsgspecError):
+        msg.decode_from_worker(line)
+
+
+def test_unknown_field_is_skipped() -> None:
+    """During an upgrade the other side may know a field more."""
+    assert msg.decode_from_worker(b'{"type":"draining","new":1}') == msg.Draining()

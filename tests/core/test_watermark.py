@@ -1,0 +1,145 @@
+"""Levels of memory, with numbers for samples and for time."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidegate.core import watermark as wm
+from tidegate.core.settings import MIB
+
+BASE = 44 * MIB
+LIMITS = wm.Limits(budget_bytes=256 * MIB, hard=True, machine_bytes=8192 * MIB)
+SPENDABLE = wm.spendable_bytes(256 * MIB, BASE)
+
+
+def reading(
+    held: int, *, ledger: int = 0, used: int | None = None, free: int = 4096 * MIB
+) -> wm.Reading:
+    return wm.Reading(
+        used_bytes=held + BASE if used is None else used,
+        held_bytes=held,
+        base_bytes=BASE,
+        ledger_bytes=ledger,
+        available_bytes=free,
+    )
+
+
+def share(ratio: float, **more: int) -> wm.Reading:
+    """A reading that is just above `ratio` of the spendable part."""
+    return reading(int(ratio * SPENDABLE) + 1, **more)
+
+
+def level_after(*steps: tuple[float, float], start: wm.Watermark | None = None) -> list[int]:
+    """The level after each (ratio, seconds since the last)."""
+    mark, now_s, levels = start or wm.Watermark(), 0.0, []
+    for ratio, pause_s in steps:
+        now_s += pause_s
+        mark, _ = wm.judge(mark, share(ratio), LIMITS, now_s)
+        levels.append(mark.level)
+    return levels
+
+
+@pytest.mark.parametrize("budget", [128 * MIB, 256 * MIB, 1024 * MIB])
+@pytest.mark.parametrize("generations", [1, 2])
+def test_idle_is_level_0_and_a_recycle_does_not_raise_it(budget: int, generations: int) -> None:
+    """Workers that hold no more than their base are level 0 at every budget."""
+    limits = wm.Limits(budget_bytes=budget, hard=True, machine_bytes=8192 * MIB)
+    used = generations * BASE + 13 * MIB
+    mark, verdict = wm.judge(wm.Watermark(), reading(0, used=used), limits, 0.0)
+    assert (mark.level, verdict.ratio) == (0, 0.0)
+    assert verdict.ledger_limit_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("ratio", "level"),
+    [(0.59, 0), (0.60, 1), (0.69, 1), (0.70, 2), (0.80, 3), (0.88, 4), (1.0, 4)],
+)
+def test_levels_are_entered_at_once(ratio: float, level: int) -> None:
+    """One reading at an enter point is enough."""
+    assert level_after((ratio, 1.0)) == [level]
+
+
+@pytest.mark.parametrize(
+    ("level", "enter", "leave"), list(zip(range(1, 5), wm.ENTER, wm.EXIT, strict=True))
+)
+def test_level_is_left_below_its_exit_point_after_the_dwell(
+    level: int, enter: float, leave: float
+) -> None:
+    """Above the exit point it stays for ever; below, it is left after ten seconds."""
+    above, below = leave + 0.005, leave - 0.005
+    assert level_after((enter, 1), (above, 1), (above, 1000)) == [level] * 3
+    assert level_after((enter, 1), (below, 1), (below, 9.9), (below, 0.1))[1:] == [
+        level,
+        level,
+        level - 1,
+    ]
+
+
+def test_points_lie_apart() -> None:
+    """Enter and exit differ by at least five points, and both rise."""
+    for enter, leave in zip(wm.ENTER, wm.EXIT, strict=True):
+        assert enter - leave >= 0.05 - 1e-9
+    assert sorted(wm.ENTER) == list(wm.ENTER)
+    assert sorted(wm.EXIT) == list(wm.EXIT)
+
+
+def test_rise_within_the_dwell_starts_it_anew() -> None:
+    """It cannot flap: a peak while it waits keeps the level."""
+    assert level_after((0.75, 1), (0.1, 1), (0.75, 5), (0.1, 1), (0.1, 9)) == [2] * 5
+
+
+def test_hard_budget_is_last_at_95_percent_of_raw_use() -> None:
+    """A set or enforced budget has level 5 just under it."""
+    at = int(0.95 * LIMITS.budget_bytes) + 1
+    assert wm.judge(wm.Watermark(), reading(0, used=at), LIMITS, 0.0)[1].is_last
+    assert not wm.judge(wm.Watermark(), reading(0, used=at - MIB), LIMITS, 0.0)[1].is_last
+
+
+def test_guessed_budget_is_last_only_far_above_or_on_a_full_machine() -> None:
+    """Our own guess kills at 1.5 times, or when less than 5 % of the machine is left."""
+    soft = wm.Limits(budget_bytes=256 * MIB, hard=False, machine_bytes=8192 * MIB)
+
+    def is_last(used: int, free: int) -> bool:
+        return wm.judge(wm.Watermark(), reading(0, used=used, free=free), soft, 0.0)[1].is_last
+
+    assert not is_last(300 * MIB, 4096 * MIB)
+    assert is_last(385 * MIB, 4096 * MIB)
+    assert is_last(300 * MIB, 400 * MIB)
+    assert not is_last(100 * MIB, 400 * MIB)  # a neighbour filled the machine, not we
+
+
+def test_unexplained_memory_is_recycled_after_a_dwell_at_level_2() -> None:
+    """A quarter that no ledger explains, for ten seconds at level 2, asks for a recycle."""
+    mark, verdict = wm.judge(wm.Watermark(), share(0.75), LIMITS, 0.0)
+    assert not verdict.recycle
+    mark, verdict = wm.judge(mark, share(0.75), LIMITS, 9.9)
+    assert not verdict.recycle
+    assert wm.judge(mark, share(0.75), LIMITS, 10.0)[1].recycle
+    explained = int(0.55 * SPENDABLE)
+    assert not wm.judge(mark, share(0.75, ledger=explained), LIMITS, 10.0)[1].recycle
+    assert not wm.judge(wm.Watermark(), share(0.65), LIMITS, 10.0)[1].recycle
+
+
+def test_ledger_limit_lies_below_hard_shed() -> None:
+    """A ledger at its limit is not yet level 4, so the limit holds the line first."""
+    limit = wm.judge(wm.Watermark(), reading(0), LIMITS, 0.0)[1].ledger_limit_bytes
+    assert limit == int(wm.LEDGER_SHARE * SPENDABLE)
+    assert wm.judge(wm.Watermark(), reading(limit, ledger=limit), LIMITS, 0.0)[0].level < 4
+
+
+@given(st.lists(st.tuples(st.floats(0, 2), st.floats(0, 20)), max_size=50))
+def test_level_never_falls_within_the_dwell(steps: list[tuple[float, float]]) -> None:
+    """Whatever the samples, a fall comes at least ten seconds after the last reading so high."""
+    mark, now_s = wm.Watermark(), 0.0
+    high_s = 0.0
+    for ratio, pause_s in steps:
+        now_s += pause_s
+        former = mark.level
+        mark, verdict = wm.judge(mark, share(ratio, used=0), LIMITS, now_s)
+        if mark.level < former:
+            assert now_s - high_s >= wm.DWELL_S
+        if mark.lower_since_s is None:
+            high_s = now_s
+        assert sum(verdict.ratio >= point for point in wm.ENTER) <= mark.level <= 4

@@ -1,0 +1,67 @@
+"""The asking side of control.sock, where nobody answers well."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from tidegate.core.message import ControlRequest
+from tidegate.service import control
+
+REQUEST = ControlRequest(verb="status")
+
+
+def answering(path: Path, answer: bytes | None) -> threading.Thread:
+    """A daemon that takes one request and answers so; None: it only hangs up."""
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(path / control.SOCKET_NAME))
+    server.listen()
+
+    def serve() -> None:
+        with server, server.accept()[0] as client:
+            client.recv(4096)
+            if answer is not None:
+                client.sendall(answer)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    return thread
+
+
+def test_nobody_there(tmp_path: Path) -> None:
+    """No socket at all, and one that a dead daemon left: not running."""
+    with pytest.raises(control.NotRunning, match=r"control\.sock"):
+        control.ask(tmp_path, REQUEST, 1.0)
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / control.SOCKET_NAME))
+    with pytest.raises(control.NotRunning):
+        control.ask(tmp_path, REQUEST, 1.0)
+
+
+def test_no_answer_has_a_limit(tmp_path: Path) -> None:
+    """A daemon that hangs is a TimeoutError."""
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / control.SOCKET_NAME))
+        silent.listen()
+        with pytest.raises(TimeoutError):
+            control.ask(tmp_path, REQUEST, 0.1)
+
+
+def test_daemon_that_ends_before_it_answers(tmp_path: Path) -> None:
+    """An end of file in the answer's place is said to be that."""
+    thread = answering(tmp_path, None)
+    with pytest.raises(control.NotRunning, match="ended before"):
+        control.ask(tmp_path, REQUEST, 5.0)
+    thread.join()
+
+
+def test_large_answer_is_whole(tmp_path: Path) -> None:
+    """A listing of many runs comes in many reads."""
+    thread = answering(tmp_path, b'{"ok":true,"result":"' + b"x" * 1_000_000 + b'"}\n')
+    reply = control.ask(tmp_path, REQUEST, 5.0)
+    thread.join()
+    assert reply.ok
+    assert len(bytes(reply.result)) == 1_000_002

@@ -1,0 +1,42 @@
+"""The environment of a worker and the lock on the pid file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tidegate.service.process import AlreadyRunning, PidFile, worker_environment
+
+
+def test_worker_environment_has_nothing_of_the_manager() -> None:
+    """All that speaks to the service manager is left out; the rest is kept."""
+    environ = {
+        "NOTIFY_SOCKET": "x", "WATCHDOG_USEC": "1", "WATCHDOG_PID": "1", "LISTEN_FDS": "1",
+        "LISTEN_PID": "1", "LISTEN_FDNAMES": "a", "MEMORY_PRESSURE_WATCH": "f", "PATH": "/bin",
+    }  # fmt: skip
+    assert worker_environment(environ) == {"PATH": "/bin"}
+
+
+def test_lock_is_held_for_life(tmp_path: Path) -> None:
+    """While one holds it nobody else gets it; its end, however sudden, frees it."""
+    path = tmp_path / "tidegate.pid"
+    code = (
+        "import sys; from pathlib import Path; from tidegate.service.process import PidFile;"
+        "p = PidFile(Path(sys.argv[1])); p.hold(); print('held', flush=True); input()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(AlreadyRunning, match=f"process id {holder.pid} "):
+        PidFile(path).hold()
+    holder.kill()
+    holder.communicate()
+    ours = PidFile(path)
+    ours.hold()
+    ours.release()
+    assert path.read_text() == ""

@@ -1,0 +1,102 @@
+"""What the status says of given facts."""
+
+from __future__ import annotations
+
+import pytest
+
+from tidegate.core import lifecycle as life
+from tidegate.core.lifecycle import Fleet, Generation, State
+from tidegate.core.message import Heartbeat, UpstreamStatus
+from tidegate.service import status
+
+
+def fleet(*states: State, stopping: bool = False) -> Fleet:
+    generations = tuple(
+        Generation(number=n, state=state, since_s=0.0, beat_s=0.0, limit_s=None)
+        for n, state in enumerate(states, 1)
+    )
+    return life.Fleet(generations=generations, stopping=stopping)
+
+
+def beat(**counts: int) -> Heartbeat:
+    base = {
+        "rss_bytes": 0, "ledger_bytes": 0, "runs_active": 0, "runs_finished": 0,
+        "runs_total": 0, "swept_runs": 0, "swept_bytes": 0,
+    }  # fmt: skip
+    return Heartbeat(loop_lag_ms=0.0, swept_last_reason="stuck", **(base | counts))
+
+
+@pytest.mark.parametrize(
+    ("states", "facts", "name"),
+    [
+        ([], {}, "starting"),
+        ([State.STARTING], {}, "starting"),
+        ([State.DRAINING, State.STARTING], {}, "starting"),
+        ([State.SERVING], {}, "serving"),
+        ([State.SERVING], {"level": 2}, "serving"),
+        ([State.SERVING], {"level": 3}, "degraded"),
+        ([State.SERVING], {"since_restart_s": 59.0}, "degraded"),
+        ([State.SERVING], {"since_restart_s": 61.0}, "serving"),
+        ([State.SERVING], {"upstreams": "failing"}, "degraded"),
+        ([State.SERVING], {"upstreams": "unknown"}, "serving"),
+        ([State.SERVING, State.STARTING], {"level": 3}, "recycling"),
+        ([State.DRAINING, State.SERVING], {}, "recycling"),
+        ([State.DRAINING, State.SERVING], {"level": 3}, "degraded"),
+        ([State.DRAINING], {"stopping": True}, "draining"),
+        ([], {"stopping": True}, "stopping"),
+        ([], {"parked": True}, "parked"),
+    ],
+)
+def test_state_is_one_true_word(states: list[State], facts: dict[str, object], name: str) -> None:
+    """Each word of the status and what makes it true."""
+    word = facts.get("upstreams", "ok")
+    named = status.name_state(
+        fleet(*states, stopping=bool(facts.get("stopping"))),
+        parked=bool(facts.get("parked")),
+        level=int(str(facts.get("level", 0))),
+        upstreams=status.merge_upstreams(
+            [[UpstreamStatus(name="box", url="http://x", state=str(word))]]
+        ),
+        since_restart_s=facts.get("since_restart_s"),  # type: ignore[arg-type]
+    )
+    assert named == name
+
+
+def test_totals_add_what_is_new() -> None:
+    """Two generations that both count from zero add up, and nothing is counted twice."""
+    totals = status.Totals()
+    first, second = beat(runs_total=3, swept_runs=1, swept_bytes=10), beat(runs_total=5)
+    totals.add_beat(None, first)
+    totals.add_beat(first, first)
+    totals.add_beat(None, second)
+    assert (totals.runs, totals.swept_runs, totals.swept_bytes) == (8, 1, 10)
+    assert totals.swept_last_reason == "stuck"
+
+
+def test_restarts_are_bounded() -> None:
+    """The last twenty are kept; all are counted."""
+    totals = status.Totals()
+    for n in range(50):
+        totals.add_restart(status.Restart(at=float(n), reason="x", exit=1))
+    assert totals.restart_count == 50
+    assert [restart.at for restart in totals.restarts] == [float(n) for n in range(30, 50)]
+
+
+def test_upstreams_of_two_workers_are_one_line_each() -> None:
+    """Active requests add up; the serving worker's opinion of the state counts."""
+    merged = status.merge_upstreams(
+        [
+            [UpstreamStatus(name="box", url="u", state="ok", active=1)],
+            [UpstreamStatus(name="box", url="u", state="failing", active=2, queued=1)],
+        ]
+    )
+    assert [(u.name, u.state, u.active, u.queued) for u in merged] == [("box", "ok", 3, 1)]
+
+
+@pytest.mark.parametrize(
+    ("age_s", "text"),
+    [(0, "under 1 min"), (59, "under 1 min"), (60, "1 min"), (3600, "1 h"), (9.5 * 86400, "9 d")],
+)
+def test_age_is_the_largest_unit_that_fits(age_s: float, text: str) -> None:
+    """Nobody reads seconds after nine days."""
+    assert status.show_age(age_s) == text

@@ -1,0 +1,115 @@
+"""What is written to the notification socket."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tidegate.service.systemd import Notifier
+
+
+@pytest.fixture(params=["path", "abstract"])
+def manager(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[socket.socket]:
+    """The service manager's end; NOTIFY_SOCKET names it."""
+    name = str(tmp_path / "notify") if request.param == "path" else f"@tidegate-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(name.replace("@", "\0"))
+        sock.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", name)
+        yield sock
+
+
+def heard(manager: socket.socket) -> list[str]:
+    """All that has arrived."""
+    texts = []
+    while True:
+        try:
+            texts.append(manager.recv(8192).decode())
+        except BlockingIOError:
+            return texts
+
+
+def test_words_arrive_as_utf_8(manager: socket.socket) -> None:
+    """Each call is one message; the environment is used up."""
+    notifier = Notifier()
+    notifier.ready()
+    notifier.status("Stufe 1 → 日本")
+    notifier.reloading(12.5)
+    notifier.alive()
+    notifier.extend_timeout(15.0)
+    notifier.stopping()
+    notifier.close()
+    assert heard(manager) == [
+        "READY=1",
+        "STATUS=Stufe 1 → 日本",
+        "RELOADING=1\nMONOTONIC_USEC=12500000",
+        "WATCHDOG=1",
+        "EXTEND_TIMEOUT_USEC=15000000",
+        "STOPPING=1",
+    ]
+    assert "NOTIFY_SOCKET" not in os.environ
+
+
+def test_status_is_sent_when_it_changes(manager: socket.socket) -> None:
+    """The same line twice is sent once, and a line end cannot smuggle another word in."""
+    notifier = Notifier()
+    for text in ("a", "a", "b\nREADY=1", "a"):
+        notifier.status(text)
+    notifier.close()
+    assert heard(manager) == ["STATUS=a", "STATUS=b READY=1", "STATUS=a"]
+
+
+def test_manager_that_does_not_read_holds_up_nobody(manager: socket.socket) -> None:
+    """Pings are lost without a wait; READY is kept and arrives when there is room again."""
+    notifier = Notifier()
+    for _ in range(5000):
+        notifier.alive()
+    notifier.ready()
+    assert "READY=1" not in heard(manager)
+    notifier.flush()
+    assert heard(manager) == ["READY=1"]
+    notifier.close()
+
+
+def test_without_a_manager_nothing_happens() -> None:
+    """No NOTIFY_SOCKET: every call does nothing, and nobody is pinged."""
+    notifier = Notifier({"WATCHDOG_USEC": "1000"})
+    notifier.ready()
+    notifier.status("x")
+    notifier.close()
+    assert notifier.ping_every_s is None
+
+
+@pytest.mark.parametrize(
+    ("usec", "pid", "every_s"),
+    [
+        ("60000000", None, 30.0),
+        ("60000000", "own", 30.0),
+        ("60000000", "1", None),
+        ("0", None, None),
+        ("x", None, None),
+        ("", None, None),
+    ],
+)
+def test_ping_interval(
+    manager: socket.socket,
+    monkeypatch: pytest.MonkeyPatch,
+    usec: str,
+    pid: str | None,
+    every_s: float | None,
+) -> None:
+    """Half of WATCHDOG_USEC, if WATCHDOG_PID is ours or absent."""
+    monkeypatch.setenv("WATCHDOG_USEC", usec)
+    monkeypatch.delenv("WATCHDOG_PID", raising=False)
+    if pid is not None:
+        monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()) if pid == "own" else pid)
+    notifier = Notifier()
+    notifier.close()
+    assert notifier.ping_every_s == every_s
+    assert "WATCHDOG_USEC" not in os.environ
