@@ -17,7 +17,8 @@ from typing import Protocol, cast
 
 import httptools
 
-# nginx takes 32 KiB of head in all, llama.cpp and Ollama send well under 1 KiB.
+# What is no body: the head, and trailers and chunk extensions behind it, which the parser would
+# collect for ever. nginx takes 32 KiB of head in all, llama.cpp and Ollama send well under 1 KiB.
 MAX_HEAD_BYTES = 64 * 1024
 # Loopback and LAN need no more to run at full speed, and it is what a paused stream hides from
 # the ledger in the kernel.
@@ -67,7 +68,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._parser: httptools.HttpResponseParser | None = None
         self._pieces: list[bytes] = []
         self._headers: dict[str, str] = {}
-        self._head_bytes = 0
+        self._status = 0
+        self._head_bytes = self._bodiless_bytes = 0
         self._head_done = self._head_told = self._complete = self._paused = False
         self._reusable = True
         self._linger: asyncio.TimerHandle | None = None
@@ -94,7 +96,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._exchange = exchange
         self._parser = httptools.HttpResponseParser(self)
         self._headers = {}
-        self._head_bytes = 0
+        self._head_bytes = self._bodiless_bytes = 0
         self._head_done = self._head_told = self._complete = False
         self.exchanges += 1
         self._transport.write(request)
@@ -150,13 +152,14 @@ class UpstreamConnection(asyncio.Protocol):
             self._reusable = False  # bytes behind a complete answer: nobody knows whose
         if not self._head_done:
             self._head_bytes += len(data)  # a head that came in pieces counts twice at worst
-        if self._head_bytes > MAX_HEAD_BYTES:
-            self._break(f"sent a head of more than {MAX_HEAD_BYTES} bytes")
+        pieces = self._pieces
+        self._bodiless_bytes = 0 if pieces else self._bodiless_bytes + len(data)
+        if max(self._head_bytes, self._bodiless_bytes) > MAX_HEAD_BYTES:
+            self._break(f"sent a head or a trailer of more than {MAX_HEAD_BYTES} bytes")
             return
         if self._head_done and not self._head_told:
             self._head_told = True
-            exchange.on_head(self._parser.get_status_code(), self._headers)
-        pieces = self._pieces
+            exchange.on_head(self._status, self._headers)
         if pieces:
             self._pieces = []
             if self._exchange is exchange:
@@ -182,6 +185,10 @@ class UpstreamConnection(asyncio.Protocol):
 
     # --- from the parser ----------------------------------------------------------------------
 
+    def on_message_begin(self) -> None:
+        if self._complete:
+            self._reusable = False  # a second answer that nobody asked for
+
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._head_done:
             return  # a trailer
@@ -190,12 +197,17 @@ class UpstreamConnection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         assert self._parser is not None
-        self._head_done = self._parser.get_status_code() >= 200
+        if not self._complete:
+            self._status = self._parser.get_status_code()
+            self._head_done = self._status >= 200
 
     def on_body(self, data: bytes) -> None:
-        self._pieces.append(data)
+        if not self._complete:
+            self._pieces.append(data)
 
     def on_message_complete(self) -> None:
+        if self._complete:
+            return
         if self._head_done:
             assert self._parser is not None
             self._complete = True

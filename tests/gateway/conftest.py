@@ -1,0 +1,59 @@
+"""What the gateway's tests are played with; afterwards nothing of it may be left."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from gateway.gateway_rig import Play, RawUpstream, Rigs
+
+RawUpstreams = Callable[[Play], Awaitable[RawUpstream]]
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """uvloop serves on Linux, plain asyncio on a Mac: a module says `ON_BOTH_LOOPS = True`."""
+    loops = {"asyncio": asyncio.new_event_loop}
+    if getattr(item.getparent(pytest.Module).obj, "ON_BOTH_LOOPS", False):  # type: ignore[union-attr]
+        loops["uvloop"] = uvloop.new_event_loop
+    return loops
+
+
+@pytest.fixture
+async def rigs() -> AsyncIterator[Rigs]:
+    """Starts gateways: `rig = await rigs(upstream, …, **limits)`."""
+    folder = Path(tempfile.mkdtemp(prefix="tg-"))  # short enough for a Unix socket's path
+    started: list[str] = []
+
+    def peer_socket() -> str:
+        started.append(str(folder / f"{len(started)}.sock"))
+        return started[-1]
+
+    rigs = Rigs(peer_socket)
+    try:
+        yield rigs
+        await rigs.finish()
+        await rigs.no_task_is_left()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+async def raw_upstream() -> AsyncIterator[RawUpstreams]:
+    """Starts upstreams that send exact bytes: `upstream = await raw_upstream(play)`."""
+    started: list[RawUpstream] = []
+
+    async def start(play: Play) -> RawUpstream:
+        started.append(await RawUpstream(play).start())
+        return started[-1]
+
+    yield start
+    for upstream in started:
+        await upstream.stop()

@@ -1,0 +1,309 @@
+"""A whole gateway on the running loop, upstreams that send exact bytes, and the final count.
+
+Every test ends in `Rig.finish`: whatever was played, no byte, run, deadline, place, connection or
+task may be left, and nothing may have been logged as an error that the test did not ask for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+
+from fakes.client import Stream
+from fakes.machine import until
+from tidegate.core.message import Facts, Token
+from tidegate.core.settings import Limits, Model, Settings, Upstream
+from tidegate.gateway.app import Gateway
+from tidegate.gateway.relay import Relay
+from tidegate.gateway.upstream import UpstreamPool
+
+DEADLINE_S = 10.0  # what must happen at all has this long on a busy machine
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+LAST = b"0\r\n\r\n"
+
+
+def chunked(*events: bytes) -> bytes:
+    """Each event as one chunk of a body."""
+    return b"".join(b"%x\r\n%b\r\n" % (len(event), event) for event in events)
+
+
+def plain(body: bytes, status: bytes = b"200 OK", *fields: bytes) -> bytes:
+    """A whole JSON answer; `fields` are whole header lines."""
+    lines = [
+        b"HTTP/1.1 " + status,
+        b"Content-Type: application/json",
+        b"Content-Length: %d" % len(body),
+        *fields,
+    ]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+# --- an upstream that sends exact bytes ---------------------------------------------------------
+
+
+class Peer:
+    """One connection to a raw upstream."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.gone = False
+
+    async def request(self) -> bytes:
+        """The next request, whole. Raises IncompleteReadError when none comes."""
+        head = await self.reader.readuntil(b"\r\n\r\n")
+        size = 0
+        for line in head.lower().split(b"\r\n"):
+            if line.startswith(b"content-length:"):
+                size = int(line.partition(b":")[2])
+        return head + await self.reader.readexactly(size)
+
+    async def send(self, *data: bytes) -> None:
+        """Sends, each piece in a write of its own."""
+        for piece in data:
+            self.writer.write(piece)
+            await self.writer.drain()
+
+    async def hang(self) -> None:
+        """Does nothing until the gateway goes away."""
+        with suppress(ConnectionError):
+            while await self.reader.read(65536):
+                pass
+        self.gone = True
+
+    def reset(self) -> None:
+        """Ends the connection with a reset."""
+        sock = self.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self.writer.transport.abort()
+
+
+Play = Callable[[Peer], Awaitable[None]]
+
+
+class RawUpstream:
+    """Plays `play` on every connection; a connection ends with its play."""
+
+    def __init__(self, play: Play) -> None:
+        self.play = play
+        self.peers: list[Peer] = []
+        self.open = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def start(self) -> RawUpstream:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        peer = Peer(reader, writer)
+        self.peers.append(peer)
+        self.open += 1
+        try:
+            with suppress(ConnectionError, asyncio.IncompleteReadError):
+                await self.play(peer)
+        except asyncio.CancelledError:
+            writer.transport.abort()
+        finally:
+            self.open -= 1
+            self._tasks.discard(task)
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+
+    async def stop(self) -> None:
+        self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await until(lambda: not self._tasks, DEADLINE_S, "the raw upstream has ended")
+
+
+# --- the gateway ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Rig:
+    """A gateway with its clients' address, and what must be empty when it is over."""
+
+    gateway: Gateway
+    base_url: str
+    settings: Settings
+    tokens: list[Token]
+    errors: list[logging.LogRecord] = field(default_factory=list)
+    loop_errors: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def port(self) -> int:
+        """Where clients connect."""
+        return int(self.base_url.rpartition(":")[2])
+
+    def pool(self, name: str = "box") -> UpstreamPool:
+        """An upstream."""
+        return next(pool for pool in self.gateway.catalog.pools() if pool.name == name)
+
+    def relay(self) -> Relay:
+        """The newest run's."""
+        return next(reversed(self.gateway.registry._relays.values()))
+
+    def facts(self, **changes: Any) -> None:
+        """What the watchdog says."""
+        known: dict[str, Any] = {
+            "state": "serving",
+            "level": 0,
+            "ledger_limit_bytes": 0,
+            "budget_bytes": 2**30,
+            "used_bytes": 2**20,
+        }
+        self.gateway.accept_facts(Facts(**(known | changes)))
+
+    def reload(self, settings: Settings) -> None:
+        """A reload, as the watchdog orders it."""
+        self.settings = settings
+        self.gateway.configure(settings, self.tokens, {})
+
+    async def idle(self) -> None:
+        """Waits until no run is active and no request is in hand."""
+        registry, server = self.gateway.registry, self.gateway.server
+        await until(lambda: not registry.active_count, DEADLINE_S, "no run is active")
+        await until(lambda: not server.busy_connections, DEADLINE_S, "no request is in hand")
+
+    async def finish(self) -> None:
+        """Lets everything end, and counts."""
+        for stream in Stream.opened:
+            await stream.vanish()
+        Stream.opened.clear()
+        gateway, registry = self.gateway, self.gateway.registry
+        await self.idle()
+        for pool in gateway.catalog.pools():
+            status = pool.status()
+            assert (status.active, status.queued) == (0, 0), status
+        registry.sweep(gateway.loop.time(), finished=True)
+        await until(lambda: not registry.ledger.accounts, DEADLINE_S, "every account is closed")
+        assert registry.ledger.total_bytes == 0, registry.ledger.statistics()
+        assert (registry.active_count, registry.finished_count) == (0, 0)
+        assert (len(registry._clocks), len(registry._sweeps)) == (0, 0)
+        pools = gateway.catalog.pools()
+        await gateway.close()
+        for pool in pools:
+            await until(lambda pool=pool: not pool._open, DEADLINE_S, "connections are closed")  # type: ignore[misc]
+        assert [record.getMessage() for record in self.errors] == []
+        assert self.loop_errors == []
+
+
+class _Errors(logging.Handler):
+    def __init__(self, records: list[logging.LogRecord]) -> None:
+        super().__init__(logging.ERROR)
+        self.records = records
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+class Rigs:
+    """Starts gateways, and finishes them."""
+
+    def __init__(self, peer_sockets: Callable[[], str]) -> None:
+        self._peer_sockets = peer_sockets
+        self._started: list[Rig] = []
+        self._handlers: list[logging.Handler] = []
+        self._before = asyncio.all_tasks()
+
+    async def __call__(
+        self,
+        *upstreams: Upstream | RawUpstream | Any,
+        models: dict[str, list[str]] | None = None,
+        tokens: list[Token] | None = None,
+        peer: bool = False,
+        **limits: Any,
+    ) -> Rig:
+        """A serving gateway. What is no `Upstream` has a `url` and becomes "box", "box1", ….
+
+        Its models are not asked for, so that the first connection to an upstream is a run's;
+        with `peer` it has its Unix socket, and they are.
+        """
+        chosen = [
+            each
+            if isinstance(each, Upstream)
+            else Upstream(name=f"box{number or ''}", url=each.url)
+            for number, each in enumerate(upstreams)
+        ]
+        short: dict[str, Any] = {"disconnect_grace_s": 0.05, "close_flush_s": 0.5}
+        settings = Settings(
+            upstreams=chosen,
+            models=[Model(name=n, targets=t) for n, t in (models or {}).items()],
+            limits=Limits(**(short | limits)),
+        )
+        gateway = Gateway(1 + len(self._started), self._peer_sockets() if peer else "")
+        gateway.configure(settings, tokens or [], {})
+        if peer:
+            await gateway.open()
+        sock = socket.create_server(("127.0.0.1", 0))
+        rig = Rig(gateway, f"http://127.0.0.1:{sock.getsockname()[1]}", settings, tokens or [])
+        self._started.append(rig)
+        await gateway.accept_clients([sock])
+        handler = _Errors(rig.errors)
+        logging.getLogger("tidegate").addHandler(handler)
+        self._handlers.append(handler)
+        gateway.loop.set_exception_handler(lambda _, context: rig.loop_errors.append(context))
+        return rig
+
+    async def finish(self) -> None:
+        """Finishes every gateway; afterwards no task is left."""
+        for handler in self._handlers:
+            logging.getLogger("tidegate").removeHandler(handler)
+        for rig in reversed(self._started):
+            await rig.finish()
+
+    async def no_task_is_left(self) -> None:
+        """But for those that were there before."""
+        mine = asyncio.current_task()  # a fixture is torn down in another task
+        assert mine is not None
+        before = self._before | {mine}
+        await until(lambda: asyncio.all_tasks() <= before, DEADLINE_S, "no task is left")
+
+
+class Heard:
+    """An exchange that writes down what it hears."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[Any, ...]] = []
+
+    def on_head(self, status: int, headers: dict[str, str]) -> None:
+        self.headers = headers
+        self.said.append(("head", status))
+
+    def on_body(self, data: bytes) -> None:
+        self.said.append(("body", data))
+
+    def on_end(self) -> None:
+        self.said.append(("end",))
+
+    def on_lost(self, reason: str, *, answered: bool) -> None:
+        self.said.append(("lost", reason, answered))
+
+    @property
+    def body(self) -> bytes:
+        """All of it."""
+        return b"".join(said[1] for said in self.said if said[0] == "body")
+
+    @property
+    def is_over(self) -> bool:
+        """The end or the loss has been told."""
+        return bool(self.said) and self.said[-1][0] in {"end", "lost"}
+
+    async def over(self) -> None:
+        """Waits for the end or the loss."""
+        await until(lambda: self.is_over, DEADLINE_S, "the answer is over", 0.002)
