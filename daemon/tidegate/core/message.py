@@ -82,6 +82,7 @@ class Configure(Message, frozen=True, kw_only=True):
     secrets: dict[str, str]  # upstream name -> API key; never logged, never shown
     listeners: list[Listener] = []  # only in the first one
     peer_socket: str = ""  # where this generation listens for the other one
+    other_socket: str | None = None  # where the other one listens, if there is one
     config_file: str | None = None  # whose directory the worker watches for changes
 
     def __repr__(self) -> str:
@@ -101,7 +102,7 @@ class Facts(Message, frozen=True, kw_only=True):
     swept_runs: int = 0
     swept_bytes: int = 0
     watchdog_rss_bytes: int = 0
-    peer_socket: str | None = None  # the draining generation's, while there is one
+    peer_socket: str | None = None  # the other generation's, while there is one
 
 
 class Sweep(Message, frozen=True, kw_only=True):

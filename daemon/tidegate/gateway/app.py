@@ -24,7 +24,7 @@ from tidegate.gateway import answers, demo, operations, runs
 from tidegate.gateway.body import read_body
 from tidegate.gateway.door import Access, Caller, Door
 from tidegate.gateway.errors import Refused
-from tidegate.gateway.handoff import OWNER_HEADER, Peer, unpack
+from tidegate.gateway.handoff import OWNER_HEADER, PEER_NAME, Peer, unpack
 from tidegate.gateway.models import REFRESH_S, Catalog
 from tidegate.gateway.registry import Registry
 from tidegate.gateway.relay import Relay
@@ -88,7 +88,7 @@ class Gateway:
         self.settings = Settings()
         self.registry = Registry(Ledger(), self.loop)
         self.facts: Facts | None = None
-        self.peer: Peer | None = None  # the draining generation, while there is one
+        self._peer: Peer | None = None  # the other generation, while there is one
         self.loop_lag_s = 0.0
         self.resident_bytes: Callable[[], int] = lambda: 0
         self.server = GatewayServer(self._handle, lambda: self.settings.limits)
@@ -121,10 +121,19 @@ class Gateway:
         """The watchdog's view, once a second: the ledger's limit, and where the other one is."""
         self.facts = facts
         self.registry.ledger.limit_bytes = facts.ledger_limit_bytes
-        if (self.peer.socket_path if self.peer else None) != facts.peer_socket:
-            if self.peer is not None:
-                self.peer.close()
-            self.peer = Peer(facts.peer_socket, self.settings.limits) if facts.peer_socket else None
+        self.meet(facts.peer_socket)
+
+    def meet(self, socket_path: str | None) -> None:
+        """Where the other generation listens, or that there is none."""
+        if (self._peer.socket_path if self._peer else None) == socket_path:
+            return
+        if self._peer is not None:
+            self._peer.close()
+        self._peer = Peer(socket_path, self.settings.limits) if socket_path else None
+
+    def peer_for(self, caller: Caller) -> Peer | None:
+        """Who else may know what `caller` asks for; never asked when it is the one that asks."""
+        return None if caller.name == PEER_NAME else self._peer
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -155,8 +164,7 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.catalog.close()
-        if self.peer is not None:
-            self.peer.close()
+        self.meet(None)
         self.registry.close()
         if self._peer_socket:
             _unlink(self._peer_socket)
@@ -202,7 +210,7 @@ class Gateway:
         if request.path == "/v1/adopt":
             return await self._adopt(request)
         route, groups = find_route(request.method, _path(request))
-        caller = Caller(owner=request.headers.get(OWNER_HEADER, ""), name="")
+        caller = Caller(owner=request.headers.get(OWNER_HEADER, ""), name=PEER_NAME)
         return await route.handler(self, request, caller, *groups)
 
     async def _adopt(self, request: web.BaseRequest) -> web.StreamResponse:

@@ -1,8 +1,8 @@
 """What two generations of the worker say to each other over their Unix sockets.
 
-While a recycle is under way the serving worker does not know the runs of the draining one. It asks
-for them here, under the caller's name, and relays what it hears; finished runs are handed over
-whole, as plain data, so that they outlive their worker.
+While a recycle is under way neither worker knows the other's runs. Each asks the other here, on
+behalf of the caller, and relays what it hears; finished runs are handed over whole, as plain data,
+so that they outlive their worker.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tidegate.gateway.upstream import UpstreamPool
 
 log = logging.getLogger("tidegate.handoff")
 
+PEER_NAME = "<generation>"  # the caller's name when the other generation asks for somebody
 OWNER_HEADER = "x-tidegate-owner"
 ASK_LIMIT_S = 5.0
 HIGH_WATER_BYTES = 256 * 1024
@@ -138,7 +139,7 @@ class Peer:
             status, body = await self.ask("GET", "/runs", owner)
             return _decode_list(body).data if status == 200 else []
         except (UpstreamError, msgspec.MsgspecError) as error:
-            log.warning("the draining generation could not be asked for its runs: %s", error)
+            log.warning("the other generation could not be asked for its runs: %s", error)
             return []
 
     async def hand_over(self, run: Run) -> bool:

@@ -1,7 +1,7 @@
 """`/v1/runs`: look at runs, join them, resume them, cancel them.
 
-A run that this generation does not know may belong to the draining one; then it is asked, and
-what it says is relayed. Whose a run is decides what exists: another key's run is not found.
+A run that this generation does not know may belong to the other one during a recycle; then that is
+asked, and what it says is relayed. Whose a run is decides what exists: another key's run is not found.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ async def list_runs(
     if not 1 <= limit <= MOST_LISTED:
         raise Refused(400, f"limit is a number from 1 to {MOST_LISTED}", "bad_limit")
     runs = gateway.registry.newest(caller.owner, limit)
-    if gateway.peer is not None:
+    if (peer := gateway.peer_for(caller)) is not None:
         known = {run.id for run in runs}
-        runs += [run for run in await gateway.peer.runs(caller.owner) if run.id not in known]
+        runs += [run for run in await peer.runs(caller.owner) if run.id not in known]
         runs.sort(key=lambda run: run.created, reverse=True)
     return _json({"object": "list", "data": runs[:limit]})
 
@@ -84,12 +84,13 @@ async def stream_run(
     over_websocket = request.headers.get("Upgrade", "").lower() == "websocket"
     relay = gateway.registry.find(run_id, caller.owner)
     if relay is None:
-        if gateway.peer is None:
+        peer = gateway.peer_for(caller)
+        if peer is None:
             raise _not_found()
         path = f"/runs/{quote(run_id, safe='')}/stream?starting_after={after}"
         if over_websocket:
-            return await _websocket_from_peer(gateway, gateway.peer, request, path, caller)
-        return await _stream_from_peer(gateway, gateway.peer, request, path, caller)
+            return await _websocket_from_peer(gateway, peer, request, path, caller)
+        return await _stream_from_peer(gateway, peer, request, path, caller)
     cursor = _cursor(relay, after)
     if relay.run.is_over and cursor == relay.run.window.end and not over_websocket:
         return web.Response(status=204)
@@ -229,11 +230,12 @@ async def _pump(subscriber: Subscriber, client: Client, reader: _Reader) -> dict
 async def _ask_peer(
     gateway: Gateway, method: str, run_id: str, verb: str, caller: Caller
 ) -> web.StreamResponse:
-    if gateway.peer is None:
+    peer = gateway.peer_for(caller)
+    if peer is None:
         raise _not_found()
     path = f"/runs/{quote(run_id, safe='')}{verb}"
     try:
-        status, body = await gateway.peer.ask(method, path, caller.owner)
+        status, body = await peer.ask(method, path, caller.owner)
     except UpstreamError as error:
         raise _peer_failed(error) from None
     return web.Response(status=status, body=body, content_type="application/json")
@@ -315,9 +317,11 @@ def _not_found() -> Refused:
 
 
 def _peer_failed(error: UpstreamError) -> Refused:
+    if error.code == "connect_failed":
+        return _not_found()  # it has gone, and its runs with it
     return Refused(
         503,
-        f"the draining generation {error}",
+        f"the other generation {error}",
         "generation_unavailable",
         type="server_error",
         headers={"Retry-After": "1"},

@@ -151,11 +151,14 @@ class StreamSubscriber(Subscriber):
         """As every subscriber, and a keep-alive when it was silent for long."""
         again_s = super().check(now_s)
         keepalive_s = self.run.limits.keepalive_s
-        if self.is_committed and not self.outbound_bytes and not self.run.is_over:
-            if now_s - self._wrote_s >= keepalive_s:
-                self._write(KEEP_ALIVE)
-            again_s = min(again_s, self._wrote_s + keepalive_s)
-        return again_s
+        if self.run.is_over:
+            return again_s
+        silent_s = now_s - self._wrote_s
+        if silent_s >= keepalive_s and self.is_committed and not self.outbound_bytes:
+            self._write(KEEP_ALIVE)
+            silent_s = 0.0
+        wait_s = keepalive_s - silent_s
+        return min(again_s, now_s + (wait_s if wait_s > 0 else min(LOOK_AGAIN_S, keepalive_s)))
 
     def _drop(self, reason: str) -> None:
         """Ends this reader alone, telling it why; never silently."""

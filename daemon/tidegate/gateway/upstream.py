@@ -42,6 +42,7 @@ class UpstreamPool:
         self.reachable: bool | None = None  # None: not tried yet
         self._loop = asyncio.get_running_loop()
         self._idle: list[UpstreamConnection] = []
+        self._reaper: asyncio.TimerHandle | None = None
         self._open: set[UpstreamConnection] = set()
         self._queue: deque[Waiter] = deque()
         self._address = _Address(upstream.url)
@@ -142,9 +143,13 @@ class UpstreamPool:
         """Closes what nobody uses."""
         while self._idle:
             self._idle.pop().abort()
+        if self._reaper is not None:
+            self._reaper.cancel()
+            self._reaper = None
 
     def close(self) -> None:
         """Closes every connection."""
+        self.close_idle()
         for connection in list(self._open):
             connection.abort()
 
@@ -164,9 +169,24 @@ class UpstreamPool:
     def _on_free(self, connection: UpstreamConnection) -> None:
         if connection.is_usable and len(self._idle) < MAX_IDLE:
             self._idle.append(connection)
+            if self._reaper is None:
+                self._reaper = self._loop.call_at(connection.idle_until_s, self._reap)
         else:
             connection.abort()
             self._open.discard(connection)
+
+    def _reap(self) -> None:
+        """Closes what has been idle for too long, before the upstream does."""
+        now_s = self._loop.time()
+        overdue = [each for each in self._idle if each.idle_until_s <= now_s]
+        self._idle = [each for each in self._idle if each.idle_until_s > now_s]
+        for connection in overdue:
+            connection.abort()
+        self._reaper = (
+            self._loop.call_at(min(each.idle_until_s for each in self._idle), self._reap)
+            if self._idle
+            else None
+        )
 
     # --- small questions ------------------------------------------------------------------------
 

@@ -116,6 +116,7 @@ class Worker:
         """From the first setting to the last answer."""
         gateway, first = self._gateway, self._configure
         gateway.configure(first.settings, first.tokens, first.secrets)
+        gateway.meet(first.other_socket)
         await gateway.open()
         await gateway.accept_clients([socket.socket(fileno=each.fd) for each in first.listeners])
         gc.collect()
