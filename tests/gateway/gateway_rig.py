@@ -14,7 +14,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-
 from fakes.client import Stream
 from fakes.machine import until
 from tidegate.core.message import Facts, Token

@@ -123,7 +123,7 @@ async def test_connection_close_is_obeyed(raw_upstream) -> None:
     await gone(pool)
 
 
-# --- what an upstream must not do ------------------------------------------------------------------
+# --- what an upstream must not do ----------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ async def test_an_idle_connection_that_speaks_is_closed(raw_upstream) -> None:
     assert pool.take_idle() is None
 
 
-# --- using it again ---------------------------------------------------------------------------------
+# --- using it again ----------------------------------------------------------
 
 
 async def test_a_connection_answers_one_exchange_after_the_other(raw_upstream) -> None:
@@ -274,7 +274,7 @@ async def test_what_closes_too_soon_is_not_kept_at_all(raw_upstream) -> None:
     await gone(pool)
 
 
-# --- letting go --------------------------------------------------------------------------------------
+# --- letting go ----------------------------------------------------------
 
 
 async def let_go_after_body(raw_upstream, *rest: bytes) -> tuple[UpstreamPool, Heard]:

@@ -137,6 +137,9 @@ class UpstreamPool:
             raise UpstreamError(
                 f"cannot be reached at {address.shown}: {why}", code="connect_failed"
             ) from None
+        if not made.is_usable:
+            raise UpstreamError("hung up at once", code="upstream_disconnected")
+        self._open.add(made)
         return made
 
     def close_idle(self) -> None:
@@ -162,9 +165,8 @@ class UpstreamPool:
         self.state, self.last_error = "failing", reason
 
     def _new(self) -> UpstreamConnection:
-        connection = UpstreamConnection(self._loop, self._on_free)
-        self._open.add(connection)
-        return connection
+        # Not ours to count yet: uvloop makes one even where nobody accepts the connection.
+        return UpstreamConnection(self._loop, self._on_free)
 
     def _on_free(self, connection: UpstreamConnection) -> None:
         if connection.is_usable and len(self._idle) < MAX_IDLE:
@@ -194,47 +196,60 @@ class UpstreamPool:
         self, path: str, timeout_s: float, *, method: str = "GET", more: str = "", body: bytes = b""
     ) -> tuple[int, bytes]:
         """A whole small answer: its status and its body. Raises UpstreamError."""
-        fetch = _Fetch()
-        connection = self.take_idle()
-        head = self.request_head(method, path, len(body), stream=False, more=more)
+        request = self.request_head(method, path, len(body), stream=False, more=more) + body
         try:
             async with asyncio.timeout(timeout_s):
-                connection = connection or await self.connect()
-                connection.send(head + body, fetch)
-                return await fetch.answer
+                idle = self.take_idle()
+                if idle is not None:
+                    fetch = _Fetch()
+                    try:
+                        return await fetch.over(idle, request)
+                    except UpstreamError:
+                        if fetch.answered:
+                            raise
+                        # It died of idleness while our request was on its way: not a fault.
+                return await _Fetch().over(await self.connect(), request)
         except TimeoutError:
             raise UpstreamError(f"did not answer within {timeout_s:g} s") from None
-        finally:
-            if connection is not None and not fetch.is_complete:
-                connection.abort()
 
 
 class _Fetch:
     """An exchange that keeps a small answer."""
 
     def __init__(self) -> None:
-        self.answer: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
-        self.is_complete = False
+        self.answered = False  # some of it has come
+        self._answer: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
+        self._is_complete = False
         self._status = 0
         self._body = bytearray()
 
+    async def over(self, connection: UpstreamConnection, request: bytes) -> tuple[int, bytes]:
+        """Asks over this connection. Raises UpstreamError."""
+        connection.send(request, self)
+        try:
+            return await self._answer
+        finally:
+            if not self._is_complete:
+                connection.abort()
+
     def on_head(self, status: int, headers: dict[str, str]) -> None:
-        self._status = status
+        self._status, self.answered = status, True
 
     def on_body(self, data: bytes) -> None:
         if len(self._body) < MAX_FETCH_BYTES:
             self._body += data
-        elif not self.answer.done():
-            self.answer.set_exception(UpstreamError("sent a list that is too long"))
+        elif not self._answer.done():
+            self._answer.set_exception(UpstreamError("sent a list that is too long"))
 
     def on_end(self) -> None:
-        self.is_complete = True
-        if not self.answer.done():
-            self.answer.set_result((self._status, bytes(self._body)))
+        self._is_complete = True
+        if not self._answer.done():
+            self._answer.set_result((self._status, bytes(self._body)))
 
     def on_lost(self, reason: str, *, answered: bool) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(UpstreamError(reason))
+        self.answered = answered
+        if not self._answer.done():
+            self._answer.set_exception(UpstreamError(reason))
 
 
 class _Address:

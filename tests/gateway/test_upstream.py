@@ -1,0 +1,356 @@
+"""An upstream's pool: its address, its places and their queue, its connections."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from fakes.machine import until
+from gateway.gateway_rig import DEADLINE_S, HEAD, Heard, Peer, plain
+from tidegate.core.errors import UpstreamError
+from tidegate.core.settings import Limits, Upstream
+from tidegate.gateway.upstream import MAX_FETCH_BYTES, MAX_IDLE, UpstreamPool
+
+ON_BOTH_LOOPS = True
+
+
+def pool_of(url: str, secret: str | None = None, most: int = 0, **limits: object) -> UpstreamPool:
+    values = {"connect_s": 2.0, **limits}
+    return UpstreamPool(
+        Upstream(name="box", url=url, max_concurrent=most), Limits(**values), secret
+    )
+
+
+def unused_url() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return f"http://127.0.0.1:{sock.getsockname()[1]}"
+
+
+async def closed(pool: UpstreamPool) -> None:
+    pool.close()
+    await until(lambda: not pool._open, DEADLINE_S, "its connections are closed")
+
+
+# --- the address ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "line", "host", "shown"),
+    [
+        ("http://10.0.0.2:8080", "/v1/x", "10.0.0.2:8080", "http://10.0.0.2:8080"),
+        ("http://box/", "/v1/x", "box", "http://box/"),
+        ("https://api.example.com/v1", "/v1/x", "api.example.com", "https://api.example.com/v1"),
+        ("https://h/deep/api/", "/deep/api/x", "h", "https://h/deep/api/"),
+        ("http://user:key@h:1/v2", "/v2/x", "h:1", "http://h:1/v2"),
+        ("http://[::1]:8080", "/v1/x", "[::1]:8080", "http://[::1]:8080"),
+        ("unix:/run/x.sock", "/v1/x", "localhost", "unix:/run/x.sock"),
+        ("unix:/run/x.sock:/demo", "/demo/x", "localhost", "unix:/run/x.sock:/demo"),
+    ],
+)
+async def test_an_address_gives_path_host_and_name(
+    url: str, line: str, host: str, shown: str
+) -> None:
+    """A bare host means /v1; what a URL hides (a password) is not shown."""
+    pool = pool_of(url)
+    head = pool.request_head("POST", "/x", 3, stream=True).decode()
+    assert head.startswith(f"POST {line} HTTP/1.1\r\nHost: {host}\r\n")
+    assert pool.status().url == shown
+
+
+async def test_a_head_holds_what_is_ours_and_nothing_else() -> None:
+    """Our key, what is accepted, and how long the body is."""
+    head = pool_of("http://h", "sk-1").request_head("POST", "/chat/completions", 12, stream=False)
+    assert head == (
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer sk-1\r\n"
+        b"Accept: application/json\r\nContent-Type: application/json\r\nContent-Length: 12\r\n\r\n"
+    )
+    head = pool_of("http://h").request_head("GET", "/models", 0, stream=True, more="A: b\r\n")
+    assert (
+        head == b"GET /v1/models HTTP/1.1\r\nHost: h\r\nAccept: text/event-stream\r\nA: b\r\n\r\n"
+    )
+
+
+# --- connections ----------------------------------------------------------------------------------
+
+
+async def test_a_refused_connection_names_the_upstream_and_leaves_nothing() -> None:
+    """However often it is tried: an upstream that is off for days must not fill the memory."""
+    pool = pool_of(unused_url())
+    for _ in range(20):
+        with pytest.raises(UpstreamError, match="cannot be reached at http://127") as caught:
+            await pool.connect()
+    assert caught.value.code == "connect_failed"
+    assert caught.value.retryable
+    assert pool.status().connections == 0
+
+
+async def test_a_missing_socket_leaves_nothing(tmp_path) -> None:
+    """The same over a Unix socket."""
+    pool = pool_of(f"unix:{tmp_path}/no.sock")
+    for _ in range(20):
+        with pytest.raises(UpstreamError, match="cannot be reached"):
+            await pool.connect()
+    assert pool.status().connections == 0
+
+
+async def test_a_connection_that_is_not_accepted_has_a_limit() -> None:
+    """A full backlog answers nothing: connect_s ends it, by name."""
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        address = deaf.getsockname()
+        fill = [socket.socket() for _ in range(4)]
+        try:
+            for sock in fill:
+                sock.setblocking(False)
+                sock.connect_ex(address)
+            pool = pool_of(f"http://127.0.0.1:{address[1]}", connect_s=0.2)
+            with pytest.raises(UpstreamError, match=r"connect_s = 0\.2 s") as caught:
+                await pool.connect()
+            assert caught.value.code == "connect_timeout"
+            assert pool.status().connections == 0
+        finally:
+            for sock in fill:
+                sock.close()
+
+
+async def test_a_cancelled_connect_leaves_nothing(raw_upstream) -> None:
+    """At whatever moment."""
+
+    async def play(peer: Peer) -> None:
+        await peer.hang()
+
+    upstream = await raw_upstream(play)
+    pool = pool_of(upstream.url)
+    for turns in range(8):
+        task = asyncio.ensure_future(pool.connect())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if not task.cancel():
+            (await task).abort()
+        await asyncio.gather(task, return_exceptions=True)
+        if not task.cancelled():
+            task.result().abort()
+    await until(lambda: not pool._open, DEADLINE_S, "no connection is left")
+    await until(lambda: not upstream.open, DEADLINE_S, "the upstream sees that too")
+
+
+async def kept(pool: UpstreamPool, count: int) -> None:
+    """`count` connections at once, all idle again."""
+    all_heard = []
+    for _ in range(count):
+        all_heard.append(Heard())
+        connection = await pool.connect()
+        connection.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", all_heard[-1])
+    for heard in all_heard:
+        await heard.over()
+
+
+async def answers(peer: Peer) -> None:
+    while True:
+        await peer.request()
+        await peer.send(plain(b"{}"))
+
+
+async def test_idle_connections_are_bounded(raw_upstream) -> None:
+    """Of a burst only MAX_IDLE are kept."""
+    upstream = await raw_upstream(answers)
+    pool = pool_of(upstream.url)
+    await kept(pool, MAX_IDLE + 6)
+    await until(lambda: len(pool._open) == MAX_IDLE, DEADLINE_S, "the others are closed")
+    await closed(pool)
+
+
+async def test_an_idle_connection_is_closed_in_time(
+    raw_upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by itself, when nobody asks for one: an upstream that never closes keeps nothing."""
+    monkeypatch.setattr("tidegate.gateway.connection.IDLE_S", 0.1)
+    upstream = await raw_upstream(answers)
+    pool = pool_of(upstream.url)
+    await kept(pool, 3)
+    assert pool.status().connections == 3
+    await until(lambda: not pool._open, DEADLINE_S, "all were closed")
+    await until(lambda: not upstream.open, DEADLINE_S, "the upstream sees that")
+    await kept(pool, 1)
+    await until(lambda: not pool._open, DEADLINE_S, "and again")
+
+
+async def test_a_connection_that_was_closed_is_not_handed_out(raw_upstream) -> None:
+    """The upstream hung up in the meantime: the next one is tried."""
+
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(plain(b"{}"))
+
+    pool = pool_of((await raw_upstream(play)).url)
+    await kept(pool, 2)
+    await until(lambda: not pool._open, DEADLINE_S, "both are closed")
+    assert pool.take_idle() is None
+
+
+async def test_closing_idle_ones_leaves_those_in_use(raw_upstream) -> None:
+    """An answer under way goes on."""
+
+    async def play(peer: Peer) -> None:
+        if b"slow" in await peer.request():
+            await asyncio.sleep(0.1)
+            await peer.send(plain(b"late"))
+        else:
+            await peer.send(plain(b"{}"))
+        await peer.hang()
+
+    pool = pool_of((await raw_upstream(play)).url)
+    await kept(pool, 1)
+    heard = Heard()
+    (await pool.connect()).send(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n", heard)
+    pool.close_idle()
+    await heard.over()
+    assert heard.body == b"late"
+    await closed(pool)
+
+
+# --- places and their queue -----------------------------------------------------------------------
+
+
+class Guest:
+    """Waits for a place."""
+
+    def __init__(self, number: int, served: list[int]) -> None:
+        self.number = number
+        self.served = served
+
+    def on_place(self) -> None:
+        self.served.append(self.number)
+
+
+async def test_whoever_waits_longest_is_next() -> None:
+    """First come, first served, and nobody overtakes the queue."""
+    pool = pool_of("http://h", most=2, max_queued=10)
+    served: list[int] = []
+    guests = [Guest(number, served) for number in range(6)]
+    assert [pool.take_place(guest) for guest in guests] == [True, True] + [False] * 4
+    pool.leave_place()
+    assert served == [2]
+    pool.leave_queue(guests[3])
+    pool.leave_place()
+    assert served == [2, 4]
+    pool.leave_place()
+    pool.leave_place()
+    assert served == [2, 4, 5]
+    assert (pool.active, pool.status().queued) == (1, 0)
+    pool.leave_place()
+    assert pool.active == 0
+
+
+async def test_a_full_queue_says_so() -> None:
+    """The bound is max_queued, and the error tells how it stands."""
+    pool = pool_of("http://h", most=1, max_queued=1)
+    assert pool.take_place(Guest(0, []))
+    assert not pool.take_place(Guest(1, []))
+    with pytest.raises(UpstreamError, match="1 active, 1 waiting") as caught:
+        pool.take_place(Guest(2, []))
+    assert caught.value.code == "queue_full"
+    assert (pool.active, pool.status().queued) == (1, 1)
+
+
+async def test_without_a_limit_nobody_waits() -> None:
+    """max_concurrent = 0."""
+    pool = pool_of("http://h")
+    assert all(pool.take_place(Guest(number, [])) for number in range(100))
+    for _ in range(100):
+        pool.leave_place()
+    assert pool.active == 0
+
+
+# --- small whole answers --------------------------------------------------------------------------
+
+
+async def test_a_fetch_keeps_the_connection(raw_upstream) -> None:
+    """Status and body; the next one goes over the same connection."""
+    upstream = await raw_upstream(answers)
+    pool = pool_of(upstream.url)
+    assert await pool.fetch("/models", 2.0) == (200, b"{}")
+    assert await pool.fetch("/models", 2.0) == (200, b"{}")
+    assert len(upstream.peers) == 1
+    await closed(pool)
+
+
+async def test_a_fetch_over_a_stale_connection_is_tried_afresh(raw_upstream) -> None:
+    """That a kept connection died of idleness says nothing about the upstream."""
+
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(plain(b"{}"))
+        await peer.request()
+
+    upstream = await raw_upstream(play)
+    pool = pool_of(upstream.url)
+    for _ in range(3):
+        assert await pool.fetch("/models", 2.0) == (200, b"{}")
+    assert len(upstream.peers) == 3
+    await closed(pool)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"", "closed the connection"),
+        (plain(b"x" * 100)[:-1], "closed the connection"),
+        (b"\x00\x01\x02\r\n\r\n", "not HTTP"),
+        (HEAD + b"%x\r\n" % (16 * MAX_FETCH_BYTES) + b"x" * 3 * MAX_FETCH_BYTES, "too long"),
+    ],
+    ids=["nothing", "cut", "garbage", "long"],
+)
+async def test_a_fetch_that_fails_says_why(raw_upstream, answer: bytes, reason: str) -> None:
+    """And leaves no connection."""
+
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(answer)
+
+    pool = pool_of((await raw_upstream(play)).url)
+    with pytest.raises(UpstreamError, match=reason):
+        await pool.fetch("/models", 5.0)
+    await until(lambda: not pool._open, DEADLINE_S, "no connection is left")
+
+
+async def test_a_fetch_has_a_limit(raw_upstream) -> None:
+    """An upstream that does not answer is let go."""
+
+    async def play(peer: Peer) -> None:
+        await peer.hang()
+
+    upstream = await raw_upstream(play)
+    pool = pool_of(upstream.url)
+    with pytest.raises(UpstreamError, match=r"did not answer within 0\.1 s"):
+        await pool.fetch("/models", 0.1)
+    await until(lambda: not pool._open, DEADLINE_S, "no connection is left")
+    await until(lambda: not upstream.open, DEADLINE_S, "the upstream sees that")
+
+
+async def test_a_cancelled_fetch_leaves_nothing(raw_upstream) -> None:
+    """The connection goes with whoever asked."""
+
+    async def play(peer: Peer) -> None:
+        await peer.hang()
+
+    upstream = await raw_upstream(play)
+    pool = pool_of(upstream.url)
+    task = asyncio.ensure_future(pool.fetch("/models", 5.0))
+    await until(lambda: upstream.peers, DEADLINE_S, "it is connected")
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await until(lambda: not pool._open, DEADLINE_S, "no connection is left")
+
+
+async def test_the_status_tells_what_happened() -> None:
+    """Unknown at first, then as the last attempt went."""
+    pool = pool_of("http://h")
+    assert (pool.status().state, pool.reachable) == ("unknown", None)
+    pool.failed("it burns")
+    assert (pool.status().state, pool.status().last_error) == ("failing", "it burns")
+    pool.succeeded()
+    assert (pool.status().state, pool.status().last_error, pool.reachable) == ("ok", None, True)
