@@ -242,6 +242,7 @@ class Relay:
         self.target.pool.succeeded()
         begun_s = self._loop.time() - self.run.attempt.started_s
         self._book.on_first_output(self.target.pool.name, begun_s)
+        self._book.look_soon(self, self._due_s())  # from now on the idle clock runs
 
     def _on_done(self) -> None:
         """The terminal marker: the answer is whole, whatever the connection does next."""

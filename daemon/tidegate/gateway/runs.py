@@ -1,7 +1,8 @@
 """`/v1/runs`: look at runs, join them, resume them, cancel them.
 
 A run that this generation does not know may belong to the other one during a recycle; then that is
-asked, and what it says is relayed. Whose a run is decides what exists: another key's run is not found.
+asked, and what it says is relayed. Whose a run is decides what exists: another key's run is not
+found.
 """
 
 from __future__ import annotations
