@@ -69,7 +69,7 @@ def test_reader_that_does_not_read_is_bounded(pair: tuple[Channel, socket.socket
     received = 0
     while ours.unsent_bytes:
         received += len(theirs.recv(1 << 20))
-        assert ours.flush()
+        ours.flush()
     theirs.setblocking(True)
     while received < taken * len(msg.encode(big)):
         received += len(theirs.recv(1 << 20))
@@ -85,4 +85,5 @@ def test_end_of_file_is_said(pair: tuple[Channel, socket.socket]) -> None:
     assert next(lines) == b"last"
     with pytest.raises(ChannelError, match="end of file"):
         next(lines)
-    assert not ours.send(msg.Draining())
+    ours.send(msg.Draining())
+    assert ours.unsent_bytes == 0

@@ -10,14 +10,15 @@ we did, and says nothing about a worker: every deadline starts afresh.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from enum import Enum
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 HOUR_S = 3600.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
+class Timing(Struct, frozen=True, kw_only=True):
     """Every period of the watchdog, in seconds. The defaults serve; tests scale them."""
 
     tick_s: float = 1.0
@@ -85,8 +86,7 @@ TABLE: dict[tuple[State, Happening], tuple[State, Act]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Generation:
+class Generation(Struct, frozen=True, kw_only=True):
     """One worker as the fleet sees it."""
 
     number: int
@@ -96,8 +96,7 @@ class Generation:
     limit_s: float | None  # when it must have left the state; None: it may stay
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fleet:
+class Fleet(Struct, frozen=True, kw_only=True):
     """All generations that live, oldest first, and what the restart policy remembers."""
 
     generations: tuple[Generation, ...] = ()
@@ -122,56 +121,48 @@ class Fleet:
 # --- what comes in ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Begin:
+class Begin(Struct, frozen=True):
     """Start the first generation."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
+class Tick(Struct, frozen=True):
     """Time passed."""
 
 
-@dataclass(frozen=True, slots=True)
-class BecameReady:
+class BecameReady(Struct, frozen=True):
     """A worker said that it can serve."""
 
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class Beat:
+class Beat(Struct, frozen=True):
     """A worker's loop turned."""
 
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class Exited:
+class Exited(Struct, frozen=True):
     """A worker's process is gone, or its channel is: both mean the same."""
 
     number: int
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Condemn:
+class Condemn(Struct, frozen=True):
     """The memory guard's last resort."""
 
     number: int
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Recycle:
+class Recycle(Struct, frozen=True):
     """Somebody wants the next generation; `planned` by the guard, it counts against its budget."""
 
     reason: str
     planned: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stop:
+class Stop(Struct, frozen=True, kw_only=True):
     """Drain everything and end; a second one ends at once."""
 
     limit_s: float
@@ -183,15 +174,13 @@ Event = Begin | Tick | BecameReady | Beat | Exited | Condemn | Recycle | Stop
 # --- what goes out ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Spawn:
+class Spawn(Struct, frozen=True):
     """Start a worker of that number."""
 
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class Drain:
+class Drain(Struct, frozen=True):
     """Tell a worker to accept nothing new. `successor` is None when the daemon stops."""
 
     number: int
@@ -199,8 +188,7 @@ class Drain:
     successor: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Kill:
+class Kill(Struct, frozen=True):
     """End a worker's process; `stacks` asks it first to write down where it stands."""
 
     number: int
@@ -208,8 +196,7 @@ class Kill:
     stacks: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Replace:
+class Replace(Struct, frozen=True):
     """A death nobody asked for: a new generation follows after `delay_s`."""
 
     number: int
@@ -217,36 +204,31 @@ class Replace:
     delay_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Recycled:
+class Recycled(Struct, frozen=True):
     """The former generation is gone, or (`error`) the new one never served."""
 
     error: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(Struct, frozen=True):
     """The recycle that was asked for does not happen."""
 
     error: str
 
 
-@dataclass(frozen=True, slots=True)
-class ClockGap:
+class ClockGap(Struct, frozen=True):
     """The clock stood still for `gap_s`; every deadline was moved."""
 
     gap_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class GiveUp:
+class GiveUp(Struct, frozen=True):
     """A crash loop: another try would end as the last ones did."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Over:
+class Over(Struct, frozen=True):
     """Everything that was to be stopped is gone."""
 
 
@@ -254,8 +236,7 @@ Effect = Spawn | Drain | Kill | Replace | Recycled | Refuse | ClockGap | GiveUp 
 Step = tuple[Fleet, list[Effect]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
+class Policy(Struct, frozen=True, kw_only=True):
     """The numbers `step` decides by."""
 
     timing: Timing = Timing()
@@ -264,8 +245,7 @@ class Policy:
     gives_up: bool = True  # False: parked daemons try for ever, with a longer back-off
 
 
-@dataclass(frozen=True, slots=True)
-class _Moment:
+class _Moment(Struct, frozen=True):
     """When a decision is made, and by which numbers."""
 
     now_s: float
@@ -534,7 +514,6 @@ def _moved(fleet: Fleet, gap_s: float, now_s: float) -> Fleet:
 
 def _changed(fleet: Fleet, number: int, **changes: object) -> Fleet:
     generations = tuple(
-        replace(g, **changes) if g.number == number else g  # type: ignore[arg-type]
-        for g in fleet.generations
+        replace(g, **changes) if g.number == number else g for g in fleet.generations
     )
     return replace(fleet, generations=generations)

@@ -11,7 +11,8 @@ point for `DWELL_S`, so that it cannot flap.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from msgspec import Struct
+from msgspec.structs import replace
 
 from tidegate.core.settings import MIB
 
@@ -30,8 +31,7 @@ LEDGER_SHARE = 0.75
 UNEXPLAINED_SHARE = 0.25  # of the spendable part: beyond it, a sweep would not help
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class Limits(Struct, frozen=True, kw_only=True):
     """What memory is judged against. `hard`: the budget was set by somebody, not guessed."""
 
     budget_bytes: int
@@ -39,8 +39,7 @@ class Limits:
     machine_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class Reading(Struct, frozen=True, kw_only=True):
     """One sample, summed up. Bytes."""
 
     used_bytes: int  # raw: the larger of all our processes' RSS and what the cgroup counts
@@ -50,8 +49,7 @@ class Reading:
     available_bytes: int  # on the whole machine
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Watermark:
+class Watermark(Struct, frozen=True, kw_only=True):
     """The level, and since when the use has been lower."""
 
     level: int = 0
@@ -59,8 +57,7 @@ class Watermark:
     unexplained_since_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Verdict(Struct, frozen=True, kw_only=True):
     """What follows from a sample."""
 
     ratio: float  # of the spendable part

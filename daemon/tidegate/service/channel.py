@@ -68,25 +68,24 @@ class Channel:
         return len(self._unsent)
 
     def send(self, message: Message) -> bool:
-        """Send it, or keep it to be sent; False when there is no room or nobody left."""
+        """Send it, or keep it to be sent; False when there is no room."""
         line = encode(message)
         if len(self._unsent) + len(line) > MAX_UNSENT_BYTES:
             return False
         self._unsent += line
-        return self.flush()
+        self.flush()
+        return True
 
-    def flush(self) -> bool:
-        """Send what can be sent now; False when the other side is gone."""
+    def flush(self) -> None:
+        """Send what can be sent now."""
         try:
             while self._unsent:
                 sent = self._sock.send(self._unsent)
                 del self._unsent[:sent]
         except BlockingIOError:
-            return True
+            return
         except OSError:  # it died; reading says so, and the loop acts on it there
             self._unsent.clear()
-            return False
-        return True
 
     def receive(self) -> Iterator[bytes]:
         """The lines that are here now. Raises ChannelError at the end of file."""

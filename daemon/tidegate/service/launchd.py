@@ -6,7 +6,6 @@ a bad configuration instead of exiting.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 from collections.abc import Mapping
@@ -29,6 +28,8 @@ def adopt_activated(name: str = SOCKETS_NAME) -> list[Bound]:
     The running program itself exports `launch_activate_socket`, see launch(3). Raises
     ListenError.
     """
+    import ctypes  # noqa: PLC0415  (half a megabyte that only a Mac needs)
+
     library = ctypes.CDLL(None)
     fds = ctypes.POINTER(ctypes.c_int)()
     count = ctypes.c_size_t()

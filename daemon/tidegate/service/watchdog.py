@@ -20,7 +20,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -32,17 +32,20 @@ from tidegate.core import message as msg
 from tidegate.core import watermark
 from tidegate.core.lifecycle import State, Timing
 from tidegate.core.settings import MIB
-from tidegate.guard import budget, sample
+from tidegate.guard.heap import heap_trimmer
 from tidegate.service import launchd, listen, log, status
 from tidegate.service.channel import ChannelError
 from tidegate.service.control import SOCKET_NAME, Client, ControlServer
 from tidegate.service.listen import Bound, ListenError
+from tidegate.service.memory import MemoryBook
 from tidegate.service.process import WORKER_COMMAND, AlreadyRunning, PidFile, Worker, spawn
+from tidegate.service.question import Questions
 from tidegate.service.systemd import Notifier
 
 PID_FILE_NAME = "tidegate.pid"
 PARK_RETRY_S = 5.0  # a parked daemon looks so often whether the config was mended
 EXTEND_S = 15.0  # asked of systemd on every tick of a drain: more than a few late ticks
+SWEEP_LEVEL = 2
 LAST_TICKS = 3  # level 5 so many samples in a row: the sweeps had their chance
 UNREAPABLE_S = 5.0  # a process that SIGKILL cannot end hangs in the kernel; we go without it
 DEFAULT_TIMING = Timing()
@@ -123,17 +126,6 @@ class _Reload:
         return self.generation is None
 
 
-@dataclass(slots=True)
-class _Question:
-    """Something the command line wants to hear from the workers."""
-
-    verb: str
-    client: Client
-    deadline_s: float
-    awaited: set[int]
-    answers: list[msg.Swept | msg.RunList] = field(default_factory=list)
-
-
 class Watchdog:
     """The loop and all it owns. `serve` runs it."""
 
@@ -166,19 +158,14 @@ class Watchdog:
         self._parked: str | None = None
         self._reload: _Reload | None = None
         self._reload_again = False
-        self._questions: dict[int, _Question] = {}
+        self._questions = Questions(timing.reply_s)
         self._recycle_waiters: list[tuple[Client, bool]] = []
         self._stop_waiters: list[Client] = []
         self._requests = 0
         self._totals = status.Totals()
-        self._budget = budget.Budget(bytes=0, source="")
-        self._sampler = sample.Sampler()
-        self._sample: sample.Sample | None = None
-        self._sample_error: str | None = None
-        self._mark = watermark.Watermark()
-        self._verdict: watermark.Verdict | None = None
+        self._memory = MemoryBook()
         self._last_ticks = 0
-        self._refused_recycle = False
+        self._refused_recycle: str | None = None
         self._started_s = time.monotonic()
         self._next_tick_s = self._started_s
         self._next_ping_s = self._started_s
@@ -246,7 +233,7 @@ class Watchdog:
         self._wakeup.close()
         self._wakeup_writer.close()
         self._selector.close()
-        self._sampler.close()
+        self._memory.close()
         self._notifier.status("stopped" if self._exit_code == os.EX_OK else "failed")
         self._notifier.close()
         _log.info("ended with exit code %d", self._exit_code)
@@ -300,99 +287,65 @@ class Watchdog:
     # --- a sample's journey: read, judge, tell the worker, act ------------------------------
 
     def _take_sample(self, now_s: float) -> None:
-        """One sample: what the workers hold, which level that is, and what is done about it."""
-        workers = list(self._workers.values())
-        try:
-            taken = self._sampler.read([os.getpid(), *(worker.pid for worker in workers)])
-        except sample.SampleError as error:
-            if str(error) != self._sample_error:
-                _log.error("%s; the memory level stays %d", error, self._mark.level)
-            self._sample_error = str(error)
-            return self._tell_facts()
-        self._sample, self._sample_error = taken, None
-        held = sum(
-            max(0, taken.rss.get(worker.pid, 0) - worker.base_bytes)
-            for worker in workers
-            if worker.base_bytes is not None
-        )
-        reading = watermark.Reading(
-            used_bytes=taken.used_bytes,
-            held_bytes=held,
-            base_bytes=self._base_bytes(),
-            ledger_bytes=self._ledger_bytes(),
-            available_bytes=taken.available_bytes,
-        )
-        limits = watermark.Limits(
-            budget_bytes=self._budget.bytes,
-            hard=self._budget.hard,
-            machine_bytes=sample.machine_bytes(),
-        )
-        former = self._mark.level
-        self._mark, self._verdict = watermark.judge(self._mark, reading, limits, now_s)
-        if self._mark.level != former:
-            self._say_level(former, self._verdict)
+        """Read what the workers hold, judge which level that is, tell them, and act on it."""
+        reading = self._memory.read(self._workers.values())
+        if reading is None:
+            self._tell_facts()  # of the level that was
+            return
+        verdict = self._memory.judge(reading, now_s)
         self._tell_facts()
-        if self._mark.level >= 2 and self._enforces():
-            self._relieve(self._verdict)
-        return None
-
-    def _relieve(self, verdict: watermark.Verdict) -> None:
-        """Sweep what is explained, recycle what is not, and cut as the last resort."""
-        reason = f"level {self._mark.level}"
-        for worker in self._ready_workers():
-            if not worker.channel.unsent_bytes:
-                self._send(worker, msg.Sweep(request=0, finished=True, reason=reason))
+        if not self._memory.enforces:
+            return
+        if self._memory.mark.level >= SWEEP_LEVEL:
+            self._sweep_explained()
         if verdict.recycle:
-            unexplained = verdict.unexplained_bytes // MIB
-            error = self._recycle("memory", planned=True)
-            if error is None:
-                _log.warning("recycling: the ledger does not explain %d MiB", unexplained)
-            elif not self._refused_recycle:
-                _log.warning("no recycle for %d MiB unexplained: %s", unexplained, error)
-            self._refused_recycle = error is not None
+            self._recycle_unexplained(verdict)
         self._last_ticks = self._last_ticks + 1 if verdict.is_last else 0
         if self._last_ticks >= LAST_TICKS:
             self._last_ticks = 0
-            victim = self._fleet.in_state(State.DRAINING) or self._fleet.in_state(State.SERVING)
-            if victim is not None:
-                self._do(life.Condemn(victim.number, f"memory at {reason} of 5"))
+            self._cut_one()
 
-    def _say_level(self, former: int, verdict: watermark.Verdict) -> None:
-        level = self._mark.level
-        would = "" if self._enforces() or level < 2 else "; would sweep (memory.mode is observe)"
-        severity = logging.WARNING if level > former and level >= 2 else logging.INFO
-        _log.log(
-            severity,
-            "memory level %d, was %d: %.0f %% of %d MiB for runs, ledger %d MiB%s",
-            level,
-            former,
-            100 * verdict.ratio,
-            verdict.spendable_bytes // MIB,
-            self._ledger_bytes() // MIB,
-            would,
-        )
+    def _sweep_explained(self) -> None:
+        """On every tick while the level holds."""
+        for worker in self._ready_workers():
+            if not worker.channel.unsent_bytes:
+                reason = f"level {self._memory.mark.level}"
+                self._send(worker, msg.Sweep(request=0, finished=True, reason=reason))
+
+    def _recycle_unexplained(self, verdict: watermark.Verdict) -> None:
+        """A sweep would free nothing of it. A refusal that repeats is said once."""
+        error = self._recycle("memory", planned=True)
+        unexplained = verdict.unexplained_bytes // MIB
+        if error is None:
+            _log.warning("recycling: the ledger does not explain %d MiB", unexplained)
+        elif error != self._refused_recycle:
+            _log.warning("no recycle for %d MiB unexplained: %s", unexplained, error)
+        self._refused_recycle = error
+
+    def _cut_one(self) -> None:
+        """The last resort: the draining generation, or else the serving one."""
+        victim = self._fleet.in_state(State.DRAINING) or self._fleet.in_state(State.SERVING)
+        if victim is not None:
+            self._do(life.Condemn(victim.number, "memory is at the last level"))
 
     def _tell_facts(self) -> None:
         """Tell the workers where they stand. One that does not read is told nothing new."""
         state = self._status()
-        draining = self._fleet.in_state(State.DRAINING)
-        limit = self._verdict.ledger_limit_bytes if self._verdict and self._enforces() else 0
         for worker in self._ready_workers():
             if worker.channel.unsent_bytes:
                 continue
-            peer = draining.number if draining and draining.number != worker.number else None
             facts = msg.Facts(
                 state=state.state,
-                level=self._mark.level,
-                ledger_limit_bytes=limit,
-                budget_bytes=self._budget.bytes,
+                level=state.memory.level,
+                ledger_limit_bytes=self._memory.ledger_limit_bytes(),
+                budget_bytes=state.memory.budget_bytes,
                 used_bytes=state.memory.used_bytes,
                 recycles=self._totals.recycles,
                 restarts=self._totals.restart_count,
                 swept_runs=self._totals.swept_runs,
                 swept_bytes=self._totals.swept_bytes,
                 watchdog_rss_bytes=state.watchdog.rss_bytes,
-                peer_socket=None if peer is None else str(self._socket_path(peer)),
+                peer_socket=self._other_socket(worker.number),
             )
             self._send(worker, facts)
 
@@ -555,9 +508,8 @@ class Watchdog:
             reason = f"it speaks protocol {ready.protocol}, we speak {msg.PROTOCOL}"
             self._do(life.Condemn(worker.number, reason))
             return
-        with suppress(sample.SampleError):  # the next sample says so; the base stays unknown
-            taken = self._sampler.read([os.getpid(), *(w.pid for w in self._workers.values())])
-            worker.base_bytes = taken.rss.get(worker.pid)
+        self._memory.read(self._workers.values())
+        worker.base_bytes = self._memory.rss_bytes(worker.pid)
         _log.info("worker %d is ready, %d MiB", worker.number, (worker.base_bytes or 0) // MIB)
         self._do(life.BecameReady(worker.number))
         config = self._configs[worker.number]
@@ -572,6 +524,7 @@ class Watchdog:
             self._notifier.status(status.status_line(self._status()))
             self._banner(ready, self._addresses())
             self._banner = None
+            heap_trimmer()()  # a megabyte of what the imports left behind
 
     def _reap(self) -> None:
         """See which processes are gone. Their last words are heard first."""
@@ -595,8 +548,7 @@ class Watchdog:
         self._workers.pop(worker.number, None)
         self._configs.pop(worker.number, None)
         worker.close()
-        for question in list(self._questions.values()):
-            question.awaited.discard(worker.number)
+        self._reply_all(self._questions.forget(worker.number))
 
     def _send(self, worker: Worker, message: msg.Message) -> None:
         if not worker.channel.send(message):
@@ -687,11 +639,7 @@ class Watchdog:
             recycles_per_hour=settings.memory.recycles_per_hour,
             gives_up=not self._park,
         )
-        found = budget.find(settings.memory.budget_bytes)
-        if found != self._budget:
-            _log.info("memory budget %d MiB: %s", found.bytes // MIB, found.source)
-        self._budget = found
-        self._sampler.cgroup = found.cgroup
+        self._memory.apply(settings.memory)
         for warning in loaded.warnings:
             _log.warning("config: %s", warning)
 
@@ -760,40 +708,27 @@ class Watchdog:
         if not workers:
             self._reply(client, "no worker is ready; see `tidegate status`")
             return
-        deadline_s = time.monotonic() + self._timing.reply_s
         awaited = {worker.number for worker in workers}
-        self._questions[order.request] = _Question(verb, client, deadline_s, awaited)
+        self._questions.ask(order.request, verb, client, awaited, time.monotonic())
         for worker in workers:
             self._send(worker, order)
 
     def _answered(self, number: int, answer: msg.Swept | msg.RunList) -> None:
         if isinstance(answer, msg.Swept) and answer.runs:
             _log.info("worker %d swept %d runs, %d bytes", number, answer.runs, answer.bytes)
-        question = self._questions.get(answer.request)
-        if question is None:
-            return
-        question.answers.append(answer)
-        question.awaited.discard(number)
-        if not question.awaited:
-            del self._questions[answer.request]
-            self._control.reply(
-                question.client, msg.ControlReply(ok=True, result=_merge(question.answers))
-            )
+        if reply := self._questions.answered(number, answer):
+            self._control.reply(*reply)
 
     def _give_up_waiting(self, now_s: float) -> None:
         """Every wait has its limit."""
-        for request, question in list(self._questions.items()):
-            if question.awaited and now_s <= question.deadline_s:
-                continue
-            del self._questions[request]
-            silent = ", ".join(str(n) for n in sorted(question.awaited))
-            waited = f"did not answer {question.verb} within {self._timing.reply_s:g} s"
-            self._reply(
-                question.client, f"worker {silent} {waited}" if silent else "the worker ended"
-            )
+        self._reply_all(self._questions.expire(now_s))
         reload = self._reload
         if reload and reload.deadline_s is not None and now_s > reload.deadline_s:
             self._finish_reload(f"the worker did not answer within {self._timing.configured_s:g} s")
+
+    def _reply_all(self, replies: list[tuple[Client, msg.ControlReply]]) -> None:
+        for client, reply in replies:
+            self._control.reply(client, reply)
 
     def _reply(self, client: Client | None, error: str | None) -> None:
         if client is not None:
@@ -824,9 +759,8 @@ class Watchdog:
     def _status(self) -> status.Status:
         """The truth now, as `tidegate status --json` shows it."""
         now_s = time.monotonic()
-        rss = self._sample.rss if self._sample else {}
         serving = self._fleet.in_state(State.SERVING)
-        workers = [self._worker_state(worker, rss, now_s) for worker in self._workers.values()]
+        workers = [self._worker_state(worker, now_s) for worker in self._workers.values()]
         beats = [w.beat for w in reversed(self._workers.values()) if w.beat is not None]
         upstreams = status.merge_upstreams([beat.upstreams for beat in beats])
         restarts = list(self._totals.restarts)
@@ -834,7 +768,7 @@ class Watchdog:
             state=status.name_state(
                 self._fleet,
                 parked=self._parked is not None,
-                level=self._mark.level,
+                level=self._memory.mark.level,
                 upstreams=upstreams,
                 since_restart_s=time.time() - restarts[-1].at if restarts else None,
             ),
@@ -844,17 +778,10 @@ class Watchdog:
             listen=self._addresses(),
             workers=workers,
             worker=next((w for w in workers if serving and w.generation == serving.number), None),
-            watchdog=status.WatchdogState(pid=os.getpid(), rss_bytes=rss.get(os.getpid(), 0)),
-            memory=status.MemoryState(
-                level=self._mark.level,
-                budget_bytes=self._budget.bytes,
-                budget_source=self._budget.source,
-                used_bytes=self._sample.used_bytes if self._sample else 0,
-                base_bytes=self._base_bytes(),
-                ledger_bytes=self._ledger_bytes(),
-                unexplained_bytes=self._verdict.unexplained_bytes if self._verdict else 0,
-                mode=self._loaded.settings.memory.mode if self._loaded else "enforce",
+            watchdog=status.WatchdogState(
+                pid=os.getpid(), rss_bytes=self._memory.rss_bytes(os.getpid()) or 0
             ),
+            memory=self._memory.state(),
             runs=status.RunCounts(
                 active=sum(beat.runs_active for beat in beats),
                 finished=sum(beat.runs_finished for beat in beats),
@@ -871,16 +798,14 @@ class Watchdog:
             reason=self._parked,
         )
 
-    def _worker_state(
-        self, worker: Worker, rss: dict[int, int], now_s: float
-    ) -> status.WorkerState:
+    def _worker_state(self, worker: Worker, now_s: float) -> status.WorkerState:
         generation = self._fleet.by_number(worker.number)
         state = generation.state if generation else State.GONE
         return status.WorkerState(
             pid=worker.pid,
             generation=worker.number,
             state=state.value,
-            rss_bytes=rss.get(worker.pid, worker.beat.rss_bytes if worker.beat else 0),
+            rss_bytes=self._memory.rss_bytes(worker.pid) or 0,
             loop_lag_ms=worker.beat.loop_lag_ms if worker.beat else 0.0,
             heartbeat_age_s=now_s - generation.beat_s if generation else 0.0,
         )
@@ -890,21 +815,16 @@ class Watchdog:
         found = (self._fleet.in_state(State.SERVING), self._fleet.in_state(State.DRAINING))
         return [w for g in found if g is not None if (w := self._workers.get(g.number))]
 
-    def _base_bytes(self) -> int:
-        bases = [w.base_bytes for w in self._workers.values() if w.base_bytes is not None]
-        return max(bases, default=0)
-
-    def _ledger_bytes(self) -> int:
-        return sum(w.beat.ledger_bytes for w in self._workers.values() if w.beat)
-
-    def _enforces(self) -> bool:
-        return self._loaded is not None and self._loaded.settings.memory.mode == "enforce"
-
     def _addresses(self) -> list[str]:
         return [bound.address for bound in self._bound]
 
     def _socket_path(self, number: int) -> Path:
         return self._runtime_dir / f"worker-{number}.sock"
+
+    def _other_socket(self, number: int) -> str | None:
+        """Where the other generation listens for this one, while it is ready."""
+        others = [worker for worker in self._ready_workers() if worker.number != number]
+        return str(others[0].socket_path) if others else None
 
     def _configure(
         self,
@@ -922,6 +842,7 @@ class Watchdog:
             secrets=loaded.secrets,
             listeners=listeners or [],
             peer_socket=str(self._socket_path(number)),
+            other_socket=self._other_socket(number),
             config_file=str(loaded.path) if loaded.path else None,
         )
 
@@ -929,23 +850,3 @@ class Watchdog:
         """A new number for a question; 0 stands for what expects no answer."""
         self._requests += 1
         return self._requests
-
-
-def _merge(answers: list[msg.Swept | msg.RunList]) -> msgspec.Raw:
-    """One result from both generations' answers."""
-    lists = [a for a in answers if isinstance(a, msg.RunList)]
-    if lists:
-        # A run that was handed over in this moment is in both lists; it is one run.
-        runs = {run.id: run for answer in lists for run in answer.runs}
-        newest = sorted(runs.values(), key=lambda run: run.created, reverse=True)
-        total = sum(answer.total for answer in lists)
-        return msgspec.Raw(msgspec.json.encode({"object": "list", "data": newest, "total": total}))
-    swept = [a for a in answers if isinstance(a, msg.Swept)]
-    reasons: dict[str, int] = {}
-    for answer in swept:
-        for reason, count in answer.reasons.items():
-            reasons[reason] = reasons.get(reason, 0) + count
-    runs_swept, bytes_swept = sum(a.runs for a in swept), sum(a.bytes for a in swept)
-    return msgspec.Raw(
-        msgspec.json.encode({"runs": runs_swept, "bytes": bytes_swept, "reasons": reasons})
-    )

@@ -1,0 +1,102 @@
+"""What the command line wants to hear from the workers, until all have answered or time is up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from tidegate.core.message import ControlReply, RunList, Swept
+from tidegate.service.control import Client
+
+
+@dataclass(slots=True)
+class Question:
+    """One question to every ready worker."""
+
+    verb: str
+    client: Client
+    deadline_s: float
+    awaited: set[int]  # generations
+    answers: list[Swept | RunList] = field(default_factory=list)
+
+
+class Questions:
+    """All that are open, by their number. Each ends in one reply."""
+
+    def __init__(self, reply_s: float) -> None:
+        self._reply_s = reply_s
+        self._open: dict[int, Question] = {}
+
+    def __repr__(self) -> str:
+        return f"<Questions open={len(self._open)}>"
+
+    def ask(self, number: int, verb: str, client: Client, awaited: set[int], now_s: float) -> None:
+        """Remember that `awaited` were asked."""
+        self._open[number] = Question(verb, client, now_s + self._reply_s, awaited)
+
+    def answered(
+        self, generation: int, answer: Swept | RunList
+    ) -> tuple[Client, ControlReply] | None:
+        """Take an answer in; the reply, if it was the last one."""
+        question = self._open.get(answer.request)
+        if question is None or generation not in question.awaited:
+            return None
+        question.answers.append(answer)
+        question.awaited.discard(generation)
+        if question.awaited:
+            return None
+        del self._open[answer.request]
+        return question.client, ControlReply(ok=True, result=merge(question.answers))
+
+    def forget(self, generation: int) -> list[tuple[Client, ControlReply]]:
+        """A worker is gone: replies to what only it had left to answer."""
+        replies = []
+        for number, question in list(self._open.items()):
+            if generation not in question.awaited:
+                continue
+            question.awaited.discard(generation)
+            if question.awaited:
+                continue
+            del self._open[number]
+            if question.answers:
+                reply = ControlReply(ok=True, result=merge(question.answers))
+            else:
+                error = f"worker {generation} ended before it answered {question.verb}"
+                reply = ControlReply(ok=False, error=error)
+            replies.append((question.client, reply))
+        return replies
+
+    def expire(self, now_s: float) -> list[tuple[Client, ControlReply]]:
+        """Replies to what was not answered in time; they name who was silent."""
+        replies = []
+        for number, question in list(self._open.items()):
+            if now_s <= question.deadline_s:
+                continue
+            del self._open[number]
+            silent = " and ".join(f"worker {n}" for n in sorted(question.awaited))
+            error = f"{silent} did not answer {question.verb} within {self._reply_s:g} s"
+            replies.append((question.client, ControlReply(ok=False, error=error)))
+        return replies
+
+
+def merge(answers: list[Swept | RunList]) -> msgspec.Raw:
+    """One result from both generations' answers."""
+    lists = [a for a in answers if isinstance(a, RunList)]
+    if lists:
+        # A run that was handed over in this moment is in both lists; it is one run.
+        runs = {run.id: run for answer in lists for run in answer.runs}
+        newest = sorted(runs.values(), key=lambda run: run.created, reverse=True)
+        total = sum(answer.total for answer in lists)
+        return _raw({"object": "list", "data": newest, "total": total})
+    swept = [a for a in answers if isinstance(a, Swept)]
+    reasons: dict[str, int] = {}
+    for answer in swept:
+        for reason, count in answer.reasons.items():
+            reasons[reason] = reasons.get(reason, 0) + count
+    counts = {"runs": sum(a.runs for a in swept), "bytes": sum(a.bytes for a in swept)}
+    return _raw(counts | {"reasons": reasons})
+
+
+def _raw(result: dict[str, object]) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(result))
