@@ -373,8 +373,11 @@ class Relay:
         """Every reader of a stream learns why it broke off; a plain answer has a status."""
         if not self.run.streamed:
             return
+        before = self.run.window.end
         block = self.run.append_error()
         for subscriber in self.subscribers:
+            if subscriber.cursor != before:
+                subscriber.live = False  # events that found no room in the ledger come first
             if not isinstance(subscriber, StreamSubscriber) or subscriber.is_committed:
                 subscriber.deliver(block, self.run.window.end)
         self.count_outbound()

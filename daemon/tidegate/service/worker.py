@@ -3,8 +3,8 @@
 Started as `python -m tidegate.service.worker --channel FD`. It learns everything from the first
 message, `Configure`; it serves, beats once a second from the very loop it vouches for, and obeys.
 When the line breaks, the watchdog is gone and so is the worker's reason to exist: it leaves at
-once. It hears no signals from a terminal. After it is ready it imports nothing, so that the files
-beneath it may be replaced.
+once. It hears no signal that is meant for the watchdog. After it is ready it imports nothing, so
+that the files beneath it may be replaced.
 """
 
 from __future__ import annotations
@@ -284,8 +284,8 @@ def main(argv: list[str] | None = None) -> int:
     log_lines.setup("worker")
     logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it tells of every change
     _die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)  # sent to a whole group: the watchdog decides
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     channel = socket.socket(fileno=arguments.channel)
