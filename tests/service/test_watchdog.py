@@ -350,6 +350,16 @@ def test_memory_that_is_unexplained_is_recycled(daemon: Daemon) -> None:
     assert daemon.worker()["generation"] == 2
 
 
+def test_last_level_costs_the_worker_its_life(daemon: Daemon) -> None:
+    """When raw use stays at the budget although it was swept, the worker is replaced."""
+    daemon.write(memory={"budget": 128 * 1024 * 1024})
+    daemon.start()
+    daemon.get("/grow?110")
+    wait_until(lambda: daemon.status()["generation"] == 2, "the replacement serves")
+    assert "memory is at the last level" in daemon.status()["restarts"][0]["reason"]
+    assert daemon.get() == "2"
+
+
 def test_observing_only_says_what_it_would_do(daemon: Daemon) -> None:
     """In observe mode nothing is swept, and the log says what would have been."""
     daemon.write(memory={"budget": 160 * 1024 * 1024, "mode": "observe"})

@@ -1,0 +1,94 @@
+"""Questions to two workers, and the one reply each of them ends in."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from tidegate.core.message import RunList, RunSummary, Swept
+from tidegate.service.control import Client
+from tidegate.service.question import Questions
+
+
+@pytest.fixture
+def client() -> Iterator[Client]:
+    """Somebody who asks."""
+    ours, theirs = socket.socketpair()
+    yield Client(ours, 0.0)
+    ours.close()
+    theirs.close()
+
+
+@pytest.fixture
+def questions(client: Client) -> Questions:
+    """Question 7 is open to workers 1 and 2 since second 100, for five seconds."""
+    made = Questions(5.0)
+    made.ask(7, "sweep", client, {1, 2}, 100.0)
+    return made
+
+
+def swept(runs: int, request: int = 7) -> Swept:
+    return Swept(request=request, runs=runs, bytes=10 * runs, reasons={"stuck": runs})
+
+
+def run(name: str, created: float) -> RunSummary:
+    return RunSummary(
+        id=name, state="completed", reason=None, model="m", upstream="box", attempts=1,
+        created=created, ended=created, first_seq=0, next_seq=1, bytes=1, subscribers=0,
+    )  # fmt: skip
+
+
+def test_last_answer_makes_the_reply(questions: Questions, client: Client) -> None:
+    """Both answers are added up, and the question is closed."""
+    assert questions.answered(1, swept(1)) is None
+    reply = questions.answered(2, swept(2))
+    assert reply is not None
+    assert reply[0] is client
+    assert msgspec.json.decode(reply[1].result) == {
+        "runs": 3,
+        "bytes": 30,
+        "reasons": {"stuck": 3},
+    }
+    assert questions.expire(1000.0) == []
+
+
+def test_stray_answers_are_ignored(questions: Questions) -> None:
+    """Twice from one worker, from a stranger, or to no question: nothing happens."""
+    for generation, answer in [(1, swept(1)), (1, swept(1)), (3, swept(1)), (2, swept(1, 0))]:
+        assert questions.answered(generation, answer) is None
+    assert questions.answered(2, swept(1)) is not None
+
+
+def test_silence_is_named(questions: Questions) -> None:
+    """Up to the limit nothing; then those who were silent, by name."""
+    assert questions.expire(105.0) == []
+    ((_, reply),) = questions.expire(105.1)
+    assert reply.error == "worker 1 and worker 2 did not answer sweep within 5 s"
+
+
+def test_death_before_the_answer_is_said(questions: Questions) -> None:
+    """With nobody left to answer the wait is over at once."""
+    assert questions.forget(1) == []
+    ((_, reply),) = questions.forget(2)
+    assert reply.error == "worker 2 ended before it answered sweep"
+
+
+def test_death_after_the_others_answer_keeps_that(questions: Questions) -> None:
+    """What one worker said is not lost because the other one ended."""
+    questions.answered(1, swept(4))
+    ((_, reply),) = questions.forget(2)
+    assert reply.ok
+
+
+def test_run_in_both_lists_is_one_run(client: Client) -> None:
+    """A run that was handed over in this moment is listed once, the newest run first."""
+    made = Questions(5.0)
+    made.ask(8, "runs", client, {1, 2}, 0.0)
+    made.answered(1, RunList(request=8, runs=[run("a", 1.0), run("b", 2.0)], total=2))
+    reply = made.answered(2, RunList(request=8, runs=[run("b", 2.0), run("c", 3.0)], total=2))
+    assert reply is not None
+    listed = msgspec.json.decode(reply[1].result)
+    assert [one["id"] for one in listed["data"]] == ["c", "b", "a"]
