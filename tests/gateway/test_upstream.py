@@ -265,6 +265,19 @@ async def test_without_a_limit_nobody_waits() -> None:
     assert pool.active == 0
 
 
+async def test_two_generations_share_the_places() -> None:
+    """What the other one has under way counts; when it ends, whoever waits here goes on."""
+    called: list[int] = []
+    pool = pool_of("http://h", most=2)
+    pool.share(2)
+    assert not pool.take_place(Guest(0, called))
+    pool.share(1)
+    assert called == [0]
+    assert not pool.take_place(Guest(1, called))
+    pool.share(0)
+    assert (called, pool.active) == ([0, 1], 2)
+
+
 # --- small whole answers --------------------------------------------------------------------------
 
 

@@ -103,6 +103,7 @@ class Facts(Message, frozen=True, kw_only=True):
     swept_bytes: int = 0
     watchdog_rss_bytes: int = 0
     peer_socket: str | None = None  # the other generation's, while there is one
+    peer_active: dict[str, int] = {}  # its requests under way, by upstream, as it last beat
 
 
 class Sweep(Message, frozen=True, kw_only=True):

@@ -122,6 +122,8 @@ class Gateway:
         self.facts = facts
         self.registry.ledger.limit_bytes = facts.ledger_limit_bytes
         self.meet(facts.peer_socket)
+        for pool in self.catalog.pools():
+            pool.share(facts.peer_active.get(pool.name, 0))
 
     def meet(self, socket_path: str | None) -> None:
         """Where the other generation listens, or that there is none."""

@@ -37,6 +37,7 @@ class UpstreamPool:
         self.name = upstream.name
         self.limits = limits
         self.active = 0
+        self._active_elsewhere = 0
         self.last_error: str | None = None
         self.state = "unknown"
         self.reachable: bool | None = None  # None: not tried yet
@@ -64,8 +65,7 @@ class UpstreamPool:
 
     def take_place(self, waiter: Waiter) -> bool:
         """True: go on. False: wait for `on_place`. Raises UpstreamError when the queue is full."""
-        most = self.upstream.max_concurrent
-        if not most or (self.active < most and not self._queue):
+        if not self._queue and self._has_place():
             self.active += 1
             return True
         if len(self._queue) >= self.limits.max_queued:
@@ -78,7 +78,19 @@ class UpstreamPool:
     def leave_place(self) -> None:
         """Gives a place back; whoever waits longest gets it."""
         self.active -= 1
-        if self._queue and self.active < self.upstream.max_concurrent:
+        self._admit()
+
+    def share(self, active_elsewhere: int) -> None:
+        """The other generation has so many places; both together respect the limit."""
+        self._active_elsewhere = active_elsewhere
+        self._admit()
+
+    def _has_place(self) -> bool:
+        most = self.upstream.max_concurrent
+        return not most or self.active + self._active_elsewhere < most
+
+    def _admit(self) -> None:
+        while self._queue and self._has_place():
             self.active += 1
             self._queue.popleft().on_place()
 
