@@ -93,8 +93,18 @@ def test_rise_within_the_dwell_starts_it_anew() -> None:
 def test_hard_budget_is_last_at_95_percent_of_raw_use() -> None:
     """A set or enforced budget has level 5 just under it."""
     at = int(0.95 * LIMITS.budget_bytes) + 1
-    assert wm.judge(wm.Watermark(), reading(0, used=at), LIMITS, 0.0)[1].is_last
-    assert not wm.judge(wm.Watermark(), reading(0, used=at - MIB), LIMITS, 0.0)[1].is_last
+    assert wm.judge(wm.Watermark(), reading(0, used=at), LIMITS, 0.0)[0].level == 5
+    assert wm.judge(wm.Watermark(), reading(0, used=at - MIB), LIMITS, 0.0)[0].level == 0
+
+
+def test_the_last_resort_comes_after_three_readings_in_a_row() -> None:
+    """One reading below level 5 begins the count anew, and so does the cut itself."""
+    full, half = reading(0, used=int(0.96 * LIMITS.budget_bytes)), reading(0, used=0)
+    mark, cuts = wm.Watermark(), []
+    for n, seen in enumerate([full, full, half, full, full, full, full, full, full]):
+        mark, verdict = wm.judge(mark, seen, LIMITS, float(n))
+        cuts.append(verdict.cut)
+    assert [n for n, cut in enumerate(cuts) if cut] == [5, 8]
 
 
 def test_guessed_budget_is_last_only_far_above_or_on_a_full_machine() -> None:
@@ -102,7 +112,7 @@ def test_guessed_budget_is_last_only_far_above_or_on_a_full_machine() -> None:
     soft = wm.Limits(budget_bytes=256 * MIB, hard=False, machine_bytes=8192 * MIB)
 
     def is_last(used: int, free: int) -> bool:
-        return wm.judge(wm.Watermark(), reading(0, used=used, free=free), soft, 0.0)[1].is_last
+        return wm.judge(wm.Watermark(), reading(0, used=used, free=free), soft, 0.0)[0].level == 5
 
     assert not is_last(300 * MIB, 4096 * MIB)
     assert is_last(385 * MIB, 4096 * MIB)

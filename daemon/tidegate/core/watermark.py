@@ -29,6 +29,8 @@ DWELL_S = 10.0
 # the limit alone has to hold the line below level 4.
 LEDGER_SHARE = 0.75
 UNEXPLAINED_SHARE = 0.25  # of the spendable part: beyond it, a sweep would not help
+SWEEP_LEVEL = 2
+LAST_READINGS = 3  # at level 5 in a row: the sweeps had their chance
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -55,6 +57,7 @@ class Watermark(Struct, frozen=True, kw_only=True):
     level: int = 0
     lower_since_s: float | None = None
     unexplained_since_s: float | None = None
+    last_readings: int = 0  # at level 5, in a row
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
@@ -64,8 +67,9 @@ class Verdict(Struct, frozen=True, kw_only=True):
     spendable_bytes: int
     ledger_limit_bytes: int
     unexplained_bytes: int
-    is_last: bool  # this very reading is level 5: no dwell, for it may cost a worker its life
+    sweep: bool  # release what is stale, on every reading while the level holds
     recycle: bool  # what the ledger does not explain is too much, and has been for a dwell
+    cut: bool  # the last resort: a worker has to go
 
 
 def spendable_bytes(budget_bytes: int, base_bytes: int) -> int:
@@ -82,18 +86,23 @@ def judge(
     unexplained = max(0, reading.held_bytes - reading.ledger_bytes)
     raw = _raw_level(mark.level, ratio, reading, limits)
     mark = _level(mark, raw, now_s)
-    too_much = mark.level >= 2 and unexplained > UNEXPLAINED_SHARE * spendable
+    too_much = mark.level >= SWEEP_LEVEL and unexplained > UNEXPLAINED_SHARE * spendable
     since_s = None
     if too_much:
         since_s = now_s if mark.unexplained_since_s is None else mark.unexplained_since_s
-    mark = replace(mark, unexplained_since_s=since_s)
+    # No dwell here: only readings that are level 5 themselves may cost a worker its life.
+    last_readings = mark.last_readings + 1 if raw == 5 else 0
+    cut = last_readings >= LAST_READINGS
+    last_readings = 0 if cut else last_readings
+    mark = replace(mark, unexplained_since_s=since_s, last_readings=last_readings)
     return mark, Verdict(
         ratio=ratio,
         spendable_bytes=spendable,
         ledger_limit_bytes=int(LEDGER_SHARE * spendable),
         unexplained_bytes=unexplained,
-        is_last=raw == 5,
+        sweep=mark.level >= SWEEP_LEVEL,
         recycle=since_s is not None and now_s - since_s >= DWELL_S,
+        cut=cut,
     )
 
 

@@ -16,6 +16,7 @@ import msgspec
 
 from tidegate.core.message import MAX_LINE_BYTES, ControlReply, ControlRequest
 from tidegate.service.channel import ChannelError, LineSplitter
+from tidegate.service.listen import ListenError
 
 SOCKET_NAME = "control.sock"
 MAX_CLIENTS = 32  # a person and a few scripts; more are told to come back
@@ -54,20 +55,26 @@ class ControlServer:
         on_request: Callable[[Client, ControlRequest], None],
         clock: Callable[[], float],
     ) -> None:
-        """Listen. The caller holds the pid file's lock, so whatever lies there is dead."""
+        """Listen. The caller holds the pid file's lock, so whatever lies there is dead.
+
+        Raises ListenError.
+        """
         self._path = path
         self._selector = selector
         self._on_request = on_request
         self._clock = clock
         self._clients: set[Client] = set()
-        path.unlink(missing_ok=True)
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         former_umask = os.umask(0o177)
         try:
+            path.unlink(missing_ok=True)
             self._sock.bind(str(path))
+            self._sock.listen(MAX_CLIENTS)
+        except OSError as error:
+            self._sock.close()
+            raise ListenError(f"cannot listen on {path}: {error.strerror}") from error
         finally:
             os.umask(former_umask)
-        self._sock.listen(MAX_CLIENTS)
         self._sock.setblocking(False)
         selector.register(self._sock, selectors.EVENT_READ, self._accept)
 
@@ -81,6 +88,11 @@ class ControlServer:
         client.unsent = msgspec.json.encode(answer) + b"\n"
         client.deadline_s = self._clock() + REQUEST_LIMIT_S
         self._write(client)
+
+    def answer(self, client: Client | None, error: str | None) -> None:
+        """Done, or why not. Without a client nobody waits for it."""
+        if client is not None:
+            self.reply(client, ControlReply(ok=error is None, error=error))
 
     def drop_late(self) -> None:
         """Hang up on clients that neither asked nor read in time."""

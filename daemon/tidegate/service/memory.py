@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Sequence
 
 from tidegate.core import watermark
 from tidegate.core.settings import MIB, Memory
@@ -44,7 +44,7 @@ class MemoryBook:
         self.budget = found
         self._sampler.cgroup = found.cgroup
 
-    def read(self, workers: Collection[Worker]) -> watermark.Reading | None:
+    def read(self, workers: Sequence[Worker]) -> watermark.Reading | None:
         """Sample now; None when the machine won't say, which is logged once."""
         try:
             self.sample = self._sampler.read([os.getpid(), *(w.pid for w in workers)])

@@ -7,8 +7,10 @@ manager: what systemd hears comes from the watchdog alone.
 from __future__ import annotations
 
 import fcntl
+import logging
 import math
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -17,11 +19,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tidegate.config import LoadedConfig
 from tidegate.core.message import Heartbeat
 from tidegate.service import log
 from tidegate.service.channel import Channel
 
 WORKER_COMMAND = (sys.executable, "-m", "tidegate.service.worker")
+_log = logging.getLogger(__name__)
 _MANAGERS = ("NOTIFY_", "WATCHDOG_", "LISTEN_", "MEMORY_PRESSURE_")
 
 
@@ -37,6 +41,7 @@ class Worker:
     popen: subprocess.Popen[bytes]
     channel: Channel
     socket_path: Path  # where it listens for the other generation
+    config: LoadedConfig  # what it was last told
     accepts: bool = True  # until it says that it drains
     beat: Heartbeat | None = None  # the last one
     base_bytes: int | None = None  # resident when it became ready
@@ -84,9 +89,13 @@ class Worker:
 
 
 def spawn(
-    command: Sequence[str], number: int, socket_path: Path, inherited: Sequence[int]
+    command: Sequence[str],
+    number: int,
+    socket_path: Path,
+    config: LoadedConfig,
+    inherited: Sequence[int],
 ) -> Worker:
-    """Start generation `number`. Raises OSError."""
+    """Start generation `number`, which has yet to be told its config. Raises OSError."""
     ours, theirs = socket.socketpair()
     try:
         popen = subprocess.Popen(  # noqa: S603  (our own command)
@@ -100,7 +109,7 @@ def spawn(
         raise
     finally:
         theirs.close()
-    return Worker(number=number, popen=popen, channel=Channel(ours), socket_path=socket_path)
+    return Worker(number, popen, Channel(ours), socket_path, config)
 
 
 def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -109,6 +118,16 @@ def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
     if file := log.current_file():
         kept[log.FILE_VARIABLE] = str(file)
     return kept
+
+
+def forbid_core_dumps() -> None:
+    """A core dump would hold people's prompts."""
+    if resource.getrlimit(resource.RLIMIT_CORE) == (0, 0):
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    except (OSError, ValueError) as error:  # a sandbox may forbid even that
+        _log.warning("core dumps cannot be switched off: %s", error)
 
 
 def _signal_name(number: int) -> str:

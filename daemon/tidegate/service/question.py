@@ -27,9 +27,15 @@ class Questions:
     def __init__(self, reply_s: float) -> None:
         self._reply_s = reply_s
         self._open: dict[int, Question] = {}
+        self._last_number = 0
 
     def __repr__(self) -> str:
         return f"<Questions open={len(self._open)}>"
+
+    def next_number(self) -> int:
+        """For a new question. 0 stands for what expects no reply."""
+        self._last_number += 1
+        return self._last_number
 
     def ask(self, number: int, verb: str, client: Client, awaited: set[int], now_s: float) -> None:
         """Remember that `awaited` were asked."""

@@ -25,6 +25,7 @@ class Notifier:
         self._kept: deque[str] = deque(maxlen=_MAX_KEPT)
         self._status = ""
         self.ping_every_s = _ping_every_s(environ) if self._sock else None
+        self.ping_at_s = None if self.ping_every_s is None else 0.0  # monotonic; None: never
         for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
             environ.pop(name, None)
 
@@ -43,6 +44,14 @@ class Notifier:
     def alive(self) -> None:
         """Put off systemd's watchdog by another interval."""
         self._send("WATCHDOG=1")
+
+    def keep_alive(self, now_s: float, *, is_well: bool) -> None:
+        """Once an interval: put it off if all is well."""
+        if self.ping_at_s is None or self.ping_every_s is None or now_s < self.ping_at_s:
+            return
+        self.ping_at_s = now_s + self.ping_every_s
+        if is_well:
+            self.alive()
 
     def extend_timeout(self, by_s: float) -> None:
         """Ask for that much more time for what is under way."""

@@ -1,0 +1,141 @@
+"""What the command line asks over control.sock, and who still waits for an answer.
+
+Some verbs are answered at once, some when the workers have answered, some when a recycle or a
+stop has come so far. Each client is answered once.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Protocol
+
+import msgspec
+
+from tidegate.core.message import ControlReply, ControlRequest, ListRuns, RunList, Sweep, Swept
+from tidegate.service.control import Client, ControlServer
+from tidegate.service.generations import Generations
+from tidegate.service.question import Questions
+from tidegate.service.status import Status
+
+_log = logging.getLogger(__name__)
+
+
+class Daemon(Protocol):
+    """What the command line may want of the watchdog."""
+
+    def take_status(self) -> Status:
+        """The truth as it is now."""
+
+    def recycle(self) -> str | None:
+        """Start the next generation; why it was refused, or None."""
+
+    def reload(self, client: Client | None) -> None:
+        """Take up the config, and answer `client` when that is done."""
+
+    def stop(self) -> None:
+        """Drain and end."""
+
+
+class Commands:
+    """Answers clients."""
+
+    def __init__(
+        self, daemon: Daemon, generations: Generations, control: ControlServer, reply_s: float
+    ) -> None:
+        self._daemon = daemon
+        self._generations = generations
+        self._control = control
+        self._questions = Questions(reply_s)
+        self._until_takeover: list[Client] = []
+        self._until_recycled: list[Client] = []
+        self._until_stopped: list[Client] = []
+
+    def __repr__(self) -> str:
+        waiting = self._until_takeover + self._until_recycled + self._until_stopped
+        return f"<Commands {self._questions} waiting={len(waiting)}>"
+
+    def asked(self, client: Client, request: ControlRequest) -> None:
+        """A client wants something."""
+        match request.verb:
+            case "status":
+                status = msgspec.Raw(msgspec.json.encode(self._daemon.take_status()))
+                self._control.reply(client, ControlReply(ok=True, result=status))
+            case "runs":
+                number = self._questions.next_number()
+                self._ask_workers("runs", client, ListRuns(request=number))
+            case "sweep":
+                number, finished = self._questions.next_number(), request.finished
+                order = Sweep(request=number, finished=finished, reason="asked for")
+                self._ask_workers("sweep", client, order)
+            case "recycle":
+                if error := self._daemon.recycle():
+                    self._control.answer(client, error)
+                elif request.wait:
+                    self._until_recycled.append(client)
+                else:
+                    self._until_takeover.append(client)
+            case "reload":
+                self._daemon.reload(client)
+            case "stop":
+                self._stop(client, wait=request.wait)
+            case verb:
+                self._control.answer(client, f'"{verb}" is no verb that this tidegate knows')
+
+    def _stop(self, client: Client, *, wait: bool) -> None:
+        _log.info("stop asked for by the command line")
+        if wait:
+            self._until_stopped.append(client)
+        else:
+            self._control.answer(client, None)
+        if not self._generations.fleet.stopping:
+            self._daemon.stop()
+
+    def _ask_workers(self, verb: str, client: Client, order: Sweep | ListRuns) -> None:
+        workers = self._generations.ready()
+        if not workers:
+            self._control.answer(client, "no worker is ready; see `tidegate status`")
+            return
+        awaited = {worker.number for worker in workers}
+        self._questions.ask(order.request, verb, client, awaited, time.monotonic())
+        for worker in workers:
+            self._generations.send(worker, order)
+
+    # --- what clients wait for ----------------------------------------------------------------
+
+    def answered(self, number: int, answer: Swept | RunList) -> None:
+        """Generation `number` answered a question."""
+        if isinstance(answer, Swept) and answer.runs:
+            _log.info("worker %d swept %d runs, %d bytes", number, answer.runs, answer.bytes)
+        if reply := self._questions.answered(number, answer):
+            self._control.reply(*reply)
+
+    def worker_gone(self, number: int) -> None:
+        """Generation `number` will answer no more."""
+        self._reply_all(self._questions.forget(number))
+
+    def give_up_waiting(self, now_s: float) -> None:
+        """Every wait for a worker has its limit."""
+        self._reply_all(self._questions.expire(now_s))
+
+    def taken_over(self) -> None:
+        """The new generation serves."""
+        self._answer_all(self._until_takeover, None)
+
+    def recycled(self, error: str | None) -> None:
+        """The former generation is gone, or (`error`) the new one never served."""
+        self._answer_all(self._until_takeover, error)
+        self._answer_all(self._until_recycled, error)
+
+    def stopped(self) -> None:
+        """Everything has ended."""
+        self._answer_all(self._until_stopped, None)
+
+    def _reply_all(self, replies: list[tuple[Client, ControlReply]]) -> None:
+        for client, reply in replies:
+            self._control.reply(client, reply)
+
+    def _answer_all(self, clients: list[Client], error: str | None) -> None:
+        for client in clients:
+            self._control.answer(client, error)
+        clients.clear()

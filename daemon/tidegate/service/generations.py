@@ -1,0 +1,239 @@
+"""Every generation twice: as `core.lifecycle` knows it, and as the process that it is.
+
+`step` lets lifecycle decide; `start`, `drain` and `end` are what its decisions do to processes.
+What a worker says goes to `on_said`, and what befalls one beyond what it says to `on_event`;
+nothing is decided here.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import random
+import selectors
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from tidegate.config import LoadedConfig
+from tidegate.core import lifecycle as life
+from tidegate.core import message as msg
+from tidegate.core.lifecycle import State
+from tidegate.service.channel import ChannelError
+from tidegate.service.listen import Bound
+from tidegate.service.process import Worker, spawn
+
+_log = logging.getLogger(__name__)
+
+
+class Generations:
+    """The workers, oldest first. `close` gives back what is left of them."""
+
+    def __init__(
+        self,
+        *,
+        command: Sequence[str],
+        runtime_dir: Path,
+        policy: life.Policy,
+        selector: selectors.BaseSelector,
+        on_said: Callable[[Worker, msg.FromWorker], None],
+        on_event: Callable[[life.Event], object],
+    ) -> None:
+        self.fleet = life.Fleet()
+        self.policy = policy
+        self._command = command
+        self._runtime_dir = runtime_dir
+        self._selector = selector
+        self._on_said = on_said
+        self._on_event = on_event
+        self._workers: dict[int, Worker] = {}
+        for left_over in runtime_dir.glob("worker-*.sock"):  # of a watchdog that was killed
+            left_over.unlink(missing_ok=True)
+
+    def __repr__(self) -> str:
+        return f"<Generations {[(g.number, g.state.value) for g in self.fleet.generations]}>"
+
+    def __iter__(self) -> Iterator[Worker]:
+        """Every process that has not been reaped, also one that was written off."""
+        return iter(list(self._workers.values()))
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    # --- who is who ---------------------------------------------------------------------------
+
+    @property
+    def serving(self) -> Worker | None:
+        """The one that new connections come to."""
+        return self._in_state(State.SERVING)
+
+    @property
+    def draining(self) -> Worker | None:
+        """The one that only finishes what it has."""
+        return self._in_state(State.DRAINING)
+
+    def ready(self) -> list[Worker]:
+        """The serving one first, then the draining one."""
+        return [worker for worker in (self.serving, self.draining) if worker is not None]
+
+    def peer(self, number: int) -> Worker | None:
+        """The other generation as that one sees it, while it is ready."""
+        return next((worker for worker in self.ready() if worker.number != number), None)
+
+    def former_accepts(self) -> bool:
+        """Whether anybody beside the serving one still takes connections."""
+        return any(worker.accepts for worker in self if worker is not self.serving)
+
+    def _in_state(self, state: State) -> Worker | None:
+        generation = self.fleet.in_state(state)
+        return self._workers.get(generation.number) if generation else None
+
+    # --- decided by lifecycle, done here --------------------------------------------------------
+
+    def step(self, event: life.Event, now_s: float) -> list[life.Effect]:
+        """Take the event in; what has to be done about it."""
+        jitter = random.random()  # noqa: S311  (spreads restarts, keeps no secret)
+        self.fleet, effects = life.step(self.fleet, event, now_s, self.policy, jitter)
+        return effects
+
+    def start(self, number: int, config: LoadedConfig, bound: Sequence[Bound]) -> None:
+        """Start a worker with these sockets, and tell it its config."""
+        path = self._socket_path(number)
+        try:
+            worker = spawn(
+                self._command, number, path, config, [each.sock.fileno() for each in bound]
+            )
+        except OSError as error:
+            _log.error("cannot start worker %d: %s", number, error)
+            self._on_event(life.Exited(number, f"cannot be started: {error}"))
+            return
+        _log.info("worker %d starts, pid %d", number, worker.pid)
+        self._workers[number] = worker
+        self._selector.register(
+            worker.channel, selectors.EVENT_READ, functools.partial(self._turn, worker)
+        )
+        listeners = [msg.Listener(fd=b.sock.fileno(), address=b.address) for b in bound]
+        self.send(worker, self._configure(worker, config, listeners=listeners))
+
+    def reconfigure(self, worker: Worker, config: LoadedConfig, request: int) -> None:
+        """Tell a worker a new config; it answers with `request`."""
+        self.send(worker, self._configure(worker, config, request=request))
+
+    def drain(self, number: int, limit_s: float, successor: int | None) -> None:
+        """Tell a worker to finish what it has, and who takes over its finished runs."""
+        order = msg.StartDraining(
+            limit_s=limit_s,
+            reason="stop" if successor is None else "recycle",
+            successor_socket=None if successor is None else str(self._socket_path(successor)),
+        )
+        _log.info("worker %d drains, for at most %.0f s (%s)", number, limit_s, order.reason)
+        if worker := self._workers.get(number):
+            self.send(worker, order)
+
+    def end(self, number: int, reason: str, *, stacks: bool) -> None:
+        """End a worker's process; with `stacks` it may first write where it stands."""
+        _log.warning("worker %d ends: %s", number, reason)
+        if worker := self._workers.get(number):
+            worker.condemned = reason
+            wait_s = self.policy.timing.kill_wait_s
+            worker.begin_end(time.monotonic(), wait_s, stacks=stacks)
+
+    def exit_code(self, number: int) -> int | None:
+        """How a worker's process ended, if it has; negative for a signal."""
+        worker = self._workers.get(number)
+        return worker.popen.returncode if worker else None
+
+    # --- the line to each of them -----------------------------------------------------------------
+
+    def send(self, worker: Worker, message: msg.Message) -> None:
+        """Say something; one that has stopped reading hears it later or never."""
+        if not worker.channel.send(message):
+            _log.warning("worker %d takes no messages", worker.number)
+        self._watch(worker)
+
+    def _turn(self, worker: Worker, mask: int) -> None:
+        """A worker's channel can be read or written."""
+        if mask & selectors.EVENT_WRITE:
+            worker.channel.flush()
+            self._watch(worker)
+        if mask & selectors.EVENT_READ and not self._hear(worker):
+            self._selector.unregister(worker.channel)  # its exit follows, or its beat is missed
+
+    def _hear(self, worker: Worker) -> bool:
+        """Take in all that a worker said; False when it will say no more."""
+        try:
+            for line in worker.channel.receive():
+                self._on_said(worker, msg.decode_from_worker(line))
+        except ChannelError:
+            return False
+        except msgspec.MsgspecError as error:
+            why = f"it says what we do not understand: {error}"
+            self._on_event(life.Condemn(worker.number, why))
+            return False
+        return True
+
+    def _watch(self, worker: Worker) -> None:
+        """Wait for room only while something waits to be sent."""
+        mask = selectors.EVENT_READ
+        if worker.channel.unsent_bytes:
+            mask |= selectors.EVENT_WRITE
+        with suppress(KeyError):  # its end of file came before
+            self._selector.modify(worker.channel, mask, functools.partial(self._turn, worker))
+
+    def _configure(
+        self,
+        worker: Worker,
+        config: LoadedConfig,
+        *,
+        request: int = 0,
+        listeners: Sequence[msg.Listener] = (),
+    ) -> msg.Configure:
+        peer = self.peer(worker.number)
+        return msg.Configure(
+            request=request,
+            generation=worker.number,
+            settings=config.settings,
+            tokens=config.tokens,
+            secrets=config.secrets,
+            listeners=list(listeners),
+            peer_socket=str(worker.socket_path),
+            other_socket=str(peer.socket_path) if peer else None,
+            config_file=str(config.path) if config.path else None,
+        )
+
+    def _socket_path(self, number: int) -> Path:
+        return self._runtime_dir / f"worker-{number}.sock"
+
+    # --- their ends -------------------------------------------------------------------------------
+
+    def next_kill_s(self) -> float | None:
+        """When the next of them is due that was given time for its stacks."""
+        return min((w.kill_at_s for w in self if w.kill_at_s is not None), default=None)
+
+    def kill_due(self, now_s: float) -> None:
+        """End those whose time for their stacks is over."""
+        for worker in self:
+            worker.kill_if_due(now_s)
+
+    def gone(self) -> list[Worker]:
+        """Those whose process is gone. Their last words have been heard."""
+        ended = [worker for worker in self if worker.popen.poll() is not None]
+        for worker in ended:
+            self._hear(worker)
+            _log.info("worker %d is gone: %s", worker.number, worker.how_it_ended())
+        return ended
+
+    def forget(self, worker: Worker) -> None:
+        """Give back what is left of a worker."""
+        with suppress(KeyError):  # its end of file came before
+            self._selector.unregister(worker.channel)
+        self._workers.pop(worker.number, None)
+        worker.close()
+
+    def close(self) -> None:
+        """Give back those that even SIGKILL did not end."""
+        for worker in self:
+            self.forget(worker)

@@ -1,0 +1,70 @@
+"""The sockets that clients connect to: those in use, and those that nobody will need for long.
+
+A setting that changes opens new ones beside the old; the old ones stay open until the worker
+that accepts from them has stopped doing so, and what was opened in vain is closed again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable
+
+from tidegate.service import listen
+from tidegate.service.listen import Bound, ListenError
+
+_log = logging.getLogger(__name__)
+
+
+class Listeners:
+    """All listening sockets of this tidegate. `close` them when done."""
+
+    def __init__(self, adopted: list[Bound]) -> None:
+        """Those that the service manager passed stand above the setting `listen`."""
+        self._adopted = adopted
+        self._retired: list[Bound] = []
+        self.bound: list[Bound] = []
+
+    def __repr__(self) -> str:
+        return f"<Listeners {self.addresses} retired={len(self._retired)}>"
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where clients find us, as "127.0.0.1:8433" or "unix:/path"."""
+        return [bound.address for bound in self.bound]
+
+    def open(self, addresses: Iterable[str]) -> list[Bound]:
+        """Sockets for `addresses`, those in use included. Raises ListenError, leaving none open."""
+        if self._adopted:
+            return self._adopted
+        in_use = {bound.configured: bound for bound in self.bound}
+        opened: list[Bound] = []
+        try:
+            for address in addresses:
+                opened.append(in_use.get(address) or listen.bind(address))  # noqa: PERF401
+        except ListenError:
+            self.discard(opened)
+            raise
+        return opened
+
+    def use(self, bound: list[Bound]) -> None:
+        """Listen on these from now on; what is not among them retires."""
+        self._retired += [former for former in self.bound if former not in bound]
+        self.bound = bound
+
+    def discard(self, opened: Collection[Bound]) -> None:
+        """Close what was opened and never came into use."""
+        for bound in opened:
+            if bound not in self.bound:
+                bound.close()
+
+    def close_retired(self) -> None:
+        """Nobody accepts from them any more."""
+        for bound in self._retired:
+            _log.info("no longer listening on %s", bound.address)
+            bound.close()
+        self._retired = []
+
+    def close(self) -> None:
+        """Stop listening."""
+        for bound in self.bound + self._retired:
+            bound.close()

@@ -1,0 +1,107 @@
+"""The watchdog's view of everything: the status for people, the facts for the workers."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import msgspec
+
+from tidegate import __version__
+from tidegate.core import message as msg
+from tidegate.core.lifecycle import State
+from tidegate.service import status
+from tidegate.service.generations import Generations
+from tidegate.service.listeners import Listeners
+from tidegate.service.memory import MemoryBook
+from tidegate.service.process import Worker
+
+
+class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """Looks at the parts and changes none."""
+
+    generations: Generations
+    listeners: Listeners
+    memory: MemoryBook
+    totals: status.Totals
+    started_s: float = msgspec.field(default_factory=time.monotonic)
+
+    def now(self, parked: str | None) -> status.Status:
+        """The truth now, as `tidegate status --json` shows it. `parked` says why we are."""
+        now_s = time.monotonic()
+        serving = self.generations.serving
+        workers = [self._worker_state(worker, now_s) for worker in self.generations]
+        number = serving.number if serving else None
+        beats = [w.beat for w in reversed(list(self.generations)) if w.beat is not None]
+        upstreams = status.merge_upstreams([beat.upstreams for beat in beats])
+        restarts = list(self.totals.restarts)
+        return status.Status(
+            state=status.name_state(
+                self.generations.fleet,
+                parked=parked is not None,
+                level=self.memory.mark.level,
+                upstreams=upstreams,
+                since_restart_s=time.time() - restarts[-1].at if restarts else None,
+            ),
+            version=__version__,
+            uptime_s=now_s - self.started_s,
+            generation=number,
+            listen=self.listeners.addresses,
+            workers=workers,
+            worker=next((w for w in workers if w.generation == number), None),
+            watchdog=status.WatchdogState(
+                pid=os.getpid(), rss_bytes=self.memory.rss_bytes(os.getpid()) or 0
+            ),
+            memory=self.memory.state(),
+            runs=status.RunCounts(
+                active=sum(beat.runs_active for beat in beats),
+                finished=sum(beat.runs_finished for beat in beats),
+                total=self.totals.runs,
+            ),
+            swept=status.SweptState(
+                runs=self.totals.swept_runs,
+                bytes=self.totals.swept_bytes,
+                last_reason=self.totals.swept_last_reason,
+            ),
+            recycles=sum(self.totals.recycles.values()),
+            restarts=restarts,
+            upstreams=upstreams,
+            reason=parked,
+        )
+
+    def facts(self, number: int, seen: status.Status) -> msg.Facts:
+        """What generation `number` needs to know of what was `seen`, and of the other one."""
+        peer = self.generations.peer(number)
+        return msg.Facts(
+            state=seen.state,
+            level=seen.memory.level,
+            ledger_limit_bytes=self.memory.ledger_limit_bytes(),
+            budget_bytes=seen.memory.budget_bytes,
+            used_bytes=seen.memory.used_bytes,
+            recycles=self.totals.recycles,
+            restarts=self.totals.restart_count,
+            swept_runs=self.totals.swept_runs,
+            swept_bytes=self.totals.swept_bytes,
+            watchdog_rss_bytes=seen.watchdog.rss_bytes,
+            peer_socket=str(peer.socket_path) if peer else None,
+            peer_active=_active(peer),
+        )
+
+    def _worker_state(self, worker: Worker, now_s: float) -> status.WorkerState:
+        generation = self.generations.fleet.by_number(worker.number)
+        state = generation.state if generation else State.GONE
+        return status.WorkerState(
+            pid=worker.pid,
+            generation=worker.number,
+            state=state.value,
+            rss_bytes=self.memory.rss_bytes(worker.pid) or 0,
+            loop_lag_ms=worker.beat.loop_lag_ms if worker.beat else 0.0,
+            heartbeat_age_s=now_s - generation.beat_s if generation else 0.0,
+        )
+
+
+def _active(peer: Worker | None) -> dict[str, int]:
+    """The requests that the other generation had on each upstream when it last beat."""
+    if peer is None or peer.beat is None:
+        return {}
+    return {upstream.name: upstream.active for upstream in peer.beat.upstreams if upstream.active}

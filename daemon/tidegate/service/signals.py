@@ -1,0 +1,36 @@
+"""Signals as one more thing that the loop waits for: a handler does nothing but wake it up."""
+
+from __future__ import annotations
+
+import selectors
+import signal
+import socket
+from collections.abc import Callable
+
+# SIGCHLD only has to wake the loop, which looks for dead workers on every turn.
+_HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+
+
+class Signals:
+    """Hands the numbers of the signals that came to `on_signals`. `close` it when done."""
+
+    def __init__(
+        self, selector: selectors.BaseSelector, on_signals: Callable[[bytes], None]
+    ) -> None:
+        self._on_signals = on_signals
+        self._wakeup, self._writer = socket.socketpair()
+        for end in (self._wakeup, self._writer):
+            end.setblocking(False)
+        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        for number in _HEARD:
+            signal.signal(number, lambda _number, _frame: None)
+        selector.register(self._wakeup, selectors.EVENT_READ, self._woken)
+
+    def _woken(self, _mask: int) -> None:
+        self._on_signals(self._wakeup.recv(4096))
+
+    def close(self) -> None:
+        """Wake nobody any more."""
+        signal.set_wakeup_fd(-1)
+        self._wakeup.close()
+        self._writer.close()
