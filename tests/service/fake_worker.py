@@ -1,7 +1,8 @@
 """A scripted worker: it speaks the channel's words and answers every connection with its number.
 
 GET /die exits 3, GET /hang stops the loop, GET /grow?MIB holds memory that no ledger explains,
-GET /ledger?MIB holds memory that its ledger explains until a sweep, GET /config asks for a reload.
+GET /ledger?MIB holds memory that its ledger explains until a sweep, GET /config asks for a reload,
+GET /facts shows what the watchdog last told it.
 A draining worker lives until its `--drain-s` is over.
 """
 
@@ -80,6 +81,8 @@ class FakeWorker:
                 )  # fmt: skip
                 self.say(msg.RunList(request=said.request, runs=[run], total=1))
             case msg.StartDraining():
+                knows = self.facts.peer_socket if self.facts else None
+                print(f"worker {self.number} drains and knows of {knows}", file=sys.stderr)
                 for listener in self.listeners:
                     self.selector.unregister(listener)
                 self.listeners = []
@@ -115,6 +118,8 @@ class FakeWorker:
             path = client.recv(4096).split(b" ")[1].decode()
             self.runs_total += 1
             body = f"{self.number}".encode()
+            if path == "/facts" and self.facts is not None:
+                body = msg.encode(self.facts)
             client.sendall(
                 b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"
                 % (len(body), body)

@@ -27,7 +27,9 @@ def main() -> int:
             settings = msgspec.json.decode(config.read_bytes(), type=Settings)
         except (OSError, msgspec.MsgspecError) as error:
             raise ConfigError(f"{config}: {error}") from error
-        return LoadedConfig(settings=settings, secrets={}, tokens=[], path=config, warnings=[])
+        return LoadedConfig(
+            settings=settings, secrets={}, tokens=[], path=config, place=config, warnings=[]
+        )
 
     def banner(ready: Ready, addresses: list[str]) -> None:
         line = json.dumps({"pid": os.getpid(), "found": ready.found, "addresses": addresses})

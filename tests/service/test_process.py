@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,5 +40,28 @@ def test_lock_is_held_for_life(tmp_path: Path) -> None:
     holder.communicate()
     ours = PidFile(path)
     ours.hold()
+    assert path.read_text() == f"{os.getpid()}\n"
     ours.release()
-    assert path.read_text() == ""
+    assert not path.exists()
+
+
+def test_lock_on_a_removed_file_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever opened the file just before its holder removed it locks the new one instead."""
+    path = tmp_path / "tidegate.pid"
+    real_flock = fcntl.flock
+    former = PidFile(path)
+    former.hold()
+
+    def flock_after_release(fd: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", real_flock)
+        former.release()
+        real_flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock_after_release)
+    ours = PidFile(path)
+    ours.hold()
+    try:
+        with pytest.raises(AlreadyRunning):
+            PidFile(path).hold()
+    finally:
+        ours.release()

@@ -102,7 +102,7 @@ def test_stop_signal_drains_and_exits_0(daemon: Daemon, number: signal.Signals) 
     assert not is_alive(pid)
     assert "drains, for at most 2 s (stop)" in daemon.log()
     assert not (daemon.directory / "control.sock").exists()
-    assert daemon.directory.joinpath("tidegate.pid").read_text() == ""
+    assert not (daemon.directory / "tidegate.pid").exists()
 
 
 def test_second_signal_ends_at_once(daemon: Daemon) -> None:
@@ -158,6 +158,18 @@ def test_recycle_without_wait_returns_when_the_new_one_serves(daemon: Daemon) ->
     assert status["state"] == "recycling"
     refused = daemon.ask("recycle")
     assert (refused.ok, refused.error) == (False, "a recycle is under way")
+
+
+def test_each_generation_knows_the_other_at_once(daemon: Daemon) -> None:
+    """When `--no-wait` returns, both have been told where the other is and what it is doing."""
+    # No tick comes in between that could have told them.
+    daemon.start("--drain-s", "20", timing={"tick_s": 60.0, "gap_s": 300.0})
+    assert daemon.ask("recycle", wait=False).ok
+    new = daemon.directory / "worker-2.sock"
+    wait_until(lambda: f"worker 1 drains and knows of {new}" in daemon.log(), "it heard of it")
+    facts = json.loads(daemon.get("/facts"))
+    assert facts["peer_socket"] == str(daemon.directory / "worker-1.sock")
+    assert facts["peer_active"] == {"box": 1}
 
 
 def test_recycle_that_fails_changes_nothing(daemon: Daemon) -> None:
@@ -358,6 +370,26 @@ def test_last_level_costs_the_worker_its_life(daemon: Daemon) -> None:
     wait_until(lambda: daemon.status()["generation"] == 2, "the replacement serves")
     assert "memory is at the last level" in daemon.status()["restarts"][0]["reason"]
     assert daemon.get() == "2"
+
+
+def test_last_level_costs_no_second_life_while_the_first_ends(daemon: Daemon) -> None:
+    """A worker that takes its time to die is waited for; its replacement holds nothing."""
+    daemon.write(memory={"budget": 128 * 1024 * 1024})
+    daemon.start(timing={"kill_wait_s": 2.0})
+    pid = daemon.worker()["pid"]
+    daemon.get("/grow?110")
+    wait_until(lambda: daemon.status()["generation"] == 2, "the replacement serves")
+    wait_until(lambda: not is_alive(pid), "the full one is gone")
+    wait_until(lambda: len(daemon.status()["workers"]) == 1, "only the replacement is left")
+    assert daemon.status()["generation"] == 2
+
+
+def test_memory_is_read_when_it_is_asked_for(daemon: Daemon) -> None:
+    """What the status says of a worker is no older than the question, whatever the tick."""
+    daemon.start(timing={"tick_s": 60.0, "gap_s": 300.0})
+    former = daemon.worker()["rss_bytes"]
+    daemon.get("/grow?50")
+    wait_until(lambda: daemon.worker()["rss_bytes"] > former + 45 * 1024 * 1024, "it is seen")
 
 
 def test_observing_only_says_what_it_would_do(daemon: Daemon) -> None:

@@ -36,6 +36,7 @@ class LoadedConfig:
     secrets: dict[str, str] = field(repr=False)  # upstream name -> API key
     tokens: list[Token]
     path: Path | None  # None: there is no file, these are the defaults
+    place: Path  # where the file is or would be, so that one that appears is noticed
     warnings: list[str]
 
 
@@ -68,6 +69,7 @@ def load(
         secrets=keys,
         tokens=known,
         path=document.path,
+        place=(path or places.default_config_file()).absolute(),
         warnings=find_warnings(settings, table),
     )
 

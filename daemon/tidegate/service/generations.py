@@ -201,7 +201,7 @@ class Generations:
             listeners=list(listeners),
             peer_socket=str(worker.socket_path),
             other_socket=str(peer.socket_path) if peer else None,
-            config_file=str(config.path) if config.path else None,
+            config_file=str(config.place),
         )
 
     def _socket_path(self, number: int) -> Path:

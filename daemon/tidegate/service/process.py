@@ -146,6 +146,21 @@ class PidFile:
 
     def hold(self) -> None:
         """Lock it for life. Raises AlreadyRunning, which says who holds it, or OSError."""
+        fd = self._lock()
+        while not self._is_ours(fd):  # its former holder removed it in this very moment
+            os.close(fd)
+            fd = self._lock()
+        os.ftruncate(fd, 0)
+        os.write(fd, f"{os.getpid()}\n".encode())
+        self._fd = fd
+
+    def release(self) -> None:
+        """Remove it and let go, in that order: what stands at the path is always locked."""
+        if self._is_ours(self._fd):
+            self.path.unlink(missing_ok=True)
+        os.close(self._fd)
+
+    def _lock(self) -> int:
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -156,11 +171,11 @@ class PidFile:
                 f"tidegate is already running with process id {holder} ({self.path}); "
                 "stop it first (`tidegate stop`) or give this one its own --runtime-dir"
             ) from None
-        os.ftruncate(fd, 0)
-        os.write(fd, f"{os.getpid()}\n".encode())
-        self._fd = fd
+        return fd
 
-    def release(self) -> None:
-        """Empty it and let go. It is not removed: another may have opened it already."""
-        os.ftruncate(self._fd, 0)
-        os.close(self._fd)
+    def _is_ours(self, fd: int) -> bool:
+        """Whether what was locked is still what others find at the path."""
+        try:
+            return os.path.samestat(os.fstat(fd), self.path.stat())
+        except FileNotFoundError:
+            return False

@@ -212,6 +212,8 @@ class Watchdog:
             gives_up=not self._park,
         )
         self._memory.apply(settings.memory)
+        if config.path is None:
+            _log.info("no config file at %s; the defaults are in force", config.place)
         for warning in config.warnings:
             _log.warning("config: %s", warning)
 
