@@ -244,6 +244,16 @@ def test_bad_config_exits_78(daemon: Daemon) -> None:
     assert str(daemon.config) in daemon.log()
 
 
+def test_unusable_control_socket_exits_78(daemon: Daemon) -> None:
+    """What cannot be replaced in the control socket's place is named, and nothing is left."""
+    path = daemon.directory / "control.sock"
+    path.mkdir()
+    daemon.start(until_ready=False)
+    assert daemon.wait() == 78
+    assert f"cannot listen on {path}: " in daemon.log()
+    assert not (daemon.directory / "tidegate.pid").exists()
+
+
 def test_taken_address_exits_75(daemon: Daemon) -> None:
     """An address that another program has ends with 75, its name and what to do."""
     with socket.create_server(("127.0.0.1", 0)) as other:
