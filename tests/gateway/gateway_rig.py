@@ -92,7 +92,7 @@ class RawUpstream:
     def __init__(self, play: Play) -> None:
         self.play = play
         self.peers: list[Peer] = []
-        self.open = 0
+        self.open_connections = 0
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> RawUpstream:
@@ -110,14 +110,14 @@ class RawUpstream:
         self._tasks.add(task)
         peer = Peer(reader, writer)
         self.peers.append(peer)
-        self.open += 1
+        self.open_connections += 1
         try:
             with suppress(ConnectionError, asyncio.IncompleteReadError):
                 await self.play(peer)
         except asyncio.CancelledError:
             writer.transport.abort()
         finally:
-            self.open -= 1
+            self.open_connections -= 1
             self._tasks.discard(task)
             writer.close()
             with suppress(ConnectionError):
@@ -143,6 +143,7 @@ class Rig:
     tokens: list[Token]
     errors: list[logging.LogRecord] = field(default_factory=list)
     loop_errors: list[dict[str, Any]] = field(default_factory=list)
+    upstreams: tuple[Any, ...] = ()
 
     @property
     def port(self) -> int:
@@ -198,6 +199,12 @@ class Rig:
         await gateway.close()
         for pool in pools:
             await until(lambda pool=pool: not pool._open, DEADLINE_S, "connections are closed")  # type: ignore[misc]
+        for upstream in self.upstreams:
+            await until(
+                lambda upstream=upstream: not upstream.open_connections,  # type: ignore[misc]
+                DEADLINE_S,
+                "the upstream is let go",
+            )
         assert [record.getMessage() for record in self.errors] == []
         assert self.loop_errors == []
 
@@ -251,6 +258,7 @@ class Rigs:
             await gateway.open()
         sock = socket.create_server(("127.0.0.1", 0))
         rig = Rig(gateway, f"http://127.0.0.1:{sock.getsockname()[1]}", settings, tokens or [])
+        rig.upstreams = tuple(each for each in upstreams if not isinstance(each, Upstream))
         self._started.append(rig)
         await gateway.accept_clients([sock])
         handler = _Errors(rig.errors)

@@ -134,7 +134,7 @@ async def test_a_cancelled_connect_leaves_nothing(raw_upstream) -> None:
         if not task.cancelled():
             task.result().abort()
     await until(lambda: not pool._open, DEADLINE_S, "no connection is left")
-    await until(lambda: not upstream.open, DEADLINE_S, "the upstream sees that too")
+    await until(lambda: not upstream.open_connections, DEADLINE_S, "the upstream sees that too")
 
 
 async def kept(pool: UpstreamPool, count: int) -> None:
@@ -173,7 +173,7 @@ async def test_an_idle_connection_is_closed_in_time(
     await kept(pool, 3)
     assert pool.status().connections == 3
     await until(lambda: not pool._open, DEADLINE_S, "all were closed")
-    await until(lambda: not upstream.open, DEADLINE_S, "the upstream sees that")
+    await until(lambda: not upstream.open_connections, DEADLINE_S, "the upstream sees that")
     await kept(pool, 1)
     await until(lambda: not pool._open, DEADLINE_S, "and again")
 
@@ -341,7 +341,7 @@ async def test_a_fetch_has_a_limit(raw_upstream) -> None:
     with pytest.raises(UpstreamError, match=r"did not answer within 0\.1 s"):
         await pool.fetch("/models", 0.1)
     await until(lambda: not pool._open, DEADLINE_S, "no connection is left")
-    await until(lambda: not upstream.open, DEADLINE_S, "the upstream sees that")
+    await until(lambda: not upstream.open_connections, DEADLINE_S, "the upstream sees that")
 
 
 async def test_a_cancelled_fetch_leaves_nothing(raw_upstream) -> None:

@@ -52,7 +52,7 @@ def _expiries(run: Run) -> list[Expiry]:
     if run.state is State.QUEUED:
         expiries.append(
             Expiry(
-                run.created_s + limits.queue_s,
+                run.queued_s + limits.queue_s,
                 "queue_s",
                 Happening.EXPIRE,
                 f"waited longer than queue_s = {limits.queue_s:g} s for a free upstream",

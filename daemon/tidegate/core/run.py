@@ -46,6 +46,7 @@ class State(Enum):
 class Happening(Enum):
     """What can befall a run."""
 
+    QUEUE = "queue"  # the next try has to wait for a place
     ATTEMPT = "attempt"  # a try at an upstream begins
     OUTPUT = "output"  # the first output has arrived
     COMPLETE = "complete"
@@ -66,6 +67,7 @@ TERMINAL = frozenset(_ENDS.values())
 # late news about an answer that is over changes nothing.
 TRANSITIONS: dict[State, dict[Happening, State | None]] = {
     State.QUEUED: {
+        Happening.QUEUE: State.QUEUED,
         Happening.ATTEMPT: State.CONNECTING,
         Happening.OUTPUT: None,
         Happening.COMPLETE: None,
@@ -74,6 +76,7 @@ TRANSITIONS: dict[State, dict[Happening, State | None]] = {
         Happening.EXPIRE: State.EXPIRED,
     },
     State.CONNECTING: {
+        Happening.QUEUE: State.QUEUED,  # a failover to an upstream that is busy
         Happening.ATTEMPT: State.CONNECTING,  # the next try, or a failover
         Happening.OUTPUT: State.STREAMING,
         Happening.COMPLETE: State.COMPLETED,  # a plain answer, or an empty one
@@ -82,6 +85,7 @@ TRANSITIONS: dict[State, dict[Happening, State | None]] = {
         Happening.EXPIRE: State.EXPIRED,
     },
     State.STREAMING: {
+        Happening.QUEUE: None,
         Happening.ATTEMPT: None,  # two answers are never spliced together
         Happening.OUTPUT: State.STREAMING,
         Happening.COMPLETE: State.COMPLETED,
@@ -149,6 +153,7 @@ class Run:
         "model",
         "owner",
         "paused_s",
+        "queued_s",
         "readers",
         "reason",
         "released",
@@ -180,6 +185,7 @@ class Run:
         self.reason: str | None = None
         self.error_code: str | None = None
         self.created_s = now_s
+        self.queued_s = now_s  # since when it has been waiting for a place
         self.created = created  # Unix seconds, for people
         self.ended_s: float | None = None
         self.ended: float | None = None
@@ -215,6 +221,13 @@ class Run:
         return self.attempts[-1]
 
     # --- the answer grows -------------------------------------------------------------------
+
+    def wait_for_place(self, now_s: float) -> None:
+        """The next try has to wait; what the former one held is released."""
+        self.state = step(self.state, Happening.QUEUE)
+        self.queued_s = now_s
+        if self.attempts:
+            self._drop_attempt()
 
     def begin_attempt(self, upstream: str, model: str, now_s: float) -> Attempt:
         """Starts the next try; what the former one held is released."""

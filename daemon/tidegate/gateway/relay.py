@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
@@ -110,12 +111,14 @@ class Relay:
         self.run.limits = target.limits
         try:
             self._has_place = target.pool.take_place(self)
-            self._in_queue = not self._has_place
         except UpstreamError as error:
             self._attempt_failed(error)
             return
         if self._has_place:
             self._open()
+        else:
+            self._in_queue = True
+            self.run.wait_for_place(self._loop.time())
         self._book.look_soon(self, self._due_s())
 
     def on_place(self) -> None:
@@ -127,12 +130,15 @@ class Relay:
     def _open(self, *, fresh: bool = False) -> None:
         assert self.target is not None
         pool = self.target.pool
-        self.run.begin_attempt(pool.name, self.target.model, self._loop.time())
-        connection = None if fresh else pool.take_idle()
-        if connection is not None:
-            self._request(connection)
-        else:
-            self._connecting = self._loop.create_task(self._connect())
+        try:
+            self.run.begin_attempt(pool.name, self.target.model, self._loop.time())
+            connection = None if fresh else pool.take_idle()
+            if connection is not None:
+                self._request(connection)
+            else:
+                self._connecting = self._loop.create_task(self._connect())
+        except Exception:  # whoever made room for us must not suffer from it
+            self._on_fault()
 
     async def _connect(self) -> None:
         assert self.target is not None
@@ -150,20 +156,27 @@ class Relay:
     def _request(self, connection: UpstreamConnection) -> None:
         assert self.target is not None
         run, pool, model = self.run, self.target.pool, self.target.model
-        body = run.body if model == run.model else chat.with_model(run.body, model)
-        head = pool.request_head("POST", "/chat/completions", len(body), stream=run.streamed)
         self._connection = connection
         self._is_stream = False
+        try:
+            body = run.body if model == run.model else chat.with_model(run.body, model)
+        except UnicodeDecodeError as error:
+            self._refuse(f"the request body is not valid JSON: {error}")
+            return
+        head = pool.request_head("POST", "/chat/completions", len(body), stream=run.streamed)
         connection.send(head + body, self)
+        if self._held_back:
+            self._balance()
 
     # --- the upstream answers -----------------------------------------------------------------
 
     def on_head(self, status: int, headers: dict[str, str]) -> None:
         self._status, self._headers = status, headers
-        event_stream = headers.get("content-type", "").startswith("text/event-stream")
-        self._is_stream = self.run.streamed and status == 200 and event_stream
-        if self.run.streamed and status == 200 and not event_stream:
-            self._attempt_failed(UpstreamError("answered a stream request without a stream"))
+        if self.run.streamed and 200 <= status < 300:
+            content_type = headers.get("content-type", "").lower()
+            self._is_stream = content_type.startswith("text/event-stream")
+            if not self._is_stream:
+                self._attempt_failed(UpstreamError("answered a stream request without a stream"))
 
     def on_body(self, data: bytes) -> None:
         """One read of the upstream's socket: the hot path."""
@@ -204,28 +217,13 @@ class Relay:
             self._balance()
 
     def on_end(self) -> None:
-        """The upstream's answer is complete as far as HTTP goes; is it as far as chat goes?"""
+        """The upstream's answer is complete as far as HTTP goes."""
         self._connection = None
-        run = self.run
-        try:
-            if not self._is_stream:
-                self._finish_plain()
-                return
-            block, said = run.feed_end(self._loop.time())
-            if block:
-                self._send(block)
-            if said in {Meaning.DONE, Meaning.FINISH}:
-                self._complete()
-            elif said is Meaning.ERROR:
-                self._on_told_error()
-            else:
-                self._attempt_failed(
-                    UpstreamError("ended the stream before the answer was complete")
-                )
-        except (UpstreamError, LedgerFull) as error:
-            self._attempt_failed(error)
-        except Exception:
-            self._on_fault()
+        if self._is_stream:
+            error = UpstreamError("ended the stream before the answer was complete")
+            self._guarded(self._finish_stream, error)
+        else:
+            self._guarded(self._finish_plain)
 
     def on_lost(self, reason: str, *, answered: bool) -> None:
         connection, self._connection = self._connection, None
@@ -234,7 +232,33 @@ class Relay:
             self._open(fresh=True)
             return
         when = "in the middle of the answer" if self._is_stream else "before an answer"
-        self._attempt_failed(UpstreamError(f"{reason} {when}", code="upstream_disconnected"))
+        error = UpstreamError(f"{reason} {when}", code="upstream_disconnected")
+        self._guarded(self._finish_stream if self._is_stream else self._attempt_failed, error)
+
+    def _finish_stream(self, broken: UpstreamError) -> None:
+        """No more events come. Whether the answer is whole is seen in them, not in the framing."""
+        run = self.run
+        before = run.state
+        block, said = run.feed_end(self._loop.time())
+        if block:
+            if before is not State.STREAMING:
+                self._on_first_output()
+            self._send(block)
+        if said in {Meaning.DONE, Meaning.FINISH}:
+            self._complete()
+        elif said is Meaning.ERROR:
+            self._on_told_error()
+        else:
+            self._attempt_failed(broken)
+
+    def _guarded(self, finish: Callable[..., None], *arguments: UpstreamError) -> None:
+        """Ends the attempt, one way or another."""
+        try:
+            finish(*arguments)
+        except (UpstreamError, LedgerFull) as error:
+            self._attempt_failed(error)
+        except Exception:
+            self._on_fault()
 
     def _on_first_output(self) -> None:
         """Nothing can fail over any more; the caller may know the status."""
@@ -257,7 +281,7 @@ class Relay:
     def _on_told_error(self) -> None:
         """The upstream's own error event stands in the stream; the readers have it."""
         error = UpstreamError("reported an error in the stream", code="upstream_error_event")
-        self._attempt_failed(error, told=True)
+        self._attempt_failed(error)
 
     # --- plain answers ------------------------------------------------------------------------
 
@@ -300,12 +324,10 @@ class Relay:
 
     # --- how it ends --------------------------------------------------------------------------
 
-    def _attempt_failed(
-        self, error: TidegateError, *, answer: Answer | None = None, told: bool = False
-    ) -> None:
+    def _attempt_failed(self, error: TidegateError, *, answer: Answer | None = None) -> None:
         """The try under way is over: the next target, or the end.
 
-        `answer` is what the upstream itself said; `told` if its own error event has been relayed.
+        `answer` is what the upstream itself said.
         """
         assert self.target is not None
         name = self.target.pool.name
@@ -321,7 +343,7 @@ class Relay:
                 self.begin()
                 return
         self.answer = answer
-        self._end(Happening.FAIL, reason, error.code, told=told)
+        self._end(Happening.FAIL, reason, error.code)
 
     def expire(self, expiry: Expiry) -> None:
         """A limit has been reached."""
@@ -344,6 +366,12 @@ class Relay:
         self._let_go_of_upstream()
         self._end(Happening.EXPIRE, reason, "swept")
 
+    def _refuse(self, reason: str) -> None:
+        """The caller's own mistake, seen late."""
+        body = chat.error_body(reason, "invalid_request_error", "bad_request")
+        self.answer = Answer(400, "application/json", body)
+        self._end(Happening.FAIL, reason, "bad_request")
+
     def _complete(self) -> None:
         self._end(Happening.COMPLETE, None, None)
 
@@ -353,13 +381,13 @@ class Relay:
         self._let_go_of_upstream()
         self._end(Happening.FAIL, "internal error of tidegate", "internal_error")
 
-    def _end(
-        self, happening: Happening, reason: str | None, code: str | None, *, told: bool = False
-    ) -> None:
+    def _end(self, happening: Happening, reason: str | None, code: str | None) -> None:
         """The one way to an end: the record, the reason to all readers, nothing left upstream."""
         run = self.run
         if run.end_disabled:
             return
+        # Where the upstream's own error event stands in the stream, the readers have it.
+        told = run.state is State.STREAMING and run.verdict() is Meaning.ERROR
         if not run.end(happening, reason, code, self._loop.time(), time.time()):
             return
         self._let_go_of_upstream()

@@ -72,7 +72,9 @@ class Subscriber:
         closing = self.run.released or self.dropped is not None
         limit_s = limits.close_flush_s if closing else limits.stall_s
         if self._client is not None:
-            self.outbound_bytes = self._client.outbound_bytes
+            before, self.outbound_bytes = self.outbound_bytes, self._client.outbound_bytes
+            if self.outbound_bytes != before:
+                self.on_progress()
             if self._client.stalled_s(now_s) >= limit_s:
                 self.dropped = self.dropped or f"subscriber read nothing for {limit_s:g} s"
                 self._client.abort()

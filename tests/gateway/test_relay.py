@@ -1,0 +1,788 @@
+"""One answer on its way: attempts before the first output, the first output, and every end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from itertools import count
+
+import pytest
+
+from fakes.client import Stream, open_chat, words
+from fakes.client import chat as unlimited_chat
+from fakes.machine import until
+from fakes.upstream import DONE, ERROR, FINISH, OK, ROLE, ScriptedUpstream, chunk, numbered
+from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, RawUpstream, Rig, chunked, plain
+from tidegate.core.ledger import RECORD_BYTES, Entry
+from tidegate.core.run import HOLD_BYTES, HOLD_EVENTS, State
+from tidegate.core.settings import LimitOverrides, Upstream
+from tidegate.gateway.relay import Relay
+from tidegate.gateway.subscriber import KEEP_ALIVE
+
+ON_BOTH_LOOPS = True
+BOTH = {"both": ["box/first", "box1/second"]}
+WORD = chunk(content="word ")
+
+
+async def chat(base_url: str, model: str, *, stream: bool = True) -> Stream:
+    """Asks and reads all of the answer, which comes in time or not at all."""
+    return await asyncio.wait_for(unlimited_chat(base_url, model, stream=stream), DEADLINE_S)
+
+
+def errors(stream: Stream) -> list[str]:
+    """The messages of its error events, or of its body."""
+    if stream.status != 200:
+        return [json.loads(stream.body)["error"]["message"]]
+    return [event.error["message"] for event in stream.events if event.error]
+
+
+def told(stream: Stream) -> str:
+    """The one reason why it broke off; the body ends cleanly and without the marker."""
+    (message,) = errors(stream)
+    assert stream.clean
+    assert DONE not in stream.body
+    assert stream.status != 200 or stream.events[-1].error is not None
+    return message
+
+
+def sends(*pieces: bytes, hang: bool = True, wait_s: float = 0.0):
+    """A play: answers each request with these pieces."""
+
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        for piece in pieces:
+            await peer.send(piece)
+            await asyncio.sleep(wait_s)
+        if hang:
+            await peer.hang()
+
+    return play
+
+
+def always(answer: bytes):
+    """A play: answers every request with this."""
+
+    async def play(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            await peer.send(answer)
+
+    return play
+
+
+whole = always(HEAD + chunked(*OK) + LAST)
+
+
+# --- before the first output ----------------------------------------------------------------------
+
+
+async def refuse(peer: Peer) -> None:
+    peer.reset()
+
+
+ERROR_BODY = b'{"error":{"message":"no","type":"x","param":null,"code":"c"}}'
+
+
+@pytest.mark.parametrize(
+    ("play", "why"),
+    [
+        (refuse, ""),
+        (sends(hang=False), "closed the connection before an answer"),
+        (sends(HEAD[:20], hang=False), "closed the connection before an answer"),
+        (sends(HEAD, hang=False), "closed the connection"),
+        (sends(HEAD + chunked(ROLE) + LAST), "ended the stream before"),
+        (sends(HEAD + chunked(ROLE, ROLE), hang=False), "closed the connection"),
+        (sends(HEAD + chunked(ERROR) + LAST), "overloaded"),
+        (sends(HEAD + chunked(ROLE, ERROR)), "overloaded"),
+        (sends(HEAD + LAST), "ended the stream before"),
+        (sends(plain(b"{}")), "without a stream"),
+        (sends(plain(b"{}", b"202 Accepted")), "without a stream"),
+        (sends(b"HTTP/1.1 204 No Content\r\n\r\n"), "without a stream"),
+        *[(sends(plain(ERROR_BODY, b"%d X" % status)), f"answered {status}: no")
+          for status in (408, 429, 500, 502, 503, 504, 507, 529)],
+    ],
+)  # fmt: skip
+async def test_a_failure_goes_on_to_the_next_target(rigs, raw_upstream, play, why: str) -> None:
+    """Nothing of the first attempt reaches the client, and nothing of it is held."""
+    first, second = await raw_upstream(play), await raw_upstream(whole)
+    rig: Rig = await rigs(first, second, models=BOTH)
+    answer = await chat(rig.base_url, "both")
+    assert (answer.status, bytes(answer.body)) == (200, b"".join(OK))
+    run = rig.relay().run
+    assert [attempt.upstream for attempt in run.attempts] == ["box", "box1"]
+    assert why in str(run.attempts[0].outcome)
+    assert run.attempts[0].held_bytes == 0
+    assert run.account.entries[Entry.HELD] == run.account.entries[Entry.PARTIAL] == 0
+    assert (rig.pool("box").state, rig.pool("box1").state) == ("failing", "ok")
+    pool = rig.pool("box")
+    await until(lambda: len(pool._open) == len(pool._idle), DEADLINE_S, "the first is let go")
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422, 451])
+async def test_a_mistake_of_the_caller_is_passed_on_untouched(
+    rigs, raw_upstream, status: int
+) -> None:
+    """Body, type and status are the upstream's own; no other target is asked."""
+    body = b'{ "error" :  "as it was" }'
+    first = await raw_upstream(
+        always(plain(body, b"%d X" % status, b"X-Request-Id: r1", b"X-Other: no"))
+    )
+    second = await raw_upstream(whole)
+    rig = await rigs(first, second, models=BOTH)
+    for stream in (True, False):
+        answer = await chat(rig.base_url, "both", stream=stream)
+        assert (answer.status, bytes(answer.body)) == (status, body)
+        assert answer.headers["x-request-id"] == "r1"
+        assert "x-other" not in answer.headers
+    assert not second.peers
+
+
+async def test_the_last_target_s_own_words_are_passed_on(rigs, raw_upstream) -> None:
+    """With nobody left to ask, 429 and its Retry-After are what the client gets."""
+    first = await raw_upstream(sends(plain(b"{}", b"500 X")))
+    second = await raw_upstream(sends(plain(ERROR_BODY, b"429 X", b"Retry-After: 7")))
+    rig = await rigs(first, second, models=BOTH)
+    answer = await chat(rig.base_url, "both")
+    assert (answer.status, bytes(answer.body)) == (429, ERROR_BODY)
+    assert answer.headers["retry-after"] == "7"
+    assert rig.relay().run.reason == 'upstream "box1" answered 429: no'
+
+
+async def test_an_earlier_target_s_words_are_not_the_last_one_s(rigs, raw_upstream) -> None:
+    """What is told is what ended it: the second one hung up."""
+    first = await raw_upstream(sends(plain(ERROR_BODY, b"429 X", b"Retry-After: 7")))
+    second = await raw_upstream(sends(hang=False))
+    rig = await rigs(first, second, models=BOTH)
+    answer = await chat(rig.base_url, "both")
+    assert answer.status == 502
+    assert "retry-after" not in answer.headers
+    assert 'upstream "box1" closed' in told(answer)
+
+
+async def test_redirects_are_not_followed(rigs, raw_upstream) -> None:
+    """Nor tried elsewhere: it is a mistake in the config."""
+    first = await raw_upstream(sends(plain(b"{}", b"307 X", b"Location: http://h/")))
+    second = await raw_upstream(whole)
+    rig = await rigs(first, second, models=BOTH)
+    answer = await chat(rig.base_url, "both")
+    assert answer.status == 502
+    assert "redirects are not followed" in told(answer)
+    assert not second.peers
+
+
+async def test_a_late_first_output_goes_on_to_the_next_target(rigs, raw_upstream) -> None:
+    """first_output_s, with a role and comments in the meantime, which are no output."""
+    first = await raw_upstream(sends(HEAD + chunked(ROLE), *[chunked(b": x\n\n")] * 9, wait_s=0.02))
+    second = await raw_upstream(whole)
+    rig = await rigs(first, second, models=BOTH, first_output_s=0.3)
+    answer = await chat(rig.base_url, "both")
+    assert bytes(answer.body) == b"".join(OK)
+    run = rig.relay().run
+    assert run.attempts[0].outcome == 'upstream "box" sent no output for 0.3 s'
+    await until(lambda: first.peers[0].gone, DEADLINE_S, "the first one is let go")
+
+
+async def test_without_another_target_a_late_first_output_is_a_504(rigs, raw_upstream) -> None:
+    """The reason names the limit and the upstream."""
+    rig = await rigs(await raw_upstream(sends(HEAD + chunked(ROLE))), first_output_s=0.2)
+    answer = await chat(rig.base_url, "m")
+    assert answer.status == 504
+    assert told(answer) == 'upstream "box" sent no output for 0.2 s'
+    assert rig.relay().run.state is State.EXPIRED
+
+
+async def test_waiting_for_a_place_is_not_waiting_for_output(rigs, raw_upstream) -> None:
+    """A run that fails over to a busy upstream waits there for its turn, holding nothing."""
+    busy = asyncio.Event()
+
+    async def play(peer: Peer) -> None:
+        request = await peer.request()
+        if b"occupy" in request:
+            await busy.wait()
+        await peer.send(HEAD + chunked(*OK) + LAST)
+        await peer.hang()
+
+    first = await raw_upstream(sends(HEAD + chunked(ROLE)))
+    second = await raw_upstream(play)
+    rig = await rigs(
+        Upstream(name="box", url=first.url),
+        Upstream(name="box1", url=second.url, max_concurrent=1),
+        models=BOTH,
+        first_output_s=0.3,
+        queue_s=20.0,
+    )
+    occupant = await open_chat(rig.base_url, "box1/occupy")
+    await until(lambda: rig.pool("box1").active, DEADLINE_S, "the second one is busy")
+    rig.relay().run.limits = rig.settings.limits.__class__(first_output_s=60.0)
+    waiting = await open_chat(rig.base_url, "both")
+    await until(lambda: rig.pool("box1").status().queued, DEADLINE_S, "it waits for its turn")
+    run = rig.relay().run
+    assert run.account.entries[Entry.HELD] == run.account.entries[Entry.PARTIAL] == 0
+    await asyncio.sleep(0.5)  # first_output_s and more
+    assert not run.is_over, run.reason
+    busy.set()
+    for stream in (occupant, waiting):
+        await stream.read_all()
+        assert bytes(stream.body) == b"".join(OK)
+
+
+async def test_a_failure_in_the_queue_tells_the_limit(rigs, raw_upstream) -> None:
+    """queue_s counts from when the waiting began, also behind a failed attempt."""
+    first = await raw_upstream(sends(hang=False, wait_s=0.0))
+    second = await raw_upstream(sends())
+    rig = await rigs(
+        Upstream(name="box", url=first.url),
+        Upstream(name="box1", url=second.url, max_concurrent=1),
+        models=BOTH,
+        queue_s=0.3,
+    )
+    await open_chat(rig.base_url, "box1/occupy")
+    await until(lambda: rig.pool("box1").active, DEADLINE_S, "the second one is busy")
+    answer = await chat(rig.base_url, "both")
+    assert answer.status == 503
+    assert "queue_s = 0.3 s" in told(answer)
+    assert rig.pool("box1").status().queued == 0
+
+
+# --- what is held, and when the status is sent ----------------------------------------------------
+
+
+async def test_after_the_hold_a_late_output_is_a_whole_answer(rigs, raw_upstream) -> None:
+    """The status goes out, keep-alives follow, and then what was held, all of it."""
+    upstream = await raw_upstream(sends(HEAD + chunked(ROLE), chunked(*OK[1:]) + LAST, wait_s=0.4))
+    rig = await rigs(upstream, hold_s=0.1, keepalive_s=0.1)
+    stream = await open_chat(rig.base_url, "m")
+    await stream.head()
+    assert rig.relay().run.state is State.CONNECTING
+    await stream.read_all()
+    assert bytes(stream.body).replace(KEEP_ALIVE, b"") == b"".join(OK)
+    assert bytes(stream.body).count(KEEP_ALIVE) >= 1
+    assert stream.clean
+
+
+async def test_after_the_hold_a_failure_is_an_error_event(rigs, raw_upstream) -> None:
+    """Whatever it is, an answer of the upstream's own included: the 200 is out."""
+    late = [
+        sends(HEAD + chunked(ROLE), LAST, wait_s=0.3),
+        sends(b"", plain(ERROR_BODY, b"400 X"), wait_s=0.3),
+        sends(b"", plain(ERROR_BODY, b"503 X"), wait_s=0.3),
+        sends(b"", plain(b"{}", b"202 Accepted"), wait_s=0.3),
+        sends(b"", plain(b"{}"), wait_s=0.3),
+        sends(b"", b"HTTP/1.1 204 No Content\r\n\r\n", wait_s=0.3),
+        sends(b"", wait_s=0.3, hang=False),
+    ]
+    for play in late:
+        rig = await rigs(await raw_upstream(play), hold_s=0.05)
+        stream = await open_chat(rig.base_url, "m")
+        await stream.head()
+        assert stream.status == 200
+        await stream.read_all()
+        assert 'upstream "box"' in told(stream)
+        assert rig.relay().run.state is State.FAILED
+
+
+async def test_after_the_hold_it_can_still_fail_over(rigs, raw_upstream) -> None:
+    """Until the first output nothing is lost."""
+    first = await raw_upstream(sends(HEAD + chunked(ROLE), hang=False, wait_s=0.3))
+    second = await raw_upstream(whole)
+    rig = await rigs(first, second, models=BOTH, hold_s=0.05)
+    stream = await open_chat(rig.base_url, "both")
+    await stream.head()
+    assert not second.peers
+    await stream.read_all()
+    assert bytes(stream.body) == b"".join(OK)
+
+
+EMPTY = b'data: {"choices":[],"padding":"' + b"." * 9000 + b'"}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("event", "most"), [(ROLE, HOLD_EVENTS), (EMPTY, HOLD_BYTES // len(EMPTY) + 1)]
+)
+async def test_not_more_than_this_is_held(rigs, raw_upstream, event: bytes, most: int) -> None:
+    """64 events or 256 KiB without output are sent, and what fails then is told in the stream."""
+    go_on = asyncio.Event()
+
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(HEAD)
+        for _ in range(most - 1):
+            await peer.send(chunked(event))
+        await go_on.wait()
+        await peer.send(chunked(event))
+        await peer.hang()
+
+    rig = await rigs(await raw_upstream(play), hold_s=30.0, idle_s=0.3)
+    stream = await open_chat(rig.base_url, "m")
+    await until(lambda: rig.gateway.registry.total, DEADLINE_S, "the run is there")
+    run = rig.relay().run
+    await until(
+        lambda: run.attempts and run.attempt.held_events == most - 1, DEADLINE_S, "all but one came"
+    )
+    assert run.state is State.CONNECTING
+    assert run.account.entries[Entry.HELD] >= len(event) * (most - 1)
+    go_on.set()
+    await stream.read_all()
+    assert len(stream.events) == most + 1
+    assert "idle for 0.3 s" in told(stream)
+
+
+# --- after the first output -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rest", "hang", "why"),
+    [
+        ((), False, "closed the connection in the middle of the answer"),
+        ((LAST,), True, "ended the stream before the answer was complete"),
+        ((b"zz\r\n",), True, "not HTTP"),
+        ((chunked(b"data: " + b"x" * 5_000_000),), True, "more than 4194304 bytes"),
+        ((chunked(b"data: cut off"), LAST), True, "ended the stream before"),
+        ((), True, "idle for 0.3 s"),
+    ],
+    ids=["close", "end", "garbage", "huge event", "half an event", "silence"],
+)
+async def test_death_in_the_middle_is_told_and_never_mended(
+    rigs, raw_upstream, rest: tuple[bytes, ...], hang: bool, why: str
+) -> None:
+    """One error event, no marker, no other target: two answers are never spliced."""
+    first = await raw_upstream(sends(HEAD + chunked(ROLE, WORD), *rest, hang=hang, wait_s=0.05))
+    second = await raw_upstream(whole)
+    rig = await rigs(first, second, models=BOTH, idle_s=0.3)
+    answer = await chat(rig.base_url, "both")
+    assert words(answer.events) == ["word "]
+    message = told(answer)
+    assert why in message
+    assert 'upstream "box"' in message
+    assert rig.relay().run.reason == message
+    assert not second.peers
+    pool = rig.pool()
+    await until(lambda: len(pool._open) == len(pool._idle), DEADLINE_S, "the upstream is let go")
+
+
+@pytest.mark.parametrize(
+    ("rest", "hang"),
+    [
+        ((LAST,), True),
+        ((), False),
+        ((), True),
+        ((chunked(b": bye\n\n"), LAST), True),
+    ],
+    ids=["end", "close", "silence", "comment"],
+)
+async def test_an_error_of_the_upstream_s_is_told_once(
+    rigs, raw_upstream, rest: tuple[bytes, ...], hang: bool
+) -> None:
+    """Its own error event stands in the stream: however it goes on, there is no second one."""
+    upstream = await raw_upstream(sends(HEAD + chunked(ROLE, WORD, ERROR), *rest, hang=hang))
+    rig = await rigs(upstream, idle_s=0.3)
+    answer = await chat(rig.base_url, "m")
+    assert told(answer) == "the fake is overloaded"
+    run = rig.relay().run
+    assert run.state in {State.FAILED, State.EXPIRED}
+    assert run.window.next_seq == 3
+
+
+async def test_an_error_before_the_marker_is_a_failure(rigs, raw_upstream) -> None:
+    """The marker is passed on as it came, but the run has not completed."""
+    rig = await rigs(await raw_upstream(sends(HEAD + chunked(ROLE, WORD, ERROR, DONE) + LAST)))
+    answer = await chat(rig.base_url, "m")
+    assert errors(answer) == ["the fake is overloaded"]
+    assert rig.relay().run.state is State.FAILED
+
+
+@pytest.mark.parametrize(
+    ("rest", "hang"),
+    [((LAST,), True), ((), False), ((chunked(b": bye\n\n"),), False)],
+    ids=["end", "close", "comment and close"],
+)
+async def test_a_finish_reason_is_an_end_and_no_marker_is_invented(
+    rigs, raw_upstream, rest: tuple[bytes, ...], hang: bool
+) -> None:
+    """Whatever ends the body after it: the answer was whole."""
+    upstream = await raw_upstream(sends(HEAD + chunked(ROLE, WORD, FINISH), *rest, hang=hang))
+    rig = await rigs(upstream)
+    answer = await chat(rig.base_url, "m")
+    assert bytes(answer.body) == ROLE + WORD + FINISH
+    assert answer.clean
+    assert rig.relay().run.state is State.COMPLETED
+
+
+async def test_usage_behind_the_finish_reason_is_waited_for(rigs, raw_upstream) -> None:
+    """A finish_reason ends nothing by itself."""
+    usage = b'data: {"choices":[],"usage":{"total_tokens":3}}\n\n'
+    upstream = await raw_upstream(
+        sends(HEAD + chunked(ROLE, WORD, FINISH), chunked(usage), chunked(DONE), wait_s=0.1)
+    )
+    rig = await rigs(upstream)
+    answer = await chat(rig.base_url, "m")
+    assert bytes(answer.body) == ROLE + WORD + FINISH + usage + DONE
+
+
+@pytest.mark.parametrize("marker", [DONE, b"data:[DONE]\n\n", b"data: [DONE]\r\n\r\n"])
+async def test_the_marker_ends_the_answer_whatever_the_connection_does(
+    rigs, raw_upstream, marker: bytes
+) -> None:
+    """An upstream that keeps the body open after it holds nobody up, and is let go."""
+    upstream = await raw_upstream(sends(HEAD + chunked(ROLE, WORD, marker)))
+    rig = await rigs(upstream, idle_s=30.0)
+    answer = await chat(rig.base_url, "m")
+    assert bytes(answer.body) == ROLE + WORD + marker
+    assert rig.relay().run.state is State.COMPLETED
+    assert rig.pool().active == 0
+    await until(lambda: upstream.peers[0].gone, DEADLINE_S, "the upstream is let go")
+
+
+async def test_a_clean_end_keeps_the_connection_for_the_next_run(rigs, raw_upstream) -> None:
+    """One connection, many answers."""
+    upstream: RawUpstream = await raw_upstream(whole)
+    rig = await rigs(upstream)
+    for _ in range(5):
+        assert bytes((await chat(rig.base_url, "m")).body) == b"".join(OK)
+    assert len(upstream.peers) == 1
+
+
+async def test_a_kept_connection_that_died_is_replaced_once(rigs, raw_upstream) -> None:
+    """Not a fault of the upstream; but a fresh connection that dies is one."""
+    served = count()
+
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        if next(served) < 2:
+            await peer.send(HEAD + chunked(*OK) + LAST)
+            await peer.request()
+
+    upstream = await raw_upstream(play)
+    rig = await rigs(upstream)
+    for _ in range(2):
+        assert bytes((await chat(rig.base_url, "m")).body) == b"".join(OK)
+        assert rig.pool().state == "ok"
+    answer = await chat(rig.base_url, "m")
+    assert answer.status == 502
+    assert "before an answer" in told(answer)
+    assert len(upstream.peers) == 3
+
+
+async def test_a_kept_connection_that_answers_in_part_is_not_retried(rigs, raw_upstream) -> None:
+    """The request was at work: asking again could do its work twice."""
+
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(HEAD + chunked(*OK) + LAST)
+        await peer.request()
+        await peer.send(HEAD[:10])
+
+    upstream = await raw_upstream(play)
+    rig = await rigs(upstream)
+    await chat(rig.base_url, "m")
+    answer = await chat(rig.base_url, "m")
+    assert answer.status == 502
+    assert len(upstream.peers) == 1
+
+
+# --- clocks ---------------------------------------------------------------------------------------
+
+
+async def test_the_idle_clock_runs_from_the_first_output_on(rigs, raw_upstream) -> None:
+    """Also where the first output came late, and first_output_s would be long."""
+    upstream = await raw_upstream(sends(HEAD + chunked(ROLE), chunked(WORD), wait_s=0.3))
+    rig = await rigs(upstream, hold_s=0.05, idle_s=0.3, first_output_s=60.0)
+    answer = await asyncio.wait_for(chat(rig.base_url, "m"), 5)
+    assert "idle for 0.3 s" in told(answer)
+
+
+async def test_no_comment_is_progress(rigs, raw_upstream) -> None:
+    """Neither the upstream's nor ours move the idle clock."""
+
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(HEAD + chunked(ROLE, WORD))
+        while True:
+            await peer.send(chunked(b": still here\n\n"))
+            await asyncio.sleep(0.02)
+
+    rig = await rigs(await raw_upstream(play), idle_s=0.4, keepalive_s=0.05)
+    answer = await asyncio.wait_for(chat(rig.base_url, "m"), 5)
+    assert "idle for 0.4 s" in told(answer)
+    assert bytes(answer.body).count(KEEP_ALIVE) >= 3
+    assert b"still here" not in answer.body
+    assert KEEP_ALIVE not in rig.relay().run.window.read(rig.relay().run.window.cursor(0))[0]
+
+
+async def test_total_s_ends_whatever_goes_on(rigs, raw_upstream) -> None:
+    """Steady output is no excuse."""
+
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(HEAD + chunked(ROLE))
+        for number in count():
+            await peer.send(chunked(numbered(number)))
+            await asyncio.sleep(0.01)
+
+    rig = await rigs(await raw_upstream(play), total_s=0.4)
+    answer = await asyncio.wait_for(chat(rig.base_url, "m"), 5)
+    assert told(answer) == "took longer than total_s = 0.4 s"
+    assert rig.relay().run.state is State.EXPIRED
+    await until(lambda: not rig.pool()._open, DEADLINE_S, "the upstream is let go")
+
+
+async def test_a_model_s_own_limits_hold_for_its_target(rigs, raw_upstream) -> None:
+    """Each attempt has the limits of the place where it is made."""
+    first, second = await raw_upstream(sends()), await raw_upstream(sends())
+    rig = await rigs(
+        Upstream(name="box", url=first.url, limits=LimitOverrides(first_output_s=0.1)),
+        Upstream(name="box1", url=second.url, limits=LimitOverrides(first_output_s=0.2)),
+        models=BOTH,
+    )
+    answer = await chat(rig.base_url, "both")
+    assert told(answer) == 'upstream "box1" sent no output for 0.2 s'
+    assert rig.relay().run.attempts[0].outcome == 'upstream "box" sent no output for 0.1 s'
+
+
+# --- clients that go ------------------------------------------------------------------------------
+
+
+async def test_without_grace_the_upstream_goes_with_its_client(rigs, raw_upstream) -> None:
+    """While connecting, before the head, while held, in the stream, in a plain answer."""
+    plays = [sends(), sends(HEAD), sends(HEAD + chunked(ROLE)), sends(HEAD + chunked(ROLE, WORD))]
+    for play, stream in [(play, True) for play in plays] + [(sends(), False)]:
+        upstream = await raw_upstream(play)
+        rig = await rigs(upstream, disconnect_grace_s=0.0)
+        client = await open_chat(rig.base_url, "m", stream=stream)
+        await until(lambda up=upstream: up.peers, DEADLINE_S, "the upstream was asked")
+        await asyncio.sleep(0.05)
+        relay = rig.relay()
+        await client.vanish()
+        await until(lambda up=upstream: up.peers[0].gone, DEADLINE_S, "it was let go")
+        assert relay.run.state is State.CANCELLED
+        assert relay.run.reason == "cancelled: client disconnected"
+        assert rig.pool().active == 0
+
+
+async def test_a_client_that_goes_while_it_waits_leaves_the_queue(rigs, raw_upstream) -> None:
+    """Its turn goes to the next one."""
+    upstream = await raw_upstream(sends())
+    rig = await rigs(Upstream(name="box", url=upstream.url, max_concurrent=1))
+    await open_chat(rig.base_url, "m")
+    await until(lambda: rig.pool().active, DEADLINE_S, "the first one has the place")
+    client = await open_chat(rig.base_url, "m")
+    await until(lambda: rig.pool().status().queued, DEADLINE_S, "the second one waits")
+    await client.vanish()
+    await until(lambda: not rig.pool().status().queued, DEADLINE_S, "it waits no longer")
+    assert rig.relay().run.state is State.CANCELLED
+
+
+async def test_who_comes_back_within_the_grace_finds_it_running(rigs, raw_upstream) -> None:
+    """And nothing is missing; who leaves again starts the grace anew."""
+    go_on = asyncio.Event()
+
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(HEAD + chunked(ROLE, numbered(0)))
+        await go_on.wait()
+        await peer.send(chunked(numbered(1), FINISH, DONE) + LAST)
+        await peer.hang()
+
+    rig = await rigs(await raw_upstream(play), disconnect_grace_s=1.0)
+    client = await open_chat(rig.base_url, "m")
+    await client.read_events(2)
+    await client.vanish()
+    run = rig.relay().run
+    await until(lambda: run.readers == 0, DEADLINE_S, "it is abandoned")
+    again = await Stream.open(rig.base_url, f"/v1/runs/{run.id}/stream?starting_after=0")
+    await again.read_events(1)
+    await asyncio.sleep(1.1)
+    assert run.state is State.STREAMING
+    go_on.set()
+    await again.read_rest()
+    assert [event.id for event in again.events] == ["1", "2", "3", "4"]
+    assert run.state is State.COMPLETED
+
+
+async def test_whoever_is_to_continue_is_not_cancelled(rigs, raw_upstream) -> None:
+    """x-on-disconnect: continue, at whatever stage the client went."""
+    go_on = asyncio.Event()
+
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        await go_on.wait()
+        await peer.send(HEAD + chunked(*OK) + LAST)
+        await peer.hang()
+
+    upstream = await raw_upstream(play)
+    rig = await rigs(upstream, disconnect_grace_s=0.0)
+    client = await open_chat(rig.base_url, "m", headers={"x-on-disconnect": "continue"})
+    await until(lambda: upstream.peers, DEADLINE_S, "the upstream was asked")
+    run = rig.relay().run
+    await client.vanish()
+    await until(lambda: run.readers == 0, DEADLINE_S, "the client is gone")
+    await asyncio.sleep(0.1)
+    go_on.set()
+    await until(lambda: run.is_over, DEADLINE_S, "it went on to its end")
+    assert (run.state, run.window.next_seq) == (State.COMPLETED, len(OK))
+
+
+# --- pausing --------------------------------------------------------------------------------------
+
+
+async def flood(peer: Peer) -> None:
+    await peer.request()
+    await peer.send(HEAD + chunked(ROLE))
+    for number in range(20_000):
+        await peer.send(chunked(numbered(number, 1000)))
+    await peer.send(chunked(FINISH, DONE) + LAST)
+    await peer.hang()
+
+
+async def test_the_upstream_waits_for_the_reader_that_is_furthest_ahead(rigs, raw_upstream) -> None:
+    """One that does not read does not hold up one that does; alone it does; and neither is idle."""
+    rig = await rigs(await raw_upstream(flood), idle_s=0.4, disconnect_grace_s=5.0)
+    slow = await open_chat(rig.base_url, "m", receive_buffer=16 * 1024)
+    await slow.read_events(1)
+    run = rig.relay().run
+    await until(lambda: run.paused_s is not None, DEADLINE_S, "the upstream is paused")
+    held = run.window.next_seq
+    assert held < 10_000
+    await asyncio.sleep(0.8)  # twice idle_s
+    assert run.state is State.STREAMING
+    quick = await Stream.open(rig.base_url, f"/v1/runs/{run.id}/stream")
+    await quick.read_all()
+    assert run.state is State.COMPLETED
+    numbers = [event.id for event in quick.events]
+    assert numbers == [str(n) for n in range(int(numbers[0] or 0), 20_003)]
+    await slow.read_all()  # the window has moved on without it
+    assert "read too slowly" in errors(slow)[-1]
+
+
+async def test_a_slow_reader_gets_every_byte(rigs, raw_upstream) -> None:
+    """Paused and resumed many times; the answer is the upstream's, byte for byte."""
+    rig = await rigs(await raw_upstream(flood), idle_s=5.0)
+    slow = await open_chat(rig.base_url, "m", receive_buffer=16 * 1024)
+    for _ in range(20):
+        await slow.read_events(len(slow.events) + 50)
+        await asyncio.sleep(0.01)
+    await slow.read_rest()
+    expected = ROLE + b"".join(numbered(n, 1000) for n in range(20_000)) + FINISH + DONE
+    assert bytes(slow.body) == expected
+
+
+async def test_what_is_outbound_is_given_back_when_it_was_read(rigs, raw_upstream) -> None:
+    """A reader that catches up is charged for nothing, also when nothing more comes."""
+
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(HEAD + chunked(ROLE, *(numbered(n, 1000) for n in range(1500))))
+        await peer.hang()
+
+    rig = await rigs(await raw_upstream(play))
+    client = await open_chat(rig.base_url, "m", receive_buffer=16 * 1024)
+    await until(lambda: rig.gateway.registry.total, DEADLINE_S, "the run is there")
+    account = rig.relay().run.account
+    await until(lambda: account.entries[Entry.OUTBOUND], DEADLINE_S, "something is outbound")
+    await client.read_events(1501)
+    await until(lambda: not account.entries[Entry.OUTBOUND], DEADLINE_S, "nothing is outbound")
+    assert not rig.relay().run.is_over
+
+
+# --- faults of our own ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["feed", "feed_end", "begin_attempt"])
+async def test_a_fault_of_ours_ends_the_run_and_nothing_else(
+    rigs, scripted_upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """The client is told, the log has it, the upstream is let go, and the next run is served."""
+    from tidegate.core.run import Run
+
+    rig = await rigs(scripted_upstream)
+    real = getattr(Run, where)
+    calls = count()
+
+    def broken(*arguments: object, **more: object) -> object:
+        if next(calls) == (1 if where == "feed" else 0):
+            raise ZeroDivisionError
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(Run, where, broken)
+    model = "finish-no-done" if where == "feed_end" else "numbered:5:20"
+    answer = await chat(rig.base_url, model)
+    assert errors(answer) == ["internal error of tidegate"]
+    assert rig.relay().run.state is State.FAILED
+    assert rig.pool().active == 0
+    assert len(rig.errors) == 1
+    rig.errors.clear()
+    monkeypatch.undo()
+    assert bytes((await chat(rig.base_url, "ok")).body) == b"".join(OK)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+async def test_a_request_that_cannot_be_rewritten_leaves_nothing(
+    rigs, scripted_upstream: ScriptedUpstream, kept: bool
+) -> None:
+    """Whether the connection is fresh or kept: no place, no connection, no run stays behind."""
+    rig = await rigs(scripted_upstream, models={"m": ["box/ok"]})
+    if kept:
+        await chat(rig.base_url, "ok")
+    body = b'{"model":"m","stream":true,"messages":[],"\xff\xfe":1}'
+    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+    writer.write(
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n%b"
+        % (len(body), body)
+    )
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), DEADLINE_S)
+    assert head.startswith(b"HTTP/1.1 400 ")
+    writer.close()
+    await writer.wait_closed()
+    await rig.idle()
+    assert rig.pool().active == 0
+    assert len(rig.pool()._open) == len(rig.pool()._idle)
+    await until(lambda: scripted_upstream.connections == 1, DEADLINE_S, "the fake knows of it")
+
+
+async def test_a_run_costs_its_record_and_its_body_while_it_waits(rigs, raw_upstream) -> None:
+    """Nothing else is charged; the body goes with the first output, for no attempt can follow."""
+    go_on = asyncio.Event()
+
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        await go_on.wait()
+        await peer.send(HEAD + chunked(ROLE, WORD))
+        await peer.hang()
+
+    rig = await rigs(await raw_upstream(play))
+    client = await open_chat(rig.base_url, "m", padding="x" * 10_000)
+    await until(lambda: rig.pool().active, DEADLINE_S, "it is under way")
+    run = rig.relay().run
+    assert run.account.total_bytes == RECORD_BYTES + len(run.body)
+    assert len(run.body) > 10_000
+    go_on.set()
+    await client.read_events(2)
+    assert run.account.entries[Entry.BODY] == 0
+    assert run.body == b""
+
+
+async def test_the_sweep_is_the_net_beneath_an_end_that_never_comes(
+    rigs, raw_upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Live, lagging and waiting readers are told why; no byte and no connection stays."""
+    upstream = await raw_upstream(flood)
+    rig = await rigs(upstream, total_s=1.0, grace_s=0.5, disconnect_grace_s=60.0, close_flush_s=2.0)
+    monkeypatch.setattr(Relay, "_end", lambda *_, **__: None)
+    lagging = await open_chat(rig.base_url, "m", receive_buffer=16 * 1024)
+    await lagging.read_events(1)
+    run = rig.relay().run
+    await until(lambda: run.paused_s is not None, DEADLINE_S, "it lags")
+    live = await Stream.open(
+        rig.base_url, f"/v1/runs/{run.id}/stream?starting_after={run.window.next_seq - 1}"
+    )
+    await live.head()
+    await until(lambda: run.released, DEADLINE_S, "it was swept")
+    assert rig.gateway.registry.find(run.id, None) is None
+    await live.read_all()
+    await lagging.read_all()
+    for stream in (live, lagging):
+        assert "swept: stuck" in errors(stream)[-1]
+        assert stream.clean
+    assert run.state is State.EXPIRED
+    await until(lambda: not rig.gateway.registry.ledger.total_bytes, DEADLINE_S, "no byte is held")
+    await until(lambda: not rig.pool()._open, DEADLINE_S, "the upstream is let go")
