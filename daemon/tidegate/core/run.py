@@ -342,6 +342,14 @@ class Run:
         """How the answer ended, as far as it has come: see `chat.verdict`."""
         return chat.stronger(self._said, chat.verdict(self.window.last_events(chat.TAIL_EVENTS)))
 
+    def shrink(self, keep_bytes: int) -> None:
+        """Drops the oldest events, for memory; what they say about the end is kept."""
+        window = self.window
+        if window.held_bytes > keep_bytes:
+            self._said = self.verdict()
+            window.trim(keep_bytes)
+            self.account.set(Entry.WINDOW, window.held_bytes)
+
     def append_error(self) -> bytes:
         """Records the error event that tells every reader why the answer broke off."""
         assert self.reason is not None

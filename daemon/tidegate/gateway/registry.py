@@ -76,6 +76,8 @@ class Registry:
         self.total += 1
         self._relays[relay.run.id] = relay
         self._plan_sweep(relay)
+        if self._held_back:
+            relay.hold_back(back=True)
 
     def adopt(self, relay: Relay) -> None:
         """A finished run of another generation, to be kept for its readers."""
@@ -244,7 +246,10 @@ class Registry:
     # --- when memory is short -----------------------------------------------------------------
 
     def _relieve(self) -> None:
-        """Called when the ledger is tight: finished windows go first, then upstreams wait."""
+        """Called when the ledger is tight: finished windows go, then what readers have behind them.
+
+        Then the upstreams of slow readers wait.
+        """
         swept = Swept()
         while self.ledger.is_tight and self._finished:
             oldest = next(iter(self._finished.values()))
@@ -253,7 +258,7 @@ class Registry:
             self.last_sweep = f"finished runs, for memory: {swept}"
         self._report(swept)
         if self.ledger.is_tight and not self._held_back:
-            log.warning("the ledger is tight: upstreams wait until readers catch up")
+            log.warning("the ledger is tight: windows shrink, and slow readers' upstreams wait")
             self._hold_back(back=True)
 
     def _hold_back(self, *, back: bool) -> None:

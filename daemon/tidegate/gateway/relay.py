@@ -24,6 +24,7 @@ from tidegate.core.errors import LedgerFull, TidegateError, UpstreamError
 from tidegate.core.ledger import Entry
 from tidegate.core.run import Happening, Run, State
 from tidegate.core.settings import Limits
+from tidegate.core.window import SEGMENT_BYTES
 from tidegate.gateway.connection import UpstreamConnection
 from tidegate.gateway.metrics import Histogram
 from tidegate.gateway.subscriber import StreamSubscriber, Subscriber
@@ -97,7 +98,7 @@ class Relay:
         self._is_stream = False  # what the upstream is sending right now is the stream
         self._status = 0
         self._headers: dict[str, str] = {}
-        self._held_back = False  # the ledger asked us to stop reading
+        self._held_back = False  # the ledger is tight
 
     def __repr__(self) -> str:
         return f"<Relay {self.run!r} {len(self.subscribers)} subscribers>"
@@ -213,6 +214,8 @@ class Relay:
         run.account.set(Entry.OUTBOUND, outbound)
         if outbound:
             self._watch_outbound()
+        if self._held_back:
+            self._shrink_window()
         if lagging:
             self._balance()
 
@@ -485,9 +488,23 @@ class Relay:
         return min(due_s, hold_s) if hold_s > self._loop.time() else due_s
 
     def hold_back(self, *, back: bool) -> None:
-        """The ledger is tight, or no longer: stop reading, or go on."""
+        """The ledger is tight, or no longer.
+
+        While it is, a run keeps what its readers still need, and reads on when they have it. One
+        whose readers keep up goes on, and one that nobody reads, until there is no room at all: to
+        stop them would free nothing.
+        """
         self._held_back = back
+        if back:
+            self._shrink_window()
         self._balance()
+
+    def _shrink_window(self) -> None:
+        """Drops what all readers have; where there is none, somebody may still come for it."""
+        if self.subscribers:
+            run = self.run
+            lag = run.window.end.offset - min(s.cursor.offset for s in self.subscribers)
+            run.shrink(lag + 2 * SEGMENT_BYTES if lag else 0)
 
     def _balance(self) -> None:
         """Pauses the upstream when every reader lags far behind, and reads on when one is near."""
@@ -498,7 +515,7 @@ class Relay:
         if self.subscribers and not run.keep_running:
             lag = run.window.end.offset - max(s.cursor.offset for s in self.subscribers)
         allowed = PAUSE_LAG_BYTES if run.paused_s is None else RESUME_LAG_BYTES
-        if self._held_back or lag > allowed:
+        if lag > (0 if self._held_back else allowed):
             run.pause(self._loop.time())
             self._connection.pause()
         elif run.paused_s is not None:
