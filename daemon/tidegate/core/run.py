@@ -34,6 +34,8 @@ PIECE_BYTES = sys.getsizeof(b"") + 8  # what a held piece costs beside its conte
 class State(Enum):
     """Where a run stands."""
 
+    __hash__ = object.__hash__  # Enum's own is written in Python, and costs 0.3 us each time
+
     QUEUED = "queued"
     CONNECTING = "connecting"
     STREAMING = "streaming"
@@ -45,6 +47,8 @@ class State(Enum):
 
 class Happening(Enum):
     """What can befall a run."""
+
+    __hash__ = object.__hash__
 
     QUEUE = "queue"  # the next try has to wait for a place
     ATTEMPT = "attempt"  # a try at an upstream begins

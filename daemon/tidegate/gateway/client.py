@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from aiohttp import HttpVersion10, web
 
-from tidegate.gateway.server import ClientProtocol
+from tidegate.gateway.server import WRITE_HIGH_WATER_BYTES, ClientProtocol
 
-# Above this a subscriber lags. A fast reader never has this much in user space; 4,096 slow ones
-# with this much each are 256 MiB, which the ledger sees.
-HIGH_WATER_BYTES = 64 * 1024
+# Above this a subscriber lags, and `drained` waits. A fast reader never has this much in user
+# space; 4,096 slow ones with this much each are 256 MiB, which the ledger sees.
+HIGH_WATER_BYTES = WRITE_HIGH_WATER_BYTES
 
 
 class Written(web.StreamResponse):
@@ -41,14 +41,15 @@ class Client:
         "_written",
         "closes",
         "http10",
+        "loop",
     )
 
     def __init__(self, request: web.BaseRequest) -> None:
         transport, protocol = request.transport, request.protocol
         if transport is None or not isinstance(protocol, ClientProtocol):
             raise ConnectionResetError("the client is gone")
+        self.loop = protocol.loop
         self._transport = transport
-        self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
         self._writer = request.writer
         self._written = self._taken = 0
         self._progress_s: float | None = None
@@ -90,6 +91,8 @@ class Client:
 
     async def flushed(self) -> None:
         """Waits until the kernel has taken everything. Whoever calls watches `stalled_s`."""
+        if not self.outbound_bytes:
+            return
         self._transport.set_write_buffer_limits(high=0)
         await self._writer.drain()
         self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)

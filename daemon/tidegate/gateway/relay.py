@@ -192,24 +192,27 @@ class Relay:
             if block:
                 if before is not State.STREAMING:
                     self._on_first_output()
-                self._send(block)
                 if chat.ends_with_done(block):
-                    self._on_done()
-                elif not run.window.next_seq % TIMED_EVERY:
+                    said = run.verdict()
+                    self._send(block, last=said is Meaning.DONE and not run.end_disabled)
+                    self._on_done(said)
+                    return
+                self._send(block)
+                if not run.window.next_seq % TIMED_EVERY:
                     self._book.relay_seconds.observe(time.perf_counter() - started_s)
         except (UpstreamError, LedgerFull) as error:
             self._attempt_failed(error)
         except Exception:
             self._on_fault()
 
-    def _send(self, block: bytes) -> None:
+    def _send(self, block: bytes, *, last: bool = False) -> None:
         """Hands new events to every subscriber, and keeps the upstream from running ahead."""
         run = self.run
         end = run.window.end
         outbound = 0
         lagging = True
         for subscriber in self.subscribers:
-            outbound += subscriber.deliver(block, end)
+            outbound += subscriber.deliver(block, end, last=last)
             lagging = lagging and not subscriber.live
         run.account.set(Entry.OUTBOUND, outbound)
         if outbound:
@@ -271,12 +274,12 @@ class Relay:
         self._book.on_first_output(self.target.pool.name, begun_s)
         self._book.look_soon(self, self._due_s())  # from now on the idle clock runs
 
-    def _on_done(self) -> None:
+    def _on_done(self, said: Meaning) -> None:
         """The terminal marker: the answer is whole, whatever the connection does next."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.let_go()
-        if self.run.verdict() is Meaning.ERROR:
+        if said is Meaning.ERROR:
             self._on_told_error()
         else:
             self._complete()
@@ -390,7 +393,8 @@ class Relay:
         if run.end_disabled:
             return
         # Where the upstream's own error event stands in the stream, the readers have it.
-        told = run.state is State.STREAMING and run.verdict() is Meaning.ERROR
+        broken = happening is not Happening.COMPLETE and run.state is State.STREAMING
+        told = broken and run.verdict() is Meaning.ERROR
         if not run.end(happening, reason, code, self._loop.time(), time.time()):
             return
         self._let_go_of_upstream()

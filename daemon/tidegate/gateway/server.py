@@ -308,6 +308,7 @@ class ClientProtocol(RequestHandler):
         "_client",
         "_malformed",
         "_server",
+        "loop",
         "over_unix",
         "phase",
         "wrote_raw",
@@ -325,6 +326,7 @@ class ClientProtocol(RequestHandler):
             keepalive_timeout=86400.0,
             lingering_time=_LINGER_S,
         )
+        self.loop = loop
         self._server = server
         self._client: asyncio.Transport | None = None
         self._body: StreamReader | None = None
@@ -510,4 +512,4 @@ def _begin_request(
 ) -> BaseRequest:
     assert isinstance(protocol, ClientProtocol)
     protocol.begin_request(message, body)
-    return BaseRequest(message, body, protocol, writer, task, asyncio.get_running_loop())
+    return BaseRequest(message, body, protocol, writer, task, protocol.loop)

@@ -34,7 +34,7 @@ LOOK_AGAIN_S = 1.0  # while something is outbound, so that the ledger stays true
 class Subscriber:
     """A reader of a run: a cursor, a way to be woken, and a watch over its connection."""
 
-    def __init__(self, run: Run, cursor: Cursor, client: Client | None) -> None:
+    def __init__(self, run: Run, cursor: Cursor, client: Client) -> None:
         self.run = run
         self.cursor = cursor
         self.live = False
@@ -42,10 +42,14 @@ class Subscriber:
         self.dropped: str | None = None  # why, when it was us who ended it
         self.on_progress: Callable[[], None] = lambda: None  # a lagging reader moved on
         self._client = client
+        self._loop = client.loop
         self._waiter: asyncio.Future[None] | None = None
 
-    def deliver(self, block: bytes, end: Cursor) -> int:
-        """New events, up to `end`. Returns what is outbound after that, in bytes."""
+    def deliver(self, block: bytes, end: Cursor, *, last: bool = False) -> int:
+        """New events, up to `end`; with `last` nothing will follow them.
+
+        Returns what is outbound after that, in bytes.
+        """
         self.wake()
         return self.outbound_bytes
 
@@ -56,7 +60,7 @@ class Subscriber:
 
     async def wait(self) -> None:
         """Waits to be woken."""
-        self._waiter = asyncio.get_running_loop().create_future()
+        self._waiter = self._loop.create_future()
         try:
             await self._waiter
         finally:
@@ -71,13 +75,12 @@ class Subscriber:
         limits = self.run.limits
         closing = self.run.released or self.dropped is not None
         limit_s = limits.close_flush_s if closing else limits.stall_s
-        if self._client is not None:
-            before, self.outbound_bytes = self.outbound_bytes, self._client.outbound_bytes
-            if self.outbound_bytes != before:
-                self.on_progress()
-            if self._client.stalled_s(now_s) >= limit_s:
-                self.dropped = self.dropped or f"subscriber read nothing for {limit_s:g} s"
-                self._client.abort()
+        before, self.outbound_bytes = self.outbound_bytes, self._client.outbound_bytes
+        if self.outbound_bytes != before:
+            self.on_progress()
+        if self._client.stalled_s(now_s) >= limit_s:
+            self.dropped = self.dropped or f"subscriber read nothing for {limit_s:g} s"
+            self._client.abort()
         soon_s = limit_s / 4
         return now_s + (min(LOOK_AGAIN_S, soon_s) if self.outbound_bytes else soon_s)
 
@@ -90,10 +93,9 @@ class StreamSubscriber(Subscriber):
     ) -> None:
         super().__init__(run, cursor, client)
         self.live = cursor == run.window.end
-        self._stream = client
         self._head = head  # not written before there is something to say
         self._ids = ids
-        self._loop = asyncio.get_running_loop()
+        self._ended = False  # the end of the body has been written
         self._wrote_s = self._loop.time()
 
     @property
@@ -106,7 +108,7 @@ class StreamSubscriber(Subscriber):
         if self._head:
             self._write(b"")
 
-    def deliver(self, block: bytes, end: Cursor) -> int:
+    def deliver(self, block: bytes, end: Cursor, *, last: bool = False) -> int:
         """Writes the events at once if live; otherwise they are found in the window."""
         if not self.live:
             self.wake()
@@ -114,7 +116,7 @@ class StreamSubscriber(Subscriber):
         if self._ids:
             block = with_ids(block, self.cursor.seq)
         self.cursor = end
-        if self._write(block) > HIGH_WATER_BYTES:
+        if self._write(block, last=last) > HIGH_WATER_BYTES:
             self.live = False
             self.wake()
         return self.outbound_bytes
@@ -128,14 +130,14 @@ class StreamSubscriber(Subscriber):
                 break
             await self.wait()
         if self.is_committed:
-            if not self._stream.http10:
-                self._stream.write(LAST_CHUNK)
-            await self._stream.flushed()
+            if not self._ended:
+                self._write(b"", last=True)
+            await self._client.flushed()
 
     async def _catch_up(self) -> None:
         """Writes from the window, as fast as the client reads, until it is live again."""
         while True:
-            await self._stream.drained()
+            await self._client.drained()
             try:
                 block, end = self.run.window.read(self.cursor)
             except CursorEvicted as evicted:
@@ -167,12 +169,16 @@ class StreamSubscriber(Subscriber):
         self.dropped = reason
         self._write(chat.error_event(reason, "stream_error", CursorEvicted.code))
 
-    def _write(self, block: bytes) -> int:
+    def _write(self, block: bytes, *, last: bool = False) -> int:
+        """One write for the head, the events and the end, as far as there are any."""
         data = block
-        if block and not self._stream.http10:
-            data = b"%x\r\n%b\r\n" % (len(block), block)
+        if not self._client.http10:
+            data = b"%x\r\n%b\r\n" % (len(block), block) if block else b""
+            if last:
+                data += LAST_CHUNK
         if self._head:
             data, self._head = self._head + data, b""
+        self._ended = last
         self._wrote_s = self._loop.time()
-        self.outbound_bytes = self._stream.write(data)
+        self.outbound_bytes = self._client.write(data)
         return self.outbound_bytes
