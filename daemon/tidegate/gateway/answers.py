@@ -40,6 +40,7 @@ async def chat_completions(
     account = gateway.registry.ledger.open()
     try:
         run, targets = await _new_run(gateway, request, caller, account)
+        client = Client(request)
     except LedgerFull as full:
         account.close()
         raise _no_room(full) from None
@@ -48,7 +49,6 @@ async def chat_completions(
         raise
     relay = Relay(gateway.registry, run, targets, gateway.loop)
     gateway.registry.add(relay)
-    client = Client(request)
     if run.streamed:
         return await _stream(gateway, relay, client)
     return await _answer(gateway, relay, client)

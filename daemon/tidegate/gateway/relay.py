@@ -340,7 +340,8 @@ class Relay:
         reason = f'upstream "{name}" {error}' if isinstance(error, UpstreamError) else str(error)
         self._let_go_of_upstream()
         if isinstance(error, UpstreamError):
-            self.target.pool.failed(reason)
+            if error.code != "queue_full":
+                self.target.pool.failed(reason)
             may_go_on = error.retryable and self.run.state in {State.QUEUED, State.CONNECTING}
             if may_go_on and self._tried < len(self._targets):
                 if self.run.attempts:
@@ -402,6 +403,8 @@ class Relay:
             self.tell_error()
         for subscriber in self.subscribers:
             subscriber.wake()
+        if not self.subscribers:
+            self.answer = None  # nobody is left who could be told
         self._book.on_end(self)
 
     def tell_error(self) -> None:
@@ -446,6 +449,8 @@ class Relay:
         """A reader has gone, with whatever it had not read."""
         self.subscribers.remove(subscriber)
         self.run.detach(self._loop.time())
+        if not self.subscribers:
+            self.answer = None
         self.count_outbound()
         if not self.run.is_over:
             self._balance()
