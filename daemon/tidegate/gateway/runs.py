@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -46,11 +47,13 @@ async def list_runs(
     limit = _whole_number(request.query.get("limit", str(MOST_LISTED)), "limit")
     if not 1 <= limit <= MOST_LISTED:
         raise Refused(400, f"limit is a number from 1 to {MOST_LISTED}", "bad_limit")
+    # The other one first: a run that is handed over meanwhile is in both lists, not in neither.
+    peer = gateway.peer_for(caller)
+    elsewhere = await peer.runs(caller.owner) if peer is not None else []
     runs = gateway.registry.newest(caller.owner, limit)
-    if (peer := gateway.peer_for(caller)) is not None:
-        known = {run.id for run in runs}
-        runs += [run for run in await peer.runs(caller.owner) if run.id not in known]
-        runs.sort(key=lambda run: run.created, reverse=True)
+    known = {run.id for run in runs}
+    runs += [run for run in elsewhere if run.id not in known]
+    runs.sort(key=lambda run: run.created, reverse=True)
     return _json({"object": "list", "data": runs[:limit]})
 
 
@@ -58,21 +61,19 @@ async def show_run(
     gateway: Gateway, request: web.BaseRequest, caller: Caller, run_id: str
 ) -> web.StreamResponse:
     """One run."""
-    relay = gateway.registry.find(run_id, caller.owner)
-    if relay is None:
-        return await _ask_peer(gateway, "GET", run_id, "", caller)
-    return _json(summarise(relay))
+    found = await _find(gateway, caller, run_id, _asking("GET", run_id, "", caller))
+    return _json(summarise(found)) if isinstance(found, Relay) else found
 
 
 async def cancel_run(
     gateway: Gateway, request: web.BaseRequest, caller: Caller, run_id: str
 ) -> web.StreamResponse:
     """Ends a run. One that is over already is shown as it is."""
-    relay = gateway.registry.find(run_id, caller.owner)
-    if relay is None:
-        return await _ask_peer(gateway, "POST", run_id, "/cancel", caller)
-    relay.cancel("cancelled by client")
-    return _json(summarise(relay))
+    found = await _find(gateway, caller, run_id, _asking("POST", run_id, "/cancel", caller))
+    if not isinstance(found, Relay):
+        return found
+    found.cancel("cancelled by client")
+    return _json(summarise(found))
 
 
 async def stream_run(
@@ -83,15 +84,15 @@ async def stream_run(
         raise Refused(405, "a stream has to be read: GET only", "bad_method", close=True)
     after = _starting_after(request)
     over_websocket = request.headers.get("Upgrade", "").lower() == "websocket"
-    relay = gateway.registry.find(run_id, caller.owner)
-    if relay is None:
-        peer = gateway.peer_for(caller)
-        if peer is None:
-            raise _not_found()
+    from_peer = _websocket_from_peer if over_websocket else _stream_from_peer
+
+    async def ask(peer: Peer) -> web.StreamResponse:
         path = f"/runs/{quote(run_id, safe='')}/stream?starting_after={after}"
-        if over_websocket:
-            return await _websocket_from_peer(gateway, peer, request, path, caller)
-        return await _stream_from_peer(gateway, peer, request, path, caller)
+        return await from_peer(gateway, peer, request, path, caller)
+
+    relay = await _find(gateway, caller, run_id, ask)
+    if not isinstance(relay, Relay):
+        return relay
     cursor = _cursor(relay, after)
     if relay.run.is_over and cursor == relay.run.window.end and not over_websocket:
         return web.Response(status=204)
@@ -228,18 +229,36 @@ async def _pump(subscriber: Subscriber, client: Client, reader: _Reader) -> dict
 # --- through the other generation -----------------------------------------------------------------
 
 
-async def _ask_peer(
-    gateway: Gateway, method: str, run_id: str, verb: str, caller: Caller
-) -> web.StreamResponse:
+Ask = Callable[[Peer], Awaitable[web.StreamResponse]]
+
+
+async def _find(
+    gateway: Gateway, caller: Caller, run_id: str, ask: Ask
+) -> Relay | web.StreamResponse:
+    """The run, or else what the other generation answers. Raises Refused when nobody has it."""
+    relay = gateway.registry.find(run_id, caller.owner)
     peer = gateway.peer_for(caller)
+    if relay is not None:
+        return relay
     if peer is None:
         raise _not_found()
-    path = f"/runs/{quote(run_id, safe='')}{verb}"
-    try:
-        status, body = await peer.ask(method, path, caller.owner)
-    except UpstreamError as error:
-        raise _peer_failed(error) from None
-    return web.Response(status=status, body=body, content_type="application/json")
+    answer = await ask(peer)
+    if answer.status != 404:
+        return answer
+    # It may have been handed over to us while the other one was asked.
+    return gateway.registry.find(run_id, caller.owner) or answer
+
+
+def _asking(method: str, run_id: str, verb: str, caller: Caller) -> Ask:
+    async def ask(peer: Peer) -> web.StreamResponse:
+        try:
+            path = f"/runs/{quote(run_id, safe='')}{verb}"
+            status, body = await peer.ask(method, path, caller.owner)
+        except UpstreamError as error:
+            return _peer_failed(error).response()
+        return web.Response(status=status, body=body, content_type="application/json")
+
+    return ask
 
 
 async def _stream_from_peer(
@@ -249,7 +268,7 @@ async def _stream_from_peer(
     try:
         stream = await peer.open_stream(path, caller.owner)
     except UpstreamError as error:
-        raise _peer_failed(error) from None
+        return _peer_failed(error).response()
     try:
         if stream.status != 200:
             body = b"".join([piece async for piece in stream.pieces()])
@@ -281,7 +300,7 @@ async def _websocket_from_peer(
     try:
         stream = await peer.open_stream(path, caller.owner)
     except UpstreamError as error:
-        raise _peer_failed(error) from None
+        return _peer_failed(error).response()
     reader = _Reader(request, gateway.settings.limits.keepalive_s)
     try:
         if stream.status not in {200, 204}:
