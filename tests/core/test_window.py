@@ -152,3 +152,14 @@ def test_any_history_leaves_a_suffix(steps: list[tuple[str, int, int]]) -> None:
         assert window.next_seq == len(events)
         suffix = read_all(window, window.cursor(window.first_seq))
         assert suffix == b"".join(events[window.first_seq :])
+
+
+def test_a_large_read_leaves_a_small_window_full_not_empty() -> None:
+    """One block of many segments keeps its newest events, as many as the cap allows."""
+    events = [b"data: %06d %s\n\n" % (number, b"." * 1000) for number in range(500)]
+    window = Window(2 * SEGMENT_BYTES)
+    window.append(b"".join(events), len(events))
+    assert window.next_seq == 500
+    assert SEGMENT_BYTES / 2 <= window.held_bytes <= 2 * SEGMENT_BYTES
+    block, _ = window.read(window.cursor(window.first_seq))
+    assert block.startswith(events[window.first_seq])

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_right
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from tidegate.core.errors import CursorEvicted
@@ -62,8 +63,23 @@ class Window:
         return self.end.seq
 
     def append(self, block: bytes, events: int) -> None:
-        """Adds complete events; the oldest segments go when the cap is exceeded."""
+        """Adds complete events; the oldest segments go when the cap is exceeded.
+
+        A block of several segments is cut between events, so that what goes is never more than a
+        segment too much: one read may bring more than a small window holds.
+        """
+        if len(block) > SEGMENT_BYTES and events > 1:
+            for portion, count in _portions(block):
+                self._add(portion, count)
+        else:
+            self._add(block, events)
+        if self.held_bytes > self.cap_bytes:
+            self.trim(self.cap_bytes)
+
+    def _add(self, block: bytes, events: int) -> None:
         last = self._segments[-1] if self._segments else None
+        if last is not None and len(last.data) + len(block) > SEGMENT_BYTES:
+            self._close(last)
         if last is not None and type(last.data) is bytearray:
             before = sys.getsizeof(last.data)
             last.data += block
@@ -72,12 +88,15 @@ class Window:
             large = len(block) >= SEGMENT_BYTES
             last = _Segment(self.end, block if large else bytearray(block))
             self._segments.append(last)
-        if len(last.data) >= SEGMENT_BYTES:
-            last.data = bytes(last.data)
         self.held_bytes += sys.getsizeof(last.data) - before
         self.end = Cursor(self.end.seq + events, self.end.offset + len(block))
-        if self.held_bytes > self.cap_bytes:
-            self.trim(self.cap_bytes)
+
+    def _close(self, segment: _Segment) -> None:
+        """Nothing more comes into it: its slack goes."""
+        if type(segment.data) is bytearray:
+            before = sys.getsizeof(segment.data)
+            segment.data = bytes(segment.data)
+            self.held_bytes += sys.getsizeof(segment.data) - before
 
     def trim(self, keep_bytes: int) -> int:
         """Drops the oldest segments until at most `keep_bytes` are held; returns bytes freed."""
@@ -124,3 +143,17 @@ class Window:
 
     def _index(self, seq: int) -> int:
         return bisect_right(self._segments, seq, key=lambda segment: segment.first.seq) - 1
+
+
+def _portions(block: bytes) -> Iterator[tuple[bytes, int]]:
+    """A large block in portions of about a segment, each of whole events, and their number."""
+    events: list[bytes] = []
+    size = 0
+    for event in split_events(block):
+        events.append(event)
+        size += len(event)
+        if size >= SEGMENT_BYTES:
+            yield b"".join(events), len(events)
+            events, size = [], 0
+    if events:
+        yield b"".join(events), len(events)

@@ -23,6 +23,8 @@ MAX_HEAD_BYTES = 64 * 1024
 # Loopback and LAN need no more to run at full speed, and it is what a paused stream hides from
 # the ledger in the kernel.
 RECEIVE_BUFFER_BYTES = 256 * 1024
+# The most that one read brings, and so the most that a paused upstream still adds to a window.
+READ_BYTES = 64 * 1024
 IDLE_S = 4.0  # llama.cpp announces 5 s and closes at 4.5
 LINGER_S = 1.0  # between the terminal marker and the end of the body
 
@@ -55,7 +57,11 @@ class _Discard:
 _DISCARD = _Discard()
 
 
-class UpstreamConnection(asyncio.Protocol):
+# All connections read into the same buffer: what is in it is taken before the next one reads.
+_buffer = memoryview(bytearray(READ_BYTES))
+
+
+class UpstreamConnection(asyncio.BufferedProtocol):
     """A connection, used for one exchange after the other."""
 
     def __init__(
@@ -138,7 +144,14 @@ class UpstreamConnection(asyncio.Protocol):
         if sock is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
 
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(bytes(_buffer[:nbytes]))
+
     def data_received(self, data: bytes) -> None:
+        """What one read of the socket brought, READ_BYTES at most."""
         exchange = self._exchange
         if exchange is None or self._parser is None:
             self.abort()  # it speaks without being asked

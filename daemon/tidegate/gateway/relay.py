@@ -25,7 +25,7 @@ from tidegate.core.ledger import Entry
 from tidegate.core.run import Happening, Run, State
 from tidegate.core.settings import Limits
 from tidegate.core.window import SEGMENT_BYTES
-from tidegate.gateway.connection import UpstreamConnection
+from tidegate.gateway.connection import READ_BYTES, UpstreamConnection
 from tidegate.gateway.metrics import Histogram
 from tidegate.gateway.subscriber import StreamSubscriber, Subscriber
 from tidegate.gateway.upstream import UpstreamPool
@@ -35,7 +35,6 @@ log = logging.getLogger("tidegate.relay")
 # An upstream waits when even the reader that is furthest ahead is this far behind it: enough to
 # ride out a hiccup, far less than the window, so nobody who reads loses an event.
 PAUSE_LAG_BYTES = 256 * 1024
-RESUME_LAG_BYTES = PAUSE_LAG_BYTES // 2
 
 # Worth a try elsewhere: overload and breakage, never the caller's own mistakes.
 RETRYABLE_STATUS = frozenset({408, 429, 500, 502, 503, 504, 507, 529})
@@ -523,7 +522,11 @@ class Relay:
         lag = 0
         if self.subscribers and not run.keep_running:
             lag = run.window.end.offset - max(s.cursor.offset for s in self.subscribers)
-        allowed = PAUSE_LAG_BYTES if run.paused_s is None else RESUME_LAG_BYTES
+        # What is read after the pause must still fit: who keeps reading never loses an event.
+        room = run.window.cap_bytes - SEGMENT_BYTES - 2 * READ_BYTES
+        allowed = max(0, min(PAUSE_LAG_BYTES, room))
+        if run.paused_s is not None:
+            allowed //= 2
         if lag > (0 if self._held_back else allowed):
             run.pause(self._loop.time())
             self._connection.pause()
