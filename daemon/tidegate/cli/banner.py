@@ -74,6 +74,10 @@ def print_calmly(text: str) -> None:
 
     On Linux a pipe that polls as writable takes 4 KiB without waiting, and no banner is so long.
     """
+    if sys.stdout is None:
+        return  # it was closed before we began
+    if sys.stdout is None:  # started with `>&-`
+        return
     try:
         fd = sys.stdout.fileno()
         poller = select.poll()

@@ -64,6 +64,15 @@ class Listeners:
             bound.close()
         self._retired = []
 
+    def refuse_newcomers(self) -> None:
+        """We stop, and nobody will accept: better a refusal at once than a wait in vain.
+
+        Sockets that the service manager passed are its own; it knows what follows.
+        """
+        for bound in self.bound:
+            if bound not in self._adopted:
+                bound.close()
+
     def close(self) -> None:
         """Stop listening."""
         for bound in self.bound + self._retired:

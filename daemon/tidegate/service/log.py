@@ -11,6 +11,7 @@ too. Only the watchdog rotates; the others see that the file has another inode a
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -61,6 +62,12 @@ def current_file() -> Path | None:
     return _handler.file if _handler else None
 
 
+def tend() -> None:
+    """Looks after the file now and then, for those who write to it more than this process does."""
+    if _handler is not None:
+        _handler.tend()
+
+
 def is_journal(fd: int, environ: Mapping[str, str]) -> bool:
     """Whether `fd` is the very stream that systemd connected to the journal."""
     device, _, inode = environ.get("JOURNAL_STREAM", "").partition(":")
@@ -103,6 +110,12 @@ class LineHandler(logging.Handler):
             self.lost += 1
         except (TypeError, ValueError):  # arguments that do not fit their format
             self.handleError(record)
+
+    def tend(self) -> None:
+        """Rotates the file if it is due."""
+        if self.file is not None:
+            with contextlib.suppress(OSError):  # said as soon as a line cannot be written
+                self._follow(self.file)
 
     def _text(self, record: logging.LogRecord) -> str:
         text = record.getMessage()

@@ -92,7 +92,8 @@ class Reloader:
             self._again = self._again or client is None
             self._control.answer(client, "a reload is under way")
             return
-        self._notifier.reloading(time.monotonic())
+        if self._is_serving:
+            self._notifier.reloading(time.monotonic())
         try:
             config = self._load()
             bound = self._listeners.open(config.settings.listen)
@@ -175,6 +176,8 @@ class Reloader:
             self.config = reload.config
             if reload.awaits is not None:
                 reload.awaits.config = reload.config
+            if draining := self._generations.draining:  # a revoked token ends there as well
+                self._generations.reconfigure(draining, reload.config, 0)
             self._listeners.use(reload.bound)
             self._on_config(reload.config)
         else:
@@ -184,11 +187,17 @@ class Reloader:
             self._again = False
             self.start(None)
 
+    @property
+    def _is_serving(self) -> bool:
+        """What systemd hears of a reload is true only between READY and STOPPING."""
+        return self._generations.serving is not None and not self._generations.fleet.stopping
+
     def _tell(self, client: Client | None, error: str | None) -> None:
         if error is None:
             addresses = ", ".join(self._listeners.addresses)
             _log.info("config reloaded; listening on %s", addresses)
         else:
             _log.error("reload refused, nothing has changed: %s", error)
-        self._notifier.ready()
+        if self._is_serving:
+            self._notifier.ready()
         self._control.answer(client, error)

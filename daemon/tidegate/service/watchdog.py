@@ -262,6 +262,7 @@ class Watchdog:
         self._commands.give_up_waiting(now_s)
         self._reloader.give_up_waiting(now_s)
         self._control.drop_late()
+        log.tend()
         if self._parked is not None and now_s >= self._next_load_s:
             self._begin()
         if self._reloader.config is not None:
@@ -413,6 +414,7 @@ class Watchdog:
         self._notifier.extend_timeout(EXTEND_S)
         config = self._reloader.config
         self._parked = None
+        self._listeners.refuse_newcomers()
         self._do(life.Stop(limit_s=config.settings.drain.stop_limit_s if config else 0.0))
 
     # --- what workers and the system say ----------------------------------------------------------
