@@ -145,7 +145,7 @@ async def test_a_run_that_is_released_tells_its_lagging_reader_why(rigs, raw_ups
     tap.send(*pad(0, 2500))
     await until(lambda: relay.run.paused_s is not None, DEADLINE_S, "it lags")
     relay.cancel("cancelled by client")
-    rig.gateway.registry.sweep(rig.gateway.loop.time(), finished=True)
+    rig.gateway.registry.sweep(rig.gateway.loop.time() + 10_000.0)
     assert relay.run.released
     assert relay.run.account.entries[Entry.WINDOW] == 0
     await asyncio.wait_for(slow.read_all(), DEADLINE_S)

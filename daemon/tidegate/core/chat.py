@@ -9,6 +9,7 @@ openai-python and openai-node raise on.
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 
 import msgspec
@@ -55,6 +56,7 @@ class ChatRequest(Struct):
     stream: bool | None = None
 
 
+_LABEL = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 _chunk = msgspec.json.Decoder(_Chunk)
 _request = msgspec.json.Decoder(ChatRequest)
 _fields = msgspec.json.Decoder(dict[str, Raw])
@@ -102,17 +104,23 @@ def _has_output(choice: _Choice) -> bool:
     return bool(choice.text) or any(value for name, value in delta.items() if name != "role")
 
 
-def error_message(event_or_body: bytes) -> str:
-    """The message inside an error event or an error body, shortened; never raises."""
+def error_label(event_or_body: bytes) -> str:
+    """What kind of error an upstream reports: " (overloaded_error)", or nothing.
+
+    Only its code or type, and only where that is a plain word. The message may repeat the request,
+    so it goes to the caller alone and never into a reason, which logs and `status` show.
+    """
     data = event_data(event_or_body) or event_or_body
     try:
         error: object = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return data[:200].decode("utf-8", "replace").strip()
-    for key in ("error", "message", "detail"):
-        if isinstance(error, dict) and key in error:
-            error = error[key]
-    return (error if isinstance(error, str) else msgspec.json.encode(error).decode())[:200]
+        return ""
+    if isinstance(error, dict) and isinstance(error.get("error"), dict):
+        error = error["error"]
+    if not isinstance(error, dict):
+        return ""
+    labels = (str(error[key]) for key in ("code", "type") if isinstance(error.get(key), int | str))
+    return next((f" ({label})" for label in labels if _LABEL.fullmatch(label)), "")
 
 
 def error_event(message: str, kind: str, code: str) -> bytes:

@@ -18,8 +18,17 @@ class UpstreamError(TidegateError):
 
     code = "upstream_error"
 
-    def __init__(self, message: str, *, code: str = "upstream_error", retryable: bool = True):
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str = "upstream_error",
+        retryable: bool = True,
+        said: bytes = b"",
+    ):
+        """`said` are the upstream's own words, for its caller alone: they may repeat a prompt."""
         super().__init__(message)
+        self.said = said
         self.code = code
         self.retryable = retryable
 

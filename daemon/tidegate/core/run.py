@@ -21,7 +21,7 @@ from tidegate.core.chat import Meaning
 from tidegate.core.errors import LedgerFull, UpstreamError
 from tidegate.core.ledger import RECORD_BYTES, Account, Entry
 from tidegate.core.settings import Limits
-from tidegate.core.sse import SseFramer, split_events
+from tidegate.core.sse import SseFramer, event_data, split_events
 from tidegate.core.window import Cursor, Window
 
 # What an attempt may hold back while it waits for the first output: enough for any preamble seen,
@@ -277,7 +277,9 @@ class Run:
             said = chat.meaning(event)
             if said is Meaning.ERROR:
                 raise UpstreamError(
-                    f"reported: {chat.error_message(event)}", code="upstream_error_event"
+                    f"reported an error{chat.error_label(event)}",
+                    code="upstream_error_event",
+                    said=event_data(event),
                 )
             if begun := said in chat.OUTPUT:
                 break

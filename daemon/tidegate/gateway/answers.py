@@ -18,7 +18,7 @@ from tidegate.gateway.body import read_body
 from tidegate.gateway.client import Client, Written
 from tidegate.gateway.door import Caller
 from tidegate.gateway.errors import Refused, error_body
-from tidegate.gateway.relay import Answer, Relay, Target
+from tidegate.gateway.relay import HOPS_HEADER, Answer, Relay, Target
 from tidegate.gateway.server import KEEPALIVE_S
 from tidegate.gateway.subscriber import STREAM_HEADERS, StreamSubscriber, Subscriber
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tidegate.gateway.app import Gateway
 
 RETRY_AFTER_S = 5
+MAX_HOPS = 4  # one gateway before another is sensible; a longer row is a ring
 _BUSY = frozenset({"memory_limit", "queue_full", "queue_s"})
 _CLOSE = "Connection: close\r\n"
 _KEEP = f"Keep-Alive: timeout={KEEPALIVE_S:.0f}\r\n"
@@ -47,7 +48,7 @@ async def chat_completions(
     except BaseException:
         account.close()
         raise
-    relay = Relay(gateway.registry, run, targets, gateway.loop)
+    relay = Relay(gateway.registry, run, targets, gateway.loop, _hops(request))
     gateway.registry.add(relay)
     if run.streamed:
         return await _stream(gateway, relay, client)
@@ -63,6 +64,13 @@ async def _new_run(
         account.set(Entry.BODY, account.entries[Entry.BODY] + size)
 
     gateway.refuse_when_shedding()
+    if _hops(request) >= MAX_HOPS:
+        raise Refused(
+            508,
+            f"this request has come through {MAX_HOPS} tidegates: an [[upstream]] leads back here",
+            "loop_detected",
+            headers={"x-should-retry": "false"},
+        )
     limits = gateway.settings.limits
     body = await read_body(
         request, max_bytes=limits.max_body_bytes, deadline_s=limits.body_s, charge=charge
@@ -109,6 +117,12 @@ def new_run_id() -> str:
 _random_bytes = bytearray()
 
 
+def _hops(request: web.BaseRequest) -> int:
+    """Through how many tidegates a request has come."""
+    text = request.headers.get(HOPS_HEADER, "0")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 4 else MAX_HOPS
+
+
 async def _stream(gateway: Gateway, relay: Relay, client: Client) -> web.StreamResponse:
     """The answer as it grows."""
     subscriber = StreamSubscriber(relay.run, client, stream_head(relay.run, client))
@@ -117,7 +131,7 @@ async def _stream(gateway: Gateway, relay: Relay, client: Client) -> web.StreamR
         await subscriber.serve()
         if not subscriber.is_committed:
             return await _write(gateway, relay, subscriber, client, _failure(relay))
-        return Written(close=client.closes or relay.run.state is not State.COMPLETED)
+        return Written(close=client.closes)
 
 
 async def _answer(gateway: Gateway, relay: Relay, client: Client) -> web.StreamResponse:

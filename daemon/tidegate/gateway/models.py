@@ -73,6 +73,8 @@ class Catalog:
         self._pools: dict[str, UpstreamPool] = {}
         self._listed: dict[str, list[ListedModel]] = {}
         self._is_discovering = not settings.upstreams
+        # What listens there is this gateway itself, and would be asked by itself for ever.
+        self._own_ports = {address.rpartition(":")[2] for address in settings.listen}
         self.found: list[str] = []  # "Ollama at http://…", for people
         for upstream in settings.upstreams:
             pool = self._pools[upstream.name] = self._new_pool(upstream)
@@ -90,8 +92,12 @@ class Catalog:
                 pool.limits = mine.limits
                 self._pools[name] = pool
                 self._listed[name] = former._listed.get(name, [])
+            elif self._is_discovering and former._is_discovering and name != DEMO:
+                self._pools[name], self._listed[name] = pool, former._listed.get(name, [])
             else:
                 pool.close_idle()
+        if self._is_discovering and former._is_discovering:
+            self.found = list(former.found)
 
     # --- asking the upstreams -------------------------------------------------------------
 
@@ -103,7 +109,7 @@ class Catalog:
         await asyncio.gather(*(self._ask(pool, ASK_LIMIT_S) for pool in pools))
 
     async def _discover(self, title: str, name: str, url: str) -> None:
-        if name in self._pools:
+        if name in self._pools or url.rpartition(":")[2] in self._own_ports:
             return
         pool = self._new_pool(Upstream(name=name, url=url))
         if await self._ask(pool, DISCOVERY_LIMIT_S) and self._listed.get(name) is not None:

@@ -91,7 +91,7 @@ class Registry:
     def handed_over(self, relay: Relay) -> None:
         """Another generation answers for this finished run now."""
         if relay.run.id in self._relays and not relay.subscribers:
-            self._release(relay)
+            self._release(relay, "handed over")
 
     def find(self, run_id: str, owner: str | None) -> Relay | None:
         """The run, if it is `owner`'s; None as the owner means everybody's."""
@@ -149,14 +149,16 @@ class Registry:
             self._finished[run.id] = relay
             self._plan_sweep(relay)
         if run.state is not State.COMPLETED:
-            log.info("run %s %s: %s", run.id, run.state.value, run.reason)
+            log.info("run %s %s: %s", run.id, run.state.value, _once(run.state, run.reason))
 
     def on_detach(self, relay: Relay) -> None:
         if relay.run.released:
             if not relay.subscribers:
                 relay.run.account.close()
         elif relay.run.is_over and not relay.run.streamed:
-            self._release(relay)  # its answer has been written; there is nothing to resume
+            self._release(
+                relay, "answered"
+            )  # its answer has been written; there is nothing to resume
         else:
             self._plan_sweep(relay)
 
@@ -180,6 +182,8 @@ class Registry:
                 self._sweep_one(relay, verdict, swept)
         if finished:
             for relay in self.finished():
+                if relay.subscribers:
+                    continue  # somebody is reading its end
                 self._sweep_one(relay, Verdict("finished", "swept: finished"), swept)
         self._report(swept)
         return swept
@@ -189,7 +193,7 @@ class Registry:
             self.last_sweep = f"run {relay.run.id} {verdict.reason}"
             log.warning("%s", self.last_sweep)
             self._end_by_force(relay, verdict.reason)
-        freed = self._release(relay)
+        freed = self._release(relay, verdict.reason)
         swept.runs += 1
         swept.bytes += freed
         swept.reasons[verdict.kind] += 1
@@ -206,9 +210,13 @@ class Registry:
             relay.tell_error()
             self.on_end(relay)
 
-    def _release(self, relay: Relay) -> int:
-        """The one way out of the registry: afterwards the run holds nothing."""
+    def _release(self, relay: Relay, reason: str) -> int:
+        """The one way out of the registry: afterwards the run holds nothing.
+
+        `reason` is what a reader is told who had not come to the end yet.
+        """
         run = relay.run
+        run.reason = run.reason or reason
         freed = run.release()
         self._relays.pop(run.id, None)
         self._finished.pop(run.id, None)
@@ -252,7 +260,9 @@ class Registry:
         """
         swept = Swept()
         while self.ledger.is_tight and self._finished:
-            oldest = next(iter(self._finished.values()))
+            kept = self._finished.values()
+            # Those that somebody is still reading come last.
+            oldest = next((relay for relay in kept if not relay.subscribers), next(iter(kept)))
             self._sweep_one(oldest, Verdict("memory", "swept: memory limit"), swept)
         if swept.runs:
             self.last_sweep = f"finished runs, for memory: {swept}"
@@ -302,6 +312,11 @@ class Registry:
                 self._arm(next_s)
         if self._held_back:
             self._arm(now_s + AGAIN_S)
+
+
+def _once(state: State, reason: str | None) -> str:
+    """The reason without the word that the state says already."""
+    return (reason or "").removeprefix(f"{state.value}: ")
 
 
 def summarise(relay: Relay) -> RunSummary:

@@ -38,6 +38,7 @@ PAUSE_LAG_BYTES = 256 * 1024
 
 # Worth a try elsewhere: overload and breakage, never the caller's own mistakes.
 RETRYABLE_STATUS = frozenset({408, 429, 500, 502, 503, 504, 507, 529})
+HOPS_HEADER = "x-tidegate-hops"  # so that a ring of gateways ends
 MAX_ERROR_BYTES = 256 * 1024
 TIMED_EVERY = 16  # events; timing each would cost as much as framing it
 
@@ -81,8 +82,14 @@ class Relay:
     """Moves one answer. Times are the event loop's, in seconds."""
 
     def __init__(
-        self, book: Book, run: Run, targets: list[Target], loop: asyncio.AbstractEventLoop
+        self,
+        book: Book,
+        run: Run,
+        targets: list[Target],
+        loop: asyncio.AbstractEventLoop,
+        hops: int = 0,
     ) -> None:
+        """`hops` tells through how many tidegates the request has come already."""
         self.run = run
         self.subscribers: list[Subscriber] = []
         self.answer: Answer | None = None  # for a creator that has not been sent a stream
@@ -90,6 +97,7 @@ class Relay:
         self._book = book
         self._loop = loop
         self._targets = targets
+        self._hops = hops
         self._tried = 0
         self._connection: UpstreamConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
@@ -163,7 +171,13 @@ class Relay:
         except UnicodeDecodeError as error:
             self._refuse(f"the request body is not valid JSON: {error}")
             return
-        head = pool.request_head("POST", "/chat/completions", len(body), stream=run.streamed)
+        head = pool.request_head(
+            "POST",
+            "/chat/completions",
+            len(body),
+            stream=run.streamed,
+            more=f"{HOPS_HEADER}: {self._hops + 1}\r\n",
+        )
         connection.send(head + body, self)
         if self._held_back:
             self._balance()
@@ -305,7 +319,7 @@ class Relay:
         status = self._status
         if status in RETRYABLE_STATUS:
             failure = UpstreamError(
-                f"answered {status}: {chat.error_message(body)}", code=f"upstream_{status}"
+                f"answered {status}{chat.error_label(body)}", code=f"upstream_{status}"
             )
             self._attempt_failed(failure, answer=self._pass_on(status, body))
         elif 200 <= status < 300:
@@ -318,7 +332,8 @@ class Relay:
             )
         else:
             self.answer = self._pass_on(status, body)
-            reason = f'upstream "{self.target.pool.name}" refused: {chat.error_message(body)}'
+            name = self.target.pool.name
+            reason = f'upstream "{name}" refused with {status}{chat.error_label(body)}'
             self._end(Happening.FAIL, reason, f"upstream_{status}")
 
     def _pass_on(self, status: int, body: bytes) -> Answer:
@@ -336,6 +351,8 @@ class Relay:
         """
         assert self.target is not None
         name = self.target.pool.name
+        if answer is None and isinstance(error, UpstreamError) and error.said:
+            answer = Answer(502, "application/json", error.said)
         reason = f'upstream "{name}" {error}' if isinstance(error, UpstreamError) else str(error)
         self._let_go_of_upstream()
         if isinstance(error, UpstreamError):

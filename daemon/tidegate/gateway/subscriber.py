@@ -28,6 +28,7 @@ STREAM_HEADERS = (
     "Cache-Control: no-cache, no-transform\r\n"
     "X-Accel-Buffering: no\r\n"
 )
+RESOLUTION_S = 0.001  # uvloop's clock counts milliseconds
 LOOK_AGAIN_S = 1.0  # while something is outbound, so that the ledger stays true
 
 
@@ -157,7 +158,7 @@ class StreamSubscriber(Subscriber):
         keepalive_s = self.run.limits.keepalive_s
         if self.run.is_over:
             return again_s
-        silent_s = now_s - self._wrote_s
+        silent_s = now_s - self._wrote_s + RESOLUTION_S
         if silent_s >= keepalive_s and self.is_committed and not self.outbound_bytes:
             self._write(KEEP_ALIVE)
             silent_s = 0.0

@@ -272,6 +272,8 @@ class Worker:
             async for changes in awatch(Path(config_file).parent, stop_event=stop, step=200):
                 if any(Path(path) == Path(config_file) for _, path in changes):
                     self._line.send(ConfigChanged())
+        except (OSError, RuntimeError) as error:  # out of inotify watches, or the directory went
+            log.warning("the config is not watched: %s; changes need `tidegate reload`", error)
         finally:
             stop.set()
 
