@@ -91,3 +91,9 @@ def test_reader_that_has_gone_is_no_error(monkeypatch):
     with os.fdopen(write_end, "wb") as stdout:
         monkeypatch.setattr(sys, "stdout", stdout)
         banner.print_calmly("hello")
+
+
+def test_closed_stdout_is_no_error(monkeypatch):
+    """Python has no stdout at all after `>&-`; there is nobody to tell, and it serves."""
+    monkeypatch.setattr(sys, "stdout", None)
+    banner.print_calmly("hello")

@@ -76,8 +76,6 @@ def print_calmly(text: str) -> None:
     """
     if sys.stdout is None:
         return  # it was closed before we began
-    if sys.stdout is None:  # started with `>&-`
-        return
     try:
         fd = sys.stdout.fileno()
         poller = select.poll()
