@@ -40,7 +40,9 @@ class Bound:
     address: str  # with port 0 resolved
 
     def close(self) -> None:
-        """Stop listening; a Unix socket's file goes too."""
+        """Stop listening; a Unix socket's file goes too. Once only: the path may be another's."""
+        if self.sock.fileno() < 0:
+            return
         self.sock.close()
         if self.address.startswith("unix:") and self.configured != ADOPTED:
             Path(self.address.removeprefix("unix:")).unlink(missing_ok=True)

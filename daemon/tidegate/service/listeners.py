@@ -69,7 +69,7 @@ class Listeners:
 
         Sockets that the service manager passed are its own; it knows what follows.
         """
-        for bound in self.bound:
+        for bound in self.bound + self._retired:
             if bound not in self._adopted:
                 bound.close()
 

@@ -25,6 +25,7 @@ from tidegate.service import log
 from tidegate.service.channel import Channel
 
 WORKER_COMMAND = (sys.executable, "-m", "tidegate.service.worker")
+DESCRIPTORS = 8448  # 4,096 clients, as many upstream connections, and 256 for everything else
 _log = logging.getLogger(__name__)
 _MANAGERS = ("NOTIFY_", "WATCHDOG_", "LISTEN_", "MEMORY_PRESSURE_")
 
@@ -118,6 +119,23 @@ def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
     if file := log.current_file():
         kept[log.FILE_VARIABLE] = str(file)
     return kept
+
+
+def allow_many_descriptors() -> None:
+    """Raises the soft limit, which is often 1,024: clients and upstreams need two a stream.
+
+    Workers inherit it. Says so where the hard limit forbids it.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if wanted < DESCRIPTORS:
+        _log.warning(
+            "only %d descriptors are allowed; limits.max_connections may need %d",
+            wanted,
+            DESCRIPTORS,
+        )
 
 
 def forbid_core_dumps() -> None:

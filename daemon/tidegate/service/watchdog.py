@@ -40,6 +40,7 @@ from tidegate.service.process import (
     AlreadyRunning,
     PidFile,
     Worker,
+    allow_many_descriptors,
     forbid_core_dumps,
 )
 from tidegate.service.reload import Reloader
@@ -78,6 +79,7 @@ def run(
         return os.EX_CONFIG
     faulthandler.enable()  # the service manager's SIGABRT leaves our stacks in the log
     forbid_core_dumps()
+    allow_many_descriptors()
     pid_file = PidFile(runtime_dir / PID_FILE_NAME)
     try:
         pid_file.hold()
