@@ -44,7 +44,7 @@ async def chat_completions(
         client = Client(request)
     except LedgerFull as full:
         account.close()
-        raise _no_room(full) from None
+        raise no_room(full) from None
     except BaseException:
         account.close()
         raise
@@ -198,7 +198,8 @@ def _failure(relay: Relay) -> Answer:
     return Answer(status, "application/json", body, headers)
 
 
-def _no_room(full: LedgerFull) -> Refused:
+def no_room(full: LedgerFull) -> Refused:
+    """The ledger is full: come again."""
     return Refused(
         503,
         str(full),

@@ -15,8 +15,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 from aiohttp import web
 
+from tidegate.core.errors import LedgerFull
 from tidegate.core.ledger import Ledger
 from tidegate.core.message import Facts, Token
 from tidegate.core.settings import MIB, Settings
@@ -219,7 +221,12 @@ class Gateway:
         """A finished run of the former generation."""
         body = await read_body(request, max_bytes=MAX_HANDED_BYTES, deadline_s=5.0)
         now_s = self.loop.time()
-        run = unpack(body, self.registry.ledger, self.settings.limits, now_s)
+        try:
+            run = unpack(body, self.registry.ledger, self.settings.limits, now_s)
+        except LedgerFull as full:
+            raise answers.no_room(full) from None
+        except (ValueError, msgspec.MsgspecError) as error:
+            raise Refused(400, f"this is no finished run: {error}", "bad_run") from None
         self.registry.adopt(Relay(self.registry, run, [], self.loop))
         return web.json_response({"id": run.id})
 

@@ -164,6 +164,9 @@ class Peer:
         except TimeoutError:
             stream.close()
             raise UpstreamError("did not answer") from None
+        except BaseException:
+            stream.close()
+            raise
         return stream
 
     def close(self) -> None:

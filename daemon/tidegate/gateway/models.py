@@ -132,7 +132,7 @@ class Catalog:
         if status == 200:
             try:
                 self._listed[pool.name] = _decode(body).data
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 return True
             pool.succeeded()
         return True

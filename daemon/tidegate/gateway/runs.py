@@ -282,12 +282,18 @@ async def _stream_from_peer(
             }
         )
         await response.prepare(request)
+        stall_s = gateway.settings.limits.stall_s
         async for piece in stream.pieces():
-            await response.write(piece)
-        await response.write_eof()
+            async with asyncio.timeout(stall_s):
+                await response.write(piece)
+        async with asyncio.timeout(stall_s):
+            await response.write_eof()
         return response
-    except UpstreamError as error:
-        # The other generation died in the middle: break off, for a clean end would be a lie.
+    except (UpstreamError, TimeoutError) as error:
+        # The other generation died in the middle, or the client reads nothing: break off, for a
+        # clean end would be a lie.
+        if request.transport is not None:
+            request.transport.close()
         raise ConnectionResetError(str(error)) from None
     finally:
         stream.close()

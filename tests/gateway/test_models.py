@@ -1,0 +1,253 @@
+"""Which models there are, where a request for one goes, and what a reload leaves alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from fakes.client import chat, get, open_chat
+from fakes.machine import until
+from fakes.upstream import OK
+from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked, plain
+from tidegate.core.settings import LimitOverrides, Limits, Model, Settings, Upstream
+from tidegate.gateway import models as models_module
+from tidegate.gateway.errors import Refused
+from tidegate.gateway.models import Catalog
+
+
+def catalog(*upstreams: str, models: dict[str, list[str]] | None = None) -> Catalog:
+    return Catalog(
+        Settings(
+            upstreams=[Upstream(name=name, url=f"http://{name}:1") for name in upstreams],
+            models=[Model(name=name, targets=targets) for name, targets in (models or {}).items()],
+        ),
+        {},
+        "unix:/nowhere:/demo",
+    )
+
+
+def targets(of: Catalog, model: str) -> list[tuple[str, str]]:
+    return [(target.pool.name, target.model) for target in of.route(model)]
+
+
+class Library:
+    """An upstream with a list of models."""
+
+    def __init__(self, *models: str, answer: bytes | None = None) -> None:
+        data = [{"id": model, "owned_by": "lib", "created": 7} for model in models]
+        self.list = answer or plain(json.dumps({"object": "list", "data": data}).encode())
+        self.asked = 0
+
+    async def play(self, peer: Peer) -> None:
+        while True:
+            if (await peer.request()).startswith(b"GET /v1/models "):
+                self.asked += 1
+                await peer.send(self.list)
+            else:
+                await peer.send(HEAD + chunked(*OK) + LAST)
+
+
+# --- the rules ------------------------------------------------------------------------------------
+
+
+async def test_an_alias_goes_to_its_targets_in_order() -> None:
+    """A model's name may hold slashes; an alias counts before anything else."""
+    known = catalog("a", "b", models={"fast": ["b/x/y:z", "a/m"], "a/m": ["b/other"]})
+    assert targets(known, "fast") == [("b", "x/y:z"), ("a", "m")]
+    assert targets(known, "a/m") == [("b", "other")]
+
+
+async def test_an_upstream_can_be_addressed() -> None:
+    """upstream/model; the rest is the upstream's own name for it."""
+    known = catalog("a", "b")
+    assert targets(known, "b/org/model") == [("b", "org/model")]
+
+
+async def test_an_unknown_model_goes_unchanged_to_the_only_upstream() -> None:
+    """Whatever it is called, slashes included."""
+    known = catalog("a")
+    for name in ("m", "org/model", "", "é", "/"):
+        assert targets(known, name) == [("a", name)]
+
+
+async def test_with_several_upstreams_an_unknown_model_is_a_404_that_names_the_choices() -> None:
+    """And not more than twenty of them."""
+    known = catalog("a", "b", models={f"m{n}": ["a/x"] for n in range(30)})
+    with pytest.raises(Refused) as caught:
+        known.route("nope")
+    assert (caught.value.status, caught.value.code) == (404, "model_not_found")
+    assert "m0, m1" in caught.value.message
+    assert "and 10 more" in caught.value.message
+    assert "nope" not in caught.value.message
+
+
+async def test_each_target_has_the_limits_of_its_place() -> None:
+    """The general ones, the upstream's over them, the alias's over those."""
+    known = Catalog(
+        Settings(
+            limits=Limits(idle_s=1, total_s=2, hold_s=3),
+            upstreams=[
+                Upstream(name="a", url="http://a", limits=LimitOverrides(idle_s=10, total_s=20)),
+                Upstream(name="b", url="http://b"),
+            ],
+            models=[Model(name="m", targets=["a/x", "b/x"], limits=LimitOverrides(idle_s=100.0))],
+        ),
+        {},
+        "",
+    )
+    assert [(t.limits.idle_s, t.limits.total_s, t.limits.hold_s) for t in known.route("m")] == [
+        (100, 20, 3),
+        (100, 2, 3),
+    ]
+    assert known.route("a/x")[0].limits.idle_s == 10
+
+
+# --- asking the upstreams -------------------------------------------------------------------------
+
+
+async def test_a_listed_model_goes_where_it_is(rigs, raw_upstream) -> None:
+    """And the list that clients see has the aliases first, each name once."""
+    first, second = Library("common", "only/first"), Library("common", "second")
+    rig = await rigs(
+        await raw_upstream(first.play),
+        await raw_upstream(second.play),
+        models={"alias": ["box1/second"]},
+        peer=True,
+    )
+    known = rig.gateway.catalog
+    assert targets(known, "only/first") == [("box", "only/first")]
+    assert targets(known, "second") == [("box1", "second")]
+    assert targets(known, "common") == [("box", "common")]
+    listed = json.loads((await get(rig.base_url, "/v1/models")).body)
+    assert listed["object"] == "list"
+    assert [model["id"] for model in listed["data"]] == ["alias", "common", "only/first", "second"]
+    assert listed["data"][1] == {"id": "common", "object": "model", "created": 7, "owned_by": "lib"}
+    for name in ("only/first", "only%2Ffirst"):
+        assert (
+            json.loads((await get(rig.base_url, f"/v1/models/{name}")).body)["id"] == "only/first"
+        )
+    assert (await get(rig.base_url, "/v1/models/none")).status == 404
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        plain(b'{"data":[{"id":"\xff"}]}'),
+        plain(b'{"data":' + b"[" * 200_000),
+        plain(b'{"data":[' + b'{"id":' * 100_000),
+        plain(b"\xff\xfe"),
+        plain(b"[]"),
+        plain(b"{}"),
+        plain(b"no", b"500 X"),
+        plain(b"no", b"401 X"),
+        b"garbage\r\n\r\n",
+        HEAD + chunked(b"x" * 60_000) * 100,
+        b"",
+    ],
+    ids=range(11),
+)
+async def test_a_strange_list_disturbs_nothing(rigs, raw_upstream, answer: bytes) -> None:
+    """It is no list; the gateway starts, and requests go where they would."""
+
+    async def play(peer: Peer) -> None:
+        while True:
+            if (await peer.request()).startswith(b"GET"):
+                await peer.send(answer)
+                return
+            await peer.send(HEAD + chunked(*OK) + LAST)
+
+    rig = await rigs(await raw_upstream(play), peer=True)
+    assert rig.gateway.catalog.models() == []
+    assert bytes((await chat(rig.base_url, "m")).body) == b"".join(OK)
+
+
+async def test_a_list_is_kept_while_no_newer_one_comes(rigs, raw_upstream) -> None:
+    """An upstream that is off for a while keeps its models, and is said to be off."""
+    library = Library("m")
+    upstream = await raw_upstream(library.play)
+    rig = await rigs(upstream, peer=True)
+    library.list = plain(b"no", b"503 X")
+    await rig.gateway.catalog.refresh()
+    assert [model["id"] for model in rig.gateway.catalog.models()] == ["m"]
+    assert rig.gateway.catalog.can_serve
+    await upstream.stop()
+    rig.pool().close_idle()
+    await rig.gateway.catalog.refresh()
+    assert [model["id"] for model in rig.gateway.catalog.models()] == ["m"]
+    assert not rig.gateway.catalog.can_serve
+    assert rig.pool().state == "failing"
+
+
+async def test_what_listens_on_the_usual_ports_is_found(
+    rigs, raw_upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without any upstream in the config; and a reload does not forget it."""
+    library = Library("found-model")
+    upstream = await raw_upstream(library.play)
+    with_none: Any = (("Ollama", "ollama", upstream.url), ("vLLM", "vllm", "http://127.0.0.1:9"))
+    monkeypatch.setattr(models_module, "_WELL_KNOWN", with_none)
+    rig = await rigs(peer=True)
+    known = rig.gateway.catalog
+    assert known.found == [f"Ollama at {upstream.url}"]
+    assert known.first_model == "found-model"
+    assert {model["id"] for model in known.models()} == {"demo", "demo:stuck", "found-model"}
+    assert targets(known, "anything") == [("ollama", "anything")]
+    assert bytes((await chat(rig.base_url, "found-model")).body) == b"".join(OK)
+    rig.reload(rig.settings)
+    assert targets(rig.gateway.catalog, "found-model") == [("ollama", "found-model")]
+    assert rig.gateway.catalog.found == known.found
+
+
+# --- a reload -------------------------------------------------------------------------------------
+
+
+async def test_a_reload_keeps_what_did_not_change(rigs, scripted_upstream, raw_upstream) -> None:
+    """Streams go on, places are counted on, connections are kept; the rest is new."""
+
+    async def play(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            await peer.send(HEAD + chunked(*OK) + LAST)
+
+    other = await raw_upstream(play)
+    rig: Rig = await rigs(scripted_upstream, other)
+    live = await open_chat(rig.base_url, "box/numbered:100:10")
+    await live.read_events(5)
+    await chat(rig.base_url, "box1/m")
+    same, changed = rig.pool("box"), rig.pool("box1")
+    replaced = msgspec.structs.replace(rig.settings.upstreams[1], max_concurrent=3)
+    rig.reload(
+        msgspec.structs.replace(
+            rig.settings,
+            upstreams=[rig.settings.upstreams[0], replaced],
+            limits=msgspec.structs.replace(rig.settings.limits, total_s=60.0),
+        )
+    )
+    assert rig.pool("box") is same
+    assert same.active == 1
+    assert same.limits.total_s == 60.0
+    assert rig.pool("box1") is not changed
+    assert rig.relay().run.limits.total_s == 3600.0
+    await until(lambda: not changed._open, DEADLINE_S, "the former one's idle connection is closed")
+    await asyncio.wait_for(live.read_rest(), DEADLINE_S)
+    assert len(live.events) == 103
+    assert bytes((await chat(rig.base_url, "box1/m")).body) == b"".join(OK)
+
+
+async def test_an_upstream_that_a_reload_removes_finishes_what_it_has(
+    rigs, scripted_upstream, raw_upstream
+) -> None:
+    """New requests no longer find it; its last connection is closed in the end."""
+    rig = await rigs(scripted_upstream, await raw_upstream(Library().play))
+    live = await open_chat(rig.base_url, "box/numbered:50:10")
+    await live.read_events(5)
+    removed = rig.pool("box")
+    rig.reload(msgspec.structs.replace(rig.settings, upstreams=rig.settings.upstreams[1:]))
+    await asyncio.wait_for(live.read_rest(), DEADLINE_S)
+    assert len(live.events) == 53
+    assert removed.active == 0
+    await until(lambda: not removed._open, DEADLINE_S, "its connections are closed")
