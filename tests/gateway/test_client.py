@@ -161,8 +161,15 @@ async def test_a_draining_gateway_finishes_streams_and_announces_the_end(
         idle_writer.write(request("ok"))
         assert "connection" not in (await answer(idle_reader, idle_writer)).headers
         writer.write(request("gap:300"))
-        await until(lambda: rig.gateway.registry.active_count, DEADLINE_S, "it streams")
-        await asyncio.sleep(0.05)
+        await until(
+            lambda: any(
+                subscriber.is_committed
+                for relay in rig.gateway.registry.active()
+                for subscriber in relay.subscribers
+            ),
+            DEADLINE_S,
+            "its head has been written",
+        )
         rig.gateway.stop_accepting()
         first = await answer(reader, writer)
         assert (first.clean, bytes(first.body[-len(DONE) :])) == (True, DONE)
