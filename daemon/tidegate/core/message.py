@@ -50,6 +50,25 @@ class UpstreamStatus(Struct, frozen=True, kw_only=True):
     last_error: str | None = None
 
 
+class StepReport(Struct, frozen=True, kw_only=True):
+    """What one step of relief did. `promised_bytes` is what its plan expected to free."""
+
+    step: str
+    runs: int  # that lost something
+    promised_bytes: int
+    freed_bytes: int
+    took_s: float
+
+
+class Allocator(Struct, frozen=True, kw_only=True):
+    """What the worker's allocators hold; zeros where they do not say."""
+
+    pymalloc_blocks: int = 0  # objects in Python's own arenas
+    malloc_in_use_bytes: int = 0
+    malloc_free_bytes: int = 0  # kept by malloc, used by nobody: what a trim may give back
+    malloc_mapped_bytes: int = 0  # large pieces, each a mapping of its own
+
+
 class RunSummary(Struct, frozen=True, kw_only=True):
     """One run as `/v1/runs` and `tidegate runs` show it. Times are Unix seconds."""
 
@@ -95,6 +114,8 @@ class Facts(Message, frozen=True, kw_only=True):
     state: str
     level: int
     ledger_limit_bytes: int  # 0: no limit
+    squeeze: bool = False  # windows and watermarks are half as large while this holds
+    shed: str | None = None  # why new runs are refused, if they are
     budget_bytes: int
     used_bytes: int
     recycles: dict[str, int] = {}  # by reason
@@ -112,6 +133,22 @@ class Sweep(Message, frozen=True, kw_only=True):
     request: int
     finished: bool = False
     reason: str
+
+
+class Relieve(Message, frozen=True, kw_only=True):
+    """Give memory back by these steps, in this order. Sent on every tick while a level holds."""
+
+    request: int
+    steps: list[str]  # names of `core.relief.Step`
+    stale_after_s: float  # what nobody has touched for so long is stale
+    most: int = 50  # runs that may lose something, over all steps
+    reason: str  # "memory level 2": what readers and the log are told
+
+
+class Inspect(Message, frozen=True, kw_only=True):
+    """Asks for what a bundle of evidence shows of a worker's inside. No text of any run."""
+
+    request: int
 
 
 class ListRuns(Message, frozen=True, kw_only=True):
@@ -154,6 +191,7 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     swept_bytes: int
     swept_last_reason: str | None = None
     connections: int = 0  # clients
+    allocator: Allocator = Allocator()
     upstreams: list[UpstreamStatus] = []
 
 
@@ -171,6 +209,26 @@ class Swept(Message, frozen=True, kw_only=True):
     runs: int
     bytes: int
     reasons: dict[str, int] = {}
+
+
+class Relieved(Message, frozen=True, kw_only=True):
+    """Answer to Relieve, when the last step is over."""
+
+    request: int
+    steps: list[StepReport]
+
+
+class Inspected(Message, frozen=True, kw_only=True):
+    """Answer to Inspect. Everything in it is bounded, and sizes and names only."""
+
+    request: int
+    ledger: dict[str, int]  # bytes by kind of buffer
+    runs: list[RunSummary]  # the largest first
+    runs_total: int
+    types: dict[str, int]  # objects by type, the most frequent first
+    stacks: list[str]  # one for each thread and task: where it stands, no values
+    tasks: int
+    descriptors: int
 
 
 class RunList(Message, frozen=True, kw_only=True):
@@ -195,8 +253,19 @@ class Failed(Message, frozen=True, kw_only=True):
     reason: str
 
 
-FromWatchdog = Configure | Facts | Sweep | ListRuns | StartDraining
-FromWorker = Ready | Heartbeat | Configured | Swept | RunList | ConfigChanged | Draining | Failed
+FromWatchdog = Configure | Facts | Sweep | Relieve | Inspect | ListRuns | StartDraining
+FromWorker = (
+    Ready
+    | Heartbeat
+    | Configured
+    | Swept
+    | Relieved
+    | Inspected
+    | RunList
+    | ConfigChanged
+    | Draining
+    | Failed
+)
 
 _encoder = msgspec.json.Encoder()
 _from_watchdog: msgspec.json.Decoder[FromWatchdog] = msgspec.json.Decoder(FromWatchdog)
