@@ -35,6 +35,7 @@ from tidegate.core.message import (
     Facts,
     Failed,
     Heartbeat,
+    Inspect,
     ListRuns,
     Message,
     Ready,
@@ -47,6 +48,7 @@ from tidegate.core.message import (
 )
 from tidegate.gateway.app import Gateway
 from tidegate.gateway.handoff import Peer
+from tidegate.gateway.inspection import inspect
 from tidegate.guard.heap import heap_trimmer, resident_meter
 from tidegate.service import log as log_lines
 from tidegate.service.channel import ChannelError, LineSplitter
@@ -188,6 +190,8 @@ class Worker:
                     self._line.send(self._reconfigure(message))
                 case Sweep():
                     self._line.send(await self._sweep(message))
+                case Inspect():
+                    self._line.send(inspect(self._gateway.registry, message.request))
                 case ListRuns():
                     registry = self._gateway.registry
                     runs = registry.newest(None, message.limit)
