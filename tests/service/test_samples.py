@@ -1,0 +1,52 @@
+"""Two hours of samples in a ring."""
+
+from __future__ import annotations
+
+import sys
+
+from tidegate.service import samples
+from tidegate.service.samples import COLUMNS, EVERY_S, KEPT, Samples
+
+
+def add(ring: Samples, now_s: float, used: int, level: int = 0) -> None:
+    ring.add(
+        now_s, 1e9 + now_s, used_bytes=used, worker_rss_bytes=used + 1, ledger_bytes=7, level=level
+    )
+
+
+def test_of_each_ten_seconds_the_highest_use_stays() -> None:
+    """A peak between two entries is what somebody will look for."""
+    ring = Samples()
+    for now_s, used in enumerate([10, 50, 20, 30, 10, 10, 10, 10, 10, 10, 11, 12]):
+        add(ring, float(now_s), used, level=used // 50)
+    assert ring.rows() == [(1e9 + 1, 50, 51, 7, 1), (1e9 + 11, 12, 13, 7, 0)]
+    assert len(ring.rows()[0]) == len(COLUMNS)
+
+
+def test_the_oldest_entries_go() -> None:
+    """Two hours are kept, in order, however long it goes on."""
+    ring = Samples()
+    for n in range(KEPT + 100):
+        add(ring, n * EVERY_S, n)
+    rows = ring.rows()
+    assert len(ring) == len(rows) == KEPT
+    assert [row[1] for row in rows] == list(range(100, KEPT + 100))
+
+
+def test_an_empty_ring_has_no_rows() -> None:
+    """Nothing was sampled, nothing is shown."""
+    assert Samples().rows() == []
+
+
+def test_a_clock_that_went_back_begins_a_new_entry() -> None:
+    """It must not wait for hours until the old time comes again."""
+    ring = Samples()
+    add(ring, 5000.0, 9)
+    add(ring, 3.0, 1)
+    assert [row[1] for row in ring.rows()] == [9, 1]
+
+
+def test_the_ring_is_small() -> None:
+    """It lives in the watchdog for months."""
+    arrays = [each for each in vars(Samples()).values() if isinstance(each, samples.array)]
+    assert sum(map(sys.getsizeof, arrays)) < 30 * 1024
