@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import socket
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from tidegate.core.message import ControlRequest
+from tidegate.core.message import ControlReply, ControlRequest
 from tidegate.service import control
 
 REQUEST = ControlRequest(verb="status")
@@ -48,6 +50,37 @@ def test_no_answer_has_a_limit(tmp_path: Path) -> None:
         silent.listen()
         with pytest.raises(TimeoutError):
             control.ask(tmp_path, REQUEST, 0.1)
+
+
+def test_full_queue_is_waited_for(tmp_path: Path) -> None:
+    """A daemon that is busy accepts later; one that never does is a TimeoutError."""
+    path = str(tmp_path / control.SOCKET_NAME)
+    with socket.socket(socket.AF_UNIX) as busy, ExitStack() as others:
+        busy.bind(path)
+        busy.listen(0)
+        connected: list[socket.socket] = []
+        while True:
+            other = others.enter_context(socket.socket(socket.AF_UNIX))
+            other.setblocking(False)
+            try:
+                other.connect(path)
+            except BlockingIOError:
+                break
+            connected.append(other)
+        with pytest.raises(TimeoutError):
+            control.ask(tmp_path, REQUEST, 0.1)
+
+        def accept_late() -> None:
+            for _ in connected:
+                busy.accept()[0].close()
+            with busy.accept()[0] as client:
+                client.recv(4096)
+                client.sendall(msgspec.json.encode(ControlReply(ok=True)) + b"\n")
+
+        later = threading.Timer(0.2, accept_late)
+        later.start()
+        assert control.ask(tmp_path, REQUEST, 20.0).ok
+        later.join()
 
 
 def test_daemon_that_ends_before_it_answers(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import selectors
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ MAX_CLIENTS = 32  # a person and a few scripts; more are told to come back
 REQUEST_LIMIT_S = 5.0  # for the line to arrive, and for the answer to be read
 MAX_REQUEST_BYTES = 4096
 _READ_BYTES = 64 * 1024
+_RETRY_S = 0.05
 
 
 class NotRunning(Exception):
@@ -182,7 +184,7 @@ def ask(runtime_dir: Path, request: ControlRequest, timeout_s: float) -> Control
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout_s)
         try:
-            sock.connect(str(runtime_dir / SOCKET_NAME))
+            _connect(sock, str(runtime_dir / SOCKET_NAME), timeout_s)
             sock.sendall(msgspec.json.encode(request) + b"\n")
             line = next(_lines(sock), None)
         except TimeoutError:
@@ -192,6 +194,23 @@ def ask(runtime_dir: Path, request: ControlRequest, timeout_s: float) -> Control
     if line is None:
         raise NotRunning("tidegate ended before it answered")
     return msgspec.json.decode(line, type=ControlReply)
+
+
+def _connect(sock: socket.socket, path: str, timeout_s: float) -> None:
+    """Connect within the limit. Raises TimeoutError, or OSError when nobody listens.
+
+    A Unix socket with a time limit is told at once, by EAGAIN, that the other side's queue is full.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            sock.connect(path)
+        except BlockingIOError:
+            if time.monotonic() >= deadline_s:
+                raise TimeoutError("its queue stays full") from None
+            time.sleep(_RETRY_S)
+        else:
+            return
 
 
 def _lines(sock: socket.socket) -> Iterator[bytes]:
