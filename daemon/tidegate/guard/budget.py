@@ -55,10 +55,11 @@ def find(configured_bytes: int | None, root: Path = Path("/")) -> Budget:
             limits.append(Budget(bytes=soft, source=f"{name} of this process", hard=True))
     total_bytes, unread = _machine(root)
     if total_bytes is not None:
-        # Some hosts write what they have where others write that there is no limit.
-        idle = [each.source for each in limits if each.bytes >= total_bytes]
-        limits = [each for each in limits if each.bytes < total_bytes]
-        ignored += tuple(f"{source}: no less than this computer has" for source in idle)
+        # Some hosts write a huge number where others write that there is no limit. Equal is none of
+        # those: LXC shows a container its limit as the memory of the computer.
+        idle = [each.source for each in limits if each.bytes > total_bytes]
+        limits = [each for each in limits if each.bytes <= total_bytes]
+        ignored += tuple(f"{source}: more than this computer has" for source in idle)
     if configured_bytes is not None:
         limits.append(Budget(bytes=configured_bytes, source="setting memory.budget", hard=True))
     found = min(limits, key=lambda each: each.bytes) if limits else _guess(total_bytes)

@@ -12,6 +12,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from tidegate.core.message import Allocator
@@ -20,7 +21,7 @@ OOM_SCORE_ADJ = 500  # of -1000 to 1000: before the watchdog, and before what sa
 
 
 def resident_meter() -> Callable[[], int]:
-    """A function that returns this process's resident bytes."""
+    """A function that returns this process's resident bytes. Both raise OSError."""
     if sys.platform == "linux":
         fd = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
         page_bytes = os.sysconf("SC_PAGE_SIZE")
@@ -113,4 +114,5 @@ def volunteer_for_oom(file: Path = Path("/proc/self/oom_score_adj")) -> int | No
     else:
         return score
     finally:
-        os.close(fd)
+        with suppress(OSError):
+            os.close(fd)
