@@ -32,6 +32,13 @@ class SweepResult(Struct, frozen=True, kw_only=True):
     reasons: dict[str, int] = {}
 
 
+class BundleResult(Struct, frozen=True, kw_only=True):
+    """The answer to `tidegate bundle`."""
+
+    path: str
+    bytes: int
+
+
 def read_status(answer: msgspec.Raw) -> Status:
     """The status in a control reply. Raises Failure, as the others do."""
     return _read(answer, Status)
@@ -45,6 +52,11 @@ def read_runs(answer: msgspec.Raw) -> list[RunSummary]:
 def read_sweep(answer: msgspec.Raw) -> SweepResult:
     """What was swept, in a control reply."""
     return _read(answer, SweepResult)
+
+
+def read_bundle(answer: msgspec.Raw) -> BundleResult:
+    """Where the bundle is, in a control reply."""
+    return _read(answer, BundleResult)
 
 
 def _read(answer: msgspec.Raw, kind: type[_Answer]) -> _Answer:

@@ -3,8 +3,9 @@
 A verb imports what it needs when it is called. `tidegate run` becomes the watchdog, which stays
 in memory for months: nothing that only prints tables may be loaded into it.
 
-Exit codes: 0 done, or stopped as asked · 1 the running tidegate refused · 64 wrong usage ·
-69 cannot reach a running tidegate · 75 not finished yet, or restart me · 78 bad configuration.
+Exit codes: 0 done, or stopped as asked · 1 the running tidegate refused, or `replay` found a
+difference · 64 wrong usage · 69 cannot reach a running tidegate · 75 not finished yet, or restart
+me · 78 bad configuration.
 """
 
 from __future__ import annotations
@@ -63,6 +64,14 @@ def _call(arguments: argparse.Namespace) -> int:
             from tidegate.cli.check import check
 
             return check(arguments)
+        case "bundle":
+            from tidegate.cli.bundle import bundle
+
+            return bundle(arguments)
+        case "replay":
+            from tidegate.cli.replay import replay
+
+            return replay(arguments)
         case "version":
             from tidegate.cli.version import version
 
@@ -114,6 +123,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb("reload", "read the config file and the tokens again")
     verb("check", "say whether the config file is good", json=True)
+    bundle = verb("bundle", "write down how it is, as evidence", json=True)
+    bundle.add_argument(
+        "--output", type=Path, metavar="FILE", help="copy it there, for you alone to read"
+    )
+    replay = verb("replay", "make the memory guard's decisions again and compare", json=True)
+    replay.add_argument("file", type=Path, metavar="FILE", help="a bundle, or decisions.jsonl")
     _add_token(verbs)
     verb("version", "versions of tidegate and what it runs on", json=True)
     return parser

@@ -37,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     return watchdog.run(
         load=load,
         runtime_dir=places.runtime_dir,
+        state_dir=places.state_dir,
         log_file=log_file,
         park=arguments.park,
         banner=banner,

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -35,6 +38,9 @@ class Daemon(Protocol):
 
     def stop(self) -> None:
         """Drain and end."""
+
+    def bundle(self, client: Client) -> None:
+        """Write a bundle of evidence, and let `Commands.bundled` answer `client`."""
 
 
 class Commands:
@@ -79,6 +85,8 @@ class Commands:
                 self._daemon.reload(client)
             case "stop":
                 self._stop(client, wait=request.wait)
+            case "bundle":
+                self._daemon.bundle(client)
             case verb:
                 self._control.answer(client, f'"{verb}" is no verb that this tidegate knows')
 
@@ -117,6 +125,21 @@ class Commands:
     def give_up_waiting(self, now_s: float) -> None:
         """Every wait for a worker has its limit."""
         self._reply_all(self._questions.expire(now_s))
+
+    def bundled(self, client: Client) -> Callable[[Path | None], None]:
+        """What to call when the bundle that `client` asked for is written, or (None) is not."""
+
+        def answer(path: Path | None) -> None:
+            if path is None:
+                self._control.answer(client, "the bundle could not be written; the log says why")
+                return
+            size = 0
+            with suppress(OSError):  # it was taken away already
+                size = path.stat().st_size
+            result = msgspec.Raw(msgspec.json.encode({"path": str(path), "bytes": size}))
+            self._control.reply(client, ControlReply(ok=True, result=result))
+
+        return answer
 
     def taken_over(self) -> None:
         """The new generation serves."""

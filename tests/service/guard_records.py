@@ -1,0 +1,47 @@
+"""Decisions of the memory guard for tests: made by the guard's own rules, second by second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tidegate.core import watermark as wm
+from tidegate.core.ladder import Decision, Inputs, Ladder, decide
+from tidegate.core.settings import MIB
+from tidegate.service.decisions import DecisionLog
+
+LIMITS = wm.Limits(budget_bytes=256 * MIB, hard=True, machine_bytes=8192 * MIB)
+BASE_BYTES = 44 * MIB
+AT = 1_795_391_112.0  # Unix seconds of second 0
+
+
+def inputs(now_s: float, ratio: float, **more: Any) -> Inputs:
+    """A worker that holds `ratio` of the spendable part, all of it in runs."""
+    held = int(ratio * wm.spendable_bytes(LIMITS.budget_bytes, BASE_BYTES))
+    seen = wm.Reading(
+        used_bytes=held + BASE_BYTES + 13 * MIB,
+        held_bytes=held,
+        base_bytes=BASE_BYTES,
+        ledger_bytes=held,
+        available_bytes=4096 * MIB,
+    )
+    return Inputs(now_s=now_s, reading=seen, limits=LIMITS, generation=1, recycles_left=3, **more)
+
+
+def play(log: DecisionLog, ratios: list[float], ladder: Ladder | None = None) -> list[Decision]:
+    """Decide once a second about these ratios, and note each decision."""
+    ladder = ladder or Ladder()
+    made = []
+    for second, ratio in enumerate(ratios):
+        given = inputs(float(second), ratio)
+        before = ladder
+        ladder, decision = decide(before, given)
+        log.note(AT + second, before, given, decision)
+        made.append(decision)
+    return made
+
+
+def log_of(directory: Path, ratios: list[float]) -> Path:
+    """The file that such a play leaves."""
+    play(DecisionLog(directory), ratios)
+    return directory / "decisions.jsonl"
