@@ -8,7 +8,7 @@ CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.13 python3.12 python3.11 python3)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --require-virtualenv
 ARGS ?=
 
-.PHONY: help run test check format bench clean
+.PHONY: help run test check format bench soak clean
 
 help:
 	@echo "make run     serve on http://127.0.0.1:8433   (ARGS='--config FILE')"
@@ -16,6 +16,7 @@ help:
 	@echo "make check   formatting, lint, types and tests: what CI runs"
 	@echo "make format  put the code into the project's form"
 	@echo "make bench   measure it beside other gateways (ARGS=--help)"
+	@echo "make soak    watch it for growth under load that hangs, 6 minutes (SOAK_HOURS=8)"
 	@echo "make clean   remove .venv and every cache"
 
 run: $(VENV)/installed
@@ -37,6 +38,9 @@ format: $(VENV)/installed-dev
 bench: $(VENV)/installed-dev
 	$(BIN)/python bench/run.py $(ARGS)
 
+soak: $(VENV)/installed-soak
+	PYTHONPATH=bench:tests $(BIN)/python -m soak $(ARGS)
+
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find daemon tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -51,6 +55,11 @@ $(VENV)/installed: pyproject.toml requirements.lock | $(BIN)/python
 $(VENV)/installed-dev: requirements-dev.lock $(VENV)/installed
 	@echo "Installing the tools for tests into $(VENV) ..."
 	@$(PIP) install -r requirements-dev.lock
+	@touch $@
+
+$(VENV)/installed-soak: bench/soak/requirements.txt $(VENV)/installed
+	@echo "Installing what the soak needs into $(VENV) ..."
+	@$(PIP) install -r bench/soak/requirements.txt
 	@touch $@
 
 # A candidate counts only if it runs: pyenv, for one, leaves commands that find no Python.
