@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -14,7 +15,9 @@ import pytest
 
 from tidegate.core.settings import MIB
 from tidegate.guard.cgroup import Cgroup
-from tidegate.guard.sample import SampleError, Sampler
+from tidegate.guard.sample import SampleError, Sampler, machine_bytes
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 
 
 @pytest.fixture
@@ -49,7 +52,7 @@ def test_gone_process_is_absent(sampler: Sampler) -> None:
     assert sampler.read([os.getpid()]).rss.keys() == {os.getpid()}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="statm is Linux's")
+@linux_only
 def test_descriptors_are_kept_and_given_back(sampler: Sampler) -> None:
     """A hundred readings use one descriptor, and it is closed when the process is left out."""
     own = Path("/proc/self/fd")
@@ -60,6 +63,151 @@ def test_descriptors_are_kept_and_given_back(sampler: Sampler) -> None:
     assert len(list(own.iterdir())) == before + 1
     sampler.read([])
     assert len(list(own.iterdir())) == before
+
+
+@linux_only
+def test_a_part_that_cannot_be_read_is_said_and_the_rest_is_good(tmp_path: Path) -> None:
+    """Our processes are sampled though the group's file is nonsense; mended, it counts again."""
+    (tmp_path / "memory.current").write_text("nonsense")
+    (tmp_path / "memory.stat").write_text("inactive_file 0\n")
+    with closing(Sampler(Cgroup(tmp_path, 2))) as sampler:
+        read = sampler.read([os.getpid()])
+        assert read.rss[os.getpid()] > 0
+        assert read.cgroup_bytes is None
+        assert read.available_bytes
+        assert len(read.failures) == 1
+        assert "memory.current" in read.failures[0]
+        assert "not a number" in read.failures[0]
+        (tmp_path / "memory.current").write_text("4096\n")
+        mended = sampler.read([os.getpid()])
+        assert (mended.cgroup_bytes, mended.failures) == (4096, ())
+
+
+@linux_only
+def test_an_open_sampler_needs_no_descriptor() -> None:
+    """With every descriptor of the process taken the next sample is as good as the last."""
+    code = (
+        "import os, resource\n"
+        "from tidegate.guard.sample import Sampler\n"
+        "me, sampler = os.getpid(), Sampler()\n"
+        "sampler.read([me])\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))\n"
+        "try:\n"
+        "    while True: os.dup(0)\n"
+        "except OSError: pass\n"
+        "read = sampler.read([me, os.getppid()])\n"
+        "print(read.rss[me] > 0, (read.available_bytes or 0) > 0, read.failures)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("True True ('statm of /proc/")
+    assert "Too many open files" in done.stdout
+    assert done.stdout.count("Too many") == 1
+
+
+@linux_only
+def test_a_pid_that_is_used_again_is_read_anew(
+    sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The descriptor of the dead shows nobody else; from the next reading on, the living counts."""
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert sampler.read([child.pid]).rss
+    child.communicate(b"\n")
+    opened: list[Path] = []
+    real_open = os.open
+
+    def open_another(path: Path, flags: int) -> int:
+        opened.append(path)
+        return real_open("/proc/self/statm", flags)
+
+    monkeypatch.setattr(os, "open", open_another)
+    assert sampler.read([child.pid]).rss == {}
+    assert opened == []
+    assert sampler.read([child.pid]).rss[child.pid] > 0
+    assert opened == [Path(f"/proc/{child.pid}/statm")]
+
+
+@linux_only
+def test_a_process_that_dies_between_open_and_read_is_absent(
+    sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file was there, and then it says that there is no such process."""
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    real_pread = os.pread
+
+    def die_first(fd: int, most: int, offset: int) -> bytes:
+        if child.poll() is None:
+            child.communicate(b"\n")
+        return real_pread(fd, most, offset)
+
+    monkeypatch.setattr(os, "pread", die_first)
+    read = sampler.read([child.pid])
+    assert (read.rss, read.failures) == ({}, ())
+
+
+@linux_only
+def test_a_process_that_ended_and_is_not_buried_holds_nothing(sampler: Sampler) -> None:
+    """Its parent has not asked for it yet: it has a pid and no memory, and no unshared part."""
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert sampler.read([child.pid]).rss == {child.pid: 0}
+    assert sampler.uss_bytes(child.pid) is None
+    child.wait()
+    assert sampler.uss_bytes(child.pid) is None
+
+
+@linux_only
+def test_the_unshared_part_grows_with_what_is_our_own(sampler: Sampler) -> None:
+    """Memory that nobody else maps is what would be free again if the process ended."""
+    before = sampler.uss_bytes(os.getpid())
+    with mmap.mmap(-1, 64 * MIB, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as held:
+        held.write(b"x" * len(held))
+        after = sampler.uss_bytes(os.getpid())
+    assert before is not None
+    assert after is not None
+    assert 48 * MIB < after - before < 80 * MIB
+    assert before < sampler.read([os.getpid()]).used_bytes
+
+
+def test_psutil_reads_where_linux_does_not(
+    sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other platform's way gives the same figures, and no unshared part."""
+    here = sampler.read([os.getpid()])
+    monkeypatch.setattr(sys, "platform", "darwin")
+    there = sampler.read([os.getpid(), 2**22 + 1])
+    assert there.rss.keys() == {os.getpid()}
+    assert there.failures == ()
+    assert abs(there.used_bytes - here.used_bytes) < 32 * MIB
+    assert there.available_bytes
+    assert sampler.uss_bytes(os.getpid()) is None
+    assert machine_bytes() == psutil.virtual_memory().total
+
+
+@linux_only
+def test_psutil_is_not_loaded_on_linux() -> None:
+    """It would be a quarter of the watchdog's memory."""
+    code = (
+        "import os, sys\n"
+        "from tidegate.guard import budget, pressure, sample\n"
+        "budget.find(None); sample.Sampler().read([os.getpid()]); sample.machine_bytes()\n"
+        "print('psutil' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_a_sampler_follows_its_group(tmp_path: Path) -> None:
+    """A budget that comes from another group after a reload is sampled there."""
+    for name, text in (("a", "1"), ("b", "2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "memory.current").write_text(text)
+        (tmp_path / name / "memory.stat").write_text("")
+    with closing(Sampler(Cgroup(tmp_path / "a", 2))) as sampler:
+        assert sampler.read([]).cgroup_bytes == 1
+        sampler.cgroup = Cgroup(tmp_path / "b", 2)
+        assert sampler.read([]).cgroup_bytes == 2
+        sampler.cgroup = None
+        assert sampler.read([]).cgroup_bytes is None
 
 
 def test_cgroup_counts_when_it_is_larger(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def volunteer_for_oom(file: Path = Path("/proc/self/oom_score_adj")) -> int | No
     try:
         score = int(os.pread(fd, 32, 0))
         if score < OOM_SCORE_ADJ:
-            os.write(fd, str(OOM_SCORE_ADJ).encode())
+            os.write(fd, b"%d\n" % OOM_SCORE_ADJ)
             score = OOM_SCORE_ADJ
     except (OSError, ValueError):
         return None
