@@ -361,12 +361,23 @@ def test_nothing_is_due_while_nothing_is_under_way(rig: Rig) -> None:
     assert not rig.evidence.is_pending
 
 
-def test_what_is_being_written_is_finished_at_the_end(rig: Rig) -> None:
-    """A watchdog that stops leaves the last bundle whole."""
+def test_what_is_on_its_way_is_finished_at_the_end(rig: Rig) -> None:
+    """A watchdog that stops leaves whole bundles, also of workers that had not answered yet."""
+    rig.evidence.gather_now("kill", "hung")
+    rig.gather("guard", "level 2")
+    rig.evidence.close()
+    assert [read["why"][0]["kind"] for read in rig.bundles()] == ["kill", "guard"]
+    assert rig.evidence.written == 2
+    assert len(rig.told) == 1
+
+
+def test_a_disk_that_hangs_does_not_hold_up_the_end(rig: Rig, hung_disk: threading.Event) -> None:
+    """The bundle is lost with the process; the stop is not late."""
     rig.evidence.gather_now("kill", "hung")
     rig.evidence.close()
-    assert len(rig.bundles()) == 1
-    assert rig.evidence.written == 1
+    assert rig.evidence.written == 0
+    hung_disk.set()
+    rig.wait_written()
 
 
 def test_a_large_daemon_fits_into_a_bundle(rig: Rig) -> None:

@@ -6,7 +6,7 @@ decision: made again from its record it comes out the same, unless another versi
 
 from __future__ import annotations
 
-from msgspec import Struct, to_builtins
+from msgspec import Struct, json
 
 from tidegate.core.ladder import Decision, Inputs, Ladder, decide
 from tidegate.core.relief import Step
@@ -54,12 +54,18 @@ def _gist(decision: Decision) -> tuple[object, ...]:
 def decide_again(record: Record) -> list[Difference]:
     """Where this version decides otherwise; empty when it decides the same."""
     _, now = decide(record.before, record.inputs)
-    old, new = to_builtins(record.decision), to_builtins(now)
+    old, new = _as_written(record.decision), _as_written(now)
     return [
         Difference(field=name, recorded=old.get(name), now=value)
         for name, value in new.items()
         if old.get(name) != value
     ]
+
+
+def _as_written(decision: Decision) -> dict[str, object]:
+    """The fields as a record holds them, where an infinite figure is null."""
+    written: dict[str, object] = json.decode(json.encode(decision))
+    return written
 
 
 def describe(decision: Decision) -> str:

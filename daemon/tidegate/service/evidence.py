@@ -4,9 +4,10 @@
     -> the document is written by a thread -> whoever asked is told the path, or None
 
 The loop never waits. Asking a worker has its limit, and the disk, like everything else that may
-take its time, belongs to a thread: 1 MiB is written and synced in 2 to 30 ms on an SSD, but a
-tired SD card takes seconds, and a network disk that is away takes for ever. After
-`WRITE_LIMIT_S` nobody waits for the thread any more, and until it is done nothing else is written.
+take its time, belongs to a thread. On an SSD 0.75 MiB are put together, written and synced in 6 to
+20 ms, of which the loop itself spends 2 to 10 (measured); a tired SD card takes seconds, and a
+network disk that is away takes for ever. After `WRITE_LIMIT_S` nobody waits for the thread any
+more, and until it is done nothing else is written.
 
 A bundle shows sizes, ages, names and places in the code. It holds no text of any run, no key and
 no token, and a key that found its way into a text all the same is cut out of the document.
@@ -196,9 +197,14 @@ class Evidence:
                 self._give_up_waiting(case)
 
     def close(self) -> None:
-        """Let what is being written be finished, within a moment."""
-        if self._writing is not None and self._writing.thread is not None:
-            self._writing.thread.join(CLOSE_LIMIT_S)
+        """Let what is on its way be finished, within a moment."""
+        if self._asking is not None:
+            self._all_heard()
+        over_s = time.monotonic() + CLOSE_LIMIT_S
+        while (case := self._writing) is not None and case.thread is not None:
+            case.thread.join(max(0.0, over_s - time.monotonic()))
+            if case.thread.is_alive():
+                return  # it goes with the process
             self.tick(self._clock())
 
     def _all_heard(self) -> None:
