@@ -35,7 +35,10 @@ def resident_meter() -> Callable[[], int]:
 def heap_trimmer() -> Callable[[], None]:
     """A function that gives free heap pages back to the system; does nothing where it can't.
 
-    ctypes lets go of the interpreter's lock during the call, so the event loop goes on.
+    ctypes lets go of the interpreter's lock during the call, so the event loop goes on, until it
+    allocates: malloc's own lock is held meanwhile. Measured: 2 to 27 ms after bursts of runs;
+    at 400 MB with 47,500 holes 44 to 76 ms, of which an allocation in another thread waited
+    34 to 66 ms. So not more often than it gives back something.
     """
     try:
         malloc_trim = ctypes.CDLL(None).malloc_trim
