@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from service.guard_records import log_of
+from tidegate.cli.replay import judge
 from tidegate.service import bundle, decisions
 
 RATIOS = [0.1, 0.65, 0.72, 0.85]
@@ -149,6 +152,25 @@ def test_hostile_figures_end_in_words(tidegate, log, value):
     assert code in (0, 1)
     assert err == ""
     assert len(out.splitlines()) >= 5
+
+
+STRANGE = [0, -1, 1e308, -1e308, 1e-320, 2**63, 10**30, None, True, "", [], {}, [1], {"a": 1}]
+
+
+@given(st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+def test_no_record_ends_in_a_traceback(log, data):
+    """Whatever value stands in whatever place."""
+    record = json.loads(log.read_text().splitlines()[-1])
+    table = record
+    for _ in range(4):
+        name = data.draw(st.sampled_from(sorted(table)))
+        if not isinstance(table[name], dict) or not table[name] or data.draw(st.booleans()):
+            break
+        table = table[name]
+    table[name] = data.draw(st.sampled_from(STRANGE))
+    verdict = judge(1, json.dumps(record).encode())
+    assert verdict.same or verdict.differences or verdict.note
 
 
 def test_a_large_log_is_read_line_by_line(tidegate, log, capsys):

@@ -20,6 +20,7 @@ LIMIT_S = 20.0  # for all answers that come at once
 PROMPT = "CANARY prompt: what is wrong with me?"
 ANSWER = "CANARY answer, it is nothing!"
 CONFIG_KEY = "sk-CANARY-key-of-the-config-0123456789"
+OTHER_KEY = "sk-CANARY-that-is-a-plain-word"
 WRONG_TOKEN = "CANARY-token-that-nobody-has"
 HEADER = "CANARY-in-a-header-of-the-client"
 QUERY = "CANARY-in-a-query"
@@ -41,6 +42,8 @@ async def repeat(peer: Peer) -> None:
         elif b"fail-event" in request:
             words = chunk(content=ANSWER), b"data: " + body + b"\n\n"
             await peer.send(HEAD + chunked(*words) + LAST)
+        elif b"fail-label" in request:
+            await peer.send(plain(json.dumps({"error": {"code": OTHER_KEY}}).encode(), b"400 X"))
         elif b"fail-garbage" in request:
             await peer.send(f"{said}\r\n\r\n{said}".encode())
             return
@@ -84,26 +87,34 @@ async def ask_all(gateway: Gateway, token: str) -> list[Stream]:
     messages = [{"role": "user", "content": PROMPT}]
     wrong = {"Authorization": f"Bearer {WRONG_TOKEN}"}
     await get(gateway.base_url, f"/v1/models?key={QUERY}", headers=wrong)
-    models = ("fail-400", "fail-500", "fail-event", "fail-garbage", "answer", f"{PROMPT} as a name")
+    fails = (
+        "cloud/fail-400",
+        "cloud/fail-500",
+        "cloud/fail-event",
+        "cloud/fail-garbage",
+        "other/fail-label",
+    )
+    models = (*fails, "cloud/answer", f"cloud/{PROMPT} as a name")
     streams = [
         await open_chat(gateway.base_url, model, headers=headers, messages=messages)
         for model in models
     ]
     async with asyncio.timeout(LIMIT_S):
-        for stream in streams[4:]:
+        for stream in streams[5:]:
             await stream.read_events(2)
-        for stream in streams[:4]:
+        for stream in streams[:5]:
             await stream.read_all()
-    return streams[4:]
+    return streams[5:]
 
 
 async def test_no_evidence_holds_a_canary(gateway: StartGateway, repeating: RawUpstream) -> None:
     """Prompts, answers, keys and tokens are in no bundle, decision, status or log, in no form."""
-    running = await asyncio.to_thread(
-        gateway,
-        f'[[upstream]]\nname = "cloud"\nurl = "{repeating.url}"\napi_key_env = "CLOUD_KEY"\n',
-        env={"CLOUD_KEY": CONFIG_KEY},
-    )
+    upstreams = [
+        f'[[upstream]]\nname = "{name}"\nurl = "{repeating.url}"\napi_key_env = "{name.upper()}"\n'
+        for name in ("cloud", "other")
+    ]
+    keys = {"CLOUD": CONFIG_KEY, "OTHER": OTHER_KEY}
+    running = await asyncio.to_thread(gateway, "".join(upstreams), env=keys)
     made = await asyncio.to_thread(running.command, "token", "new", "laptop")
     token = made.stdout.strip()
     assert len(token) > 20
@@ -127,3 +138,9 @@ async def test_no_evidence_holds_a_canary(gateway: StartGateway, repeating: RawU
         for form in forms(canary):
             for name, text in texts.items():
                 assert form not in text, f"{canary} as {form} is in {name}"
+
+    # An upstream may call its error by the key that it was given. Evidence goes to strangers.
+    evidence = {name: text for name, text in texts.items() if name not in {"status", "log"}}
+    assert any("refused with 400 (***)" in text for text in evidence.values())
+    for form in forms(OTHER_KEY):
+        assert not any(form in text for text in evidence.values())
