@@ -20,6 +20,7 @@ TABLES = {
     "## Top": settings.Settings,
     "## `[limits]`": settings.Limits,
     "## `[memory]`": settings.Memory,
+    "## `[memory.growth]`": settings.Growth,
     "## `[drain]`": settings.Drain,
     "## `[auth]`": settings.Auth,
     "## `[[upstream]]`": settings.Upstream,

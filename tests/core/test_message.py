@@ -16,8 +16,15 @@ FROM_WATCHDOG: list[msg.FromWatchdog] = [
         secrets={"box": "sk-ü\n"},
         listeners=[msg.Listener(fd=3, address="[::1]:8433")],
     ),
-    msg.Facts(state="serving", level=1, ledger_limit_bytes=0, budget_bytes=1, used_bytes=2),
+    msg.Facts(
+        level=1,
+        ledger_limit_bytes=0,
+        shed="memory level 3",
+        guard=msg.GuardFigures(used_bytes=2, growth_bytes_per_h=0.5),
+    ),
     msg.Sweep(request=1, reason="level 2"),
+    msg.Relieve(request=1, steps=["stale"], stale_after_s=600.0, reason="memory level 2"),
+    msg.Inspect(request=1),
     msg.ListRuns(request=1),
     msg.StartDraining(limit_s=30.0, reason="stop"),
 ]
@@ -30,6 +37,16 @@ FROM_WORKER: list[msg.FromWorker] = [
     ),
     msg.Configured(request=1, error="no"),
     msg.Swept(request=1, runs=2, bytes=3, reasons={"stuck": 2}),
+    msg.Relieved(
+        request=1,
+        steps=[
+            msg.StepReport(step="stale", runs=1, promised_bytes=2, freed_bytes=2, took_s=0.1)
+        ],
+    ),
+    msg.Inspected(
+        request=1, ledger={"window": 1}, runs=[], runs_total=0, types={"dict": 2},
+        stacks=["a.py:1 f"], tasks=3, descriptors=4,
+    ),
     msg.RunList(request=1, runs=[], total=0),
     msg.ConfigChanged(),
     msg.Draining(),

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Iterator, Mapping
 
 from tidegate.config.problem import Problem
-from tidegate.core.settings import LimitOverrides, Settings
+from tidegate.core.settings import Growth, LimitOverrides, Settings
 from tidegate.places import MAX_SOCKET_PATH_BYTES
 
 _PORT = r"(?P<port>\d{1,5})"
@@ -21,6 +21,7 @@ _LISTEN = re.compile(rf"(?:(?P<name>{_NAME_OR_V4})|{_V6}):{_PORT}")
 _URL = re.compile(rf"https?://(?:(?P<name>{_NAME_OR_V4})|{_V6})(?::{_PORT})?(?:/[!$-;=@-~]*)?")
 _ALLOWED_HOST = re.compile(rf"(?:(?P<name>(?:\*\.)?{_NAME_OR_V4})|{_V6})(?::{_PORT})?")
 _UPSTREAM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+LEAST_AGE_S = 3600.0  # of a worker that is replaced for its age; below it, a warning
 _MODEL_NAME = re.compile(r"[!-~](?:[ -~]{0,198}[!-~])?")
 
 
@@ -54,9 +55,16 @@ def find_open_doors(settings: Settings) -> list[Problem]:
 def find_warnings(settings: Settings, table: Mapping[str, object]) -> list[str]:
     """What works, but perhaps not as its author thinks."""
     found = []
-    memory = table.get("memory")
-    if isinstance(memory, dict) and "growth" in memory:
-        found.append("memory.growth: has no effect in this version")
+    if 0 < settings.memory.recycle_after_s < LEAST_AGE_S:
+        found.append(
+            f"memory.recycle_after_s: a new worker every {settings.memory.recycle_after_s:g} s "
+            "costs more than it saves; a day or more is usual, 0 is never"
+        )
+    if settings.memory.growth != Growth():
+        found.append(
+            "memory.growth: the periods are not the usual ones; short ones take warming up for a "
+            "leak and recycle for nothing"
+        )
     longest_s = max(total_s + grace_s for total_s, grace_s in _run_limits(settings))
     if settings.drain.recycle_limit_s < longest_s:
         found.append(

@@ -28,6 +28,7 @@ _LEAST: dict[str, float] = {
     "keep_finished_s": 0,  # 0: no resuming after the end
     "stop_limit_s": 0,
     "skip_s": 0,
+    "recycle_after_s": 0,  # 0: a worker's age alone is no reason
     "max_queued": 0,  # 0: refuse instead of queueing
     "max_concurrent": 0,  # 0: no limit of ours
     "recycles_per_hour": 0,

@@ -149,9 +149,19 @@ class Exited(Struct, frozen=True):
 
 
 class Condemn(Struct, frozen=True):
-    """The memory guard's last resort."""
+    """It must go at once: it speaks nonsense, or (`notice`) it is the memory guard's last resort.
+
+    With notice it may use the time for its stacks to tell its readers.
+    """
 
     number: int
+    reason: str
+    notice: bool = False
+
+
+class Yield(Struct, frozen=True):
+    """What we could do ourselves was of no use; whoever started us shall decide."""
+
     reason: str
 
 
@@ -168,7 +178,7 @@ class Stop(Struct, frozen=True, kw_only=True):
     limit_s: float
 
 
-Event = Begin | Tick | BecameReady | Beat | Exited | Condemn | Recycle | Stop
+Event = Begin | Tick | BecameReady | Beat | Exited | Condemn | Yield | Recycle | Stop
 
 
 # --- what goes out ------------------------------------------------------------------------
@@ -189,11 +199,15 @@ class Drain(Struct, frozen=True):
 
 
 class Kill(Struct, frozen=True):
-    """End a worker's process; `stacks` asks it first to write down where it stands."""
+    """End a worker's process; `stacks` asks it first to write down where it stands.
+
+    `notice` also lets it tell its readers why.
+    """
 
     number: int
     reason: str
     stacks: bool
+    notice: bool = False
 
 
 class Replace(Struct, frozen=True):
@@ -223,7 +237,7 @@ class ClockGap(Struct, frozen=True):
 
 
 class GiveUp(Struct, frozen=True):
-    """A crash loop: another try would end as the last ones did."""
+    """Another try would end as the last ones did."""
 
     reason: str
 
@@ -271,8 +285,10 @@ def step(fleet: Fleet, event: Event, now_s: float, policy: Policy, jitter: float
             return _happen(fleet, number, Happening.READY, "", at)
         case Exited(number, reason):
             return _happen(fleet, number, Happening.EXIT, reason, at)
-        case Condemn(number, reason):
-            return _happen(fleet, number, Happening.LATE, reason, at)
+        case Condemn(number, reason, notice):
+            return _noticed(_happen(fleet, number, Happening.LATE, reason, at), notice=notice)
+        case Yield(reason):
+            return fleet, [GiveUp(reason)]
         case Recycle(reason, planned):
             return _recycle(fleet, reason, planned, at)
         case Stop(limit_s=limit_s):
@@ -438,6 +454,12 @@ def _tick(fleet: Fleet, at: _Moment) -> Step:
 
 
 # --- small helpers ------------------------------------------------------------------------
+
+
+def _noticed(done: Step, *, notice: bool) -> Step:
+    """The same, where whoever is killed may say goodbye."""
+    fleet, effects = done
+    return fleet, [replace(e, notice=notice) if isinstance(e, Kill) else e for e in effects]
 
 
 def _lateness(generation: Generation, now_s: float, timing: Timing) -> str | None:

@@ -108,21 +108,29 @@ class Configure(Message, frozen=True, kw_only=True):
         return f"<Configure request={self.request} generation={self.generation}>"  # no secrets
 
 
-class Facts(Message, frozen=True, kw_only=True):
-    """What the watchdog knows and the worker shows on /readyz and /metrics. Once a second."""
+class GuardFigures(Struct, frozen=True, kw_only=True):
+    """What the watchdog measured, for /metrics. Sizes are bytes, times seconds."""
 
-    state: str
+    budget_bytes: int = 0
+    used_bytes: int = 0
+    unexplained_bytes: int = 0
+    growth_bytes_per_h: float | None = None
+    limit_in_s: float | None = None
+    alarms: int = 0
+    watchdog_rss_bytes: int = 0
+    tick_delay_s: float = 0.0
+    sample_failures: int = 0
+
+
+class Facts(Message, frozen=True, kw_only=True):
+    """What the watchdog knows and the worker goes by or shows. Once a second."""
+
     level: int
     ledger_limit_bytes: int  # 0: no limit
     squeeze: bool = False  # windows and watermarks are half as large while this holds
     shed: str | None = None  # why new runs are refused, if they are
-    budget_bytes: int
-    used_bytes: int
     recycles: dict[str, int] = {}  # by reason
-    restarts: int = 0
-    swept_runs: int = 0
-    swept_bytes: int = 0
-    watchdog_rss_bytes: int = 0
+    guard: GuardFigures = GuardFigures()
     peer_socket: str | None = None  # the other generation's, while there is one
     peer_active: dict[str, int] = {}  # its requests under way, by upstream, as it last beat
 

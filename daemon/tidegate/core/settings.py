@@ -63,11 +63,11 @@ class LimitOverrides(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Growth(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The periods by which a leak is told from a plateau."""
+    """The periods by which a leak is told from a plateau. Tests scale them to seconds."""
 
-    bucket_s: float = 300.0
-    skip_s: float = 7200.0
-    confirm_s: float = 1800.0
+    bucket_s: float = 300.0  # of each the minimum counts; the window is 48 of them, 4 h
+    skip_s: float = 7200.0  # a worker's first hours, while caches and arenas fill
+    confirm_s: float = 1800.0  # between the three hits that make an alarm
 
 
 class Memory(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -76,6 +76,7 @@ class Memory(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     budget_bytes: int | None = field(default=None, name="budget")  # None is "auto"
     mode: str = "enforce"  # or "observe": says what it would have done
     recycles_per_hour: int = 3
+    recycle_after_s: float = 0.0  # a worker's age at which the next takes over; 0: never
     growth: Growth = Growth()
 
 

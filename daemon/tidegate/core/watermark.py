@@ -5,8 +5,10 @@ memory when they became ready), against what the budget leaves after two bases a
 So an idle worker is level 0 whatever the budget, and the second generation of a recycle never
 raises the level. Only level 5 judges raw use, for that is what a killer sees.
 
-The level follows at once upwards; downwards it stays until the use has been under the exit
-point for `DWELL_S`, so that it cannot flap.
+The level follows at once upwards, and counts on the fastest rise seen lately to go on until the
+next sample. Downwards it stays until the use has been under the exit point for `DWELL_S`, so that
+it cannot flap. Pressure is not a ratio: it raises the level to 2 and no further, because a
+neighbour who loads a model must not make us refuse clients.
 """
 
 from __future__ import annotations
@@ -21,16 +23,20 @@ SPENDABLE_FLOOR_BYTES = 8 * MIB  # a budget that two bases fill still lets two w
 ENTER = (0.60, 0.70, 0.80, 0.88)  # levels 1 to 4, of the spendable part
 EXIT = (0.55, 0.64, 0.73, 0.80)  # at least 5 points below: a sample's noise is 1 or 2
 LAST_ENTER, LAST_EXIT = 0.95, 0.90  # level 5, of the budget as a whole
+LAST_LEVEL = 5
+PRESSURE_LEVEL = 2
 SOFT_EXCESS = 1.5  # a budget nobody enforces is a wish: level 5 only far beyond it,
 SOFT_AVAILABLE = 0.05  # or when the machine itself has nearly nothing left
 DWELL_S = 10.0
+# Head-room: the fastest rise of the last minutes may go on until the next sample. It fades by half
+# a minute, and is worth 10 points at most: a burst that is over must not keep clients out.
+AHEAD_S = 1.0
+AHEAD_SHARE = 0.10
+RISE_HALF_LIFE_S = 60.0
 # The ledger may hold 3/4 of the spendable part. It counts the capacity of our buffers, not the
 # allocator's slack around them, which was about a fifth after bursts; and between two samples
 # the limit alone has to hold the line below level 4.
 LEDGER_SHARE = 0.75
-UNEXPLAINED_SHARE = 0.25  # of the spendable part: beyond it, a sweep would not help
-SWEEP_LEVEL = 2
-LAST_READINGS = 3  # at level 5 in a row: the sweeps had their chance
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -49,27 +55,27 @@ class Reading(Struct, frozen=True, kw_only=True):
     base_bytes: int  # one worker's at ready; 0 while none has been
     ledger_bytes: int
     available_bytes: int  # on the whole machine
+    pressure: bool = False  # the kernel or the service manager says that memory is short
 
 
 class Watermark(Struct, frozen=True, kw_only=True):
-    """The level, and since when the use has been lower."""
+    """The level, since when the use has been lower, and how fast it rose lately."""
 
     level: int = 0
     lower_since_s: float | None = None
-    unexplained_since_s: float | None = None
-    last_readings: int = 0  # at level 5, in a row
+    rise_bytes_per_s: float = 0.0
+    held_bytes: int | None = None  # at the former reading,
+    read_s: float | None = None  # which was then
 
 
-class Verdict(Struct, frozen=True, kw_only=True):
-    """What follows from a sample."""
+class Standing(Struct, frozen=True, kw_only=True):
+    """What a reading says, beside the level that it leads to."""
 
+    reading_level: int  # of this reading alone
     ratio: float  # of the spendable part
+    ahead_bytes: int  # counted on top: what may come before the next sample
     spendable_bytes: int
     ledger_limit_bytes: int
-    unexplained_bytes: int
-    sweep: bool  # release what is stale, on every reading while the level holds
-    recycle: bool  # what the ledger does not explain is too much, and has been for a dwell
-    cut: bool  # the last resort: a worker has to go
 
 
 def spendable_bytes(budget_bytes: int, base_bytes: int) -> int:
@@ -79,56 +85,64 @@ def spendable_bytes(budget_bytes: int, base_bytes: int) -> int:
 
 def judge(
     mark: Watermark, reading: Reading, limits: Limits, now_s: float
-) -> tuple[Watermark, Verdict]:
-    """The level after this reading, and what follows from it."""
+) -> tuple[Watermark, Standing]:
+    """The level after this reading, and what the reading says."""
     spendable = spendable_bytes(limits.budget_bytes, reading.base_bytes)
-    ratio = max(0, reading.held_bytes) / spendable
-    unexplained = max(0, reading.held_bytes - reading.ledger_bytes)
-    raw = _raw_level(mark.level, ratio, reading, limits)
-    mark = _level(mark, raw, now_s)
-    too_much = mark.level >= SWEEP_LEVEL and unexplained > UNEXPLAINED_SHARE * spendable
-    since_s = None
-    if too_much:
-        since_s = now_s if mark.unexplained_since_s is None else mark.unexplained_since_s
-    # No dwell here: only readings that are level 5 themselves may cost a worker its life.
-    last_readings = mark.last_readings + 1 if raw == 5 else 0
-    cut = last_readings >= LAST_READINGS
-    last_readings = 0 if cut else last_readings
-    mark = replace(mark, unexplained_since_s=since_s, last_readings=last_readings)
-    return mark, Verdict(
-        ratio=ratio,
+    held = max(0, reading.held_bytes)
+    rise = _rise(mark, held, now_s)
+    ahead = min(int(rise * AHEAD_S), int(AHEAD_SHARE * spendable))
+    alone = _reading_level(mark.level, (held + ahead) / spendable, reading, limits)
+    mark = _level(mark, alone, now_s)
+    mark = replace(mark, rise_bytes_per_s=rise, held_bytes=held, read_s=now_s)
+    return mark, Standing(
+        reading_level=alone,
+        ratio=held / spendable,
+        ahead_bytes=ahead,
         spendable_bytes=spendable,
         ledger_limit_bytes=int(LEDGER_SHARE * spendable),
-        unexplained_bytes=unexplained,
-        sweep=mark.level >= SWEEP_LEVEL,
-        recycle=since_s is not None and now_s - since_s >= DWELL_S,
-        cut=cut,
     )
 
 
-def _raw_level(level: int, ratio: float, reading: Reading, limits: Limits) -> int:
+def forget_time(mark: Watermark) -> Watermark:
+    """After a gap in the clock: the level stays, and its dwell begins anew."""
+    return replace(mark, lower_since_s=None, held_bytes=None, read_s=None)
+
+
+def _rise(mark: Watermark, held_bytes: int, now_s: float) -> float:
+    """Bytes a second: the fastest rise seen, fading."""
+    if mark.held_bytes is None or mark.read_s is None or now_s <= mark.read_s:
+        return mark.rise_bytes_per_s
+    elapsed_s = now_s - mark.read_s
+    faded = mark.rise_bytes_per_s * float(0.5 ** (elapsed_s / RISE_HALF_LIFE_S))
+    # Two readings close together say little about a second; one second is the least we divide by.
+    seen = (held_bytes - mark.held_bytes) / max(1.0, elapsed_s)
+    return max(faded, seen)
+
+
+def _reading_level(level: int, ratio: float, reading: Reading, limits: Limits) -> int:
     """The level this reading alone would give to somebody who stands at `level`."""
     if _is_last(level, reading, limits):
-        return 5
+        return LAST_LEVEL
     entered = sum(ratio >= point for point in ENTER)
     kept = sum(ratio >= point for point in EXIT[:level])
-    return max(entered, kept)
+    pressed = PRESSURE_LEVEL if reading.pressure else 0
+    return max(entered, kept, pressed)
 
 
 def _is_last(level: int, reading: Reading, limits: Limits) -> bool:
-    share = LAST_EXIT if level == 5 else LAST_ENTER
-    if limits.hard:
-        return reading.used_bytes >= share * limits.budget_bytes
-    machine_is_full = reading.available_bytes < SOFT_AVAILABLE * limits.machine_bytes
+    share = LAST_EXIT if level == LAST_LEVEL else LAST_ENTER
     over = reading.used_bytes >= share * limits.budget_bytes
+    if limits.hard:
+        return over
+    machine_is_full = reading.available_bytes < SOFT_AVAILABLE * limits.machine_bytes
     return reading.used_bytes >= SOFT_EXCESS * limits.budget_bytes or (over and machine_is_full)
 
 
-def _level(mark: Watermark, raw: int, now_s: float) -> Watermark:
-    """Up at once; down to `raw` when it has been lower for the dwell."""
-    if raw >= mark.level:
-        return replace(mark, level=raw, lower_since_s=None)
+def _level(mark: Watermark, alone: int, now_s: float) -> Watermark:
+    """Up at once; down to `alone` when it has been lower for the dwell."""
+    if alone >= mark.level:
+        return replace(mark, level=alone, lower_since_s=None)
     since_s = mark.lower_since_s if mark.lower_since_s is not None else now_s
     if now_s - since_s >= DWELL_S:
-        return replace(mark, level=raw, lower_since_s=None)
+        return replace(mark, level=alone, lower_since_s=None)
     return replace(mark, lower_since_s=since_s)
