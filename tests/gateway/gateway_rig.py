@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fakes.client import Stream
-from fakes.machine import until
+from fakes.machine import stop_listening, until
 from tidegate.core.message import Facts, Token
 from tidegate.core.settings import Limits, Model, Settings, Upstream
 from tidegate.gateway.app import Gateway
@@ -125,7 +125,7 @@ class RawUpstream:
                 await writer.wait_closed()
 
     async def stop(self) -> None:
-        self._server.close()
+        await stop_listening(self._server)
         for task in list(self._tasks):
             task.cancel()
         await until(lambda: not self._tasks, DEADLINE_S, "the raw upstream has ended")
@@ -161,13 +161,7 @@ class Rig:
 
     def facts(self, **changes: Any) -> None:
         """What the watchdog says."""
-        known: dict[str, Any] = {
-            "state": "serving",
-            "level": 0,
-            "ledger_limit_bytes": 0,
-            "budget_bytes": 2**30,
-            "used_bytes": 2**20,
-        }
+        known: dict[str, Any] = {"level": 0, "ledger_limit_bytes": 0}
         self.gateway.accept_facts(Facts(**(known | changes)))
 
     def reload(self, settings: Settings) -> None:

@@ -147,6 +147,7 @@ class Run:
         "body",
         "created",
         "created_s",
+        "delivered",
         "end_disabled",
         "ended",
         "ended_s",
@@ -194,6 +195,7 @@ class Run:
         self.ended_s: float | None = None
         self.ended: float | None = None
         self.released = False
+        self.delivered = False  # somebody has had all of it
         self.streamed = streamed
         self.keep_running = keep_running  # nobody listening is no reason to stop
         self.body = body  # kept as long as another attempt may need it

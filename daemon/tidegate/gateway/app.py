@@ -30,6 +30,7 @@ from tidegate.gateway.handoff import OWNER_HEADER, PEER_NAME, Peer, unpack
 from tidegate.gateway.models import REFRESH_S, Catalog
 from tidegate.gateway.registry import Registry
 from tidegate.gateway.relay import Relay
+from tidegate.gateway.relief import Relief
 from tidegate.gateway.server import GatewayServer
 from tidegate.gateway.subscriber import Subscriber
 
@@ -90,6 +91,7 @@ class Gateway:
         self.settings = Settings()
         self.registry = Registry(Ledger(), self.loop)
         self.facts: Facts | None = None
+        self.relief: Relief | None = None  # what it gave back, for the metrics
         self._peer: Peer | None = None  # the other generation, while there is one
         self.loop_lag_s = 0.0
         self.resident_bytes: Callable[[], int] = lambda: 0
@@ -123,6 +125,7 @@ class Gateway:
         """The watchdog's view, once a second: the ledger's limit, and where the other one is."""
         self.facts = facts
         self.registry.ledger.limit_bytes = facts.ledger_limit_bytes
+        self.registry.squeeze(half=facts.squeeze)
         self.meet(facts.peer_socket)
         for pool in self.catalog.pools():
             pool.share(facts.peer_active.get(pool.name, 0))
@@ -172,6 +175,11 @@ class Gateway:
         self.registry.close()
         if self._peer_socket:
             _unlink(self._peer_socket)
+
+    def tidy(self) -> None:
+        """Gives up what can be had again: idle connections to upstreams."""
+        for pool in self.catalog.pools():
+            pool.close_idle()
 
     def refresh_models_soon(self) -> None:
         """Asks the upstreams of new settings now."""
@@ -242,10 +250,10 @@ class Gateway:
 
     def refuse_when_shedding(self) -> None:
         """Raises Refused when memory is so short that nothing new may begin."""
-        if self.facts is not None and self.facts.level >= operations.SHED_LEVEL:
+        if self.facts is not None and self.facts.shed is not None:
             raise Refused(
                 503,
-                f"memory level {self.facts.level}: no new runs until memory is back",
+                f"no new runs until memory is back: {self.facts.shed}",
                 "memory_limit",
                 type="server_error",
                 headers={"Retry-After": "10"},
@@ -258,8 +266,8 @@ class Gateway:
             reasons.append("draining")
         if not self.catalog.can_serve:
             reasons.append("no upstream can be reached")
-        if self.facts is not None and self.facts.level >= operations.SHED_LEVEL:
-            reasons.append(f"memory level {self.facts.level}")
+        if self.facts is not None and self.facts.shed is not None:
+            reasons.append(self.facts.shed)
         return reasons
 
 

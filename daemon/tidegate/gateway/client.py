@@ -40,6 +40,7 @@ class Client:
         "_writer",
         "_written",
         "closes",
+        "high_water_bytes",
         "http10",
         "loop",
     )
@@ -56,6 +57,7 @@ class Client:
         self.http10 = request.version <= HttpVersion10
         self.closes = protocol.ends_after_answer or self.http10 or not request.keep_alive
         self._protocol = protocol
+        self.high_water_bytes = HIGH_WATER_BYTES
 
     def write(self, data: bytes) -> int:
         """Writes; returns the bytes that the kernel has not taken. A gone client takes all."""
@@ -95,7 +97,13 @@ class Client:
             return
         self._transport.set_write_buffer_limits(high=0)
         await self._writer.drain()
-        self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+        self._transport.set_write_buffer_limits(high=self.high_water_bytes)
+
+    def limit_buffer(self, *, half: bool) -> None:
+        """How much may wait here before a reader lags: half as much while memory is short."""
+        self.high_water_bytes = HIGH_WATER_BYTES // 2 if half else HIGH_WATER_BYTES
+        if not self._transport.is_closing():
+            self._transport.set_write_buffer_limits(high=self.high_water_bytes)
 
     def abort(self) -> None:
         """Drops the connection and what has not been read."""

@@ -20,6 +20,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from tidegate.core.message import GuardFigures
+
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 # A chunk passes in tens of microseconds; a stalled loop shows in tens of milliseconds.
@@ -80,6 +82,9 @@ class MetricsView:
     loop_lag_s: float
     connections: Mapping[str, int] = field(default_factory=dict)  # by state
     upstream_active: Mapping[str, int] = field(default_factory=dict)  # by upstream
+    relief_bytes: Mapping[str, int] = field(default_factory=dict)  # by step, since the start
+    relief_seconds: Mapping[str, float] = field(default_factory=dict)
+    guard: GuardFigures = field(default_factory=GuardFigures)
 
 
 def render(view: MetricsView) -> bytes:
@@ -120,6 +125,27 @@ class _ViewCollector(Collector):
             "upstream",
             view.upstream_active,
         )
+        yield _counters("relief_bytes", "Bytes freed for memory.", "step", view.relief_bytes)
+        yield _counters("relief_seconds", "Time taken by relief.", "step", view.relief_seconds)
+        yield from _guard(view.guard)
+
+
+def _guard(guard: GuardFigures) -> Iterator[Metric]:
+    """What the watchdog measured; a figure that it does not have yet is left out."""
+    yield _gauge("memory_budget_bytes", "What all processes may use.", guard.budget_bytes)
+    yield _gauge("memory_used_bytes", "What a killer would count.", guard.used_bytes)
+    yield _gauge("memory_unexplained_bytes", "Held, but by no run.", guard.unexplained_bytes)
+    if guard.growth_bytes_per_h is not None:
+        yield _gauge(
+            "memory_growth_bytes_per_hour", "Growth that no run explains.", guard.growth_bytes_per_h
+        )
+    if guard.limit_in_s is not None:
+        yield _gauge("memory_limit_seconds", "Until it is full at that growth.", guard.limit_in_s)
+    yield CounterMetricFamily("tidegate_memory_alarms", "Growth confirmed.", value=guard.alarms)
+    yield _gauge("guard_tick_delay_seconds", "How late the watchdog ticked.", guard.tick_delay_s)
+    yield CounterMetricFamily(
+        "tidegate_guard_sample_failures", "Samples not whole.", value=guard.sample_failures
+    )
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
@@ -133,7 +159,7 @@ def _gauges(name: str, text: str, label: str, values: Mapping[str, int]) -> Metr
     return family
 
 
-def _counters(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
+def _counters(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
     family = CounterMetricFamily(f"tidegate_{name}", text, labels=[label])
     for key, value in values.items():
         family.add_metric([key], value)

@@ -8,14 +8,13 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from tidegate import __version__
+from tidegate.core.message import GuardFigures
 from tidegate.gateway.door import Caller
 from tidegate.gateway.errors import Refused
 from tidegate.gateway.metrics import CONTENT_TYPE, MetricsView, render
 
 if TYPE_CHECKING:
     from tidegate.gateway.app import Gateway
-
-SHED_LEVEL = 3  # from here on new runs are turned away, and /readyz says so
 
 
 async def welcome(gateway: Gateway, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
@@ -50,8 +49,8 @@ async def metrics(gateway: Gateway, request: web.BaseRequest, caller: Caller) ->
     """For Prometheus. Totals that outlive a worker come from the watchdog's facts."""
     registry, facts = gateway.registry, gateway.facts
     resident = {"worker": gateway.resident_bytes()}
-    if facts is not None and facts.watchdog_rss_bytes:
-        resident["watchdog"] = facts.watchdog_rss_bytes
+    if facts is not None and facts.guard.watchdog_rss_bytes:
+        resident["watchdog"] = facts.guard.watchdog_rss_bytes
     view = MetricsView(
         ledger_bytes=registry.ledger.total_bytes,
         resident_bytes=resident,
@@ -63,6 +62,9 @@ async def metrics(gateway: Gateway, request: web.BaseRequest, caller: Caller) ->
         first_output=registry.first_output_seconds,
         loop_lag_s=gateway.loop_lag_s,
         connections=gateway.server.statistics().connections,
+        relief_bytes=gateway.relief.freed_bytes if gateway.relief else {},
+        relief_seconds=gateway.relief.seconds if gateway.relief else {},
+        guard=facts.guard if facts else GuardFigures(),
         upstream_active={pool.name: pool.active for pool in gateway.catalog.pools()},
     )
     return web.Response(body=render(view), headers={"Content-Type": CONTENT_TYPE})

@@ -12,14 +12,18 @@ import asyncio
 import logging
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain, islice
 
 from tidegate.core import sweep
 from tidegate.core.deadline import Deadlines
 from tidegate.core.ledger import Ledger
 from tidegate.core.message import RunSummary
+from tidegate.core.relief import Act, Candidate, Step, Victim
 from tidegate.core.run import Happening, State
 from tidegate.core.sweep import Verdict
+from tidegate.core.window import SEGMENT_BYTES
 from tidegate.gateway.metrics import FIRST_OUTPUT_BOUNDS_S, RELAY_BOUNDS_S, Histogram
 from tidegate.gateway.relay import Relay
 from tidegate.gateway.subscriber import Subscriber
@@ -28,7 +32,8 @@ log = logging.getLogger("tidegate.registry")
 
 TICK_S = 0.02  # deadlines closer together than this are served together
 AGAIN_S = 1.0  # what is overdue and stays so is looked at this often
-MOST_PER_TICK = 200  # releases between two turns of the event loop, some 10 us each
+MOST_PER_TICK = 50  # releases between two turns of the event loop, some 10 us each
+MOST_CANDIDATES = 1000  # finished runs that one plan looks at, the oldest
 REPORT_S = 1.0  # between two log lines about sweeps
 
 
@@ -39,6 +44,12 @@ class Swept:
     runs: int = 0
     bytes: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Swept) -> None:
+        """With what another one released."""
+        self.runs += other.runs
+        self.bytes += other.bytes
+        self.reasons += other.reasons
 
     def __str__(self) -> str:
         why = ", ".join(f"{kind} {count}" for kind, count in sorted(self.reasons.items()))
@@ -60,6 +71,7 @@ class Registry:
         self._unreported = Swept()
         self._report_s = 0.0
         self._relays: dict[str, Relay] = {}
+        self._active: dict[str, Relay] = {}
         self._finished: dict[str, Relay] = {}  # over and kept, the oldest first
         self._clocks: Deadlines[Relay | Subscriber] = Deadlines()
         self._sweeps: Deadlines[str] = Deadlines()
@@ -67,6 +79,7 @@ class Registry:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = float("inf")
         self._held_back = False
+        self._squeezed = False
         ledger.relieve = self._relieve
 
     # --- the runs -----------------------------------------------------------------------------
@@ -74,10 +87,12 @@ class Registry:
     def add(self, relay: Relay) -> None:
         """A new run."""
         self.total += 1
-        self._relays[relay.run.id] = relay
+        self._relays[relay.run.id] = self._active[relay.run.id] = relay
         self._plan_sweep(relay)
+        if self._squeezed:
+            relay.squeeze(half=True)
         if self._held_back:
-            relay.hold_back(back=True)
+            relay.hold_back(back=True, spare_bytes=self._fair_bytes())
 
     def adopt(self, relay: Relay) -> None:
         """A finished run of another generation, to be kept for its readers."""
@@ -110,7 +125,7 @@ class Registry:
 
     def active(self) -> list[Relay]:
         """The runs that are not over."""
-        return [relay for relay in self._relays.values() if not relay.run.is_over]
+        return list(self._active.values())
 
     def finished(self) -> list[Relay]:
         """The runs that are over and kept, the oldest first."""
@@ -118,7 +133,7 @@ class Registry:
 
     @property
     def active_count(self) -> int:
-        return len(self._relays) - len(self._finished)
+        return len(self._active)
 
     @property
     def finished_count(self) -> int:
@@ -145,7 +160,7 @@ class Registry:
         run = relay.run
         self.ended[run.state.value] += 1
         self.forget(relay)
-        if run.id in self._relays:
+        if self._active.pop(run.id, None) is not None:
             self._finished[run.id] = relay
             self._plan_sweep(relay)
         if run.state is not State.COMPLETED:
@@ -169,7 +184,7 @@ class Registry:
     # --- sweeping -----------------------------------------------------------------------------
 
     def sweep(self, now_s: float, *, finished: bool = False) -> Swept:
-        """Releases what is due; with `finished`, every answer that is over too."""
+        """Releases what is due; with `finished`, answers that are over too. Some at a time."""
         swept = Swept()
         for run_id in self._sweeps.take_due(now_s, MOST_PER_TICK):
             relay = self._relays.get(run_id)
@@ -181,12 +196,58 @@ class Registry:
             else:
                 self._sweep_one(relay, verdict, swept)
         if finished:
-            for relay in self.finished():
-                if relay.subscribers:
-                    continue  # somebody is reading its end
+            unread = (relay for relay in self._finished.values() if not relay.subscribers)
+            for relay in list(islice(unread, max(0, MOST_PER_TICK - swept.runs))):
                 self._sweep_one(relay, Verdict("finished", "swept: finished"), swept)
-        self._report(swept)
+        self._add(swept)
         return swept
+
+    # --- relief, as the watchdog orders it: see `gateway.relief` ----------------------------------
+
+    def candidates(self, step: Step) -> list[Candidate]:
+        """The runs that a step may take something from."""
+        active, finished = self._active.values(), islice(self._finished.values(), MOST_CANDIDATES)
+        relays: Iterator[Relay]
+        match step:
+            case Step.FINISHED:
+                relays = finished
+            case Step.STALE | Step.STALLED:
+                relays = chain(finished, active)
+            case Step.BACKGROUND | Step.WINDOWS:
+                relays = iter(active)
+            case Step.TIDY:
+                relays = iter(())
+        now_s = self._loop.time()
+        return [as_candidate(relay, now_s) for relay in relays]
+
+    def candidate(self, run_id: str) -> Candidate | None:
+        """One run as it is now; None when it is gone."""
+        relay = self._relays.get(run_id)
+        return None if relay is None else as_candidate(relay, self._loop.time())
+
+    def evict(self, victim: Victim, where: str) -> int:
+        """Does it; returns the bytes that are free now. `where` ends the reason: "level 3"."""
+        relay = self._relays.get(victim.id)
+        if relay is None:
+            return 0
+        before = self.ledger.total_bytes
+        swept = Swept()
+        if victim.act is Act.RELEASE:
+            self.last_sweep = f"run {victim.id} {victim.reason}, {where}"
+            self._sweep_one(relay, Verdict(victim.kind, f"{victim.reason}, {where}"), swept)
+        else:
+            relay.run.shrink(victim.keep_bytes)
+            self.swept_bytes[victim.kind] += before - self.ledger.total_bytes
+        self._unreported.add(swept)
+        return before - self.ledger.total_bytes
+
+    def squeeze(self, *, half: bool) -> None:
+        """Windows and watermarks are half as large, or whole again."""
+        if half == self._squeezed:
+            return
+        self._squeezed = half
+        for relay in self.active():
+            relay.squeeze(half=half)
 
     def _sweep_one(self, relay: Relay, verdict: Verdict, swept: Swept) -> None:
         if not relay.run.is_over:
@@ -194,9 +255,10 @@ class Registry:
             log.warning("%s", self.last_sweep)
             self._end_by_force(relay, verdict.reason)
         freed = self._release(relay, verdict.reason)
-        swept.runs += 1
-        swept.bytes += freed
-        swept.reasons[verdict.kind] += 1
+        for totals in (swept, self.swept):
+            totals.runs += 1
+            totals.bytes += freed
+            totals.reasons[verdict.kind] += 1
         self.swept_bytes[verdict.kind] += freed
 
     def _end_by_force(self, relay: Relay, reason: str) -> None:
@@ -219,6 +281,7 @@ class Registry:
         run.reason = run.reason or reason
         freed = run.release()
         self._relays.pop(run.id, None)
+        self._active.pop(run.id, None)
         self._finished.pop(run.id, None)
         self._sweeps.drop(run.id)
         self.forget(relay)
@@ -229,13 +292,12 @@ class Registry:
             run.account.close()
         return freed
 
-    def _report(self, swept: Swept) -> None:
-        """Adds to the totals; logs once a second at most."""
-        self.swept.runs += swept.runs
-        self.swept.bytes += swept.bytes
-        self._unreported.runs += swept.runs
-        self._unreported.bytes += swept.bytes
-        self._unreported.reasons += swept.reasons
+    def _add(self, swept: Swept) -> None:
+        self._unreported.add(swept)
+        self.report()
+
+    def report(self) -> None:
+        """Logs what was swept, once a second at most."""
         if not self._unreported.runs:
             return
         now_s = self._loop.time()
@@ -254,9 +316,11 @@ class Registry:
     # --- when memory is short -----------------------------------------------------------------
 
     def _relieve(self) -> None:
-        """Called when the ledger is tight: finished windows go, then what readers have behind them.
+        """Called when the ledger is tight: what costs nobody anything goes first.
 
-        Then the upstreams of slow readers wait.
+        Finished windows, then what readers have behind them, and slow readers' upstreams wait.
+        What is kept of live runs that nobody reads shrinks to a fair share. When it is full all
+        the same nothing is kept of those: they go on, and who comes later is told what is gone.
         """
         swept = Swept()
         while self.ledger.is_tight and self._finished:
@@ -266,16 +330,25 @@ class Registry:
             self._sweep_one(oldest, Verdict("memory", "swept: memory limit"), swept)
         if swept.runs:
             self.last_sweep = f"finished runs, for memory: {swept}"
-        self._report(swept)
+        self._add(swept)
         if self.ledger.is_tight and not self._held_back:
             log.warning("the ledger is tight: windows shrink, and slow readers' upstreams wait")
             self._hold_back(back=True)
+        if self.ledger.is_full:
+            for relay in self._active.values():
+                if not relay.subscribers:
+                    relay.run.shrink(0)
 
     def _hold_back(self, *, back: bool) -> None:
         self._held_back = back
+        spare_bytes = self._fair_bytes()
         for relay in self.active():
-            relay.hold_back(back=back)
+            relay.hold_back(back=back, spare_bytes=spare_bytes)
         self._arm(self._loop.time() + AGAIN_S)
+
+    def _fair_bytes(self) -> int:
+        """What a run that nobody reads may keep while the ledger is tight: of half the limit."""
+        return max(SEGMENT_BYTES, self.ledger.limit_bytes // 2 // max(1, len(self._active)))
 
     # --- time ---------------------------------------------------------------------------------
 
@@ -312,6 +385,25 @@ class Registry:
                 self._arm(next_s)
         if self._held_back:
             self._arm(now_s + AGAIN_S)
+
+
+def as_candidate(relay: Relay, now_s: float) -> Candidate:
+    """What relief has to know of a run."""
+    run = relay.run
+    return Candidate(
+        id=run.id,
+        is_over=run.is_over,
+        delivered=run.delivered,
+        readers=len(relay.subscribers),
+        stalled_s=min((each.stalled_s(now_s) for each in relay.subscribers), default=0.0),
+        ended_s=run.ended_s,
+        abandoned_s=run.abandoned_s,
+        keep_running=run.keep_running,
+        stuck_s=run.created_s + run.limits.total_s + run.limits.grace_s,
+        held_bytes=run.account.total_bytes,
+        window_bytes=run.window.held_bytes,
+        needed_bytes=relay.needed_bytes,
+    )
 
 
 def _once(state: State, reason: str | None) -> str:

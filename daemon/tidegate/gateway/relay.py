@@ -106,6 +106,8 @@ class Relay:
         self._status = 0
         self._headers: dict[str, str] = {}
         self._held_back = False  # the ledger is tight
+        self._spare_bytes = 0  # what may then be kept of a run that nobody reads
+        self._squeezed = False  # memory is short: windows and watermarks are half as large
 
     def __repr__(self) -> str:
         return f"<Relay {self.run!r} {len(self.subscribers)} subscribers>"
@@ -458,6 +460,8 @@ class Relay:
         """A reader joins."""
         self.run.attach()
         self.subscribers.append(subscriber)
+        if self._squeezed:
+            subscriber.squeeze(half=True)
         subscriber.on_progress = self._on_reader_progress
         self._book.look_soon(subscriber, subscriber.check(self._loop.time()))
 
@@ -512,24 +516,39 @@ class Relay:
         hold_s = self.run.created_s + self.run.limits.hold_s
         return min(due_s, hold_s) if hold_s > self._loop.time() else due_s
 
-    def hold_back(self, *, back: bool) -> None:
+    def squeeze(self, *, half: bool) -> None:
+        """Memory is short, or no longer. Nobody loses what he has not read."""
+        self._squeezed = half
+        window, whole_bytes = self.run.window, self.run.limits.window_bytes
+        window.cap_bytes = max(whole_bytes // 2, self.needed_bytes) if half else whole_bytes
+        self.run.shrink(window.cap_bytes)
+        for subscriber in self.subscribers:
+            subscriber.squeeze(half=half)
+        self._balance()
+
+    def hold_back(self, *, back: bool, spare_bytes: int) -> None:
         """The ledger is tight, or no longer.
 
         While it is, a run keeps what its readers still need, and reads on when they have it. One
-        whose readers keep up goes on, and one that nobody reads, until there is no room at all: to
-        stop them would free nothing.
+        whose readers keep up goes on, and so does one that nobody reads, of which `spare_bytes`
+        may be kept: to stop them would free nothing.
         """
-        self._held_back = back
+        self._held_back, self._spare_bytes = back, spare_bytes
         if back:
             self._shrink_window()
         self._balance()
 
     def _shrink_window(self) -> None:
-        """Drops what all readers have; where there is none, somebody may still come for it."""
-        if self.subscribers:
-            run = self.run
-            lag = run.window.end.offset - min(s.cursor.offset for s in self.subscribers)
-            run.shrink(lag + 2 * SEGMENT_BYTES if lag else 0)
+        """Drops what all readers have, or what is too much where somebody may still come."""
+        self.run.shrink(self.needed_bytes if self.subscribers else self._spare_bytes)
+
+    @property
+    def needed_bytes(self) -> int:
+        """Of the window, what its slowest reader has not had; whole segments, so two more."""
+        if not self.subscribers:
+            return 0
+        lag = self.run.window.end.offset - min(s.cursor.offset for s in self.subscribers)
+        return lag + 2 * SEGMENT_BYTES if lag else 0
 
     def _balance(self) -> None:
         """Pauses the upstream when every reader lags far behind, and reads on when one is near."""
@@ -541,7 +560,8 @@ class Relay:
             lag = run.window.end.offset - max(s.cursor.offset for s in self.subscribers)
         # What is read after the pause must still fit: who keeps reading never loses an event.
         room = run.window.cap_bytes - SEGMENT_BYTES - 2 * READ_BYTES
-        allowed = max(0, min(PAUSE_LAG_BYTES, room))
+        most = PAUSE_LAG_BYTES // 2 if self._squeezed else PAUSE_LAG_BYTES
+        allowed = max(0, min(most, room))
         if run.paused_s is not None:
             allowed //= 2
         if lag > (0 if self._held_back else allowed):

@@ -19,7 +19,7 @@ from tidegate.core.errors import CursorEvicted
 from tidegate.core.run import Run
 from tidegate.core.sse import with_ids
 from tidegate.core.window import START, Cursor
-from tidegate.gateway.client import HIGH_WATER_BYTES, Client
+from tidegate.gateway.client import Client
 
 KEEP_ALIVE = b": tidegate\n"  # one newline: a comment that every client's parser skips
 LAST_CHUNK = b"0\r\n\r\n"
@@ -66,6 +66,14 @@ class Subscriber:
             await self._waiter
         finally:
             self._waiter = None
+
+    def squeeze(self, *, half: bool) -> None:
+        """Memory is short, or no longer: less may wait for this reader."""
+        self._client.limit_buffer(half=half)
+
+    def stalled_s(self, now_s: float) -> float:
+        """For how long there has been something to read and nothing was read."""
+        return self._client.stalled_s(now_s)
 
     def check(self, now_s: float) -> float:
         """Drops a client that reads nothing; returns when to look again.
@@ -117,7 +125,7 @@ class StreamSubscriber(Subscriber):
         if self._ids:
             block = with_ids(block, self.cursor.seq)
         self.cursor = end
-        if self._write(block, last=last) > HIGH_WATER_BYTES:
+        if self._write(block, last=last) > self._client.high_water_bytes:
             self.live = False
             self.wake()
         return self.outbound_bytes
@@ -134,6 +142,7 @@ class StreamSubscriber(Subscriber):
             if not self._ended:
                 self._write(b"", last=True)
             await self._client.flushed()
+            self.run.delivered = self.run.delivered or self.dropped is None
 
     async def _catch_up(self) -> None:
         """Writes from the window, as fast as the client reads, until it is live again."""

@@ -28,6 +28,7 @@ from watchfiles import awatch
 
 from tidegate.core.message import (
     PROTOCOL,
+    Allocator,
     ConfigChanged,
     Configure,
     Configured,
@@ -39,8 +40,11 @@ from tidegate.core.message import (
     ListRuns,
     Message,
     Ready,
+    Relieve,
+    Relieved,
     RunList,
     StartDraining,
+    StepReport,
     Sweep,
     Swept,
     decode_from_watchdog,
@@ -49,7 +53,13 @@ from tidegate.core.message import (
 from tidegate.gateway.app import Gateway
 from tidegate.gateway.handoff import Peer
 from tidegate.gateway.inspection import inspect
-from tidegate.guard.heap import heap_trimmer, resident_meter
+from tidegate.gateway.relief import Relief
+from tidegate.guard.heap import (
+    allocator_meter,
+    heap_trimmer,
+    resident_meter,
+    volunteer_for_oom,
+)
 from tidegate.service import log as log_lines
 from tidegate.service.channel import ChannelError, LineSplitter
 
@@ -58,12 +68,11 @@ log = logging.getLogger("tidegate.worker")
 HEARTBEAT_S = 1.0
 CONFIGURE_LIMIT_S = 10.0
 POLL_S = 0.1  # while draining: how soon after the last stream it is gone
-# Free pages go back after a burst was released, and now and then while memory is short. A walk
-# over the heap takes a few milliseconds, in a thread.
+# Free pages go back after a burst was released; while memory is short the watchdog orders it. A
+# walk over the heap takes a few milliseconds, in a thread.
 TRIM_ABOVE_BYTES = 16 * 1024 * 1024
 TRIM_AFTER_RELEASE_S = 2.0
-TRIM_LEVEL = 1
-TRIM_WHILE_SHORT_S = 30.0
+ALLOCATOR_EVERY_S = 10.0  # its figures too cost a walk
 MAX_UNSENT_BYTES = 8 * 1024 * 1024  # a watchdog that reads nothing for this long is gone
 
 
@@ -109,6 +118,18 @@ class Worker:
         self._gateway = Gateway(configure.generation, configure.peer_socket)
         self._gateway.resident_bytes = self._resident_bytes = resident_meter()
         self._trim = heap_trimmer()
+        self._measure = allocator_meter()
+        self._allocator = Allocator()
+        self._measured_s = float("-inf")
+        self._relief = Relief(
+            self._gateway.registry,
+            resident_bytes=self._resident_bytes,
+            trim=self._trim,
+            free_bytes=lambda: self._measure().malloc_free_bytes,
+            tidy=self._gateway.tidy,
+        )
+        self._gateway.relief = self._relief
+        self._relieving = asyncio.Lock()
         self._trimmed_s = float("-inf")
         self._released_bytes = 0
         self._drain: asyncio.Task[None] | None = None
@@ -148,6 +169,12 @@ class Worker:
             self._gateway.loop_lag_s = max(0.0, time.monotonic() - planned_s)
             self._line.send(self._heartbeat())
             self._maybe_trim(loop)
+            if time.monotonic() - self._measured_s >= ALLOCATOR_EVERY_S:
+                self._measured_s = time.monotonic()
+                loop.run_in_executor(None, self._measure_allocator)
+
+    def _measure_allocator(self) -> None:
+        self._allocator = self._measure()
 
     def _heartbeat(self) -> Heartbeat:
         registry = self._gateway.registry
@@ -162,18 +189,15 @@ class Worker:
             swept_bytes=registry.swept.bytes,
             swept_last_reason=registry.last_sweep,
             connections=self._gateway.server.open_connections,
+            allocator=self._allocator,
             upstreams=self._gateway.catalog.statuses(),
         )
 
     def _maybe_trim(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Gives memory back to the system, off the loop, when there may be some to give."""
-        registry, facts = self._gateway.registry, self._gateway.facts
-        since_s = time.monotonic() - self._trimmed_s
+        """Gives memory back to the system, off the loop, after much of it was released."""
+        registry = self._gateway.registry
         released = registry.swept.bytes - self._released_bytes >= TRIM_ABOVE_BYTES
-        short = facts is not None and facts.level >= TRIM_LEVEL
-        if (released and since_s >= TRIM_AFTER_RELEASE_S) or (
-            short and since_s >= TRIM_WHILE_SHORT_S
-        ):
+        if released and time.monotonic() - self._trimmed_s >= TRIM_AFTER_RELEASE_S:
             self._released_bytes = registry.swept.bytes
             self._trimmed_s = time.monotonic()
             loop.run_in_executor(None, self._trim)
@@ -190,6 +214,8 @@ class Worker:
                     self._line.send(self._reconfigure(message))
                 case Sweep():
                     self._line.send(await self._sweep(message))
+                case Relieve():
+                    tasks.create_task(self._relieve(message))
                 case Inspect():
                     self._line.send(inspect(self._gateway.registry, message.request))
                 case ListRuns():
@@ -208,6 +234,16 @@ class Worker:
         self._gateway.refresh_models_soon()
         log.info("new settings are in force")
         return Configured(request=message.request)
+
+    async def _relieve(self, order: Relieve) -> None:
+        """Carries out one order after the other; what a step could not do must not end us."""
+        reports: list[StepReport] = []
+        async with self._relieving:
+            try:
+                reports = await self._relief.take(order)
+            except Exception:
+                log.exception("relief failed (%s)", ", ".join(order.steps))
+        self._line.send(Relieved(request=order.request, steps=reports))
 
     async def _sweep(self, message: Sweep) -> Swept:
         """Everything that is due, in bites, so that streams go on in between."""
@@ -290,6 +326,7 @@ def main(argv: list[str] | None = None) -> int:
     log_lines.setup("worker")
     logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it tells of every change
     _die_with_parent()
+    volunteer_for_oom()  # the watchdog must outlive us, and can replace us
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)  # sent to a whole group: the watchdog decides
     faulthandler.enable()
