@@ -38,6 +38,7 @@ def main() -> int:
     return watchdog.run(
         load=load,
         runtime_dir=Path(plan["runtime_dir"]),
+        state_dir=Path(plan["runtime_dir"]),
         log_file=Path(plan["log_file"]) if plan.get("log_file") else None,
         park=plan.get("park", False),
         banner=banner,

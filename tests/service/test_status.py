@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tidegate.core import lifecycle as life
 from tidegate.core.lifecycle import Fleet, Generation, State
-from tidegate.core.message import Heartbeat, UpstreamStatus
+from tidegate.core.message import Heartbeat, StepReport, UpstreamStatus
 from tidegate.service import status
 
 
@@ -33,33 +35,62 @@ def beat(**counts: int) -> Heartbeat:
         ([State.STARTING], {}, "starting"),
         ([State.DRAINING, State.STARTING], {}, "starting"),
         ([State.SERVING], {}, "serving"),
-        ([State.SERVING], {"level": 2}, "serving"),
-        ([State.SERVING], {"level": 3}, "degraded"),
-        ([State.SERVING], {"since_restart_s": 59.0}, "degraded"),
-        ([State.SERVING], {"since_restart_s": 61.0}, "serving"),
-        ([State.SERVING], {"upstreams": "failing"}, "degraded"),
-        ([State.SERVING], {"upstreams": "unknown"}, "serving"),
-        ([State.SERVING, State.STARTING], {"level": 3}, "recycling"),
+        ([State.SERVING], {"troubled": True}, "degraded"),
+        ([State.SERVING, State.STARTING], {"troubled": True}, "recycling"),
         ([State.DRAINING, State.SERVING], {}, "recycling"),
-        ([State.DRAINING, State.SERVING], {"level": 3}, "degraded"),
+        ([State.DRAINING, State.SERVING], {"troubled": True}, "degraded"),
         ([State.DRAINING], {"stopping": True}, "draining"),
         ([], {"stopping": True}, "stopping"),
         ([], {"parked": True}, "parked"),
     ],
 )
-def test_state_is_one_true_word(states: list[State], facts: dict[str, object], name: str) -> None:
+def test_state_is_one_true_word(states: list[State], facts: dict[str, bool], name: str) -> None:
     """Each word of the status and what makes it true."""
-    word = facts.get("upstreams", "ok")
     named = status.name_state(
-        fleet(*states, stopping=bool(facts.get("stopping"))),
-        parked=bool(facts.get("parked")),
-        level=int(str(facts.get("level", 0))),
-        upstreams=status.merge_upstreams(
-            [[UpstreamStatus(name="box", url="http://x", state=str(word))]]
-        ),
-        since_restart_s=facts.get("since_restart_s"),  # type: ignore[arg-type]
+        fleet(*states, stopping=facts.get("stopping", False)),
+        parked=facts.get("parked", False),
+        troubled=facts.get("troubled", False),
     )
     assert named == name
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({}, []),
+        ({"shedding": "memory level 3"}, ["new runs are refused: memory level 3"]),
+        ({"refused": "no room"}, ["a recycle is called for, but no room"]),
+        ({"shedding": "no room", "refused": "no room"}, ["new runs are refused: no room"]),
+        ({"restart_age_s": 59.0}, ["a worker was lost: exit 1"]),
+        ({"restart_age_s": 61.0}, []),
+        ({"upstream": "failing"}, ["failing upstreams: box"]),
+        ({"upstream": "unknown"}, []),
+    ],
+)
+def test_what_somebody_may_notice_is_said_in_words(facts: dict[str, Any], words: list[str]) -> None:
+    """Nobody has to guess why it is degraded."""
+    age_s = facts.get("restart_age_s")
+    upstream = UpstreamStatus(name="box", url="http://x", state=facts.get("upstream", "ok"))
+    found = status.troubles(
+        shedding=facts.get("shedding"),
+        refused=facts.get("refused"),
+        upstreams=status.merge_upstreams([[upstream]]),
+        last_restart=None
+        if age_s is None
+        else status.Restart(at=1000.0 - age_s, reason="exit 1", exit=1),
+        now=1000.0,
+    )
+    assert found == words
+
+
+def test_steps_add_up() -> None:
+    """Each report counts once, and the last one is kept."""
+    state = status.StepState(step="stale")
+    for freed in (10, 30):
+        report = StepReport(step="stale", runs=2, promised_bytes=40, freed_bytes=freed, took_s=0.5)
+        state = state.plus(report)
+    assert (state.times, state.runs, state.promised_bytes) == (2, 4, 80)
+    assert (state.freed_bytes, state.last_freed_bytes, state.seconds) == (40, 30, 1.0)
 
 
 def test_totals_add_what_is_new() -> None:

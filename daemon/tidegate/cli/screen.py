@@ -16,7 +16,14 @@ from rich.text import Text
 
 from tidegate.cli.answers import SweepResult
 from tidegate.core.message import RunSummary
-from tidegate.service.status import Restart, Status, SweptState, UpstreamState, WorkerState
+from tidegate.service.status import (
+    MemoryState,
+    Restart,
+    Status,
+    SweptState,
+    UpstreamState,
+    WorkerState,
+)
 
 _LEVELS = ("normal", "tidy", "squeeze", "shed", "hard shed", "last")
 _WIDE = 500  # columns when nobody looks: a program that reads tables wants no wrapped lines
@@ -52,23 +59,40 @@ def _status_rows(status: Status) -> Iterable[tuple[str, list[str]]]:
     yield "Listening", [", ".join(status.listen) or "nowhere"]
     yield "Watchdog", [f"pid {status.watchdog.pid}, {size_text(status.watchdog.rss_bytes)}"]
     yield "Workers", [_worker_text(worker) for worker in status.workers] or ["none"]
-    yield (
-        "Memory",
-        [
-            f"{_of(memory.used_bytes, memory.budget_bytes)}, level {memory.level}: "
-            f"{_LEVELS[min(memory.level, len(_LEVELS) - 1)]}"
-            + (" (observing only)" if memory.mode == "observe" else ""),
-            f"{size_text(memory.ledger_bytes)} of it in runs, "
-            f"{size_text(memory.unexplained_bytes)} unexplained",
-            f"budget: {memory.budget_source}" if memory.budget_source else "budget not known yet",
-        ],
-    )
+    yield "Memory", list(_memory_lines(memory))
     runs = status.runs
     yield "Runs", [f"{runs.active} active, {runs.finished} kept for resuming, {runs.total} in all"]
     yield "Swept", _swept_lines(status.swept)
     yield "Recycles", [str(status.recycles)]
     yield "Restarts", [_restart_text(restart) for restart in status.restarts[-3:]] or ["none"]
     yield "Upstreams", [_upstream_text(upstream) for upstream in status.upstreams] or ["none"]
+
+
+def _memory_lines(memory: MemoryState) -> Iterable[str]:
+    yield (
+        f"{_of(memory.used_bytes, memory.budget_bytes)}, level {memory.level}: "
+        f"{_LEVELS[min(memory.level, len(_LEVELS) - 1)]}"
+        + (" (observing only)" if memory.mode == "observe" else "")
+        + (", the system is short of memory" if memory.pressure else "")
+    )
+    yield (
+        f"{size_text(memory.ledger_bytes)} of it in runs, "
+        f"{size_text(memory.unexplained_bytes)} unexplained"
+        + (f" ({memory.cause})" if memory.cause in {"slack", "unaccounted"} else "")
+    )
+    yield f"budget: {memory.budget_source}" if memory.budget_source else "budget not known yet"
+    if memory.growth_bytes_per_h is not None:
+        until = "" if memory.limit_in_s is None else f", full in {duration_text(memory.limit_in_s)}"
+        yield f"growth: {size_text(memory.growth_bytes_per_h)} an hour{until}"
+    for words in (memory.shedding and f"new runs are refused: {memory.shedding}", memory.refused):
+        if words:
+            yield words
+    if memory.would:
+        yield f"it would {memory.would}"
+    for step in memory.steps:
+        if step.runs or step.freed_bytes:
+            skipped = ", of no use lately" if step.skipped else ""
+            yield f"step {step.step}: {size_text(step.freed_bytes)} freed{skipped}"
 
 
 def show_runs(runs: list[RunSummary], console: Console | None = None) -> None:

@@ -133,11 +133,16 @@ class Generations:
         if worker := self._workers.get(number):
             self.send(worker, order)
 
-    def end(self, number: int, reason: str, *, stacks: bool) -> None:
-        """End a worker's process; with `stacks` it may first write where it stands."""
+    def end(self, number: int, reason: str, *, stacks: bool, notice: bool = False) -> None:
+        """End a worker's process; with `stacks` it may first write where it stands.
+
+        With `notice` its readers get their error events, as far as that time allows.
+        """
         _log.warning("worker %d ends: %s", number, reason)
         if worker := self._workers.get(number):
             worker.condemned = reason
+            if notice:
+                self.send(worker, msg.StartDraining(limit_s=0.0, reason=reason))
             wait_s = self.policy.timing.kill_wait_s
             worker.begin_end(time.monotonic(), wait_s, stacks=stacks)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 
 import msgspec
 
@@ -24,6 +25,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     listeners: Listeners
     memory: MemoryBook
     totals: status.Totals
+    guard_state: Callable[[], status.GuardState]
     started_s: float = msgspec.field(default_factory=time.monotonic)
 
     def now(self, parked: str | None) -> status.Status:
@@ -35,14 +37,19 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         beats = [w.beat for w in reversed(list(self.generations)) if w.beat is not None]
         upstreams = status.merge_upstreams([beat.upstreams for beat in beats])
         restarts = list(self.totals.restarts)
+        memory = self.memory.state()
+        troubles = status.troubles(
+            shedding=memory.shedding,
+            refused=memory.refused,
+            upstreams=upstreams,
+            last_restart=restarts[-1] if restarts else None,
+            now=time.time(),
+        )
+        state = status.name_state(
+            self.generations.fleet, parked=parked is not None, troubled=bool(troubles)
+        )
         return status.Status(
-            state=status.name_state(
-                self.generations.fleet,
-                parked=parked is not None,
-                level=self.memory.mark.level,
-                upstreams=upstreams,
-                since_restart_s=time.time() - restarts[-1].at if restarts else None,
-            ),
+            state=state,
             version=__version__,
             uptime_s=now_s - self.started_s,
             generation=number,
@@ -52,7 +59,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             watchdog=status.WatchdogState(
                 pid=os.getpid(), rss_bytes=self.memory.rss_bytes(os.getpid()) or 0
             ),
-            memory=self.memory.state(),
+            memory=memory,
             runs=status.RunCounts(
                 active=sum(beat.runs_active for beat in beats),
                 finished=sum(beat.runs_finished for beat in beats),
@@ -66,23 +73,20 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             recycles=sum(self.totals.recycles.values()),
             restarts=restarts,
             upstreams=upstreams,
-            reason=parked,
+            guard=self.guard_state(),
+            reason=parked or (troubles[0] if state == "degraded" else None),
         )
 
     def facts(self, number: int, seen: status.Status) -> msg.Facts:
         """What generation `number` needs to know of what was `seen`, and of the other one."""
         peer = self.generations.peer(number)
         return msg.Facts(
-            state=seen.state,
             level=seen.memory.level,
-            ledger_limit_bytes=self.memory.ledger_limit_bytes(),
-            budget_bytes=seen.memory.budget_bytes,
-            used_bytes=seen.memory.used_bytes,
+            ledger_limit_bytes=self.memory.ledger_limit_bytes,
+            squeeze=self.memory.squeezes,
+            shed=seen.memory.shedding,
             recycles=self.totals.recycles,
-            restarts=self.totals.restart_count,
-            swept_runs=self.totals.swept_runs,
-            swept_bytes=self.totals.swept_bytes,
-            watchdog_rss_bytes=seen.watchdog.rss_bytes,
+            guard=self.memory.figures(seen),
             peer_socket=str(peer.socket_path) if peer else None,
             peer_active=_active(peer),
         )

@@ -27,6 +27,7 @@ from tidegate.service.channel import Channel
 WORKER_COMMAND = (sys.executable, "-m", "tidegate.service.worker")
 DESCRIPTORS = 8448  # 4,096 clients, as many upstream connections, and 256 for everything else
 _log = logging.getLogger(__name__)
+KILL_AGAIN_S = 1.0  # after a SIGKILL that could not be sent
 _MANAGERS = ("NOTIFY_", "WATCHDOG_", "LISTEN_", "MEMORY_PRESSURE_")
 
 
@@ -46,6 +47,7 @@ class Worker:
     accepts: bool = True  # until it says that it drains
     beat: Heartbeat | None = None  # the last one
     base_bytes: int | None = None  # resident when it became ready
+    ready_s: float | None = None  # when that was
     last_words: str | None = None  # why it said it could not go on
     condemned: str | None = None  # why we end it
     kill_at_s: float | None = None
@@ -69,8 +71,9 @@ class Worker:
     def kill_if_due(self, now_s: float) -> None:
         """The second half of `begin_end`."""
         if self.kill_at_s is not None and now_s >= self.kill_at_s:
-            self._signal(signal.SIGKILL)
-            self.kill_at_s = math.inf  # once is enough; what survives it hangs in the kernel
+            # Once is enough: what survives it hangs in the kernel.
+            was_sent = self._signal(signal.SIGKILL)
+            self.kill_at_s = math.inf if was_sent else now_s + KILL_AGAIN_S
 
     def how_it_ended(self) -> str:
         """One phrase for the log: what was said or seen last, and the exit."""
@@ -85,8 +88,14 @@ class Worker:
         self.channel.close()
         self.socket_path.unlink(missing_ok=True)
 
-    def _signal(self, number: signal.Signals) -> None:
-        self.popen.send_signal(number)  # does nothing to a process that was reaped
+    def _signal(self, number: signal.Signals) -> bool:
+        """Send one; does nothing to a process that was reaped. A sandbox may forbid it."""
+        try:
+            self.popen.send_signal(number)
+        except OSError as error:
+            _log.error("worker %d cannot be sent %s: %s", self.number, number.name, error)
+            return False
+        return True
 
 
 def spawn(

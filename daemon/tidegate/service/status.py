@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from msgspec import Struct
 
 from tidegate.core.lifecycle import Fleet, State
-from tidegate.core.message import Heartbeat, UpstreamStatus
+from tidegate.core.message import Heartbeat, StepReport, UpstreamStatus
 from tidegate.core.settings import MIB
 
 RESTARTS_KEPT = 20
 RECENT_S = 60.0  # a restart so lately that clients may still feel it
-SHEDDING_LEVEL = 3  # from here new runs are refused
 
 
 class WorkerState(Struct, frozen=True, kw_only=True):
@@ -38,8 +37,34 @@ class WatchdogState(Struct, frozen=True, kw_only=True):
     rss_bytes: int
 
 
+class StepState(Struct, frozen=True, kw_only=True):
+    """What one step of relief has done since the watchdog started."""
+
+    step: str
+    times: int = 0
+    runs: int = 0
+    promised_bytes: int = 0
+    freed_bytes: int = 0
+    seconds: float = 0.0
+    last_freed_bytes: int = 0
+    skipped: bool = False  # it was of no use lately, and is left out for a while
+
+    def plus(self, report: StepReport) -> StepState:
+        """With one more report added."""
+        return StepState(
+            step=self.step,
+            times=self.times + 1,
+            runs=self.runs + report.runs,
+            promised_bytes=self.promised_bytes + report.promised_bytes,
+            freed_bytes=self.freed_bytes + report.freed_bytes,
+            seconds=self.seconds + report.took_s,
+            last_freed_bytes=report.freed_bytes,
+            skipped=self.skipped,
+        )
+
+
 class MemoryState(Struct, frozen=True, kw_only=True):
-    """Where memory stands. `growth_bytes_per_h` is null until it has been measured."""
+    """Where memory stands. What has not been measured yet is null."""
 
     level: int = 0
     budget_bytes: int = 0
@@ -49,7 +74,27 @@ class MemoryState(Struct, frozen=True, kw_only=True):
     ledger_bytes: int = 0
     unexplained_bytes: int = 0
     growth_bytes_per_h: int | None = None
+    limit_in_s: float | None = None  # until the part for runs is used up at that growth
     mode: str = "enforce"
+    cause: str = "none"  # of what is held: none, explained, slack or unaccounted
+    pressure: bool = False
+    worker_uss_bytes: int | None = None  # what is the serving worker's alone; every 5 minutes
+    shedding: str | None = None  # why new runs are refused
+    would: str | None = None  # what would be done now if it did not only observe
+    refused: str | None = None  # why a recycle that is called for does not take place
+    alarms: int = 0  # confirmed growth, since the watchdog started
+    steps: list[StepState] = []
+
+
+class GuardState(Struct, frozen=True, kw_only=True):
+    """The guard's own health, since the watchdog started."""
+
+    ticks: int = 0
+    tick_delay_s: float = 0.0  # how late the last tick was
+    worst_tick_delay_s: float = 0.0  # within the last hour
+    tick_cost_s: float = 0.0  # what the last tick's sample and decision took
+    sample_failures: int = 0
+    bundles: int = 0
 
 
 class RunCounts(Struct, frozen=True, kw_only=True):
@@ -103,7 +148,8 @@ class Status(Struct, frozen=True, kw_only=True):
     recycles: int
     restarts: list[Restart]
     upstreams: list[UpstreamState]
-    reason: str | None = None  # why it is parked
+    guard: GuardState = GuardState()
+    reason: str | None = None  # why it is parked, or degraded
 
 
 @dataclass(slots=True)
@@ -139,18 +185,28 @@ class Totals:
         self.restarts.append(restart)
 
 
-def name_state(
-    fleet: Fleet,
+def troubles(
     *,
-    parked: bool,
-    level: int,
+    shedding: str | None,
+    refused: str | None,
     upstreams: list[UpstreamState],
-    since_restart_s: float | None,
-) -> str:
+    last_restart: Restart | None,
+    now: float,
+) -> list[str]:
+    """What somebody may notice though it serves, in words; `now` in Unix seconds."""
+    found = [f"new runs are refused: {shedding}"] if shedding else []
+    if refused and not shedding:
+        found.append(f"a recycle is called for, but {refused}")
+    if last_restart is not None and now - last_restart.at < RECENT_S:
+        found.append(f"a worker was lost: {last_restart.reason}")
+    failing = ", ".join(upstream.name for upstream in upstreams if upstream.state == "failing")
+    return [*found, f"failing upstreams: {failing}"] if failing else found
+
+
+def name_state(fleet: Fleet, *, parked: bool, troubled: bool) -> str:
     """The daemon's state in one word.
 
-    `degraded` means that it serves, but that somebody may notice something: an upstream fails,
-    new runs are refused (level 3 and above), or a worker died within the last minute.
+    `degraded` means that it serves, but that somebody may notice something: see `troubles`.
     `recycling` lasts until the former generation is gone, and steps back behind `degraded` once
     the new one serves. `draining` is a stop that still finishes streams, `stopping` its end.
     """
@@ -163,8 +219,7 @@ def name_state(
         return "starting"
     if fleet.in_state(State.STARTING) is not None:
         return "recycling"
-    died_lately = since_restart_s is not None and since_restart_s < RECENT_S
-    if level >= SHEDDING_LEVEL or died_lately or any(u.state == "failing" for u in upstreams):
+    if troubled:
         return "degraded"
     return "recycling" if draining else "serving"
 
@@ -187,13 +242,16 @@ def merge_upstreams(lists: list[list[UpstreamStatus]]) -> list[UpstreamState]:
 def status_line(status: Status) -> str:
     """`systemctl status` in one line: "level 1, 212 of 1024 MB, 3 runs, up 9 d"."""
     memory = status.memory
+    if status.state == "parked":
+        return f"parked: {status.reason}"
     figures = (
         f"level {memory.level}, {memory.used_bytes // MIB} of {memory.budget_bytes // MIB} MB, "
         f"{status.runs.active} runs, up {show_age(status.uptime_s)}"
     )
     if status.state == "serving":
         return figures
-    return f"{status.state}, {figures}" if status.reason is None else f"parked: {status.reason}"
+    why = f" ({status.reason})" if status.reason else ""
+    return f"{status.state}{why}, {figures}"
 
 
 def show_age(age_s: float) -> str:

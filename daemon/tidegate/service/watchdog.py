@@ -2,11 +2,12 @@
 
 One `selectors` loop, no asyncio, no HTTP. It owns the listening sockets, the pid file, the
 config and the conversation with the service manager; it starts workers, ends those that hang,
-and judges memory from outside. `core.lifecycle` and `core.watermark` decide; this file does what
-they say and writes a line about it. It waits for nothing but its next happening.
+and judges memory from outside. `core.lifecycle` decides what becomes of workers, and this file
+does what it says and writes a line about it. It waits for nothing but its next happening.
 
 The parts it turns between: `generations` (the processes), `listeners` (the sockets), `reload`
-(the config), `memory`, `command` (the command line), `overview` (what it tells of itself).
+(the config), `guardian` (memory), `evidence` (what is kept of trouble), `command` (the command
+line), `overview` (what it tells of itself).
 """
 
 from __future__ import annotations
@@ -23,14 +24,17 @@ from pathlib import Path
 from tidegate.config import ConfigError, LoadedConfig
 from tidegate.core import lifecycle as life
 from tidegate.core import message as msg
-from tidegate.core import watermark
 from tidegate.core.lifecycle import Timing
 from tidegate.core.settings import MIB
+from tidegate.guard import pressure
 from tidegate.guard.heap import heap_trimmer
 from tidegate.service import launchd, listen, log, status
 from tidegate.service.command import Commands
 from tidegate.service.control import SOCKET_NAME, Client, ControlServer
+from tidegate.service.decisions import DecisionLog
+from tidegate.service.evidence import Evidence
 from tidegate.service.generations import Generations
+from tidegate.service.guardian import Guardian
 from tidegate.service.listen import Bound, ListenError
 from tidegate.service.listeners import Listeners
 from tidegate.service.memory import MemoryBook
@@ -59,6 +63,7 @@ def run(
     *,
     load: Callable[[], LoadedConfig],
     runtime_dir: Path,
+    state_dir: Path,
     log_file: Path | None,
     park: bool = False,
     banner: Callable[[msg.Ready, list[str]], None],
@@ -93,6 +98,7 @@ def run(
         watchdog = Watchdog(
             load=load,
             runtime_dir=runtime_dir,
+            state_dir=state_dir,
             park=park or launchd.is_job(),
             banner=banner,
             worker_command=worker_command,
@@ -120,6 +126,7 @@ class Watchdog:
         *,
         load: Callable[[], LoadedConfig],
         runtime_dir: Path,
+        state_dir: Path,
         park: bool,
         banner: Callable[[msg.Ready, list[str]], None],
         worker_command: Sequence[str],
@@ -165,7 +172,23 @@ class Watchdog:
             listeners=self._listeners,
             memory=self._memory,
             totals=self._totals,
+            guard_state=lambda: self._guardian.state(),  # noqa: PLW0108
         )
+        self._evidence = Evidence(
+            generations=self._generations,
+            state_dir=state_dir,
+            status=self._status,
+            config=lambda: self._reloader.config,
+        )
+        self._guardian = Guardian(
+            book=self._memory,
+            generations=self._generations,
+            evidence=self._evidence,
+            decisions=DecisionLog(state_dir),
+            tell_facts=self._tell_facts,
+            do=self._do,
+        )
+        self._pressure = self._watch_pressure()
         self._parked: str | None = None  # why
         self._refused_recycle: str | None = None  # said once, however often it is refused
         self._next_tick_s = self._next_load_s = time.monotonic()
@@ -227,6 +250,9 @@ class Watchdog:
         self._signals.close()
         self._selector.close()
         self._memory.close()
+        self._evidence.close()
+        if self._pressure is not None:
+            self._pressure.close()
         self._notifier.status("stopped" if self._exit_code == os.EX_OK else "failed")
         self._notifier.close()
         _log.info("ended with exit code %d", self._exit_code)
@@ -241,7 +267,12 @@ class Watchdog:
 
     def _wait_s(self) -> float:
         generations = self._generations
-        others = (generations.next_kill_s(), generations.fleet.spawn_at_s, self._notifier.ping_at_s)
+        others = (
+            generations.next_kill_s(),
+            generations.fleet.spawn_at_s,
+            self._notifier.ping_at_s,
+            self._evidence.next_s(),
+        )
         due = (self._next_tick_s, *(due_s for due_s in others if due_s is not None))
         return max(0.0, min(due) - time.monotonic())
 
@@ -250,16 +281,18 @@ class Watchdog:
         now_s = time.monotonic()
         fleet = self._generations.fleet
         self._generations.kill_due(now_s)
+        self._evidence.tick(now_s)
         if now_s >= self._next_tick_s:
+            delay_s = now_s - self._next_tick_s
             self._next_tick_s = now_s + self._timing.tick_s
-            self._tick(now_s)
+            self._tick(now_s, delay_s)
         elif fleet.spawn_at_s is not None and now_s >= fleet.spawn_at_s:
             self._do(life.Tick())
         is_well = life.vouches(self._generations.fleet, now_s, self._timing)
         self._notifier.keep_alive(now_s, is_well=is_well or self._parked is not None)
 
-    def _tick(self, now_s: float) -> None:
-        """Once a second."""
+    def _tick(self, now_s: float, delay_s: float) -> None:
+        """Once a second, and so much later."""
         self._do(life.Tick())
         self._commands.give_up_waiting(now_s)
         self._reloader.give_up_waiting(now_s)
@@ -268,30 +301,11 @@ class Watchdog:
         if self._parked is not None and now_s >= self._next_load_s:
             self._begin()
         if self._reloader.config is not None:
-            self._take_sample(now_s)
+            self._guardian.tick(now_s, delay_s)
         self._notifier.flush()
         self._notifier.status(status.status_line(self._status()))
         if self._generations.fleet.stopping:
             self._notifier.extend_timeout(EXTEND_S)
-
-    # --- a sample's journey: read, judge, tell the worker, act ------------------------------
-
-    def _take_sample(self, now_s: float) -> None:
-        """Read what the workers hold, judge which level that is, tell them, and act on it."""
-        reading = self._memory.read(list(self._generations))
-        if reading is None:
-            self._tell_facts()  # of the level that was
-            return
-        verdict = self._memory.judge(reading, now_s)
-        self._tell_facts()
-        if not self._memory.enforces:
-            return
-        if verdict.sweep:
-            self._sweep_explained()
-        if verdict.recycle:
-            self._recycle_unexplained(verdict)
-        if verdict.cut:
-            self._cut_one()
 
     def _status(self) -> status.Status:
         return self._overview.now(self._parked)
@@ -303,33 +317,21 @@ class Watchdog:
             if not worker.channel.unsent_bytes:
                 self._generations.send(worker, self._overview.facts(worker.number, seen))
 
-    def _sweep_explained(self) -> None:
-        """On every tick while the level holds."""
-        for worker in self._generations.ready():
-            if not worker.channel.unsent_bytes:
-                reason = f"level {self._memory.mark.level}"
-                self._generations.send(worker, msg.Sweep(request=0, finished=True, reason=reason))
+    def _watch_pressure(self) -> pressure.PressureWatch | None:
+        """Listen to whoever tells us that memory is short, if somebody does."""
+        try:
+            watch = pressure.watch_from(os.environ)
+        except pressure.PressureError as error:
+            _log.warning("memory pressure is not signalled: %s", error)
+            return None
+        if watch is not None:
+            self._selector.register(watch, selectors.EVENT_READ, lambda mask: self._pressed())
+        return watch
 
-    def _recycle_unexplained(self, verdict: watermark.Verdict) -> None:
-        """A sweep would free nothing of it. A refusal that repeats is said once."""
-        error = self._recycle("memory", planned=True)
-        unexplained = verdict.unexplained_bytes // MIB
-        if error is None:
-            _log.warning("recycling: the ledger does not explain %d MiB", unexplained)
-        elif error != self._refused_recycle:
-            _log.warning("no recycle for %d MiB unexplained: %s", unexplained, error)
-        self._refused_recycle = error
-
-    def _cut_one(self) -> None:
-        """The last resort: the draining generation, or else the serving one.
-
-        While one is already being ended its memory still counts, and another must not pay for it.
-        """
-        if any(worker.condemned for worker in self._generations):
-            return
-        victim = self._generations.draining or self._generations.serving
-        if victim is not None:
-            self._do(life.Condemn(victim.number, "memory is at the last level"))
+    def _pressed(self) -> None:
+        assert self._pressure is not None
+        if self._pressure.took():
+            self._memory.pressed(time.monotonic())
 
     # --- decide, then do ----------------------------------------------------------------------
 
@@ -355,8 +357,10 @@ class Watchdog:
                 if successor is not None:
                     self._totals.add_recycle(self._generations.fleet.recycle or "replaced")
                     self._commands.taken_over()
-            case life.Kill(number, reason, stacks):
-                self._generations.end(number, reason, stacks=stacks)
+            case life.Kill(number, reason, stacks, notice):
+                if stacks:
+                    self._evidence.gather_now("kill", reason)
+                self._generations.end(number, reason, stacks=stacks, notice=notice)
             case life.Replace(number, reason, delay_s):
                 self._replace(number, reason, delay_s)
             case life.Recycled(error):
@@ -396,12 +400,19 @@ class Watchdog:
 
     def take_status(self) -> status.Status:
         """The truth now: memory too is read for it."""
-        self._memory.read(list(self._generations))
+        self._memory.read(self._generations)
         return self._status()
 
     def recycle(self) -> str | None:
         """Start the next generation because somebody asked; why it was refused, or None."""
-        return self._recycle("asked", planned=False)
+        error = self._recycle("asked", planned=False)
+        if error is None:
+            self._evidence.gather("recycle", "asked for")
+        return error
+
+    def bundle(self, client: Client) -> None:
+        """Write a bundle of evidence because somebody asked for one."""
+        self._evidence.gather("bundle", "asked for", self._commands.bundled(client))
 
     def reload(self, client: Client | None) -> None:
         """Take up the config as it is now; a parked daemon begins with it."""
@@ -426,6 +437,8 @@ class Watchdog:
             case msg.Heartbeat():
                 self._totals.add_beat(worker.beat, said)
                 worker.beat = said
+                if worker is self._generations.serving:
+                    self._memory.heard(worker, said, time.monotonic())
                 self._do(life.Beat(worker.number))
             case msg.Ready():
                 self._became_ready(worker, said)
@@ -433,6 +446,10 @@ class Watchdog:
                 self._reloader.confirmed(worker, request, error)
             case msg.Swept() | msg.RunList():
                 self._commands.answered(worker.number, said)
+            case msg.Relieved():
+                self._guardian.relieved(worker, said)
+            case msg.Inspected():
+                self._evidence.heard(worker, said)
             case msg.ConfigChanged():
                 self.reload(None)
             case msg.Draining():
@@ -446,8 +463,9 @@ class Watchdog:
             reason = f"it speaks protocol {ready.protocol}, we speak {msg.PROTOCOL}"
             self._do(life.Condemn(worker.number, reason))
             return
-        self._memory.read(list(self._generations))
+        self._memory.read(self._generations)
         worker.base_bytes = self._memory.rss_bytes(worker.pid)
+        worker.ready_s = time.monotonic()
         _log.info("worker %d is ready, %d MiB", worker.number, (worker.base_bytes or 0) // MIB)
         self._do(life.BecameReady(worker.number))
         self._reloader.became_ready(worker)
@@ -462,6 +480,8 @@ class Watchdog:
         """See which processes are gone, and which sockets nobody accepts from any more."""
         for worker in self._generations.gone():
             self._reloader.worker_gone(worker)
+            self._guardian.worker_gone(worker.number)
+            self._evidence.worker_gone(worker.number)
             self._do(life.Exited(worker.number, worker.how_it_ended()))
             self._generations.forget(worker)
             self._commands.worker_gone(worker.number)

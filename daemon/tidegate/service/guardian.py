@@ -1,0 +1,173 @@
+"""The memory guard at work: a sample's journey from its reading to what is done about it.
+
+    read (`guard`) -> decide (`core.ladder`) -> tell the workers -> relieve, recycle, cut
+    -> what each step freed comes back, and is an input of the next decision
+
+Once a second, and never waiting: evidence is gathered while the loop turns, and a worker that
+does not answer is not asked again before its time is over.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from tidegate.core import ladder
+from tidegate.core import lifecycle as life
+from tidegate.core import message as msg
+from tidegate.core.settings import MIB
+from tidegate.service.decisions import DecisionLog
+from tidegate.service.evidence import Evidence
+from tidegate.service.generations import Generations
+from tidegate.service.memory import MemoryBook
+from tidegate.service.process import Worker
+from tidegate.service.status import GuardState
+
+RELIEF_LIMIT_S = 10.0  # an answer that takes longer is not waited for
+WORST_KEPT_S = 3600.0
+_log = logging.getLogger(__name__)
+
+
+class Guardian:
+    """Has done what was decided. `tick` it once a second."""
+
+    def __init__(
+        self,
+        *,
+        book: MemoryBook,
+        generations: Generations,
+        evidence: Evidence,
+        decisions: DecisionLog,
+        tell_facts: Callable[[], None],
+        do: Callable[[life.Event], list[life.Effect]],
+    ) -> None:
+        self._book = book
+        self._generations = generations
+        self._evidence = evidence
+        self._decisions = decisions
+        self._tell_facts = tell_facts
+        self._do = do
+        self._awaited: dict[int, tuple[int, float]] = {}  # by generation: request, deadline
+        self._request = 0
+        self._ticks = 0
+        self._delay_s = self._cost_s = 0.0
+        self._worst_s, self._worst_at_s = 0.0, 0.0
+
+    def __repr__(self) -> str:
+        return f"<Guardian {self._book!r} awaits={sorted(self._awaited)}>"
+
+    def tick(self, now_s: float, delay_s: float) -> None:
+        """Look, decide, tell, act. `delay_s` tells how late this tick is."""
+        started_s = time.perf_counter()
+        self._be_watched(now_s, delay_s)
+        inputs = self._book.look(
+            self._generations,
+            now_s,
+            relieving=self._is_relieving(now_s),
+            evidence_pending=self._evidence.is_pending,
+        )
+        if inputs is None:
+            self._tell_facts()  # of the level that was
+            return
+        before, decision = self._book.decide(inputs)
+        self._evidence.sampled(inputs, decision)
+        self._decisions.note(time.time(), before, inputs, decision)
+        self._tell_facts()
+        if decision.evidence:
+            self._evidence.gather("guard", decision.evidence)
+        if self._book.enforces:
+            self._act(decision, now_s)
+        self._cost_s = time.perf_counter() - started_s
+
+    def _act(self, decision: ladder.Decision, now_s: float) -> None:
+        if decision.steps:
+            self._relieve(decision, now_s)
+        if decision.recycle:
+            self._recycle(decision)
+        if decision.cut:
+            self._cut()
+        if decision.give_up:
+            self._do(life.Yield(decision.give_up))
+
+    def _relieve(self, decision: ladder.Decision, now_s: float) -> None:
+        """On every tick while the level holds; the next order waits for the answer to this one."""
+        for worker in self._generations.ready():
+            if worker.channel.unsent_bytes:
+                continue
+            self._request += 1
+            self._awaited[worker.number] = (self._request, now_s + RELIEF_LIMIT_S)
+            order = msg.Relieve(
+                request=self._request,
+                steps=[step.value for step in decision.steps],
+                stale_after_s=decision.stale_after_s,
+                reason=f"memory level {decision.level}",
+            )
+            self._generations.send(worker, order)
+
+    def relieved(self, worker: Worker, answer: msg.Relieved) -> None:
+        """What each step freed: told, counted, and judged by the next decision."""
+        request, _ = self._awaited.get(worker.number, (0, 0.0))
+        if request == answer.request:
+            del self._awaited[worker.number]
+        self._book.relieved(answer.steps)
+        for step in answer.steps:
+            if step.runs or step.freed_bytes >= MIB:
+                _log.info(
+                    "worker %d: step %s freed %d of %d bytes promised, %d runs, in %.0f ms",
+                    worker.number,
+                    step.step,
+                    step.freed_bytes,
+                    step.promised_bytes,
+                    step.runs,
+                    1000 * step.took_s,
+                )
+
+    def worker_gone(self, number: int) -> None:
+        """Generation `number` will answer no more."""
+        self._awaited.pop(number, None)
+
+    def _is_relieving(self, now_s: float) -> bool:
+        self._awaited = {n: each for n, each in self._awaited.items() if each[1] > now_s}
+        return bool(self._awaited)
+
+    def _recycle(self, decision: ladder.Decision) -> None:
+        assert decision.recycle is not None
+        _log.warning(
+            "recycling (%s): %d MiB that no run explains",
+            decision.recycle,
+            decision.unexplained_bytes // MIB,
+        )
+        effects = self._do(life.Recycle(decision.recycle, planned=True))
+        for refused in (e.error for e in effects if isinstance(e, life.Refuse)):
+            _log.warning("no recycle after all: %s", refused)
+
+    def _cut(self) -> None:
+        """The last resort: the draining generation, or else the serving one.
+
+        While one is already being ended its memory still counts, and another must not pay for it.
+        """
+        if any(worker.condemned for worker in self._generations):
+            return
+        victim = self._generations.draining or self._generations.serving
+        if victim is not None:
+            self._do(life.Condemn(victim.number, "memory is at the last level", notice=True))
+
+    # --- the guard is guarded ---------------------------------------------------------------------
+
+    def state(self) -> GuardState:
+        """For the status."""
+        return GuardState(
+            ticks=self._ticks,
+            tick_delay_s=self._delay_s,
+            worst_tick_delay_s=self._worst_s,
+            tick_cost_s=self._cost_s,
+            sample_failures=self._book.sample_failures,
+            bundles=self._evidence.written,
+        )
+
+    def _be_watched(self, now_s: float, delay_s: float) -> None:
+        self._ticks += 1
+        self._delay_s = delay_s
+        if delay_s >= self._worst_s or now_s - self._worst_at_s > WORST_KEPT_S:
+            self._worst_s, self._worst_at_s = delay_s, now_s
