@@ -20,8 +20,9 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fakes.gateway import Gateway
@@ -36,8 +37,10 @@ from soak.sampler import Sampler
 from soak.upstream import Upstream
 
 BUILD = Path(__file__).resolve().parents[2] / "build" / "soak"
-WINDOWS_A_QUARTER = 8
+WINDOW_S = 20.0  # a trim lies in each of them
+MOST_WINDOWS = 8  # a quarter
 PRINTED_LINES = 60  # however long it takes
+MOST_SHOWN = 10  # of what may repeat itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +56,8 @@ class Plan:
     @property
     def window_s(self) -> float:
         """Of which the least memory counts."""
-        return self.quarter_s / WINDOWS_A_QUARTER
+        windows = min(MOST_WINDOWS, max(2, int(self.quarter_s / WINDOW_S)))
+        return self.quarter_s / windows
 
 
 def plan(hours: float) -> Plan:
@@ -99,140 +103,159 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@dataclass(eq=False)
+class Soak:
+    """One soak: everything that takes part, and what was seen of it."""
+
+    acts: Plan
+    gateway: Gateway
+    load: Load
+    faults: Faults
+    sampler: Sampler
+    upstreams: list[Upstream]
+    idle: Rest | None = None
+    rests: list[Rest] = field(default_factory=list)  # of the worker that is measured
+    after: Rest | None = None
+    exit_code: int | None = None
+
+    async def play(self) -> None:
+        """Idle, warm-up, four measured quarters with a rest after each, the harsh act, the end."""
+        watching = asyncio.create_task(self.sampler.watch())
+        try:
+            self.idle = await self.sampler.rest("idle")
+            await self._busy(self.acts.warm_s)
+            self.rests.append(await self._rest("warm"))
+            for quarter in range(QUARTERS):
+                self.sampler.quarter = quarter
+                await self._busy(self.acts.quarter_s)
+                self.rests.append(await self._rest(f"after quarter {quarter + 1}"))
+            self.load.go()
+            for _ in range(self.acts.harsh_rounds):
+                await self.faults.harsh()
+            self.after = await self._rest("at the end")
+            self.exit_code = await asyncio.to_thread(self.gateway.stop)
+        finally:
+            watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await watching
+
+    def clear_up(self) -> None:
+        """End whatever still runs."""
+        for upstream in self.upstreams:
+            upstream.kill()
+        self.gateway.kill()
+
+    async def _busy(self, seconds: float) -> None:
+        self.load.go()
+        self.faults.go(self.acts.fault_every_s)
+        await asyncio.sleep(seconds)
+
+    async def _rest(self, what: str) -> Rest:
+        self.sampler.quarter = None
+        await self.faults.rest()
+        await self.load.rest()
+        return await self.sampler.rest(what)
+
+    # --- what came of it -------------------------------------------------------------------------
+
+    @property
+    def all_rests(self) -> list[Rest]:
+        """With the first and the last one, which are of other workers."""
+        return [rest for rest in (self.idle, *self.rests, self.after) if rest is not None]
+
+    def conclude(self) -> list[str]:
+        """Print the tables; every reason to fail, in words."""
+        assert self.idle is not None
+        assert self.after is not None
+        samples = self.sampler.samples
+        verdicts = judge(samples, self.rests, self.acts.window_s)
+        verdicts += judge_end(self.idle, self.after)
+        troubles, loud = report.read_log(self.gateway.log)
+        print("\nAt rest (ledger in bytes)\n" + report.rests_table(self.all_rests))
+        print("\nQuarters under load, and rests\n" + report.verdicts_table(verdicts))
+        print("\nClients\n" + report.players_table(self.load))
+        print("\n" + report.outcomes_table(self.load))
+        print("\nWarnings and errors in the log, most frequent first")
+        print("\n".join(f"{count:>8} {what}" for what, count in loud.most_common(25)))
+        missing = sum(sample.worker_rss_bytes is None for sample in samples)
+        print(
+            f"\n{self.load.streams} requests, {len(self.faults.happened)} faults,"
+            f" {len(samples)} samples ({missing} without an answer of a worker that was stopped"
+            f" or replaced), highest level {max(sample.level for sample in samples)}"
+        )
+        return self._wrong(verdicts, troubles)
+
+    def _wrong(self, verdicts: list[Verdict], troubles: list[str]) -> list[str]:
+        wrong = []
+        for verdict in verdicts:
+            if not verdict.is_good:
+                values = " -> ".join(report.figure(v, verdict.unit) for v in verdict.values)
+                why = verdict.why_not or f"grew: {values} {verdict.unit}"
+                wrong.append(f"{verdict.what}: {why}")
+        ends = self.load.by_end
+        wrong += [f"{rest.what}: {rest.oddity}" for rest in self.all_rests if rest.oddity]
+        wrong += [f"{ends[end]} clients saw {end}" for end in BROKEN if ends[end]]
+        wrong += [f"  {oddity}" for oddity in self.load.oddities]
+        wrong += [f"refused: {what}" for what in self.faults.refused]
+        wrong += [f"not sampled: {what}" for what in self.sampler.failures[:MOST_SHOWN]]
+        wrong += [f"in the log: {what}" for what in troubles[:MOST_SHOWN]]
+        if self.exit_code != 0:
+            wrong.append(f"it ended with exit code {self.exit_code}")
+        return wrong
+
+
 async def soak(arguments: argparse.Namespace, folder: Path, stem: Path) -> int:
-    """The whole soak."""
-    acts = plan(arguments.hours)
+    """Put everything together, play, and say what came of it; the exit code."""
     upstreams = [Upstream(), Upstream()]
     daemon = Daemon(folder, upstreams[0].url, upstreams[1].url, arguments.leak * KIB)
     gateway, token = await asyncio.to_thread(daemon.start)
+    acts = plan(arguments.hours)
     excuses = Excuses()
     load = Load(gateway.base_url, token, arguments.rate, excuses, random.Random(arguments.seed))
-    printed_s = -acts.print_every_s
-
-    def show(sample: Sample) -> None:
-        nonlocal printed_s
-        if sample.at_s >= printed_s + acts.print_every_s:
-            printed_s = sample.at_s
-            print(report.line(sample, load.playing), flush=True)
-
-    sampler = Sampler(gateway, token, show)
+    sampler = Sampler(gateway, token, _printer(acts.print_every_s, load))
     faults = Faults(
-        gateway, daemon, upstreams, excuses, random.Random(arguments.seed + 1),
-        lambda: sampler.now_s,
-    )  # fmt: skip
-    print(f"{acts}\nworker {gateway.worker_pid()}, log {gateway.log}\n{report.HEAD}", flush=True)
-    watching = asyncio.create_task(sampler.watch())
+        gateway=gateway,
+        daemon=daemon,
+        upstreams=upstreams,
+        excuses=excuses,
+        dice=random.Random(arguments.seed + 1),
+        clock=lambda: sampler.now_s,
+    )
+    whole = Soak(acts, gateway, load, faults, sampler, upstreams)
+    print(f"{acts}\nlog: {gateway.log}\n{report.HEAD}", flush=True)
     try:
-        idle, rests, after = await _play(acts, load, faults, sampler)
-        code = await asyncio.to_thread(gateway.stop)
+        await whole.play()
     finally:
-        watching.cancel()
-        with suppress(asyncio.CancelledError):
-            await watching
-        for upstream in upstreams:
-            upstream.kill()
-        gateway.kill()
-        report.keep(stem.with_suffix(".json"), sampler.samples, [], faults.happened)
-        if sampler.samples:
-            draw(stem.with_suffix(".png"), sampler.samples, faults.happened, _title(arguments))
-    return _conclude(
-        arguments, stem, gateway, load, faults, sampler, idle, rests, after, acts, code
-    )
-
-
-async def _play(
-    acts: Plan, load: Load, faults: Faults, sampler: Sampler
-) -> tuple[Rest, list[Rest], Rest]:
-    """Idle, warm-up, four measured quarters with a rest after each, the harsh act, and the end."""
-
-    async def busy(seconds: float) -> None:
-        load.go()
-        faults.go(acts.fault_every_s)
-        await asyncio.sleep(seconds)
-
-    async def rest(what: str) -> Rest:
-        sampler.quarter = None
-        await faults.rest()
-        await load.rest()
-        return await sampler.rest(what)
-
-    idle = await sampler.rest("idle")
-    await busy(acts.warm_s)
-    rests = [await rest("warm")]
-    for quarter in range(QUARTERS):
-        sampler.quarter = quarter
-        await busy(acts.quarter_s)
-        rests.append(await rest(f"after quarter {quarter + 1}"))
-    load.go()
-    for _ in range(acts.harsh_rounds):
-        await faults.harsh()
-    return idle, rests, await rest("at the end")
-
-
-def _conclude(
-    arguments: argparse.Namespace,
-    stem: Path,
-    gateway: Gateway,
-    load: Load,
-    faults: Faults,
-    sampler: Sampler,
-    idle: Rest,
-    rests: list[Rest],
-    after: Rest,
-    acts: Plan,
-    code: int,
-) -> int:
-    """Print the tables and what is wrong; the exit code."""
-    everything = [idle, *rests, after]
-    report.keep(stem.with_suffix(".json"), sampler.samples, everything, faults.happened)
-    _record(arguments, stem, sampler)
-    verdicts = judge(sampler.samples, rests, acts.window_s) + judge_end(idle, after)
-    troubles, loud = report.read_log(gateway.log)
-    print("\nAt rest (ledger in bytes)\n" + report.rests_table(everything))
-    print("\nQuarters under load, and rests\n" + report.verdicts_table(verdicts))
-    print("\nClients\n" + report.players_table(load) + "\n\n" + report.outcomes_table(load))
-    print("\nWarnings and errors in the log, most frequent first")
-    print("\n".join(f"{count:>8} {what}" for what, count in loud.most_common(25)))
-    missing = sum(sample.worker_rss_bytes is None for sample in sampler.samples)
-    print(
-        f"\n{load.streams} requests, {len(faults.happened)} faults, {len(sampler.samples)} samples"
-        f" ({missing} without an answer, while a worker was stopped or replaced),"
-        f" highest level {max(sample.level for sample in sampler.samples)}"
-    )
-    wrong = _wrong(verdicts, load, faults, sampler, everything, troubles, code)
+        whole.clear_up()
+        _keep(arguments, stem, whole)
+    wrong = whole.conclude()
     print(f"written: {stem}.json, .png and .log")
     for what in wrong:
         print(f"FAILED: {what}")
-    print("Nothing grew." if not wrong else f"{len(wrong)} findings.")
+    print(f"{len(wrong)} findings." if wrong else "Nothing grew, and nobody was left in silence.")
     return 1 if wrong else 0
 
 
-def _wrong(
-    verdicts: list[Verdict],
-    load: Load,
-    faults: Faults,
-    sampler: Sampler,
-    rests: list[Rest],
-    troubles: list[str],
-    code: int,
-) -> list[str]:
-    """Every reason to fail, in words."""
-    wrong = []
-    for verdict in verdicts:
-        if not verdict.is_good:
-            values = " -> ".join(report.figure(v, verdict.unit) for v in verdict.values)
-            why = verdict.why_not or f"grew: {values} {verdict.unit}"
-            wrong.append(f"{verdict.what}: {why}")
-    wrong += [f"{rest.what}: {rest.oddity}" for rest in rests if rest.oddity]
-    ends = load.by_end
-    wrong += [f"{ends[end]} clients saw {end}" for end in BROKEN if ends[end]]
-    wrong += [f"  {oddity}" for oddity in load.oddities]
-    wrong += [f"refused: {what}" for what in faults.refused]
-    wrong += [f"not sampled: {what}" for what in sampler.failures[:10]]
-    wrong += [f"in the log: {what}" for what in troubles[:10]]
-    if code != 0:
-        wrong.append(f"it ended with exit code {code}")
-    return wrong
+def _printer(every_s: float, load: Load) -> Callable[[Sample], None]:
+    """Prints a sample now and then."""
+    next_s = 0.0
+
+    def show(sample: Sample) -> None:
+        nonlocal next_s
+        if sample.at_s >= next_s:
+            next_s = sample.at_s + every_s
+            print(report.line(sample, load.playing), flush=True)
+
+    return show
+
+
+def _keep(arguments: argparse.Namespace, stem: Path, whole: Soak) -> None:
+    """Everything that was seen, a picture of it, and the recording for the simulator."""
+    samples, happened = whole.sampler.samples, whole.faults.happened
+    report.keep(stem.with_suffix(".json"), samples, whole.all_rests, happened)
+    if samples:
+        draw(stem.with_suffix(".png"), samples, happened, _title(arguments))
+        _record(arguments, stem, whole.sampler)
 
 
 def _record(arguments: argparse.Namespace, stem: Path, sampler: Sampler) -> None:
