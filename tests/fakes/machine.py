@@ -36,6 +36,20 @@ async def until(
         await asyncio.sleep(every_s)
 
 
+async def stop_listening(server: asyncio.Server) -> None:
+    """Closes a listener of this loop and loses no socket that it has accepted.
+
+    asyncio makes a connection of an accepted socket in a task. When its server is closed before
+    that, or the task is cancelled, the socket is dropped unclosed.
+    """
+    loop = asyncio.get_running_loop()
+    for sock in server.sockets:
+        loop.remove_reader(sock.fileno())
+    await asyncio.sleep(0)  # the tasks run
+    await asyncio.sleep(0)  # and their protocols hear of it
+    server.close()
+
+
 def family(pid: int) -> list[psutil.Process]:
     """A process and all that came from it."""
     try:

@@ -41,6 +41,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from fakes.machine import stop_listening, until
+
 EVENT_BYTES = 1000  # of "bulk" and "stuck"
 PAGE_EVENTS = 20
 HALF_AN_EVENT = b'data: {"choices":[{"index":0,"del'
@@ -152,6 +154,7 @@ class ScriptedUpstream:
 
     async def _listen(self) -> asyncio.Server:
         self._live: set[_Connection] = set()
+        self._serving: set[asyncio.Task[None]] = set()
         server = await self._loop.create_server(
             lambda: _Connection(self), "127.0.0.1", self.port, backlog=2048
         )
@@ -159,14 +162,14 @@ class ScriptedUpstream:
         return server
 
     async def _close(self) -> None:
-        self._server.close()
-        for connection in list(self._live):
+        await stop_listening(self._server)
+        for connection in self._live:
             connection.reset()
-        await asyncio.sleep(0)
-        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in tasks:
+        serving = list(self._serving)
+        for task in serving:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*serving, return_exceptions=True)
+        await until(lambda: not self._live, 10, "its connections are closed", 0)
 
 
 class _Connection(asyncio.Protocol):
@@ -189,7 +192,9 @@ class _Connection(asyncio.Protocol):
         self.upstream.connections += 1
         self.upstream.open_connections += 1
         self.upstream._live.add(self)
-        self.task = asyncio.ensure_future(self.serve())
+        serving = asyncio.ensure_future(self.serve())
+        self.upstream._serving.add(serving)
+        serving.add_done_callback(self.upstream._serving.discard)
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
