@@ -29,7 +29,7 @@ def inputs(now_s: float, ratio: float, **more: Any) -> Inputs:
 
 
 def play(log: DecisionLog, ratios: list[float], ladder: Ladder | None = None) -> list[Decision]:
-    """Decide once a second about these ratios, and note each decision."""
+    """Decide once a second about these ratios, note each decision, and wait for the disk."""
     ladder = ladder or Ladder()
     made = []
     for second, ratio in enumerate(ratios):
@@ -38,6 +38,7 @@ def play(log: DecisionLog, ratios: list[float], ladder: Ladder | None = None) ->
         ladder, decision = decide(before, given)
         log.note(AT + second, before, given, decision)
         made.append(decision)
+        log.close()
     return made
 
 

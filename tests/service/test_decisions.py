@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import stat
+import threading
+import time
 from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
-from service.guard_records import AT, log_of, play
+from service.guard_records import AT, inputs, log_of, play
 from tidegate import __version__
 from tidegate.core.decision import Record, decide_again
+from tidegate.core.ladder import Ladder, decide
 from tidegate.service import decisions
 from tidegate.service.decisions import DecisionLog, tail
 
@@ -97,6 +101,7 @@ def test_a_log_that_cannot_be_written_is_said_once_and_again_when_it_can(
     directory.mkdir()
     play(log, [0.1, 0.65])
     assert [r.levelname for r in caplog.records] == ["ERROR", "INFO"]
+    assert "3 were lost" in caplog.text
     assert len(records(directory)) == 2
 
 
@@ -121,3 +126,31 @@ def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "decisions.jsonl").symlink_to(target)
     log_of(tmp_path, [0.1])
     assert target.read_text() == ""
+
+
+def test_a_disk_that_hangs_holds_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What waits for it is bounded, what is lost is counted, and it goes on when it is back."""
+    caplog.set_level(logging.INFO)
+    back = threading.Event()
+    write = decisions.os.write
+    monkeypatch.setattr(decisions.os, "write", lambda fd, line: back.wait(30) and write(fd, line))
+    log, given = DecisionLog(tmp_path), inputs(0.0, 0.5)
+    calm = decide(Ladder(), given)[1]
+    path, deadline_s = tmp_path / "decisions.jsonl", time.monotonic() + 10
+    for n in range(60):
+        log.note(AT + n, Ladder(), given, replace(calm, level=n % 2))
+        while not path.exists():  # the first line is being written
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+    assert "the disk takes none" in caplog.text
+    back.set()
+    while len(records(tmp_path)) < 1 + decisions.MAX_WAITING:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+    log.close()
+    assert f"{60 - 1 - decisions.MAX_WAITING} were lost" in caplog.text
+    assert [record.at for record in records(tmp_path)] == [
+        AT + n for n in range(1 + decisions.MAX_WAITING)
+    ]

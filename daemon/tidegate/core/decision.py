@@ -45,7 +45,7 @@ def _gist(decision: Decision) -> tuple[object, ...]:
         decision.level,
         decision.cause if decision.level else None,  # at rest it follows each run
         decision.squeeze,
-        decision.shed is not None,
+        decision.shed.partition(":")[0] if decision.shed else None,
         decision.skipped,
         decision.refused.partition(",")[0] if decision.refused else None,  # without its figures
     )

@@ -3,14 +3,18 @@
 Only what is new is written, and every half minute while relief goes on: a decision is made each
 second, and most of them say what the last one said. The log is at most two files of 1 MiB.
 
-A line goes into the page cache in tens of microseconds and nobody waits for the disk; a log that
-cannot be written is said once, and the guard goes on.
+A thread writes, for as long as there is something to write: a line takes 10 us, but a disk that
+hangs takes for ever, and the loop must not. What then waits is bounded, and what is lost is
+counted. A log that cannot be written is said once, and the guard goes on.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import threading
+import time
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +28,8 @@ from tidegate.core.settings import MIB
 
 FILE_NAME, FORMER_NAME = "decisions.jsonl", "decisions.1.jsonl"
 MAX_FILE_BYTES = MIB  # some 500 decisions
+MAX_WAITING = 32  # lines of 2 KiB, a quarter of an hour of relief
+CLOSE_LIMIT_S = 0.5
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 _log = logging.getLogger(__name__)
 
@@ -36,13 +42,19 @@ class DecisionLog:
         self._former_path = directory / FORMER_NAME
         self._former: Decision | None = None
         self._relief_s = float("-inf")  # when relief was last written
+        self._said: str | None = None  # the trouble that is in the log
+        self._lock = threading.Lock()  # of all that follows: the thread shares it
+        self._waiting: deque[bytes] = deque()
+        self._thread: threading.Thread | None = None
         self._trouble: str | None = None
+        self._lost = 0
 
     def __repr__(self) -> str:
         return f"<DecisionLog {self._path}>"
 
     def note(self, at: float, before: Ladder, inputs: Inputs, decision: Decision) -> None:
-        """Write a decision down if it is news. `at` is Unix seconds."""
+        """Write a decision down if it is news. `at` is Unix seconds. Call it once a second."""
+        self._say_new()
         due = bool(decision.steps) and inputs.now_s - self._relief_s >= records.RELIEF_EVERY_S
         is_news = records.is_news(self._former, decision)
         self._former = decision
@@ -51,12 +63,49 @@ class DecisionLog:
         if decision.steps:
             self._relief_s = inputs.now_s
         record = Record(at=at, version=__version__, before=before, inputs=inputs, decision=decision)
+        self._write_soon(msgspec.json.encode(record) + b"\n")
+
+    def close(self) -> None:
+        """Wait a moment for what is being written."""
+        over_s = time.monotonic() + CLOSE_LIMIT_S
+        while (thread := self._thread) is not None and time.monotonic() < over_s:
+            thread.join(max(0.0, over_s - time.monotonic()))
+        self._say_new()
+
+    def _write_soon(self, line: bytes) -> None:
+        with self._lock:
+            if len(self._waiting) >= MAX_WAITING:
+                self._lost += 1
+                self._trouble = "the disk takes none"
+                return
+            self._waiting.append(line)
+            if self._thread is not None:
+                return  # it sees the line before it ends
+            self._thread = threading.Thread(
+                target=self._write_waiting, name="decisions", daemon=True
+            )
         try:
-            self._append(msgspec.json.encode(record) + b"\n")
-        except OSError as error:
-            self._say(f"decisions cannot be written to {self._path}: {error.strerror}")
-        else:
-            self._say(None)
+            self._thread.start()
+        except RuntimeError as error:  # out of threads: the next line tries again
+            with self._lock:
+                self._thread, self._trouble = None, str(error)
+
+    def _write_waiting(self) -> None:
+        """In the thread: until nothing waits."""
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._thread = None
+                    return
+                line = self._waiting.popleft()
+            trouble = None
+            try:
+                self._append(line)
+            except OSError as error:
+                trouble = error.strerror or str(error)
+            with self._lock:
+                self._lost += trouble is not None
+                self._trouble = trouble
 
     def _append(self, line: bytes) -> None:
         """The file is opened each time: it may have been moved away, and this is rare."""
@@ -78,12 +127,17 @@ class DecisionLog:
             if fd >= 0:
                 os.close(fd)
 
-    def _say(self, trouble: str | None) -> None:
-        if trouble is not None and trouble != self._trouble:
-            _log.error("%s", trouble)
-        elif trouble is None and self._trouble is not None:
-            _log.info("decisions are written again")
-        self._trouble = trouble
+    def _say_new(self) -> None:
+        """In the loop's own thread, for the log may be on the same disk."""
+        trouble = self._trouble
+        if trouble == self._said:
+            return
+        if trouble is not None:
+            _log.error("decisions cannot be written to %s: %s", self._path, trouble)
+        else:
+            _log.info("decisions are written again; %d were lost", self._lost)
+            self._lost = 0
+        self._said = trouble
 
 
 def tail(directory: Path, most_bytes: int) -> list[msgspec.Raw]:
