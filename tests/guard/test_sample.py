@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from unittest import mock
 
 import psutil
 import pytest
@@ -173,6 +175,7 @@ def test_psutil_reads_where_linux_does_not(
 ) -> None:
     """The other platform's way gives the same figures, and no unshared part."""
     here = sampler.read([os.getpid()])
+    machine_bytes.cache_clear()
     monkeypatch.setattr(sys, "platform", "darwin")
     there = sampler.read([os.getpid(), 2**22 + 1])
     assert there.rss.keys() == {os.getpid()}
@@ -181,6 +184,19 @@ def test_psutil_reads_where_linux_does_not(
     assert there.available_bytes
     assert sampler.uss_bytes(os.getpid()) is None
     assert machine_bytes() == psutil.virtual_memory().total
+
+
+@linux_only
+def test_the_machines_memory_is_known_once_it_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failure is not remembered, a figure is: later nobody needs a descriptor for it."""
+    machine_bytes.cache_clear()
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "open", mock.Mock(side_effect=OSError(errno.EMFILE, "too many")))
+        with pytest.raises(SampleError, match="meminfo of /proc: too many"):
+            machine_bytes()
+    known = machine_bytes()
+    monkeypatch.setattr(os, "open", mock.Mock(side_effect=OSError(errno.EMFILE, "too many")))
+    assert machine_bytes() == known > 0
 
 
 @linux_only

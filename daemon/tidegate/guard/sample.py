@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from tidegate.guard import kept, machine
@@ -149,8 +150,9 @@ class Sampler:
                 file.close()
 
 
+@cache
 def machine_bytes() -> int:
-    """The machine's memory. Raises SampleError."""
+    """The machine's memory, as first read: asked again it cannot fail. Raises SampleError."""
     try:
         return machine.total_bytes()
     except kept.Unreadable as error:
