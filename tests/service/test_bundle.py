@@ -36,6 +36,12 @@ def test_names_of_one_second_differ_and_sort_by_time() -> None:
     assert made == sorted(set(made))
 
 
+def test_many_of_one_second_are_kept_in_their_order(tmp_path: Path) -> None:
+    """Also when the first of them are gone already."""
+    paths = [bundle.write(tmp_path, {"n": n}, "kill", "hung", AT) for n in range(20)]
+    assert sorted((tmp_path / "bundles").iterdir()) == paths[-8:]
+
+
 def test_a_bundle_is_for_its_owner_alone(tmp_path: Path) -> None:
     """Whatever the umask: 0700 for the directory, 0600 for the file."""
     former = os.umask(0)

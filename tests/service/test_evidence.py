@@ -19,11 +19,12 @@ import pytest
 
 from service.guard_records import inputs, log_of
 from tidegate.config import LoadedConfig
+from tidegate.core import settings
 from tidegate.core.ladder import Ladder, decide
 from tidegate.core.message import Inspect, Inspected, Message, RunSummary
 from tidegate.core.settings import Settings, Upstream
 from tidegate.service import bundle, evidence
-from tidegate.service.evidence import LIMIT_S, WRITE_LIMIT_S, Evidence
+from tidegate.service.evidence import LIMIT_S, WRITE_LIMIT_S, Evidence, show_settings
 from tidegate.service.status import MemoryState, RunCounts, Status, SweptState, WatchdogState
 
 KEY = "sk-CANARY-of-the-config"
@@ -294,6 +295,18 @@ def test_no_key_is_in_it_wherever_it_went(rig: Rig) -> None:
     assert read["runs"][0]["model"] == f"(a name of {len(run.model)} characters)"
     assert read["settings"]["upstream"][0]["api_key_env"] is True
     assert read["settings"]["upstream"][0]["api_key_file"] is False
+
+
+def test_every_setting_that_may_be_secret_is_known() -> None:
+    """Whoever adds one decides here whether a bundle may show it."""
+    tables = [each for each in vars(settings).values() if isinstance(each, type(Settings))]
+    names = {name for table in tables for name in table.__struct_fields__}
+    words = ("key", "token", "secret", "pass", "auth", "credential")
+    suspicious = {name for name in names if any(word in name for word in words)}
+    hidden = {"api_key_env", "api_key_file"}
+    assert suspicious == hidden | {"auth", "tokens_file", "allow_without_token"}
+    [upstream] = show_settings(config().settings)["upstream"]  # type: ignore[misc]
+    assert all(isinstance(upstream[name], bool) for name in hidden)
 
 
 def test_a_directory_that_cannot_be_written_is_said_in_words(

@@ -57,14 +57,11 @@ def new_name(kind: str, reason: str, at: float, taken: set[str]) -> str:
     """ "20261122T234512Z-kill-no-heartbeat.json": names sort by time, and none is given twice."""
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(at))
     words = re.sub(r"[^a-z0-9]+", "-", f"{kind}-{reason}".lower())[:MAX_SLUG_LENGTH].strip("-")
-    earlier = sum(name.startswith(stamp) for name in taken)
-    while True:
-        # "." sorts behind "-": the second of one second comes after the first.
-        number = f".{earlier:02d}" if earlier else ""
-        name = f"{stamp}{number}-{words}.json"
-        if name not in taken:
-            return name
-        earlier += 1
+    numbered = re.compile(re.escape(stamp) + r"(?:\.(\d+))?-")
+    earlier = [int(found[1] or 0) for name in taken if (found := numbered.match(name))]
+    # "." sorts behind "-": the second of one second comes after the first.
+    number = f".{max(earlier) + 1:02d}" if earlier else ""
+    return f"{stamp}{number}-{words}.json"
 
 
 def make_room(directory: Path, new_bytes: int) -> None:

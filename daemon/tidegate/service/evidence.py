@@ -34,7 +34,7 @@ from tidegate.core.ladder import Decision, Inputs
 from tidegate.core.message import Inspect, Inspected, RunSummary
 from tidegate.core.settings import KIB, Settings
 from tidegate.guard.heap import heap_trimmer
-from tidegate.guard.sample import machine_bytes
+from tidegate.guard.sample import SampleError, machine_bytes
 from tidegate.service import bundle, decisions, kernel
 from tidegate.service.generations import Generations
 from tidegate.service.process import Worker
@@ -406,9 +406,23 @@ def _host() -> dict[str, object]:
         "platform": f"{system.sysname} {system.release} {system.machine}",
         "page_bytes": os.sysconf("SC_PAGE_SIZE"),
         "cores": os.cpu_count(),
-        "memory_bytes": machine_bytes(),
-        "load": [round(load, 2) for load in os.getloadavg()],
+        "memory_bytes": _memory_bytes(),
+        "load": _load(),
     }
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return machine_bytes()
+    except SampleError:
+        return None
+
+
+def _load() -> list[float]:
+    try:
+        return [round(load, 2) for load in os.getloadavg()]
+    except OSError:  # a sandbox may hide it
+        return []
 
 
 def _utc(at: float) -> str:

@@ -44,7 +44,7 @@ def pressure(root: Path = _ROOT) -> dict[str, Text]:
 def control_group(root: Path = _ROOT) -> dict[str, Text]:
     """The limits and figures of our control group, under its path."""
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        lines = (root / "proc/self/cgroup").read_text(errors="replace").splitlines()
     except OSError:
         return {}
     found: dict[str, Text] = {}
