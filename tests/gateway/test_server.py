@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
+import uvloop
 from aiohttp import web
 
-from gateway.door_rig import RawClient, get, request, serving, until
+from gateway.door_rig import DEADLINE_S, RawClient, Rig, get, request, serving, until
 from tidegate.gateway import server as server_module
 from tidegate.gateway.errors import Refused
 from tidegate.gateway.server import SEND_BUFFER_BYTES, ClientProtocol, GatewayServer, Phase
 
 CANARY = "sk-canary-7f3a"
+NewLoop = Callable[[], asyncio.AbstractEventLoop]
 
 
 async def hello(request: web.BaseRequest) -> web.StreamResponse:
@@ -696,6 +699,50 @@ async def test_a_shutdown_ends_what_does_not_end() -> None:
         await until(lambda: rig.server.busy_connections == 1)
         await rig.server.shutdown(0.05)
         assert rig.server.open_connections == 0
+
+
+async def being_accepted(rig: Rig) -> socket.socket:
+    """A client whose connection plain asyncio has accepted, but not yet made a transport of."""
+    before = asyncio.all_tasks()
+    sock = socket.create_connection(("127.0.0.1", rig.port))
+    sock.setblocking(False)
+    async with asyncio.timeout(DEADLINE_S):
+        while asyncio.all_tasks() == before:  # noqa: ASYNC110 - each turn of the loop counts
+            await asyncio.sleep(0)
+    return sock
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_who_is_being_accepted_when_accepting_ends_is_served(new_loop: NewLoop) -> None:
+    """No connection that the server took is dropped without an answer."""
+
+    async def play() -> None:
+        async with serving(hello) as rig:
+            with await being_accepted(rig) as sock:
+                rig.server.stop_accepting()
+                loop = asyncio.get_running_loop()
+                await loop.sock_sendall(sock, get("/", "Connection: close"))
+                answer = await asyncio.wait_for(loop.sock_recv(sock, 4096), DEADLINE_S)
+        assert answer.startswith(b"HTTP/1.1 200")
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(play())
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_who_is_being_accepted_at_a_shutdown_does_not_outlive_it(new_loop: NewLoop) -> None:
+    """It is hung up on, and nobody waits for its head."""
+
+    async def play() -> None:
+        async with serving(hello) as rig:
+            with await being_accepted(rig) as sock:
+                await rig.server.shutdown(0)
+                received = asyncio.get_running_loop().sock_recv(sock, 4096)
+                assert await asyncio.wait_for(received, DEADLINE_S) == b""
+                await until(lambda: not rig.server.open_connections)
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(play())
 
 
 async def test_a_unix_socket_is_served_and_its_path_left_alone(tmp_path: Path) -> None:

@@ -154,9 +154,16 @@ class GatewayServer(web.Server):
         self._listeners.append(server)
 
     def stop_accepting(self) -> None:
-        """Closes the listening sockets of `listen`. Connections stay."""
+        """Accepts nothing from now on, and closes the listening sockets. Connections stay.
+
+        Plain asyncio makes a connection of an accepted socket in a task, which drops the socket
+        if its listener has been closed by then. So the closing waits until those tasks have run;
+        meanwhile nobody reads from the listener. On uvloop `remove_reader` changes nothing.
+        """
         for listener in self._listeners:
-            listener.close()
+            for sock in listener.sockets:
+                self._running_loop.remove_reader(sock.fileno())
+            self._running_loop.call_soon(listener.close)
         self._listeners.clear()
 
     async def shutdown(self, timeout: float | None = None) -> None:
@@ -349,6 +356,8 @@ class ClientProtocol(RequestHandler):
         client.set_write_buffer_limits(high=WRITE_HIGH_WATER_BYTES)
         if self._server.arrive(self):
             super().connection_made(transport)
+            if self._server.stopping:  # it was being accepted when everybody was sent away
+                self.force_close()
             return
         # aiohttp never reads from this connection. Its sending side is shut instead of closed,
         # since closing on a request that is on its way would reset it and lose the answer.
