@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from tidegate.core.growth import Finding
-from tidegate.core.relief import Step
 
 from tidegate.core import ladder as ld
 from tidegate.core import watermark as wm
+from tidegate.core.growth import Finding
 from tidegate.core.message import StepReport
+from tidegate.core.relief import Step
 from tidegate.core.settings import MIB, Growth
 
 BASE = 44 * MIB
@@ -223,6 +223,14 @@ def test_harm_waits_for_its_evidence_but_not_for_ever() -> None:
     played.ticks(6, reading(0.75, explained=0.0))
     waiting = played.ticks(5, reading(0.75, explained=0.0), evidence_pending=True)
     assert [d.recycle for d in waiting] == [None, None, "memory", None, None]
+
+
+def test_a_worker_that_does_not_answer_is_recycled_all_the_same() -> None:
+    """A trim that was ordered has five seconds to show."""
+    played = Played()
+    played.tick(reading(0.75, explained=0.0))
+    decisions = played.ticks(10, reading(0.75, explained=0.0), relieving=True)
+    assert any(d.recycle == "memory" for d in decisions)
 
 
 def test_one_recycle_at_a_time() -> None:

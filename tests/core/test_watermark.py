@@ -137,6 +137,15 @@ def test_head_room_is_worth_ten_points_at_most() -> None:
     assert mark.level == 2
 
 
+def test_what_runs_hold_rises_no_further_than_the_ledgers_limit() -> None:
+    """A burst that has filled the ledger does not close the door."""
+    limit = int(wm.LEDGER_SHARE * SPENDABLE)
+    mark, _ = wm.judge(wm.Watermark(), share(0.60, ledger=int(0.60 * SPENDABLE)), LIMITS, 0.0)
+    mark, standing = wm.judge(mark, share(0.76, ledger=limit), LIMITS, 1.0)
+    assert standing.ahead_bytes < 0.02 * SPENDABLE
+    assert mark.level == 2
+
+
 def test_a_gap_in_the_clock_keeps_the_level_and_begins_its_dwell_anew() -> None:
     """Time that nobody saw pass counts for nothing."""
     mark, _ = wm.judge(wm.Watermark(), share(0.75), LIMITS, 0.0)

@@ -73,6 +73,10 @@ class FakeWorker:
                     self.swept_bytes += freed
                 if not self.options.mute:
                     self.say(msg.Swept(request=said.request, runs=int(bool(freed)), bytes=freed))
+            case msg.Relieve():
+                reports = [self.relieve(step) for step in said.steps]
+                if not self.options.mute:
+                    self.say(msg.Relieved(request=said.request, steps=reports))
             case msg.ListRuns():
                 run = msg.RunSummary(
                     id=f"run-{self.number}", state="completed", reason=None, model="m",
@@ -88,6 +92,18 @@ class FakeWorker:
                 self.listeners = []
                 self.say(msg.Draining())
                 self.end_s = time.monotonic() + min(self.options.drain_s, said.limit_s)
+
+    def relieve(self, step: str) -> msg.StepReport:
+        """All that the ledger explains is stale; a trim has nothing to give back."""
+        freed = 0
+        if step == "stale" and self.ledger_bytes:
+            freed, self.ledger_bytes = self.ledger_bytes, 0
+            self.held.clear()
+            self.swept_runs += 1
+            self.swept_bytes += freed
+        return msg.StepReport(
+            step=step, runs=int(bool(freed)), promised_bytes=freed, freed_bytes=freed, took_s=0.001
+        )
 
     @property
     def number(self) -> int:

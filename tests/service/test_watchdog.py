@@ -360,16 +360,21 @@ def test_memory_that_is_explained_is_swept(daemon: Daemon) -> None:
     daemon.get("/ledger?75")
     wait_until(lambda: daemon.status()["swept"]["runs"] == 1, "the sweep was ordered and done")
     assert "memory level" in daemon.log()
+    steps = {step["step"]: step for step in daemon.status()["memory"]["steps"]}
+    assert steps["stale"]["freed_bytes"] == steps["stale"]["promised_bytes"] > 0
+    assert "step stale freed" in daemon.log()
 
 
 def test_memory_that_is_unexplained_is_recycled(daemon: Daemon) -> None:
-    """What the ledger does not explain is got rid of by a new generation."""
+    """What the ledger does not explain is got rid of by a new generation, and documented."""
     daemon.write(memory={"budget": 160 * 1024 * 1024})
     daemon.start()
     daemon.get("/grow?85")
     wait_until(lambda: daemon.status()["recycles"] == 1, "it recycled")
-    assert "the ledger does not explain" in daemon.log()
+    assert "that no run explains" in daemon.log()
     assert daemon.worker()["generation"] == 2
+    bundles = [path.name for path in (daemon.directory / "bundles").iterdir()]
+    assert any("recycle-memory" in name for name in bundles), bundles
 
 
 def test_last_level_costs_the_worker_its_life(daemon: Daemon) -> None:

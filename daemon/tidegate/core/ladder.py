@@ -33,6 +33,7 @@ STEPS: tuple[tuple[int, Step], ...] = (
     (1, Step.TIDY),
 )
 TIDY_EVERY_S = 30.0  # a trim walks the whole heap
+TRIM_LIMIT_S = 5.0  # a worker that has not answered by then is judged without its answer
 SQUEEZE_LEVEL = 2
 SHED_LEVEL = 3
 HARD_LEVEL = 4
@@ -313,13 +314,11 @@ def _wanted(
     if inputs.is_recycling or not inputs.generation:
         return None, replace(ladder, planned_s=None)
     since_s = ladder.unexplained_since_s
-    trimmed = ladder.tidied_s is not None and since_s is not None and ladder.tidied_s >= since_s
     if (
         cause == "unaccounted"
         and since_s is not None
         and now_s - since_s >= UNEXPLAINED_S
-        and (trimmed or Step.TIDY.value in ladder.skipped_until_s)
-        and not inputs.relieving
+        and (_has_trimmed(ladder, inputs) or Step.TIDY.value in ladder.skipped_until_s)
     ):
         return Harm(kind=RECYCLE, reason="memory", since_s=now_s), ladder
     plan = _plan(inputs, forecast)
@@ -332,6 +331,14 @@ def _wanted(
     if inputs.active_runs == 0 or is_pressing or now_s - planned_s >= soon_s:
         return Harm(kind=RECYCLE, reason=plan, since_s=now_s), ladder
     return None, ladder
+
+
+def _has_trimmed(ladder: Ladder, inputs: Inputs) -> bool:
+    """A trim was tried since memory is unexplained, and its time to show is over."""
+    since_s, tidied_s = ladder.unexplained_since_s, ladder.tidied_s
+    if since_s is None or tidied_s is None or tidied_s < since_s:
+        return False
+    return not inputs.relieving or inputs.now_s - tidied_s >= TRIM_LIMIT_S
 
 
 def _plan(inputs: Inputs, forecast: float | None) -> str | None:

@@ -29,7 +29,8 @@ SOFT_EXCESS = 1.5  # a budget nobody enforces is a wish: level 5 only far beyond
 SOFT_AVAILABLE = 0.05  # or when the machine itself has nearly nothing left
 DWELL_S = 10.0
 # Head-room: the fastest rise of the last minutes may go on until the next sample. It fades by half
-# a minute, and is worth 10 points at most: a burst that is over must not keep clients out.
+# a minute, and is worth 10 points at most: a burst that is over must not keep clients out. What
+# runs hold cannot rise above the ledger's limit, so of that only what is left of it counts.
 AHEAD_S = 1.0
 AHEAD_SHARE = 0.10
 RISE_HALF_LIFE_S = 60.0
@@ -63,9 +64,10 @@ class Watermark(Struct, frozen=True, kw_only=True):
 
     level: int = 0
     lower_since_s: float | None = None
-    rise_bytes_per_s: float = 0.0
-    held_bytes: int | None = None  # at the former reading,
-    read_s: float | None = None  # which was then
+    rise_bytes_per_s: float = 0.0  # of what is held
+    loose_bytes_per_s: float = 0.0  # of that, what no ledger explains
+    former: Reading | None = None
+    read_s: float | None = None  # when that was
 
 
 class Standing(Struct, frozen=True, kw_only=True):
@@ -88,35 +90,44 @@ def judge(
 ) -> tuple[Watermark, Standing]:
     """The level after this reading, and what the reading says."""
     spendable = spendable_bytes(limits.budget_bytes, reading.base_bytes)
+    ledger_limit = int(LEDGER_SHARE * spendable)
     held = max(0, reading.held_bytes)
-    rise = _rise(mark, held, now_s)
-    ahead = min(int(rise * AHEAD_S), int(AHEAD_SHARE * spendable))
+    mark = _risen(mark, reading, now_s)
+    room = max(0, ledger_limit - reading.ledger_bytes) + int(mark.loose_bytes_per_s * AHEAD_S)
+    ahead = min(int(mark.rise_bytes_per_s * AHEAD_S), room, int(AHEAD_SHARE * spendable))
     alone = _reading_level(mark.level, (held + ahead) / spendable, reading, limits)
     mark = _level(mark, alone, now_s)
-    mark = replace(mark, rise_bytes_per_s=rise, held_bytes=held, read_s=now_s)
     return mark, Standing(
         reading_level=alone,
         ratio=held / spendable,
         ahead_bytes=ahead,
         spendable_bytes=spendable,
-        ledger_limit_bytes=int(LEDGER_SHARE * spendable),
+        ledger_limit_bytes=ledger_limit,
     )
 
 
 def forget_time(mark: Watermark) -> Watermark:
     """After a gap in the clock: the level stays, and its dwell begins anew."""
-    return replace(mark, lower_since_s=None, held_bytes=None, read_s=None)
+    return replace(mark, lower_since_s=None, former=None, read_s=None)
 
 
-def _rise(mark: Watermark, held_bytes: int, now_s: float) -> float:
-    """Bytes a second: the fastest rise seen, fading."""
-    if mark.held_bytes is None or mark.read_s is None or now_s <= mark.read_s:
-        return mark.rise_bytes_per_s
-    elapsed_s = now_s - mark.read_s
-    faded = mark.rise_bytes_per_s * float(0.5 ** (elapsed_s / RISE_HALF_LIFE_S))
-    # Two readings close together say little about a second; one second is the least we divide by.
-    seen = (held_bytes - mark.held_bytes) / max(1.0, elapsed_s)
-    return max(faded, seen)
+def _risen(mark: Watermark, reading: Reading, now_s: float) -> Watermark:
+    """With the fastest rises seen, which fade."""
+    former, rise, loose = mark.former, mark.rise_bytes_per_s, mark.loose_bytes_per_s
+    if former is not None and mark.read_s is not None and now_s > mark.read_s:
+        elapsed_s = now_s - mark.read_s
+        fading = float(0.5 ** (elapsed_s / RISE_HALF_LIFE_S))
+        # Two readings close together say little about a second; it is the least we divide by.
+        per_s = 1 / max(1.0, elapsed_s)
+        rise = max(rise * fading, (reading.held_bytes - former.held_bytes) * per_s)
+        loose = max(loose * fading, (_loose_bytes(reading) - _loose_bytes(former)) * per_s)
+    return replace(
+        mark, rise_bytes_per_s=rise, loose_bytes_per_s=loose, former=reading, read_s=now_s
+    )
+
+
+def _loose_bytes(reading: Reading) -> int:
+    return max(0, reading.held_bytes - reading.ledger_bytes)
 
 
 def _reading_level(level: int, ratio: float, reading: Reading, limits: Limits) -> int:
