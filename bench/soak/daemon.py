@@ -141,5 +141,9 @@ class Daemon:
             self.folder / "run",
             log,
         )
-        gateway.wait_ready()
+        try:
+            gateway.wait_ready()
+        except BaseException:
+            gateway.kill()
+            raise
         return gateway, made.stdout.strip()
