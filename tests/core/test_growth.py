@@ -125,7 +125,7 @@ def test_leaks(mib_per_h: float, limit_h: float, seed: int) -> None:
 
 
 def test_a_slow_leak_is_measured_even_if_it_is_never_alarming() -> None:
-    """At 1 MiB/h a window grows by just 4 MiB, so what counts is that the slope is right."""
+    """At 1 MiB/h a window grows by 4 MiB, which is no hit; the slope is right all the same."""
     found = play(lambda h: h, hours=24, noise_mib=0.5)
     assert found[-1].bytes_per_h == pytest.approx(MIB, rel=0.3)
 
@@ -139,13 +139,14 @@ def test_a_leak_after_a_plateau() -> None:
 
 
 def test_a_leak_that_ends_is_no_longer_alarming() -> None:
-    """The alarm holds while hits go on, and a window that is no hit takes it back at once."""
+    """The alarm holds while hits go on, and is taken back when there was none for half an hour."""
     found = play(lambda h: 5 * min(h, 10), hours=24, noise_mib=0.2)
     confirmed = [finding.is_confirmed for finding in found]
     first, last = confirmed.index(True), len(confirmed) - confirmed[::-1].index(True)
     assert all(confirmed[first:last])
     assert not any(confirmed[last:])
-    assert not found[last].is_hit
+    waited = round(PERIODS.confirm_s / PERIODS.bucket_s)
+    assert [f.is_hit for f in found[last - waited : last + 1]] == [True, *[False] * waited]
 
 
 def test_what_runs_explain_is_no_growth() -> None:
@@ -322,7 +323,7 @@ def test_slopes_scale_with_the_data(values: list[int], factor: int) -> None:
     assert large.z == small.z
 
 
-@given(st.integers(int(0.09 * MIB), MIB), st.integers(0, 40 * MIB), st.data())
+@given(st.integers(int(0.13 * MIB), MIB), st.integers(0, 40 * MIB), st.data())
 @example_settings(max_examples=30, deadline=None)
 def test_steady_growth_always_hits(step: int, start: int, data: st.DataObject) -> None:
     """Whatever rises in every bucket, by about the same and by enough, is a hit."""
@@ -335,7 +336,7 @@ def test_steady_growth_always_hits(step: int, start: int, data: st.DataObject) -
 @given(any_series)
 @example_settings(max_examples=50, deadline=None)
 def test_little_growth_never_hits(series: list[int]) -> None:
-    """Never a hit where the window spans less than 4 MiB, or less than 2 % of what is resident."""
+    """Never a hit where the window spans less than 6 MiB, or less than 2 % of what is resident."""
     values = [BASE + v % GROWTH_BYTES for v in series]
     assert not any(f.is_hit for f in feed(values))
     large = 100 * GROWTH_BYTES

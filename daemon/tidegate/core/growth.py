@@ -9,16 +9,20 @@ caches and arenas fill then.
 A window of 48 such minima is a *hit* if all of this holds:
 
 - Mann-Kendall's z is over 3.5: later minima are higher than earlier ones, as a rule;
-- the Theil-Sen slope makes more of the window than 4 MiB and 2 % of the resident memory;
+- the Theil-Sen slope makes more of the window than 6 MiB, than 2 % of the resident memory, and
+  than three quarters of how far the ledger went up and down: connections, tasks and gaps between
+  buffers come with every load, and against those of a large one a small leak shows only by night;
 - neither half has less than 0.6 of the steepest slope of the three: a warm-up slackens, a step has
   one steep place, a leak goes on (0.6 of the whole window's alone let a warm-up of 3 h pass);
 - the resident memory grew as much by itself. What a run gives back the allocator keeps, so when
   the load falls for hours what nobody explains rises for hours, at a level that was reached long
   before. A leak that still fits into such free places costs nothing yet.
 
-Three hits in a row, each `confirm_s` after the one before, confirm it, and one window that is no
-hit takes it back. Tried and given up: five rises in a row, Mann-Kendall alone and a plain slope,
-which call nearly every healthy day a leak.
+Three hits, each `confirm_s` after the one counted before, confirm it. So long without any hit, and
+it is taken back; fewer misses are noise, and would only make one leak into several alarms.
+
+Tried and given up: five rises in a row, Mann-Kendall alone and a plain slope, which call nearly
+every healthy day a leak; and 4 MiB, which one slow warm-up in ten passed.
 
 Times are those of the buckets. Where beats were missing (the computer slept) there is no bucket;
 nothing is made up in between, and growth is spread over the time that really passed.
@@ -26,6 +30,7 @@ nothing is made up in between, and growth is spread over the time that really pa
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from math import sqrt
 
@@ -38,8 +43,9 @@ from tidegate.core.settings import MIB
 WINDOW_POINTS = 48  # 4 h: long enough to outlast a warm-up's tail, short enough to act within a day
 SLOPE_POINTS = 12  # an hour: from fewer a slope says nothing but noise
 TREND_Z = 3.5
-GROWTH_BYTES, GROWTH_SHARE = 4 * MIB, 0.02
+GROWTH_BYTES, GROWTH_SHARE = 6 * MIB, 0.02
 HALF_SHARE = 0.6
+LOAD_SHARE = 0.75  # what connections, tasks and gaps between buffers may add to what runs explain
 CONFIRMING_HITS = 3
 HOUR_S = 3600.0
 
@@ -57,8 +63,9 @@ class Trend(Struct, frozen=True, kw_only=True):
 
     filling: Point | None = None
     points: tuple[Point, ...] = ()  # oldest first, at most WINDOW_POINTS
-    hits: int = 0  # in a row, each confirm_s after the one before; no more than confirm
-    hit_s: float = 0.0  # when the last of them was counted
+    hits: int = 0  # each confirm_s after the one before, and no more than confirm
+    counted_s: float = 0.0  # when the last of them was
+    hit_s: float = 0.0  # when the last hit of all was
 
 
 class Finding(Struct, frozen=True, kw_only=True):
@@ -67,6 +74,7 @@ class Finding(Struct, frozen=True, kw_only=True):
     points: int
     span_s: float  # from the first bucket to the last
     rss_bytes: int  # of the last bucket
+    ledger_range_bytes: int  # how far what runs explain went up and down
     bytes_per_h: float | None  # of what no run explains
     rss_bytes_per_h: float | None
     halves_bytes_per_h: tuple[float, float] | None
@@ -102,11 +110,12 @@ def observe(
         return replace(trend, filling=lower), None
     points = (*trend.points, filling)[-WINDOW_POINTS:]
     finding = _judge(points)
-    hits, hit_s = _counted(trend, periods, filling.at_s, is_hit=finding.is_hit)
-    trend = Trend(
-        filling=Point(now_s, unexplained_bytes, rss_bytes), points=points, hits=hits, hit_s=hit_s
+    trend = replace(
+        _counted(trend, periods, filling.at_s, is_hit=finding.is_hit),
+        filling=Point(now_s, unexplained_bytes, rss_bytes),
+        points=points,
     )
-    return trend, replace(finding, is_confirmed=hits >= CONFIRMING_HITS)
+    return trend, replace(finding, is_confirmed=trend.hits >= CONFIRMING_HITS)
 
 
 def forecast_s(bytes_per_h: float, room_bytes: int) -> float | None:
@@ -116,26 +125,27 @@ def forecast_s(bytes_per_h: float, room_bytes: int) -> float | None:
     return max(0, room_bytes) / bytes_per_h * HOUR_S
 
 
-def _counted(
-    trend: Trend, periods: settings.Growth, at_s: float, *, is_hit: bool
-) -> tuple[int, float]:
-    """How many hits there are in a row, and when the last of them was."""
+def _counted(trend: Trend, periods: settings.Growth, at_s: float, *, is_hit: bool) -> Trend:
+    """The same, with this window's hit or miss counted."""
     if not is_hit:
-        return 0, 0.0
-    if trend.hits == 0:
-        return 1, at_s
-    if trend.hits >= CONFIRMING_HITS or at_s - trend.hit_s < periods.confirm_s:
-        return trend.hits, trend.hit_s
-    return trend.hits + 1, at_s
+        is_over = at_s - trend.hit_s >= periods.confirm_s
+        return replace(trend, hits=0) if is_over else trend
+    is_first = trend.hits == 0
+    if not is_first and at_s - trend.counted_s < periods.confirm_s:
+        return replace(trend, hit_s=at_s)
+    hits = min(trend.hits + 1, CONFIRMING_HITS)
+    return replace(trend, hits=hits, counted_s=at_s, hit_s=at_s)
 
 
 def _judge(points: tuple[Point, ...]) -> Finding:
     """What the window says by itself, whatever those before it said."""
     last = points[-1]
+    explained = [point.rss_bytes - point.unexplained_bytes for point in points]
     finding = Finding(
         points=len(points),
         span_s=last.at_s - points[0].at_s,
         rss_bytes=last.rss_bytes,
+        ledger_range_bytes=max(explained) - min(explained),
         bytes_per_h=None,
         rss_bytes_per_h=None,
         halves_bytes_per_h=None,
@@ -147,12 +157,13 @@ def _judge(points: tuple[Point, ...]) -> Finding:
         return finding
     series = [(p.at_s, p.unexplained_bytes) for p in points]
     middle = len(series) // 2
+    slopes = _slopes(series)
     finding = replace(
         finding,
-        bytes_per_h=_slope(series),
-        rss_bytes_per_h=_slope([(p.at_s, p.rss_bytes) for p in points]),
-        halves_bytes_per_h=(_slope(series[:middle]), _slope(series[middle:])),
-        z=_mann_kendall([value for _, value in series]),
+        bytes_per_h=_median(slopes),
+        rss_bytes_per_h=_median(_slopes([(p.at_s, p.rss_bytes) for p in points])),
+        halves_bytes_per_h=(_median(_slopes(series[:middle])), _median(_slopes(series[middle:]))),
+        z=_mann_kendall(slopes, series),
     )
     return replace(finding, is_hit=_is_hit(finding))
 
@@ -164,32 +175,33 @@ def _is_hit(seen: Finding) -> bool:
     assert seen.rss_bytes_per_h is not None
     assert seen.halves_bytes_per_h is not None
     grown_bytes = min(seen.bytes_per_h, seen.rss_bytes_per_h) * seen.span_s / HOUR_S
-    if grown_bytes <= max(GROWTH_BYTES, GROWTH_SHARE * seen.rss_bytes):
+    load_bytes = LOAD_SHARE * seen.ledger_range_bytes
+    if grown_bytes <= max(GROWTH_BYTES, GROWTH_SHARE * seen.rss_bytes, load_bytes):
         return False
     steepest = max(seen.bytes_per_h, *seen.halves_bytes_per_h)
     return min(seen.halves_bytes_per_h) >= HALF_SHARE * steepest
 
 
-def _slope(series: list[tuple[float, int]]) -> float:
-    """Theil-Sen, per hour: the median of the slopes between all pairs. Outliers do not move it."""
-    slopes = sorted(
-        (value - former) / (at_s - former_s)
-        for i, (at_s, value) in enumerate(series)
-        for former_s, former in series[:i]
-    )
+def _slopes(series: list[tuple[float, int]]) -> list[float]:
+    """Between all pairs, per second, the least first."""
+    slopes: list[float] = []
+    for i, (at_s, value) in enumerate(series):
+        slopes += [(value - former) / (at_s - former_s) for former_s, former in series[:i]]
+    slopes.sort()
+    return slopes
+
+
+def _median(slopes: list[float]) -> float:
+    """Theil-Sen's slope, per hour: outliers do not move it."""
     middle = len(slopes) // 2
     return (slopes[middle] + slopes[~middle]) / 2 * HOUR_S
 
 
-def _mann_kendall(values: list[int]) -> float:
-    """z: how surely later values are higher; 0 if all are equal. Pages make ties, so they count."""
-    score = sum(
-        (value > former) - (value < former)
-        for i, value in enumerate(values)
-        for former in values[:i]
-    )
-    ties = sum(_weight(count) for count in Counter(values).values())
-    variance = (_weight(len(values)) - ties) / 18
+def _mann_kendall(slopes: list[float], series: list[tuple[float, int]]) -> float:
+    """z: how surely later values are higher. Whole pages make ties, which are neither."""
+    score = len(slopes) - bisect_right(slopes, 0.0) - bisect_left(slopes, 0.0)
+    ties = sum(_weight(count) for count in Counter(value for _, value in series).values())
+    variance = (_weight(len(series)) - ties) / 18
     if score == 0:
         return 0.0
     return (score - 1 if score > 0 else score + 1) / sqrt(variance)
