@@ -115,7 +115,7 @@ async def test_a_failure_goes_on_to_the_next_target(rigs, raw_upstream, play, wh
     assert run.account.entries[Entry.HELD] == run.account.entries[Entry.PARTIAL] == 0
     assert (rig.pool("box").state, rig.pool("box1").state) == ("failing", "ok")
     pool = rig.pool("box")
-    await until(lambda: len(pool._open) == len(pool._idle), DEADLINE_S, "the first is let go")
+    await until(lambda: pool._open <= set(pool._idle), DEADLINE_S, "the first is let go")
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422, 451])
@@ -357,7 +357,7 @@ async def test_death_in_the_middle_is_told_and_never_mended(
     assert rig.relay().run.reason == message
     assert not second.peers
     pool = rig.pool()
-    await until(lambda: len(pool._open) == len(pool._idle), DEADLINE_S, "the upstream is let go")
+    await until(lambda: pool._open <= set(pool._idle), DEADLINE_S, "the upstream is let go")
 
 
 @pytest.mark.parametrize(
@@ -735,7 +735,7 @@ async def test_a_request_that_cannot_be_rewritten_leaves_nothing(
     await writer.wait_closed()
     await rig.idle()
     assert rig.pool().active == 0
-    assert len(rig.pool()._open) == len(rig.pool()._idle)
+    assert rig.pool()._open <= set(rig.pool()._idle)
     await until(lambda: scripted_upstream.connections == 1, DEADLINE_S, "the fake knows of it")
 
 

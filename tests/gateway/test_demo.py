@@ -1,0 +1,80 @@
+"""The built-in demo: an answer on a machine without any model, and a stream that hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from fakes.client import chat, open_chat, words
+from fakes.machine import until
+from fakes.upstream import DONE
+from gateway.gateway_rig import DEADLINE_S, Rig
+from tidegate.core.run import State
+from tidegate.gateway import demo, models
+
+
+@pytest.fixture
+async def rig(rigs, monkeypatch: pytest.MonkeyPatch) -> Rig:
+    """A gateway without upstreams on a machine without models; the demo speaks quickly."""
+    nobody: Any = ()
+    monkeypatch.setattr(models, "_WELL_KNOWN", nobody)
+    monkeypatch.setattr(demo, "_WORD_S", 0.001)
+    return await rigs(peer=True, keep_finished_s=600.0)
+
+
+async def test_the_demo_streams_its_text(rig: Rig) -> None:
+    """Like any other upstream: role, words, finish_reason, marker; and it is the first model."""
+    assert rig.gateway.catalog.first_model == "demo"
+    answer = await asyncio.wait_for(chat(rig.base_url, "demo"), DEADLINE_S)
+    assert (answer.status, answer.clean) == (200, True)
+    assert "".join(words(answer.events)) == demo.TEXT
+    assert answer.events[-1].raw == DONE
+    assert json.loads(answer.events[-2].data)["choices"][0]["finish_reason"] == "stop"
+
+
+async def test_the_demo_answers_in_one_piece_too(rig: Rig) -> None:
+    """With a usage that adds up."""
+    answer = await asyncio.wait_for(chat(rig.base_url, "demo", stream=False), DEADLINE_S)
+    whole = json.loads(answer.body)
+    assert whole["choices"][0]["message"]["content"] == demo.TEXT
+    assert whole["usage"]["total_tokens"] == len(demo.TEXT.split())
+
+
+async def test_another_model_is_not_the_demo(rig: Rig) -> None:
+    """Without any real upstream there is nowhere to send it: the choices are named."""
+    answer = await chat(rig.base_url, "gpt-9")
+    assert answer.status == 404
+    assert "demo, demo:stuck" in json.loads(answer.body)["error"]["message"]
+
+
+async def test_the_stuck_demo_is_ended_by_the_sweep_alone(rig: Rig) -> None:
+    """Cancelled or past its limit it goes on; swept it is told why and gone."""
+    stream = await open_chat(rig.base_url, "demo:stuck")
+    await stream.read_events(41)
+    relay = rig.relay()
+    assert (relay.run.limits.total_s, relay.run.limits.grace_s) == (10.0, 5.0)
+    relay.cancel("cancelled by client")
+    assert relay.run.state is State.STREAMING
+    registry = rig.gateway.registry
+    registry.sweep(rig.gateway.loop.time() + 15.1)
+    await asyncio.wait_for(stream.read_rest(), DEADLINE_S)
+    error = stream.events[-1].error
+    assert error is not None
+    assert "swept: stuck" in error["message"]
+    assert stream.clean
+    await until(lambda: not registry.ledger.accounts, DEADLINE_S, "nothing of it is held")
+    await until(lambda: not rig.gateway._inner.busy_connections, DEADLINE_S, "the demo knows it")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_leaves_the_demo_takes_it_along(rig: Rig, stream: bool) -> None:
+    """It waits for nobody."""
+    client = await open_chat(rig.base_url, "demo" if stream else "demo:stuck", stream=stream)
+    await until(lambda: rig.gateway._inner.busy_connections, DEADLINE_S, "it is asked")
+    await client.vanish()
+    if not stream:
+        rig.relay().force_end("swept")  # the stuck demo has no other end
+    await until(lambda: not rig.gateway._inner.busy_connections, DEADLINE_S, "it has stopped")
