@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from tidegate import __version__
 from tidegate.core import watermark as wm
+from tidegate.core.decision import Record
 from tidegate.core.ladder import Decision, Inputs, Ladder, decide
 from tidegate.core.settings import MIB
 from tidegate.service.decisions import DecisionLog
@@ -16,13 +20,14 @@ AT = 1_795_391_112.0  # Unix seconds of second 0
 
 
 def inputs(now_s: float, ratio: float, **more: Any) -> Inputs:
-    """A worker that holds `ratio` of the spendable part, all of it in runs."""
-    held = int(ratio * wm.spendable_bytes(LIMITS.budget_bytes, BASE_BYTES))
+    """A worker that holds `ratio` of the spendable part, nearly all of it in runs."""
+    spendable = wm.spendable_bytes(LIMITS.budget_bytes, BASE_BYTES)
+    held = int(ratio * spendable)
     seen = wm.Reading(
         used_bytes=held + BASE_BYTES + 13 * MIB,
         held_bytes=held,
         base_bytes=BASE_BYTES,
-        ledger_bytes=held,
+        ledger_bytes=max(0, held - int(0.2 * spendable)),
         available_bytes=4096 * MIB,
     )
     return Inputs(now_s=now_s, reading=seen, limits=LIMITS, generation=1, recycles_left=3, **more)
@@ -43,6 +48,15 @@ def play(log: DecisionLog, ratios: list[float], ladder: Ladder | None = None) ->
 
 
 def log_of(directory: Path, ratios: list[float]) -> Path:
-    """The file that such a play leaves."""
-    play(DecisionLog(directory), ratios)
-    return directory / "decisions.jsonl"
+    """A log with a record for each of these ratios, one a second, none of which knows another."""
+    lines = []
+    for second, ratio in enumerate(ratios):
+        given = inputs(float(second), ratio)
+        _, decision = decide(Ladder(), given)
+        record = Record(
+            at=AT + second, version=__version__, before=Ladder(), inputs=given, decision=decision
+        )
+        lines.append(msgspec.json.encode(record) + b"\n")
+    path = directory / "decisions.jsonl"
+    path.write_bytes(b"".join(lines))
+    return path
