@@ -23,7 +23,7 @@ from tidegate.service.process import Worker
 from tidegate.service.status import MemoryState, Status, StepState
 
 USS_EVERY_S = 300.0  # reading it walks every mapping of the worker: 11 to 74 ms
-PRESSURE_HOLDS_S = 10.0  # how long a signal of the service manager's counts
+PRESSURE_HOLDS_S = 10.0  # how long a signal of it counts
 _log = logging.getLogger(__name__)
 
 
@@ -95,10 +95,10 @@ class MemoryBook:
         )
         self._finding = finding or self._finding
 
-    def pressed(self, now_s: float) -> None:
-        """The service manager says that memory is short."""
+    def pressed(self, now_s: float, source: str) -> None:
+        """`source`, the service manager or the kernel, says that memory is short."""
         if now_s > self._pressed_until_s:
-            _log.warning("the service manager says that memory is short")
+            _log.warning("memory is short, says %s", source)
         self._pressed_until_s = now_s + PRESSURE_HOLDS_S
 
     def relieved(self, reports: list[StepReport]) -> None:

@@ -331,7 +331,7 @@ class Watchdog:
     def _pressed(self) -> None:
         assert self._pressure is not None
         if self._pressure.took():
-            self._memory.pressed(time.monotonic())
+            self._memory.pressed(time.monotonic(), self._pressure.source)
 
     # --- decide, then do ----------------------------------------------------------------------
 
