@@ -67,6 +67,14 @@ class Ledger:
         return 0 < self.limit_bytes * 7 < self.total_bytes * 8
 
     @property
+    def has_much(self) -> bool:
+        """Above half of the limit, to which relief brings it down, so as not to begin anew at once.
+
+        Half the limit is a level of memory at which all is well.
+        """
+        return 0 < self.limit_bytes < self.total_bytes * 2
+
+    @property
     def is_full(self) -> bool:
         """Above the limit, where charges fail."""
         return 0 < self.limit_bytes < self.total_bytes

@@ -323,7 +323,7 @@ class Registry:
         the same nothing is kept of those: they go on, and who comes later is told what is gone.
         """
         swept = Swept()
-        while self.ledger.is_tight and self._finished:
+        while self.ledger.has_much and self._finished and swept.runs < MOST_PER_TICK:
             kept = self._finished.values()
             # Those that somebody is still reading come last.
             oldest = next((relay for relay in kept if not relay.subscribers), next(iter(kept)))
