@@ -8,7 +8,7 @@ CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.13 python3.12 python3.11 python3)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --require-virtualenv
 ARGS ?=
 
-.PHONY: help run test check format bench soak clean
+.PHONY: help run test check format bench simulate soak clean
 
 help:
 	@echo "make run     serve on http://127.0.0.1:8433   (ARGS='--config FILE')"
@@ -16,6 +16,7 @@ help:
 	@echo "make check   formatting, lint, types and tests: what CI runs"
 	@echo "make format  put the code into the project's form"
 	@echo "make bench   measure it beside other gateways (ARGS=--help)"
+	@echo "make simulate  months of memory in minutes: leaks told, healthy weeks left alone"
 	@echo "make soak    watch it for growth under load that hangs, 6 minutes (SOAK_HOURS=8)"
 	@echo "make clean   remove .venv and every cache"
 
@@ -37,6 +38,9 @@ format: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python bench/run.py $(ARGS)
+
+simulate: $(VENV)/installed-dev
+	$(BIN)/python bench/simulate.py $(ARGS)
 
 soak: $(VENV)/installed-soak
 	PYTHONPATH=bench:tests $(BIN)/python -m soak $(ARGS)

@@ -1,0 +1,290 @@
+"""A virtual machine around virtual workers, with the shipped code in charge: growth, ladder, fleet.
+
+Time goes in steps of a minute while nothing is going on, for weeks are long, and in the real
+ticks of a second as soon as the level, the fleet or a plan is anything but at rest. What the code
+counts between two ticks is told to it as if each of the quiet seconds had been ticked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+
+from msgspec.structs import replace
+
+from simulated.scenarios import Load, Scenario
+from simulated.worker import Worker
+from tidegate.core import growth, ladder, settings, watermark
+from tidegate.core import lifecycle as life
+from tidegate.core.message import StepReport
+from tidegate.core.settings import MIB
+
+HOUR_S = 3600.0
+STEP_S, TICK_S = 60.0, 1.0
+START_S = 3.0  # from a worker's start until it serves
+WATCHDOG_BYTES = 13 * MIB
+MACHINE_BYTES, AVAILABLE_BYTES = 8192 * MIB, 4096 * MIB
+CALM_RATIO = 0.5  # below, no level can be near
+BEGIN_S = 1000.0  # a clock that begins at 0 hides mistakes
+
+
+@dataclass(kw_only=True)
+class Told:
+    """What one world came to."""
+
+    hours: float = 0.0
+    alarms_h: list[float] = field(default_factory=list)  # since the leak began, or the start
+    recycles: int = 0
+    kills: list[str] = field(default_factory=list)
+    cut: int = 0  # streams that ended because a process did
+    gaps: int = 0
+    flaps: int = 0  # levels that fell within the dwell
+    worst_level: int = 0
+    refused_h: float = 0.0  # with the door closed
+    spawned: int = 0
+    gave_up: str | None = None
+
+
+class World:
+    """Workers of one scenario, watched. `run` it to its end."""
+
+    def __init__(self, scenario: Scenario, seed: int, noise: list[int]) -> None:
+        self.scenario = scenario
+        self.told = Told(hours=scenario.hours)
+        self.now_s = BEGIN_S
+        self.policy = life.Policy()
+        self.fleet = life.Fleet()
+        self.ladder = ladder.Ladder()
+        self.workers: dict[int, Worker] = {}
+        self.is_reachable = True  # False: no worker starts well
+        self._chance = Random(f"{scenario.name} {seed}")
+        self.load = Load(scenario, self._chance)
+        self._noise = noise
+        self._trend, self._finding = growth.Trend(), None
+        self._trend_of = 0
+        self._periods = settings.Growth()
+        self._reports: tuple[StepReport, ...] = ()
+        self._shed = False
+        self._limits = watermark.Limits(
+            budget_bytes=scenario.budget * MIB, hard=True, machine_bytes=MACHINE_BYTES
+        )
+        self._level, self._rose_s = 0, float("-inf")
+        self._was_quiet = False
+        self.do(life.Begin())
+
+    def run(self) -> Told:
+        """Live to the end of the scenario."""
+        end_s = BEGIN_S + self.scenario.hours * HOUR_S
+        nap_h, nap_for_h = self.load.next_nap_h(0.0)
+        while self.now_s < end_s and self.told.gave_up is None:
+            if self.scenario.sleeps and self.at_h >= nap_h:
+                self.sleep(nap_for_h * HOUR_S)
+                nap_h, nap_for_h = self.load.next_nap_h(self.at_h)
+            elif self._is_quiet():
+                self._pass(STEP_S)
+                self._was_quiet = True
+                if self._hear():
+                    self.tick()  # a bucket closed, which may be news
+            else:
+                self.second()
+        return self.told
+
+    def second(self, *, beats: bool = True) -> None:
+        """One tick of real time, with or without the workers' heartbeats."""
+        self._pass(TICK_S)
+        if beats:
+            self._hear()
+        self.tick()
+
+    def crash(self, reason: str, number: int | None = None) -> None:
+        """A worker's process is gone; without a number, the one that serves."""
+        if number is None:
+            number = next(n for n, worker in self.workers.items() if worker is self.serving)
+        del self.workers[number]
+        self.do(life.Exited(number, reason))
+
+    @property
+    def at_h(self) -> float:
+        """Hours since the start."""
+        return (self.now_s - BEGIN_S) / HOUR_S
+
+    @property
+    def serving(self) -> Worker | None:
+        """The worker that new runs go to."""
+        generation = self.fleet.in_state(life.State.SERVING)
+        return self.workers.get(generation.number) if generation else None
+
+    def sleep(self, gap_s: float) -> None:
+        """The computer sleeps and its clock goes on. The watchdog wakes first, and hears nobody."""
+        if self._was_quiet:
+            self._catch_up(self.now_s)
+        self.now_s += gap_s
+        self.tick()
+
+    def do(self, event: life.Event) -> list[life.Effect]:
+        """Let the fleet decide, and make it true."""
+        self.fleet, effects = life.step(self.fleet, event, self.now_s, self.policy)
+        for effect in effects:
+            self._follow(effect)
+        return effects
+
+    def tick(self) -> None:
+        """What the watchdog does once a second."""
+        if self._was_quiet:
+            self._catch_up(self.now_s - TICK_S)
+        self.do(life.Tick())
+        inputs = self._inputs()
+        self.ladder, decision = ladder.decide(self.ladder, inputs)
+        self._reports = ()
+        self._note(decision)
+        self._obey(decision)
+
+    # --- time passes ------------------------------------------------------------------------------
+
+    def _is_quiet(self) -> bool:
+        """Whether a minute can pass in which nobody had anything to decide."""
+        now, generations = self.ladder, self.fleet.generations
+        serving = self.serving
+        if serving is None or len(generations) > 1 or self._reports:
+            return False
+        if now.mark.level or now.harm or now.planned_s is not None:
+            return False
+        base = serving.base_bytes or 0
+        spendable = watermark.spendable_bytes(self._limits.budget_bytes, base)
+        return serving.held_bytes < CALM_RATIO * spendable
+
+    def _catch_up(self, now_s: float) -> None:
+        """As if the quiet time had been ticked second by second."""
+        generations = tuple(replace(g, beat_s=now_s) for g in self.fleet.generations)
+        self.fleet = replace(self.fleet, ticked_s=now_s, generations=generations)
+        mark = watermark.Watermark(former=self._reading(), read_s=now_s)  # level 0, no rise
+        self.ladder = replace(self.ladder, ticked_s=now_s, mark=mark)
+        self._was_quiet = False
+
+    def _pass(self, step_s: float) -> None:
+        self.now_s += step_s
+        wanted = 0.0 if self._shed else self.load.wanted(self.at_h, step_s)
+        serving, leaks = self.serving, self.load.leaks(self.at_h)
+        stepped = self.load.stepped(step_s)
+        for worker in list(self.workers.values()):
+            worker.advance(step_s, wanted if worker is serving else 0.0, leaks=leaks)
+        if serving is not None:
+            serving.stepped += stepped
+        self.told.refused_h += step_s / HOUR_S * self._shed
+
+    def _hear(self) -> bool:
+        """Heartbeats, readiness and ends. True: a bucket closed."""
+        serving, is_news = self.serving, False
+        for number, worker in list(self.workers.items()):
+            if worker.ready_s is None:
+                if self.is_reachable and self.now_s - worker.born_s >= START_S:
+                    worker.ready_s, worker.base_bytes = self.now_s, worker.rss_bytes
+                    self.do(life.BecameReady(number))
+                continue
+            self.do(life.Beat(number))
+            generation = self.fleet.by_number(number)
+            if generation and generation.state is life.State.DRAINING and worker.active < 1:
+                del self.workers[number]
+                self.do(life.Exited(number, "drained"))
+            elif worker is serving:
+                is_news = self._observe(number, worker)
+        return is_news
+
+    def _observe(self, number: int, worker: Worker) -> bool:
+        if number != self._trend_of:
+            self._trend_of, self._trend, self._finding = number, growth.Trend(), None
+        assert worker.ready_s is not None
+        self._trend, finding = growth.observe(
+            self._trend,
+            self._periods,
+            now_s=self.now_s,
+            age_s=self.now_s - worker.ready_s,
+            rss_bytes=worker.rss_bytes,
+            ledger_bytes=worker.ledger_bytes,
+        )
+        self._finding = finding or self._finding
+        return finding is not None
+
+    # --- what is decided, and done ----------------------------------------------------------------
+
+    def _reading(self) -> watermark.Reading:
+        workers = list(self.workers.values())
+        return watermark.Reading(
+            used_bytes=sum(w.rss_bytes for w in workers) + WATCHDOG_BYTES,
+            held_bytes=sum(w.held_bytes for w in workers),
+            base_bytes=max((w.base_bytes or 0 for w in workers), default=0),
+            ledger_bytes=sum(w.ledger_bytes for w in workers),
+            available_bytes=AVAILABLE_BYTES,
+        )
+
+    def _inputs(self) -> ladder.Inputs:
+        workers = list(self.workers.values())
+        generation = self.fleet.in_state(life.State.SERVING)
+        serving = self.serving
+        planned = sum(self.now_s - at_s < HOUR_S for at_s in self.fleet.planned)
+        fleet = self.fleet
+        return ladder.Inputs(
+            now_s=self.now_s,
+            reading=self._reading(),
+            limits=self._limits,
+            generation=generation.number if generation else 0,
+            age_s=self.now_s - serving.ready_s if serving and serving.ready_s else 0.0,
+            active_runs=sum(int(w.active) for w in workers),
+            is_recycling=fleet.recycle is not None or len(fleet.generations) > 1,
+            recycles_left=max(0, self.policy.recycles_per_hour - planned),
+            may_give_up=True,
+            slack_bytes=serving.slack_bytes if serving else 0,
+            relieved=self._reports,
+            finding=self._finding if generation and generation.number == self._trend_of else None,
+            growth=self._periods,
+        )
+
+    def _note(self, decision: ladder.Decision) -> None:
+        told = self.told
+        if decision.alarm:
+            since_h = self.load.leak_from_h if self.scenario.leaks else 0.0
+            told.alarms_h.append(self.at_h - since_h)
+        level = self.ladder.mark.level
+        if level > self._level:
+            self._rose_s = self.now_s
+        elif level < self._level and self.now_s - self._rose_s < watermark.DWELL_S:
+            told.flaps += 1
+        self._level = level
+        told.worst_level = max(told.worst_level, level)
+
+    def _obey(self, decision: ladder.Decision) -> None:
+        self._shed = decision.shed is not None
+        for worker in self.workers.values():
+            worker.limit_bytes = decision.ledger_limit_bytes
+        if decision.steps and (serving := self.serving):
+            self._reports = serving.relieve(decision.steps)
+        if decision.recycle:
+            refused = self.do(life.Recycle(decision.recycle, planned=True))
+            self.told.recycles += not any(isinstance(e, life.Refuse) for e in refused)
+        if decision.cut:
+            victim = self.fleet.in_state(life.State.DRAINING) or self.fleet.in_state(
+                life.State.SERVING
+            )
+            if victim:
+                self.do(life.Condemn(victim.number, decision.cut, notice=True))
+        if decision.give_up:
+            self.do(life.Yield(decision.give_up))
+
+    def _follow(self, effect: life.Effect) -> None:
+        told = self.told
+        match effect:
+            case life.Spawn(number):
+                worker = Worker(self.scenario.habits, self._chance, self._noise)
+                worker.born_s = self.now_s
+                self.workers[number] = worker
+                told.spawned += 1
+            case life.Kill(number=number, reason=reason):
+                told.kills.append(reason)
+                if worker_gone := self.workers.pop(number, None):
+                    told.cut += int(worker_gone.active)
+            case life.ClockGap():
+                told.gaps += 1
+            case life.GiveUp(reason):
+                told.gave_up = reason
+            case _:
+                pass  # drains end by themselves; the rest is for the log
