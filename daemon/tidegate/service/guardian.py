@@ -123,6 +123,10 @@ class Guardian:
                     1000 * step.took_s,
                 )
 
+    def close(self) -> None:
+        """Let what was decided last be written down."""
+        self._decisions.close()
+
     def worker_gone(self, number: int) -> None:
         """Generation `number` will answer no more."""
         self._awaited.pop(number, None)

@@ -250,6 +250,7 @@ class Watchdog:
         self._signals.close()
         self._selector.close()
         self._memory.close()
+        self._guardian.close()
         self._evidence.close()
         if self._pressure is not None:
             self._pressure.close()
