@@ -84,6 +84,7 @@ def test_no_event_is_too_strange(raw: bytes) -> None:
         (event({"error": {"type": "server_error"}}), " (server_error)"),
         (b'{"type":"rate_limit"}', " (rate_limit)"),
         (b'{"error":{"code":"the prompt, say: Bearer sk-1"}}', ""),
+        (b'{"error":{"code":"sk-proj-4fJ9aQ"}}', ""),
         (b'{"error":{"code":"' + b"x" * 41 + b'"}}', ""),
         (b'{"error":"the prompt"}', ""),
         (b"<html>busy</html>", ""),

@@ -56,7 +56,9 @@ class ChatRequest(Struct):
     stream: bool | None = None
 
 
-_LABEL = re.compile(r"[A-Za-z0-9_.-]{1,40}")
+# "rate_limit_exceeded", "InternalServerError", "429": words without digits, or a short number. A
+# key is neither.
+_LABEL = re.compile(r"(?=.{1,40}$)[A-Za-z]+(?:[_.-][A-Za-z]+)*|[0-9]{1,5}")
 _chunk = msgspec.json.Decoder(_Chunk)
 _request = msgspec.json.Decoder(ChatRequest)
 _fields = msgspec.json.Decoder(dict[str, Raw])
