@@ -11,11 +11,14 @@ import msgspec
 from tidegate import __version__
 from tidegate.core import message as msg
 from tidegate.core.lifecycle import State
+from tidegate.core.settings import MIB
 from tidegate.service import status
 from tidegate.service.generations import Generations
 from tidegate.service.listeners import Listeners
 from tidegate.service.memory import MemoryBook
 from tidegate.service.process import Worker
+
+LEAST_LEDGER_BYTES = 4 * MIB  # a new generation can always begin, however full the former one is
 
 
 class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -82,7 +85,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         peer = self.generations.peer(number)
         return msg.Facts(
             level=seen.memory.level,
-            ledger_limit_bytes=self.memory.ledger_limit_bytes,
+            ledger_limit_bytes=_share(self.memory.ledger_limit_bytes, peer),
             squeeze=self.memory.squeezes,
             shed=seen.memory.shedding,
             recycles=self.totals.recycles,
@@ -102,6 +105,13 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             loop_lag_ms=worker.beat.loop_lag_ms if worker.beat else 0.0,
             heartbeat_age_s=now_s - generation.beat_s if generation else 0.0,
         )
+
+
+def _share(limit_bytes: int, peer: Worker | None) -> int:
+    """Of what all ledgers may hold, what the other generation leaves; 0 stays no limit."""
+    if not limit_bytes or peer is None or peer.beat is None:
+        return limit_bytes
+    return max(LEAST_LEDGER_BYTES, limit_bytes - peer.beat.ledger_bytes)
 
 
 def _active(peer: Worker | None) -> dict[str, int]:
