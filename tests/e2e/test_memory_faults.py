@@ -19,7 +19,7 @@ from fakes.client import chat
 from fakes.gateway import Gateway
 from fakes.machine import is_alive, wait_until
 from fakes.memory_flood import FLOOD_KILOBYTES
-from fakes.scaled_gateway import StartScaled, leak_of, scaled_gateways
+from fakes.scaled_gateway import CONSTANTS, TIMING, StartScaled, leak_of, scaled_gateways
 from fakes.scene import crowd, flood_upstream
 
 MIB = 1024 * 1024
@@ -34,6 +34,11 @@ budget = "{budget_mib}MiB"
 name = "box"
 url = "{url}"
 """
+# What nobody reads is stale after a second or two, not after minutes.
+STALE = {
+    "tidegate.core.ladder": CONSTANTS["tidegate.core.ladder"]
+    | {"STALE_MOST_S": 2.0, "STALE_LEAST_S": 0.3}
+}
 STEP_BYTES = 118 * MIB  # three quarters of what two bases leave of 256 MiB
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
@@ -68,7 +73,7 @@ def stop(process: psutil.Process) -> None:
 @pytest.mark.timeout(180)
 async def test_a_worker_that_hangs_is_ended_with_evidence(scaled: StartScaled, url: str) -> None:
     """SIGSTOP: its beats are missed, a bundle is written, and the next worker serves."""
-    running = scaled(config(url), timing={"beat_limit_s": 2.0, "kill_wait_s": 0.5})
+    running = scaled(config(url), timing=TIMING | {"beat_limit_s": 2.0, "kill_wait_s": 0.5})
     former = psutil.Process(running.worker_pid())
     stop(former)
     wait_until(lambda: not is_alive(former), LIMIT_S, "it was ended")
@@ -82,7 +87,7 @@ async def test_a_worker_that_hangs_is_ended_with_evidence(scaled: StartScaled, u
 @pytest.mark.timeout(180)
 async def test_a_suspend_ends_nobody(scaled: StartScaled, url: str) -> None:
     """Both stopped for longer than any beat may be missed, as by a lid that is shut."""
-    timing = {"beat_limit_s": 2.0, "gap_s": 1.0}
+    timing = TIMING | {"beat_limit_s": 2.0, "gap_s": 1.0}
     running = scaled(config(url), timing=timing)
     watchdog, worker = psutil.Process(running.pid), psutil.Process(running.worker_pid())
     for _ in range(2):
@@ -105,7 +110,7 @@ async def test_a_suspend_ends_nobody(scaled: StartScaled, url: str) -> None:
 @pytest.fixture
 def flooded(scaled: StartScaled, url: str) -> Iterator[Gateway]:
     """A gateway with relief under way."""
-    running = scaled(config(url, budget_mib=160))
+    running = scaled(config(url, budget_mib=200), constants=CONSTANTS | STALE)
     plan: dict[str, Any] = {"base_url": running.base_url, "upstream": url}
     with crowd(**plan, flood=f"flood:{FLOOD_KILOBYTES}", left=2000, left_limit_s=300.0):
 

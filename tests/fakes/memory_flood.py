@@ -11,15 +11,20 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from fakes.gateway import Gateway, StartGateway
+from fakes.gateway import Gateway
+from fakes.scaled_gateway import StartScaled
 from fakes.scene import Meter, crowd, flood_upstream
+from tidegate.service.process import WORKER_COMMAND
 
 MIB = 1024 * 1024
 BUDGET_MIB = 200
 FLOOD_KILOBYTES = 4400  # more than a window of 4 MiB
+# The age at which something is stale under pressure goes from 6 s down to 0.3 s instead of from ten
+# minutes to half of one; finished answers are kept for 12 s. Nothing else is scaled.
+STALE = {"tidegate.core.ladder": {"STALE_MOST_S": 6.0, "STALE_LEAST_S": 0.3}}
 CONFIG = """
 [limits]
-keep_finished_s = {keep_s}
+keep_finished_s = 12.0
 disconnect_grace_s = 0.2
 close_flush_s = 0.5
 [memory]
@@ -38,7 +43,7 @@ class Size:
     left: int  # answers that nobody waits for
     blind: int  # clients that never read
     live: int = 20  # clients that read
-    keep_s: float = 12.0  # for resuming; ten minutes by default
+    load_limit_s: float = 12.0  # then nobody who was refused comes again
     settle_limit_s: float = 60.0
 
 
@@ -53,7 +58,7 @@ class Played:
     readings: int
     load_s: float
     levels: list[int]  # each that was seen, in order
-    settled_s: float | None  # until the level was 0 by itself
+    settled_s: float | None  # until level and ledger were 0 by themselves
     live: dict[str, Any]
     left: dict[str, Any]
     steps: dict[str, dict[str, Any]]  # of the status
@@ -62,15 +67,15 @@ class Played:
     log: str
 
 
-def config(url: str, mode: str, size: Size) -> str:
+def config(url: str, mode: str) -> str:
     """The gateway's."""
-    return CONFIG.format(url=url, mode=mode, budget_mib=BUDGET_MIB, keep_s=size.keep_s)
+    return CONFIG.format(url=url, mode=mode, budget_mib=BUDGET_MIB)
 
 
-def play(start: StartGateway, mode: str, size: Size) -> Played:
+def play(start: StartScaled, mode: str, size: Size) -> Played:
     """Play the scene in one mode of the guard."""
     with flood_upstream() as url:
-        gateway = start(config(url, mode, size))
+        gateway = start(config(url, mode), timing={}, constants=STALE, worker=WORKER_COMMAND)
         with Meter(gateway.pid) as meter:
             return _play(gateway, meter, url, mode, size)
 
@@ -84,7 +89,7 @@ def _play(gateway: Gateway, meter: Meter, url: str, mode: str, size: Size) -> Pl
         memory = status["memory"]
         if not levels or levels[-1] != memory["level"]:
             levels.append(memory["level"])
-        if memory.get("would") and memory["would"] not in would:
+        if memory["would"] and memory["would"] not in would:
             would.append(memory["would"])
         return status
 
@@ -101,6 +106,7 @@ def _play(gateway: Gateway, meter: Meter, url: str, mode: str, size: Size) -> Pl
         "live": size.live,
         "blind": size.blind,
         "left": size.left,
+        "left_limit_s": size.load_limit_s,
     }
     with crowd(**plan) as clients:
         clients.wait("begun")
@@ -114,7 +120,7 @@ def _play(gateway: Gateway, meter: Meter, url: str, mode: str, size: Size) -> Pl
     settled_s = None
     while settled_s is None and time.monotonic() < ended_s + size.settle_limit_s:
         look_for(0.4)
-        if levels[-1] == 0:
+        if levels[-1] == 0 and not look()["memory"]["ledger_bytes"]:
             settled_s = time.monotonic() - ended_s
     status = look()
     return Played(
@@ -128,7 +134,7 @@ def _play(gateway: Gateway, meter: Meter, url: str, mode: str, size: Size) -> Pl
         settled_s=settled_s,
         live=found["live"],
         left=found["left"],
-        steps={step["step"]: step for step in status["memory"].get("steps", [])},
+        steps={step["step"]: step for step in status["memory"]["steps"]},
         would=would,
         status=status,
         log=gateway.log.read_text(),

@@ -55,7 +55,7 @@ def leak_of(gateway: Gateway) -> Leak:
 def scaled_gateways() -> Iterator[StartScaled]:
     """Starts gateways as `fakes.gateway.gateways` does, with the same checks at the end.
 
-    `start(toml, beat_s=…, timing=…, env=…, file_bytes=…, fault=…, worker=…)`.
+    `start(toml, beat_s=…, timing=…, env=…, file_bytes=…, fault=…, worker=…, constants=…)`.
     """
     started: list[Gateway] = []
     scribes: list[subprocess.Popen[bytes]] = []
@@ -70,6 +70,7 @@ def scaled_gateways() -> Iterator[StartScaled]:
         file_bytes: int | None = None,
         fault: Mapping[str, object] | None = None,
         worker: Sequence[str] = (),
+        constants: Mapping[str, Mapping[str, float]] = CONSTANTS,
     ) -> Gateway:
         folder = Path(tempfile.mkdtemp(dir=root))  # several may be started at once
         port = free_port()
@@ -80,8 +81,8 @@ def scaled_gateways() -> Iterator[StartScaled]:
             "state_dir": str(folder / "state"),
             "runtime_dir": str(folder / "run"),
             "worker": list(worker) or [*leaky, "--beat-s", str(beat_s)],
-            "timing": TIMING | dict(timing or {}),
-            "constants": CONSTANTS,
+            "timing": TIMING if timing is None else dict(timing),
+            "constants": constants,
             "file_bytes": file_bytes,
             "fault": fault,
         }
