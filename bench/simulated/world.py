@@ -60,8 +60,8 @@ class World:
         self._chance = Random(f"{scenario.name} {seed}")
         self.load = Load(scenario, self._chance)
         self._noise = noise
-        self._trend, self._finding = growth.Trend(), None
-        self._trend_of = 0
+        self._trend, self._trend_of = growth.Trend(), 0
+        self._finding: growth.Finding | None = None
         self._periods = settings.Growth()
         self._reports: tuple[StepReport, ...] = ()
         self._shed = False
