@@ -15,6 +15,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from fakes.client import Stream, chat_body, numbers, parse_events
@@ -40,6 +41,8 @@ LOST = "a run that was lost"
 HUNG = "no end within the limit"
 BROKEN = (SILENT, CUT, GAP, LOST, HUNG)
 
+# What the player of this task saw last, for the story of one that ended badly.
+_last_seen: ContextVar[str] = ContextVar("last_seen", default="nothing")
 Player = Callable[["Load"], Awaitable[str]]
 
 
@@ -101,11 +104,14 @@ class Load:
 
     async def _play(self, name: str, play: Player) -> None:
         began_s = time.monotonic()
+        _last_seen.set("nothing")
         try:
-            end = await asyncio.wait_for(play(self), PLAYER_LIMIT_S)
+            async with asyncio.timeout(PLAYER_LIMIT_S):
+                end = await play(self)
         except TimeoutError:
             end = HUNG
-        except (asyncio.IncompleteReadError, ConnectionError):  # before there was a head
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            _last_seen.set(f"{_last_seen.get()}, then {error!r} in place of a head")
             end = CUT
         if end in (CUT, LOST) and self.excuses.killed(began_s, time.monotonic()):
             end = WITH_WORKER
@@ -113,7 +119,10 @@ class Load:
             end = RELEASED
         self.outcomes[name, end] += 1
         if end in BROKEN:
-            self.oddities.append(f"{time.strftime('%H:%M:%S')} {name}: {end}")
+            took_s = time.monotonic() - began_s
+            when = time.strftime("%H:%M:%S")
+            seen = _last_seen.get()
+            self.oddities.append(f"{when} {name}: {end} after {took_s:.1f} s; last seen: {seen}")
 
     # --- what players are made of ----------------------------------------------------------------
 
@@ -156,6 +165,8 @@ class Load:
     def judge(self, stream: Stream) -> str:
         """How an answer ended that was read to its end."""
         self.statuses[stream.status] += 1
+        run, size = stream.headers.get("x-run-id"), len(stream.body)
+        _last_seen.set(f"{stream.status} {run} {size} bytes ...{bytes(stream.body[-200:])!r}")
         if not stream.clean:
             return CUT
         if stream.status != 200:
@@ -170,7 +181,6 @@ class Load:
             return TOLD
         if last and _FINISHED.search(last[0].data):  # the upstream forgot [DONE], and only that
             return WHOLE
-        self.oddities.append(f"{stream.headers.get('x-run-id')}: ...{tail[-300:]!r}")
         return SILENT
 
 
@@ -245,11 +255,14 @@ async def comes_back(load: Load) -> str:
             return load.judge(stream)
     finally:
         await stream.vanish()
+    _last_seen.set(f"run {stream.run_id} up to event {had - 1}")
     await asyncio.sleep(load.dice.random())
     rest = await load.open(f"/v1/runs/{stream.run_id}/stream?starting_after={had - 1}")
     end = await load.finish(rest)
+    if rest.status == 204:  # it had everything, so its last event was an end
+        return TOLD if stream.events[-1].error is not None else SILENT
     if rest.status != 200:
-        return LOST
+        return end if end == CUT else LOST
     seen = numbers([event for event in rest.events if event.error is None])
     until = 60 if end == WHOLE else had - 1 + len(seen)
     return end if seen == list(range(had - 1, until)) else GAP
