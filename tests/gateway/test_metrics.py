@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tidegate.core.message import GuardFigures
 from tidegate.gateway.metrics import CONTENT_TYPE, Histogram, MetricsView, render
 
 
@@ -26,6 +29,18 @@ def view() -> MetricsView:
         loop_lag_s=0.25,
         connections={"busy": 4},
         upstream_active={"box": 2},
+        relief_bytes={"stale": 4096},
+        relief_seconds={"stale": 0.125},
+        guard=GuardFigures(
+            budget_bytes=900,
+            used_bytes=800,
+            unexplained_bytes=70,
+            growth_bytes_per_h=6.0,
+            limit_in_s=3600.0,
+            alarms=5,
+            tick_delay_s=0.5,
+            sample_failures=4,
+        ),
     )
 
 
@@ -58,14 +73,32 @@ def test_a_scrape_shows_every_number_of_the_view() -> None:
         ("tidegate_loop_lag_seconds",): 0.25,
         ("tidegate_connections", "busy"): 4,
         ("tidegate_upstream_active", "box"): 2,
+        ("tidegate_relief_bytes_total", "stale"): 4096,
+        ("tidegate_relief_seconds_total", "stale"): 0.125,
+        ("tidegate_memory_budget_bytes",): 900,
+        ("tidegate_memory_used_bytes",): 800,
+        ("tidegate_memory_unexplained_bytes",): 70,
+        ("tidegate_memory_growth_bytes_per_hour",): 6,
+        ("tidegate_memory_limit_seconds",): 3600,
+        ("tidegate_memory_alarms_total",): 5,
+        ("tidegate_guard_tick_delay_seconds",): 0.5,
+        ("tidegate_guard_sample_failures_total",): 4,
     }
+
+
+def test_a_figure_that_the_watchdog_does_not_have_is_left_out() -> None:
+    """Not 0, which would be a figure: growth is known after hours, and may be none."""
+    text = render(replace(view(), guard=GuardFigures())).decode()
+    assert "memory_growth" not in text
+    assert "memory_limit_seconds" not in text
+    assert "\ntidegate_memory_alarms_total 0.0\n" in text
 
 
 def test_every_metric_says_what_it_is() -> None:
     """Each has its help and its type, and the content type names the format they are in."""
     text = render(view()).decode()
     names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
-    assert len(names) == len(set(names)) == text.count("# HELP") == 11
+    assert len(names) == len(set(names)) == text.count("# HELP") == 21
     assert all(name.startswith("tidegate_") for name in names)
     assert CONTENT_TYPE.startswith("text/plain; version=0.0.4")
 
