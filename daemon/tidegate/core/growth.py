@@ -10,8 +10,8 @@ A window of 48 such minima is a *hit* if all of this holds:
 
 - Mann-Kendall's z is over 3.5: later minima are higher than earlier ones, as a rule;
 - the Theil-Sen slope makes more of the window than 6 MiB, than 2 % of the resident memory, and
-  than three quarters of how far the ledger went up and down: connections, tasks and gaps between
-  buffers come with every load, and against those of a large one a small leak shows only by night;
+  than how far the ledger went up and down: connections, tasks and gaps between buffers come with
+  every load, and against those of a large one a small leak shows only by night;
 - neither half has less than 0.6 of the steepest slope of the three: a warm-up slackens, a step has
   one steep place, a leak goes on (0.6 of the whole window's alone let a warm-up of 3 h pass);
 - the resident memory grew as much by itself. What a run gives back the allocator keeps, so when
@@ -45,7 +45,6 @@ SLOPE_POINTS = 12  # an hour: from fewer a slope says nothing but noise
 TREND_Z = 3.5
 GROWTH_BYTES, GROWTH_SHARE = 6 * MIB, 0.02
 HALF_SHARE = 0.6
-LOAD_SHARE = 0.75  # what connections, tasks and gaps between buffers may add to what runs explain
 CONFIRMING_HITS = 3
 HOUR_S = 3600.0
 
@@ -175,8 +174,8 @@ def _is_hit(seen: Finding) -> bool:
     assert seen.rss_bytes_per_h is not None
     assert seen.halves_bytes_per_h is not None
     grown_bytes = min(seen.bytes_per_h, seen.rss_bytes_per_h) * seen.span_s / HOUR_S
-    load_bytes = LOAD_SHARE * seen.ledger_range_bytes
-    if grown_bytes <= max(GROWTH_BYTES, GROWTH_SHARE * seen.rss_bytes, load_bytes):
+    least_bytes = max(GROWTH_BYTES, GROWTH_SHARE * seen.rss_bytes, seen.ledger_range_bytes)
+    if grown_bytes <= least_bytes:
         return False
     steepest = max(seen.bytes_per_h, *seen.halves_bytes_per_h)
     return min(seen.halves_bytes_per_h) >= HALF_SHARE * steepest
