@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from fakes import llama
 from fakes.gateway import StartGateway, gateways
@@ -12,6 +13,10 @@ from fakes.upstream import ScriptedUpstream
 
 # With this set a skipped test is a failed one: the machine is known to have everything.
 REQUIRE_ALL = os.environ.get("TIDEGATE_TEST_REQUIRE_ALL") == "1"
+
+# How long an example takes is the machine's affair: it may be busy.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -46,7 +46,8 @@ def parse_events(body: bytes) -> list[Event]:
         raw = body[start : end.end()]
         start = end.end()
         fields: dict[str, list[str]] = {}
-        lines = [line for line in raw.decode().splitlines() if line and not line.startswith(":")]
+        text = raw.decode(errors="replace")
+        lines = [line for line in text.splitlines() if line and not line.startswith(":")]
         for line in lines:
             name, _, value = line.partition(":")
             fields.setdefault(name, []).append(value.removeprefix(" "))

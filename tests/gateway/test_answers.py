@@ -348,7 +348,7 @@ async def test_a_client_that_reads_no_plain_answer_is_dropped(rigs, raw_upstream
         await peer.send(plain(b"x" * 8_000_000))
         await peer.hang()
 
-    rig = await rigs(await raw_upstream(play), stall_s=0.4)
+    rig = await rigs(await raw_upstream(play), stall_s=1.0)
     stream = await open_chat(rig.base_url, "m", stream=False, receive_buffer=16 * 1024)
     ledger = rig.gateway.registry.ledger
     await until(lambda: ledger.statistics()["outbound"] > 1_000_000, DEADLINE_S, "it is outbound")

@@ -133,7 +133,9 @@ async def test_closing_tells_every_stream_why(rigs, scripted_upstream) -> None:
     await until(lambda: rig.gateway.registry.active_count == 3, DEADLINE_S, "all are there")
     closing = asyncio.ensure_future(rig.gateway.close())
     for stream in (live, waiting, whole):
-        await asyncio.wait_for(stream.read_all() if stream is not live else live.read_rest(), 5)
+        await asyncio.wait_for(
+            stream.read_all() if stream is not live else live.read_rest(), DEADLINE_S
+        )
         assert stream.clean
     await asyncio.wait_for(closing, DEADLINE_S)
     assert live.events[-1].error == {
@@ -208,7 +210,7 @@ class Anything:
 
 async def judge(rig: Rig, *, stream: bool) -> None:
     """One answer: complete, or a status, or an error event; and nothing of it is left."""
-    answer: Stream = await asyncio.wait_for(chat(rig.base_url, "m", stream=stream), 10)
+    answer: Stream = await asyncio.wait_for(chat(rig.base_url, "m", stream=stream), DEADLINE_S)
     relay = rig.gateway.registry.find(answer.run_id, None)
     assert answer.clean, bytes(answer.body[-300:])
     is_stream = answer.headers["content-type"].startswith("text/event-stream; charset=utf-8")
@@ -226,7 +228,7 @@ async def judge(rig: Rig, *, stream: bool) -> None:
         assert not stream
     await rig.idle()
     pool = rig.pool()
-    await until(lambda: pool._open <= set(pool._idle), 5, "no connection is in use", 0.002)
+    await until(lambda: pool._open <= set(pool._idle), DEADLINE_S, "no connection is in use", 0.002)
     pool.close_idle()
     assert (pool.active, pool.status().queued) == (0, 0)
     rig.gateway.registry.sweep(rig.gateway.loop.time(), finished=True)

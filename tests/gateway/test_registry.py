@@ -97,7 +97,7 @@ async def test_an_abandoned_run_whose_end_never_comes_does_not_wait_for_total_s(
     await stream.vanish()
     await until(lambda: run.released, DEADLINE_S, "it was swept")
     assert rig.gateway.registry.swept_bytes["abandoned"] > 0
-    assert not rig.pool()._open
+    await until(lambda: not rig.pool()._open, DEADLINE_S, "the upstream is let go")
 
 
 async def test_a_finished_run_is_kept_for_its_time_and_then_forgotten(rigs, raw_upstream) -> None:

@@ -55,7 +55,7 @@ def only_connection(server: GatewayServer) -> ClientProtocol:
 
 async def test_half_a_head_is_answered_408_and_closed() -> None:
     """A head that stops in the middle is given up after limits.header_s."""
-    async with serving(hello, header_s=0.2) as rig:
+    async with serving(hello, header_s=0.5) as rig:
         client = await rig.client()
         answer = await client.ask(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-")
         assert answer.status == 408
@@ -66,14 +66,14 @@ async def test_half_a_head_is_answered_408_and_closed() -> None:
 
 async def test_a_silent_connection_is_closed_without_a_word() -> None:
     """Somebody who connects and sends nothing is hung up on."""
-    async with serving(hello, header_s=0.2) as rig:
+    async with serving(hello, header_s=0.5) as rig:
         client = await rig.client()
         assert await client.rest() == b""
 
 
 async def test_half_a_second_head_is_given_up_too() -> None:
     """A kept connection has the same deadline for its next head."""
-    async with serving(hello, header_s=0.2) as rig:
+    async with serving(hello, header_s=0.5) as rig:
         client = await rig.client()
         assert (await client.ask(get())).status == 200
         assert (await client.ask(b"GET / HT")).status == 408
@@ -82,7 +82,7 @@ async def test_half_a_second_head_is_given_up_too() -> None:
 
 async def test_half_a_head_behind_a_whole_request_is_given_up() -> None:
     """A head that came partly with an earlier request does not stay for ever either."""
-    async with serving(hello, header_s=0.2) as rig:
+    async with serving(hello, header_s=0.5) as rig:
         client = await rig.client()
         assert (await client.ask(get() + b"GET / HT")).status == 200
         assert (await client.ask(b"T")).status == 408

@@ -88,19 +88,22 @@ async def test_going_from_live_to_lagging_and_back_loses_and_repeats_nothing(
     tap.send(*pad(0, 1))
     await creator.read_events(2)
     reader = await joined(rig, creator.run_id, receive_buffer=16 * 1024)
-    was_lagging = 0
     number = 1
-    for burst in (700, 3, 1200, 1, 1, 900, 40, 600):
+    for burst in (1500, 3, 2000, 1, 1, 1500, 40, 1500):
         tap.send(*pad(number, number + burst))
         number += burst
-        await asyncio.sleep(0.02)
-        was_lagging += any(not subscriber.live for subscriber in relay.subscribers)
+        if burst > 1000:  # more than the sockets on the way take together
+            await until(
+                lambda: any(not subscriber.live for subscriber in relay.subscribers),
+                DEADLINE_S,
+                "it lags",
+                0.001,
+            )
         for stream in (creator, reader):
             await asyncio.wait_for(stream.read_events(number + 1), DEADLINE_S)
         await until(
             lambda: all(subscriber.live for subscriber in relay.subscribers), DEADLINE_S, "live"
         )
-    assert was_lagging >= 2
     tap.finish()
     for stream in (creator, reader):
         await asyncio.wait_for(stream.read_rest(), DEADLINE_S)
@@ -193,11 +196,14 @@ async def test_a_keep_alive_stands_between_two_events_only(rigs, raw_upstream) -
     stream = await open_chat(rig.base_url, "m")
     tap.send(numbered(0), numbered(1)[:40])
     await stream.read_events(2)
-    await asyncio.sleep(0.4)
+    assert stream.rest is not None
+    async with asyncio.timeout(DEADLINE_S):
+        async for _ in stream.rest:
+            if stream.body.count(KEEP_ALIVE) >= 2:
+                break
     tap.send(numbered(1)[40:])
     tap.finish()
     await asyncio.wait_for(stream.read_rest(), DEADLINE_S)
-    assert stream.body.count(KEEP_ALIVE) >= 2
     for comment in re.finditer(re.escape(KEEP_ALIVE), bytes(stream.body)):
         before = bytes(stream.body[: comment.start()])
         assert before.endswith((b"\n\n", KEEP_ALIVE)) or not before
@@ -214,7 +220,7 @@ async def test_a_keep_alive_stands_between_two_events_only(rigs, raw_upstream) -
 async def test_who_reads_nothing_is_dropped_after_stall_s(rigs, raw_upstream, over: bool) -> None:
     """And what was outbound for it is given back; another reader is not disturbed."""
     tap = Tap()
-    rig = await rigs(await raw_upstream(tap.play), stall_s=0.6)
+    rig = await rigs(await raw_upstream(tap.play), stall_s=1.5)
     reader = await open_chat(rig.base_url, "m")
     tap.send(*pad(0, 1))
     await reader.read_events(2)
@@ -236,12 +242,12 @@ async def test_who_reads_nothing_is_dropped_after_stall_s(rigs, raw_upstream, ov
 async def test_slow_is_not_dead(rigs, raw_upstream) -> None:
     """Whoever makes progress within stall_s stays, however long it takes in all."""
     tap = Tap()
-    rig = await rigs(await raw_upstream(tap.play), stall_s=0.5)
+    rig = await rigs(await raw_upstream(tap.play), stall_s=2.0)
     slow = await open_chat(rig.base_url, "m", receive_buffer=16 * 1024)
     tap.send(*pad(0, 3000))
     tap.finish()
     for _ in range(8):
         await slow.read_events(len(slow.events) + 100)
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.3)
     await asyncio.wait_for(slow.read_rest(), DEADLINE_S)
     assert bytes(slow.body) == ROLE + b"".join(pad(0, 3000)) + FINISH + DONE
