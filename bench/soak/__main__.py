@@ -133,11 +133,11 @@ class Soak:
             for _ in range(self.acts.harsh_rounds):
                 await self.faults.harsh()
             self.after = await self._rest("at the end")
-            self.exit_code = await asyncio.to_thread(self.gateway.stop)
         finally:
             watching.cancel()
             with suppress(asyncio.CancelledError):
                 await watching
+        self.exit_code = await asyncio.to_thread(self.gateway.stop)
 
     def clear_up(self) -> None:
         """End whatever still runs."""
