@@ -33,11 +33,13 @@ def main() -> int:
     parser.add_argument("--left", type=int, default=500, help="runs that nobody waits for")
     parser.add_argument("--blind", type=int, default=200, help="clients that never read")
     parser.add_argument("--live", type=int, default=20, help="clients that read")
+    parser.add_argument("--load-s", type=float, default=60.0, help="then the refused give up")
     arguments = parser.parse_args()
     size = Size(
         left=arguments.left,
         blind=arguments.blind,
         live=arguments.live,
+        load_limit_s=arguments.load_s,
     )
     played: list[Played] = []
     for mode in ("enforce", "observe"):
