@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 RECORDINGS = Path(__file__).resolve().parents[1] / "recordings"
-FLOOR_S = 300.0
+FLOOR_S = 15.0  # a recording of minutes also warms up; over longer its ramp would pass for noise
 
 
 def load(folder: Path = RECORDINGS) -> tuple[list[int], list[str]]:
@@ -22,7 +22,7 @@ def load(folder: Path = RECORDINGS) -> tuple[list[int], list[str]]:
 
 
 def above_floor(unexplained: list[int], period_s: float) -> list[int]:
-    """How far each reading is above the least of the five minutes it lies in."""
+    """How far each reading is above the least of the seconds it lies in."""
     width = max(1, int(FLOOR_S / period_s))
     above: list[int] = []
     for start in range(0, len(unexplained), width):

@@ -82,12 +82,12 @@ def test_a_guard_that_flinches_is_seen(
 
 
 def test_recordings_give_the_noise(simulate: ModuleType, tmp_path: Path) -> None:
-    """What was measured is taken above the floor of its five minutes, by its own period."""
+    """What was measured is taken above the floor of its 15 seconds, by its own period."""
     from simulated import recorded
 
     recording = {
         "about": "a try",
-        "period_s": 150.0,
+        "period_s": 7.5,
         "rss_bytes": [100, 130, 250, 220],
         "ledger_bytes": [0, 20, 100, 100],
     }
