@@ -96,7 +96,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="hours rather than weeks, few seeds")
-    # Recorded under a load far above most scenarios': with it small leaks stay hidden, as they would.
+    # Recorded under a load far above the scenarios': small leaks stay hidden in it.
     parser.add_argument("--recorded", action="store_true", help="noise of bench/recordings")
     parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
     return parser.parse_args()
