@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import sys
 import time
@@ -22,7 +23,7 @@ from fakes.client import chat, get
 from fakes.gateway import Gateway
 from fakes.machine import wait_until
 from fakes.scaled_gateway import StartScaled, leak_of, scaled_gateways
-from fakes.scene import crowd, flood_upstream
+from fakes.scene import crowd, flood_upstream, processes
 
 FULL = int(os.environ.get("TIDEGATE_TEST_SCALE", "100")) >= 1000
 RECYCLES, READERS = (20, 200) if FULL else (3, 50)
@@ -240,3 +241,32 @@ async def test_without_a_recycle_left_the_door_closes_until_memory_falls(
         status = running.status()
         assert status["worker"]["pid"] == worker
         assert status["recycles"] == 0
+
+
+@pytest.mark.timeout(180)
+async def test_a_next_generation_that_is_killed_costs_nobody_anything(
+    scaled: StartScaled, url: str
+) -> None:
+    """kill -9 while it starts: the former goes on serving, and a later recycle succeeds."""
+    running = scaled(config(url))
+    former = running.worker_pid()
+    plan = {"base_url": running.base_url, "upstream": url, "model": ANSWER}
+    with crowd(**plan, readers=10) as clients:
+        clients.wait("loaded")
+        # To level 2 and no further, though the head-room counts as much again as comes in a second.
+        leak_of(running).hold(112 * MIB, 6 * MIB, pid=former)
+
+        def kill_the_next() -> bool:
+            for pid in processes(running.pid)[1:]:
+                if pid != former:
+                    os.kill(pid, signal.SIGKILL)
+                    return True
+            return False
+
+        wait_until(kill_the_next, LIMIT_S, "a next generation starts", every_s=0.005)
+        wait_until(lambda: running.status()["recycles"] == 1, LIMIT_S, "a later one took over")
+        wait_until(lambda: len(running.status()["workers"]) == 1, LIMIT_S, "the former is gone")
+        found = clients.finish()["readers"]
+    assert found["troubles"] == []
+    assert found["refused"] == found["unreachable"] == 0
+    assert "recycle failed, the former worker goes on" in running.log.read_text()
