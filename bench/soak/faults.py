@@ -25,6 +25,7 @@ from soak.upstream import Upstream
 STOPPED_S = 3.0  # a stall: below the 10 s after which a worker counts as hung
 HUNG_S = 13.0
 NOTICED_S = 2.0  # until the last client of a worker that was killed has noticed
+BUSY = "a reload is under way"  # the file's watcher was faster than the person; it is taken up
 SERVING_LIMIT_S = 45.0  # a replacement after several deaths waits for its back-off
 
 Fault = Callable[["Faults"], Awaitable[None]]
@@ -94,7 +95,7 @@ class Faults:
     async def command(self, *arguments: str) -> None:
         """`tidegate ARGUMENTS`, as a person types it."""
         done = await asyncio.to_thread(self.gateway.command, *arguments)
-        if done.returncode:
+        if done.returncode and BUSY not in done.stderr:
             self.refused.append(f"tidegate {' '.join(arguments)}: {done.stderr.strip()[-200:]}")
 
     async def worker_pid(self) -> int | None:
