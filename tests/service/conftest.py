@@ -98,7 +98,10 @@ class Daemon:
         return self
 
     def wait_ready(self) -> None:
-        wait_until(self.ready_file.exists, f"the first worker is ready; log: {self.log()}")
+        try:
+            wait_until(self.ready_file.exists, "the first worker is ready")
+        except AssertionError as late:
+            raise AssertionError(f"{late}; log: {self.log()}") from None
         wait_until(self.ready_file.read_text, "the banner is whole")
 
     @property
