@@ -194,6 +194,19 @@ def test_a_level_below_2_never_causes_a_recycle() -> None:
     assert all(d.recycle is None for d in Played().ticks(60, reading(0.6, explained=0.0)))
 
 
+def test_what_every_worker_keeps_is_no_reason_to_recycle() -> None:
+    """At a small budget a quarter of the spendable part is less than a new worker would keep."""
+    limits = wm.Limits(budget_bytes=128 * MIB, hard=True, machine_bytes=8192 * MIB)
+    held = 16 * MIB
+    seen = replace(reading(0.0), held_bytes=held, ledger_bytes=0, used_bytes=held + BASE)
+    state, decisions = ld.Ladder(), []
+    for second in range(60):
+        state, decision = ld.decide(state, replace(inputs(float(second), seen), limits=limits))
+        decisions.append(decision)
+    assert held > ld.UNEXPLAINED_SHARE * decisions[0].spendable_bytes
+    assert all(d.recycle is None for d in decisions)
+
+
 def test_free_places_in_the_allocator_are_trimmed_until_that_is_of_no_use() -> None:
     """Slack is no leak; but if a trim does not get it back, only a recycle does."""
     played, slack = Played(), int(0.5 * SPENDABLE)
@@ -259,7 +272,7 @@ def test_a_second_worker_needs_room() -> None:
 @pytest.mark.parametrize("budget", [128 * MIB, 256 * MIB, 1024 * MIB])
 def test_at_level_2_there_is_room_for_a_second_worker_at_every_budget(budget: int) -> None:
     """The spendable part leaves it out from the beginning."""
-    held = int(0.80 * wm.spendable_bytes(budget, BASE))
+    held = max(17 * MIB, int(0.80 * wm.spendable_bytes(budget, BASE)))
     seen = wm.Reading(
         used_bytes=held + BASE + wm.RESERVE_BYTES,
         held_bytes=held,
