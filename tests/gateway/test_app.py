@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 import uvloop
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from fakes.client import Stream, chat, open_chat
@@ -254,6 +254,8 @@ def test_whatever_an_upstream_sends_the_client_is_told_the_truth(loop_factory: A
             deadline=None,
             derandomize=True,
             database=None,
+            # No shrinking: each try may wait for total_s, and there would be hundreds.
+            phases=[Phase.explicit, Phase.generate],
             suppress_health_check=list(HealthCheck),
         )
         @given(damaged(), st.booleans())
