@@ -100,10 +100,10 @@ def watchdog(tidegate: Command) -> Iterator[ScriptedWatchdog]:
 
 @pytest.fixture
 def eventually() -> Callable[[Callable[[], bool]], None]:
-    """Wait for a condition; fail after ten seconds."""
+    """Wait for a condition; fail after half a minute."""
 
     def wait(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while not condition():
             assert time.monotonic() < deadline, "it never came true"
             time.sleep(0.01)

@@ -87,14 +87,14 @@ def test_daemon_that_ends_before_it_answers(tmp_path: Path) -> None:
     """An end of file in the answer's place is said to be that."""
     thread = answering(tmp_path, None)
     with pytest.raises(control.NotRunning, match="ended before"):
-        control.ask(tmp_path, REQUEST, 5.0)
+        control.ask(tmp_path, REQUEST, 20.0)
     thread.join()
 
 
 def test_large_answer_is_whole(tmp_path: Path) -> None:
     """A listing of many runs comes in many reads."""
     thread = answering(tmp_path, b'{"ok":true,"result":"' + b"x" * 1_000_000 + b'"}\n')
-    reply = control.ask(tmp_path, REQUEST, 5.0)
+    reply = control.ask(tmp_path, REQUEST, 20.0)
     thread.join()
     assert reply.ok
     assert len(bytes(reply.result)) == 1_000_002

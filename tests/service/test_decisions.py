@@ -136,10 +136,10 @@ def test_a_disk_that_hangs_holds_up_nobody(
     caplog.set_level(logging.INFO)
     back = threading.Event()
     write = decisions.os.write
-    monkeypatch.setattr(decisions.os, "write", lambda fd, line: back.wait(30) and write(fd, line))
+    monkeypatch.setattr(decisions.os, "write", lambda fd, line: back.wait(60) and write(fd, line))
     log, given = DecisionLog(tmp_path), inputs(0.0, 0.5)
     calm = decide(Ladder(), given)[1]
-    path, deadline_s = tmp_path / "decisions.jsonl", time.monotonic() + 10
+    path, deadline_s = tmp_path / "decisions.jsonl", time.monotonic() + 30
     for n in range(60):
         log.note(AT + n, Ladder(), given, replace(calm, level=n % 2))
         while not path.exists():  # the first line is being written
