@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from service.conftest import Daemon, wait_until
+from service.conftest import HANGS, Daemon, wait_until
 from tidegate.core.message import ControlReply
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -51,10 +51,10 @@ def test_the_status_is_answered_while_a_bundle_is_under_way(daemon: Daemon) -> N
 
 def test_a_hung_worker_leaves_evidence_before_it_is_ended(daemon: Daemon) -> None:
     """Its process, as the kernel saw it while it was still there."""
-    daemon.start()
+    daemon.start(timing=HANGS)
     pid = daemon.worker()["pid"]
     daemon.get("/hang")
-    wait_until(lambda: bundles(daemon), f"a bundle is written; log: {daemon.log()}")
+    wait_until(lambda: bundles(daemon), "a bundle is written")
     read = bundles(daemon)[0]
     assert read["why"][0]["kind"] == "kill"
     process = read["processes"]["worker 1"]

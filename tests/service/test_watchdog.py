@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Daemon, is_alive, wait_until
+from .conftest import HANGS, SILENT, Daemon, is_alive, wait_until
 
 
 def test_first_start_tells_where_it_listens(daemon: Daemon) -> None:
@@ -62,7 +62,7 @@ def test_killed_worker_is_replaced_and_no_connection_refused(daemon: Daemon) -> 
 
 def test_stopped_worker_writes_its_stacks_and_is_replaced(daemon: Daemon) -> None:
     """A worker without a heartbeat is continued for its stacks, killed, and replaced."""
-    daemon.start()
+    daemon.start(timing=HANGS)
     pid = daemon.worker()["pid"]
     os.kill(pid, signal.SIGSTOP)
     wait_until(lambda: daemon.status()["generation"] == 2, "the replacement serves")
@@ -73,7 +73,7 @@ def test_stopped_worker_writes_its_stacks_and_is_replaced(daemon: Daemon) -> Non
 
 def test_hanging_loop_is_replaced_while_status_answers(daemon: Daemon) -> None:
     """A worker whose loop does not turn never keeps the watchdog from answering."""
-    daemon.start()
+    daemon.start(timing=HANGS)
     daemon.get("/hang")
     assert daemon.status()["generation"] == 1
     wait_until(lambda: daemon.status()["generation"] == 2, "the replacement serves")
@@ -212,7 +212,7 @@ def test_sweep_answers_what_it_freed(daemon: Daemon) -> None:
 
 def test_worker_that_does_not_answer_is_named(daemon: Daemon) -> None:
     """A question has a limit, and the error says which worker was silent."""
-    daemon.start("--mute")
+    daemon.start("--mute", timing=SILENT)
     reply = daemon.ask("sweep")
     assert reply.error == "worker 1 did not answer sweep within 0.5 s"
 
@@ -315,7 +315,7 @@ def test_refused_reload_changes_nothing(
     daemon: Daemon, settings: dict[str, object], error: str
 ) -> None:
     """Whatever is wrong with a new config is returned, and the former one goes on."""
-    daemon.start()
+    daemon.start(timing=SILENT if "0.5 s" in error else None)
     daemon.write(**settings)
     reply = daemon.ask("reload")
     assert not reply.ok
@@ -460,7 +460,7 @@ def test_stop_by_command_answers_when_it_is_over(daemon: Daemon) -> None:
 
 def test_sleep_of_the_computer_kills_nobody(daemon: Daemon) -> None:
     """When both processes stood still, the watchdog sees the gap and starts all limits afresh."""
-    daemon.start(timing={"gap_s": 1.0})
+    daemon.start(timing={"gap_s": 1.0, **HANGS})
     pid = daemon.worker()["pid"]
     os.kill(pid, signal.SIGSTOP)
     daemon.signal(signal.SIGSTOP)
@@ -527,7 +527,7 @@ def test_notifications_tell_the_truth(daemon: Daemon, tmp_path: Path) -> None:
 
 def test_stuck_worker_channel_never_blocks(daemon: Daemon) -> None:
     """A worker that reads nothing while it is asked a thousand times keeps nobody waiting."""
-    daemon.start(timing={"beat_limit_s": 8.0, "reply_s": 0.1})
+    daemon.start(timing={"beat_limit_s": 60.0, "reply_s": 0.1})
     os.kill(daemon.worker()["pid"], signal.SIGSTOP)
     for _ in range(40):
         assert daemon.ask("sweep").error == "worker 1 did not answer sweep within 0.1 s"
