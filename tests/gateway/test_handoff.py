@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from fakes.client import Stream, chat, get, open_chat
-from fakes.machine import until
+from fakes.machine import stop_listening, until
 from fakes.upstream import FINISH, OK, ROLE, numbered
 from gateway.gateway_rig import DEADLINE_S, HEAD, Peer, RawUpstream, Rig, chunked
 from tidegate.core.errors import LedgerFull
@@ -292,7 +292,7 @@ async def test_a_client_that_leaves_while_the_other_one_is_asked_leaves_nothing(
     await stream.vanish()
     await asyncio.wait_for(gone.wait(), DEADLINE_S)
     await until(lambda: not pool._open, DEADLINE_S, "the connection is closed")
-    server.close()
+    await stop_listening(server)
 
 
 async def test_a_client_that_reads_nothing_through_the_other_one_is_dropped(
@@ -313,7 +313,7 @@ async def test_a_client_that_reads_nothing_through_the_other_one_is_dropped(
     pool = rig.gateway._peer._pool
     await until(lambda: not pool._open, DEADLINE_S, "it was dropped")
     await until(lambda: not rig.gateway.server.open_connections, DEADLINE_S, "it is gone")
-    server.close()
+    await stop_listening(server)
 
 
 async def test_a_generation_that_is_gone_is_no_error(rigs, raw_upstream) -> None:

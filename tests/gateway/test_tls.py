@@ -12,6 +12,7 @@ import pytest
 import trustme
 
 from fakes.client import chat
+from fakes.machine import stop_listening
 from fakes.upstream import OK
 from gateway.gateway_rig import HEAD, LAST, Rigs, chunked
 from tidegate.core.settings import Upstream
@@ -41,7 +42,7 @@ async def tls_upstream(name: str, authority: trustme.CA) -> AsyncIterator[tuple[
     try:
         yield server.sockets[0].getsockname()[1], served
     finally:
-        server.close()
+        await stop_listening(server)
 
 
 @pytest.fixture
