@@ -52,6 +52,8 @@ WRITE_HIGH_WATER_BYTES = 64 * KIB  # in the transport, before a writer is asked 
 _LINGER_S = 2.0
 _LONGEST_TICK_S = 1.0
 _MALFORMED_LOG_EVERY_S = 60.0
+# Of the loop, from an accepted socket to `connection_made`: the task, its transport, the call.
+_TURNS_TO_ARRIVE = 3
 _RETRY_AFTER = {"Retry-After": "5"}
 
 
@@ -174,6 +176,8 @@ class GatewayServer(web.Server):
         """
         self.stop_accepting()
         self.draining = self.stopping = True
+        for _ in range(_TURNS_TO_ARRIVE):  # whoever is being accepted counts too
+            await asyncio.sleep(0)
         for connection in self._everyone():
             if connection.phase in _WAITING:
                 connection.force_close()
