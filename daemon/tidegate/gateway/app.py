@@ -138,6 +138,11 @@ class Gateway:
             self._peer.close()
         self._peer = Peer(socket_path, self.settings.limits) if socket_path else None
 
+    @property
+    def peer(self) -> Peer | None:
+        """The other generation, while there is one."""
+        return self._peer
+
     def peer_for(self, caller: Caller) -> Peer | None:
         """Who else may know what `caller` asks for; never asked when it is the one that asks."""
         return None if caller.name == PEER_NAME else self._peer
@@ -161,10 +166,10 @@ class Gateway:
         self.server.draining = True
         self.server.stop_accepting()
 
-    async def close(self) -> None:
-        """Ends what is left, and leaves nothing behind."""
+    async def close(self, reason: str = "cancelled: tidegate is stopping") -> None:
+        """Ends what is left, and leaves nothing behind. `reason` is what readers are told."""
         for relay in self.registry.active():
-            relay.cancel("cancelled: tidegate is stopping")
+            relay.cancel(reason)
         await self.server.shutdown(self.settings.limits.close_flush_s)
         await self._inner.shutdown(1.0)
         for task in self._tasks:

@@ -143,12 +143,8 @@ class Peer:
             return []
 
     async def hand_over(self, run: Run) -> bool:
-        """Gives it a finished run; whether it took it."""
-        try:
-            status, _ = await self._pool.fetch("/adopt", ASK_LIMIT_S, method="POST", body=pack(run))
-        except UpstreamError as error:
-            log.warning("run %s could not be handed over: %s", run.id, error)
-            return False
+        """Gives it a finished run; whether it took it. Raises UpstreamError when it is gone."""
+        status, _ = await self._pool.fetch("/adopt", ASK_LIMIT_S, method="POST", body=pack(run))
         return status == 200
 
     async def open_stream(self, path: str, owner: str) -> PeerStream:

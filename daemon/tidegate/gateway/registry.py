@@ -31,6 +31,7 @@ from tidegate.gateway.subscriber import Subscriber
 log = logging.getLogger("tidegate.registry")
 
 TICK_S = 0.02  # deadlines closer together than this are served together
+LATE_S = 1.0  # a tick so late judges nobody: neither clients nor upstreams were read
 AGAIN_S = 1.0  # what is overdue and stays so is looked at this often
 MOST_PER_TICK = 50  # releases between two turns of the event loop, some 10 us each
 MOST_CANDIDATES = 1000  # finished runs that one plan looks at, the oldest
@@ -78,6 +79,7 @@ class Registry:
         self._loop = loop
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = float("inf")
+        self._spared = False  # the last tick was late and judged nobody
         self._held_back = False
         self._squeezed = False
         ledger.relieve = self._relieve
@@ -367,8 +369,13 @@ class Registry:
 
     def _tick(self) -> None:
         """Looks at what is due, and arms the timer for what comes next."""
-        self._timer, self._timer_s = None, float("inf")
+        planned_s, self._timer, self._timer_s = self._timer_s, None, float("inf")
         now_s = self._loop.time()
+        late = now_s - planned_s > LATE_S
+        self._spared = late and not self._spared  # once: a loop that is always late still judges
+        if self._spared:
+            self._arm(now_s)  # we were stopped: what came meanwhile has yet to be read
+            return
         for who in self._clocks.take_due(now_s):
             try:
                 again_s = who.check(now_s)

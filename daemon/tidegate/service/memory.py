@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 
 from msgspec.structs import replace
 
@@ -47,6 +46,7 @@ class MemoryBook:
         self._said: dict[str, str | None] = {}
         self._machine_bytes = _machine_bytes()
         self._uss_due_s = 0.0
+        self._pressed = False  # at the last decision
         self._pressed_until_s = float("-inf")
         self._trend = growth.Trend()
         self._finding: growth.Finding | None = None
@@ -179,6 +179,7 @@ class MemoryBook:
     def decide(self, inputs: ladder.Inputs) -> tuple[ladder.Ladder, ladder.Decision]:
         """What follows, and what was remembered before; what is new about it is logged."""
         before, former = self.ladder, self.decision
+        self._pressed = inputs.reading.pressure
         self.ladder, self.decision = ladder.decide(before, inputs)
         self._say_new(former, self.decision)
         return before, self.decision
@@ -234,7 +235,7 @@ class MemoryBook:
             limit_in_s=limit_in_s,
             mode=self._settings.mode,
             cause=decision.cause if decision else "none",
-            pressure=self._is_pressed(time.monotonic()),
+            pressure=self._pressed,
             worker_uss_bytes=self.uss_bytes,
             shedding=decision.shed if decision and self.enforces else None,
             would=would(decision) if decision and not self.enforces else None,
@@ -285,7 +286,8 @@ class MemoryBook:
                 100 * now.ratio,
                 now.spendable_bytes // MIB,
                 self.ledger_bytes // MIB,
-                f"{now.unexplained_bytes // MIB} MiB unexplained ({now.cause})",
+                f"{now.unexplained_bytes // MIB} MiB unexplained ({now.cause})"
+                + (", and the system is short of memory" if self._pressed else ""),
             )
         if now.refused and (former is None or _kind(former.refused) != _kind(now.refused)):
             _log.warning("no recycle, though it is called for: %s", now.refused)

@@ -26,6 +26,7 @@ from pathlib import Path
 import msgspec
 from watchfiles import awatch
 
+from tidegate.core.errors import UpstreamError
 from tidegate.core.message import (
     PROTOCOL,
     Allocator,
@@ -51,7 +52,6 @@ from tidegate.core.message import (
     encode,
 )
 from tidegate.gateway.app import Gateway
-from tidegate.gateway.handoff import Peer
 from tidegate.gateway.inspection import inspect
 from tidegate.gateway.relief import Relief
 from tidegate.guard.heap import (
@@ -68,6 +68,8 @@ log = logging.getLogger("tidegate.worker")
 HEARTBEAT_S = 1.0
 CONFIGURE_LIMIT_S = 10.0
 POLL_S = 0.1  # while draining: how soon after the last stream it is gone
+HAND_OVER_AGAIN_S = 1.0  # after a successor that could not be reached
+HAND_OVER_LIMIT_S = 35.0  # for the next one to start, when nothing else is left to do
 # Free pages go back after a burst was released; while memory is short the watchdog orders it. A
 # walk over the heap takes a few milliseconds, in a thread.
 TRIM_ABOVE_BYTES = 16 * 1024 * 1024
@@ -133,6 +135,9 @@ class Worker:
         self._trimmed_s = float("-inf")
         self._released_bytes = 0
         self._drain: asyncio.Task[None] | None = None
+        self._farewell = "cancelled: tidegate is stopping"
+        self._hand_over_s = float("-inf")  # not before
+        self._unreachable: str | None = None  # which successor that was said of
         self._over = asyncio.Event()
 
     async def serve(self) -> None:
@@ -155,7 +160,7 @@ class Worker:
             await self._over.wait()
             for chore in chores:
                 chore.cancel()
-        await gateway.close()
+        await gateway.close(self._farewell)
         self._line.send(self._heartbeat())  # the last word on what was swept and served
 
     # --- the heartbeat ------------------------------------------------------------------------
@@ -273,35 +278,53 @@ class Worker:
         gateway.stop_accepting()
         self._line.send(Draining())
         log.info("draining for a %s: %d runs active", order.reason, gateway.registry.active_count)
-        deadline_s = time.monotonic() + order.limit_s
-        successor = (
-            Peer(order.successor_socket, gateway.settings.limits)
-            if order.successor_socket
-            else None
-        )
-        while time.monotonic() < deadline_s:
-            if successor is not None:
-                await self._hand_over(successor)
+        started_s = time.monotonic()
+        quiet_s: float | None = None  # since when only answers to be handed over are left
+        while time.monotonic() < started_s + order.limit_s:
+            if order.reason == "recycle":
+                await self._hand_over()
             connections = (
-                gateway.server.busy_connections
-                if order.reason == "stop"
-                else gateway.server.open_connections
+                gateway.server.open_connections
+                if order.reason == "recycle"
+                else gateway.server.busy_connections
             )
-            if not connections and not gateway.registry.active_count:
-                break
+            if connections or gateway.registry.active_count:
+                quiet_s = None
+            else:
+                quiet_s = quiet_s or time.monotonic()
+                waited_s = time.monotonic() - quiet_s
+                kept = gateway.registry.finished_count if order.reason == "recycle" else 0
+                if not kept or waited_s >= HAND_OVER_LIMIT_S:
+                    break
             await asyncio.sleep(POLL_S)
         left = gateway.registry.active_count
         log.log(logging.WARNING if left else logging.INFO, "drained, %d runs cut", left)
-        if successor is not None:
-            successor.close()
+        if order.reason != "stop":
+            self._farewell = f"cancelled: {order.reason}"
         self._over.set()
 
-    async def _hand_over(self, successor: Peer) -> None:
-        """Gives every finished run to the next generation; it then answers for them."""
-        registry = self._gateway.registry
-        for relay in registry.finished():
-            if not relay.subscribers and await successor.hand_over(relay.run):
-                registry.handed_over(relay)
+    async def _hand_over(self) -> None:
+        """Gives every finished run to the generation that serves; it then answers for them.
+
+        That may be another one than at first: if it dies, we learn of the next from the facts.
+        """
+        gateway = self._gateway
+        peer = gateway.peer
+        if peer is None or time.monotonic() < self._hand_over_s:
+            return
+        for relay in gateway.registry.finished():
+            if relay.subscribers:
+                continue
+            try:
+                taken = await peer.hand_over(relay.run)
+            except UpstreamError as error:
+                self._hand_over_s = time.monotonic() + HAND_OVER_AGAIN_S
+                if peer.socket_path != self._unreachable:
+                    log.warning("finished runs cannot be handed over now: %s", error)
+                self._unreachable = peer.socket_path
+                return
+            if taken:
+                gateway.registry.handed_over(relay)
 
     async def _watch_config(self, config_file: str | None) -> None:
         """Tells the watchdog when the config file was written, replaced or made."""
