@@ -139,11 +139,11 @@ def test_head_room_is_worth_ten_points_at_most() -> None:
 
 def test_what_runs_hold_rises_no_further_than_the_ledgers_limit() -> None:
     """A burst that has filled the ledger does not close the door."""
-    limit = int(wm.LEDGER_SHARE * SPENDABLE)
-    mark, _ = wm.judge(wm.Watermark(), share(0.60, ledger=int(0.60 * SPENDABLE)), LIMITS, 0.0)
-    mark, standing = wm.judge(mark, share(0.76, ledger=limit), LIMITS, 1.0)
-    assert standing.ahead_bytes < 0.02 * SPENDABLE
-    assert mark.level == 2
+    limit = wm.ledger_limit_bytes(SPENDABLE)
+    mark, _ = wm.judge(wm.Watermark(), share(0.30, ledger=int(0.30 * SPENDABLE)), LIMITS, 0.0)
+    mark, standing = wm.judge(mark, share(0.62, ledger=limit), LIMITS, 1.0)
+    assert standing.ahead_bytes < 0.05 * SPENDABLE
+    assert mark.level == 1
 
 
 def test_a_gap_in_the_clock_keeps_the_level_and_begins_its_dwell_anew() -> None:
@@ -155,10 +155,12 @@ def test_a_gap_in_the_clock_keeps_the_level_and_begins_its_dwell_anew() -> None:
 
 
 def test_ledger_limit_lies_below_hard_shed() -> None:
-    """A ledger at its limit is not yet level 4, so the limit holds the line first."""
+    """A ledger at its limit closes no door yet, slack included: windows shrink first."""
     limit = wm.judge(wm.Watermark(), reading(0), LIMITS, 0.0)[1].ledger_limit_bytes
-    assert limit == int(wm.LEDGER_SHARE * SPENDABLE)
-    assert wm.judge(wm.Watermark(), reading(limit, ledger=limit), LIMITS, 0.0)[0].level < 4
+    held = int(limit * 1.19) + 15 * MIB
+    assert wm.judge(wm.Watermark(), reading(held, ledger=limit), LIMITS, 0.0)[0].level < 3
+    assert 0.5 * SPENDABLE < limit < 0.7 * SPENDABLE
+    assert wm.ledger_limit_bytes(24 * MIB) == int(wm.LEDGER_LEAST_SHARE * 24 * MIB)
 
 
 @given(st.lists(st.tuples(st.floats(0, 2), st.floats(0, 20)), max_size=50))

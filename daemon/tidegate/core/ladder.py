@@ -48,9 +48,8 @@ USELESS_TIMES = 2
 SKIP_S = 300.0  # after which it is tried once more
 
 UNEXPLAINED_SHARE = 0.25  # of the spendable part: beyond it, a sweep would not help
-# Any worker that has served keeps 10 to 15 MiB beside its runs, as measured under load: caches,
-# arenas, buffers of connections. A new one soon would too, so recycling for less is of no use.
-UNEXPLAINED_LEAST_BYTES = 16 * MIB
+# What any worker that has served keeps, a new one soon would too: recycling for less is of no use.
+UNEXPLAINED_LEAST_BYTES = watermark.WORKER_KEEPS_BYTES
 UNEXPLAINED_S = 5.0  # the ledger's figure is up to a second older than the sample
 SLACK_SHARE = 0.5  # of what is unexplained: so much free in the allocator explains it
 

@@ -34,10 +34,12 @@ DWELL_S = 10.0
 AHEAD_S = 1.0
 AHEAD_SHARE = 0.10
 RISE_HALF_LIFE_S = 60.0
-# The ledger may hold 3/4 of the spendable part. It counts the capacity of our buffers, not the
-# allocator's slack around them, which was about a fifth after bursts; and between two samples
-# the limit alone has to hold the line below level 4.
-LEDGER_SHARE = 0.75
+# Full of runs, a worker is not yet level 3: windows shrink before anybody is refused. The ledger
+# counts the capacity of our buffers, not the allocator's slack around them, which was a fifth after
+# bursts, nor what any worker that has served keeps beside its runs: 10 to 15 MiB under load.
+LEDGER_SLACK = 1.2
+WORKER_KEEPS_BYTES = 16 * MIB
+LEDGER_LEAST_SHARE = 0.30  # of the spendable part, when the budget is hardly more than two bases
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -85,12 +87,18 @@ def spendable_bytes(budget_bytes: int, base_bytes: int) -> int:
     return max(SPENDABLE_FLOOR_BYTES, budget_bytes - 2 * base_bytes - RESERVE_BYTES)
 
 
+def ledger_limit_bytes(spendable: int) -> int:
+    """What runs may hold of the spendable part."""
+    below_shed = (ENTER[2] * spendable - WORKER_KEEPS_BYTES) / LEDGER_SLACK
+    return int(max(LEDGER_LEAST_SHARE * spendable, below_shed))
+
+
 def judge(
     mark: Watermark, reading: Reading, limits: Limits, now_s: float
 ) -> tuple[Watermark, Standing]:
     """The level after this reading, and what the reading says."""
     spendable = spendable_bytes(limits.budget_bytes, reading.base_bytes)
-    ledger_limit = int(LEDGER_SHARE * spendable)
+    ledger_limit = ledger_limit_bytes(spendable)
     held = max(0, reading.held_bytes)
     mark = _risen(mark, reading, now_s)
     room = max(0, ledger_limit - reading.ledger_bytes) + int(mark.loose_bytes_per_s * AHEAD_S)
