@@ -339,11 +339,11 @@ def test_keys_that_are_none_are_refused_and_never_repeated(load, line):
     assert CANARY not in str(caught.value)
 
 
-def test_growth_is_accepted_and_said_to_do_nothing(load):
-    """The growth periods are accepted with a warning, for nothing reads them in this version."""
-    assert load("[memory.growth]\nskip_s = 1").warnings == [
-        "memory.growth: has no effect in this version"
-    ]
+def test_unusual_periods_of_growth_are_accepted_with_a_warning(load):
+    """Short ones take warming up for a leak, which is said in words; the usual ones need none."""
+    [warning] = load("[memory.growth]\nskip_s = 1").warnings
+    assert warning.startswith("memory.growth: the periods are not the usual ones")
+    assert load("[memory.growth]").warnings == []
 
 
 def test_recycle_limit_below_the_longest_run_is_warned_of(load):
