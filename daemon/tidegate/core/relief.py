@@ -42,7 +42,7 @@ class Candidate(NamedTuple):
     abandoned_s: float | None  # since when a live one has had no readers
     keep_running: bool  # asked to go on without readers
     stuck_s: float  # from when on the sweep's net would take it, whatever its state
-    held_bytes: int
+    held_bytes: int  # what its release frees; what is outbound goes with its connections
     window_bytes: int
     needed_bytes: int  # of the window: what readers have not had
 

@@ -12,13 +12,13 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain, islice
 
 from tidegate.core import sweep
 from tidegate.core.deadline import Deadlines
-from tidegate.core.ledger import Ledger
+from tidegate.core.ledger import Entry, Ledger
 from tidegate.core.message import RunSummary
 from tidegate.core.relief import Act, Candidate, Step, Victim
 from tidegate.core.run import Happening, State
@@ -209,16 +209,21 @@ class Registry:
     def candidates(self, step: Step) -> list[Candidate]:
         """The runs that a step may take something from."""
         active, finished = self._active.values(), islice(self._finished.values(), MOST_CANDIDATES)
-        relays: Iterator[Relay]
+        unread = (relay for relay in active if not relay.subscribers)
+        relays: Iterable[Relay]
         match step:
             case Step.FINISHED:
                 relays = finished
-            case Step.STALE | Step.STALLED:
-                relays = chain(finished, active)
-            case Step.BACKGROUND | Step.WINDOWS:
-                relays = iter(active)
+            case Step.STALE:  # a stuck run that has readers is the sweep's, whatever the level
+                relays = chain(finished, unread)
+            case Step.STALLED:
+                relays = (relay for relay in chain(finished, active) if relay.subscribers)
+            case Step.BACKGROUND:
+                relays = unread
+            case Step.WINDOWS:
+                relays = active
             case Step.TIDY:
-                relays = iter(())
+                relays = ()
         now_s = self._loop.time()
         return [as_candidate(relay, now_s) for relay in relays]
 
@@ -323,13 +328,14 @@ class Registry:
         Finished windows, then what readers have behind them, and slow readers' upstreams wait.
         What is kept of live runs that nobody reads shrinks to a fair share. When it is full all
         the same nothing is kept of those: they go on, and who comes later is told what is gone.
+        Last go finished runs with readers, who are told.
         """
         swept = Swept()
-        while self.ledger.has_much and self._finished and swept.runs < MOST_PER_TICK:
-            kept = self._finished.values()
-            # Those that somebody is still reading come last.
-            oldest = next((relay for relay in kept if not relay.subscribers), next(iter(kept)))
-            self._sweep_one(oldest, Verdict("memory", "swept: memory limit"), swept)
+        unread = (relay for relay in self._finished.values() if not relay.subscribers)
+        for relay in list(islice(unread, MOST_PER_TICK)) if self.ledger.has_much else ():
+            if not self.ledger.has_much:
+                break
+            self._sweep_one(relay, Verdict("memory", "swept: memory limit"), swept)
         if swept.runs:
             self.last_sweep = f"finished runs, for memory: {swept}"
         self._add(swept)
@@ -340,6 +346,16 @@ class Registry:
             for relay in self._active.values():
                 if not relay.subscribers:
                     relay.run.shrink(0)
+            self._evict_read()
+
+    def _evict_read(self) -> None:
+        """Finished runs that are being read go only so that no live one has to fail."""
+        swept = Swept()
+        for relay in list(islice(self._finished.values(), MOST_PER_TICK)):
+            if not self.ledger.is_full:
+                break
+            self._sweep_one(relay, Verdict("memory", "swept: memory limit"), swept)
+        self._add(swept)
 
     def _hold_back(self, *, back: bool) -> None:
         self._held_back = back
@@ -407,7 +423,7 @@ def as_candidate(relay: Relay, now_s: float) -> Candidate:
         abandoned_s=run.abandoned_s,
         keep_running=run.keep_running,
         stuck_s=run.created_s + run.limits.total_s + run.limits.grace_s,
-        held_bytes=run.account.total_bytes,
+        held_bytes=run.account.total_bytes - run.account.entries[Entry.OUTBOUND],
         window_bytes=run.window.held_bytes,
         needed_bytes=relay.needed_bytes,
     )

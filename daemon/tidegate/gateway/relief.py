@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from tidegate.core import relief
 from tidegate.core.message import Relieve, StepReport
-from tidegate.core.relief import Step
+from tidegate.core.relief import Step, Victim
 from tidegate.gateway.registry import Registry
 
 log = logging.getLogger("tidegate.relief")
@@ -50,13 +50,13 @@ class Relief:
         reports = []
         left = order.most
         for name in order.steps:
-            step = Step(name)
             started_s = time.perf_counter()
-            if step is Step.TIDY:
-                runs, promised, freed = await self._take_tidy()
-            else:
-                runs, promised, freed = await self._evict(step, order, left)
-                left -= runs
+            try:
+                runs, promised, freed = await self._take(name, order, left)
+            except Exception:  # the other steps, and what they freed, are told all the same
+                log.exception("step %s of relief failed", name)
+                continue
+            left -= runs
             took_s = time.perf_counter() - started_s
             self.freed_bytes[name] += freed
             self.seconds[name] = self.seconds.get(name, 0.0) + took_s
@@ -66,6 +66,10 @@ class Relief:
                 )
             )
         return reports
+
+    async def _take(self, name: str, order: Relieve, most: int) -> tuple[int, int, int]:
+        step = Step(name)
+        return await (self._take_tidy() if step is Step.TIDY else self._evict(step, order, most))
 
     async def _take_tidy(self) -> tuple[int, int, int]:
         """Caches and idle connections go, then the free pages, off the loop."""
@@ -83,16 +87,18 @@ class Relief:
         for n, victim in enumerate(victims):
             if n and not n % BITE:
                 await asyncio.sleep(0)
-            if n < BITE or self._is_still(step, victim.id, order):
+            now_due = victim if n < BITE else self._look_again(step, victim.id, order)
+            if now_due is not None:
                 runs += 1
-                promised += victim.promised_bytes
-                freed += registry.evict(victim, order.reason)
+                promised += now_due.promised_bytes
+                freed += registry.evict(now_due, order.reason)
         registry.report()
         return runs, promised, freed
 
-    def _is_still(self, step: Step, run_id: str, order: Relieve) -> bool:
-        """Looks again: since the plan was made somebody may have come for it."""
+    def _look_again(self, step: Step, run_id: str, order: Relieve) -> Victim | None:
+        """What is due now: since the plan was made somebody may have come for it, or for a part."""
         candidate = self._registry.candidate(run_id)
-        return candidate is not None and bool(
-            relief.plan(step, [candidate], self._loop.time(), order.stale_after_s, 1)
-        )
+        if candidate is None:
+            return None
+        now_s = self._loop.time()
+        return next(iter(relief.plan(step, [candidate], now_s, order.stale_after_s, 1)), None)
