@@ -213,6 +213,20 @@ async def test_a_keep_alive_stands_between_two_events_only(rigs, raw_upstream) -
     )
 
 
+async def test_the_next_look_is_always_later(rigs, raw_upstream) -> None:
+    """On a clock of whole milliseconds too, where a sum may miss the moment by a rounding."""
+    tap = Tap()
+    rig = await rigs(await raw_upstream(tap.play), keepalive_s=0.05)
+    stream = await open_chat(rig.base_url, "m")
+    tap.send(numbered(0))
+    await stream.read_events(2)
+    (subscriber,) = rig.relay().subscribers
+    for wrote_ms in (*range(1_000_000, 1_000_500), *range(50_000_000, 50_000_500)):
+        for now_ms in (wrote_ms, wrote_ms + 48, wrote_ms + 49, wrote_ms + 50):
+            subscriber._wrote_s = wrote_ms / 1000
+            assert subscriber.check(now_ms / 1000) > now_ms / 1000
+
+
 # --- readers that read nothing --------------------------------------------------------------------
 
 

@@ -172,7 +172,10 @@ class StreamSubscriber(Subscriber):
             self._write(KEEP_ALIVE)
             silent_s = 0.0
         wait_s = keepalive_s - silent_s
-        return min(again_s, now_s + (wait_s if wait_s > 0 else min(LOOK_AGAIN_S, keepalive_s)))
+        if wait_s <= 0:
+            wait_s = min(LOOK_AGAIN_S, keepalive_s)
+        # At least a step of the clock: what rounding leaves may be too small to be later at all.
+        return min(again_s, now_s + max(wait_s, RESOLUTION_S))
 
     def _drop(self, reason: str) -> None:
         """Ends this reader alone, telling it why; never silently."""
