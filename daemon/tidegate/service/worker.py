@@ -74,6 +74,7 @@ HAND_OVER_LIMIT_S = 35.0  # for the next one to start, when nothing else is left
 # walk over the heap takes a few milliseconds, in a thread.
 TRIM_ABOVE_BYTES = 16 * 1024 * 1024
 TRIM_AFTER_RELEASE_S = 2.0
+TRIM_WHEN_QUIET_S = 5.0  # without a run; then once, so that what the last ones left goes too
 ALLOCATOR_EVERY_S = 10.0  # its figures too cost a walk
 MAX_UNSENT_BYTES = 8 * 1024 * 1024  # a watchdog that reads nothing for this long is gone
 
@@ -123,17 +124,19 @@ class Worker:
         self._measure = allocator_meter()
         self._allocator = Allocator()
         self._measured_s = float("-inf")
+        self._base_bytes = 0  # resident when it became ready
         self._relief = Relief(
             self._gateway.registry,
             resident_bytes=self._resident_bytes,
             trim=self._trim,
-            free_bytes=lambda: self._measure().malloc_free_bytes,
+            free_bytes=self._free_bytes,
             tidy=self._gateway.tidy,
         )
         self._gateway.relief = self._relief
         self._relieving = asyncio.Lock()
         self._trimmed_s = float("-inf")
-        self._released_bytes = 0
+        self._trimmed_mark = (0, 0)  # runs and swept bytes at the last trim
+        self._busy_s = time.monotonic()  # when a run was last active
         self._drain: asyncio.Task[None] | None = None
         self._farewell = "cancelled: tidegate is stopping"
         self._hand_over_s = float("-inf")  # not before
@@ -149,6 +152,7 @@ class Worker:
         await gateway.accept_clients([socket.socket(fileno=each.fd) for each in first.listeners])
         gc.collect()
         gc.freeze()  # what is here now stays: full collections need not look at it
+        self._base_bytes = self._resident_bytes()
         catalog = gateway.catalog
         self._line.send(Ready(pid=os.getpid(), found=catalog.found, model=catalog.first_model))
         async with asyncio.TaskGroup() as tasks:
@@ -178,6 +182,12 @@ class Worker:
                 self._measured_s = time.monotonic()
                 loop.run_in_executor(None, self._measure_allocator)
 
+    def _free_bytes(self) -> int:
+        """What a trim can give back at most: malloc counts as free what is no longer resident."""
+        beyond = self._resident_bytes() - self._base_bytes
+        held = beyond - self._gateway.registry.ledger.total_bytes
+        return max(0, min(self._measure().malloc_free_bytes, held))
+
     def _measure_allocator(self) -> None:
         self._allocator = self._measure()
 
@@ -199,12 +209,15 @@ class Worker:
         )
 
     def _maybe_trim(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Gives memory back to the system, off the loop, after much of it was released."""
-        registry = self._gateway.registry
-        released = registry.swept.bytes - self._released_bytes >= TRIM_ABOVE_BYTES
-        if released and time.monotonic() - self._trimmed_s >= TRIM_AFTER_RELEASE_S:
-            self._released_bytes = registry.swept.bytes
-            self._trimmed_s = time.monotonic()
+        """Gives memory back to the system, off the loop: after a burst, and when all is quiet."""
+        registry, now_s = self._gateway.registry, time.monotonic()
+        if registry.active_count:
+            self._busy_s = now_s
+        mark = (registry.total, registry.swept.bytes)
+        much = mark[1] - self._trimmed_mark[1] >= TRIM_ABOVE_BYTES
+        quiet = mark != self._trimmed_mark and now_s - self._busy_s >= TRIM_WHEN_QUIET_S
+        if (much and now_s - self._trimmed_s >= TRIM_AFTER_RELEASE_S) or quiet:
+            self._trimmed_mark, self._trimmed_s = mark, now_s
             loop.run_in_executor(None, self._trim)
 
     # --- what the watchdog says ---------------------------------------------------------------
