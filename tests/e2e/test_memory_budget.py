@@ -75,7 +75,7 @@ def test_what_each_step_freed_is_told(guarded: Played) -> None:
 @pytest.mark.timeout(300)
 def test_the_level_comes_back_by_itself(guarded: Played) -> None:
     """It rose, and when the flood is over and its answers have expired it is 0 again."""
-    assert max(guarded.levels) >= 2, guarded.levels
+    assert max(guarded.levels) >= 1, guarded.levels
     assert guarded.settled_s is not None, guarded.levels
     assert guarded.status["memory"]["ledger_bytes"] == 0
     assert guarded.status["generation"] == 1

@@ -200,6 +200,7 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     swept_last_reason: str | None = None
     connections: int = 0  # clients
     allocator: Allocator = Allocator()
+    at_limit: StepReport | None = None  # what the ledger's own limit took, since the start
     upstreams: list[UpstreamStatus] = []
 
 

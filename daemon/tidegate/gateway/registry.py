@@ -12,14 +12,14 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import chain, islice
 
 from tidegate.core import sweep
 from tidegate.core.deadline import Deadlines
 from tidegate.core.ledger import Entry, Ledger
-from tidegate.core.message import RunSummary
+from tidegate.core.message import RunSummary, StepReport
 from tidegate.core.relief import Act, Candidate, Step, Victim
 from tidegate.core.run import Happening, State
 from tidegate.core.sweep import Verdict
@@ -69,6 +69,9 @@ class Registry:
         self.swept = Swept()
         self.swept_bytes: Counter[str] = Counter()  # by kind
         self.last_sweep: str | None = None
+        self.at_limit = StepReport(
+            step="ledger", runs=0, promised_bytes=0, freed_bytes=0, took_s=0.0
+        )  # what the enforced limit took, since the start
         self._unreported = Swept()
         self._report_s = 0.0
         self._relays: dict[str, Relay] = {}
@@ -330,15 +333,9 @@ class Registry:
         the same nothing is kept of those: they go on, and who comes later is told what is gone.
         Last go finished runs with readers, who are told.
         """
-        swept = Swept()
+        started_s, before = time.perf_counter(), self.ledger.total_bytes
         unread = (relay for relay in self._finished.values() if not relay.subscribers)
-        for relay in list(islice(unread, MOST_PER_TICK)) if self.ledger.has_much else ():
-            if not self.ledger.has_much:
-                break
-            self._sweep_one(relay, Verdict("memory", "swept: memory limit"), swept)
-        if swept.runs:
-            self.last_sweep = f"finished runs, for memory: {swept}"
-        self._add(swept)
+        runs = self._evict_while(lambda: self.ledger.has_much, unread)
         if self.ledger.is_tight and not self._held_back:
             log.warning("the ledger is tight: windows shrink, and slow readers' upstreams wait")
             self._hold_back(back=True)
@@ -346,16 +343,30 @@ class Registry:
             for relay in self._active.values():
                 if not relay.subscribers:
                     relay.run.shrink(0)
-            self._evict_read()
+            runs += self._evict_while(lambda: self.ledger.is_full, self._finished.values())
+        if freed := before - self.ledger.total_bytes:
+            known = self.at_limit
+            self.at_limit = StepReport(
+                step=known.step,
+                runs=known.runs + runs,
+                promised_bytes=known.promised_bytes + freed,
+                freed_bytes=known.freed_bytes + freed,
+                took_s=known.took_s + time.perf_counter() - started_s,
+            )
 
-    def _evict_read(self) -> None:
-        """Finished runs that are being read go only so that no live one has to fail."""
+    def _evict_while(self, short: Callable[[], bool], relays: Iterable[Relay]) -> int:
+        """Releases these for as long as it is, some at a time; how many."""
+        if not short():
+            return 0
         swept = Swept()
-        for relay in list(islice(self._finished.values(), MOST_PER_TICK)):
-            if not self.ledger.is_full:
+        for relay in list(islice(relays, MOST_PER_TICK)):
+            if not short():
                 break
             self._sweep_one(relay, Verdict("memory", "swept: memory limit"), swept)
+        if swept.runs:
+            self.last_sweep = f"finished runs, for memory: {swept}"
         self._add(swept)
+        return swept.runs
 
     def _hold_back(self, *, back: bool) -> None:
         self._held_back = back

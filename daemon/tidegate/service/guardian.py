@@ -110,17 +110,28 @@ class Guardian:
         request, _ = self._awaited.get(worker.number, (0, 0.0))
         if request == answer.request:
             del self._awaited[worker.number]
-        self._book.relieved(answer.steps)
-        for step in answer.steps:
-            if step.runs or step.freed_bytes >= MIB:
+        self._tell(worker, answer.steps)
+
+    def heard(self, worker: Worker, beat: msg.Heartbeat) -> None:
+        """What the ledger's own limit took since the former heartbeat counts as a step too."""
+        former = worker.beat.at_limit if worker.beat else None
+        if beat.at_limit is None or not beat.at_limit.freed_bytes:
+            return
+        if report := _since(former, beat.at_limit):
+            self._tell(worker, [report])
+
+    def _tell(self, worker: Worker, reports: list[msg.StepReport]) -> None:
+        self._book.relieved(reports)
+        for report in reports:
+            if report.runs or report.freed_bytes >= MIB:
                 _log.info(
                     "worker %d: step %s freed %d of %d bytes promised, %d runs, in %.0f ms",
                     worker.number,
-                    step.step,
-                    step.freed_bytes,
-                    step.promised_bytes,
-                    step.runs,
-                    1000 * step.took_s,
+                    report.step,
+                    report.freed_bytes,
+                    report.promised_bytes,
+                    report.runs,
+                    1000 * report.took_s,
                 )
 
     def close(self) -> None:
@@ -175,3 +186,18 @@ class Guardian:
         self._delay_s = delay_s
         if delay_s >= self._worst_s or now_s - self._worst_at_s > WORST_KEPT_S:
             self._worst_s, self._worst_at_s = delay_s, now_s
+
+
+def _since(former: msg.StepReport | None, now: msg.StepReport) -> msg.StepReport | None:
+    """What a report that adds up has more than the former one; None when nothing."""
+    if former is None:
+        return now
+    if former.freed_bytes == now.freed_bytes:
+        return None
+    return msg.StepReport(
+        step=now.step,
+        runs=now.runs - former.runs,
+        promised_bytes=now.promised_bytes - former.promised_bytes,
+        freed_bytes=now.freed_bytes - former.freed_bytes,
+        took_s=now.took_s - former.took_s,
+    )

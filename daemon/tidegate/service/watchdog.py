@@ -437,6 +437,7 @@ class Watchdog:
         match said:
             case msg.Heartbeat():
                 self._totals.add_beat(worker.beat, said)
+                self._guardian.heard(worker, said)
                 worker.beat = said
                 if worker is self._generations.serving:
                     self._memory.heard(worker, said, time.monotonic())

@@ -205,6 +205,7 @@ class Worker:
             swept_last_reason=registry.last_sweep,
             connections=self._gateway.server.open_connections,
             allocator=self._allocator,
+            at_limit=registry.at_limit,
             upstreams=self._gateway.catalog.statuses(),
         )
 
