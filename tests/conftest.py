@@ -19,6 +19,16 @@ settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("busy")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes runs where everything is required, or when it is asked for."""
+    if REQUIRE_ALL or os.environ.get("TIDEGATE_TEST_LONG") == "1":
+        return
+    takes_long = pytest.mark.skip(reason="takes minutes; TIDEGATE_TEST_LONG=1 or .ci/run runs it")
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(takes_long)
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """Turns skips into failures where everything is required."""

@@ -41,7 +41,10 @@ STALE = {
 }
 STEP_BYTES = 118 * MIB  # three quarters of what two bases leave of 256 MiB
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc"),
+    pytest.mark.long,
+]
 
 
 @pytest.fixture

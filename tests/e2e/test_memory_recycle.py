@@ -47,7 +47,10 @@ GROWTH = "[memory.growth]\nbucket_s = 0.15\nskip_s = 0.5\nconfirm_s = 0.45\n"
 # A step, not growth: three quarters of the 150 MiB or so that two bases leave of the budget.
 STEP_BYTES = 118 * MIB
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc"),
+    pytest.mark.long,
+]
 
 
 @pytest.fixture
