@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from tidegate import __version__
 from tidegate.cli.failure import REFUSED, USAGE, Failure
+from tidegate.cli.printable import printable
 from tidegate.core.decision import Difference, Record, decide_again, describe, standing
 from tidegate.service import bundle
 
@@ -161,15 +162,15 @@ def _print(verdict: Verdict, *, as_json: bool) -> None:
     when = "-" if verdict.at is None else _when(verdict.at)
     decided = verdict.decided or f"record {verdict.number} {verdict.note}"
     if verdict.decided is None:
-        print(_printable(f"{when}  {decided}"))
+        print(printable(f"{when}  {decided}"))
         return
     if verdict.same:
-        print(_printable(f"{when}  {decided}  same"))
+        print(printable(f"{when}  {decided}  same"))
     for each in verdict.differences:
         change = f"{each.field} {_value(each.recorded)} -> {_value(each.now)}"
-        print(_printable(f"{when}  {decided}  differs: {change}"))
+        print(printable(f"{when}  {decided}  differs: {change}"))
     if verdict.note:
-        print(_printable(f"    {verdict.note}"))
+        print(printable(f"    {verdict.note}"))
 
 
 def _when(at: float) -> str:
@@ -181,8 +182,3 @@ def _when(at: float) -> str:
 
 def _value(value: object) -> str:
     return msgspec.json.encode(value).decode()[:MAX_SHOWN]
-
-
-def _printable(text: str) -> str:
-    """A file may come from anywhere; what is in it must not steer the terminal."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tidegate.cli.answers import SweepResult
+from tidegate.cli.printable import printable
 from tidegate.core.message import RunSummary
 from tidegate.service.status import (
     MemoryState,
@@ -34,7 +35,7 @@ def swept_text(swept: SweepResult) -> str:
     if not swept.runs:
         return "Nothing to sweep."
     lines = [f"Swept {_count(swept.runs, 'run')}, {size_text(swept.bytes)}."]
-    lines += [f"  {runs}: {_printable(reason)}" for reason, runs in swept.reasons.items()]
+    lines += [f"  {runs}: {printable(reason)}" for reason, runs in swept.reasons.items()]
     return "\n".join(lines)
 
 
@@ -42,13 +43,13 @@ def show_status(status: Status, console: Console | None = None) -> None:
     """One calm screen."""
     console = console or _console()
     headline = f"tidegate {status.version} is {status.state}, up {duration_text(status.uptime_s)}"
-    console.print(Text(_printable(headline), style="bold"))
+    console.print(Text(printable(headline), style="bold"))
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True, min_width=10)
     grid.add_column(overflow="fold")
     for name, lines in _status_rows(status):
         for n, line in enumerate(lines):
-            grid.add_row("" if n else f"  {name}", Text(_printable(line)))
+            grid.add_row("" if n else f"  {name}", Text(printable(line)))
     console.print(grid)
 
 
@@ -120,7 +121,7 @@ def show_runs(runs: list[RunSummary], console: Console | None = None) -> None:
             str(run.subscribers),
             run.reason or "",
         )
-        table.add_row(*(Text(_printable(cell)) for cell in cells))
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     console.print(table)
 
 
@@ -178,10 +179,6 @@ def _of(used: int, budget: int) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def _console() -> Console:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import chain, islice
 
-from tidegate.core import sweep
+from tidegate.core import relief, sweep
 from tidegate.core.deadline import Deadlines
 from tidegate.core.ledger import Entry, Ledger
 from tidegate.core.message import RunSummary, StepReport
@@ -36,6 +36,10 @@ AGAIN_S = 1.0  # what is overdue and stays so is looked at this often
 MOST_PER_TICK = 50  # releases between two turns of the event loop, some 10 us each
 MOST_CANDIDATES = 1000  # finished runs that one plan looks at, the oldest
 REPORT_S = 1.0  # between two log lines about sweeps
+# When a live run would have to fail otherwise, readers who have read nothing for so long go first:
+# longer than a socket takes to drain or Wi-Fi to roam. Looking for them costs some 5 us a run.
+STALLED_S = 2.0
+LOOK_STALLED_S = 0.25
 
 
 @dataclass(slots=True)
@@ -85,6 +89,9 @@ class Registry:
         self._spared = False  # the last tick was late and judged nobody
         self._held_back = False
         self._squeezed = False
+        self._relieving = False
+        self._stalled: list[Victim] = []  # the least valuable last
+        self._look_stalled_s = float("-inf")
         ledger.relieve = self._relieve
 
     # --- the runs -----------------------------------------------------------------------------
@@ -367,6 +374,20 @@ class Registry:
             self.last_sweep = f"finished runs, for memory: {swept}"
         self._add(swept)
         return swept.runs
+
+    def _evict_stalled(self) -> None:
+        """Whoever reads nothing goes before one who reads has to: one by one, the longest first."""
+        now_s = self._loop.time()
+        if self.ledger.is_full and now_s >= self._look_stalled_s:
+            self._look_stalled_s = now_s + LOOK_STALLED_S
+            found = self.candidates(Step.STALLED)
+            self._stalled = relief.plan(Step.STALLED, found, now_s, STALLED_S, MOST_PER_TICK)[::-1]
+        while self._stalled and self.ledger.is_full:
+            victim = self._stalled.pop()
+            candidate = self.candidate(victim.id)  # it may have read meanwhile
+            if candidate is not None and candidate.stalled_s >= STALLED_S:
+                self.evict(victim, "memory limit")
+        self.report()
 
     def _hold_back(self, *, back: bool) -> None:
         self._held_back = back
