@@ -251,7 +251,14 @@ async def test_a_connection_answers_one_exchange_after_the_other(raw_upstream) -
 
 
 @pytest.mark.parametrize(
-    ("announced", "kept_s"), [(b"timeout=3", 2.0), (b"max=5, timeout=60", 4.0), (b"max=5", 4.0)]
+    ("announced", "kept_s"),
+    [
+        (b"timeout=3", 2.0),
+        (b"max=5, timeout=60", 4.0),
+        (b"max=5", 4.0),
+        (b"timeout=\xb2", 4.0),  # a digit to str, and no number
+        (b"timeout=-3", 4.0),
+    ],
 )
 async def test_it_lies_idle_a_second_less_than_was_announced(
     raw_upstream, announced: bytes, kept_s: float

@@ -283,7 +283,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         """How long it may lie idle: a second less than the upstream announced."""
         for part in self._headers.get("keep-alive", "").split(","):
             name, _, value = part.strip().partition("=")
-            if name.lower() == "timeout" and value.isdigit():
+            if name.lower() == "timeout" and value.isascii() and value.isdigit():
                 return min(IDLE_S, float(value) - 1.0)
         return IDLE_S
 
