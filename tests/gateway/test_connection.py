@@ -142,6 +142,23 @@ async def test_what_is_not_http_is_lost(raw_upstream, answer: bytes) -> None:
     await gone(pool)
 
 
+@pytest.mark.parametrize("status", [b"000", b"099", b"199"])
+@pytest.mark.parametrize("size", [1, 10_000])
+async def test_a_body_before_the_answer_is_no_part_of_it(
+    raw_upstream, status: bytes, size: int
+) -> None:
+    """An early head has none, whatever its fields say and the parser believes."""
+    answer = plain(b"EVIL", status + b" Odd") + plain(b"hello")
+    pieces = [answer[i : i + size] for i in range(0, len(answer), size)]
+    heard, pool = await ask(raw_upstream, *pieces)
+    assert heard.said[0] == ("head", 200)
+    assert heard.body == b"hello"
+    assert heard.said[-1] == ("end",)
+    for connection in list(pool._open):
+        connection.abort()
+    await gone(pool)
+
+
 @pytest.mark.parametrize(
     "endless",
     [

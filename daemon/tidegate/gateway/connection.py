@@ -220,7 +220,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             self._head_done = self._status >= 200
 
     def on_body(self, data: bytes) -> None:
-        if not self._complete:
+        if self._head_done and not self._complete:  # what the parser takes for a 1xx's is nobody's
             self._pieces.append(data)
 
     def on_message_complete(self) -> None:
