@@ -190,6 +190,21 @@ def damaged(draw: Any) -> tuple[list[bytes], bool]:
     return pieces, draw(st.booleans())
 
 
+async def test_an_answer_is_whole_with_its_marker_whatever_follows(rigs, raw_upstream) -> None:
+    """Framing that breaks behind the terminal marker takes nothing back, even in the same read."""
+
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(HEAD + chunked(*OK) + b"zz\r\n")
+        await peer.hang()
+
+    rig = await rigs(await raw_upstream(play))
+    answer = await chat(rig.base_url, "m")
+    assert (answer.status, answer.clean) == (200, True)
+    assert bytes(answer.body) == b"".join(OK)
+    assert rig.relay().run.state is State.COMPLETED
+
+
 class Anything:
     """Sends what it is told to each request."""
 

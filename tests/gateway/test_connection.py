@@ -142,6 +142,15 @@ async def test_what_is_not_http_is_lost(raw_upstream, answer: bytes) -> None:
     await gone(pool)
 
 
+async def test_what_came_before_broken_framing_counts(raw_upstream) -> None:
+    """In the same read or in one before: the cut never shows."""
+    heard, pool = await ask(raw_upstream, HEAD + chunked(b"hel", b"lo") + b"zz\r\n")
+    assert heard.said[0] == ("head", 200)
+    assert heard.body == b"hello"
+    assert heard.said[-1] == ("lost", "sent what is not HTTP", True)
+    await gone(pool)
+
+
 @pytest.mark.parametrize("status", [b"000", b"099", b"199"])
 @pytest.mark.parametrize("size", [1, 10_000])
 async def test_a_body_before_the_answer_is_no_part_of_it(

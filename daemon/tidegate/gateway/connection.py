@@ -161,12 +161,11 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         if exchange is None or self._parser is None:
             self.abort()  # it speaks without being asked
             return
+        broken = False
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            if not self._complete:
-                self._break("sent what is not HTTP")
-                return
+            broken = True
             self._reusable = False  # bytes behind a complete answer: nobody knows whose
         if not self._head_done:
             self._head_bytes += len(data)  # a head that came in pieces counts twice at worst
@@ -184,6 +183,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
                 exchange.on_body(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         if self._complete and self._exchange is not None:
             self._finish(self._exchange)
+        elif broken:  # told last: what came before it counts, wherever the read was cut
+            self._break("sent what is not HTTP")
 
     def eof_received(self) -> bool:
         return False  # close: a half-open upstream has nothing more to say
