@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from simulated import mishaps, recorded
+from simulated import mishaps
 from simulated.plain import restarted, watched
 from simulated.scenarios import WEEK_H, Scenario, healthy, leaking
 from simulated.world import Told, World
@@ -24,6 +24,12 @@ from simulated.world import Told, World
 OURS = "tidegate"
 LIMIT = "80 % of the budget"
 HEALTHY_SEEDS, LEAK_SEEDS = 21, 12
+# Said with every table, so that nobody reads more into it.
+NOT_PROMISED = (
+    "a leak of 3 MiB/h under a load that breathes is told within 8 h. One that begins as the load "
+    "falls first fills what runs gave back, and then grows unevenly: 2 of 40 took up to 9.7 h",
+    "a leak under 1.5 MiB/h is told. It is recycled when what it holds is in the way",
+)
 QUICK_HEALTHY_H, QUICK_LEAK_H = 14.0, 12.0
 
 
@@ -33,7 +39,6 @@ class Job:
 
     scenario: Scenario
     seed: int
-    noise: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,27 +87,24 @@ class Row:
 def main() -> int:
     """Simulate, print the table and the promises."""
     arguments = _arguments()
-    noise, about = recorded.load() if arguments.recorded else ([], [])
-    print("noise:", "; ".join(about) if noise else "the built-in model")
-    rows = _simulate(_jobs(noise, quick=arguments.quick), arguments.processes)
+    rows = _simulate(_jobs(quick=arguments.quick), arguments.processes)
     print(table(rows))
     broken = 0
     for promise, fault in [*judge(rows, quick=arguments.quick), *mishaps.judge()]:
         broken += fault is not None
         print(f"  {promise}: {'holds' if fault is None else f'BROKEN: {fault}'}")
+    print(*(f"  NOT promised: {what}" for what in NOT_PROMISED), sep="\n")
     return 1 if broken else 0
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="hours rather than weeks, few seeds")
-    # Recorded under a load far above the scenarios': small leaks stay hidden in it.
-    parser.add_argument("--recorded", action="store_true", help="noise of bench/recordings")
     parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
     return parser.parse_args()
 
 
-def _jobs(noise: list[int], *, quick: bool) -> list[Job]:
+def _jobs(*, quick: bool) -> list[Job]:
     jobs: list[Job] = []
     for scenario in [*healthy(), *leaking()]:
         seeds = LEAK_SEEDS if scenario.leaks else HEALTHY_SEEDS
@@ -111,7 +113,7 @@ def _jobs(noise: list[int], *, quick: bool) -> list[Job]:
             hours = QUICK_LEAK_H if scenario.leaks else QUICK_HEALTHY_H
             seeds = 0 if late else 1
         lived = scenario.shortened(hours) if quick else scenario
-        jobs += [Job(scenario=lived, seed=seed, noise=noise) for seed in range(seeds)]
+        jobs += [Job(scenario=lived, seed=seed) for seed in range(seeds)]
     return jobs
 
 
@@ -126,11 +128,11 @@ def _simulate(jobs: list[Job], processes: int) -> list[Row]:
 
 
 def _one(job: Job) -> dict[str, Told]:
-    scenario, seed, noise = job.scenario, job.seed, job.noise
+    scenario, seed = job.scenario, job.seed
     return {
-        OURS: World(scenario, seed, noise).run(),
-        **watched(scenario, seed, noise),
-        LIMIT: restarted(scenario, seed, noise),
+        OURS: World(scenario, seed).run(),
+        **watched(scenario, seed),
+        LIMIT: restarted(scenario, seed),
     }
 
 

@@ -26,7 +26,7 @@ def judge() -> Iterable[tuple[str, str | None]]:
 
 
 def _world(name: str, *, budget: int = 256, habits: Habits = IDLE, runs: float = 0.0) -> World:
-    world = World(Scenario(name=name, budget=budget, habits=habits, runs=runs), 0, [])
+    world = World(Scenario(name=name, budget=budget, habits=habits, runs=runs), 0)
     _live(world, 10)
     return world
 
@@ -99,7 +99,7 @@ def crash_loop() -> str | None:
 def storm() -> str | None:
     """Hundreds of clients come and go every few minutes, for two hours, near the top."""
     scenario = Scenario(name="storm", runs=150.0, hours=2.0, bursts_per_day=200.0, burst_runs=500.0)
-    told = World(scenario, 0, []).run()
+    told = World(scenario, 0).run()
     if told.worst_level < 3:
         return f"it was no storm: level {told.worst_level}"
     if told.cut:

@@ -17,13 +17,13 @@ from simulated.world import HOUR_S, STEP_S, Told
 from tidegate.core.settings import MIB
 
 
-def watched(scenario: Scenario, seed: int, noise: list[int]) -> dict[str, Told]:
+def watched(scenario: Scenario, seed: int) -> dict[str, Told]:
     """What the rules of growth would have said. Nobody acts, until the system kills the worker."""
     rules = (FiveRises(), PlainSlope())
     told = {rule.name: Told(hours=scenario.hours) for rule in rules}
     chance = Random(f"{scenario.name} {seed}")
     load = Load(scenario, chance)
-    worker = Worker(scenario.habits, chance, noise)
+    worker = scenario.worker(chance)
     for n in range(int(scenario.hours * HOUR_S / STEP_S)):
         at_h = n * STEP_S / HOUR_S
         _live(worker, load, at_h)
@@ -31,7 +31,7 @@ def watched(scenario: Scenario, seed: int, noise: list[int]) -> dict[str, Told]:
             for each in told.values():
                 each.kills.append("out of memory")
                 each.cut += int(worker.active)
-            worker = Worker(scenario.habits, chance, noise)
+            worker = scenario.worker(chance)
         if n % int(SAMPLE_S / STEP_S) == 0:
             for rule in rules:
                 if rule.sees(worker.rss_bytes):
@@ -39,12 +39,12 @@ def watched(scenario: Scenario, seed: int, noise: list[int]) -> dict[str, Told]:
     return told
 
 
-def restarted(scenario: Scenario, seed: int, noise: list[int]) -> Told:
+def restarted(scenario: Scenario, seed: int) -> Told:
     """Over a limit the worker is restarted, and what it was streaming is cut."""
     told = Told(hours=scenario.hours)
     chance = Random(f"{scenario.name} {seed}")
     load = Load(scenario, chance)
-    worker = Worker(scenario.habits, chance, noise)
+    worker = scenario.worker(chance)
     for n in range(int(scenario.hours * HOUR_S / STEP_S)):
         at_h = n * STEP_S / HOUR_S
         _live(worker, load, at_h)
@@ -53,7 +53,7 @@ def restarted(scenario: Scenario, seed: int, noise: list[int]) -> Told:
             told.alarms_h.append(at_h - load.leak_from_h)
             told.recycles += 1
             told.cut += int(worker.active)
-            worker = Worker(scenario.habits, chance, noise)
+            worker = scenario.worker(chance)
     return told
 
 

@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from simulated.worker import Habits
+from simulated import recorded
+from simulated.worker import Habits, Worker
 
 HOUR_S = 3600.0
 DAY_H, WEEK_H = 24.0, 168.0
@@ -33,9 +34,16 @@ class Scenario:
     step: float = 0.0  # that large
     leaks: bool = False
     leak_from_h: tuple[float, float] = (0.0, 0.0)  # within these
+    is_recorded: bool = False  # memory is what was measured; runs only end and are cut
     sleeps: bool = False  # a lid that is closed at night and now and then
     is_alarming: bool = False  # an alarm is right
     detect_within_h: float | None = None  # in every seed, of the leak's beginning
+
+    def worker(self, chance: Random) -> Worker:
+        """A new one."""
+        if self.is_recorded:
+            return recorded.Replayed(self.habits, chance, recorded.load())
+        return Worker(self.habits, chance)
 
     def shortened(self, hours: float) -> Scenario:
         """The same for a while only."""
@@ -111,6 +119,7 @@ def healthy() -> list[Scenario]:
         Scenario(
             name="sleeps at night", runs=12.0, night=0.2, sleeps=True, habits=Habits(noise=1.0)
         ),
+        Scenario(name="as recorded", runs=20.0, is_recorded=True),
     ]
 
 
@@ -138,6 +147,10 @@ def leaking() -> list[Scenario]:
         Scenario(
             name="leak 10 MiB/h", habits=Habits(leak_per_h=10.0), leaks=True, is_alarming=True,
             hours=DAY_H, detect_within_h=8.0,
+        ),
+        Scenario(
+            name="leak 3 MiB/h, as recorded", habits=Habits(leak_per_h=3.0), leaks=True,
+            is_alarming=True, runs=20.0, is_recorded=True, hours=days,
         ),
         Scenario(
             name="leak with each run", habits=Habits(leak_per_run_kib=40.0), leaks=True,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import exp, sqrt
 from random import Random
+from typing import NamedTuple
 
 from tidegate.core.message import StepReport
 from tidegate.core.relief import Step
@@ -43,10 +44,17 @@ class Habits:
     leak_per_run_kib: float = 0.0
 
 
+class Pair(NamedTuple):
+    """What a heartbeat tells, in bytes."""
+
+    rss_bytes: int
+    ledger_bytes: int
+
+
 class Worker:
     """One process. `advance` it, then read its pair."""
 
-    def __init__(self, habits: Habits, chance: Random, noise: list[int]) -> None:
+    def __init__(self, habits: Habits, chance: Random) -> None:
         self.habits = habits
         self.age_s = 0.0
         self.active = 0.0
@@ -57,8 +65,6 @@ class Worker:
         self.born_s = self.beat_s = 0.0
         self.ready_s: float | None = None
         self._chance = chance
-        self._noise = noise
-        self._noise_at = chance.randrange(len(noise)) if noise else 0
         self._rss = habits.base
         self._need = habits.base
 
@@ -88,19 +94,14 @@ class Worker:
         buffers = self.live + self.finished + self.active * habits.overhead_kib / 1024
         warm = habits.warm * (1 - exp(-self.age_s / HOUR_S / habits.warm_h))
         lasting = habits.base + warm + self.stepped + self.leaked
-        self._need = lasting + buffers * (1 + lost * chance.uniform(0.8, 1.0)) + self._moment()
+        self._need = (
+            lasting
+            + buffers * (1 + lost * chance.uniform(0.8, 1.0))
+            + chance.expovariate(1.0) * habits.noise
+        )
         self._rss = max(self._rss, self._need)
         if chance.random() < step_s / GIVE_BACK_EVERY_S:
             self._rss -= (self._rss - self._need) * GIVE_BACK_SHARE * chance.random()
-
-    def _moment(self) -> float:
-        """What is in use just now: skewed, from measured memory where there is some."""
-        if not self._noise:
-            return self._chance.expovariate(1.0) * self.habits.noise
-        if self._chance.random() < 0.1:
-            self._noise_at = self._chance.randrange(len(self._noise))
-        self._noise_at = (self._noise_at + 1) % len(self._noise)
-        return self._noise[self._noise_at] / MIB
 
     @property
     def rss_bytes(self) -> int:
@@ -111,6 +112,11 @@ class Worker:
     def ledger_bytes(self) -> int:
         """What its runs account for."""
         return int((self.live + self.finished) * MIB)
+
+    @property
+    def least(self) -> Pair:
+        """The least that its heartbeats told of either figure since it was advanced last."""
+        return Pair(self.rss_bytes, self.ledger_bytes)
 
     @property
     def slack_bytes(self) -> int:

@@ -24,7 +24,7 @@ STEP_S, TICK_S = 60.0, 1.0
 START_S = 3.0  # from a worker's start until it serves
 WATCHDOG_BYTES = 13 * MIB
 MACHINE_BYTES, AVAILABLE_BYTES = 8192 * MIB, 4096 * MIB
-CALM_RATIO = 0.5  # below, no level can be near
+CALM_RATIO = 0.55  # a minute's runs are not what is missing to level 1
 BEGIN_S = 1000.0  # a clock that begins at 0 hides mistakes
 
 
@@ -48,7 +48,7 @@ class Told:
 class World:
     """Workers of one scenario, watched. `run` it to its end."""
 
-    def __init__(self, scenario: Scenario, seed: int, noise: list[int]) -> None:
+    def __init__(self, scenario: Scenario, seed: int) -> None:
         self.scenario = scenario
         self.told = Told(hours=scenario.hours)
         self.now_s = BEGIN_S
@@ -59,7 +59,6 @@ class World:
         self.is_reachable = True  # False: no worker starts well
         self._chance = Random(f"{scenario.name} {seed}")
         self.load = Load(scenario, self._chance)
-        self._noise = noise
         self._trend, self._trend_of = growth.Trend(), 0
         self._finding: growth.Finding | None = None
         self._periods = settings.Growth()
@@ -199,8 +198,8 @@ class World:
             self._periods,
             now_s=self.now_s,
             age_s=self.now_s - worker.ready_s,
-            rss_bytes=worker.rss_bytes,
-            ledger_bytes=worker.ledger_bytes,
+            rss_bytes=worker.least.rss_bytes,
+            ledger_bytes=worker.least.ledger_bytes,
         )
         self._finding = finding or self._finding
         return finding is not None
@@ -274,7 +273,7 @@ class World:
         told = self.told
         match effect:
             case life.Spawn(number):
-                worker = Worker(self.scenario.habits, self._chance, self._noise)
+                worker = self.scenario.worker(self._chance)
                 worker.born_s = self.now_s
                 self.workers[number] = worker
                 told.spawned += 1

@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 from types import ModuleType
 
 import pytest
 
+PAGE, MIB = 4096, 2**20
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 
 
@@ -81,19 +83,44 @@ def test_a_guard_that_flinches_is_seen(
     assert mishaps.naps() is not None
 
 
-def test_recordings_give_the_noise(simulate: ModuleType, tmp_path: Path) -> None:
-    """What was measured is taken above the floor of its 15 seconds, by its own period."""
+def test_recordings_are_played_as_they_are(simulate: ModuleType, tmp_path: Path) -> None:
+    """A worker's first minutes are those recorded; of a minute in one piece its least remains."""
     from simulated import recorded
+    from simulated.worker import Habits
 
-    recording = {
-        "about": "a try",
-        "period_s": 7.5,
-        "rss_bytes": [100, 130, 250, 220],
-        "ledger_bytes": [0, 20, 100, 100],
-    }
+    rss = [100 * PAGE + n % 7 * PAGE for n in range(200)]
+    ledger = [n % 5 * PAGE for n in range(200)]
+    recording = {"about": "a try", "period_s": 1, "rss_bytes": rss, "ledger_bytes": ledger}
     (tmp_path / "try.json").write_text(json.dumps(recording))
-    assert recorded.load(tmp_path) == ([0, 10, 30, 0], ["try.json: a try"])
-    assert recorded.load(tmp_path / "none") == ([], [])
+    played = recorded.load(tmp_path)
+
+    worker = recorded.Replayed(Habits(), Random(1), played)
+    for n in range(200):
+        worker.advance(1.0, 0.0, leaks=False)
+        assert (worker.rss_bytes, worker.ledger_bytes) == (rss[n], ledger[n])
+        assert worker.least == (rss[n], ledger[n])
+    for _ in range(50):
+        worker.advance(60.0, 0.0, leaks=False)
+        least = worker.least
+        assert least.rss_bytes == 100 * PAGE
+        assert least.rss_bytes - least.ledger_bytes == 96 * PAGE
+        assert worker.rss_bytes in rss
+    with pytest.raises(FileNotFoundError):
+        recorded.load(tmp_path / "none")
+
+
+def test_a_recorded_worker_leaks_on_top(simulate: ModuleType) -> None:
+    """What leaks is resident and in no ledger, whatever else is played."""
+    from simulated import recorded
+    from simulated.worker import Habits
+
+    sound = recorded.Replayed(Habits(), Random(1), recorded.load())
+    leaking = recorded.Replayed(Habits(leak_per_h=3.0), Random(1), recorded.load())
+    for worker in (sound, leaking):
+        for _ in range(120):
+            worker.advance(60.0, 5.0, leaks=True)
+    assert leaking.least.ledger_bytes == sound.least.ledger_bytes
+    assert leaking.least.rss_bytes - sound.least.rss_bytes == pytest.approx(6 * MIB, abs=PAGE)
 
 
 def test_seeds_repeat(simulate: ModuleType) -> None:
@@ -103,7 +130,7 @@ def test_seeds_repeat(simulate: ModuleType) -> None:
     from simulated.world import World
 
     def life(seed: int) -> int:
-        world = World(healthy()[5].shortened(3.0), seed, [])
+        world = World(healthy()[5].shortened(3.0), seed)
         world.run()
         assert isinstance(world.serving, Worker)
         return world.serving.rss_bytes
