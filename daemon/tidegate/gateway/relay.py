@@ -234,7 +234,7 @@ class Relay:
             self._watch_outbound()
         if self._held_back:
             self._shrink_window()
-        if lagging:
+        if lagging or run.paused_s is not None:  # relief stopped us before it went
             self._balance()
 
     def on_end(self) -> None:
