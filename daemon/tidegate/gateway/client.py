@@ -33,6 +33,8 @@ class Client:
     """The connection that one answer is written to."""
 
     __slots__ = (
+        "_former_bytes",
+        "_last_bytes",
         "_progress_s",
         "_protocol",
         "_taken",
@@ -53,6 +55,7 @@ class Client:
         self._transport = transport
         self._writer = request.writer
         self._written = self._taken = 0
+        self._former_bytes = self._last_bytes = 0  # of the last two writes
         self._progress_s: float | None = None
         self.http10 = request.version <= HttpVersion10
         self.closes = protocol.ends_after_answer or self.http10 or not request.keep_alive
@@ -66,21 +69,33 @@ class Client:
             return 0
         self._protocol.wrote_raw = True
         transport.write(data)
-        self._written += len(data)
+        self.wrote(len(data))
         return transport.get_write_buffer_size()
 
     def wrote(self, size: int) -> None:
-        """Counts what somebody else, aiohttp's WebSocket, wrote to this connection."""
+        """Counts what was written; aiohttp's WebSocket does that by itself."""
         self._written += size
+        self._former_bytes, self._last_bytes = self._last_bytes, size
 
     @property
     def outbound_bytes(self) -> int:
-        """Written, but not taken by the kernel."""
+        """The memory of what was written, but not taken by the kernel.
+
+        A write that was taken in part is kept whole: 55 KiB more for each of 200 clients that
+        read nothing, measured. So it is at least the last two writes where it is more than one.
+        """
+        unsent = self._unsent_bytes
+        if unsent > self._last_bytes:
+            return max(unsent, self._last_bytes + self._former_bytes)
+        return self._last_bytes if unsent else 0
+
+    @property
+    def _unsent_bytes(self) -> int:
         return 0 if self._transport.is_closing() else self._transport.get_write_buffer_size()
 
     def stalled_s(self, now_s: float) -> float:
         """For how long it has had something to read and read nothing, as far as was looked."""
-        outbound = self.outbound_bytes
+        outbound = self._unsent_bytes
         taken = self._written - outbound
         if not outbound or taken != self._taken or self._progress_s is None:
             self._taken = taken
@@ -93,7 +108,7 @@ class Client:
 
     async def flushed(self) -> None:
         """Waits until the kernel has taken everything. Whoever calls watches `stalled_s`."""
-        if not self.outbound_bytes:
+        if not self._unsent_bytes:
             return
         self._transport.set_write_buffer_limits(high=0)
         await self._writer.drain()

@@ -158,6 +158,7 @@ class StreamSubscriber(Subscriber):
                 self.live = True
                 return
             self._write(with_ids(block, self.cursor.seq) if self._ids else block)
+            del block  # a segment, which may be waited with for long: it would be in no account
             self.cursor = end
             self.on_progress()
 
@@ -183,7 +184,7 @@ class StreamSubscriber(Subscriber):
         self._write(chat.error_event(reason, "stream_error", CursorEvicted.code))
 
     def _write(self, block: bytes, *, last: bool = False) -> int:
-        """One write for the head, the events and the end, as far as there are any."""
+        """One write for the head, the events and the end; returns what the kernel has not taken."""
         data = block
         if not self._client.http10:
             data = b"%x\r\n%b\r\n" % (len(block), block) if block else b""
@@ -193,5 +194,7 @@ class StreamSubscriber(Subscriber):
             data, self._head = self._head + data, b""
         self._ended = last
         self._wrote_s = self._loop.time()
-        self.outbound_bytes = self._client.write(data)
-        return self.outbound_bytes
+        unsent = self._client.write(data)
+        # As much as was just written, all of it or nothing, is nearly always what there is.
+        self.outbound_bytes = unsent if unsent in {0, len(data)} else self._client.outbound_bytes
+        return unsent
