@@ -11,6 +11,7 @@ from fakes.machine import until
 from fakes.upstream import DONE, ROLE, numbered
 from gateway.gateway_rig import DEADLINE_S, HEAD, Peer, Rig, chunked
 from gateway.test_registry import WHOLE_END, bulk
+from tidegate.core.ledger import Entry
 from tidegate.core.message import Relieve, StepReport
 from tidegate.core.relief import Victim
 from tidegate.core.run import State
@@ -304,3 +305,76 @@ async def test_shed_refuses_new_runs_alone(rigs, raw_upstream) -> None:
     assert (await stream.read_all()).body.endswith(DONE)
     rig.facts(level=0)
     assert (await chat(rig.base_url, "m")).status == 200
+
+
+async def test_readers_who_read_nothing_go_before_one_who_reads_has_to_fail(
+    rigs, raw_upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the ledger's limit the longest stalled run goes, no more than needed, and is told why."""
+    monkeypatch.setattr("tidegate.gateway.registry.STALLED_S", 0.3)
+    one_more, go_on = asyncio.Event(), asyncio.Event()
+
+    async def play(peer: Peer) -> None:
+        asked = await peer.request()
+        await peer.send(HEAD + chunked(ROLE, numbered(0)))
+        if b"blind" in asked:
+            await peer.send(*(chunked(numbered(n, 1000) * 20) for n in range(200)))
+        await one_more.wait()
+        await peer.send(chunked(numbered(1)))
+        await go_on.wait()
+        await peer.send(*(chunked(numbered(n, 1000)) for n in range(2, 301)), *WHOLE_END)
+
+    rig = await rigs(await raw_upstream(play), stall_s=600.0, window_bytes=512 * 1024)
+    reader = await open_chat(rig.base_url, "m")
+    await reader.read_events(1)
+    read = rig.relay().run
+    blinds, runs = [], []
+    for _ in range(3):
+        blinds.append(await open_chat(rig.base_url, "blind", receive_buffer=4096))
+        await blinds[-1].read_events(1)
+        runs.append(rig.relay().run)
+        await until(lambda: runs[-1].paused_s is not None, DEADLINE_S, "its upstream waits")
+    loop, registry = rig.gateway.loop, rig.gateway.registry
+    await until(
+        lambda: all(
+            each.stalled_s(loop.time()) > 0.3
+            for run in runs
+            for each in registry.find(run.id, None).subscribers
+        ),
+        DEADLINE_S,
+        "they stall",
+    )
+    rig.facts(ledger_limit_bytes=registry.ledger.total_bytes + 8 * 1024)
+    one_more.set()
+    await until(lambda: read.window.next_seq == 3, DEADLINE_S, "it goes on")
+    assert registry.swept.runs == 0  # what costs nobody anything was enough
+    rig.facts(ledger_limit_bytes=registry.ledger.total_bytes + 8 * 1024)
+    go_on.set()
+    answer = await reader.read_all()
+    assert numbers(answer.events) == list(range(301))
+    assert answer.body.endswith(DONE)
+    gone = [run for run in runs if run.released]
+    assert 1 <= len(gone) < 3
+    assert registry.swept.reasons["stalled"] == len(gone)
+    for run in gone:
+        assert run.state is State.EXPIRED
+        assert str(run.reason).startswith("swept: its readers have read nothing for")
+        assert str(run.reason).endswith("memory limit")
+    assert registry.ended["failed"] == 0
+
+
+async def test_who_keeps_up_is_not_held_back_by_his_own_event(rigs, raw_upstream) -> None:
+    """The ledger gets tight, and stays so, while an event of his is being charged."""
+    gate = asyncio.Event()
+    rig = await rigs(await raw_upstream(counting(100, gate)))
+    reader = await open_chat(rig.base_url, "m")
+    await reader.read_events(101)
+    ledger = rig.gateway.registry.ledger
+    others = ledger.open()
+    others.set(Entry.BODY, 15 * MIB)
+    rig.facts(ledger_limit_bytes=16 * MIB)
+    gate.set()
+    answer = await asyncio.wait_for(reader.read_all(), DEADLINE_S)
+    assert ledger.is_tight
+    assert numbers(answer.events) == list(range(200))
+    others.close()

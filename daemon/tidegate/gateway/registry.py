@@ -338,8 +338,18 @@ class Registry:
         Finished windows, then what readers have behind them, and slow readers' upstreams wait.
         What is kept of live runs that nobody reads shrinks to a fair share. When it is full all
         the same nothing is kept of those: they go on, and who comes later is told what is gone.
-        Last go finished runs with readers, who are told.
+        Then go runs whose readers read nothing, and last finished ones with readers who do; all
+        of them are told.
         """
+        if self._relieving:
+            return  # a run that goes charges its last words
+        self._relieving = True
+        try:
+            self._relieve_once()
+        finally:
+            self._relieving = False
+
+    def _relieve_once(self) -> None:
         started_s, before = time.perf_counter(), self.ledger.total_bytes
         unread = (relay for relay in self._finished.values() if not relay.subscribers)
         runs = self._evict_while(lambda: self.ledger.has_much, unread)
@@ -350,6 +360,7 @@ class Registry:
             for relay in self._active.values():
                 if not relay.subscribers:
                     relay.run.shrink(0)
+            runs += self._evict_stalled()
             runs += self._evict_while(lambda: self.ledger.is_full, self._finished.values())
         if freed := before - self.ledger.total_bytes:
             known = self.at_limit
@@ -375,19 +386,22 @@ class Registry:
         self._add(swept)
         return swept.runs
 
-    def _evict_stalled(self) -> None:
-        """Whoever reads nothing goes before one who reads has to: one by one, the longest first."""
+    def _evict_stalled(self) -> int:
+        """Whoever reads nothing goes before one who reads: the longest first; how many."""
         now_s = self._loop.time()
         if self.ledger.is_full and now_s >= self._look_stalled_s:
             self._look_stalled_s = now_s + LOOK_STALLED_S
             found = self.candidates(Step.STALLED)
             self._stalled = relief.plan(Step.STALLED, found, now_s, STALLED_S, MOST_PER_TICK)[::-1]
+        runs = 0
         while self._stalled and self.ledger.is_full:
-            victim = self._stalled.pop()
-            candidate = self.candidate(victim.id)  # it may have read meanwhile
-            if candidate is not None and candidate.stalled_s >= STALLED_S:
+            candidate = self.candidate(self._stalled.pop().id)  # it may have read meanwhile
+            found = [candidate] if candidate is not None else []
+            for victim in relief.plan(Step.STALLED, found, now_s, STALLED_S, 1):
                 self.evict(victim, "memory limit")
+                runs += 1
         self.report()
+        return runs
 
     def _hold_back(self, *, back: bool) -> None:
         self._held_back = back
