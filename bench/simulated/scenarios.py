@@ -150,7 +150,7 @@ def leaking() -> list[Scenario]:
         ),
         Scenario(
             name="leak 3 MiB/h, as recorded", habits=Habits(leak_per_h=3.0), leaks=True,
-            is_alarming=True, runs=20.0, is_recorded=True, hours=days,
+            is_alarming=True, runs=20.0, is_recorded=True, hours=days, detect_within_h=8.0,
         ),
         Scenario(
             name="leak with each run", habits=Habits(leak_per_run_kib=40.0), leaks=True,
