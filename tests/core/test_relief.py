@@ -81,6 +81,11 @@ def test_stalled_takes_runs_whose_every_reader_reads_nothing() -> None:
     )
 
 
+def test_who_reads_is_never_stalled() -> None:
+    """Not even where there is no patience at all."""
+    assert ids(Step.STALLED, run("a"), run("b", stalled_s=0.1), stale_after_s=0.0) == "b"
+
+
 def test_finished_takes_all_that_nobody_reads() -> None:
     """Whatever its age."""
     assert ids(Step.FINISHED, finished("b", 0), finished("a", 1), run("l"), run("r")) == "ab"
@@ -174,7 +179,7 @@ def test_a_plan_is_bounded_true_and_spares_who_reads(
 
 def now_reads(candidate: Candidate, stale_after_s: float) -> bool:
     """Whether one of its readers has made progress lately."""
-    return candidate.stalled_s < stale_after_s
+    return candidate.stalled_s < stale_after_s or not candidate.stalled_s
 
 
 @given(st.sampled_from(Step), CANDIDATES, st.floats(0, 600), st.floats(0, 600))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import aiohttp
 import pytest
 
 from fakes.client import chat, get, numbers, open_chat, replay
@@ -13,7 +14,7 @@ from gateway.gateway_rig import DEADLINE_S, HEAD, Peer, Rig, chunked
 from gateway.test_registry import WHOLE_END, bulk
 from tidegate.core.ledger import Entry
 from tidegate.core.message import Relieve, StepReport
-from tidegate.core.relief import Victim
+from tidegate.core.relief import Act, Victim
 from tidegate.core.run import State
 from tidegate.core.window import SEGMENT_BYTES
 from tidegate.gateway import relief
@@ -378,3 +379,96 @@ async def test_who_keeps_up_is_not_held_back_by_his_own_event(rigs, raw_upstream
     assert ledger.is_tight
     assert numbers(answer.events) == list(range(200))
     others.close()
+
+
+async def stalls(rig: Rig, relay) -> None:
+    """Waits until its reader has something to read and does not."""
+    loop = rig.gateway.loop
+    await until(
+        lambda: relay.subscribers[0].stalled_s(loop.time()) > 0.1, DEADLINE_S, "its reader stalls"
+    )
+
+
+async def test_a_websocket_is_told_why_its_run_ends(rigs, raw_upstream) -> None:
+    """Its last word has the reason and the level."""
+    rig = await rigs(await raw_upstream(bulk(60000, *WHOLE_END)), stall_s=600.0, total_s=600.0)
+    stream = await open_chat(rig.base_url, "m", receive_buffer=4096)
+    await stream.read_events(1)
+    run = rig.relay().run
+    await until(lambda: run.paused_s is not None, DEADLINE_S, "its upstream waits")
+    path = f"/v1/runs/{stream.run_id}/stream?starting_after={run.window.next_seq - 1}"
+    victim = Victim(run.id, Act.RELEASE, "stalled", "swept: its readers sleep", 0)
+    async with aiohttp.ClientSession() as session, session.ws_connect(rig.base_url + path) as ws:
+        await until(lambda: run.readers == 2, DEADLINE_S, "it has joined")
+        rig.gateway.registry.evict(victim, "memory level 3")
+        messages = [message.json() async for message in ws]
+    last = messages[-1]
+    assert last["state"] == "expired"
+    assert last["reason"] == run.reason == "swept: its readers sleep, memory level 3"
+
+
+@pytest.mark.parametrize("step", ["stale", "stalled"])
+async def test_a_run_whose_own_end_hangs_goes_all_the_same(rigs, raw_upstream, step: str) -> None:
+    """Its state says that it is over, and nothing of it is held."""
+    rig = await rigs(
+        await raw_upstream(bulk(60000, b"")),
+        stall_s=600.0,
+        total_s=600.0,
+        disconnect_grace_s=600.0,
+    )
+    stream = await open_chat(rig.base_url, "m", receive_buffer=4096)
+    await stream.read_events(1)
+    relay = rig.relay()
+    run = relay.run
+    run.end_disabled = True
+    await until(lambda: run.paused_s is not None, DEADLINE_S, "its upstream waits")
+    if step == "stale":
+        await stream.vanish()
+        await until(lambda: not run.readers, DEADLINE_S, "its reader has gone")
+    else:
+        await stalls(rig, relay)
+    registry, loop = rig.gateway.registry, rig.gateway.loop
+    (report,) = await take(rig, step, stale_after_s=0.0)
+    assert (report.runs, run.state, run.released) == (1, State.EXPIRED, True)
+    assert registry.find(run.id, None) is None
+    assert loop.time() >= run.ended_s
+    await until(lambda: not rig.pool()._open, DEADLINE_S, "the upstream is let go")
+    assert registry.ended == {"expired": 1}
+
+
+async def test_a_reader_in_the_middle_of_a_finished_run_is_told_that_the_rest_is_gone(
+    rigs, raw_upstream
+) -> None:
+    """When he has read nothing for long enough; every event before that is whole."""
+    rig = await rigs(
+        await raw_upstream(bulk(6000, *WHOLE_END)), window_bytes=16 * MIB, stall_s=600.0
+    )
+    whole = await chat(rig.base_url, "m")
+    await rig.idle()
+    reader = await open_replay(rig, whole.run_id)
+    relay = rig.relay()
+    await stalls(rig, relay)
+    (report,) = await take(rig, "stalled", stale_after_s=0.0)
+    assert report.runs == 1
+    answer = await reader.read_all()
+    assert answer.clean
+    *events, last = answer.events
+    assert numbers(events) == list(range(len(events) - 1))
+    assert "its readers have read nothing for" in last.error["message"]
+    assert "memory level 3" in last.error["message"]
+
+
+async def test_relief_goes_on_while_a_generation_drains(rigs, raw_upstream) -> None:
+    """Memory is short for both; what is being read goes on to its end."""
+    gate = asyncio.Event()
+    rig = await rigs(await raw_upstream(counting(50, gate)))
+    gate.set()
+    await chat(rig.base_url, "m")
+    gate.clear()
+    stream = await open_chat(rig.base_url, "m")
+    await stream.read_events(51)
+    rig.gateway.stop_accepting()
+    reports = await take(rig, "stale", "stalled", "finished", "windows", stale_after_s=0.0)
+    assert [report.runs for report in reports] == [1, 0, 0, 1]
+    gate.set()
+    assert numbers((await stream.read_all()).events) == list(range(100))

@@ -92,7 +92,7 @@ def _stale(run: Candidate, now_s: float, stale_after_s: float) -> _Judged:
 
 
 def _stalled(run: Candidate, now_s: float, stale_after_s: float) -> _Judged:
-    if not run.readers or run.stalled_s < stale_after_s:
+    if not run.readers or not run.stalled_s or run.stalled_s < stale_after_s:
         return None
     words = f"its readers have read nothing for {run.stalled_s:.0f} s"
     return (not run.is_over, -run.stalled_s), _released(run, "stalled", words)
