@@ -389,6 +389,27 @@ async def stalls(rig: Rig, relay) -> None:
     )
 
 
+async def test_a_write_that_the_kernel_took_in_part_is_charged_whole(rigs, raw_upstream) -> None:
+    """So long as it is kept; when all has been read nothing is charged."""
+    rig = await rigs(await raw_upstream(bulk(6000, *WHOLE_END)), window_bytes=16 * MIB)
+    stream = await open_chat(rig.base_url, "m", receive_buffer=4096)
+    await stream.read_events(1)
+    relay = rig.relay()
+    await stalls(rig, relay)
+    (reader,) = relay.subscribers
+    kept = reader._client.outbound_bytes
+    assert kept >= reader._client._last_bytes + reader._client._former_bytes
+    assert kept >= reader._client._transport.get_write_buffer_size() > 0
+    await until(
+        lambda: relay.run.account.entries[Entry.OUTBOUND] == kept, DEADLINE_S, "it is charged"
+    )
+    await stream.read_all()
+    await until(
+        lambda: not relay.run.account.entries[Entry.OUTBOUND], DEADLINE_S, "nothing is left"
+    )
+    assert reader._client.outbound_bytes == 0
+
+
 async def test_a_websocket_is_told_why_its_run_ends(rigs, raw_upstream) -> None:
     """Its last word has the reason and the level."""
     rig = await rigs(await raw_upstream(bulk(60000, *WHOLE_END)), stall_s=600.0, total_s=600.0)

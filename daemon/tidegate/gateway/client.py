@@ -69,11 +69,13 @@ class Client:
             return 0
         self._protocol.wrote_raw = True
         transport.write(data)
-        self.wrote(len(data))
+        size = len(data)
+        self._written += size
+        self._former_bytes, self._last_bytes = self._last_bytes, size
         return transport.get_write_buffer_size()
 
     def wrote(self, size: int) -> None:
-        """Counts what was written; aiohttp's WebSocket does that by itself."""
+        """Counts what somebody else, aiohttp's WebSocket, wrote to this connection."""
         self._written += size
         self._former_bytes, self._last_bytes = self._last_bytes, size
 

@@ -195,6 +195,8 @@ class StreamSubscriber(Subscriber):
         self._ended = last
         self._wrote_s = self._loop.time()
         unsent = self._client.write(data)
-        # As much as was just written, all of it or nothing, is nearly always what there is.
-        self.outbound_bytes = unsent if unsent in {0, len(data)} else self._client.outbound_bytes
+        if unsent and unsent != len(data):  # seldom: a part was taken, or there was more before
+            self.outbound_bytes = self._client.outbound_bytes
+        else:
+            self.outbound_bytes = unsent
         return unsent
