@@ -332,6 +332,8 @@ class Relay:
             self._attempt_failed(
                 UpstreamError(f"answered {status}: redirects are not followed", retryable=False)
             )
+        elif status >= 600:
+            self._attempt_failed(UpstreamError(f"answered {status}, which is no HTTP status"))
         else:
             self.answer = self._pass_on(status, body)
             name = self.target.pool.name
