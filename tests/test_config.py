@@ -306,6 +306,21 @@ def test_key_comes_from_a_private_file_beside_the_config(load, tmp_path):
     assert load(f'{BOX}api_key_file = "box.key"').secrets == {"box": CANARY}
 
 
+@pytest.mark.parametrize("header", ["authorization", "x-api-key"])
+def test_key_header_can_be_chosen(load, header):
+    """Both places that servers look for a key in can be named; without it the host decides."""
+    [upstream] = load(f'{BOX}api_key_header = "{header}"').settings.upstreams
+    assert upstream.api_key_header == header
+    assert load(BOX).settings.upstreams[0].api_key_header is None
+
+
+def test_unknown_key_header_names_the_choices(load):
+    """Any other header, or another way to write one, is refused with the two there are."""
+    for header in ("X-API-Key", "cookie", ""):
+        with pytest.raises(ConfigError, match=r'must be "authorization" or "x-api-key"'):
+            load(f'{BOX}api_key_header = "{header}"')
+
+
 def test_key_comes_from_systemd_credentials(load, tmp_path):
     """A credential of that name is taken first, whatever its mode: systemd guards the directory."""
     credentials = tmp_path / "credentials"
@@ -330,6 +345,7 @@ def test_key_comes_from_systemd_credentials(load, tmp_path):
         'api_key_file = "missing.key"',
         'api_key_env = "GOOD"\napi_key_file = "x"',
         f"api_key_env = ['{CANARY}']",
+        f'api_key_header = "{CANARY}"',
     ],
 )
 def test_keys_that_are_none_are_refused_and_never_repeated(load, line):

@@ -11,7 +11,14 @@ from fakes.machine import until
 from gateway.gateway_rig import DEADLINE_S, HEAD, Heard, Peer, plain
 from tidegate.core.errors import UpstreamError
 from tidegate.core.settings import Limits, Upstream
-from tidegate.gateway.upstream import MAX_FETCH_BYTES, MAX_IDLE, UpstreamPool
+from tidegate.gateway.upstream import (
+    MAX_FETCH_BYTES,
+    MAX_IDLE,
+    MAX_MODELS_NOTED,
+    MAX_NAME_NOTED,
+    ModelFigures,
+    UpstreamPool,
+)
 
 ON_BOTH_LOOPS = True
 
@@ -70,6 +77,140 @@ async def test_a_head_holds_what_is_ours_and_nothing_else() -> None:
     assert (
         head == b"GET /v1/models HTTP/1.1\r\nHost: h\r\nAccept: text/event-stream\r\nA: b\r\n\r\n"
     )
+
+
+async def test_what_a_request_sends_and_accepts_can_be_said() -> None:
+    """Another content type and another Accept stand in the usual ones' places."""
+    head = pool_of("http://h").request_head(
+        "POST", "/x", 3, stream=True, content_type="text/plain", accept="application/x-ndjson"
+    )
+    assert b"\r\nContent-Type: text/plain\r\n" in head
+    assert b"\r\nAccept: application/x-ndjson\r\n" in head
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("http://h", "/api/chat"),
+        ("http://h/", "/api/chat"),
+        ("http://h/v1", "/api/chat"),
+        ("http://h/proxy/v1/", "/proxy/api/chat"),
+        ("http://h/deep", "/deep/api/chat"),
+        ("unix:/run/x.sock", "/api/chat"),
+        ("unix:/run/x.sock:/demo/v1", "/demo/api/chat"),
+    ],
+)
+async def test_a_path_may_count_from_where_the_server_begins(url: str, path: str) -> None:
+    """Ollama's own API stands beside its /v1, wherever a proxy has put the two."""
+    head = pool_of(url).request_head("POST", "/api/chat", 2, stream=True, at_root=True)
+    assert head.startswith(f"POST {path} HTTP/1.1\r\n".encode())
+
+
+@pytest.mark.parametrize(
+    ("url", "header", "line"),
+    [
+        ("http://h", None, b"Authorization: Bearer sk-1"),
+        ("http://h", "x-api-key", b"x-api-key: sk-1"),
+        ("https://api.anthropic.com/v1", None, b"x-api-key: sk-1"),
+        ("https://API.Anthropic.com", None, b"x-api-key: sk-1"),
+        ("https://api.anthropic.com.h/v1", None, b"Authorization: Bearer sk-1"),
+        ("https://api.anthropic.com/v1", "authorization", b"Authorization: Bearer sk-1"),
+    ],
+)
+async def test_the_key_goes_where_the_upstream_looks_for_it(
+    url: str, header: str | None, line: bytes
+) -> None:
+    """As a Bearer token, or as x-api-key where that is set or the host is known for it."""
+    upstream = Upstream(name="box", url=url, api_key_header=header)
+    lines = UpstreamPool(upstream, Limits(), "sk-1").request_head("GET", "/x", 0, stream=False)
+    assert [each for each in lines.split(b"\r\n") if b"sk-1" in each] == [line]
+
+
+# --- its health -----------------------------------------------------------------------------------
+
+
+async def test_three_failures_in_a_row_set_it_aside(caplog: pytest.LogCaptureFixture) -> None:
+    """Said once with its reason, and once when it is back."""
+    caplog.set_level("INFO", "tidegate.upstream")
+    pool = pool_of("http://h")
+    states = [pool.state]
+    for _ in range(5):
+        pool.failed("answered 500")
+        states.append(pool.state)
+    assert states == ["unknown", "failing", "failing", *["set aside"] * 3]
+    assert not pool.breaker.admit(pool._loop.time())
+    pool.succeeded()
+    assert (pool.state, pool.last_error) == ("ok", None)
+    pool.succeeded()
+    assert caplog.messages == [
+        "upstream box is set aside for 5 s: answered 500",
+        "upstream box answers again",
+    ]
+
+
+async def test_a_failed_trial_sets_it_aside_for_longer(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is a line of its own."""
+    monkeypatch.setattr("tidegate.core.breaker.FIRST_ASIDE_S", 0.0)
+    monkeypatch.setattr("tidegate.core.breaker.MOST_ASIDE_S", 40.0)
+    pool = pool_of("http://h")
+    for _ in range(3):
+        pool.failed("answered 500")
+    pool.breaker._aside_s = 20.0
+    assert pool.breaker.admit(pool._loop.time())
+    assert (pool.breaker.state, pool.state) == ("half-open", "set aside")
+    pool.failed("hung up")
+    assert caplog.messages[1:] == ["upstream box is set aside for 40 s: hung up"]
+
+
+async def test_a_failure_that_is_not_its_fault_does_not_count() -> None:
+    """It is shown, and the breaker hears nothing of it."""
+    pool = pool_of("http://h")
+    for _ in range(5):
+        pool.failed("answered 429", counts=False)
+    assert (pool.state, pool.last_error) == ("failing", "answered 429")
+    assert pool.breaker.is_closed
+
+
+async def test_being_reached_says_nothing_about_requests() -> None:
+    """A server that lists its models may be dead for requests, and the other way round."""
+    pool = pool_of("http://h")
+    for _ in range(5):
+        pool.unreached("is gone")
+    assert (pool.state, pool.reachable, pool.breaker.is_closed) == ("failing", False, True)
+    pool.reached()
+    assert (pool.state, pool.reachable, pool.last_error) == ("ok", True, None)
+    for _ in range(3):
+        pool.failed("answered 500")
+    pool.reached()
+    assert (pool.state, pool.reachable, pool.last_error) == ("set aside", True, "answered 500")
+
+
+async def test_the_last_figures_of_each_model_are_kept() -> None:
+    """Time and speed come separately, and the newest of each counts."""
+    pool = pool_of("http://h")
+    pool.note_first_output("a", 3.0)
+    pool.note_speed("a", 50.0, "tokens/s")
+    pool.note_first_output("a", 0.2)
+    pool.note_speed("b", 9.0, "events/s")
+    assert pool.figures == {
+        "a": ModelFigures(0.2, 50.0, "tokens/s"),
+        "b": ModelFigures(None, 9.0, "events/s"),
+    }
+
+
+async def test_figures_are_bounded() -> None:
+    """The model that was used longest ago goes; a name that is no name is not kept."""
+    pool = pool_of("http://h")
+    for number in range(MAX_MODELS_NOTED):
+        pool.note_first_output(f"m{number}", 1.0)
+    pool.note_speed("m0", 1.0, "tokens/s")
+    pool.note_first_output("one more", 1.0)
+    pool.note_first_output("x" * (MAX_NAME_NOTED + 1), 1.0)
+    assert len(pool.figures) == MAX_MODELS_NOTED
+    assert "m0" in pool.figures
+    assert "m1" not in pool.figures
 
 
 # --- connections ----------------------------------------------------------------------------------

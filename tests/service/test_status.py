@@ -64,6 +64,7 @@ def test_state_is_one_true_word(states: list[State], facts: dict[str, bool], nam
         ({"restart_age_s": 59.0}, ["a worker was lost: exit 1"]),
         ({"restart_age_s": 61.0}, []),
         ({"upstream": "failing"}, ["failing upstreams: box"]),
+        ({"upstream": "set aside"}, ["failing upstreams: box"]),
         ({"upstream": "unknown"}, []),
     ],
 )

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Iterator, Mapping
 
 from tidegate.config.problem import Problem
-from tidegate.core.settings import Growth, LimitOverrides, Settings
+from tidegate.core.settings import API_KEY_HEADERS, Growth, LimitOverrides, Settings
 from tidegate.places import MAX_SOCKET_PATH_BYTES
 
 _PORT = r"(?P<port>\d{1,5})"
@@ -178,6 +178,9 @@ def _upstreams(settings: Settings) -> Iterator[Problem]:
             yield Problem(f"{at}.url", text)
         if upstream.api_key_env is not None and upstream.api_key_file is not None:
             yield Problem(f"{at}.api_key_file", "is there beside api_key_env; keep one of them")
+        if upstream.api_key_header not in (None, *API_KEY_HEADERS):
+            # Not repeated: somebody may have put the key itself there.
+            yield Problem(f"{at}.api_key_header", 'must be "authorization" or "x-api-key"')
     for n, name in _repeated([upstream.name for upstream in settings.upstreams]):
         yield Problem(f"upstream[{n}].name", f"another one is called {name!r} already")
 

@@ -43,7 +43,7 @@ class UpstreamStatus(Struct, frozen=True, kw_only=True):
 
     name: str
     url: str
-    state: str  # "ok" | "failing" | "unknown"
+    state: str  # "ok" | "failing" | "set aside" | "unknown"
     active: int = 0
     queued: int = 0
     connections: int = 0

@@ -94,6 +94,9 @@ class Auth(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     allow_without_token: bool = False  # lets a bind that others can reach serve without tokens
 
 
+API_KEY_HEADERS = ("authorization", "x-api-key")
+
+
 class Upstream(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An LLM server that answers are streamed from."""
 
@@ -101,6 +104,7 @@ class Upstream(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     url: str  # "http://127.0.0.1:8080", "https://api.example.com/v1", "unix:/path"
     api_key_env: str | None = None
     api_key_file: str | None = None
+    api_key_header: str | None = None  # one of API_KEY_HEADERS; None: what its host is known for
     max_concurrent: int = 0  # 0: no limit of ours
     limits: LimitOverrides = LimitOverrides()
 

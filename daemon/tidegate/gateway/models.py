@@ -124,9 +124,7 @@ class Catalog:
         try:
             status, body = await pool.fetch("/models", limit_s)
         except UpstreamError as error:
-            pool.reachable = False
-            if pool.name in self._pools:
-                pool.failed(f'upstream "{pool.name}" {error}')
+            pool.unreached(f'upstream "{pool.name}" {error}')
             return False
         pool.reachable = True
         if status == 200:
@@ -134,7 +132,7 @@ class Catalog:
                 self._listed[pool.name] = _decode(body).data
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 return True
-            pool.succeeded()
+            pool.reached()
         return True
 
     # --- answering clients ----------------------------------------------------------------

@@ -3,23 +3,35 @@
 The pool keeps idle connections only as long as the upstream surely does. A place is what
 `max_concurrent` counts: without a free one a relay waits in a queue that is fair (first come, first
 served) and bounded.
+
+Two things are known of its health, and kept apart: whether it can be reached at all, which the
+refresh of the model lists finds out, and how requests fare, which alone feeds the breaker.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from collections import deque
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from msgspec import Struct
+
+from tidegate.core.breaker import Breaker
 from tidegate.core.errors import UpstreamError
 from tidegate.core.message import UpstreamStatus
 from tidegate.core.settings import Limits, Upstream
 from tidegate.gateway.connection import UpstreamConnection
 
+log = logging.getLogger("tidegate.upstream")
+
 MAX_IDLE = 64  # idle connections kept per upstream: a burst's worth, a few KiB each
 MAX_FETCH_BYTES = 4 * 1024 * 1024  # a list of models; OpenRouter's is half a MiB
+MAX_MODELS_NOTED = 256  # whose last figures are kept: more than anybody uses, some 60 KiB
+MAX_NAME_NOTED = 200  # characters; some servers answer to any name, and a name may be a novel
+_KEY_LINES = {"authorization": "Authorization: Bearer {}\r\n", "x-api-key": "x-api-key: {}\r\n"}
 
 
 class Waiter(Protocol):
@@ -27,6 +39,14 @@ class Waiter(Protocol):
 
     def on_place(self) -> None:
         """A place is free and is now yours."""
+
+
+class ModelFigures(Struct, frozen=True):
+    """How a model did the last time. None: not known."""
+
+    first_output_s: float | None = None
+    per_s: float | None = None
+    unit: str = "tokens/s"  # or "events/s", where the upstream does not count tokens
 
 
 class UpstreamPool:
@@ -39,15 +59,20 @@ class UpstreamPool:
         self.active = 0
         self._active_elsewhere = 0
         self.last_error: str | None = None
-        self.state = "unknown"
         self.reachable: bool | None = None  # None: not tried yet
+        self.breaker = Breaker()
+        self.figures: dict[str, ModelFigures] = {}  # by model; the one used last is the last
+        self._state = "unknown"
         self._loop = asyncio.get_running_loop()
         self._idle: list[UpstreamConnection] = []
         self._reaper: asyncio.TimerHandle | None = None
         self._open: set[UpstreamConnection] = set()
         self._queue: deque[Waiter] = deque()
         self._address = _Address(upstream.url)
-        self._credentials = f"Authorization: Bearer {secret}\r\n" if secret else ""
+        self._credentials = ""
+        if secret:
+            header = upstream.api_key_header or self._address.usual_key_header
+            self._credentials = _KEY_LINES[header].format(secret)
 
     def status(self) -> UpstreamStatus:
         """As `status` shows it."""
@@ -60,6 +85,59 @@ class UpstreamPool:
             connections=len(self._open),
             last_error=self.last_error,
         )
+
+    # --- its health -----------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """ "ok", "failing", "set aside" or "unknown"."""
+        return self._state if self.breaker.is_closed else "set aside"
+
+    def succeeded(self) -> None:
+        """A request was answered."""
+        was_aside = not self.breaker.is_closed
+        self.breaker.succeeded()
+        self._state, self.last_error, self.reachable = "ok", None, True
+        if was_aside:
+            log.info("upstream %s answers again", self.name)
+
+    def failed(self, reason: str, *, counts: bool = True) -> None:
+        """A request was not. With `counts` it was the upstream's fault, and the breaker hears."""
+        self._state, self.last_error = "failing", reason
+        if not counts:
+            return
+        breaker, former_s = self.breaker, self.breaker.due_s
+        breaker.failed(self._loop.time())
+        if breaker.state == "open" and breaker.due_s != former_s:
+            log.warning("upstream %s is set aside for %g s: %s", self.name, breaker.aside_s, reason)
+
+    def reached(self) -> None:
+        """It answered a question of ours, which promises nothing for a request."""
+        self.reachable = True
+        if self.breaker.is_closed:
+            self._state, self.last_error = "ok", None
+
+    def unreached(self, reason: str) -> None:
+        """It did not even answer that."""
+        self.reachable, self._state, self.last_error = False, "failing", reason
+
+    def note_first_output(self, model: str, seconds: float) -> None:
+        """How long the model's last answer took to begin."""
+        known = self.figures.get(model, ModelFigures())
+        self._note(model, ModelFigures(seconds, known.per_s, known.unit))
+
+    def note_speed(self, model: str, per_s: float, unit: str) -> None:
+        """How fast the model's last answer came, in "tokens/s" or "events/s"."""
+        known = self.figures.get(model, ModelFigures())
+        self._note(model, ModelFigures(known.first_output_s, per_s, unit))
+
+    def _note(self, model: str, figures: ModelFigures) -> None:
+        if len(model) > MAX_NAME_NOTED:
+            return
+        self.figures.pop(model, None)
+        self.figures[model] = figures
+        if len(self.figures) > MAX_MODELS_NOTED:
+            del self.figures[next(iter(self.figures))]
 
     # --- places ---------------------------------------------------------------------------------
 
@@ -101,20 +179,32 @@ class UpstreamPool:
     # --- connections ----------------------------------------------------------------------------
 
     def request_head(
-        self, method: str, path: str, body_bytes: int, *, stream: bool, more: str = ""
+        self,
+        method: str,
+        path: str,
+        body_bytes: int,
+        *,
+        stream: bool,
+        more: str = "",
+        content_type: str = "application/json",
+        accept: str = "",
+        at_root: bool = False,
     ) -> bytes:
         """The head of a request. Nothing of the client's own head is ever copied.
 
-        `more` are whole header lines.
+        `more` are whole header lines. `accept` is said instead of what `stream` asks for. With
+        `at_root` the path counts from where the server begins and not from its /v1.
         """
-        accept = "text/event-stream" if stream else "application/json"
+        address = self._address
+        accept = accept or ("text/event-stream" if stream else "application/json")
         content = (
-            f"Content-Type: application/json\r\nContent-Length: {body_bytes}\r\n"
+            f"Content-Type: {content_type}\r\nContent-Length: {body_bytes}\r\n"
             if method == "POST"
             else ""
         )
+        prefix = address.root if at_root else address.prefix
         return (
-            f"{method} {self._address.prefix}{path} HTTP/1.1\r\nHost: {self._address.host}\r\n"
+            f"{method} {prefix}{path} HTTP/1.1\r\nHost: {address.host}\r\n"
             f"{self._credentials}Accept: {accept}\r\n{more}{content}\r\n"
         ).encode("latin-1")
 
@@ -168,14 +258,6 @@ class UpstreamPool:
         for connection in list(self._open):
             connection.abort()
 
-    def succeeded(self) -> None:
-        """It answered."""
-        self.state, self.last_error, self.reachable = "ok", None, True
-
-    def failed(self, reason: str) -> None:
-        """It did not."""
-        self.state, self.last_error = "failing", reason
-
     def _new(self) -> UpstreamConnection:
         # Not ours to count yet: uvloop makes one even where nobody accepts the connection.
         return UpstreamConnection(self._loop, self._on_free)
@@ -205,10 +287,18 @@ class UpstreamPool:
     # --- small questions ------------------------------------------------------------------------
 
     async def fetch(
-        self, path: str, timeout_s: float, *, method: str = "GET", more: str = "", body: bytes = b""
+        self,
+        path: str,
+        timeout_s: float,
+        *,
+        method: str = "GET",
+        more: str = "",
+        body: bytes = b"",
+        at_root: bool = False,
     ) -> tuple[int, bytes]:
         """A whole small answer: its status and its body. Raises UpstreamError."""
-        request = self.request_head(method, path, len(body), stream=False, more=more) + body
+        head = self.request_head(method, path, len(body), stream=False, more=more, at_root=at_root)
+        request = head + body
         try:
             async with asyncio.timeout(timeout_s):
                 idle = self.take_idle()
@@ -285,4 +375,8 @@ class _Address:
             prefix = parts.path
         # A bare host means the usual place; a path is a base URL as SDKs take it.
         self.prefix = prefix.rstrip("/") or "/v1"
+        self.root = self.prefix.removesuffix("/v1")  # where Ollama's own API begins
+        # What the same key is called differs from one cloud to the next.
+        is_anthropic = self.hostname == "api.anthropic.com"
+        self.usual_key_header = "x-api-key" if is_anthropic else "authorization"
         self.shown = url if self.unix_path else f"{parts.scheme}://{self.host}{parts.path}"

@@ -16,6 +16,7 @@ from tidegate.core.message import Heartbeat, StepReport, UpstreamStatus
 from tidegate.core.settings import MIB
 
 RESTARTS_KEPT = 20
+_FAILING = {"failing", "set aside"}
 RECENT_S = 60.0  # a restart so lately that clients may still feel it
 
 
@@ -199,7 +200,7 @@ def troubles(
         found.append(f"a recycle is called for, but {refused}")
     if last_restart is not None and now - last_restart.at < RECENT_S:
         found.append(f"a worker was lost: {last_restart.reason}")
-    failing = ", ".join(upstream.name for upstream in upstreams if upstream.state == "failing")
+    failing = ", ".join(upstream.name for upstream in upstreams if upstream.state in _FAILING)
     return [*found, f"failing upstreams: {failing}"] if failing else found
 
 

@@ -1,0 +1,183 @@
+"""A failing upstream is set aside, tried by one request, and back with the first success."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidegate.core.breaker import (
+    FAILURES_TO_OPEN,
+    FIRST_ASIDE_S,
+    MOST_ASIDE_S,
+    TABLE,
+    TRIAL_S,
+    Act,
+    Breaker,
+    Happening,
+    State,
+)
+
+NOW_S = 1000.0
+
+
+def breaker_in(state: State, failures: int = 0) -> Breaker:
+    """One that came there by what can really happen, at NOW_S."""
+    breaker = Breaker()
+    if state is State.CLOSED:
+        for _ in range(failures):
+            breaker.failed(NOW_S)
+        return breaker
+    for _ in range(FAILURES_TO_OPEN):
+        breaker.failed(NOW_S - FIRST_ASIDE_S)
+    if state is State.HALF_OPEN:
+        assert breaker.admit(NOW_S)
+    return breaker
+
+
+def befall(breaker: Breaker, happening: Happening) -> bool | None:
+    """Lets it happen; the answer where it was asked."""
+    due_s = NOW_S if breaker.due_s is None else breaker.due_s
+    match happening:
+        case Happening.ASKED_EARLY:
+            return breaker.admit(due_s - 0.001)
+        case Happening.ASKED_DUE:
+            return breaker.admit(due_s)
+        case Happening.SUCCEEDED:
+            return breaker.succeeded()
+        case Happening.FAILED | Happening.FAILED_ENOUGH:
+            return breaker.failed(NOW_S)
+        case Happening.GAVE_UP:
+            return breaker.gave_up()
+
+
+@pytest.mark.parametrize(
+    ("state", "happening"), list(itertools.product(State, Happening)), ids=lambda each: each.value
+)
+def test_every_cell_of_the_table_is_what_happens(state: State, happening: Happening) -> None:
+    """The state that follows and what was done are the table's, in each of its cells."""
+    enough = happening is Happening.FAILED_ENOUGH
+    breaker = breaker_in(state, FAILURES_TO_OPEN - 1 if enough else 0)
+    due_s, aside_s = breaker.due_s, breaker.aside_s
+    answer = befall(breaker, happening)
+    following, act = TABLE[state, happening]
+    assert breaker.state == following.value
+    if happening in {Happening.ASKED_EARLY, Happening.ASKED_DUE}:
+        assert answer is (act in {Act.PASS, Act.TRY})
+    match act:
+        case Act.NOTHING | Act.PASS:
+            assert (breaker.due_s, breaker.aside_s) == (due_s, aside_s)
+        case Act.TRY:
+            assert due_s is not None
+            assert breaker.due_s == due_s + TRIAL_S
+        case Act.SET_ASIDE:
+            assert breaker.due_s == NOW_S + FIRST_ASIDE_S
+        case Act.SET_ASIDE_LONGER:
+            assert breaker.due_s == NOW_S + 2 * aside_s
+        case Act.LET_NEXT_TRY:
+            assert breaker.admit(NOW_S)
+        case Act.RESET:
+            assert (breaker.due_s, breaker.aside_s) == (None, 0.0)
+
+
+def test_the_table_has_every_cell() -> None:
+    """No state is without an answer to any happening."""
+    assert set(TABLE) == set(itertools.product(State, Happening))
+
+
+def test_a_success_in_between_begins_the_count_anew() -> None:
+    """Only failures in a row set it aside."""
+    breaker = Breaker()
+    for _ in range(10):
+        breaker.failed(NOW_S)
+        breaker.failed(NOW_S)
+        breaker.succeeded()
+    assert breaker.is_closed
+    assert breaker.admit(NOW_S)
+
+
+def test_one_trial_at_a_time() -> None:
+    """When it is due one request passes, and the others wait for what becomes of it."""
+    breaker = breaker_in(State.OPEN)
+    assert [breaker.admit(NOW_S) for _ in range(5)] == [True] + [False] * 4
+    assert breaker.state == "half-open"
+    breaker.succeeded()
+    assert all(breaker.admit(NOW_S) for _ in range(5))
+
+
+def test_each_failed_trial_doubles_the_time_up_to_a_minute() -> None:
+    """5, 10, 20, 40, 60 and again 60 s; after a success it begins with 5 again."""
+    breaker, now_s, waits = breaker_in(State.OPEN), NOW_S, []
+    for _ in range(6):
+        waits.append(breaker.aside_s)
+        assert not breaker.admit(now_s - 0.001)
+        assert breaker.admit(now_s)
+        breaker.failed(now_s)
+        assert breaker.due_s is not None
+        now_s = breaker.due_s
+    assert waits == [5.0, 10.0, 20.0, 40.0, 60.0, 60.0]
+    breaker.succeeded()
+    for _ in range(FAILURES_TO_OPEN):
+        breaker.failed(now_s)
+    assert breaker.aside_s == FIRST_ASIDE_S
+
+
+def test_a_trial_that_is_never_heard_of_is_forgotten() -> None:
+    """The next one may try when its limit is over."""
+    breaker = breaker_in(State.HALF_OPEN)
+    assert not breaker.admit(NOW_S + TRIAL_S - 0.001)
+    assert breaker.admit(NOW_S + TRIAL_S)
+    assert not breaker.admit(NOW_S + TRIAL_S)
+
+
+def test_a_trial_whose_client_went_away_decides_nothing() -> None:
+    """The next may try at once, and the time has not been doubled."""
+    breaker = breaker_in(State.HALF_OPEN)
+    breaker.gave_up()
+    assert breaker.state == "open"
+    assert breaker.aside_s == FIRST_ASIDE_S
+    assert breaker.admit(NOW_S)
+
+
+HISTORY = st.lists(
+    st.tuples(
+        st.sampled_from(["ask", "success", "failure", "gave up"]),
+        st.floats(0, 90, allow_nan=False),
+    ),
+    max_size=80,
+)
+
+
+@given(HISTORY)
+def test_no_history_breaks_a_promise(history: list[tuple[str, float]]) -> None:
+    """It opens only after failures in a row, lets one trial at a time pass, never waits longer
+    than its limits, and one success lets all pass.
+    """
+    breaker, now_s, in_a_row, trial_s = Breaker(), NOW_S, 0, None
+    for what, pause_s in history:
+        now_s += pause_s
+        was_closed = breaker.is_closed
+        if what == "ask":
+            passed = breaker.admit(now_s)
+            assert passed or not was_closed
+            if passed and not was_closed:
+                assert trial_s is None or now_s >= trial_s + TRIAL_S
+                trial_s = now_s
+        else:
+            trial_s = None
+            if what == "success":
+                breaker.succeeded()
+                in_a_row = 0
+                assert breaker.is_closed
+            elif what == "failure":
+                breaker.failed(now_s)
+                in_a_row += 1
+            else:
+                breaker.gave_up()
+        assert breaker.is_closed == (in_a_row < FAILURES_TO_OPEN)
+        assert breaker.is_closed == (breaker.due_s is None)
+        if breaker.due_s is not None:
+            assert FIRST_ASIDE_S <= breaker.aside_s <= MOST_ASIDE_S
+            assert breaker.due_s <= now_s + max(MOST_ASIDE_S, TRIAL_S)
