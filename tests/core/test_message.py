@@ -26,6 +26,7 @@ FROM_WATCHDOG: list[msg.FromWatchdog] = [
     msg.Relieve(request=1, steps=["stale"], stale_after_s=600.0, reason="memory level 2"),
     msg.Inspect(request=1),
     msg.ListRuns(request=1),
+    msg.ListModels(request=1),
     msg.StartDraining(limit_s=30.0, reason="stop"),
 ]
 FROM_WORKER: list[msg.FromWorker] = [
@@ -48,6 +49,16 @@ FROM_WORKER: list[msg.FromWorker] = [
         stacks=["a.py:1 f"], tasks=3, descriptors=4,
     ),
     msg.RunList(request=1, runs=[], total=0),
+    msg.ModelList(
+        request=1,
+        upstreams=[
+            msg.UpstreamModels(
+                name="box", url="http://127.0.0.1", kind=None, state="ok", total=1,
+                models=[msg.ModelState(name="m", loaded=True, per_s=2.5)],
+            )
+        ],
+        aliases=[msg.ModelAlias(name="fast", targets=["box/m"])],
+    ),
     msg.ConfigChanged(),
     msg.Draining(),
     msg.Failed(reason="a\nb"),

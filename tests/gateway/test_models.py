@@ -12,7 +12,9 @@ import pytest
 from fakes.client import chat, get, open_chat
 from fakes.machine import until
 from fakes.upstream import OK
+from gateway.engine_rig import LM_STUDIO, OLLAMA, Fake
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked, plain
+from tidegate.core.message import ModelAlias, ModelState
 from tidegate.core.settings import LimitOverrides, Limits, Model, Settings, Upstream
 from tidegate.gateway import models as models_module
 from tidegate.gateway.errors import Refused
@@ -202,6 +204,107 @@ async def test_what_listens_on_the_usual_ports_is_found(
     assert rig.gateway.catalog.found == known.found
 
 
+# --- what is loaded ---------------------------------------------------------------------------
+
+
+async def test_what_is_loaded_is_learned_with_the_lists(rigs, raw_upstream) -> None:
+    """By upstream; one that does not say so is not known, and only Ollama speaks Ollama's API."""
+    fakes = [Fake(OLLAMA), Fake(LM_STUDIO), Library("m")]
+    rig = await rigs(*[await raw_upstream(fake.play) for fake in fakes], peer=True)
+    known = rig.gateway.catalog
+    assert known.loaded == {"box": {"qwen3:8b"}, "box1": {"phi"}, "box2": None}
+    assert [pool.name for pool in known.ollama_pools()] == ["box"]
+    fakes[0].routes = {}
+    await known.refresh()
+    assert known.loaded["box"] is None
+
+
+async def test_an_old_ollama_lists_its_models_in_its_own_way(rigs, raw_upstream) -> None:
+    """Without a /v1/models its own list counts."""
+    routes = {path: answer for path, answer in OLLAMA.items() if path != "/v1/models"}
+    rig = await rigs(await raw_upstream(Fake(routes).play), peer=True)
+    listed = [model["id"] for model in rig.gateway.catalog.models()]
+    assert listed == ["llama3:latest", "qwen3:8b"]
+
+
+async def test_a_name_without_a_tag_means_the_latest(rigs, raw_upstream) -> None:
+    """Where only that one is listed; a model of exactly that name comes first."""
+    first, second = Fake(OLLAMA), Library("llama3", "qwen3")
+    rig = await rigs(await raw_upstream(first.play), peer=True)
+    assert targets(rig.gateway.catalog, "llama3") == [("box", "llama3:latest")]
+    assert targets(rig.gateway.catalog, "qwen3") == [("box", "qwen3")]  # the only upstream decides
+    both = await rigs(await raw_upstream(first.play), await raw_upstream(second.play), peer=True)
+    assert targets(both.gateway.catalog, "llama3") == [("box1", "llama3")]
+    assert targets(both.gateway.catalog, "llama3:latest") == [("box", "llama3:latest")]
+
+
+async def test_a_refresh_says_nothing_about_requests(rigs, raw_upstream) -> None:
+    """However often an upstream lists its models or does not, its breaker hears of requests."""
+    library = Library("m")
+    upstream = await raw_upstream(library.play)
+    rig = await rigs(upstream, peer=True)
+    for _ in range(3):
+        rig.pool().failed("answered 500")
+    await rig.gateway.catalog.refresh()
+    assert (rig.pool().state, rig.pool().last_error) == ("set aside", "answered 500")
+    rig.pool().succeeded()
+    await upstream.stop()
+    rig.pool().close_idle()
+    for _ in range(5):
+        await rig.gateway.catalog.refresh()
+    assert rig.pool().state == "failing"
+    assert rig.pool().breaker.is_closed
+
+
+async def test_the_description_has_upstreams_models_and_aliases(rigs, raw_upstream) -> None:
+    """What is loaded, how each did last, and those that were asked for without being listed."""
+    upstreams = [await raw_upstream(fake.play) for fake in (Fake(OLLAMA), Library("a", "b"))]
+    rig = await rigs(*upstreams, models={"fast": ["box/qwen3:8b", "box1/a"]}, peer=True)
+    rig.pool().note_first_output("qwen3:8b", 0.5)
+    rig.pool().note_speed("qwen3:8b", 40.0, "tokens/s")
+    rig.pool("box1").note_speed("unlisted", 9.0, "events/s")
+    (box, other), aliases = rig.gateway.catalog.describe(100)
+    assert (box.name, box.kind, box.state, box.aside_s) == ("box", "ollama", "ok", None)
+    assert box.models == [
+        ModelState(name="llama3:latest", loaded=False),
+        ModelState(name="qwen3:8b", loaded=True, first_output_s=0.5, per_s=40.0),
+    ]
+    assert [model.name for model in other.models] == ["a", "b", "unlisted"]
+    assert (other.kind, other.models[0].loaded, other.models[2].unit) == ("other", None, "events/s")
+    assert aliases == [ModelAlias(name="fast", targets=["box/qwen3:8b", "box1/a"])]
+    (box, other), _ = rig.gateway.catalog.describe(3)
+    assert [len(box.models), box.total, len(other.models), other.total] == [2, 2, 1, 3]
+
+
+async def test_the_description_says_how_each_upstream_is() -> None:
+    """Not tried, unreachable, set aside and for how long, or on trial."""
+    known = catalog("a")
+    pool = known.pools()[0]
+
+    def described() -> tuple[str, float | None, bool]:
+        [[upstream], _] = known.describe(10)
+        return upstream.state, upstream.aside_s, upstream.on_trial
+
+    assert described() == ("unknown", None, False)
+    pool.unreached("gone")
+    assert described() == ("unreachable", None, False)
+    for _ in range(3):
+        pool.failed("gone")
+    state, aside_s, on_trial = described()
+    assert (state, on_trial) == ("set aside", False)
+    assert aside_s is not None
+    assert 0 < aside_s <= 5.0
+    assert pool.breaker.admit(pool._loop.time() + 5.0)
+    assert described()[2]
+
+
+async def test_the_built_in_upstream_is_not_described() -> None:
+    """A tidegate without upstreams has only the demonstration's aliases to show."""
+    upstreams, aliases = Catalog(Settings(), {}, "unix:/nowhere:/demo").describe(10)
+    assert upstreams == []
+    assert [alias.name for alias in aliases] == ["demo", "demo:stuck"]
+
+
 # --- a reload -------------------------------------------------------------------------------------
 
 
@@ -236,6 +339,20 @@ async def test_a_reload_keeps_what_did_not_change(rigs, scripted_upstream, raw_u
     await asyncio.wait_for(live.read_rest(), DEADLINE_S)
     assert len(live.events) == 103
     assert bytes((await chat(rig.base_url, "box1/m")).body) == b"".join(OK)
+
+
+async def test_a_reload_forgets_nothing_of_an_upstream_that_stays(rigs, raw_upstream) -> None:
+    """That it is set aside, what it is and what it has loaded; one that changed begins anew."""
+    upstreams = [await raw_upstream(Fake(OLLAMA).play) for _ in range(2)]
+    rig = await rigs(*upstreams, peer=True)
+    for name in ("box", "box1"):
+        for _ in range(3):
+            rig.pool(name).failed("answered 500")
+    first, second = rig.settings.upstreams
+    changed = msgspec.structs.replace(second, api_key_header="x-api-key")
+    rig.reload(msgspec.structs.replace(rig.settings, upstreams=[first, changed]))
+    assert [rig.pool(name).state for name in ("box", "box1")] == ["set aside", "unknown"]
+    assert rig.gateway.catalog.loaded == {"box": {"qwen3:8b"}, "box1": None}
 
 
 async def test_an_upstream_that_a_reload_removes_finishes_what_it_has(

@@ -50,6 +50,37 @@ class UpstreamStatus(Struct, frozen=True, kw_only=True):
     last_error: str | None = None
 
 
+class ModelState(Struct, frozen=True, kw_only=True):
+    """One model of an upstream. What is not known is null."""
+
+    name: str
+    loaded: bool | None = None
+    first_output_s: float | None = None  # how long the last answer took to begin
+    per_s: float | None = None  # how fast it came
+    unit: str = "tokens/s"  # or "events/s"
+
+
+class UpstreamModels(Struct, frozen=True, kw_only=True):
+    """One upstream and what it has, as `tidegate models` shows it."""
+
+    name: str
+    url: str
+    kind: str | None  # "ollama", "llama.cpp", "lm studio", "vllm" or "other"
+    state: str  # "ok" | "failing" | "set aside" | "unreachable" | "unknown"
+    aside_s: float | None = None  # for how much longer it is set aside
+    on_trial: bool = False  # it is set aside, and one request tries it
+    last_error: str | None = None
+    models: list[ModelState] = []
+    total: int = 0  # models it has; no more than asked for are told
+
+
+class ModelAlias(Struct, frozen=True, kw_only=True):
+    """A name from the config, and what it stands for."""
+
+    name: str
+    targets: list[str]  # "upstream/model"
+
+
 class StepReport(Struct, frozen=True, kw_only=True):
     """What one step of relief did. `promised_bytes` is what its plan expected to free."""
 
@@ -85,6 +116,18 @@ class RunSummary(Struct, frozen=True, kw_only=True):
     next_seq: int
     bytes: int
     subscribers: int
+
+
+class AttemptSummary(Struct, frozen=True, kw_only=True):
+    """One try at one upstream, as `/v1/runs/{id}` shows it."""
+
+    number: int
+    upstream: str
+    model: str
+    tries: int  # more than one where it was asked to come again
+    outcome: str | None  # None: under way
+    seconds: float
+    upstream_request_id: str | None = None
 
 
 # --- from the watchdog ----------------------------------------------------------------------
@@ -164,6 +207,13 @@ class ListRuns(Message, frozen=True, kw_only=True):
 
     request: int
     limit: int = 1000
+
+
+class ListModels(Message, frozen=True, kw_only=True):
+    """Asks for the upstreams and their models."""
+
+    request: int
+    limit: int = 2000  # over all upstreams: with names of 200 characters well below a line's limit
 
 
 class StartDraining(Message, frozen=True, kw_only=True):
@@ -248,6 +298,14 @@ class RunList(Message, frozen=True, kw_only=True):
     total: int
 
 
+class ModelList(Message, frozen=True, kw_only=True):
+    """Answer to ListModels."""
+
+    request: int
+    upstreams: list[UpstreamModels]
+    aliases: list[ModelAlias]
+
+
 class ConfigChanged(Message, frozen=True, kw_only=True):
     """The config file, or one beside it, was written."""
 
@@ -262,7 +320,7 @@ class Failed(Message, frozen=True, kw_only=True):
     reason: str
 
 
-FromWatchdog = Configure | Facts | Sweep | Relieve | Inspect | ListRuns | StartDraining
+FromWatchdog = Configure | Facts | Sweep | Relieve | Inspect | ListRuns | ListModels | StartDraining
 FromWorker = (
     Ready
     | Heartbeat
@@ -271,6 +329,7 @@ FromWorker = (
     | Relieved
     | Inspected
     | RunList
+    | ModelList
     | ConfigChanged
     | Draining
     | Failed
@@ -300,7 +359,7 @@ def decode_from_worker(line: bytes) -> FromWorker:
 
 
 class ControlRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One line from `tidegate status`, `runs`, `sweep`, `recycle`, `reload`, `stop`."""
+    """One line from `tidegate status`, `runs`, `models`, `sweep`, `recycle`, `reload`, `stop`."""
 
     verb: str
     wait: bool = True  # recycle: until the former generation is gone; stop: until it is over

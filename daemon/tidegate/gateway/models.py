@@ -1,9 +1,9 @@
 """Which models there are, and where a request for one goes.
 
 The list is answered from memory, since some clients give it ten seconds and some validate a URL
-with it; it is refreshed in the background. Without any upstream in the config, the usual ports of
-this computer are asked, and a built-in demo model makes the first request work on a machine with
-no model at all.
+with it; it is refreshed in the background, and with it what is loaded. Without any upstream in the
+config, the usual ports of this computer are asked, and a built-in demo model makes the first
+request work on a machine with no model at all.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import msgspec
 from msgspec import Struct
 
 from tidegate.core.errors import UpstreamError
-from tidegate.core.message import UpstreamStatus
+from tidegate.core.message import ModelAlias, ModelState, UpstreamModels, UpstreamStatus
 from tidegate.core.settings import LimitOverrides, Limits, Model, Settings, Upstream
+from tidegate.gateway.engine import GARBLED, Engine, Kind
 from tidegate.gateway.errors import Refused
 from tidegate.gateway.relay import Target
-from tidegate.gateway.upstream import UpstreamPool
+from tidegate.gateway.upstream import MAX_NAME_NOTED, ModelFigures, UpstreamPool
 
 log = logging.getLogger("tidegate.models")
 
@@ -27,6 +28,7 @@ REFRESH_S = 30.0
 ASK_LIMIT_S = 5.0
 DISCOVERY_LIMIT_S = 0.5  # a server on this computer answers in milliseconds, or is not there
 MAX_NAMES_SHOWN = 20
+LATEST = ":latest"  # how Ollama calls a model that is asked for without a tag
 
 DEMO = "tidegate"  # the built-in upstream's name
 STUCK = "demo:stuck"
@@ -60,18 +62,21 @@ class _List(Struct):
 
 
 _decode = msgspec.json.Decoder(_List).decode
+_NO_FIGURES = ModelFigures()
 
 
 class Catalog:
     """The upstreams and their models, for one state of the settings."""
 
     def __init__(self, settings: Settings, secrets: dict[str, str], demo_url: str) -> None:
+        self._loop = asyncio.get_running_loop()
         self._settings = settings
         self._secrets = secrets
         self._demo_url = demo_url
         self._aliases = {model.name: model for model in settings.models}
         self._pools: dict[str, UpstreamPool] = {}
         self._listed: dict[str, list[ListedModel]] = {}
+        self._engines: dict[str, Engine] = {}
         self._is_discovering = not settings.upstreams
         # What listens there is this gateway itself, and would be asked by itself for ever.
         self._own_ports = {address.rpartition(":")[2] for address in settings.listen}
@@ -90,50 +95,64 @@ class Catalog:
             same_secret = former._secrets.get(name) == self._secrets.get(name)
             if mine is not None and mine.upstream == pool.upstream and same_secret:
                 pool.limits = mine.limits
-                self._pools[name] = pool
-                self._listed[name] = former._listed.get(name, [])
-            elif self._is_discovering and former._is_discovering and name != DEMO:
-                self._pools[name], self._listed[name] = pool, former._listed.get(name, [])
-            else:
+            elif not (self._is_discovering and former._is_discovering and name != DEMO):
                 pool.close_idle()
+                continue
+            self._pools[name] = pool
+            self._listed[name] = former._listed.get(name, [])
+            self._engines[name] = former._engine(name)
         if self._is_discovering and former._is_discovering:
             self.found = list(former.found)
 
     # --- asking the upstreams -------------------------------------------------------------
 
     async def refresh(self) -> None:
-        """Asks every upstream for its models; looks for upstreams where none is configured."""
+        """Asks every upstream for its models, and which are loaded.
+
+        Looks for upstreams where none is configured.
+        """
         if self._is_discovering:
             await asyncio.gather(*(self._discover(*known) for known in _WELL_KNOWN))
         pools = [pool for name, pool in self._pools.items() if name != DEMO]
-        await asyncio.gather(*(self._ask(pool, ASK_LIMIT_S) for pool in pools))
+        await asyncio.gather(*(self._look(pool) for pool in pools))
 
     async def _discover(self, title: str, name: str, url: str) -> None:
         if name in self._pools or url.rpartition(":")[2] in self._own_ports:
             return
         pool = self._new_pool(Upstream(name=name, url=url))
-        if await self._ask(pool, DISCOVERY_LIMIT_S) and self._listed.get(name) is not None:
+        if await self._ask(pool, DISCOVERY_LIMIT_S) is not None and name in self._listed:
             self._pools[name] = pool
             self.found.append(f"{title} at {url}")
             log.info("found %s at %s", title, url)
         else:
             pool.close()
 
-    async def _ask(self, pool: UpstreamPool, limit_s: float) -> bool:
-        """Whether it answered at all; a list is kept as long as no newer one comes."""
+    async def _look(self, pool: UpstreamPool) -> None:
+        engine = self._engine(pool.name)
+        body = await self._ask(pool, ASK_LIMIT_S)
+        if body is None:
+            engine.loaded = None
+            return
+        owners = {model.id: model.owned_by for model in self._listed.get(pool.name, ())}
+        await engine.look(pool, owners, body)
+        if not owners and (names := await engine.names(pool)):
+            self._listed[pool.name] = [ListedModel(name) for name in names]
+
+    async def _ask(self, pool: UpstreamPool, limit_s: float) -> bytes | None:
+        """What it answered, None for nothing; a list is kept as long as no newer one comes."""
         try:
             status, body = await pool.fetch("/models", limit_s)
         except UpstreamError as error:
             pool.unreached(f'upstream "{pool.name}" {error}')
-            return False
+            return None
         pool.reachable = True
         if status == 200:
             try:
                 self._listed[pool.name] = _decode(body).data
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                return True
+            except GARBLED:
+                return body
             pool.reached()
-        return True
+        return body
 
     # --- answering clients ----------------------------------------------------------------
 
@@ -167,9 +186,8 @@ class Catalog:
         upstream, slash, rest = model.partition("/")
         if slash and upstream in self._pools:
             return [self._target(upstream, rest, None)]
-        for name, models in self._listed.items():
-            if any(listed.id == model for listed in models):
-                return [self._target(name, model, None)]
+        if found := self._find(model) or self._find(model + LATEST):
+            return [found]
         real = [name for name in self._pools if name != DEMO]
         if len(real) == 1:
             return [self._target(real[0], model, None)]
@@ -184,9 +202,73 @@ class Catalog:
             param="model",
         )
 
+    def _find(self, model: str) -> Target | None:
+        """The first upstream that lists `model`."""
+        for name, models in self._listed.items():
+            if any(listed.id == model for listed in models):
+                return self._target(name, model, None)
+        return None
+
     def is_stuck_demo(self, model: str) -> bool:
         """Whether this is the demo whose end is switched off on purpose."""
         return self._is_discovering and model == STUCK
+
+    def ollama_pools(self) -> list[UpstreamPool]:
+        """The upstreams that speak Ollama's own API, as far as is known."""
+        return [p for p in self._pools.values() if self._engine(p.name).kind is Kind.OLLAMA]
+
+    @property
+    def loaded(self) -> dict[str, frozenset[str] | None]:
+        """By upstream the models that it has in memory; None: not known."""
+        return {name: self._engine(name).loaded for name in self._pools if name != DEMO}
+
+    def describe(self, most: int) -> tuple[list[UpstreamModels], list[ModelAlias]]:
+        """The upstreams and `most` models of them in all, and the aliases, for `tidegate models`.
+
+        The built-in upstream is not among them: it is a demonstration and serves nobody's models.
+        """
+        described = []
+        for name, pool in self._pools.items():
+            if name != DEMO:
+                models = self._model_states(pool)
+                described.append(self._describe(pool, models[:most], len(models)))
+                most -= min(most, len(models))
+        aliases = [ModelAlias(name=a.name, targets=a.targets) for a in self._aliases.values()]
+        return described, aliases
+
+    def _describe(self, pool: UpstreamPool, models: list[ModelState], total: int) -> UpstreamModels:
+        breaker, kind, state = pool.breaker, self._engine(pool.name).kind, pool.state
+        aside_s = None if breaker.due_s is None else breaker.due_s - self._loop.time()
+        if breaker.is_closed and pool.reachable is False:
+            state = "unreachable"
+        return UpstreamModels(
+            name=pool.name,
+            url=pool.status().url,
+            kind=kind.value if kind else None,
+            state=state,
+            aside_s=max(0.0, aside_s) if aside_s is not None else None,
+            on_trial=breaker.state == "half-open",
+            last_error=pool.last_error,
+            models=models,
+            total=total,
+        )
+
+    def _model_states(self, pool: UpstreamPool) -> list[ModelState]:
+        """Those it lists, and those it answered for without listing them."""
+        loaded = self._engine(pool.name).loaded
+        names = dict.fromkeys(model.id for model in self._listed.get(pool.name, ()))
+        states = []
+        for name in names | dict.fromkeys(pool.figures):
+            figures = pool.figures.get(name, _NO_FIGURES)
+            state = ModelState(
+                name=name[:MAX_NAME_NOTED],
+                loaded=None if loaded is None else name in loaded,
+                first_output_s=figures.first_output_s,
+                per_s=figures.per_s,
+                unit=figures.unit,
+            )
+            states.append(state)
+        return states
 
     def pools(self) -> list[UpstreamPool]:
         """All upstreams."""
@@ -210,6 +292,9 @@ class Catalog:
         pool = self._pools[upstream]
         limits = pool.limits if alias is None else alias.limits.over(pool.limits)
         return Target(pool, model, limits)
+
+    def _engine(self, upstream: str) -> Engine:
+        return self._engines.setdefault(upstream, Engine())
 
     def _new_pool(self, upstream: Upstream) -> UpstreamPool:
         limits: Limits = upstream.limits.over(self._settings.limits)
