@@ -71,7 +71,7 @@ RUN = {
     "subscribers": 1,
 }
 
-READING = [["status"], ["runs"], ["sweep"], ["recycle"], ["reload"], ["stop"]]
+READING = [["status"], ["runs"], ["models"], ["sweep"], ["recycle"], ["reload"], ["stop"]]
 
 
 @pytest.mark.parametrize("verb", READING, ids=lambda verb: verb[0])
@@ -106,7 +106,7 @@ def test_help_is_no_error(capsys):
     """The help lists every verb and exits with 0."""
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    verbs = "run start stop restart status runs sweep recycle reload check token version"
+    verbs = "run start stop restart status runs models sweep recycle reload check token version"
     assert all(f"    {verb} " in out for verb in verbs.split())
 
 

@@ -84,6 +84,9 @@ class FakeWorker:
                     first_seq=0, next_seq=1, bytes=1, subscribers=0,
                 )  # fmt: skip
                 self.say(msg.RunList(request=said.request, runs=[run], total=1))
+            case msg.ListModels():
+                box = msg.UpstreamModels(name=f"box{self.number}", url="u", kind=None, state="ok")
+                self.say(msg.ModelList(request=said.request, upstreams=[box], aliases=[]))
             case msg.StartDraining():
                 knows = self.facts.peer_socket if self.facts else None
                 print(f"worker {self.number} drains and knows of {knows}", file=sys.stderr)

@@ -201,6 +201,18 @@ def test_runs_of_both_generations_are_listed(daemon: Daemon) -> None:
     assert [run["id"] for run in daemon.result("runs")["data"]] == ["run-2", "run-1"]
 
 
+def test_models_are_those_of_the_serving_generation(daemon: Daemon) -> None:
+    """While one drains, `models` shows what the newer one knows; alone, a draining one answers."""
+    daemon.start("--drain-s", "20")
+    assert [upstream["name"] for upstream in daemon.result("models")["data"]] == ["box1"]
+    assert daemon.ask("recycle", wait=False).ok
+    assert [upstream["name"] for upstream in daemon.result("models")["data"]] == ["box2"]
+    assert daemon.ask("stop", wait=False).ok
+    answered = daemon.result("models")
+    assert answered == {"object": "list", "data": answered["data"], "aliases": []}
+    assert [upstream["name"] for upstream in answered["data"]] == ["box2"]
+
+
 def test_sweep_answers_what_it_freed(daemon: Daemon) -> None:
     """`sweep` reports runs and bytes, and the status remembers them."""
     daemon.start()

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from tidegate.cli.failure import REFUSED, Failure
-from tidegate.core.message import RunSummary
+from tidegate.core.message import ModelAlias, RunSummary, UpstreamModels
 from tidegate.service.status import Status
 
 _Answer = TypeVar("_Answer", bound=Struct)
@@ -22,6 +22,13 @@ class RunListing(Struct, frozen=True, kw_only=True):
     """The answer to `tidegate runs`."""
 
     data: list[RunSummary]
+
+
+class ModelListing(Struct, frozen=True, kw_only=True):
+    """The answer to `tidegate models`."""
+
+    data: list[UpstreamModels]
+    aliases: list[ModelAlias]
 
 
 class SweepResult(Struct, frozen=True, kw_only=True):
@@ -47,6 +54,11 @@ def read_status(answer: msgspec.Raw) -> Status:
 def read_runs(answer: msgspec.Raw) -> list[RunSummary]:
     """The runs in a control reply."""
     return _read(answer, RunListing).data
+
+
+def read_models(answer: msgspec.Raw) -> ModelListing:
+    """The upstreams and aliases in a control reply."""
+    return _read(answer, ModelListing)
 
 
 def read_sweep(answer: msgspec.Raw) -> SweepResult:

@@ -60,6 +60,19 @@ def runs(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def models(arguments: argparse.Namespace) -> int:
+    """Print the upstreams and what they have."""
+    result = ask(find_places(arguments), ControlRequest(verb="models"))
+    if arguments.json:
+        print(bytes(result).decode())
+        return 0
+    from tidegate.cli import answers
+    from tidegate.cli.models import show_models
+
+    show_models(answers.read_models(result))
+    return 0
+
+
 def sweep(arguments: argparse.Namespace) -> int:
     """Release what is stale and say how much it was."""
     request = ControlRequest(verb="sweep", finished=arguments.finished)
@@ -91,6 +104,7 @@ def reload(arguments: argparse.Namespace) -> int:
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "status": status,
     "runs": runs,
+    "models": models,
     "sweep": sweep,
     "recycle": recycle,
     "reload": reload,

@@ -113,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     verb("restart", "stop, then start in the background")
     verb("status", "how it is: memory, runs, what was swept and why", json=True)
     verb("runs", "the answers that are held", json=True)
+    verb("models", "the upstreams, what they have, and what is loaded", json=True)
     sweep = verb("sweep", "release what is stale now", json=True)
     sweep.add_argument(
         "--finished", action="store_true", help="also answers that are only kept for resuming"

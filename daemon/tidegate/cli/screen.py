@@ -41,7 +41,7 @@ def swept_text(swept: SweepResult) -> str:
 
 def show_status(status: Status, console: Console | None = None) -> None:
     """One calm screen."""
-    console = console or _console()
+    console = console or new_console()
     headline = f"tidegate {status.version} is {status.state}, up {duration_text(status.uptime_s)}"
     console.print(Text(printable(headline), style="bold"))
     grid = Table.grid(padding=(0, 2))
@@ -98,7 +98,7 @@ def _memory_lines(memory: MemoryState) -> Iterable[str]:
 
 def show_runs(runs: list[RunSummary], console: Console | None = None) -> None:
     """A table; newest first, as they come."""
-    console = console or _console()
+    console = console or new_console()
     if not runs:
         console.print("No runs are held.")
         return
@@ -181,5 +181,6 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _console() -> Console:
+def new_console() -> Console:
+    """As wide as the terminal, or as wide as it likes where nobody looks."""
     return Console(highlight=False) if sys.stdout.isatty() else Console(width=_WIDE)

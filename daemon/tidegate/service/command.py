@@ -15,10 +15,11 @@ from typing import Protocol
 
 import msgspec
 
-from tidegate.core.message import ControlReply, ControlRequest, ListRuns, RunList, Sweep, Swept
+from tidegate.core.message import ControlReply, ControlRequest, ListModels, ListRuns, Sweep, Swept
 from tidegate.service.control import Client, ControlServer
 from tidegate.service.generations import Generations
-from tidegate.service.question import Questions
+from tidegate.service.process import Worker
+from tidegate.service.question import Answer, Questions
 from tidegate.service.status import Status
 
 _log = logging.getLogger(__name__)
@@ -69,11 +70,16 @@ class Commands:
                 self._control.reply(client, ControlReply(ok=True, result=status))
             case "runs":
                 number = self._questions.next_number()
-                self._ask_workers("runs", client, ListRuns(request=number))
+                everybody = self._generations.ready()
+                self._ask_workers("runs", client, ListRuns(request=number), everybody)
+            case "models":
+                number = self._questions.next_number()
+                first = self._generations.ready()[:1]  # a draining one's knowledge is older
+                self._ask_workers("models", client, ListModels(request=number), first)
             case "sweep":
                 number, finished = self._questions.next_number(), request.finished
                 order = Sweep(request=number, finished=finished, reason="asked for")
-                self._ask_workers("sweep", client, order)
+                self._ask_workers("sweep", client, order, self._generations.ready())
             case "recycle":
                 if error := self._daemon.recycle():
                     self._control.answer(client, error)
@@ -99,8 +105,13 @@ class Commands:
         if not self._generations.fleet.stopping:
             self._daemon.stop()
 
-    def _ask_workers(self, verb: str, client: Client, order: Sweep | ListRuns) -> None:
-        workers = self._generations.ready()
+    def _ask_workers(
+        self,
+        verb: str,
+        client: Client,
+        order: Sweep | ListRuns | ListModels,
+        workers: list[Worker],
+    ) -> None:
         if not workers:
             self._control.answer(client, "no worker is ready; see `tidegate status`")
             return
@@ -111,7 +122,7 @@ class Commands:
 
     # --- what clients wait for ----------------------------------------------------------------
 
-    def answered(self, number: int, answer: Swept | RunList) -> None:
+    def answered(self, number: int, answer: Answer) -> None:
         """Generation `number` answered a question."""
         if isinstance(answer, Swept) and answer.runs:
             _log.info("worker %d swept %d runs, %d bytes", number, answer.runs, answer.bytes)

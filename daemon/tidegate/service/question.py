@@ -6,19 +6,21 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from tidegate.core.message import ControlReply, RunList, Swept
+from tidegate.core.message import ControlReply, ModelList, RunList, Swept
 from tidegate.service.control import Client
+
+Answer = Swept | RunList | ModelList
 
 
 @dataclass(slots=True)
 class Question:
-    """One question to every ready worker."""
+    """One question to some of the ready workers."""
 
     verb: str
     client: Client
     deadline_s: float
     awaited: set[int]  # generations
-    answers: list[Swept | RunList] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
 
 
 class Questions:
@@ -41,9 +43,7 @@ class Questions:
         """Remember that `awaited` were asked."""
         self._open[number] = Question(verb, client, now_s + self._reply_s, awaited)
 
-    def answered(
-        self, generation: int, answer: Swept | RunList
-    ) -> tuple[Client, ControlReply] | None:
+    def answered(self, generation: int, answer: Answer) -> tuple[Client, ControlReply] | None:
         """Take an answer in; the reply, if it was the last one."""
         question = self._open.get(answer.request)
         if question is None or generation not in question.awaited:
@@ -86,8 +86,12 @@ class Questions:
         return replies
 
 
-def merge(answers: list[Swept | RunList]) -> msgspec.Raw:
+def merge(answers: list[Answer]) -> msgspec.Raw:
     """One result from both generations' answers."""
+    for answer in answers:
+        if isinstance(answer, ModelList):  # one worker alone is asked for it
+            upstreams, aliases = answer.upstreams, answer.aliases
+            return _raw({"object": "list", "data": upstreams, "aliases": aliases})
     lists = [a for a in answers if isinstance(a, RunList)]
     if lists:
         # A run that was handed over in this moment is in both lists; it is one run.

@@ -446,7 +446,7 @@ class Watchdog:
                 self._became_ready(worker, said)
             case msg.Configured(request=request, error=error):
                 self._reloader.confirmed(worker, request, error)
-            case msg.Swept() | msg.RunList():
+            case msg.Swept() | msg.RunList() | msg.ModelList():
                 self._commands.answered(worker.number, said)
             case msg.Relieved():
                 self._guardian.relieved(worker, said)

@@ -38,8 +38,10 @@ from tidegate.core.message import (
     Failed,
     Heartbeat,
     Inspect,
+    ListModels,
     ListRuns,
     Message,
+    ModelList,
     Ready,
     Relieve,
     Relieved,
@@ -243,6 +245,12 @@ class Worker:
                     runs = registry.newest(None, message.limit)
                     total = registry.active_count + registry.finished_count
                     self._line.send(RunList(request=message.request, runs=runs, total=total))
+                case ListModels():
+                    upstreams, aliases = self._gateway.catalog.describe(message.limit)
+                    answer = ModelList(
+                        request=message.request, upstreams=upstreams, aliases=aliases
+                    )
+                    self._line.send(answer)
                 case StartDraining() if self._drain is None:
                     self._drain = tasks.create_task(self._drain_until_over(message))
 
