@@ -135,6 +135,27 @@ async def test_a_listed_model_goes_where_it_is(rigs, raw_upstream) -> None:
     assert (await get(rig.base_url, "/v1/models/none")).status == 404
 
 
+async def test_anthropics_list_is_asked_for_as_it_wants(rigs, raw_upstream) -> None:
+    """Where the key goes as x-api-key the list is asked for with a version, elsewhere without."""
+    heads: list[bytes] = []
+
+    async def play(peer: Peer) -> None:
+        while True:
+            head = await peer.request()
+            if head.startswith(b"GET /v1/models "):
+                heads.append(head)
+            await peer.send(plain(b'{"data":[{"type":"model","id":"claude"}],"has_more":false}'))
+
+    url = (await raw_upstream(play)).url
+    both = [
+        Upstream(name="a", url=url, api_key_header="x-api-key"),
+        Upstream(name="b", url=url, api_key_header="authorization"),
+    ]
+    rig = await rigs(*both, peer=True)
+    assert sorted(b"anthropic-version" in head for head in heads) == [False, True]
+    assert targets(rig.gateway.catalog, "claude") == [("a", "claude")]
+
+
 @pytest.mark.parametrize(
     "answer",
     [

@@ -28,6 +28,8 @@ REFRESH_S = 30.0
 ASK_LIMIT_S = 5.0
 DISCOVERY_LIMIT_S = 0.5  # a server on this computer answers in milliseconds, or is not there
 MAX_NAMES_SHOWN = 20
+# Anthropic refuses every request without one, also the one for its list; others do not mind it.
+_ANTHROPIC_VERSION = "anthropic-version: 2023-06-01\r\n"
 LATEST = ":latest"  # how Ollama calls a model that is asked for without a tag
 
 DEMO = "tidegate"  # the built-in upstream's name
@@ -141,7 +143,8 @@ class Catalog:
     async def _ask(self, pool: UpstreamPool, limit_s: float) -> bytes | None:
         """What it answered, None for nothing; a list is kept as long as no newer one comes."""
         try:
-            status, body = await pool.fetch("/models", limit_s)
+            more = _ANTHROPIC_VERSION if pool.key_header == "x-api-key" else ""
+            status, body = await pool.fetch("/models", limit_s, more=more)
         except UpstreamError as error:
             pool.unreached(f'upstream "{pool.name}" {error}')
             return None

@@ -69,10 +69,8 @@ class UpstreamPool:
         self._open: set[UpstreamConnection] = set()
         self._queue: deque[Waiter] = deque()
         self._address = _Address(upstream.url)
-        self._credentials = ""
-        if secret:
-            header = upstream.api_key_header or self._address.usual_key_header
-            self._credentials = _KEY_LINES[header].format(secret)
+        self.key_header = upstream.api_key_header or self._address.usual_key_header
+        self._credentials = _KEY_LINES[self.key_header].format(secret) if secret else ""
 
     def status(self) -> UpstreamStatus:
         """As `status` shows it."""
