@@ -61,9 +61,9 @@ def test_waiting_between_events() -> None:
     run.begin_attempt("box", "m", 110.0)
     run.feed(OUTPUT, 120.0)
     assert expiry(run) == (140.0, "idle_s", Happening.EXPIRE)
-    run.feed(b"data: half", 130.0)
+    run.feed(b'data: "half', 130.0)
     assert expiry(run)[0] == 140.0
-    run.feed(b" and half\n\n", 131.0)
+    run.feed(b' and half"\n\n', 131.0)
     assert expiry(run)[0] == 151.0
     run.feed(b": still here\n\n", 140.0)
     found = next_expiry(run)

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle as States
 from hypothesis.stateful import RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from tidegate.core import chat
 from tidegate.core.clock import next_expiry
 from tidegate.core.deadline import Deadlines
 from tidegate.core.errors import CursorEvicted, LedgerFull, UpstreamError
+from tidegate.core.formats.base import Meaning
+from tidegate.core.formats.openai import DONE as CHAT_DONE
 from tidegate.core.ledger import RECORD_BYTES, Entry, Ledger
 from tidegate.core.run import TERMINAL, Happening, Run, State
 from tidegate.core.settings import Limits
@@ -44,14 +45,14 @@ PIECES: dict[str, tuple[bytes, bytes | None]] = {
     "page": (chunk(content="x" * 3000), chunk(content="x" * 3000)),
     "book": (chunk(content="y" * 70_000), chunk(content="y" * 70_000)),
     "finish": (FINISH, FINISH),
-    "done": (chat.DONE, chat.DONE),
+    "done": (CHAT_DONE, CHAT_DONE),
     "comment": (b": keep-alive\n\n", None),
     "retry": (b"retry: 5\n\n", None),
     "no data": (b"event: ping\n\n", None),
-    "with id": (b"id: 7\r\ndata: b\r\n\r\n", b"data: b\n\n"),
-    "crlf": (b"data: c\r\n\r\n", b"data: c\r\n\r\n"),
-    "two lines": (b"data: d\ndata: e\n\n", b"data: d\ndata: e\n\n"),
-    "no text": (b"data: \xff\x00\xfe\n\n", b"data: \xff\x00\xfe\n\n"),
+    "with id": (b"id: 7\r\ndata: 7\r\n\r\n", b"data: 7\n\n"),
+    "crlf": (b"data: {}\r\n\r\n", b"data: {}\r\n\r\n"),
+    "two lines": (b'data: {"d":\ndata: 1}\n\n', b'data: {"d":\ndata: 1}\n\n'),
+    "not English": (b'data: "\xc3\xa9"\n\n', b'data: "\xc3\xa9"\n\n'),
     "blank": (b"\n\r\n", None),
 }
 ERROR = b'data: {"error":{"message":"overloaded"}}\n\n'
@@ -244,7 +245,7 @@ class Gateway(RuleBasedStateMachine):
             self.lost(story, str(full))
             return
         self.note_sent(story, block)
-        if said in {chat.Meaning.DONE, chat.Meaning.FINISH}:
+        if said in {Meaning.DONE, Meaning.FINISH}:
             assert run.end(Happening.COMPLETE, None, None, self.now_s, 0.0)
         else:
             self.fail(story, "ended before its answer was complete")
@@ -488,7 +489,7 @@ def test_a_reader_from_the_start_sees_every_event() -> None:
         created=0.0,
     )
     run.begin_attempt("box", "m", 0.0)
-    events = [ROLE, *(chunk(content=str(i)) for i in range(2000)), FINISH, chat.DONE]
+    events = [ROLE, *(chunk(content=str(i)) for i in range(2000)), FINISH, CHAT_DONE]
     stream = b"".join(events)
     cursor, seen = START, []
     for start in range(0, len(stream), 777):

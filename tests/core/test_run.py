@@ -5,9 +5,10 @@ import sys
 
 import pytest
 
-from tidegate.core import chat
-from tidegate.core.chat import Meaning
 from tidegate.core.errors import LedgerFull, UpstreamError
+from tidegate.core.formats import CHAT
+from tidegate.core.formats.base import Meaning
+from tidegate.core.formats.openai import DONE as CHAT_DONE
 from tidegate.core.ledger import RECORD_BYTES, Entry, Ledger
 from tidegate.core.run import (
     HOLD_BYTES,
@@ -174,10 +175,10 @@ def test_an_error_after_the_first_output_is_part_of_the_answer() -> None:
 @pytest.mark.parametrize(
     ("tail", "said"),
     [
-        ([FINISH, chat.DONE], Meaning.DONE),
+        ([FINISH, CHAT_DONE], Meaning.DONE),
         ([FINISH], Meaning.FINISH),
         ([FINISH, USAGE], Meaning.FINISH),
-        ([FINISH, USAGE, chat.DONE], Meaning.DONE),
+        ([FINISH, USAGE, CHAT_DONE], Meaning.DONE),
         ([text("b")], Meaning.OPENING),
         ([FINISH, ERROR], Meaning.ERROR),
         ([], Meaning.OPENING),
@@ -195,7 +196,7 @@ def test_the_last_events_say_how_it_ended(tail: list[bytes], said: Meaning) -> N
 def test_a_last_line_end_in_doubt_is_settled_at_the_end(end: bytes) -> None:
     """An event that only waited for a possible LF is sent when the stream is over."""
     run = streaming()
-    last = chat.DONE.rstrip(b"\n") + b"\r\n" + end
+    last = CHAT_DONE.rstrip(b"\n") + b"\r\n" + end
     sent = run.feed(last, 103.0)
     block, said = run.feed_end(104.0)
     assert said is Meaning.DONE
@@ -222,7 +223,7 @@ def test_an_empty_stream_is_no_answer() -> None:
 def test_an_end_is_recognised_although_its_window_was_too_small(window_bytes: int) -> None:
     """How an answer ended does not depend on how much of it is retained."""
     run = connecting(limits=Limits(window_bytes=window_bytes))
-    run.feed(text("a") * 2000 + FINISH + chat.DONE, 102.0)
+    run.feed(text("a") * 2000 + FINISH + CHAT_DONE, 102.0)
     assert run.feed_end(103.0)[1] is Meaning.DONE
 
 
@@ -346,7 +347,7 @@ def test_the_error_event_is_kept_even_without_room() -> None:
     ledger.limit_bytes = 1
     run.end(Happening.EXPIRE, 'upstream "box" idle for 120 s', "idle_s", 110.0, 0.0)
     block = run.append_error()
-    assert chat.meaning(block) is Meaning.ERROR
+    assert CHAT.meaning(block) is Meaning.ERROR
     assert b"idle for 120 s" in block
     assert json.loads(block[6:])["error"]["code"] == "idle_s"
     assert run.window.read(run.window.cursor(1))[0] == block

@@ -11,9 +11,9 @@ from fakes.client import Stream, chat, get, open_chat
 from fakes.machine import until
 from fakes.upstream import DONE, OK, ScriptedUpstream
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked, plain
+from tidegate.core.formats.base import COMMENT as KEEP_ALIVE
 from tidegate.core.settings import Upstream
-from tidegate.gateway.answers import new_run_id
-from tidegate.gateway.subscriber import KEEP_ALIVE
+from tidegate.gateway.ids import new_id
 
 
 def error_of(stream: Stream) -> dict[str, str]:
@@ -112,7 +112,7 @@ async def test_nothing_begins_while_memory_is_shed(rigs, scripted_upstream) -> N
 
 def test_run_ids_are_not_guessed() -> None:
     """128 bits each, and no two are the same."""
-    ids = {new_run_id() for _ in range(1000)}
+    ids = {new_id("run") for _ in range(1000)}
     assert len(ids) == 1000
     assert all(len(run_id) == 4 + 32 and run_id.startswith("run_") for run_id in ids)
 
@@ -268,8 +268,10 @@ async def test_a_plain_answer_comes_whole_with_its_own_bytes(rigs, raw_upstream)
     rig = await rigs(await raw_upstream(play))
     answer = await chat(rig.base_url, "m", stream=False)
     assert (answer.status, bytes(answer.body)) == (201, body)
-    assert answer.headers["x-request-id"] == "7"
+    assert answer.headers["x-upstream-request-id"] == "7"
     assert answer.headers["x-run-id"].startswith("run_")
+    assert answer.headers["x-request-id"] == answer.headers["request-id"]
+    assert answer.headers["x-request-id"] == answer.headers["x-run-id"]
     assert "set-cookie" not in answer.headers
 
 
@@ -345,7 +347,7 @@ async def test_a_client_that_reads_no_plain_answer_is_dropped(rigs, raw_upstream
 
     async def play(peer: Peer) -> None:
         await peer.request()
-        await peer.send(plain(b"x" * 8_000_000))
+        await peer.send(plain(b'"' + b"x" * 8_000_000 + b'"'))
         await peer.hang()
 
     rig = await rigs(await raw_upstream(play), stall_s=1.0)

@@ -59,7 +59,7 @@ from tidegate.gateway.errors import Refused
         ("GET", "/v1/adopt", 404),
         ("POST", "/v1/adopt", 404),
         ("POST", "/demo/chat/completions", 404),
-        ("POST", "/api/pull", 404),
+        ("POST", "/v1/pull", 404),
     ],
 )
 async def test_what_is_not_in_the_table_does_not_exist(

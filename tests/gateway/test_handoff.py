@@ -59,7 +59,7 @@ def replay(run: Run) -> bytes:
     [
         (),
         (ROLE, numbered(0), FINISH),
-        (b'data: {"x": "\xff\xfe"}\n\n', b"event: odd\ndata: a\ndata: b\n\n"),
+        (b'data: {"x": "\xc3\xa9"}\n\n', b'event: odd\ndata: {"a":\ndata: 1}\n\n'),
         tuple(event.replace(b"\n", b"\r\n") for event in OK),
         tuple(numbered(n, 1000) for n in range(500)),
     ],

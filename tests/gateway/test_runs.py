@@ -187,7 +187,7 @@ async def test_a_failure_before_the_first_output_is_told_to_both(rigs, raw_upstr
         (event,) = stream.events
         assert event.id == "0"
         assert event.error is not None
-        assert event.error["message"] == run.reason
+        assert event.error["message"].startswith(f"{run.reason}; ")
         assert stream.clean
 
 

@@ -11,9 +11,9 @@ from fakes.client import Stream, open_chat
 from fakes.machine import until
 from fakes.upstream import DONE, FINISH, ROLE, numbered
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked
+from tidegate.core.formats.base import COMMENT as KEEP_ALIVE
 from tidegate.core.ledger import Entry
 from tidegate.core.run import State
-from tidegate.gateway.subscriber import KEEP_ALIVE
 
 ON_BOTH_LOOPS = True
 

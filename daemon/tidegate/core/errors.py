@@ -25,10 +25,15 @@ class UpstreamError(TidegateError):
         code: str = "upstream_error",
         retryable: bool = True,
         said: bytes = b"",
+        status: int = 502,
     ):
-        """`said` are the upstream's own words, for its caller alone: they may repeat a prompt."""
+        """`said` are the upstream's own words, for its caller alone: they may repeat a prompt.
+
+        They are sent with `status`, the one that they would have had.
+        """
         super().__init__(message)
         self.said = said
+        self.status = status
         self.code = code
         self.retryable = retryable
 

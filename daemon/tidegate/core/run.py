@@ -12,16 +12,28 @@ What happens when is a table, state by happening, with every cell filled. Time c
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 
-from tidegate.core import chat
-from tidegate.core.chat import Meaning
+from tidegate.core.advice import advise
 from tidegate.core.errors import LedgerFull, UpstreamError
+from tidegate.core.formats import CHAT
+from tidegate.core.formats.base import (
+    OUTPUT,
+    RETRYABLE_STATUS,
+    TAIL_EVENTS,
+    About,
+    ErrorText,
+    Format,
+    Meaning,
+    stronger,
+)
+from tidegate.core.framing import Framer
 from tidegate.core.ledger import RECORD_BYTES, Account, Entry
 from tidegate.core.settings import Limits
-from tidegate.core.sse import SseFramer, event_data, split_events
+from tidegate.core.sse import SseFramer
 from tidegate.core.window import Cursor, Window
 
 # What an attempt may hold back while it waits for the first output: enough for any preamble seen,
@@ -116,8 +128,11 @@ class Attempt:
     upstream: str
     model: str
     started_s: float
+    framer: Framer = field(default_factory=SseFramer)
+    tries: int = 1  # asked again where that was no failure: told to wait, a dead idle connection
     last_event_s: float = 0.0  # real events only
-    framer: SseFramer = field(default_factory=SseFramer)
+    request_id: str | None = None  # the upstream's own name for it
+    ended_s: float | None = None
     held: list[bytes] = field(default_factory=list)
     held_events: int = 0
     held_bytes: int = 0
@@ -132,7 +147,7 @@ class Attempt:
         """Lets go of every byte."""
         self.held.clear()
         self.held_bytes = self.held_events = 0
-        self.framer = SseFramer()
+        self.framer = type(self.framer)()
 
 
 class Run:
@@ -144,6 +159,7 @@ class Run:
         "abandoned_s",
         "account",
         "attempts",
+        "background",
         "body",
         "created",
         "created_s",
@@ -152,6 +168,7 @@ class Run:
         "ended",
         "ended_s",
         "error_code",
+        "format",
         "id",
         "keep_running",
         "limits",
@@ -162,8 +179,12 @@ class Run:
         "readers",
         "reason",
         "released",
+        "response_id",
+        "rewrite",
         "state",
+        "stored",
         "streamed",
+        "upstream_response_id",
         "window",
     )
 
@@ -180,8 +201,10 @@ class Run:
         created: float,
         streamed: bool = True,
         keep_running: bool = False,
+        format: Format = CHAT,  # noqa: A002 - what it is called everywhere
     ) -> None:
         self.id = run_id
+        self.format = format
         self.owner = owner
         self.model = model
         self.limits = limits
@@ -205,7 +228,13 @@ class Run:
         self.attempts: list[Attempt] = []
         self._is_taking = True  # what an upstream still sends after the end is nobody's
         self._said = Meaning.OPENING  # what events said that the window could not hold
-        self.window = Window(limits.window_bytes)
+        self.window = Window(limits.window_bytes, format.framing)
+        self.background = False  # its creator comes back for it
+        self.stored = True  # whether it may be asked for by that id
+        self.upstream_response_id: str | None = None
+        self.response_id: str | None = None  # what its creator calls it, where the format has that
+        # Makes of an upstream's events what the creator is sent; most pass as they are.
+        self.rewrite: Callable[[bytes, int], bytes] | None = None
         # A planted fault, for the `demo:stuck` model and for tests: its end never takes place, as
         # an end that hangs would not, and only the sweep is left.
         self.end_disabled = False
@@ -240,9 +269,16 @@ class Run:
         self.state = step(self.state, Happening.ATTEMPT)
         if self.attempts:
             self._drop_attempt()
-        attempt = Attempt(len(self.attempts) + 1, upstream, model, now_s)
+        framer = self.format.framing.framer()
+        attempt = Attempt(len(self.attempts) + 1, upstream, model, now_s, framer)
         self.attempts.append(attempt)
         return attempt
+
+    def try_again(self) -> None:
+        """The same try once more: what went before was no failure, and its clock runs on."""
+        assert self.state is State.CONNECTING
+        self._drop_attempt()
+        self.attempt.tries += 1
 
     def feed(self, data: bytes, now_s: float) -> bytes:
         """Takes what was read from the upstream; returns what the subscribers are to be sent.
@@ -256,34 +292,55 @@ class Run:
         attempt = self.attempts[-1]
         block, events = attempt.framer.feed(data)
         self.account.set(Entry.PARTIAL, attempt.framer.partial_bytes)
-        if not events:
-            return b""
-        attempt.last_event_s = now_s
+        return self._take(block, events, now_s) if events else b""
+
+    def _take(self, block: bytes, events: int, now_s: float) -> bytes:
+        """Whole events: to the window, or held as long as the answer has not begun."""
+        form, attempt = self.format, self.attempts[-1]
+        readable = form.whole_events(block, events)
+        if readable < events:
+            if readable and self.state is State.STREAMING:
+                block = b"".join(form.framing.split(block)[:readable])
+                self._append(block, readable)
+            raise UpstreamError("sent an event that is not JSON", code="malformed_event")
+        if not form.ping or block.count(form.ping) < events:
+            attempt.last_event_s = now_s
         if self.state is not State.STREAMING:
             return self._hold(block, events)
-        self._append(block, events)
-        return block
+        return self._append(block, events)
 
-    def _append(self, block: bytes, events: int) -> None:
-        """Adds to the window. What it can't hold is asked at once how it bears on the end."""
+    def _append(self, block: bytes, events: int) -> bytes:
+        """Adds to the window; returns what was added.
+
+        What the window can't hold is asked at once how it bears on the end.
+        """
         window = self.window
+        if self.rewrite is not None:
+            block = self.rewrite(block, window.next_seq)
         window.append(block, events)
         self.account.set(Entry.WINDOW, window.held_bytes)
-        if window.first_seq and window.next_seq - window.first_seq < chat.TAIL_EVENTS:
-            self._said = chat.stronger(self._said, chat.verdict(split_events(block)))
+        if window.first_seq and window.next_seq - window.first_seq < TAIL_EVENTS:
+            events_then = self.format.framing.split(block)
+            self._said = stronger(self._said, self.format.verdict(events_then))
+        return block
 
     def _hold(self, block: bytes, events: int) -> bytes:
         """Keeps a preamble back until the answer has begun."""
+        form = self.format
         begun = False
-        for event in split_events(block):
-            said = chat.meaning(event)
+        for event in form.framing.split(block):
+            said = form.meaning(event)
             if said is Meaning.ERROR:
+                told = form.told_error(event)
                 raise UpstreamError(
-                    f"reported an error{chat.error_label(event)}",
+                    f"reported an error{told.label}",
                     code="upstream_error_event",
-                    said=event_data(event),
+                    said=told.body,
+                    status=told.status,
+                    retryable=told.status in RETRYABLE_STATUS,
                 )
-            if begun := said in chat.OUTPUT:
+            self.learn_id(form.framing.data(event))
+            if begun := said in OUTPUT:
                 break
         attempt = self.attempt
         attempt.held.append(block)
@@ -293,6 +350,12 @@ class Run:
         if begun or attempt.held_events >= HOLD_EVENTS or attempt.held_bytes >= HOLD_BYTES:
             return self._let_go()
         return b""
+
+    def learn_id(self, data: bytes) -> None:
+        """What the upstream calls the answer; its creator does so too, unless told otherwise."""
+        if (found := self.format.response_id(data)) is not None:
+            self.upstream_response_id = found
+            self.response_id = self.response_id or found
 
     def _let_go(self) -> bytes:
         """The answer has begun: what was held moves to the window and is sent."""
@@ -304,8 +367,7 @@ class Run:
         attempt.held.clear()
         attempt.held_bytes = attempt.held_events = 0
         self.account.set(Entry.HELD, 0)
-        self._append(block, events)
-        return block
+        return self._append(block, events)
 
     def feed_plain(self, data: bytes) -> None:
         """Takes a piece of an answer that is not a stream; it is sent whole, or not at all.
@@ -324,31 +386,32 @@ class Run:
             )
         self.account.set(Entry.HELD, attempt.charged_bytes)
 
+    def keep_plain(self, body: bytes) -> None:
+        """Keeps a whole answer for whoever asks for it again; as long as there is room."""
+        self.window.append(body, 1)
+        try:
+            self.account.set(Entry.WINDOW, self.window.held_bytes)
+        except LedgerFull:
+            self.shrink(0)
+
     def feed_end(self, now_s: float) -> tuple[bytes, Meaning]:
         """The upstream has nothing more: the last block to send, and how the answer ended."""
         if not self._is_taking:
             return b"", Meaning.OPENING
         block, events = self.attempt.framer.finish()
         self.account.set(Entry.PARTIAL, 0)
-        sent = b""
-        if events:
-            self.attempt.last_event_s = now_s
-            if self.state is State.STREAMING:
-                self._append(block, events)
-                sent = block
-            else:
-                sent = self._hold(block, events)
+        sent = self._take(block, events, now_s) if events else b""
         if self.state is not State.STREAMING:
-            held = split_events(b"".join(self.attempt.held))
-            said = chat.verdict(held)
+            held = self.format.framing.split(b"".join(self.attempt.held))
+            said = self.format.verdict(held)
             if said in {Meaning.DONE, Meaning.FINISH}:
                 sent = self._let_go()
             return sent, said
         return sent, self.verdict()
 
     def verdict(self) -> Meaning:
-        """How the answer ended, as far as it has come: see `chat.verdict`."""
-        return chat.stronger(self._said, chat.verdict(self.window.last_events(chat.TAIL_EVENTS)))
+        """How the answer ended, as far as it has come: see `Format.verdict`."""
+        return stronger(self._said, self.format.verdict(self.window.last_events(TAIL_EVENTS)))
 
     def shrink(self, keep_bytes: int) -> None:
         """Drops the oldest events, for memory; what they say about the end is kept."""
@@ -359,13 +422,39 @@ class Run:
             self.account.set(Entry.WINDOW, window.held_bytes)
 
     def append_error(self) -> bytes:
-        """Records the error event that tells every reader why the answer broke off."""
-        assert self.reason is not None
-        block = chat.error_event(self.reason, _ERROR_KINDS[self.state], self.error_code or "failed")
-        self.window.append(block, 1)
+        """Records the events that tell every reader why the answer broke off."""
+        events = self._error_events(self.error())
+        block = b"".join(events)
+        self.window.append(block, len(events))
         with suppress(LedgerFull):  # charged all the same; the reason must reach the reader
             self.account.set(Entry.WINDOW, self.window.held_bytes)
         return block
+
+    def error_block(self, reason: str, kind: str, code: str) -> bytes:
+        """The same for one reader alone, unrecorded."""
+        error = ErrorText(502, advise(reason, code), kind, code)
+        return b"".join(self._error_events(error))
+
+    def error(self) -> ErrorText:
+        """Why there is no whole answer, as callers are told it."""
+        return ErrorText(
+            status=_ERROR_STATUS.get(self.state, 502),
+            message=advise(self.reason or "there was no answer", self.error_code),
+            type=_ERROR_KINDS.get(self.state, "upstream_error"),
+            code=self.error_code or "failed",
+        )
+
+    def about(self) -> About:
+        """What an error event says of the answer that it ends."""
+        return About(
+            last_event=b"".join(self.window.last_events(1)),
+            response_id=self.response_id or "",
+            model=self.model,
+            created=self.created,
+        )
+
+    def _error_events(self, error: ErrorText) -> list[bytes]:
+        return self.format.error_events(error, self.about())
 
     # --- the answer ends --------------------------------------------------------------------
 
@@ -382,10 +471,15 @@ class Run:
         self.ended = now
         self._is_taking = False
         if self.attempts:
-            self.attempt.outcome = reason or self.state.value
+            self.end_attempt(reason or self.state.value, now_s)
             self._drop_attempt()
         self._drop_body()
         return True
+
+    def end_attempt(self, outcome: str, now_s: float) -> None:
+        """What became of the try under way."""
+        self.attempt.outcome = outcome
+        self.attempt.ended_s = now_s
 
     def release(self) -> int:
         """Lets go of everything but what subscribers' transports still hold; returns the bytes.
@@ -428,7 +522,7 @@ class Run:
         """Becomes a run that ended in another process. Raises ValueError where that is untrue."""
         if state not in TERMINAL or not 0 <= first_seq <= next_seq:
             raise ValueError("only a finished run can be handed over")
-        if len(split_events(events)) != next_seq - first_seq:
+        if len(self.format.framing.split(events)) != next_seq - first_seq:
             raise ValueError("the events of a run that was handed over do not add up")
         self.state, self.reason, self.attempts = state, reason, attempts
         self._is_taking = False
@@ -473,6 +567,7 @@ class Run:
         return {entry.name.lower(): self.account.entries[entry] for entry in Entry}
 
 
+_ERROR_STATUS = {State.FAILED: 502, State.CANCELLED: 409, State.EXPIRED: 504}
 _ERROR_KINDS = {
     State.FAILED: "upstream_error",
     State.CANCELLED: "cancelled",

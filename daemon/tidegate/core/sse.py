@@ -67,6 +67,10 @@ def event_data(event: bytes) -> bytes:
     """The payload of one event: its data lines joined with LF."""
     if event.startswith(b"data: ") and event.endswith(b"\n\n") and event.count(b"\n") == 2:
         return event[6:-2]  # nearly always
+    if event.startswith(b"event: ") and event.endswith(b"\n\n") and event.count(b"\n") == 3:
+        at = event.find(b"\ndata: ")
+        if at > 0:
+            return event[at + 7 : -2]
     return b"\n".join(line or b"" for line in _DATA_LINE.findall(event))
 
 

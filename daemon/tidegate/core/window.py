@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from tidegate.core.errors import CursorEvicted
-from tidegate.core.sse import last_events, split_events
+from tidegate.core.framing import SSE, Framing
 
 SEGMENT_BYTES = 64 * 1024
 
@@ -44,9 +44,10 @@ class _Segment:
 class Window:
     """The retained events of one run, bounded by `cap_bytes`."""
 
-    __slots__ = ("_segments", "cap_bytes", "end", "held_bytes")
+    __slots__ = ("_framing", "_segments", "cap_bytes", "end", "held_bytes")
 
-    def __init__(self, cap_bytes: int) -> None:
+    def __init__(self, cap_bytes: int, framing: Framing = SSE) -> None:
+        self._framing = framing
         self.cap_bytes = cap_bytes
         self.held_bytes = 0  # the memory taken, which is what the ledger is charged
         self.end = START  # where the next event will stand
@@ -69,7 +70,7 @@ class Window:
         segment too much: one read may bring more than a small window holds.
         """
         if len(block) > SEGMENT_BYTES and events > 1:
-            for portion, count in _portions(block):
+            for portion, count in _portions(self._framing.split(block)):
                 self._add(portion, count)
         else:
             self._add(block, events)
@@ -115,7 +116,7 @@ class Window:
         if seq == self.end.seq:
             return self.end
         segment = self._segments[self._index(seq)]
-        skipped = split_events(bytes(segment.data))[: seq - segment.first.seq]
+        skipped = self._framing.split(bytes(segment.data))[: seq - segment.first.seq]
         return Cursor(seq, segment.first.offset + sum(map(len, skipped)))
 
     def read(self, cursor: Cursor) -> tuple[bytes, Cursor]:
@@ -136,7 +137,7 @@ class Window:
         """The last `count` events, fewer where fewer are held."""
         events: list[bytes] = []
         for segment in reversed(self._segments):
-            events[:0] = last_events(bytes(segment.data), count - len(events))
+            events[:0] = self._framing.last(bytes(segment.data), count - len(events))
             if len(events) >= count:
                 break
         return events
@@ -145,11 +146,11 @@ class Window:
         return bisect_right(self._segments, seq, key=lambda segment: segment.first.seq) - 1
 
 
-def _portions(block: bytes) -> Iterator[tuple[bytes, int]]:
-    """A large block in portions of about a segment, each of whole events, and their number."""
+def _portions(whole: list[bytes]) -> Iterator[tuple[bytes, int]]:
+    """A large block's events in portions of about a segment, and the number in each."""
     events: list[bytes] = []
     size = 0
-    for event in split_events(block):
+    for event in whole:
         events.append(event)
         size += len(event)
         if size >= SEGMENT_BYTES:

@@ -1,26 +1,32 @@
-"""`POST /v1/chat/completions`: from a request to a run, and from a run to its creator."""
+"""From a request to a run, and from a run to its creator: one way for every format.
+
+What differs between formats is in their descriptions (`tidegate.core.formats`).
+"""
 
 from __future__ import annotations
 
-import os
 import time
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from aiohttp import web
 
-from tidegate.core import chat
 from tidegate.core.errors import LedgerFull
+from tidegate.core.formats import RESPONSES
+from tidegate.core.formats.base import RETRYABLE_STATUS, Format, Wanted
+from tidegate.core.framing import Framing
 from tidegate.core.ledger import Account, Entry
 from tidegate.core.run import Run, State
 from tidegate.core.window import START
+from tidegate.gateway import background
 from tidegate.gateway.body import read_body
 from tidegate.gateway.client import Client, Written
 from tidegate.gateway.door import Caller
-from tidegate.gateway.errors import Refused, error_body
-from tidegate.gateway.relay import HOPS_HEADER, Answer, Relay, Target
+from tidegate.gateway.errors import Refused
+from tidegate.gateway.ids import new_id
+from tidegate.gateway.relay import HOPS_HEADER, Answer, Relay, Sent
 from tidegate.gateway.server import KEEPALIVE_S
-from tidegate.gateway.subscriber import STREAM_HEADERS, StreamSubscriber, Subscriber
+from tidegate.gateway.subscriber import StreamSubscriber, Subscriber, stream_headers
 
 if TYPE_CHECKING:
     from tidegate.gateway.app import Gateway
@@ -28,19 +34,19 @@ if TYPE_CHECKING:
 RETRY_AFTER_S = 5
 MAX_HOPS = 4  # one gateway before another is sensible; a longer row is a ring
 _BUSY = frozenset({"memory_limit", "queue_full", "queue_s"})
+_UPSTREAM_STATUS = {f"upstream_{status}": status for status in RETRYABLE_STATUS}
 _CLOSE = "Connection: close\r\n"
 _KEEP = f"Keep-Alive: timeout={KEEPALIVE_S:.0f}\r\n"
 _ON_DISCONNECT = {"": False, "cancel": False, "continue": True}
-_STATUS = {State.FAILED: 502, State.EXPIRED: 504, State.CANCELLED: 409, State.COMPLETED: 502}
 
 
-async def chat_completions(
-    gateway: Gateway, request: web.BaseRequest, caller: Caller
+async def answer(
+    gateway: Gateway, request: web.BaseRequest, caller: Caller, form: Format
 ) -> web.StreamResponse:
-    """Creates a run and answers with it: as it grows, or whole."""
+    """Creates a run and answers with it: as it grows, or whole, or not yet."""
     account = gateway.registry.ledger.open()
     try:
-        run, targets = await _new_run(gateway, request, caller, account)
+        relay, wanted = await _new_relay(gateway, request, caller, form, account)
         client = Client(request)
     except LedgerFull as full:
         account.close()
@@ -48,16 +54,17 @@ async def chat_completions(
     except BaseException:
         account.close()
         raise
-    relay = Relay(gateway.registry, run, targets, gateway.loop, _hops(request))
     gateway.registry.add(relay)
-    if run.streamed:
+    if wanted.stream:
         return await _stream(gateway, relay, client)
+    if relay.run.background:
+        return background.begin(relay)
     return await _answer(gateway, relay, client)
 
 
-async def _new_run(
-    gateway: Gateway, request: web.BaseRequest, caller: Caller, account: Account
-) -> tuple[Run, list[Target]]:
+async def _new_relay(
+    gateway: Gateway, request: web.BaseRequest, caller: Caller, form: Format, account: Account
+) -> tuple[Relay, Wanted]:
     """Reads and understands the request. Raises Refused and LedgerFull."""
 
     def charge(size: int) -> None:
@@ -75,11 +82,28 @@ async def _new_run(
     body = await read_body(
         request, max_bytes=limits.max_body_bytes, deadline_s=limits.body_s, charge=charge
     )
+    question = _understand(request, form, body)
+    return new_relay(gateway, caller, account, question), question.wanted
+
+
+class Question(NamedTuple):
+    """A request, understood."""
+
+    form: Format
+    body: bytes
+    wanted: Wanted
+    sent: Sent
+
+
+def _understand(request: web.BaseRequest, form: Format, body: bytes) -> Question:
+    """What is asked for, and what its upstream has to know. Raises Refused."""
+    content_type = request.headers.get("Content-Type", "application/json")
+    if not content_type.lower().startswith("multipart/form-data"):
+        content_type = "application/json"  # whatever it says, it is read as that
     try:
-        wanted = chat.parse_request(body)
+        wanted = form.parse_request(body, content_type)
     except ValueError as error:
         raise Refused(400, str(error), "bad_request") from None
-    targets = gateway.catalog.route(wanted.model)
     keep_running = _ON_DISCONNECT.get(request.headers.get("x-on-disconnect", "").lower())
     if keep_running is None:
         raise Refused(400, "x-on-disconnect is cancel or continue", "bad_on_disconnect")
@@ -89,8 +113,23 @@ async def _new_run(
             "x-on-disconnect: continue needs stream: true, for only a stream can be resumed",
             "bad_on_disconnect",
         )
+    lines = [
+        f"{name}: {value}\r\n"
+        for name in form.forwarded
+        for value in request.headers.getall(name, ())
+        if value.isascii() and value.isprintable()
+    ]
+    sent = Sent(content_type, "".join(lines), hops=_hops(request))
+    wanted = wanted._replace(keep_running=keep_running or wanted.background)
+    return Question(form, body, wanted, sent)
+
+
+def new_relay(gateway: Gateway, caller: Caller, account: Account, question: Question) -> Relay:
+    """A run for this question, ready to begin. Raises Refused and LedgerFull."""
+    form, body, wanted, sent = question
+    targets = gateway.catalog.route(wanted.model)
     run = Run(
-        run_id=new_run_id(),
+        run_id=new_id("run"),
         owner=caller.owner,
         model=wanted.model,
         body=body,
@@ -98,23 +137,14 @@ async def _new_run(
         account=account,
         now_s=gateway.loop.time(),
         created=time.time(),
-        streamed=bool(wanted.stream),
-        keep_running=keep_running,
+        streamed=wanted.stream or wanted.background,
+        keep_running=wanted.keep_running,
+        format=form,
     )
     run.end_disabled = gateway.catalog.is_stuck_demo(wanted.model)
-    return run, targets
-
-
-def new_run_id() -> str:
-    """128 bits that cannot be guessed. Randomness is fetched for many ids at once."""
-    if not _random_bytes:
-        _random_bytes[:] = os.urandom(16 * 64)
-    drawn = bytes(_random_bytes[-16:])
-    del _random_bytes[-16:]
-    return f"run_{drawn.hex()}"
-
-
-_random_bytes = bytearray()
+    if form is RESPONSES:
+        sent, targets = background.prepare(gateway, run, wanted, sent, targets)
+    return Relay(gateway.registry, run, targets, gateway.loop, sent)
 
 
 def _hops(request: web.BaseRequest) -> int:
@@ -125,7 +155,8 @@ def _hops(request: web.BaseRequest) -> int:
 
 async def _stream(gateway: Gateway, relay: Relay, client: Client) -> web.StreamResponse:
     """The answer as it grows."""
-    subscriber = StreamSubscriber(relay.run, client, stream_head(relay.run, client))
+    run = relay.run
+    subscriber = StreamSubscriber(run, client, stream_head(run, client, run.format.framing))
     with gateway.reading(relay, subscriber):
         relay.begin()
         await subscriber.serve()
@@ -154,7 +185,7 @@ async def _write(
     head = (
         f"HTTP/1.1 {answer.status} {_phrase(answer.status)}\r\n"
         f"Content-Type: {answer.content_type}\r\nContent-Length: {len(answer.body)}\r\n"
-        f"x-run-id: {relay.run.id}\r\n{more}{ending}\r\n"
+        f"{_ids(relay.run)}{more}{ending}\r\n"
     )
     subscriber.outbound_bytes = client.write(head.encode("latin-1") + answer.body)
     if subscriber.outbound_bytes:
@@ -172,13 +203,18 @@ def _phrase(status: int) -> str:
         return "Unknown"  # 529, say
 
 
-def stream_head(run: Run, client: Client) -> bytes:
+def stream_head(run: Run, client: Client, framing: Framing) -> bytes:
     """The head of every stream of events."""
-    framing = "" if client.http10 else "Transfer-Encoding: chunked\r\n"
+    chunks = "" if client.http10 else "Transfer-Encoding: chunked\r\n"
     ending = _CLOSE if client.closes else _KEEP
-    return (
-        f"HTTP/1.1 200 OK\r\n{STREAM_HEADERS}{framing}{ending}x-run-id: {run.id}\r\n\r\n"
-    ).encode("ascii")
+    return (f"HTTP/1.1 200 OK\r\n{stream_headers(framing)}{chunks}{ending}{_ids(run)}\r\n").encode(
+        "ascii"
+    )
+
+
+def _ids(run: Run) -> str:
+    """A run's id is its request's too, so that a log line with the one has the other."""
+    return f"x-run-id: {run.id}\r\nx-request-id: {run.id}\r\nrequest-id: {run.id}\r\n"
 
 
 def _failure(relay: Relay) -> Answer:
@@ -186,16 +222,16 @@ def _failure(relay: Relay) -> Answer:
     run = relay.run
     if relay.answer is not None:
         return relay.answer
-    code = run.error_code or "no_answer"
-    status = 503 if code in _BUSY else _STATUS.get(run.state, 502)
+    error = run.error()
     headers: tuple[tuple[str, str], ...] = ()
-    if status == 503:
+    if error.code in _BUSY:
+        error = error._replace(status=503)
         headers = (("Retry-After", str(RETRY_AFTER_S)),)
+    elif run.error_code in _UPSTREAM_STATUS:
+        error = error._replace(status=_UPSTREAM_STATUS[run.error_code])
     elif run.state is State.CANCELLED:
         headers = (("x-should-retry", "false"),)
-    kind = "cancelled" if run.state is State.CANCELLED else "upstream_error"
-    body = error_body(run.reason or "there was no answer", type=kind, code=code)
-    return Answer(status, "application/json", body, headers)
+    return Answer(error.status, "application/json", run.format.error_body(error), headers)
 
 
 def no_room(full: LedgerFull) -> Refused:

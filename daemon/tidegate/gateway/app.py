@@ -12,21 +12,26 @@ import re
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 from aiohttp import web
 
+from tidegate.core import formats
 from tidegate.core.errors import LedgerFull
+from tidegate.core.formats.base import Format
 from tidegate.core.ledger import Ledger
 from tidegate.core.message import Facts, Token
 from tidegate.core.settings import MIB, Settings
-from tidegate.gateway import answers, demo, operations, runs
+from tidegate.gateway import answers, demo, ollama, operations, runs
 from tidegate.gateway.body import read_body
+from tidegate.gateway.client import Written
 from tidegate.gateway.door import Access, Caller, Door
 from tidegate.gateway.errors import Refused
 from tidegate.gateway.handoff import OWNER_HEADER, PEER_NAME, Peer, unpack
+from tidegate.gateway.ids import id_headers, new_id
 from tidegate.gateway.models import REFRESH_S, Catalog
 from tidegate.gateway.registry import Registry
 from tidegate.gateway.relay import Relay
@@ -49,11 +54,28 @@ class Route(NamedTuple):
     handler: Handler
 
 
+def _answering(form: Format) -> Handler:
+    return partial(answers.answer, form=form)
+
+
+# Where each format is served: at its upstream path, and where some clients look for it besides.
+_FORMATS = (
+    *((f"/v1{form.path}" if not form.at_root else form.path, form) for form in formats.ALL),
+    ("/v1/reranking", formats.RERANK),
+    ("/rerank", formats.RERANK),
+)
+_RESPONSE = "/v1/responses/([A-Za-z0-9_.:-]{1,200})"
 _RUN = "/v1/runs/([A-Za-z0-9_-]{1,80})"
 _ROUTES = tuple(
     Route(method, re.compile(path), access, handler)
     for method, path, access, handler in (
-        ("POST", "/v1/chat/completions", Access.TOKEN, answers.chat_completions),
+        *(("POST", path, Access.TOKEN, _answering(form)) for path, form in _FORMATS),
+        ("GET", _RESPONSE, Access.TOKEN, runs.show_response),
+        ("DELETE", _RESPONSE, Access.TOKEN, runs.delete_response),
+        ("POST", f"{_RESPONSE}/cancel", Access.TOKEN, runs.cancel_response),
+        ("GET", "/api/tags", Access.TOKEN, ollama.tags),
+        ("GET", "/api/ps", Access.TOKEN, ollama.loaded),
+        ("GET", "/api/version", Access.TOKEN, ollama.version),
         ("GET", "/v1/models", Access.TOKEN, operations.list_models),
         ("GET", "/v1/models/(.+)", Access.TOKEN, operations.show_model),
         ("GET", "/v1/runs", Access.TOKEN, runs.list_runs),
@@ -218,7 +240,11 @@ class Gateway:
             self._door.admit(request, Access.TOKEN, over_unix=over_unix)
             raise
         caller = self._door.admit(request, route.access, over_unix=over_unix)
-        return await route.handler(self, request, caller, *groups)
+        answer = await route.handler(self, request, caller, *groups)
+        if not answer.prepared and not isinstance(answer, Written):
+            for name, value in id_headers(new_id("req")).items():
+                answer.headers.setdefault(name, value)
+        return answer
 
     async def _handle_inner(self, request: web.BaseRequest) -> web.StreamResponse:
         """The Unix socket: the demo upstream, and the other generation on a caller's behalf."""

@@ -12,7 +12,8 @@ import time
 import msgspec
 from aiohttp import web
 
-from tidegate.core import chat
+from tidegate.core.formats import CHAT
+from tidegate.core.formats.openai import DONE
 from tidegate.core.settings import MIB
 from tidegate.gateway.body import read_body
 from tidegate.gateway.models import STUCK
@@ -38,7 +39,7 @@ TEXT = (
 async def chat_completions(request: web.BaseRequest) -> web.StreamResponse:
     """OpenAI's chat completions, with one answer."""
     body = await read_body(request, max_bytes=_MAX_BODY_BYTES, deadline_s=5.0)
-    wanted = chat.parse_request(body)
+    wanted = CHAT.parse_request(body, "")
     if not wanted.stream:
         if wanted.model == STUCK:
             await asyncio.Event().wait()
@@ -54,7 +55,7 @@ async def chat_completions(request: web.BaseRequest) -> web.StreamResponse:
         await response.write(_event(wanted.model, {"content": text}, None))
     if stuck:
         await asyncio.Event().wait()  # until the gateway goes away
-    await response.write(_event(wanted.model, {}, "stop") + chat.DONE)
+    await response.write(_event(wanted.model, {}, "stop") + DONE)
     return response
 
 

@@ -1,8 +1,8 @@
 """What a client is told when its request cannot be served.
 
-One shape for every error, OpenAI's, because every client library reads it:
-`{"error": {"message", "type", "param", "code"}}`. A message names the rule and the setting. It
-repeats nothing that a client sent, unless a grammar has shown that it can't be a key.
+Each caller reads its own shape: OpenAI's, Anthropic's on its routes, Ollama's on its. A message
+names the rule and the setting. It repeats nothing that a client sent, unless a grammar has shown
+that it can't be a key.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from http import HTTPStatus
 
-import msgspec
 from aiohttp import web
+
+from tidegate.core.formats import anthropic, ollama, openai
+from tidegate.core.formats.base import ErrorText, Shape
+from tidegate.gateway.ids import id_headers, new_id
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
-
-_encode = msgspec.json.Encoder().encode
 
 
 class Refused(Exception):
@@ -35,54 +36,38 @@ class Refused(Exception):
     ) -> None:
         """`close` ends the connection after the answer, for a body that nobody will read."""
         super().__init__(message)
+        self.error = ErrorText(status, message, type, code, param)
         self.status = status
         self.message = message
         self.code = code
-        self.type = type
-        self.param = param
         self.headers = headers
         self.close = close
 
-    def response(self) -> web.Response:
-        """The answer to send."""
-        answer = error_response(
-            self.status,
-            self.message,
-            type=self.type,
-            code=self.code,
-            param=self.param,
-            headers=self.headers,
-        )
+    def response(self, path: str = "") -> web.Response:
+        """The answer to send, in the shape that clients of `path` read."""
+        answer = error_response(self.error, path, self.headers)
         if self.close:
             answer.force_close()
         return answer
 
 
-def error_body(
-    message: str,
-    *,
-    type: str = INVALID_REQUEST,  # noqa: A002
-    code: str | None = None,
-    param: str | None = None,
-) -> bytes:
-    """The JSON of an error."""
-    return _encode({"error": {"message": message, "type": type, "param": param, "code": code}})
+def shape_for(path: str) -> Shape:
+    """How errors look to the clients of a path."""
+    if path.startswith("/v1/messages"):
+        return anthropic.error_body
+    if path.startswith("/api/"):
+        return ollama.error_body
+    return openai.error_body
 
 
 def error_response(
-    status: int,
-    message: str,
-    *,
-    type: str = INVALID_REQUEST,  # noqa: A002
-    code: str | None = None,
-    param: str | None = None,
-    headers: Mapping[str, str] | None = None,
+    error: ErrorText, path: str = "", headers: Mapping[str, str] | None = None
 ) -> web.Response:
     """An error as an answer of aiohttp's."""
     return web.Response(
-        status=status,
-        body=error_body(message, type=type, code=code, param=param),
-        headers=headers,
+        status=error.status,
+        body=shape_for(path)(error),
+        headers={**id_headers(new_id("req")), **(headers or {})},
         content_type="application/json",
     )
 
@@ -94,11 +79,13 @@ def closing_answer(
 
     It always announces the end of the connection.
     """
-    body = error_body(message, type=SERVER_ERROR if status >= 500 else INVALID_REQUEST, code=code)
+    kind = SERVER_ERROR if status >= 500 else INVALID_REQUEST
+    body = openai.error_body(ErrorText(status, message, kind, code))
     fields = {
         "Content-Type": "application/json",
         "Content-Length": str(len(body)),
         "Connection": "close",
+        **id_headers(new_id("req")),
         **(headers or {}),
     }
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from tidegate.core.errors import LedgerFull, UpstreamError
+from tidegate.core.formats import BY_PATH, CHAT
 from tidegate.core.ledger import Ledger
 from tidegate.core.message import RunSummary
 from tidegate.core.run import Attempt, Run, State
@@ -29,6 +30,7 @@ PEER_NAME = "<generation>"  # the caller's name when the other generation asks f
 OWNER_HEADER = "x-tidegate-owner"
 ASK_LIMIT_S = 5.0
 HIGH_WATER_BYTES = 256 * 1024
+_ID_HEADERS = ("x-run-id", "x-request-id", "request-id")
 
 Action = Callable[[], None]
 
@@ -50,6 +52,12 @@ class HandedRun(Struct, frozen=True, kw_only=True):
     ended: float
     first_seq: int
     next_seq: int
+    path: str = CHAT.path  # its format's
+    streamed: bool = True
+    background: bool = False
+    stored: bool = True
+    response_id: str | None = None
+    upstream_response_id: str | None = None
     events: str  # the window's bytes in base64: they are UTF-8 only if the upstream was honest
 
 
@@ -80,6 +88,12 @@ def pack(run: Run) -> bytes:
             ended=run.ended or run.created,
             first_seq=window.first_seq,
             next_seq=window.next_seq,
+            path=run.format.path,
+            streamed=run.streamed,
+            background=run.background,
+            stored=run.stored,
+            response_id=run.response_id,
+            upstream_response_id=run.upstream_response_id,
             events=base64.b64encode(b"".join(blocks)).decode("ascii"),
         )
     )
@@ -100,7 +114,11 @@ def unpack(data: bytes, ledger: Ledger, limits: Limits, now_s: float) -> Run:
             account=account,
             now_s=now_s - max(0.0, time.time() - handed.created),
             created=handed.created,
+            streamed=handed.streamed,
+            format=BY_PATH.get(handed.path, CHAT),
         )
+        run.background, run.stored = handed.background, handed.stored
+        run.response_id, run.upstream_response_id = handed.response_id, handed.upstream_response_id
         run.adopt(
             state=State(handed.state),
             reason=handed.reason,
@@ -179,6 +197,7 @@ class PeerStream:
 
     def __init__(self) -> None:
         self.status = 0
+        self.ids: dict[str, str] = {}  # headers that name the run
         self._pieces: list[bytes] = []
         self._held_bytes = 0
         self._over: str | None = None  # "" at a clean end, else what broke
@@ -223,6 +242,7 @@ class PeerStream:
 
     def on_head(self, status: int, headers: dict[str, str]) -> None:
         self.status = status
+        self.ids = {name: headers[name] for name in _ID_HEADERS if name in headers}
         self._changed.set()
 
     def on_body(self, data: bytes) -> None:

@@ -19,9 +19,9 @@ from itertools import chain, islice
 from tidegate.core import relief, sweep
 from tidegate.core.deadline import Deadlines
 from tidegate.core.ledger import Entry, Ledger
-from tidegate.core.message import RunSummary, StepReport
+from tidegate.core.message import AttemptSummary, RunSummary, StepReport
 from tidegate.core.relief import Act, Candidate, Step, Victim
-from tidegate.core.run import Happening, State
+from tidegate.core.run import Happening, Run, State
 from tidegate.core.sweep import Verdict
 from tidegate.core.window import SEGMENT_BYTES
 from tidegate.gateway.metrics import FIRST_OUTPUT_BOUNDS_S, RELAY_BOUNDS_S, Histogram
@@ -125,6 +125,22 @@ class Registry:
         relay = self._relays.get(run_id)
         return relay if relay is not None and owner in {None, relay.run.owner} else None
 
+    def find_response(self, response_id: str | None, owner: str) -> Relay | None:
+        """The run whose answer has that id, if it is `owner`'s and was to be kept."""
+        if response_id is None:
+            return None
+        for relay in self._relays.values():
+            run = relay.run
+            if run.response_id == response_id and run.owner == owner and run.stored:
+                return relay
+        return None
+
+    def discard(self, relay: Relay, reason: str) -> None:
+        """Its owner wants it gone."""
+        relay.cancel(reason)
+        if relay.run.id in self._relays:
+            self._release(relay, reason)
+
     def newest(self, owner: str | None, limit: int) -> list[RunSummary]:
         """Summaries, newest first."""
         summaries: list[RunSummary] = []
@@ -182,10 +198,8 @@ class Registry:
         if relay.run.released:
             if not relay.subscribers:
                 relay.run.account.close()
-        elif relay.run.is_over and not relay.run.streamed:
-            self._release(
-                relay, "answered"
-            )  # its answer has been written; there is nothing to resume
+        elif relay.run.is_over and not relay.run.streamed and not relay.run.window.held_bytes:
+            self._release(relay, "answered")  # it has been written; there is nothing to resume
         else:
             self._plan_sweep(relay)
 
@@ -478,6 +492,22 @@ def as_candidate(relay: Relay, now_s: float) -> Candidate:
 def _once(state: State, reason: str | None) -> str:
     """The reason without the word that the state says already."""
     return (reason or "").removeprefix(f"{state.value}: ")
+
+
+def attempts_of(run: Run, now_s: float) -> list[AttemptSummary]:
+    """Every try at an answer, the first one first."""
+    return [
+        AttemptSummary(
+            number=attempt.number,
+            upstream=attempt.upstream,
+            model=attempt.model,
+            tries=attempt.tries,
+            outcome=attempt.outcome,
+            seconds=(now_s if attempt.ended_s is None else attempt.ended_s) - attempt.started_s,
+            upstream_request_id=attempt.request_id,
+        )
+        for attempt in run.attempts
+    ]
 
 
 def summarise(relay: Relay) -> RunSummary:

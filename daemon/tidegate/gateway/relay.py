@@ -12,15 +12,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
-from tidegate.core import chat
-from tidegate.core.chat import Meaning
+import msgspec
+from msgspec import Raw
+
 from tidegate.core.clock import Expiry, next_expiry
 from tidegate.core.errors import LedgerFull, TidegateError, UpstreamError
+from tidegate.core.formats.base import (
+    RETRYABLE_STATUS,
+    TAIL_EVENTS,
+    ErrorText,
+    Meaning,
+    error_label,
+    is_json,
+    with_values,
+)
 from tidegate.core.ledger import Entry
 from tidegate.core.run import Happening, Run, State
 from tidegate.core.settings import Limits
@@ -36,10 +48,14 @@ log = logging.getLogger("tidegate.relay")
 # ride out a hiccup, far less than the window, so nobody who reads loses an event.
 PAUSE_LAG_BYTES = 256 * 1024
 
-# Worth a try elsewhere: overload and breakage, never the caller's own mistakes.
-RETRYABLE_STATUS = frozenset({408, 429, 500, 502, 503, 504, 507, 529})
+# An upstream that says when to come again is asked once more, if that is soon: a client waits for
+# half a minute without a word of it, and official ones ask again themselves.
+MOST_TRIES = 2
+MOST_WAIT_S = 30.0
+LOADING_AGAIN_S = 1.0  # llama.cpp answers 503 while it loads its model, and is quick to say so
 HOPS_HEADER = "x-tidegate-hops"  # so that a ring of gateways ends
 MAX_ERROR_BYTES = 256 * 1024
+FEWEST_EVENTS = 8  # a shorter answer says nothing about speed
 TIMED_EVERY = 16  # events; timing each would cost as much as framing it
 
 
@@ -58,6 +74,15 @@ class Answer(NamedTuple):
     content_type: str
     body: bytes
     headers: tuple[tuple[str, str], ...] = ()
+
+
+class Sent(NamedTuple):
+    """What an upstream is sent beside the body."""
+
+    content_type: str = "application/json"
+    header_lines: str = ""  # the client's own, as far as the format needs them
+    values: Mapping[str, Raw | None] = MappingProxyType({})  # for the body's own; None: without
+    hops: int = 0  # through how many tidegates the request has come already
 
 
 class Book(Protocol):
@@ -87,22 +112,23 @@ class Relay:
         run: Run,
         targets: list[Target],
         loop: asyncio.AbstractEventLoop,
-        hops: int = 0,
+        sent: Sent = Sent(),  # noqa: B008 - a constant
     ) -> None:
-        """`hops` tells through how many tidegates the request has come already."""
         self.run = run
         self.subscribers: list[Subscriber] = []
         self.answer: Answer | None = None  # for a creator that has not been sent a stream
         self.target: Target | None = None
         self._book = book
         self._loop = loop
-        self._targets = targets
-        self._hops = hops
-        self._tried = 0
+        self._left = list(targets)  # not tried yet
+        self._sent = sent
+        self._judged = False  # whether the try under way has told how its upstream does
         self._connection: UpstreamConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
+        self._again: asyncio.TimerHandle | None = None  # told to come again, or still loading
         self._has_place = self._in_queue = False
         self._is_stream = False  # what the upstream is sending right now is the stream
+        self._begun_s = 0.0  # when its first output came
         self._status = 0
         self._headers: dict[str, str] = {}
         self._held_back = False  # the ledger is tight
@@ -116,8 +142,8 @@ class Relay:
 
     def begin(self) -> None:
         """Goes for the next target: at once, or when it has a place."""
-        self.target = target = self._targets[self._tried]
-        self._tried += 1
+        self.target = target = self._choose()
+        self._judged = False
         self.run.limits = target.limits
         try:
             self._has_place = target.pool.take_place(self)
@@ -131,17 +157,32 @@ class Relay:
             self.run.wait_for_place(self._loop.time())
         self._book.look_soon(self, self._due_s())
 
+    def _choose(self) -> Target:
+        """The next target that is not set aside; if all are, the one whose time comes first."""
+        now_s = self._loop.time()
+        for target in self._left:
+            if target.pool.breaker.admit(now_s):
+                self._left.remove(target)
+                return target
+        target = min(self._left, key=lambda each: each.pool.breaker.due_s or 0.0)
+        self._left.remove(target)
+        return target
+
     def on_place(self) -> None:
         """Our turn has come."""
         self._has_place, self._in_queue = True, False
         self._open()
         self._book.look_soon(self, self._due_s())
 
-    def _open(self, *, fresh: bool = False) -> None:
+    def _open(self, *, fresh: bool = False, again: bool = False) -> None:
+        """`again` goes on with the try under way, `fresh` over a connection of its own."""
         assert self.target is not None
         pool = self.target.pool
         try:
-            self.run.begin_attempt(pool.name, self.target.model, self._loop.time())
+            if again:
+                self.run.try_again()
+            else:
+                self.run.begin_attempt(pool.name, self.target.model, self._loop.time())
             connection = None if fresh else pool.take_idle()
             if connection is not None:
                 self._request(connection)
@@ -149,6 +190,15 @@ class Relay:
                 self._connecting = self._loop.create_task(self._connect())
         except Exception:  # whoever made room for us must not suffer from it
             self._on_fault()
+
+    def _open_again_in(self, wait_s: float, why: str) -> None:
+        """Comes again after a while; the clocks of the try run on."""
+        log.info("run %s: %s; asking again in %g s", self.run.id, why, wait_s)
+        self._again = self._loop.call_later(wait_s, self._open_again)
+
+    def _open_again(self) -> None:
+        self._again = None
+        self._open(again=True)
 
     async def _connect(self) -> None:
         assert self.target is not None
@@ -165,20 +215,27 @@ class Relay:
 
     def _request(self, connection: UpstreamConnection) -> None:
         assert self.target is not None
-        run, pool, model = self.run, self.target.pool, self.target.model
+        run, pool, model, sent = self.run, self.target.pool, self.target.model, self._sent
+        form = run.format
         self._connection = connection
         self._is_stream = False
+        values = sent.values
+        if model != run.model:
+            values = {**values, "model": Raw(msgspec.json.encode(model))}
         try:
-            body = run.body if model == run.model else chat.with_model(run.body, model)
-        except UnicodeDecodeError as error:
-            self._refuse(f"the request body is not valid JSON: {error}")
+            body = with_values(run.body, sent.content_type, values) if values else run.body
+        except ValueError as error:
+            self._refuse(str(error))
             return
         head = pool.request_head(
             "POST",
-            "/chat/completions",
+            form.path,
             len(body),
             stream=run.streamed,
-            more=f"{HOPS_HEADER}: {self._hops + 1}\r\n",
+            accept=form.framing.accept if run.streamed else form.accept,
+            content_type=sent.content_type,
+            at_root=form.at_root,
+            more=f"{HOPS_HEADER}: {sent.hops + 1}\r\n{sent.header_lines}",
         )
         connection.send(head + body, self)
         if self._held_back:
@@ -188,11 +245,15 @@ class Relay:
 
     def on_head(self, status: int, headers: dict[str, str]) -> None:
         self._status, self._headers = status, headers
-        if self.run.streamed and 200 <= status < 300:
+        self.run.attempt.request_id = _request_id(headers)
+        coding = headers.get("content-encoding", "identity").lower()
+        if coding not in {"identity", ""} and 200 <= status < 300:
+            self._attempt_failed(
+                UpstreamError("compressed its answer, which nobody asked for", code="compressed")
+            )
+        elif self.run.streamed and 200 <= status < 300:
             content_type = headers.get("content-type", "").lower()
-            self._is_stream = content_type.startswith("text/event-stream")
-            if not self._is_stream:
-                self._attempt_failed(UpstreamError("answered a stream request without a stream"))
+            self._is_stream = content_type.startswith(self.run.format.framing.accepted)
 
     def on_body(self, data: bytes) -> None:
         """One read of the upstream's socket: the hot path."""
@@ -207,11 +268,12 @@ class Relay:
             if block:
                 if before is not State.STREAMING:
                     self._on_first_output()
-                if chat.ends_with_done(block):
+                if run.format.may_end(block):
                     said = run.verdict()
-                    self._send(block, last=said is Meaning.DONE and not run.end_disabled)
-                    self._on_done(said)
-                    return
+                    if said is Meaning.DONE or said is Meaning.ERROR:
+                        self._send(block, last=said is Meaning.DONE and not run.end_disabled)
+                        self._on_done(said)
+                        return
                 self._send(block)
                 if not run.window.next_seq % TIMED_EVERY:
                     self._book.relay_seconds.observe(time.perf_counter() - started_s)
@@ -250,7 +312,7 @@ class Relay:
         connection, self._connection = self._connection, None
         if connection is not None and connection.is_reused and not answered:
             # It died of idleness while our request was on its way: not a fault.
-            self._open(fresh=True)
+            self._open(fresh=True, again=True)
             return
         when = "in the middle of the answer" if self._is_stream else "before an answer"
         error = UpstreamError(f"{reason} {when}", code="upstream_disconnected")
@@ -284,8 +346,10 @@ class Relay:
     def _on_first_output(self) -> None:
         """Nothing can fail over any more; the caller may know the status."""
         assert self.target is not None
-        self.target.pool.succeeded()
-        begun_s = self._loop.time() - self.run.attempt.started_s
+        self._judge_well()
+        self._begun_s = self._loop.time()
+        begun_s = self._begun_s - self.run.attempt.started_s
+        self.target.pool.note_first_output(self.target.model, begun_s)
         self._book.on_first_output(self.target.pool.name, begun_s)
         self._book.look_soon(self, self._due_s())  # from now on the idle clock runs
 
@@ -308,7 +372,8 @@ class Relay:
 
     def _take_plain(self, data: bytes) -> None:
         self.run.feed_plain(data)
-        if self._status != 200 and self.run.attempt.held_bytes > MAX_ERROR_BYTES:
+        is_answer = 200 <= self._status < 300 and not self.run.streamed
+        if not is_answer and self.run.attempt.held_bytes > MAX_ERROR_BYTES:
             self._connection, connection = None, self._connection
             if connection is not None:
                 connection.abort()
@@ -316,34 +381,79 @@ class Relay:
 
     def _finish_plain(self) -> None:
         """A whole body: the answer, or the upstream's own error."""
-        assert self.target is not None
         body = b"".join(self.run.attempt.held)
         status = self._status
         if status in RETRYABLE_STATUS:
-            failure = UpstreamError(
-                f"answered {status}{chat.error_label(body)}", code=f"upstream_{status}"
-            )
-            self._attempt_failed(failure, answer=self._pass_on(status, body))
+            self._on_busy(status, body)
         elif 200 <= status < 300:
-            self.target.pool.succeeded()
-            self.answer = self._pass_on(status, body)
-            self._complete()
+            self._on_answer(status, body)
         elif 300 <= status < 400:
             self._attempt_failed(
-                UpstreamError(f"answered {status}: redirects are not followed", retryable=False)
+                UpstreamError(
+                    f"answered {status}: redirects are not followed",
+                    code="redirected",
+                    retryable=False,
+                )
             )
         elif status >= 600:
             self._attempt_failed(UpstreamError(f"answered {status}, which is no HTTP status"))
         else:
+            assert self.target is not None
             self.answer = self._pass_on(status, body)
             name = self.target.pool.name
-            reason = f'upstream "{name}" refused with {status}{chat.error_label(body)}'
+            reason = f'upstream "{name}" refused with {status}{error_label(body)}'
             self._end(Happening.FAIL, reason, f"upstream_{status}")
+
+    def _on_busy(self, status: int, body: bytes) -> None:
+        """Overload or breakage: elsewhere at once, here again when it says when, or the end."""
+        run = self.run
+        what = f"answered {status}{error_label(body)}"
+        if not self._left and run.state is State.CONNECTING:
+            waited_s = self._loop.time() - run.attempt.started_s
+            asked_s = _retry_after_s(self._headers)
+            if status == 503 and b"unavailable_error" in body and b"oading model" in body:
+                if waited_s < run.limits.first_output_s:
+                    self._open_again_in(LOADING_AGAIN_S, "it is loading its model")
+                    return
+            elif asked_s is not None and status in {429, 503} and run.attempt.tries < MOST_TRIES:
+                self._open_again_in(asked_s, f'upstream "{run.attempt.upstream}" {what}')
+                return
+        failure = UpstreamError(what, code=f"upstream_{status}")
+        is_told = is_json(body)  # a proxy's page of HTML tells no client library anything
+        self._attempt_failed(failure, answer=self._pass_on(status, body) if is_told else None)
+
+    def _on_answer(self, status: int, body: bytes) -> None:
+        """A status of success: an answer, unless its body says otherwise."""
+        form = self.run.format
+        content_type = self._headers.get("content-type", "").lower()
+        told = form.error_in(body) if "json" in content_type else None
+        if told is not None:
+            raise UpstreamError(
+                f"answered {status} with an error{told.label}",
+                code="upstream_error_event",
+                said=told.body,
+                status=told.status,
+                retryable=told.status in RETRYABLE_STATUS,
+            )
+        if self.run.streamed:
+            raise UpstreamError("answered a stream request without a stream", code="no_stream")
+        if form.answers_json and not is_json(body):
+            raise UpstreamError("answered with something that is not JSON", code="not_json")
+        self._judge_well()
+        self.run.learn_id(body)
+        if self.run.response_id is not None and self.run.stored:
+            self.run.keep_plain(body)
+        self.answer = self._pass_on(status, body)
+        self._complete()
 
     def _pass_on(self, status: int, body: bytes) -> Answer:
         """The upstream's own words, untouched, with the headers that concern the caller."""
         content_type = self._headers.get("content-type", "application/json")
-        passed = tuple((n, self._headers[n]) for n in _PASSED_HEADERS if n in self._headers)
+        passed = tuple(
+            (_RENAMED.get(name, name), value)
+            for name, value in self._headers.items()
+            if name.startswith(_PASSED_HEADERS)
+        )
         return Answer(status, content_type, body, passed)
 
     # --- how it ends --------------------------------------------------------------------------
@@ -354,33 +464,56 @@ class Relay:
         `answer` is what the upstream itself said.
         """
         assert self.target is not None
+        run = self.run
         name = self.target.pool.name
         if answer is None and isinstance(error, UpstreamError) and error.said:
-            answer = Answer(502, "application/json", error.said)
-        reason = f'upstream "{name}" {error}' if isinstance(error, UpstreamError) else str(error)
+            answer = Answer(error.status, "application/json", error.said)
+        reason = str(error)
+        if isinstance(error, UpstreamError):
+            after = "" if error.code == "first_output_s" else self._after()
+            reason = f'upstream "{name}" {error}{after}'
+            self._judge_badly(reason, error.code)
         self._let_go_of_upstream()
         if isinstance(error, UpstreamError):
-            if error.code != "queue_full":
-                self.target.pool.failed(reason)
-            may_go_on = error.retryable and self.run.state in {State.QUEUED, State.CONNECTING}
-            if may_go_on and self._tried < len(self._targets):
-                if self.run.attempts:
-                    self.run.attempt.outcome = reason
-                log.info("run %s: %s; trying the next target", self.run.id, reason)
+            may_go_on = error.retryable and run.state in {State.QUEUED, State.CONNECTING}
+            if may_go_on and self._left:
+                if run.attempts:
+                    run.end_attempt(reason, self._loop.time())
+                log.info("run %s: %s; trying the next target", run.id, reason)
                 self.begin()
                 return
         self.answer = answer
         self._end(Happening.FAIL, reason, error.code)
 
+    def _after(self) -> str:
+        """How long after the question it happened, for people."""
+        if self.run.state not in {State.CONNECTING, State.STREAMING}:
+            return ""
+        return f", {self._loop.time() - self.run.attempt.started_s:.1f} s after the request"
+
+    def _judge_well(self) -> None:
+        assert self.target is not None
+        self._judged = True
+        self.target.pool.succeeded()
+
+    def _judge_badly(self, reason: str, code: str) -> None:
+        """Breakage and missing progress count against an upstream; to be busy does not."""
+        assert self.target is not None
+        if code == "queue_full":
+            return
+        counts = code in _FAULTS or code.startswith("upstream_5")
+        self._judged = self._judged or counts
+        self.target.pool.failed(reason, counts=counts)
+
     def expire(self, expiry: Expiry) -> None:
         """A limit has been reached."""
-        if expiry.retryable and self._tried < len(self._targets):
+        if expiry.retryable and self._left:
             self._attempt_failed(UpstreamError(expiry.reason, code=expiry.limit))
             return
         reason = expiry.reason
         if expiry.upstream_fault and self.target is not None:
             reason = f'upstream "{self.target.pool.name}" {reason}'
-            self.target.pool.failed(reason)
+            self._judge_badly(reason, expiry.limit)
         self._end(expiry.happening, reason, expiry.limit)
 
     def cancel(self, reason: str) -> None:
@@ -395,12 +528,26 @@ class Relay:
 
     def _refuse(self, reason: str) -> None:
         """The caller's own mistake, seen late."""
-        body = chat.error_body(reason, "invalid_request_error", "bad_request")
-        self.answer = Answer(400, "application/json", body)
+        error = ErrorText(400, reason, "invalid_request_error", "bad_request")
+        self.answer = Answer(400, "application/json", self.run.format.error_body(error))
         self._end(Happening.FAIL, reason, "bad_request")
 
     def _complete(self) -> None:
+        if self._is_stream and self.target is not None:
+            self._note_speed(self.target)
         self._end(Happening.COMPLETE, None, None)
+
+    def _note_speed(self, target: Target) -> None:
+        """How fast the answer came, for whoever chooses between models."""
+        run = self.run
+        took_s = self._loop.time() - self._begun_s
+        if took_s <= 0.0 or run.window.next_seq < FEWEST_EVENTS:
+            return
+        tokens = run.format.tokens(run.window.last_events(TAIL_EVENTS))
+        if tokens:
+            target.pool.note_speed(target.model, tokens / took_s, "tokens/s")
+        else:
+            target.pool.note_speed(target.model, run.window.next_seq / took_s, "events/s")
 
     def _on_fault(self) -> None:
         """A mistake of ours must not leave a run behind."""
@@ -441,6 +588,12 @@ class Relay:
         self.count_outbound()
 
     def _let_go_of_upstream(self) -> None:
+        if self.target is not None and not self._judged:
+            self.target.pool.breaker.gave_up()
+            self._judged = True
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
         if self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None
@@ -509,7 +662,7 @@ class Relay:
         hold_s = self.run.created_s + self.run.limits.hold_s
         for subscriber in self.subscribers:
             if isinstance(subscriber, StreamSubscriber) and now_s >= hold_s:
-                subscriber.commit()
+                subscriber.stop_holding()
         return self._due_s()
 
     def _due_s(self) -> float:
@@ -575,4 +728,40 @@ class Relay:
             self._book.look_soon(self, self._due_s())
 
 
-_PASSED_HEADERS = ("retry-after", "x-request-id", "x-should-retry")
+# What a caller's library looks at. The upstream's own id gets another name, for ours has that one.
+_PASSED_HEADERS = (
+    "retry-after",
+    "x-should-retry",
+    "x-ratelimit-",
+    "anthropic-ratelimit-",
+    "openai-processing-ms",
+    "x-request-id",
+    "request-id",
+)
+_RENAMED = {"x-request-id": "x-upstream-request-id", "request-id": "x-upstream-request-id"}
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
+
+# Against these an upstream is set aside; beside them what answers 5xx.
+_FAULTS = frozenset(
+    {
+        "connect_failed",
+        "connect_timeout",
+        "upstream_disconnected",
+        "first_output_s",
+        "idle_s",
+    }
+)
+
+
+def _request_id(headers: dict[str, str]) -> str | None:
+    """What the upstream calls the request, for whoever asks its owner about it."""
+    said = headers.get("x-request-id") or headers.get("request-id") or ""
+    return said if _REQUEST_ID.fullmatch(said) else None
+
+
+def _retry_after_s(headers: dict[str, str]) -> float | None:
+    """When to come again, in seconds, if that is soon enough; None otherwise."""
+    text = headers.get("retry-after", "")
+    if not (text.isascii() and text.isdigit() and len(text) < 4):
+        return None
+    return wait_s if (wait_s := float(text)) <= MOST_WAIT_S else None

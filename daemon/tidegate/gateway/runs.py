@@ -12,21 +12,21 @@ import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 import msgspec
 from aiohttp import web
 
 from tidegate.core.errors import CursorEvicted, UpstreamError
+from tidegate.core.framing import SSE, Framing
 from tidegate.core.run import State
-from tidegate.core.sse import event_data, event_name, split_events
 from tidegate.core.window import Cursor
+from tidegate.gateway import background
 from tidegate.gateway.answers import stream_head
 from tidegate.gateway.client import Client, Written
 from tidegate.gateway.door import Caller
 from tidegate.gateway.errors import Refused
 from tidegate.gateway.handoff import Peer
-from tidegate.gateway.registry import summarise
+from tidegate.gateway.registry import attempts_of, summarise
 from tidegate.gateway.relay import Relay
 from tidegate.gateway.subscriber import StreamSubscriber, Subscriber
 
@@ -61,15 +61,19 @@ async def show_run(
     gateway: Gateway, request: web.BaseRequest, caller: Caller, run_id: str
 ) -> web.StreamResponse:
     """One run."""
-    found = await _find(gateway, caller, run_id, _asking("GET", run_id, "", caller))
-    return _json(summarise(found)) if isinstance(found, Relay) else found
+    found = await _find_run(gateway, caller, run_id, _asking("GET", f"/runs/{run_id}", caller))
+    if not isinstance(found, Relay):
+        return found
+    shown = msgspec.structs.asdict(summarise(found))
+    return _json({**shown, "attempt_list": attempts_of(found.run, gateway.loop.time())})
 
 
 async def cancel_run(
     gateway: Gateway, request: web.BaseRequest, caller: Caller, run_id: str
 ) -> web.StreamResponse:
     """Ends a run. One that is over already is shown as it is."""
-    found = await _find(gateway, caller, run_id, _asking("POST", run_id, "/cancel", caller))
+    ask = _asking("POST", f"/runs/{run_id}/cancel", caller)
+    found = await _find_run(gateway, caller, run_id, ask)
     if not isinstance(found, Relay):
         return found
     found.cancel("cancelled by client")
@@ -87,10 +91,10 @@ async def stream_run(
     from_peer = _websocket_from_peer if over_websocket else _stream_from_peer
 
     async def ask(peer: Peer) -> web.StreamResponse:
-        path = f"/runs/{quote(run_id, safe='')}/stream?starting_after={after}"
+        path = f"/runs/{run_id}/stream?starting_after={after}"
         return await from_peer(gateway, peer, request, path, caller)
 
-    relay = await _find(gateway, caller, run_id, ask)
+    relay = await _find_run(gateway, caller, run_id, ask)
     if not isinstance(relay, Relay):
         return relay
     cursor = _cursor(relay, after)
@@ -99,13 +103,68 @@ async def stream_run(
     if over_websocket:
         return await _websocket(gateway, relay, request, cursor)
     client = Client(request)
-    subscriber = StreamSubscriber(
-        relay.run, client, stream_head(relay.run, client), cursor=cursor, ids=True
-    )
+    return await _follow(gateway, relay, client, cursor, ids=True)
+
+
+async def _follow(
+    gateway: Gateway, relay: Relay, client: Client, cursor: Cursor, *, ids: bool
+) -> web.StreamResponse:
+    """Reads a run to its end from `cursor` on."""
+    head = stream_head(relay.run, client, SSE if ids else relay.run.format.framing)
+    subscriber = StreamSubscriber(relay.run, client, head, cursor=cursor, ids=ids)
     with gateway.reading(relay, subscriber):
         subscriber.commit()
         await subscriber.serve()
     return Written(close=client.closes)
+
+
+# --- responses, by the ids that OpenAI's clients know ----------------------------------------
+
+
+async def show_response(
+    gateway: Gateway, request: web.BaseRequest, caller: Caller, response_id: str
+) -> web.StreamResponse:
+    """A response as it is now, or with `stream=true` its events from a cursor on."""
+    if request.query.get("stream", "false").lower() != "true":
+        ask = _asking("GET", f"/responses/{response_id}", caller)
+        found = await _find_response(gateway, caller, response_id, ask)
+        return background.show(found) if isinstance(found, Relay) else found
+    after = _starting_after(request)
+
+    async def ask_stream(peer: Peer) -> web.StreamResponse:
+        path = f"/responses/{response_id}?stream=true&starting_after={after}"
+        return await _stream_from_peer(gateway, peer, request, path, caller)
+
+    found = await _find_response(gateway, caller, response_id, ask_stream)
+    if not isinstance(found, Relay):
+        return found
+    background.check_streamable(found.run)
+    return await _follow(gateway, found, Client(request), _cursor(found, after), ids=False)
+
+
+async def cancel_response(
+    gateway: Gateway, request: web.BaseRequest, caller: Caller, response_id: str
+) -> web.StreamResponse:
+    """Ends a background response; one that is over is shown as it is."""
+    ask = _asking("POST", f"/responses/{response_id}/cancel", caller)
+    found = await _find_response(gateway, caller, response_id, ask)
+    if not isinstance(found, Relay):
+        return found
+    background.check_cancellable(found.run)
+    found.cancel("cancelled by client")
+    return background.show(found)
+
+
+async def delete_response(
+    gateway: Gateway, request: web.BaseRequest, caller: Caller, response_id: str
+) -> web.StreamResponse:
+    """Forgets a response, and ends it if need be."""
+    ask = _asking("DELETE", f"/responses/{response_id}", caller)
+    found = await _find_response(gateway, caller, response_id, ask)
+    if not isinstance(found, Relay):
+        return found
+    gateway.registry.discard(found, "deleted by client")
+    return background.deleted(response_id)
 
 
 # --- where to start ---------------------------------------------------------------------------
@@ -142,9 +201,9 @@ def _cursor(relay: Relay, after: int) -> Cursor:
 # --- over WebSocket -----------------------------------------------------------------------------
 
 
-def _message(seq: int, event: bytes) -> str:
-    data = event_data(event).decode("utf-8", "replace")
-    return _encode({"seq": seq, "event": event_name(event), "data": data}).decode()
+def _message(seq: int, event: bytes, framing: Framing = SSE) -> str:
+    data = framing.data(event).decode("utf-8", "replace")
+    return _encode({"seq": seq, "event": framing.event_name(event), "data": data}).decode()
 
 
 class _Reader:
@@ -205,15 +264,15 @@ async def _websocket(
 
 async def _pump(subscriber: Subscriber, client: Client, reader: _Reader) -> dict[str, object]:
     """Sends events until the run is over; returns the last word."""
-    run = subscriber.run
+    run, framing = subscriber.run, subscriber.run.format.framing
     while True:
         try:
             block, end = run.window.read(subscriber.cursor)
         except CursorEvicted as evicted:
             reason = run.reason if run.released else f"read too slowly: {evicted}"
             return {"state": run.state.value, "reason": reason}
-        for seq, event in enumerate(split_events(block), subscriber.cursor.seq):
-            message = _message(seq, event)
+        for seq, event in enumerate(framing.split(block), subscriber.cursor.seq):
+            message = _message(seq, event, framing)
             await reader.socket.send_str(message)
             client.wrote(len(message))
         if block:
@@ -230,32 +289,62 @@ async def _pump(subscriber: Subscriber, client: Client, reader: _Reader) -> dict
 
 
 Ask = Callable[[Peer], Awaitable[web.StreamResponse]]
+Look = Callable[[], Relay | None]
+
+
+async def _find_run(
+    gateway: Gateway, caller: Caller, run_id: str, ask: Ask
+) -> Relay | web.StreamResponse:
+    def look() -> Relay | None:
+        return gateway.registry.find(run_id, caller.owner)
+
+    missing = Refused(404, "there is no such run, or it is no longer kept", "run_not_found")
+    return await _find(gateway, caller, look, ask, missing)
+
+
+async def _find_response(
+    gateway: Gateway, caller: Caller, response_id: str, ask: Ask
+) -> Relay | web.StreamResponse:
+    def look() -> Relay | None:
+        return gateway.registry.find_response(response_id, caller.owner)
+
+    missing = Refused(
+        404, "there is no such response, or it is no longer kept", "response_not_found"
+    )
+    return await _find(gateway, caller, look, ask, missing)
 
 
 async def _find(
-    gateway: Gateway, caller: Caller, run_id: str, ask: Ask
+    gateway: Gateway, caller: Caller, look: Look, ask: Ask, missing: Refused
 ) -> Relay | web.StreamResponse:
-    """The run, or else what the other generation answers. Raises Refused when nobody has it."""
-    relay = gateway.registry.find(run_id, caller.owner)
+    """What was looked for, or else what the other generation answers. Raises `missing`."""
+    relay = look()
     peer = gateway.peer_for(caller)
     if relay is not None:
         return relay
     if peer is None:
-        raise _not_found()
-    answer = await ask(peer)
+        raise missing
+    try:
+        answer = await ask(peer)
+    except UpstreamError as error:
+        if error.code == "connect_failed":
+            raise missing from None  # it has gone, and its runs with it
+        raise Refused(
+            503,
+            f"the other generation {error}",
+            "generation_unavailable",
+            type="server_error",
+            headers={"Retry-After": "1"},
+        ) from None
     if answer.status != 404:
         return answer
     # It may have been handed over to us while the other one was asked.
-    return gateway.registry.find(run_id, caller.owner) or answer
+    return look() or answer
 
 
-def _asking(method: str, run_id: str, verb: str, caller: Caller) -> Ask:
+def _asking(method: str, path: str, caller: Caller) -> Ask:
     async def ask(peer: Peer) -> web.StreamResponse:
-        try:
-            path = f"/runs/{quote(run_id, safe='')}{verb}"
-            status, body = await peer.ask(method, path, caller.owner)
-        except UpstreamError as error:
-            return _peer_failed(error).response()
+        status, body = await peer.ask(method, path, caller.owner)
         return web.Response(status=status, body=body, content_type="application/json")
 
     return ask
@@ -265,10 +354,7 @@ async def _stream_from_peer(
     gateway: Gateway, peer: Peer, request: web.BaseRequest, path: str, caller: Caller
 ) -> web.StreamResponse:
     """Relays the draining generation's own answer, status and all."""
-    try:
-        stream = await peer.open_stream(path, caller.owner)
-    except UpstreamError as error:
-        return _peer_failed(error).response()
+    stream = await peer.open_stream(path, caller.owner)
     try:
         if stream.status != 200:
             body = b"".join([piece async for piece in stream.pieces()])
@@ -278,7 +364,7 @@ async def _stream_from_peer(
                 "Content-Type": "text/event-stream; charset=utf-8",
                 "Cache-Control": "no-cache, no-transform",
                 "X-Accel-Buffering": "no",
-                "x-run-id": path.split("/")[2],
+                **stream.ids,
             }
         )
         await response.prepare(request)
@@ -303,10 +389,7 @@ async def _websocket_from_peer(
     gateway: Gateway, peer: Peer, request: web.BaseRequest, path: str, caller: Caller
 ) -> web.StreamResponse:
     """The same over WebSocket: the peer's SSE, with its ids, becomes messages."""
-    try:
-        stream = await peer.open_stream(path, caller.owner)
-    except UpstreamError as error:
-        return _peer_failed(error).response()
+    stream = await peer.open_stream(path, caller.owner)
     reader = _Reader(request, gateway.settings.limits.keepalive_s)
     try:
         if stream.status not in {200, 204}:
@@ -333,25 +416,9 @@ async def _websocket_from_peer(
 
 def _take_numbered(unfinished: bytearray) -> list[tuple[int, bytes]]:
     """Takes the whole events, each with the seq in its `id:` line, off the front."""
-    events = split_events(bytes(unfinished))
+    events = SSE.split(bytes(unfinished))
     del unfinished[: sum(map(len, events))]
     return [(int(found[1]), event) for event in events if (found := _ID_LINE.search(event))]
-
-
-def _not_found() -> Refused:
-    return Refused(404, "there is no such run, or it is no longer kept", "run_not_found")
-
-
-def _peer_failed(error: UpstreamError) -> Refused:
-    if error.code == "connect_failed":
-        return _not_found()  # it has gone, and its runs with it
-    return Refused(
-        503,
-        f"the other generation {error}",
-        "generation_unavailable",
-        type="server_error",
-        headers={"Retry-After": "1"},
-    )
 
 
 def _json(value: object) -> web.Response:

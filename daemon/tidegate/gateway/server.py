@@ -36,8 +36,16 @@ from aiohttp.http import HttpProcessingError, RawRequestMessage
 from aiohttp.http_exceptions import BadHttpMethod, LineTooLong
 from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
 
+from tidegate.core.formats.base import ErrorText
 from tidegate.core.settings import KIB, Limits
-from tidegate.gateway.errors import SERVER_ERROR, Refused, closing_answer, error_response
+from tidegate.gateway.errors import (
+    INVALID_REQUEST,
+    SERVER_ERROR,
+    Refused,
+    closing_answer,
+    error_response,
+)
+from tidegate.gateway.ids import id_headers
 
 log = logging.getLogger(__name__)
 
@@ -464,17 +472,13 @@ class ClientProtocol(RequestHandler):
             self.enter(Phase.CLOSING)
             raise ConnectionResetError("an answer had begun")
         if isinstance(exc, Refused):
-            return exc.response()
+            return exc.response(request.raw_path)
         if isinstance(exc, HttpProcessingError):
             return self._answer_malformed(request, exc)
         number = self._note_failed(request, exc or sys.exception())
-        answer = error_response(
-            status,
-            f"internal error; the log has it as request {number}",
-            type=SERVER_ERROR,
-            code="internal_error",
-            headers={"x-request-id": number},
-        )
+        message = f"internal error; the log has it as request {number}"
+        error = ErrorText(status, message, SERVER_ERROR, "internal_error")
+        answer = error_response(error, request.raw_path, id_headers(number))
         answer.force_close()
         return answer
 
@@ -484,11 +488,12 @@ class ClientProtocol(RequestHandler):
         self._malformed = True
         self._server.note_malformed(request.remote, _FAULTS.get(type(error), "not valid HTTP"))
         if isinstance(error, LineTooLong):
-            answer = error_response(
-                431, "the target or a header is longer than 8190 bytes", code="head_too_large"
-            )
+            message = "the target or a header is longer than 8190 bytes"
+            fault = ErrorText(431, message, INVALID_REQUEST, "head_too_large")
         else:
-            answer = error_response(400, "this is not valid HTTP/1.1", code="malformed_request")
+            message = "this is not valid HTTP/1.1"
+            fault = ErrorText(400, message, INVALID_REQUEST, "malformed_request")
+        answer = error_response(fault)
         answer.force_close()
         return answer
 

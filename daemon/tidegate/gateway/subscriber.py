@@ -14,22 +14,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from tidegate.core import chat
 from tidegate.core.errors import CursorEvicted
+from tidegate.core.formats.base import COMMENT
+from tidegate.core.framing import Framing
 from tidegate.core.run import Run
-from tidegate.core.sse import with_ids
 from tidegate.core.window import START, Cursor
 from tidegate.gateway.client import Client
 
-KEEP_ALIVE = b": tidegate\n"  # one newline: a comment that every client's parser skips
 LAST_CHUNK = b"0\r\n\r\n"
-STREAM_HEADERS = (
-    "Content-Type: text/event-stream; charset=utf-8\r\n"
-    "Cache-Control: no-cache, no-transform\r\n"
-    "X-Accel-Buffering: no\r\n"
-)
 RESOLUTION_S = 0.001  # uvloop's clock counts milliseconds
 LOOK_AGAIN_S = 1.0  # while something is outbound, so that the ledger stays true
+
+
+def stream_headers(framing: Framing) -> str:
+    """The header lines of every stream of events."""
+    return (
+        f"Content-Type: {framing.content_type}\r\n"
+        "Cache-Control: no-cache, no-transform\r\n"
+        "X-Accel-Buffering: no\r\n"
+    )
 
 
 class Subscriber:
@@ -95,7 +98,10 @@ class Subscriber:
 
 
 class StreamSubscriber(Subscriber):
-    """A reader over HTTP. `ids` on our own resume route only: SDKs choke on them."""
+    """A reader over HTTP.
+
+    `ids` on our own resume route only, which is always server-sent events: SDKs choke on them.
+    """
 
     def __init__(
         self, run: Run, client: Client, head: bytes, *, cursor: Cursor = START, ids: bool = False
@@ -104,6 +110,8 @@ class StreamSubscriber(Subscriber):
         self.live = cursor == run.window.end
         self._head = head  # not written before there is something to say
         self._ids = ids
+        self._framing = run.format.framing
+        self._keep_alive = COMMENT if ids else run.format.keep_alive
         self._ended = False  # the end of the body has been written
         self._wrote_s = self._loop.time()
 
@@ -117,13 +125,18 @@ class StreamSubscriber(Subscriber):
         if self._head:
             self._write(b"")
 
+    def stop_holding(self) -> None:
+        """The status has been held back long enough, if anything can be said behind it."""
+        if self._keep_alive is not None:
+            self.commit()
+
     def deliver(self, block: bytes, end: Cursor, *, last: bool = False) -> int:
         """Writes the events at once if live; otherwise they are found in the window."""
         if not self.live:
             self.wake()
             return self.outbound_bytes
         if self._ids:
-            block = with_ids(block, self.cursor.seq)
+            block = self._framing.numbered(block, self.cursor.seq)
         self.cursor = end
         if self._write(block, last=last) > self._client.high_water_bytes:
             self.live = False
@@ -151,13 +164,17 @@ class StreamSubscriber(Subscriber):
             try:
                 block, end = self.run.window.read(self.cursor)
             except CursorEvicted as evicted:
-                reason = self.run.reason if self.run.released else None
-                self._drop(reason or f"read too slowly: {evicted}")
+                if self.run.released:
+                    self._drop(self.run.reason or str(evicted), self.run.error_code or "released")
+                else:
+                    self._drop(f"read too slowly: {evicted}", evicted.code)
                 return
             if not block:
                 self.live = True
                 return
-            self._write(with_ids(block, self.cursor.seq) if self._ids else block)
+            if self._ids:
+                block = self._framing.numbered(block, self.cursor.seq)
+            self._write(block)
             del block  # a segment, which may be waited with for long: it would be in no account
             self.cursor = end
             self.on_progress()
@@ -166,11 +183,11 @@ class StreamSubscriber(Subscriber):
         """As every subscriber, and a keep-alive when it was silent for long."""
         again_s = super().check(now_s)
         keepalive_s = self.run.limits.keepalive_s
-        if self.run.is_over:
+        if self.run.is_over or self._keep_alive is None:
             return again_s
         silent_s = now_s - self._wrote_s + RESOLUTION_S
         if silent_s >= keepalive_s and self.is_committed and not self.outbound_bytes:
-            self._write(KEEP_ALIVE)
+            self._write(self._keep_alive)
             silent_s = 0.0
         wait_s = keepalive_s - silent_s
         if wait_s <= 0:
@@ -178,10 +195,11 @@ class StreamSubscriber(Subscriber):
         # At least a step of the clock: what rounding leaves may be too small to be later at all.
         return min(again_s, now_s + max(wait_s, RESOLUTION_S))
 
-    def _drop(self, reason: str) -> None:
+    def _drop(self, reason: str, code: str) -> None:
         """Ends this reader alone, telling it why; never silently."""
         self.dropped = reason
-        self._write(chat.error_event(reason, "stream_error", CursorEvicted.code))
+        block = self.run.error_block(reason, "stream_error", code)
+        self._write(self._framing.as_sse(block) if self._ids else block)
 
     def _write(self, block: bytes, *, last: bool = False) -> int:
         """One write for the head, the events and the end; returns what the kernel has not taken."""

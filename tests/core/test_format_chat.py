@@ -5,9 +5,18 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import Raw
 
-from tidegate.core import chat
-from tidegate.core.chat import Meaning
+from tidegate.core.formats import CHAT
+from tidegate.core.formats.base import (
+    OUTPUT,
+    About,
+    ErrorText,
+    Meaning,
+    error_label,
+    with_values,
+)
+from tidegate.core.formats.openai import DONE
 
 
 def event(payload: object) -> bytes:
@@ -35,7 +44,7 @@ ROWS = [
     (event({"error": {"message": "no"}}), Meaning.ERROR),
     (event({"error": "no"}), Meaning.ERROR),
     (event({"error": None, "choices": [{"delta": {"content": "a"}}]}), Meaning.OUTPUT),
-    (chat.DONE, Meaning.DONE),
+    (DONE, Meaning.DONE),
     (b"data:[DONE]\r\n\r\n", Meaning.DONE),
     (b"data: not json\n\n", Meaning.OTHER),
     (b"data: [1,2]\n\n", Meaning.OTHER),
@@ -48,7 +57,7 @@ ROWS = [
 @pytest.mark.parametrize(("raw", "meaning"), ROWS, ids=range(len(ROWS)))
 def test_each_kind_of_event_is_told_from_the_others(raw: bytes, meaning: Meaning) -> None:
     """A role is no output, a finish_reason is an end, and what is no chunk is not judged."""
-    assert chat.meaning(raw) is meaning
+    assert CHAT.meaning(raw) is meaning
 
 
 @pytest.mark.parametrize(
@@ -59,21 +68,21 @@ def test_each_kind_of_event_is_told_from_the_others(raw: bytes, meaning: Meaning
         (event({"progress": 0.5}), True),
         (delta(content="a"), True),
         (event({"choices": [{"delta": {}, "finish_reason": "stop"}]}), True),
-        (chat.DONE, True),
+        (DONE, True),
         (b"data: not json\n\n", True),
     ],
 )
 def test_when_the_answer_has_begun(raw: bytes, begun: bool) -> None:
     """A chunk without choices is no output; an event that is no chunk may be the answer."""
-    assert (chat.meaning(raw) in chat.OUTPUT) is begun
+    assert (CHAT.meaning(raw) in OUTPUT) is begun
 
 
 @given(st.binary(max_size=200))
 def test_no_event_is_too_strange(raw: bytes) -> None:
     """Whatever an upstream sends, looking at it never fails."""
-    assert chat.meaning(raw) in Meaning
-    assert isinstance(chat.meaning(raw), Meaning)
-    assert len(chat.error_label(raw)) <= 43
+    assert CHAT.meaning(raw) in Meaning
+    assert isinstance(CHAT.meaning(raw), Meaning)
+    assert len(error_label(raw)) <= 43
 
 
 @pytest.mark.parametrize(
@@ -93,13 +102,14 @@ def test_no_event_is_too_strange(raw: bytes) -> None:
 )
 def test_an_error_is_named_without_the_upstreams_words(body: bytes, label: str) -> None:
     """A message may repeat the request: only a code or type that is a plain word is taken."""
-    assert chat.error_label(body) == label
+    assert error_label(body) == label
 
 
 def test_our_own_error_is_one_that_clients_raise_on() -> None:
     """The event has OpenAI's error object, with all four members."""
-    raw = chat.error_event('upstream "box" idle', "timeout_error", "idle_s")
-    assert chat.meaning(raw) is Meaning.ERROR
+    error = ErrorText(504, 'upstream "box" idle', "timeout_error", "idle_s")
+    [raw] = CHAT.error_events(error, About(b"", "", "m", 0.0))
+    assert CHAT.meaning(raw) is Meaning.ERROR
     assert json.loads(raw[6:])["error"] == {
         "message": 'upstream "box" idle',
         "type": "timeout_error",
@@ -111,7 +121,7 @@ def test_our_own_error_is_one_that_clients_raise_on() -> None:
 def test_another_model_name_and_every_other_byte_kept() -> None:
     """Only the name changes: numbers, order and unknown members keep their bytes."""
     body = b'{"seed":1.50, "model":"fast","x":{"b":1e400,"a":[ ]} ,"top_p":0.10}'
-    changed = chat.with_model(body, 'big"one')
+    changed = with_values(body, "", {"model": Raw(b'"big\\"one"')})
     assert b'"seed":1.50' in changed
     assert b'{"b":1e400,"a":[ ]}' in changed
     assert b'"top_p":0.10' in changed
@@ -134,31 +144,31 @@ def test_another_model_name_and_every_other_byte_kept() -> None:
 )
 def test_a_body_that_is_no_request_is_refused_with_a_sentence(body: bytes) -> None:
     """A bad body is the caller's fault and is told so; it never crashes."""
-    with pytest.raises(ValueError, match="request body"):
-        chat.parse_request(body)
+    with pytest.raises(ValueError, match="request"):
+        CHAT.parse_request(body, "")
 
 
 def test_what_routing_needs_is_read_and_nothing_else_is_judged() -> None:
     """Unknown and absurd members pass: they are the upstream's affair."""
-    parsed = chat.parse_request(
-        b'{"model":"m","stream":null,"max_tokens":9223372036854775808,"n":-1}'
+    parsed = CHAT.parse_request(
+        b'{"model":"m","stream":null,"max_tokens":9223372036854775808,"n":-1}', ""
     )
-    assert (parsed.model, parsed.stream) == ("m", None)
-    assert chat.parse_request(b'{"model":"m","stream":true}').stream is True
+    assert (parsed.model, parsed.stream) == ("m", False)
+    assert CHAT.parse_request(b'{"model":"m","stream":true}', "").stream is True
 
 
 @pytest.mark.parametrize(
     ("tail", "ends"),
     [
-        (chat.DONE, True),
-        (delta(content="a") + chat.DONE, True),
+        (DONE, True),
+        (delta(content="a") + DONE, True),
         (b"data:[DONE]\n\n", True),
         (b"data: [DONE]\r\n\r\n", True),
-        (chat.DONE + delta(content="a"), False),
+        (DONE + delta(content="a"), False),
         (delta(content="[DONE]"), False),
         (b"", False),
     ],
 )
 def test_the_marker_is_recognised_at_the_end_of_a_block(tail: bytes, ends: bool) -> None:
     """Only a marker that stands last ends an answer, and text that spells it does not."""
-    assert chat.ends_with_done(tail) is ends
+    assert CHAT.may_end(tail) is ends

@@ -1,0 +1,50 @@
+"""The wire formats by name. A new format is a new description here, not a new code path."""
+
+from __future__ import annotations
+
+from tidegate.core.formats.anthropic import CountTokens, Messages
+from tidegate.core.formats.base import Format
+from tidegate.core.formats.ollama import Ollama
+from tidegate.core.formats.openai import Chat, Completions, Plain
+from tidegate.core.formats.responses import Responses
+
+CHAT = Chat()
+COMPLETIONS = Completions()
+RESPONSES = Responses()
+MESSAGES = Messages()
+COUNT_TOKENS = CountTokens()
+EMBEDDINGS = Plain("embedding", "/embeddings")
+RERANK = Plain("rerank", "/rerank")
+IMAGES = Plain("image", "/images/generations")
+IMAGE_EDITS = Plain("image edit", "/images/edits")
+IMAGE_VARIATIONS = Plain("image variation", "/images/variations")
+SPEECH = Plain("speech", "/audio/speech", answers_json=False)
+TRANSCRIPTIONS = Plain("transcription", "/audio/transcriptions", answers_json=False)
+TRANSLATIONS = Plain("translation", "/audio/translations", answers_json=False)
+OLLAMA_CHAT = Ollama("chat", "/api/chat")
+OLLAMA_GENERATE = Ollama("generate", "/api/generate")
+OLLAMA_EMBED = Ollama("embed", "/api/embed", streams=False)
+OLLAMA_EMBEDDINGS = Ollama("embeddings", "/api/embeddings", streams=False)
+OLLAMA_SHOW = Ollama("show", "/api/show", streams=False)
+
+ALL: tuple[Format, ...] = (
+    CHAT,
+    COMPLETIONS,
+    RESPONSES,
+    MESSAGES,
+    COUNT_TOKENS,
+    EMBEDDINGS,
+    RERANK,
+    IMAGES,
+    IMAGE_EDITS,
+    IMAGE_VARIATIONS,
+    SPEECH,
+    TRANSCRIPTIONS,
+    TRANSLATIONS,
+    OLLAMA_CHAT,
+    OLLAMA_GENERATE,
+    OLLAMA_EMBED,
+    OLLAMA_EMBEDDINGS,
+    OLLAMA_SHOW,
+)
+BY_PATH = {each.path: each for each in ALL}

@@ -1,0 +1,303 @@
+"""What the relay must know of a wire format: one small description each, one relay for all.
+
+Where the model's name is, what counts as output, what ends an answer, how an error is told, what
+keeps a silent connection alive. The relay itself handles bytes; a description looks into an event
+only before the first output and at the very end. In between an event is only asked whether it is
+JSON at all, for a client's parser would die of one that isn't.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Raw, Struct
+
+from tidegate.core import multipart
+from tidegate.core.framing import SSE, Framing
+
+TAIL_EVENTS = 8  # what ends an answer, usage and marker included; some upstreams add one or two
+COMMENT = b": tidegate\n"  # one newline: a comment that every client's parser skips
+
+# Worth a try elsewhere: overload and breakage, never the caller's own mistakes.
+RETRYABLE_STATUS = frozenset({408, 429, 500, 502, 503, 504, 507, 529})
+
+
+class Meaning(Enum):
+    """What one event says."""
+
+    __hash__ = object.__hash__  # Enum's own is written in Python, and costs 0.3 us each time
+
+    OPENING = "opening"  # a role, an empty delta, a ping: the answer has not begun
+    OUTPUT = "output"
+    FINISH = "finish"  # says why the answer ends: a finish_reason, a stop_reason
+    DONE = "done"  # the terminal marker
+    ERROR = "error"
+    OTHER = "other"  # not an event of this format: passed on as it is
+
+
+# With any of these the answer has begun. What cannot be read counts: it may be the answer.
+OUTPUT = frozenset({Meaning.OUTPUT, Meaning.FINISH, Meaning.DONE, Meaning.OTHER})
+
+
+class ErrorText(NamedTuple):
+    """An error as callers are told it; a format gives it its shape."""
+
+    status: int
+    message: str
+    type: str
+    code: str | None = None
+    param: str | None = None
+
+
+Shape = Callable[[ErrorText], bytes]
+
+
+class ToldError(NamedTuple):
+    """An upstream's own error, found where an answer should be."""
+
+    status: int
+    body: bytes  # in the caller's format
+    label: str  # " (overloaded_error)", or nothing: see `error_label`
+
+
+class About(NamedTuple):
+    """The answer that an error event ends."""
+
+    last_event: bytes
+    response_id: str
+    model: str
+    created: float  # Unix seconds
+
+
+class Wanted(NamedTuple):
+    """The part of a request that routing needs; everything else passes untouched."""
+
+    model: str
+    stream: bool
+    keep_running: bool = False  # when nobody listens any more
+    background: bool = False  # the creator comes back for it
+    previous: str | None = None  # the id of the answer that this one goes on from
+    store: bool = True
+
+
+class _Request(Struct):
+    model: str
+    stream: bool | None = None
+
+
+# "rate_limit_exceeded", "InternalServerError", "429": words without digits, or a short number. A
+# key is neither.
+_LABEL = re.compile(r"(?=.{1,40}$)[A-Za-z]+(?:[_.-][A-Za-z]+)*|[0-9]{1,5}")
+_TOKENS = re.compile(rb'"(?:completion_tokens|output_tokens|eval_count)": ?(\d{1,9})\b')
+_request = msgspec.json.Decoder(_Request)
+_fields = msgspec.json.Decoder(dict[str, Raw])
+_any = msgspec.json.Decoder(Raw).decode
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+# What an error event that opens a 200 would have been as a status.
+_STATUS_OF_TYPE = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "rate_limit_exceeded": 429,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+    "context_length_exceeded": 400,
+    "content_filter": 400,
+    "invalid_prompt": 400,
+}
+
+
+class Format:
+    """One wire format. Stateless: a run carries the description, not a copy of it."""
+
+    name = ""
+    path = ""  # at the upstream, behind its base URL
+    at_root = False  # or behind its root, past the "/v1" of a base URL
+    framing: Framing = SSE
+    streams = True  # whether it can stream at all
+    streams_unasked = False  # whether it does so unless told not to
+    answers_json = True  # what is not a stream is JSON
+    accept = "application/json"
+    keep_alive: bytes | None = COMMENT  # None: nothing can be said, so the head is held back
+    ping = b""  # how an upstream's own keep-alive event begins, which is no progress
+    forwarded: tuple[str, ...] = ()  # the client's headers that the upstream needs
+
+    # --- requests -----------------------------------------------------------------------------
+
+    def parse_request(self, body: bytes, content_type: str) -> Wanted:
+        """Raises ValueError with a sentence for the caller."""
+        if content_type.startswith("multipart/"):
+            fields = multipart.fields(body, content_type, ("model", "stream"))
+            if "model" not in fields:
+                raise ValueError("the form has no field `model`")
+            wanted = _Request(fields["model"], fields.get("stream") == "true")
+        else:
+            try:
+                wanted = _request.decode(body)
+            except msgspec.ValidationError as error:
+                raise ValueError(
+                    f"the request body is not a {self.name} request: {error}"
+                ) from None
+            except _UNREADABLE as error:
+                raise ValueError(f"the request body is not valid JSON: {error}") from None
+        stream = self.streams_unasked if wanted.stream is None else wanted.stream
+        return Wanted(wanted.model, self.streams and stream)
+
+    # --- events -------------------------------------------------------------------------------
+
+    def meaning(self, event: bytes) -> Meaning:
+        """Classifies one event. What cannot be read is OTHER: it is not ours to judge."""
+        raise NotImplementedError
+
+    def may_end(self, block: bytes) -> bool:
+        """Whether the terminal marker may be the last event; cheap enough for every block."""
+        raise NotImplementedError
+
+    def whole_events(self, block: bytes, events: int) -> int:
+        """How many events there are before the first that a client's parser would die of."""
+        if _is_json(self.framing.payloads(block, events)):
+            return events
+        for number, event in enumerate(self.framing.split(block)):
+            if not _is_json(self.framing.data(event)):
+                return number
+        return events
+
+    def verdict(self, last_events: list[bytes]) -> Meaning:
+        """How an answer ended, from its last events: ERROR, DONE, FINISH, or OPENING if it broke.
+
+        A finish_reason without the marker is a completion; an error anywhere in the end is one.
+        """
+        end = Meaning.OPENING
+        for event in reversed(last_events[-TAIL_EVENTS:]):
+            if b"error" in event and self.meaning(event) is Meaning.ERROR:
+                return Meaning.ERROR
+            if end is Meaning.OPENING:
+                said = self.meaning(event)
+                if said is Meaning.DONE or said is Meaning.FINISH:
+                    end = said
+        return end
+
+    def response_id(self, data: bytes) -> str | None:
+        """What an opening event or a whole answer calls the answer, where it can be asked for."""
+        return None
+
+    def tokens(self, last_events: list[bytes]) -> int | None:
+        """How many tokens the answer had, where its end says so."""
+        for event in reversed(last_events):
+            if found := _TOKENS.findall(event):
+                return int(found[-1])
+        return None
+
+    # --- errors -------------------------------------------------------------------------------
+
+    def error_body(self, error: ErrorText) -> bytes:
+        """An error as a whole answer."""
+        raise NotImplementedError
+
+    def error_events(self, error: ErrorText, about: About) -> list[bytes]:
+        """The events on which the official clients raise."""
+        raise NotImplementedError
+
+    def told_error(self, event: bytes) -> ToldError:
+        """What an error event that opens a stream says."""
+        data = self.framing.data(event)
+        return ToldError(status_of_error(data), data, error_label(data))
+
+    def error_in(self, body: bytes) -> ToldError | None:
+        """The error in a whole answer that claims to be none (OpenRouter sends such)."""
+        try:
+            error = _fields.decode(body).get("error")
+        except (*_UNREADABLE, msgspec.ValidationError):
+            return None
+        if error is None or bytes(error) in {b"null", b'""', b"{}"}:
+            return None
+        return ToldError(status_of_error(body), body, error_label(body))
+
+
+def with_values(body: bytes, content_type: str, values: Mapping[str, Raw | None]) -> bytes:
+    """The same request with some values replaced, or left out; every other one keeps its bytes.
+
+    Raises ValueError where the body cannot be taken apart.
+    """
+    if content_type.startswith("multipart/"):
+        texts = {n: msgspec.json.decode(value, type=str) for n, value in values.items() if value}
+        return multipart.with_fields(body, content_type, texts)
+    try:
+        fields = _fields.decode(body)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the request body is not valid JSON: {error}") from None
+    for name, value in values.items():
+        if value is None:
+            fields.pop(name, None)
+        else:
+            fields[name] = value
+    return msgspec.json.encode(fields)
+
+
+def stronger(one: Meaning, other: Meaning) -> Meaning:
+    """Of two verdicts the one that says more about the end."""
+    for end in (Meaning.ERROR, Meaning.DONE, Meaning.FINISH):
+        if one is end or other is end:
+            return end
+    return Meaning.OPENING
+
+
+def is_json(body: bytes) -> bool:
+    """Whether it is one JSON value, in UTF-8."""
+    try:
+        body.decode()
+        _any(body)
+    except _UNREADABLE:
+        return False
+    return True
+
+
+def _is_json(data: bytes) -> bool:
+    data = data.strip()
+    return data == b"[DONE]" or is_json(data)
+
+
+def error_label(event_or_body: bytes) -> str:
+    """What kind of error an upstream reports: " (overloaded_error)", or nothing.
+
+    Only its code or type, and only where that is a plain word. The message may repeat the request,
+    so it goes to the caller alone and never into a reason, which logs and `status` show.
+    """
+    labels = (str(value) for value in _error_values(event_or_body))
+    return next((f" ({label})" for label in labels if _LABEL.fullmatch(label)), "")
+
+
+def status_of_error(data: bytes) -> int:
+    """The status that an error would have had: 502 where it does not say."""
+    for value in _error_values(data):
+        if isinstance(value, int) and 400 <= value < 600:
+            return value
+        status = _STATUS_OF_TYPE.get(str(value))
+        if status is not None:
+            return status
+    return 502
+
+
+def _error_values(data: bytes) -> Iterable[int | str]:
+    """The code and the type of an error object, or of the one inside it."""
+    try:
+        error: object = msgspec.json.decode(SSE.data(data) or data)
+    except _UNREADABLE:
+        return
+    if isinstance(error, dict) and isinstance(error.get("response"), dict):
+        error = error["response"]
+    if isinstance(error, dict) and isinstance(error.get("error"), dict):
+        error = error["error"]
+    if isinstance(error, dict):
+        for key in ("code", "type"):
+            value = error.get(key)
+            if isinstance(value, int | str):
+                yield value

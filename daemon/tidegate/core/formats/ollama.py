@@ -1,0 +1,75 @@
+"""Ollama's own API: one JSON object a line.
+
+It has no comments, so nothing can be said while a model loads: the head is held back instead.
+Facts: https://docs.ollama.com/api; its clients raise on a line with `error`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Raw, Struct
+
+from tidegate.core.formats.base import About, ErrorText, Format, Meaning
+from tidegate.core.framing import NDJSON
+
+
+class _Message(Struct):
+    content: str | None = None
+    thinking: str | None = None
+    tool_calls: Raw = Raw()
+    images: Raw = Raw()
+
+
+class _Line(Struct):
+    done: bool | None = None
+    message: _Message | None = None
+    response: str | None = None
+    thinking: str | None = None
+    error: Raw = Raw()
+
+
+_line = msgspec.json.Decoder(_Line)
+_NOTHING = {b"", b"null", b"[]", b'""'}
+
+
+def error_body(error: ErrorText) -> bytes:
+    """Ollama's error object."""
+    return msgspec.json.encode({"error": error.message})
+
+
+class Ollama(Format):
+    """`/api/chat` and `/api/generate`, and what of this API is one answer."""
+
+    at_root = True
+    framing = NDJSON
+    keep_alive = None
+
+    def __init__(self, name: str, path: str, *, streams: bool = True) -> None:
+        self.name = name
+        self.path = path
+        self.streams = self.streams_unasked = streams
+
+    def meaning(self, event: bytes) -> Meaning:
+        try:
+            line = _line.decode(event)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return Meaning.OTHER
+        if bytes(line.error) not in _NOTHING:
+            return Meaning.ERROR
+        if line.done:
+            return Meaning.DONE
+        message = line.message or _Message()
+        if line.response or line.thinking or message.content or message.thinking:
+            return Meaning.OUTPUT
+        if bytes(message.tool_calls) not in _NOTHING or bytes(message.images) not in _NOTHING:
+            return Meaning.OUTPUT
+        return Meaning.OTHER if line.done is None else Meaning.OPENING
+
+    def may_end(self, block: bytes) -> bool:
+        return b'"done":true' in block or b'"done": true' in block
+
+    def error_body(self, error: ErrorText) -> bytes:
+        return error_body(error)
+
+    def error_events(self, error: ErrorText, about: About) -> list[bytes]:
+        return [error_body(error) + b"\n"]

@@ -1,0 +1,109 @@
+"""OpenAI's chat completions, its older completions, and everything of its API that is one answer.
+
+Facts: https://platform.openai.com/docs/api-reference/chat-streaming and the error shapes that
+openai-python and openai-node raise on.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Raw, Struct
+
+from tidegate.core.formats.base import About, ErrorText, Format, Meaning
+from tidegate.core.framing import SSE
+
+DONE = b"data: [DONE]\n\n"
+_ENDS = (DONE, b"data:[DONE]\n\n", b"data: [DONE]\r\n\r\n")
+
+
+class _Choice(Struct):
+    delta: dict[str, object] | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+
+class _Chunk(Struct):
+    choices: list[_Choice] | None = None
+    error: Raw = Raw()
+
+
+_chunk = msgspec.json.Decoder(_Chunk)
+
+
+def error_body(error: ErrorText) -> bytes:
+    """OpenAI's error object, which nearly every client reads."""
+    inner = {
+        "message": error.message,
+        "type": error.type,
+        "param": error.param,
+        "code": error.code,
+    }
+    return msgspec.json.encode({"error": inner})
+
+
+class OpenAIFormat(Format):
+    """What all of OpenAI's formats share."""
+
+    def error_body(self, error: ErrorText) -> bytes:
+        return error_body(error)
+
+    def error_events(self, error: ErrorText, about: About) -> list[bytes]:
+        return [b"data: " + error_body(error) + b"\n\n"]
+
+
+class Chat(OpenAIFormat):
+    """`/v1/chat/completions`."""
+
+    name = "chat completion"
+    path = "/chat/completions"
+
+    def meaning(self, event: bytes) -> Meaning:
+        data = SSE.data(event).strip()
+        if data == b"[DONE]":
+            return Meaning.DONE
+        try:
+            chunk = _chunk.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return Meaning.OTHER
+        if bytes(chunk.error) not in {b"", b"null"}:
+            return Meaning.ERROR
+        if chunk.choices is None:
+            return Meaning.OTHER
+        if any(choice.finish_reason for choice in chunk.choices):
+            return Meaning.FINISH
+        if any(_has_output(choice) for choice in chunk.choices):
+            return Meaning.OUTPUT
+        return Meaning.OPENING
+
+    def may_end(self, block: bytes) -> bool:
+        return block.endswith(_ENDS)
+
+
+class Completions(Chat):
+    """`/v1/completions`: the same stream with `text` in place of a delta."""
+
+    name = "completion"
+    path = "/completions"
+
+
+class Plain(OpenAIFormat):
+    """One question, one answer: embeddings, rerank, images, audio. It never streams."""
+
+    streams = False
+
+    def __init__(self, name: str, path: str, *, answers_json: bool = True) -> None:
+        self.name = name
+        self.path = path
+        self.answers_json = answers_json
+        self.accept = "application/json" if answers_json else "*/*"
+
+    def meaning(self, event: bytes) -> Meaning:
+        return Meaning.OTHER
+
+    def may_end(self, block: bytes) -> bool:
+        return False
+
+
+def _has_output(choice: _Choice) -> bool:
+    delta = choice.delta or {}
+    return bool(choice.text) or any(value for name, value in delta.items() if name != "role")

@@ -1,0 +1,114 @@
+"""How a stream is divided into events: server-sent events, or one JSON value a line.
+
+A framer takes an upstream's bytes as they come and hands out blocks of complete events. The rest
+are questions about such blocks, which a window, a replay and a verdict ask.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from tidegate.core import ndjson, sse
+from tidegate.core.ndjson import NdjsonFramer
+from tidegate.core.sse import SseFramer
+
+_DONE = b"data: [DONE]\n\n"
+
+
+class Framer(Protocol):
+    """Cuts a byte stream into blocks of complete events."""
+
+    @property
+    def partial_bytes(self) -> int:
+        """The memory that the unfinished tail takes; 0 between events."""
+
+    def feed(self, data: bytes) -> tuple[bytes, int]:
+        """Adds what was read; returns the events it completed, as one block, and their number.
+
+        Raises EventTooLarge when one event exceeds the limit.
+        """
+
+    def finish(self) -> tuple[bytes, int]:
+        """The stream is over: what is complete after all."""
+
+
+class Framing:
+    """Server-sent events."""
+
+    name = "sse"
+    content_type = "text/event-stream; charset=utf-8"
+    accept = "text/event-stream"
+    accepted: tuple[str, ...] = ("text/event-stream",)  # what an upstream's content type may be
+
+    def framer(self) -> Framer:
+        return SseFramer()
+
+    def split(self, block: bytes) -> list[bytes]:
+        """The events of a block, each with its end."""
+        return sse.split_events(block)
+
+    def last(self, block: bytes, most: int) -> list[bytes]:
+        """The last of them, at most `most`."""
+        return sse.last_events(block, most)
+
+    def data(self, event: bytes) -> bytes:
+        """What one event says."""
+        return sse.event_data(event)
+
+    def event_name(self, event: bytes) -> str:
+        """The event's type, "message" where it has none."""
+        return sse.event_name(event)
+
+    def numbered(self, block: bytes, first_seq: int) -> bytes:
+        """The block as server-sent events with their `id:`, numbered from `first_seq`."""
+        return sse.with_ids(block, first_seq)
+
+    def as_sse(self, block: bytes) -> bytes:
+        """The block as server-sent events."""
+        return block
+
+    def payloads(self, block: bytes, events: int) -> bytes:
+        """What all events say as one JSON value, where that is easily made of them."""
+        if events == 1:
+            return sse.event_data(block)
+        if block.endswith(_DONE):
+            block = block[: -len(_DONE)]
+        return b"[" + block[6:-2].replace(b"\n\ndata: ", b",") + b"]"
+
+
+class _Ndjson(Framing):
+    """One JSON value a line, as Ollama streams."""
+
+    name = "ndjson"
+    content_type = "application/x-ndjson"
+    accept = "application/x-ndjson"
+    accepted = ("application/x-ndjson", "application/jsonl", "application/json")
+
+    def framer(self) -> Framer:
+        return NdjsonFramer()
+
+    def split(self, block: bytes) -> list[bytes]:
+        return ndjson.split_lines(block)
+
+    def last(self, block: bytes, most: int) -> list[bytes]:
+        return [line + b"\n" for line in block.rsplit(b"\n", most + 1)[-most - 1 : -1]]
+
+    def data(self, event: bytes) -> bytes:
+        return event.rstrip(b"\r\n")
+
+    def event_name(self, event: bytes) -> str:
+        return "message"
+
+    def numbered(self, block: bytes, first_seq: int) -> bytes:
+        lines = enumerate(self.split(block), first_seq)
+        return b"".join(b"id: %d\ndata: %b\n\n" % (seq, self.data(line)) for seq, line in lines)
+
+    def as_sse(self, block: bytes) -> bytes:
+        return b"".join(b"data: %b\n\n" % self.data(line) for line in self.split(block))
+
+    def payloads(self, block: bytes, events: int) -> bytes:
+        return block if events == 1 else b"[" + block[:-1].replace(b"\n", b",") + b"]"
+
+
+SSE = Framing()
+NDJSON = _Ndjson()

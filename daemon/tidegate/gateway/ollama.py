@@ -1,0 +1,101 @@
+"""What Ollama's clients ask of it beside answers: what there is, what is loaded, which version.
+
+All Ollamas behind the gateway answer as one. Nothing that changes one of them is passed on: no
+pull, no create, no delete.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import msgspec
+from aiohttp import web
+from msgspec import Raw, Struct
+
+from tidegate.core.errors import UpstreamError
+from tidegate.gateway.door import Caller
+from tidegate.gateway.errors import Refused
+from tidegate.gateway.upstream import UpstreamPool
+
+if TYPE_CHECKING:
+    from tidegate.gateway.app import Gateway
+
+ASK_LIMIT_S = 5.0  # a client that lists models gives up soon after
+
+
+class _Listed(Struct):
+    models: list[dict[str, Raw]] = []
+
+
+class _Version(Struct):
+    version: str
+
+
+_listed = msgspec.json.Decoder(_Listed).decode
+_version = msgspec.json.Decoder(_Version).decode
+_encode = msgspec.json.encode
+
+
+async def tags(gateway: Gateway, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
+    """The models of every Ollama."""
+    return await _merged(gateway, "/api/tags")
+
+
+async def loaded(gateway: Gateway, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
+    """The models that are in memory."""
+    return await _merged(gateway, "/api/ps")
+
+
+async def version(gateway: Gateway, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
+    """The version of the first Ollama that answers."""
+    for body in await _ask(gateway, "/api/version"):
+        try:
+            return _json({"version": _version(body).version})
+        except msgspec.MsgspecError:
+            continue
+    raise _nobody()
+
+
+async def _merged(gateway: Gateway, path: str) -> web.StreamResponse:
+    """Their lists as one; of two models of one name the first upstream's counts."""
+    models: dict[bytes, dict[str, Raw]] = {}
+    answers = await _ask(gateway, path)
+    for body in answers:
+        try:
+            for model in _listed(body).models:
+                models.setdefault(bytes(model.get("name", Raw(b""))), model)
+        except msgspec.MsgspecError:
+            continue
+    if not answers:
+        raise _nobody()
+    return _json({"models": list(models.values())})
+
+
+async def _ask(gateway: Gateway, path: str) -> list[bytes]:
+    """What those say that answer in time and well."""
+    pools = gateway.catalog.ollama_pools()
+    answers = await asyncio.gather(*(_ask_one(pool, path) for pool in pools))
+    return [body for body in answers if body is not None]
+
+
+async def _ask_one(pool: UpstreamPool, path: str) -> bytes | None:
+    try:
+        status, body = await pool.fetch(path, ASK_LIMIT_S, at_root=True)
+    except UpstreamError:
+        return None
+    return body if status == 200 else None
+
+
+def _nobody() -> Refused:
+    return Refused(
+        502,
+        "no upstream of the config speaks Ollama's own API, or none answers;"
+        " ask an Ollama through /api, and any upstream through /v1",
+        "no_ollama",
+        type="server_error",
+    )
+
+
+def _json(value: object) -> web.Response:
+    return web.Response(body=_encode(value), content_type="application/json")
