@@ -546,6 +546,21 @@ async def test_a_model_s_own_limits_hold_for_its_target(rigs, raw_upstream) -> N
 # --- clients that go ------------------------------------------------------------------------------
 
 
+async def test_a_cancel_is_verified(rigs, raw_upstream, caplog) -> None:
+    """A connection that does not go when it is given up is closed by force, and the log says so."""
+    upstream = await raw_upstream(sends(HEAD + chunked(ROLE, WORD)))
+    rig = await rigs(upstream)
+    client = await open_chat(rig.base_url, "m")
+    await client.read_events(1)
+    relay = rig.relay()
+    relay._connection.abort = lambda: None  # a transport that does not let go
+    relay.cancel("cancelled by client")
+    await until(lambda: upstream.peers[0].gone, DEADLINE_S, "the upstream has heard")
+    assert "closed by force" in caplog.text
+    await client.close()
+    await until(lambda: not rig.pool()._open, DEADLINE_S, "nothing is left")
+
+
 async def test_without_grace_the_upstream_goes_with_its_client(rigs, raw_upstream) -> None:
     """While connecting, before the head, while held, in the stream, in a plain answer."""
     plays = [sends(), sends(HEAD), sends(HEAD + chunked(ROLE)), sends(HEAD + chunked(ROLE, WORD))]

@@ -10,6 +10,7 @@ _ADVICE = {
     "connect_failed": "check that it runs and that its url in the config is right",
     "connect_timeout": "check that it runs, or raise limits.connect_s for a slow network",
     "upstream_disconnected": "its own log may say why; ask again",
+    "upstream_ended": "its own log may say why; ask again",
     "first_output_s": "if its model takes so long to load, raise limits.first_output_s",
     "idle_s": "its own log may say why; if it pauses so long on purpose, raise limits.idle_s",
     "total_s": "for longer answers raise limits.total_s",

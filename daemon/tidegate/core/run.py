@@ -12,7 +12,6 @@ What happens when is a table, state by happening, with every cell filled. Time c
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -28,6 +27,7 @@ from tidegate.core.formats.base import (
     ErrorText,
     Format,
     Meaning,
+    Rewrite,
     stronger,
 )
 from tidegate.core.framing import Framer
@@ -233,8 +233,7 @@ class Run:
         self.stored = True  # whether it may be asked for by that id
         self.upstream_response_id: str | None = None
         self.response_id: str | None = None  # what its creator calls it, where the format has that
-        # Makes of an upstream's events what the creator is sent; most pass as they are.
-        self.rewrite: Callable[[bytes, int], bytes] | None = None
+        self.rewrite: Rewrite | None = None
         # A planted fault, for the `demo:stuck` model and for tests: its end never takes place, as
         # an end that hangs would not, and only the sweep is left.
         self.end_disabled = False
@@ -316,7 +315,9 @@ class Run:
         """
         window = self.window
         if self.rewrite is not None:
-            block = self.rewrite(block, window.next_seq)
+            block, events = self.rewrite(block, events, window.next_seq)
+            if not events:
+                return b""
         window.append(block, events)
         self.account.set(Entry.WINDOW, window.held_bytes)
         if window.first_seq and window.next_seq - window.first_seq < TAIL_EVENTS:

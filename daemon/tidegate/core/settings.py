@@ -106,6 +106,7 @@ class Upstream(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     api_key_file: str | None = None
     api_key_header: str | None = None  # one of API_KEY_HEADERS; None: what its host is known for
     max_concurrent: int = 0  # 0: no limit of ours
+    ask_usage: bool = False  # counts tokens of streams whose client did not ask; some refuse it
     limits: LimitOverrides = LimitOverrides()
 
 

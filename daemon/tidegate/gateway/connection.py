@@ -11,8 +11,10 @@ of times, then either `on_end` or `on_lost`, and nothing after it has let go.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol, cast
 
 import httptools
@@ -138,6 +140,19 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self._stop_lingering()
         if self._transport is not None:
             self._transport.abort()
+
+    @property
+    def is_gone(self) -> bool:
+        """The event loop has let go of it too."""
+        return self._transport is None
+
+    def close_by_force(self) -> None:
+        """Ends it below the event loop, for a transport that does not let go."""
+        self._exchange = None
+        sock = None if self._transport is None else self._transport.get_extra_info("socket")
+        if sock is not None and (descriptor := sock.fileno()) >= 0:
+            with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as own:
+                own.shutdown(socket.SHUT_RDWR)
 
     # --- from the event loop ----------------------------------------------------------------
 

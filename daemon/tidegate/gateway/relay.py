@@ -33,6 +33,7 @@ from tidegate.core.formats.base import (
     is_json,
     with_values,
 )
+from tidegate.core.formats.openai import UsageStripper
 from tidegate.core.ledger import Entry
 from tidegate.core.run import Happening, Run, State
 from tidegate.core.settings import Limits
@@ -55,6 +56,7 @@ MOST_WAIT_S = 30.0
 LOADING_AGAIN_S = 1.0  # llama.cpp answers 503 while it loads its model, and is quick to say so
 HOPS_HEADER = "x-tidegate-hops"  # so that a ring of gateways ends
 MAX_ERROR_BYTES = 256 * 1024
+GONE_AFTER_S = 0.5  # a connection that was given up is closed in the loop's next turn
 FEWEST_EVENTS = 8  # a shorter answer says nothing about speed
 TIMED_EVERY = 16  # events; timing each would cost as much as framing it
 
@@ -215,14 +217,12 @@ class Relay:
 
     def _request(self, connection: UpstreamConnection) -> None:
         assert self.target is not None
-        run, pool, model, sent = self.run, self.target.pool, self.target.model, self._sent
+        run, pool, sent = self.run, self.target.pool, self._sent
         form = run.format
         self._connection = connection
         self._is_stream = False
-        values = sent.values
-        if model != run.model:
-            values = {**values, "model": Raw(msgspec.json.encode(model))}
         try:
+            values = self._values(self.target)
             body = with_values(run.body, sent.content_type, values) if values else run.body
         except ValueError as error:
             self._refuse(str(error))
@@ -240,6 +240,17 @@ class Relay:
         connection.send(head + body, self)
         if self._held_back:
             self._balance()
+
+    def _values(self, target: Target) -> Mapping[str, Raw | None]:
+        """What of the request is said differently to this target."""
+        run, values = self.run, self._sent.values
+        if target.model != run.model:
+            values = {**values, "model": Raw(msgspec.json.encode(target.model))}
+        if target.pool.upstream.ask_usage and run.streamed:
+            asked = run.format.asking_usage(run.body)
+            run.rewrite = UsageStripper() if asked else run.rewrite
+            values = {**values, **(asked or {})}
+        return values
 
     # --- the upstream answers -----------------------------------------------------------------
 
@@ -303,7 +314,9 @@ class Relay:
         """The upstream's answer is complete as far as HTTP goes."""
         self._connection = None
         if self._is_stream:
-            error = UpstreamError("ended the stream before the answer was complete")
+            error = UpstreamError(
+                "ended the stream before the answer was complete", code="upstream_ended"
+            )
             self._guarded(self._finish_stream, error)
         else:
             self._guarded(self._finish_plain)
@@ -543,7 +556,8 @@ class Relay:
         took_s = self._loop.time() - self._begun_s
         if took_s <= 0.0 or run.window.next_seq < FEWEST_EVENTS:
             return
-        tokens = run.format.tokens(run.window.last_events(TAIL_EVENTS))
+        tokens = run.rewrite.tokens if run.rewrite is not None else None
+        tokens = tokens or run.format.tokens(run.window.last_events(TAIL_EVENTS))
         if tokens:
             target.pool.note_speed(target.model, tokens / took_s, "tokens/s")
         else:
@@ -599,6 +613,7 @@ class Relay:
             self._connecting = None
         if self._connection is not None:
             self._connection.abort()
+            self._loop.call_later(GONE_AFTER_S, self._make_sure, self._connection)
             self._connection = None
         if self._in_queue:
             assert self.target is not None
@@ -608,6 +623,17 @@ class Relay:
             assert self.target is not None
             self._has_place = False
             self.target.pool.leave_place()
+
+    def _make_sure(self, connection: UpstreamConnection) -> None:
+        """An upstream that was given up must know it: a GPU would go on for nobody."""
+        if not connection.is_gone:
+            log.warning(
+                "run %s: its upstream connection was still there %g s after it was given up;"
+                " closed by force",
+                self.run.id,
+                GONE_AFTER_S,
+            )
+            connection.close_by_force()
 
     # --- readers ------------------------------------------------------------------------------
 
@@ -747,6 +773,7 @@ _FAULTS = frozenset(
         "connect_failed",
         "connect_timeout",
         "upstream_disconnected",
+        "upstream_ended",
         "first_output_s",
         "idle_s",
     }

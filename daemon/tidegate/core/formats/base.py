@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 from msgspec import Raw, Struct
@@ -71,6 +71,15 @@ class About(NamedTuple):
     response_id: str
     model: str
     created: float  # Unix seconds
+
+
+class Rewrite(Protocol):
+    """Makes of an upstream's events what the creator is sent; most pass as they are."""
+
+    tokens: int | None  # of the answer, where it was told and is not passed on
+
+    def __call__(self, block: bytes, events: int, first_seq: int) -> tuple[bytes, int]:
+        """The block as it is sent and its number of events; the first of them is `first_seq`."""
 
 
 class Wanted(NamedTuple):
@@ -150,6 +159,10 @@ class Format:
                 raise ValueError(f"the request body is not valid JSON: {error}") from None
         stream = self.streams_unasked if wanted.stream is None else wanted.stream
         return Wanted(wanted.model, self.streams and stream)
+
+    def asking_usage(self, body: bytes) -> dict[str, Raw | None] | None:
+        """What makes an upstream count tokens where the client did not ask; None: nothing to do."""
+        return None
 
     # --- events -------------------------------------------------------------------------------
 

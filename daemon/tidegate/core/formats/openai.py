@@ -27,7 +27,18 @@ class _Chunk(Struct):
     error: Raw = Raw()
 
 
+class _Options(Struct):
+    stream_options: dict[str, Raw] | None = None
+
+
+class _Usage(Struct):
+    choices: list[Raw]
+    usage: dict[str, object]
+
+
 _chunk = msgspec.json.Decoder(_Chunk)
+_options = msgspec.json.Decoder(_Options)
+_usage = msgspec.json.Decoder(_Usage)
 
 
 def error_body(error: ErrorText) -> bytes:
@@ -39,6 +50,30 @@ def error_body(error: ErrorText) -> bytes:
         "code": error.code,
     }
     return msgspec.json.encode({"error": inner})
+
+
+class UsageStripper:
+    """Takes the chunk with the usage out again that the client did not ask for."""
+
+    __slots__ = ("tokens",)
+
+    def __init__(self) -> None:
+        self.tokens: int | None = None
+
+    def __call__(self, block: bytes, events: int, first_seq: int) -> tuple[bytes, int]:
+        if b'"usage":{' not in block and b'"usage": {' not in block:
+            return block, events
+        kept = [event for event in SSE.split(block) if not self._is_usage(event)]
+        return b"".join(kept), len(kept)
+
+    def _is_usage(self, event: bytes) -> bool:
+        try:
+            chunk = _usage.decode(SSE.data(event))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return False
+        tokens = chunk.usage.get("completion_tokens")
+        self.tokens = tokens if isinstance(tokens, int) else None
+        return not chunk.choices
 
 
 class OpenAIFormat(Format):
@@ -56,6 +91,13 @@ class Chat(OpenAIFormat):
 
     name = "chat completion"
     path = "/chat/completions"
+
+    def asking_usage(self, body: bytes) -> dict[str, Raw | None] | None:
+        options = _options.decode(body).stream_options or {}
+        if bytes(options.get("include_usage", Raw(b""))) == b"true":
+            return None
+        options["include_usage"] = Raw(b"true")
+        return {"stream_options": Raw(msgspec.json.encode(options))}
 
     def meaning(self, event: bytes) -> Meaning:
         data = SSE.data(event).strip()

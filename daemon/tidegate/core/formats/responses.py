@@ -167,15 +167,15 @@ class Responses(OpenAIFormat):
 class Rewriter:
     """Gives the events of a background response our id and our numbers."""
 
-    __slots__ = ("_id",)
+    __slots__ = ("_id", "tokens")
 
     def __init__(self, response_id: str) -> None:
+        self.tokens: int | None = None  # they stay in the events
         self._id = Raw(_encode(response_id))
 
-    def __call__(self, block: bytes, first_seq: int) -> bytes:
-        """The block with its events numbered from `first_seq`."""
-        events = enumerate(SSE.split(block), first_seq)
-        return b"".join(self._event(event, seq) for seq, event in events)
+    def __call__(self, block: bytes, events: int, first_seq: int) -> tuple[bytes, int]:
+        numbered = enumerate(SSE.split(block), first_seq)
+        return b"".join(self._event(event, seq) for seq, event in numbered), events
 
     def _event(self, event: bytes, seq: int) -> bytes:
         try:
