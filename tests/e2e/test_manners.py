@@ -56,7 +56,9 @@ async def test_a_broken_answer_never_ends_like_a_whole_one(
     assert b"[DONE]" not in answer.body
     shown = (await get(running.base_url, f"/v1/runs/{answer.run_id}")).json()
     assert shown["state"] == "failed"  # type: ignore[index]
-    assert shown["reason"] == last.error["message"]  # type: ignore[index]
+    reason, _, advice = last.error["message"].partition("; ")
+    assert shown["reason"] == reason  # type: ignore[index]
+    assert advice
     await until(lambda: upstream.open_connections == 0, 6, "the upstream was let go")
 
 

@@ -304,7 +304,7 @@ def test_every_setting_that_may_be_secret_is_known() -> None:
     words = ("key", "token", "secret", "pass", "auth", "credential")
     suspicious = {name for name in names if any(word in name for word in words)}
     hidden = {"api_key_env", "api_key_file"}
-    assert suspicious == hidden | {"auth", "tokens_file", "allow_without_token"}
+    assert suspicious == hidden | {"auth", "tokens_file", "allow_without_token", "api_key_header"}
     [upstream] = show_settings(config().settings)["upstream"]  # type: ignore[misc]
     assert all(isinstance(upstream[name], bool) for name in hidden)
 
