@@ -2,6 +2,7 @@
 
     make soak                    some 6 minutes
     SOAK_HOURS=8 make soak       a night
+    make soak ARGS=--silence     335 s of silence, openai-node with its default settings
     make soak ARGS='--leak 64'   the proof that it can fail: workers that leak 64 KiB a second
 
 Exit code 0: nothing grew and nobody was cut off in silence. 1: something did, and what it was is
@@ -26,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fakes.gateway import Gateway
-from soak import report
+from soak import report, silence
 from soak.daemon import Daemon
 from soak.excuses import Excuses
 from soak.faults import Faults
@@ -75,6 +76,8 @@ def plan(hours: float) -> Plan:
 def main() -> int:
     """Soak, print, judge."""
     arguments = _arguments()
+    if arguments.silence:
+        return silence.main()
     BUILD.mkdir(parents=True, exist_ok=True)
     stem = BUILD / time.strftime("%Y%m%d-%H%M%S")
     # Not under build: the path of a Unix socket must be short.
@@ -97,6 +100,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="of clients and faults")
     parser.add_argument(
         "--leak", type=int, default=0, metavar="KIB", help="let workers leak KiB a second"
+    )
+    parser.add_argument(
+        "--silence", action="store_true", help="instead: 335 s without a word, with real clients"
     )
     parser.add_argument("--folder", type=Path, help="where its directories go; must be short")
     parser.add_argument("--record", type=Path, metavar="FILE", help="keep the pair of the worker")
