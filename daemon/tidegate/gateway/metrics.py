@@ -82,6 +82,7 @@ class MetricsView:
     loop_lag_s: float
     connections: Mapping[str, int] = field(default_factory=dict)  # by state
     upstream_active: Mapping[str, int] = field(default_factory=dict)  # by upstream
+    upstream_aside: Mapping[str, int] = field(default_factory=dict)  # 1: set aside for its failures
     relief_bytes: Mapping[str, int] = field(default_factory=dict)  # by step, since the start
     relief_seconds: Mapping[str, float] = field(default_factory=dict)
     guard: GuardFigures = field(default_factory=GuardFigures)
@@ -124,6 +125,12 @@ class _ViewCollector(Collector):
             "Requests under way at an upstream.",
             "upstream",
             view.upstream_active,
+        )
+        yield _gauges(
+            "upstream_set_aside",
+            "1 while an upstream is set aside for its failures.",
+            "upstream",
+            view.upstream_aside,
         )
         yield _counters("relief_bytes", "Bytes freed for memory.", "step", view.relief_bytes)
         yield _counters("relief_seconds", "Time taken by relief.", "step", view.relief_seconds)

@@ -66,6 +66,9 @@ async def metrics(gateway: Gateway, request: web.BaseRequest, caller: Caller) ->
         relief_seconds=gateway.relief.seconds if gateway.relief else {},
         guard=facts.guard if facts else GuardFigures(),
         upstream_active={pool.name: pool.active for pool in gateway.catalog.pools()},
+        upstream_aside={
+            pool.name: int(not pool.breaker.is_closed) for pool in gateway.catalog.pools()
+        },
     )
     return web.Response(body=render(view), headers={"Content-Type": CONTENT_TYPE})
 

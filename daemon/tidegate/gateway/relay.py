@@ -765,6 +765,7 @@ _PASSED_HEADERS = (
     "request-id",
 )
 _RENAMED = {"x-request-id": "x-upstream-request-id", "request-id": "x-upstream-request-id"}
+_NUMBER = re.compile(r"[0-9]{1,8}(\.[0-9]{1,8})?")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
 
 # Against these an upstream is set aside; beside them what answers 5xx.
@@ -788,7 +789,8 @@ def _request_id(headers: dict[str, str]) -> str | None:
 
 def _retry_after_s(headers: dict[str, str]) -> float | None:
     """When to come again, in seconds, if that is soon enough; None otherwise."""
-    text = headers.get("retry-after", "")
-    if not (text.isascii() and text.isdigit() and len(text) < 4):
-        return None
-    return wait_s if (wait_s := float(text)) <= MOST_WAIT_S else None
+    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        if _NUMBER.fullmatch(text := headers.get(name, "")):
+            wait_s = float(text) * unit_s
+            return wait_s if wait_s <= MOST_WAIT_S else None
+    return None  # a date is for those who wait longer
