@@ -51,7 +51,7 @@ class NdjsonFramer:
             self._tail = bytearray()
         self._tail += data[end:]
         lines = [line for line in split_lines(block) if line.strip()]
-        self._check(max(map(len, lines), default=0))
+        self._check(max(len(self._tail), *map(len, lines), 0))
         if len(lines) == block.count(b"\n"):
             return block, len(lines)
         return b"".join(lines), len(lines)
