@@ -1,85 +1,115 @@
-"""An upstream that does what the request's model name says, well or badly.
+"""An upstream that does what it is told, well or badly, in every wire format.
+
+The path says in which format it answers (`fakes.wire`), the model's name what it does: a script
+and its numbers, divided by colons ("numbered:100:5"). A name that is no script plays "ok". What a
+name does can be changed while it runs: `play("box", "status:503")`, or over HTTP
+`POST /control {"model": "box", "script": "status:503"}` (`"all"` for every name, null to forget);
+`GET /control` says what has been asked and what is open. `python -m fakes.upstream` runs it alone.
 
 It runs in a thread with an event loop of its own and counts what a gateway does to it: open
 connections, requests with their heads and bodies, bytes taken, and when its client went away.
-The name is a script: a behaviour and its numbers, divided by colons ("numbered:100:5").
 
-ok                  a role, three words, a finish_reason and [DONE]
-numbered:N:MS       N words that are their own number, MS milliseconds apart
-bulk:KB             KB kilobytes of numbered events as fast as they are taken
-stuck:KB            the same, then silence with the connection open
-preamble:KB         KB kilobytes of roles, which are no output, then silence
-wait:MS             headers and role at once, the first word after MS milliseconds
-gap:MS              a word, MS milliseconds of silence, another word and the end
-drop:K  reset:K     K words and half an event, then the connection is closed, or reset
-no-terminal:K       K words, then a proper end of the body without finish_reason or [DONE]
-finish-no-done      a finish_reason and a proper end, but no [DONE]
-error-first         an error event as the first event of a 200
-error-middle        two words, an error event, a proper end
-status:S[:RETRY]    status S with a JSON error (and Retry-After)
-status-once:S       the same for the first request of this model, "ok" afterwards
-silent              the request is read, nothing is answered
-headers-then-silent the head of a 200, and nothing more
-garbage             bytes that are no HTTP
-huge-event          one event of more than 4 MiB
-one-byte            "ok", one byte a chunk, one chunk a write
-crlf                "ok" with CRLF line ends
-comments            a word, then comments without end
-json  slow-json:MS  an answer that is no stream (after MS milliseconds)
-big-head            a response head of a megabyte
-close-reused        closes a kept-alive connection when a second request comes on it
+whole answers and streams
+  ok                  three words, a reason to end, the terminal marker
+  tools               a call of get_weather with {"city":"Paris"}, in pieces
+  numbered:N:MS       N words that are their own number, MS milliseconds apart
+  bulk:KB             KB kilobytes of numbered events as fast as they are taken
+  one-byte            "ok", one byte a chunk, one chunk a write
+  crlf                "ok" with CRLF line ends
+  odd-fields          "ok" with each event's members doubled and out of order
+  blank-lines         blank lines before a whole answer
+  finish-no-done      a reason to end and a proper end, but no marker
+  http10              "ok" as HTTP/1.0, until the connection closes
+  trailers            "ok", and trailers behind the body
+  continue            100 and 103 before the head
+  close-reused        closes a kept-alive connection when a second request comes on it
+waiting
+  wait:MS             head and opening at once, the first word after MS milliseconds
+  slow-json:MS        everything after MS milliseconds
+  gap:MS              a word, MS milliseconds of silence, another word and the end
+  stuck:KB            KB kilobytes, then silence with the connection open
+  stall:K             K words, then silence
+  preamble:KB         KB kilobytes of openings, which are no output, then silence
+  silent              the request is read, nothing is answered
+  headers-then-silent the head of a 200, and nothing more
+  comments            a word, then comments without end
+refusals
+  status:S[:RETRY]    status S with a JSON error (and Retry-After)
+  times:N:S[:RETRY]   the same for the first N requests of this name, "ok" afterwards
+  status-once:S       times:1:S
+  flapping:N:S        N requests refused with S, N answered, and so on
+  loading:N           llama.cpp's 503 "Loading model" for the first N requests
+  context-length  content-filter   400 as OpenAI and Anthropic say it
+  error-first         an error event as the first event of a 200
+  error-in-200        an error object as a whole answer of 200
+  html:S              a page of HTML with status S
+  redirect            307 to where it came from
+breakage, in the middle
+  drop:K  reset:K     K words and half an event, then the connection is closed, or reset
+  cut:K               K events, then the connection is closed
+  end:K               K events, then a proper end of the body
+  no-terminal:K       the opening, K words, then a proper end of the body
+  http10-cut:K        K events as HTTP/1.0, then the connection is closed
+  malformed:K         K words, an event that is no JSON, then the rest and a proper end
+  error-middle        two words, an error event, a proper end
+  huge-event          one event of more than 4 MiB, without end
+  huge-line:MB        one event of so many megabytes, then the rest
+breakage, at once
+  eof                 the connection is closed instead of an answer
+  abort               the same with a reset
+  garbage             bytes that are no HTTP
+  big-head            a response head of a megabyte
+  json                an answer that is no stream, whatever was asked
+  sse                 a stream, whatever was asked
+  gzip                a compressed answer that nobody asked for
+  too-short  too-long a Content-Length that is more, or less, than the body
 """
 
+import argparse
 import asyncio
 import json
+import re
 import socket
 import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from fakes.machine import stop_listening, until
+from fakes.scripts import SCRIPTS, ok
+from fakes.wire import (
+    DONE,
+    ERROR,
+    FINISH,
+    HALF_AN_EVENT,
+    OK,
+    ROLE,
+    WORDS,
+    Plain,
+    chunk,
+    numbered,
+    pages,
+    wire_for,
+)
 
-EVENT_BYTES = 1000  # of "bulk" and "stuck"
-PAGE_EVENTS = 20
-HALF_AN_EVENT = b'data: {"choices":[{"index":0,"del'
-
-
-def chunk(finish: str | None = None, **delta: object) -> bytes:
-    """One event of a chat completion."""
-    choice = {"index": 0, "delta": delta, "finish_reason": finish}
-    body = {
-        "id": "chatcmpl-1",
-        "object": "chat.completion.chunk",
-        "created": 1,
-        "model": "scripted",
-        "choices": [choice],
-    }
-    return b"data: " + json.dumps(body, separators=(",", ":")).encode() + b"\n\n"
-
-
-ROLE = chunk(role="assistant", content="")
-FINISH = chunk(finish="stop")
-DONE = b"data: [DONE]\n\n"
-ERROR = b'data: {"error":{"message":"the fake is overloaded","type":"server_error","code":503}}\n\n'
-OK = [ROLE, *(chunk(content=word) for word in ("one ", "two ", "three")), FINISH, DONE]
-
-
-def numbered(number: int, size: int = 0) -> bytes:
-    """A word that is its own number, padded to `size` bytes."""
-    event = chunk(content=f"{number} ")
-    return event if len(event) >= size else chunk(content=f"{number} " + "." * (size - len(event)))
-
-
-def pages(kilobytes: int) -> Iterator[bytes]:
-    """Numbered events of 1000 bytes, twenty at a time, which is what makes a large answer quick."""
-    events = kilobytes * 1000 // EVENT_BYTES
-    for first in range(0, events, PAGE_EVENTS):
-        last = min(first + PAGE_EVENTS, events)
-        yield b"".join(numbered(number, EVENT_BYTES) for number in range(first, last))
+__all__ = [
+    "DONE",
+    "ERROR",
+    "FINISH",
+    "HALF_AN_EVENT",
+    "OK",
+    "ROLE",
+    "SCRIPTS",
+    "ScriptedUpstream",
+    "Seen",
+    "chunk",
+    "numbered",
+    "pages",
+]
 
 
 @dataclass
@@ -98,6 +128,11 @@ class Seen:
     @property
     def model(self) -> str:
         """The model asked for; empty where there is none."""
+        if self.headers.get("content-type", "").startswith("multipart/"):
+            found = re.search(
+                rb'name="model"[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]*)', self.body
+            )
+            return found[1].decode() if found else ""
         return str(json.loads(self.body).get("model", "")) if self.body else ""
 
 
@@ -114,6 +149,7 @@ class ScriptedUpstream:
     open_connections: int = 0
     connections: int = 0
     tried: Counter[str] = field(default_factory=Counter)
+    told: dict[str, str] = field(default_factory=dict)  # what a name plays; "*" is every name
 
     def start(self) -> Self:
         """Listens on a port of the system's choice."""
@@ -130,6 +166,13 @@ class ScriptedUpstream:
         self._thread.join(10)
         assert not self._thread.is_alive()
         self._loop.close()
+
+    def play(self, model: str, script: str | None) -> None:
+        """From the next request on `model` does this; None: what its name says. "*": all do."""
+        if script is None:
+            self.told.pop(model, None)
+        else:
+            self.told[model] = script
 
     def refuse(self) -> None:
         """From here on nobody listens, and what is open is reset: the computer was unplugged."""
@@ -153,10 +196,10 @@ class ScriptedUpstream:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
 
     async def _listen(self) -> asyncio.Server:
-        self._live: set[_Connection] = set()
+        self._live: set[Connection] = set()
         self._serving: set[asyncio.Task[None]] = set()
         server = await self._loop.create_server(
-            lambda: _Connection(self), "127.0.0.1", self.port, backlog=2048
+            lambda: Connection(self), "127.0.0.1", self.port, backlog=2048
         )
         self.port = server.sockets[0].getsockname()[1]
         return server
@@ -172,7 +215,7 @@ class ScriptedUpstream:
         await until(lambda: not self._live, 10, "its connections are closed", 0)
 
 
-class _Connection(asyncio.Protocol):
+class Connection(asyncio.Protocol):
     """One connection: requests one after the other, each answered by its script."""
 
     def __init__(self, upstream: ScriptedUpstream) -> None:
@@ -260,13 +303,18 @@ class _Connection(asyncio.Protocol):
     async def answer(self, seen: Seen) -> None:
         self.seen = seen
         try:
-            if seen.method == "GET":
-                await self.plain(200, {"object": "list", "data": [], "status": "ok"})
+            if seen.path == "/control":
+                await self.control()
+            elif seen.method == "GET":
+                await self.plain(200, listing(seen.path))
             else:
-                name, *numbers = seen.model.split(":")
-                play = SCRIPTS[name]
+                told = self.upstream.told
+                script = told.get(seen.model) or told.get("*") or seen.model
+                name, *numbers = script.split(":")
+                play = SCRIPTS.get(name, ok)
+                self.wire = wire_for(seen.path, seen.model)
                 self.upstream.tried[seen.model] += 1
-                await play(self, *map(int, numbers))
+                await play(self, *(map(int, numbers) if name in SCRIPTS else ()))
             seen.finished = True
         finally:
             if not seen.finished:
@@ -277,7 +325,39 @@ class _Connection(asyncio.Protocol):
     @property
     def streams(self) -> bool:
         """Whether a stream was asked for."""
-        return bool(json.loads(self.seen.body).get("stream"))
+        if isinstance(self.wire, Plain) or not self.seen.body.startswith(b"{"):
+            return False
+        return bool(json.loads(self.seen.body).get("stream", self.wire.streams_unasked))
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether the tokens are to be counted."""
+        return bool((json.loads(self.seen.body).get("stream_options") or {}).get("include_usage"))
+
+    @property
+    def everything(self) -> list[bytes]:
+        """All events of "ok"."""
+        wire = self.wire
+        usage = wire.usage() if self.wants_usage else []
+        return [*wire.opening(), *map(wire.word, WORDS), *wire.finish(), *usage, *wire.done()]
+
+    async def control(self) -> None:
+        """Told what to play, or asked what was seen."""
+        upstream = self.upstream
+        if self.seen.method == "POST":
+            told = json.loads(self.seen.body)
+            upstream.play(
+                "*" if "all" in told else told["model"], told.get("all", told.get("script"))
+            )
+        await self.plain(
+            200,
+            {
+                "told": upstream.told,
+                "requests": dict(upstream.tried),
+                "open_connections": upstream.open_connections,
+                "active": upstream.active - 1,  # without this one
+            },
+        )
 
     async def send(self, data: bytes) -> None:
         """Writes, and waits while the client does not read. Raises Gone."""
@@ -304,9 +384,10 @@ class _Connection(asyncio.Protocol):
 
     async def head(self) -> None:
         """The head of a stream."""
+        content_type = self.wire.content_type.encode()
         await self.send(
-            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
-            b"Transfer-Encoding: chunked\r\n\r\n"
+            b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n" % content_type
         )
 
     async def events(self, *events: bytes) -> None:
@@ -329,221 +410,38 @@ class _Connection(asyncio.Protocol):
         ]
         await self.send("\r\n".join(lines).encode() + b"\r\n\r\n" + content)
 
+    async def refuse(self, status: int, message: str, code: str, *headers: str) -> None:
+        """An error as this format has it."""
+        await self.plain(status, self.wire.refusal(status, message, code), *headers)
 
-Script = Callable[..., Awaitable[None]]
-
-
-async def ok(to: _Connection) -> None:
-    if not to.streams:
-        await whole(to)
-        return
-    await to.head()
-    await to.events(*OK)
-    await to.last()
+    async def half_a_whole(self) -> None:
+        """The head of a whole answer, and half of its body."""
+        content = json.dumps(self.wire.whole()).encode()
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        await self.send(head % len(content) + content[: len(content) // 2])
 
 
-async def whole(to: _Connection, ms: int = 0) -> None:
-    await to.pause(ms)
-    message = {"role": "assistant", "content": "one two three"}
-    await to.plain(
-        200,
-        {
-            "id": "chatcmpl-1",
-            "object": "chat.completion",
-            "created": 1,
-            "model": to.seen.model,
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-            "usage": {"prompt_tokens": 1, "completion_tokens": 3, "total_tokens": 4},
-        },
-    )
+def listing(path: str) -> object:
+    """What a GET is answered with."""
+    model = {"name": "scripted:latest", "model": "scripted:latest", "size": 1}
+    match path:
+        case "/api/tags" | "/api/ps":
+            return {"models": [model]}
+        case "/api/version":
+            return {"version": "0.0.1"}
+    return {"object": "list", "data": [], "status": "ok"}
 
 
-async def count(to: _Connection, words: int, ms: int = 0) -> None:
-    await to.head()
-    await to.events(ROLE)
-    for number in range(words):
-        if ms:
-            await to.pause(ms)
-        await to.events(numbered(number))
-    await to.events(FINISH, DONE)
-    await to.last()
+def main() -> None:
+    """Runs one by hand until it is interrupted."""
+    parser = argparse.ArgumentParser(prog="fakes.upstream")
+    parser.add_argument("--port", type=int, default=0)
+    upstream = ScriptedUpstream(parser.parse_args().port).start()
+    print(upstream.url, flush=True)
+    with suppress(KeyboardInterrupt):
+        threading.Event().wait()
+    upstream.stop()
 
 
-async def bulk(to: _Connection, kilobytes: int) -> None:
-    await to.head()
-    await to.events(ROLE)
-    for page in pages(kilobytes):
-        await to.events(page)
-    await to.events(FINISH, DONE)
-    await to.last()
-
-
-async def stuck(to: _Connection, kilobytes: int) -> None:
-    await to.head()
-    await to.events(ROLE)
-    await to.events(*pages(kilobytes))
-    await to.hang()
-
-
-async def preamble(to: _Connection, kilobytes: int) -> None:
-    await to.head()
-    role = ROLE.replace(b'"index"', b'"padding":"' + b"." * 20_000 + b'","index"')
-    for _ in range(kilobytes // 20):
-        await to.events(role)
-    await to.hang()
-
-
-async def wait(to: _Connection, ms: int) -> None:
-    await to.head()
-    await to.events(ROLE)
-    await to.pause(ms)
-    await to.events(*OK[1:])
-    await to.last()
-
-
-async def gap(to: _Connection, ms: int) -> None:
-    await to.head()
-    await to.events(ROLE, numbered(0))
-    await to.pause(ms)
-    await to.events(numbered(1), FINISH, DONE)
-    await to.last()
-
-
-async def broken(to: _Connection, words: int) -> None:
-    await to.head()
-    await to.events(ROLE, *map(numbered, range(words)))
-    await to.send(b"%x\r\n%b" % (500, HALF_AN_EVENT))
-
-
-async def drop(to: _Connection, words: int) -> None:
-    await broken(to, words)
-    to.transport.close()
-
-
-async def reset(to: _Connection, words: int) -> None:
-    await broken(to, words)
-    await to.pause(50)  # a reset would overtake what was written
-    to.reset()
-
-
-async def no_terminal(to: _Connection, words: int = 2) -> None:
-    await to.head()
-    await to.events(ROLE, *map(numbered, range(words)))
-    await to.last()
-
-
-async def finish_no_done(to: _Connection) -> None:
-    await to.head()
-    await to.events(*OK[:-1])
-    await to.last()
-
-
-async def error_first(to: _Connection) -> None:
-    await to.head()
-    await to.events(ERROR)
-    await to.last()
-
-
-async def error_middle(to: _Connection) -> None:
-    await to.head()
-    await to.events(ROLE, numbered(0), numbered(1), ERROR)
-    await to.last()
-
-
-async def status(to: _Connection, code: int, retry_after_s: int | None = None) -> None:
-    retry = () if retry_after_s is None else (f"Retry-After: {retry_after_s}",)
-    error = {"message": f"the fake says {code}", "type": "fake", "param": None, "code": "fake"}
-    await to.plain(code, {"error": error}, *retry)
-
-
-async def status_once(to: _Connection, code: int) -> None:
-    await (status(to, code) if to.upstream.tried[to.seen.model] == 1 else ok(to))
-
-
-async def silent(to: _Connection) -> None:
-    await to.hang()
-
-
-async def headers_then_silent(to: _Connection) -> None:
-    await to.head()
-    await to.hang()
-
-
-async def garbage(to: _Connection) -> None:
-    await to.send(b"\x00\x16\x03 this is not HTTP\r\n\r\n" * 20)
-    to.transport.close()
-
-
-async def huge_event(to: _Connection) -> None:
-    await to.head()
-    await to.events(ROLE, numbered(0))
-    await to.send(b"%x\r\ndata: " % (64 * 1024 * 1024))
-    for _ in range(1024):
-        await to.send(b"x" * 64 * 1024)
-    await to.hang()
-
-
-async def one_byte(to: _Connection) -> None:
-    await to.head()
-    for number in b"".join(OK):
-        await to.events(bytes([number]))
-        await asyncio.sleep(0)
-    await to.last()
-
-
-async def crlf(to: _Connection) -> None:
-    await to.head()
-    await to.events(*(event.replace(b"\n", b"\r\n") for event in OK))
-    await to.last()
-
-
-async def comments(to: _Connection) -> None:
-    await to.head()
-    await to.events(ROLE, numbered(0))
-    while True:
-        await to.events(b": still here\n\n")
-        await to.pause(20)
-
-
-async def big_head(to: _Connection) -> None:
-    await to.send(b"HTTP/1.1 200 OK\r\nX-Big: ")
-    for _ in range(16):
-        await to.send(b"x" * 65536)
-    await to.send(b"\r\nContent-Length: 0\r\n\r\n")
-
-
-async def close_reused(to: _Connection) -> None:
-    if to.served > 1:
-        to.transport.close()
-        await to.hang()
-    await ok(to)
-
-
-SCRIPTS: dict[str, Script] = {
-    "ok": ok,
-    "numbered": count,
-    "bulk": bulk,
-    "stuck": stuck,
-    "preamble": preamble,
-    "wait": wait,
-    "gap": gap,
-    "drop": drop,
-    "reset": reset,
-    "no-terminal": no_terminal,
-    "finish-no-done": finish_no_done,
-    "error-first": error_first,
-    "error-middle": error_middle,
-    "status": status,
-    "status-once": status_once,
-    "silent": silent,
-    "headers-then-silent": headers_then_silent,
-    "garbage": garbage,
-    "huge-event": huge_event,
-    "one-byte": one_byte,
-    "crlf": crlf,
-    "comments": comments,
-    "json": whole,
-    "slow-json": whole,
-    "big-head": big_head,
-    "close-reused": close_reused,
-}
+if __name__ == "__main__":
+    main()
