@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from tidegate.core.formats import CHAT
+from tidegate.core.formats import CHAT, COMPLETIONS
 from tidegate.core.formats.base import (
     OUTPUT,
     About,
@@ -43,6 +43,16 @@ ROWS = [
     (event({"choices": [], "usage": {"total_tokens": 1}}), Meaning.OPENING),
     (event({"error": {"message": "no"}}), Meaning.ERROR),
     (event({"error": "no"}), Meaning.ERROR),
+    (event({"error": {}, "choices": [{"delta": {"content": "a"}}]}), Meaning.OUTPUT),
+    (event({"error": "", "choices": [{"delta": {}, "finish_reason": "stop"}]}), Meaning.FINISH),
+    (delta(tool_calls=[]), Meaning.OPENING),
+    (delta(reasoning="", refusal=None, content=""), Meaning.OPENING),
+    (delta(refusal="no"), Meaning.OUTPUT),
+    (delta(audio={"id": "a"}), Meaning.OUTPUT),
+    (event({"choices": [{"text": "", "logprobs": {"tokens": []}}]}), Meaning.OPENING),
+    (event({"choices": [{"text": "the prompt, echoed"}]}), Meaning.OUTPUT),
+    (event({"choices": [{"text": "a", "finish_reason": ""}]}), Meaning.OUTPUT),
+    (event({"choices": [{"text": "a", "finish_reason": "length"}]}), Meaning.FINISH),
     (event({"error": None, "choices": [{"delta": {"content": "a"}}]}), Meaning.OUTPUT),
     (DONE, Meaning.DONE),
     (b"data:[DONE]\r\n\r\n", Meaning.DONE),
@@ -164,6 +174,10 @@ def test_what_routing_needs_is_read_and_nothing_else_is_judged() -> None:
         (delta(content="a") + DONE, True),
         (b"data:[DONE]\n\n", True),
         (b"data: [DONE]\r\n\r\n", True),
+        (b"data:[DONE]\r\n\r\n", True),
+        (b"data: [DONE]\r\r", True),
+        (b"data:  [DONE] \n\n", True),
+        (b"event: done\ndata: [DONE]\n\n", True),
         (DONE + delta(content="a"), False),
         (delta(content="[DONE]"), False),
         (b"", False),
@@ -172,3 +186,58 @@ def test_what_routing_needs_is_read_and_nothing_else_is_judged() -> None:
 def test_the_marker_is_recognised_at_the_end_of_a_block(tail: bytes, ends: bool) -> None:
     """Only a marker that stands last ends an answer, and text that spells it does not."""
     assert CHAT.may_end(tail) is ends
+
+
+# --- several choices ------------------------------------------------------------------------------
+
+
+def choice(index: int, text: str = "", finish_reason: str | None = None) -> bytes:
+    delta = {"content": text} if text else {}
+    return event({"choices": [{"index": index, "delta": delta, "finish_reason": finish_reason}]})
+
+
+USAGE = event({"choices": [], "usage": {"completion_tokens": 3}})
+
+
+@pytest.mark.parametrize(
+    ("form", "body", "several"),
+    [
+        (CHAT, b'{"model":"m"}', False),
+        (CHAT, b'{"model":"m","n":1}', False),
+        (CHAT, b'{"model":"m","n":null}', False),
+        (CHAT, b'{"model":"m","n":0}', False),
+        (CHAT, b'{"model":"m","n":-1}', False),
+        (CHAT, b'{"model":"m","n":"2"}', False),
+        (CHAT, b"not json", False),
+        (CHAT, b'{"model":"m","n":2}', True),
+        (COMPLETIONS, b'{"model":"m","n":2,"prompt":"a"}', True),
+        (COMPLETIONS, b'{"model":"m","prompt":["a"]}', False),
+        (COMPLETIONS, b'{"model":"m","prompt":["a","b"]}', True),
+        (COMPLETIONS, b'{"model":"m","prompt":[1,2,3]}', False),
+        (COMPLETIONS, b'{"model":"m","prompt":[[1,2],[3]]}', True),
+        (COMPLETIONS, b'{"model":"m","prompt":[]}', False),
+    ],
+)
+def test_of_several_choices_only_the_marker_is_the_end(form, body: bytes, several: bool) -> None:
+    """One of them is finished, the other may just not have been heard of yet."""
+    form = form.of_request(body, "")
+    one = [choice(0, "a"), choice(0, finish_reason="stop")]
+    assert form.verdict(one) is (Meaning.OPENING if several else Meaning.FINISH)
+    assert form.verdict([*one, DONE]) is Meaning.DONE
+    assert (form.name, form.path) in {(CHAT.name, CHAT.path), (COMPLETIONS.name, COMPLETIONS.path)}
+
+
+@pytest.mark.parametrize(
+    ("events", "end"),
+    [
+        ([choice(0, "a"), choice(0, "", "stop"), choice(1, "b")], Meaning.OPENING),
+        ([choice(0, "a"), choice(0, "", "stop")], Meaning.FINISH),
+        ([choice(0, "a"), choice(0, "", "stop"), USAGE], Meaning.FINISH),
+        ([choice(0, "a"), choice(0, "", "stop"), choice(1, "b"), DONE], Meaning.DONE),
+        ([choice(0, "", "stop"), event({"error": {"code": 500}}), DONE], Meaning.ERROR),
+    ],
+    ids=range(5),
+)
+def test_what_comes_after_a_finish_is_not_finished(events: list[bytes], end: Meaning) -> None:
+    """Whatever was asked for: text after a finish_reason is another choice's."""
+    assert CHAT.verdict(events) is end

@@ -1,4 +1,4 @@
-"""How a stream is divided into events: server-sent events, or one JSON value a line.
+"""How a stream is divided into events: server-sent events, one JSON value a line, or not at all.
 
 A framer takes an upstream's bytes as they come and hands out blocks of complete events. The rest
 are questions about such blocks, which a window, a replay and a verdict ask.
@@ -13,6 +13,7 @@ from tidegate.core.ndjson import NdjsonFramer
 from tidegate.core.sse import SseFramer
 
 _DONE = b"data: [DONE]\n\n"
+_NULL = b"data: null\n\n"
 
 
 class Framer(Protocol):
@@ -39,6 +40,10 @@ class Framing:
     content_type = "text/event-stream; charset=utf-8"
     accept = "text/event-stream"
     accepted: tuple[str, ...] = ("text/event-stream",)  # what an upstream's content type may be
+
+    def takes(self, content_type: str) -> bool:
+        """Whether an answer of this content type, in lower case, is a stream of ours."""
+        return content_type.startswith(self.accepted)
 
     def framer(self) -> Framer:
         return SseFramer()
@@ -72,7 +77,7 @@ class Framing:
         if events == 1:
             return sse.event_data(block)
         if block.endswith(_DONE):
-            block = block[: -len(_DONE)]
+            block = block[: -len(_DONE)] + _NULL
         return b"[" + block[6:-2].replace(b"\n\ndata: ", b",") + b"]"
 
 
@@ -94,7 +99,8 @@ class _Ndjson(Framing):
         return [line + b"\n" for line in block.rsplit(b"\n", most + 1)[-most - 1 : -1]]
 
     def data(self, event: bytes) -> bytes:
-        return event.rstrip(b"\r\n")
+        # Between two tokens JSON allows a CR, which would end a line of a server-sent event.
+        return event.rstrip(b"\r\n").replace(b"\r", b" ")
 
     def event_name(self, event: bytes) -> str:
         return "message"
@@ -110,5 +116,38 @@ class _Ndjson(Framing):
         return block if events == 1 else b"[" + block[:-1].replace(b"\n", b",") + b"]"
 
 
+class _RawFramer:
+    """Every read is an event."""
+
+    partial_bytes = 0
+
+    def feed(self, data: bytes) -> tuple[bytes, int]:
+        return data, 1
+
+    def finish(self) -> tuple[bytes, int]:
+        return b"", 0
+
+
+class _Raw(Framing):
+    """Bytes without events, cut wherever a read was: sound, for instance."""
+
+    name = "raw"
+    content_type = "application/octet-stream"
+    accept = "*/*"
+
+    def takes(self, content_type: str) -> bool:
+        return "json" not in content_type
+
+    def framer(self) -> Framer:
+        return _RawFramer()
+
+    def split(self, block: bytes) -> list[bytes]:
+        return [block]
+
+    def last(self, block: bytes, most: int) -> list[bytes]:
+        return []
+
+
 SSE = Framing()
 NDJSON = _Ndjson()
+RAW = _Raw()

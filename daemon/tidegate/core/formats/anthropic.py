@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
-from tidegate.core.formats.base import About, ErrorText, Format, Meaning
+from tidegate.core.formats.base import About, ErrorText, Format, Meaning, may_say
 from tidegate.core.framing import SSE
 
 PING = b'event: ping\ndata: {"type": "ping"}\n\n'
@@ -85,7 +85,7 @@ class Messages(Format):
         return Meaning.OUTPUT
 
     def may_end(self, block: bytes) -> bool:
-        return b"message_stop" in block
+        return may_say(b"message_stop", block)
 
     def error_body(self, error: ErrorText) -> bytes:
         return error_body(error)

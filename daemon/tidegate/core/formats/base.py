@@ -102,9 +102,11 @@ class _Request(Struct):
 # key is neither.
 _LABEL = re.compile(r"(?=.{1,40}$)[A-Za-z]+(?:[_.-][A-Za-z]+)*|[0-9]{1,5}")
 _TOKENS = re.compile(rb'"(?:completion_tokens|output_tokens|eval_count)": ?(\d{1,9})\b')
+_ESCAPED = re.compile(rb"\\u00[2-7]")  # of ASCII; nobody does that, but everybody may
 _request = msgspec.json.Decoder(_Request)
 _fields = msgspec.json.Decoder(dict[str, Raw])
 _any = msgspec.json.Decoder(Raw).decode
+_many = msgspec.json.Decoder(list[Raw]).decode
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 # What an error event that opens a 200 would have been as a status.
@@ -141,13 +143,17 @@ class Format:
 
     # --- requests -----------------------------------------------------------------------------
 
+    def of_request(self, body: bytes, content_type: str) -> Format:
+        """The description of this very request's answer, where a request may ask for another."""
+        return self
+
     def parse_request(self, body: bytes, content_type: str) -> Wanted:
         """Raises ValueError with a sentence for the caller."""
         if content_type.startswith("multipart/"):
             fields = multipart.fields(body, content_type, ("model", "stream"))
             if "model" not in fields:
                 raise ValueError("the form has no field `model`")
-            wanted = _Request(fields["model"], fields.get("stream") == "true")
+            wanted = _Request(fields["model"], fields.get("stream", "").lower() in {"true", "1"})
         else:
             try:
                 wanted = _request.decode(body)
@@ -176,7 +182,8 @@ class Format:
 
     def whole_events(self, block: bytes, events: int) -> int:
         """How many events there are before the first that a client's parser would die of."""
-        if _is_json(self.framing.payloads(block, events)):
+        payloads = self.framing.payloads(block, events)
+        if _is_json(payloads) if events == 1 else _count(payloads) == events:
             return events
         for number, event in enumerate(self.framing.split(block)):
             if not _is_json(self.framing.data(event)):
@@ -186,16 +193,20 @@ class Format:
     def verdict(self, last_events: list[bytes]) -> Meaning:
         """How an answer ended, from its last events: ERROR, DONE, FINISH, or OPENING if it broke.
 
-        A finish_reason without the marker is a completion; an error anywhere in the end is one.
+        A finish_reason without the marker is a completion, unless more output came after it; an
+        error anywhere in the end is one.
         """
         end = Meaning.OPENING
+        goes_on = False
         for event in reversed(last_events[-TAIL_EVENTS:]):
-            if b"error" in event and self.meaning(event) is Meaning.ERROR:
-                return Meaning.ERROR
-            if end is Meaning.OPENING:
-                said = self.meaning(event)
-                if said is Meaning.DONE or said is Meaning.FINISH:
-                    end = said
+            if end is not Meaning.OPENING and not may_say(b"error", event):
+                continue
+            said = self.meaning(event)
+            if said is Meaning.ERROR:
+                return said
+            if said is Meaning.DONE or (said is Meaning.FINISH and not goes_on):
+                end = stronger(end, said)
+            goes_on = goes_on or said is Meaning.OUTPUT
         return end
 
     def response_id(self, data: bytes) -> str | None:
@@ -255,6 +266,11 @@ def with_values(body: bytes, content_type: str, values: Mapping[str, Raw | None]
     return msgspec.json.encode(fields)
 
 
+def may_say(word: bytes, block: bytes) -> bool:
+    """Whether a string of the JSON in it may be `word`, which JSON may spell with escapes."""
+    return word in block or (b"\\u00" in block and _ESCAPED.search(block) is not None)
+
+
 def stronger(one: Meaning, other: Meaning) -> Meaning:
     """Of two verdicts the one that says more about the end."""
     for end in (Meaning.ERROR, Meaning.DONE, Meaning.FINISH):
@@ -271,6 +287,15 @@ def is_json(body: bytes) -> bool:
     except _UNREADABLE:
         return False
     return True
+
+
+def _count(array: bytes) -> int:
+    """How many values are in it; -1 where it is none."""
+    try:
+        array.decode()
+        return len(_many(array))
+    except _UNREADABLE:
+        return -1
 
 
 def _is_json(data: bytes) -> bool:

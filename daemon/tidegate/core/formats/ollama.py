@@ -25,6 +25,7 @@ class _Line(Struct):
     message: _Message | None = None
     response: str | None = None
     thinking: str | None = None
+    completed: int | None = None  # steps of an image
     error: Raw = Raw()
 
 
@@ -59,14 +60,14 @@ class Ollama(Format):
         if line.done:
             return Meaning.DONE
         message = line.message or _Message()
-        if line.response or line.thinking or message.content or message.thinking:
+        if line.response or line.thinking or message.content or message.thinking or line.completed:
             return Meaning.OUTPUT
         if bytes(message.tool_calls) not in _NOTHING or bytes(message.images) not in _NOTHING:
             return Meaning.OUTPUT
         return Meaning.OTHER if line.done is None else Meaning.OPENING
 
     def may_end(self, block: bytes) -> bool:
-        return b'"done":true' in block or b'"done": true' in block
+        return b"true" in block  # which nothing but text says before the end
 
     def error_body(self, error: ErrorText) -> bytes:
         return error_body(error)

@@ -12,8 +12,12 @@ from msgspec import Raw, Struct
 from tidegate.core.formats.base import About, ErrorText, Format, Meaning
 from tidegate.core.framing import SSE
 
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 DONE = b"data: [DONE]\n\n"
-_ENDS = (DONE, b"data:[DONE]\n\n", b"data: [DONE]\r\n\r\n")
+_LAST_BYTES = 64  # of a block: the marker, and whatever blanks stand around it
+# An error of these is none, as openai-python sees it.
+NO_ERROR = frozenset({b"", b"null", b'""', b"{}", b"[]", b"false", b"0"})
 
 
 class _Choice(Struct):
@@ -31,6 +35,11 @@ class _Options(Struct):
     stream_options: dict[str, Raw] | None = None
 
 
+class _Several(Struct):
+    n: int | None = None
+    prompt: Raw = Raw()
+
+
 class _Usage(Struct):
     choices: list[Raw]
     usage: dict[str, object]
@@ -38,6 +47,8 @@ class _Usage(Struct):
 
 _chunk = msgspec.json.Decoder(_Chunk)
 _options = msgspec.json.Decoder(_Options)
+_several = msgspec.json.Decoder(_Several)
+_list = msgspec.json.Decoder(list[Raw])
 _usage = msgspec.json.Decoder(_Usage)
 
 
@@ -69,7 +80,7 @@ class UsageStripper:
     def _is_usage(self, event: bytes) -> bool:
         try:
             chunk = _usage.decode(SSE.data(event))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except _UNREADABLE:
             return False
         tokens = chunk.usage.get("completion_tokens")
         self.tokens = tokens if isinstance(tokens, int) else None
@@ -92,6 +103,20 @@ class Chat(OpenAIFormat):
     name = "chat completion"
     path = "/chat/completions"
 
+    def __init__(self, *, several: bool = False) -> None:
+        """With `several` choices, that one of them is finished ends nothing."""
+        self._several = several
+
+    def of_request(self, body: bytes, content_type: str) -> Format:
+        try:
+            asked = _several.decode(body)
+            prompts = _list.decode(asked.prompt) if bytes(asked.prompt)[:1] == b"[" else []
+        except _UNREADABLE:
+            return self
+        # A list of numbers is one prompt, in tokens.
+        each = len(prompts) if prompts and bytes(prompts[0])[:1] in {b'"', b"["} else 1
+        return type(self)(several=True) if each * (asked.n or 1) > 1 else self
+
     def asking_usage(self, body: bytes) -> dict[str, Raw | None] | None:
         options = _options.decode(body).stream_options or {}
         if bytes(options.get("include_usage", Raw(b""))) == b"true":
@@ -105,9 +130,9 @@ class Chat(OpenAIFormat):
             return Meaning.DONE
         try:
             chunk = _chunk.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except _UNREADABLE:
             return Meaning.OTHER
-        if bytes(chunk.error) not in {b"", b"null"}:
+        if bytes(chunk.error) not in NO_ERROR:
             return Meaning.ERROR
         if chunk.choices is None:
             return Meaning.OTHER
@@ -118,7 +143,11 @@ class Chat(OpenAIFormat):
         return Meaning.OPENING
 
     def may_end(self, block: bytes) -> bool:
-        return block.endswith(_ENDS)
+        return block[-_LAST_BYTES:].rstrip().endswith(b"[DONE]")
+
+    def verdict(self, last_events: list[bytes]) -> Meaning:
+        end = super().verdict(last_events)
+        return Meaning.OPENING if self._several and end is Meaning.FINISH else end
 
 
 class Completions(Chat):
@@ -129,7 +158,7 @@ class Completions(Chat):
 
 
 class Plain(OpenAIFormat):
-    """One question, one answer: embeddings, rerank, images, audio. It never streams."""
+    """One question, one answer, which never streams: embeddings, rerank, translations."""
 
     streams = False
 
