@@ -58,11 +58,11 @@ def _expiries(run: Run) -> list[Expiry]:
                 f"waited longer than queue_s = {limits.queue_s:g} s for a free upstream",
             )
         )
-    if not run.streamed or run.paused_s is not None:
-        # A plain answer is its own first output. While we do not read, the upstream cannot be late.
-        return expiries
+    if run.paused_s is not None:
+        return expiries  # while we do not read, the upstream cannot be late
     attempt = run.attempts[-1] if run.attempts else None
-    if run.state is State.CONNECTING and attempt is not None:
+    # An answer that is no stream of events is its own first output.
+    if run.state is State.CONNECTING and attempt is not None and run.streamed:
         expiries.append(
             Expiry(
                 attempt.started_s + limits.first_output_s,

@@ -14,7 +14,7 @@ from aiohttp import web
 from tidegate.core.errors import LedgerFull
 from tidegate.core.formats import RESPONSES
 from tidegate.core.formats.base import RETRYABLE_STATUS, Format, Wanted
-from tidegate.core.framing import Framing
+from tidegate.core.framing import RAW, Framing
 from tidegate.core.ledger import Account, Entry
 from tidegate.core.run import Run, State
 from tidegate.core.window import START
@@ -26,7 +26,12 @@ from tidegate.gateway.errors import Refused
 from tidegate.gateway.ids import new_id
 from tidegate.gateway.relay import HOPS_HEADER, Answer, Relay, Sent
 from tidegate.gateway.server import KEEPALIVE_S
-from tidegate.gateway.subscriber import StreamSubscriber, Subscriber, stream_headers
+from tidegate.gateway.subscriber import (
+    RawSubscriber,
+    StreamSubscriber,
+    Subscriber,
+    stream_headers,
+)
 
 if TYPE_CHECKING:
     from tidegate.gateway.app import Gateway
@@ -59,6 +64,8 @@ async def answer(
         return await _stream(gateway, relay, client)
     if relay.run.background:
         return background.begin(relay)
+    if relay.run.format.framing is RAW:
+        return await _pass_bytes(gateway, relay, client)
     return await _answer(gateway, relay, client)
 
 
@@ -100,6 +107,7 @@ def _understand(request: web.BaseRequest, form: Format, body: bytes) -> Question
     content_type = request.headers.get("Content-Type", "application/json")
     if not content_type.lower().startswith("multipart/form-data"):
         content_type = "application/json"  # whatever it says, it is read as that
+    form = form.of_request(body, content_type)
     try:
         wanted = form.parse_request(body, content_type)
     except ValueError as error:
@@ -175,25 +183,51 @@ async def _answer(gateway: Gateway, relay: Relay, client: Client) -> web.StreamR
         return await _write(gateway, relay, subscriber, client, relay.answer or _failure(relay))
 
 
+async def _pass_bytes(gateway: Gateway, relay: Relay, client: Client) -> web.StreamResponse:
+    """The answer's bytes as they come, or in one piece where the upstream has no sound for it."""
+    run = relay.run
+    subscriber = RawSubscriber(run, client, lambda: _raw_head(relay, client))
+    with gateway.reading(relay, subscriber):
+        relay.begin()
+        await subscriber.serve()
+        run.shrink(0)  # nobody can come back for it
+        if not subscriber.is_committed:
+            return await _write(gateway, relay, subscriber, client, _failure(relay))
+        return Written(close=client.closes)
+
+
+def _raw_head(relay: Relay, client: Client) -> tuple[bytes, bool]:
+    """The head of an answer that is passed on as it comes, and whether it announces chunks."""
+    head = relay.raw_head
+    has_length = any(name == "content-length" for name, _ in head.headers)
+    is_chunked = not (client.http10 or has_length)
+    chunks = (("Transfer-Encoding", "chunked"),) if is_chunked else ()
+    return _head(relay, client, head._replace(headers=(*head.headers, *chunks))), is_chunked
+
+
 async def _write(
     gateway: Gateway, relay: Relay, subscriber: Subscriber, client: Client, answer: Answer
 ) -> web.StreamResponse:
     """Writes a whole answer in one go, and waits until it has been read."""
     relay.answer = None
-    more = "".join(f"{name}: {value}\r\n" for name, value in answer.headers)
-    ending = _CLOSE if client.closes else _KEEP
-    head = (
-        f"HTTP/1.1 {answer.status} {_phrase(answer.status)}\r\n"
-        f"Content-Type: {answer.content_type}\r\nContent-Length: {len(answer.body)}\r\n"
-        f"{_ids(relay.run)}{more}{ending}\r\n"
-    )
-    subscriber.outbound_bytes = client.write(head.encode("latin-1") + answer.body)
+    length = ("Content-Length", str(len(answer.body)))
+    head = _head(relay, client, answer._replace(headers=(length, *answer.headers)))
+    subscriber.outbound_bytes = client.write(head + answer.body)
     if subscriber.outbound_bytes:
         relay.count_outbound()
         gateway.registry.look_soon(subscriber, subscriber.check(gateway.loop.time()))
         await client.flushed()
         subscriber.outbound_bytes = 0
     return Written(close=client.closes)
+
+
+def _head(relay: Relay, client: Client, answer: Answer) -> bytes:
+    lines = "".join(f"{name}: {value}\r\n" for name, value in answer.headers)
+    return (
+        f"HTTP/1.1 {answer.status} {_phrase(answer.status)}\r\n"
+        f"Content-Type: {answer.content_type}\r\n"
+        f"{_ids(relay.run)}{lines}{_CLOSE if client.closes else _KEEP}\r\n"
+    ).encode("latin-1")
 
 
 def _phrase(status: int) -> str:

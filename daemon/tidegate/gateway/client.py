@@ -6,6 +6,10 @@ charge of everything else: parsing, keep-alive, the connection's life.
 
 from __future__ import annotations
 
+import socket
+import struct
+from contextlib import suppress
+
 from aiohttp import HttpVersion10, web
 
 from tidegate.gateway.server import WRITE_HIGH_WATER_BYTES, ClientProtocol
@@ -13,6 +17,7 @@ from tidegate.gateway.server import WRITE_HIGH_WATER_BYTES, ClientProtocol
 # Above this a subscriber lags, and `drained` waits. A fast reader never has this much in user
 # space; 4,096 slow ones with this much each are 256 MiB, which the ledger sees.
 HIGH_WATER_BYTES = WRITE_HIGH_WATER_BYTES
+_NO_LINGER = struct.pack("ii", 1, 0)  # what is left unsent is forgotten, and RST sent
 
 
 class Written(web.StreamResponse):
@@ -121,6 +126,14 @@ class Client:
         self.high_water_bytes = HIGH_WATER_BYTES // 2 if half else HIGH_WATER_BYTES
         if not self._transport.is_closing():
             self._transport.set_write_buffer_limits(high=self.high_water_bytes)
+
+    def reset(self) -> None:
+        """Drops the connection in a way that no client takes for the end of a body."""
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            with suppress(OSError):  # it is closed already
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        self._transport.abort()
 
     def abort(self) -> None:
         """Drops the connection and what has not been read."""

@@ -34,6 +34,7 @@ from tidegate.core.formats.base import (
     with_values,
 )
 from tidegate.core.formats.openai import UsageStripper
+from tidegate.core.framing import RAW
 from tidegate.core.ledger import Entry
 from tidegate.core.run import Happening, Run, State
 from tidegate.core.settings import Limits
@@ -123,6 +124,7 @@ class Relay:
         self._book = book
         self._loop = loop
         self._left = list(targets)  # not tried yet
+        self._is_raw = run.format.framing is RAW  # bytes as they come, with no events among them
         self._sent = sent
         self._judged = False  # whether the try under way has told how its upstream does
         self._connection: UpstreamConnection | None = None
@@ -262,9 +264,9 @@ class Relay:
             self._attempt_failed(
                 UpstreamError("compressed its answer, which nobody asked for", code="compressed")
             )
-        elif self.run.streamed and 200 <= status < 300:
+        elif (self.run.streamed or self._is_raw) and 200 <= status < 300:
             content_type = headers.get("content-type", "").lower()
-            self._is_stream = content_type.startswith(self.run.format.framing.accepted)
+            self._is_stream = self.run.format.framing.takes(content_type)
 
     def on_body(self, data: bytes) -> None:
         """One read of the upstream's socket: the hot path."""
@@ -313,7 +315,11 @@ class Relay:
     def on_end(self) -> None:
         """The upstream's answer is complete as far as HTTP goes."""
         self._connection = None
-        if self._is_stream:
+        if self._is_stream and self._is_raw:
+            # Without events HTTP's word is all there is. An answer of no bytes is one as well.
+            begun = self.run.state is State.STREAMING
+            self._guarded(self._complete if begun else self._finish_plain)
+        elif self._is_stream:
             error = UpstreamError(
                 "ended the stream before the answer was complete", code="upstream_ended"
             )
@@ -459,6 +465,14 @@ class Relay:
         self.answer = self._pass_on(status, body)
         self._complete()
 
+    @property
+    def raw_head(self) -> Answer:
+        """The head of an answer whose bytes are passed on as they come."""
+        headers, head = self._headers, self._pass_on(self._status, b"")
+        length = None if "transfer-encoding" in headers else headers.get("content-length")
+        more = (("content-length", length),) if length is not None else ()
+        return head._replace(headers=(*head.headers, *more))
+
     def _pass_on(self, status: int, body: bytes) -> Answer:
         """The upstream's own words, untouched, with the headers that concern the caller."""
         content_type = self._headers.get("content-type", "application/json")
@@ -546,7 +560,7 @@ class Relay:
         self._end(Happening.FAIL, reason, "bad_request")
 
     def _complete(self) -> None:
-        if self._is_stream and self.target is not None:
+        if self._is_stream and not self._is_raw and self.target is not None:
             self._note_speed(self.target)
         self._end(Happening.COMPLETE, None, None)
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from tidegate.core.errors import CursorEvicted
 from tidegate.core.formats.base import COMMENT
 from tidegate.core.framing import Framing
-from tidegate.core.run import Run
+from tidegate.core.run import Run, State
 from tidegate.core.window import START, Cursor
 from tidegate.gateway.client import Client
 
@@ -110,6 +110,7 @@ class StreamSubscriber(Subscriber):
         self.live = cursor == run.window.end
         self._head = head  # not written before there is something to say
         self._ids = ids
+        self._chunked = not client.http10
         self._framing = run.format.framing
         self._keep_alive = COMMENT if ids else run.format.keep_alive
         self._ended = False  # the end of the body has been written
@@ -152,10 +153,14 @@ class StreamSubscriber(Subscriber):
                 break
             await self.wait()
         if self.is_committed:
-            if not self._ended:
-                self._write(b"", last=True)
+            self._finish()
             await self._client.flushed()
             self.run.delivered = self.run.delivered or self.dropped is None
+
+    def _finish(self) -> None:
+        """The end of the body, after whatever the events said of how the answer ended."""
+        if not self._ended:
+            self._write(b"", last=True)
 
     async def _catch_up(self) -> None:
         """Writes from the window, as fast as the client reads, until it is live again."""
@@ -204,7 +209,7 @@ class StreamSubscriber(Subscriber):
     def _write(self, block: bytes, *, last: bool = False) -> int:
         """One write for the head, the events and the end; returns what the kernel has not taken."""
         data = block
-        if not self._client.http10:
+        if self._chunked:
             data = b"%x\r\n%b\r\n" % (len(block), block) if block else b""
             if last:
                 data += LAST_CHUNK
@@ -218,3 +223,30 @@ class StreamSubscriber(Subscriber):
         else:
             self.outbound_bytes = unsent
         return unsent
+
+
+class RawSubscriber(StreamSubscriber):
+    """The creator of an answer that is bytes without events, such as sound.
+
+    Its head is the upstream's, so it is made when the first bytes are there. Nothing can be said
+    in such a body: where the answer is not whole, the connection breaks.
+    """
+
+    def __init__(self, run: Run, client: Client, head: Callable[[], tuple[bytes, bool]]) -> None:
+        """`head` gives the head's bytes, and whether it announces chunks."""
+        super().__init__(run, client, b"to be made")
+        self._make_head = head
+
+    def _write(self, block: bytes, *, last: bool = False) -> int:
+        if not self.is_committed:
+            self._head, self._chunked = self._make_head()
+        return super()._write(block, last=last)
+
+    def _drop(self, reason: str, code: str) -> None:
+        self.dropped = reason
+
+    def _finish(self) -> None:
+        if self.run.state is State.COMPLETED and self.dropped is None:
+            super()._finish()
+        else:
+            self._client.reset()

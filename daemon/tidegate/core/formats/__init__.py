@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tidegate.core.formats.anthropic import CountTokens, Messages
 from tidegate.core.formats.base import Format
+from tidegate.core.formats.media import Media, Speech
 from tidegate.core.formats.ollama import Ollama
 from tidegate.core.formats.openai import Chat, Completions, Plain
 from tidegate.core.formats.responses import Responses
@@ -15,11 +16,12 @@ MESSAGES = Messages()
 COUNT_TOKENS = CountTokens()
 EMBEDDINGS = Plain("embedding", "/embeddings")
 RERANK = Plain("rerank", "/rerank")
-IMAGES = Plain("image", "/images/generations")
-IMAGE_EDITS = Plain("image edit", "/images/edits")
+IMAGES = Media("image", "/images/generations")
+IMAGE_EDITS = Media("image edit", "/images/edits")
 IMAGE_VARIATIONS = Plain("image variation", "/images/variations")
-SPEECH = Plain("speech", "/audio/speech", answers_json=False)
-TRANSCRIPTIONS = Plain("transcription", "/audio/transcriptions", answers_json=False)
+SPEECH_EVENTS = Media("speech", "/audio/speech", answers_json=False, streams_unasked=True)
+SPEECH = Speech(SPEECH_EVENTS)
+TRANSCRIPTIONS = Media("transcription", "/audio/transcriptions", answers_json=False)
 TRANSLATIONS = Plain("translation", "/audio/translations", answers_json=False)
 OLLAMA_CHAT = Ollama("chat", "/api/chat")
 OLLAMA_GENERATE = Ollama("generate", "/api/generate")

@@ -1,0 +1,105 @@
+"""Images and sound: typed events where a stream is asked for, or bytes as they come.
+
+OpenAI ends such a stream with an event whose type says so, and then the body; others put its chat
+chunks or its marker there as well. So what is done is a finish, and the end is the body's own.
+Facts: https://platform.openai.com/docs/api-reference/images-streaming and audio, openai-python.
+
+The sound of a speech has no events. Nothing can be said in it: no keep-alive, no error. Of a fault
+only a broken connection can tell.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Raw, Struct
+
+from tidegate.core.formats.base import About, ErrorText, Format, Meaning
+from tidegate.core.formats.openai import NO_ERROR, Chat, OpenAIFormat
+from tidegate.core.framing import RAW, SSE
+
+_ENDS = (".done", ".completed")
+_ERRORS = (".failed", ".error")
+
+
+class _Event(Struct):
+    type: str = ""
+    error: Raw = Raw()
+
+
+class _Request(Struct):
+    stream_format: str | None = None
+
+
+_event = msgspec.json.Decoder(_Event)
+_request = msgspec.json.Decoder(_Request)
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+class Media(Chat):
+    """Images and transcriptions, and speech as events: whole, or typed events."""
+
+    def __init__(
+        self, name: str, path: str, *, answers_json: bool = True, streams_unasked: bool = False
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.path = path
+        self.answers_json = answers_json
+        self.accept = "application/json" if answers_json else "*/*"
+        self.streams_unasked = streams_unasked
+
+    def of_request(self, body: bytes, content_type: str) -> Format:
+        return self
+
+    def asking_usage(self, body: bytes) -> None:
+        return None
+
+    def meaning(self, event: bytes) -> Meaning:
+        try:
+            said = _event.decode(SSE.data(event))
+        except _UNREADABLE:
+            return super().meaning(event)
+        if not said.type:
+            return super().meaning(event)
+        if bytes(said.error) not in NO_ERROR or said.type == "error":
+            return Meaning.ERROR
+        if said.type.endswith(_ERRORS):
+            return Meaning.ERROR
+        return Meaning.FINISH if said.type.endswith(_ENDS) else Meaning.OUTPUT
+
+
+class Speech(OpenAIFormat):
+    """`/v1/audio/speech`: the sound itself, as it comes."""
+
+    name = "speech"
+    path = "/audio/speech"
+    framing = RAW
+    streams = False
+    answers_json = False
+    accept = "*/*"
+    keep_alive = None
+
+    def __init__(self, as_events: Format) -> None:
+        self._as_events = as_events
+
+    def of_request(self, body: bytes, content_type: str) -> Format:
+        try:
+            asked = _request.decode(body).stream_format
+        except _UNREADABLE:
+            return self
+        return self._as_events if asked == "sse" else self
+
+    def meaning(self, event: bytes) -> Meaning:
+        return Meaning.OUTPUT
+
+    def may_end(self, block: bytes) -> bool:
+        return False
+
+    def whole_events(self, block: bytes, events: int) -> int:
+        return events
+
+    def verdict(self, last_events: list[bytes]) -> Meaning:
+        return Meaning.OPENING
+
+    def error_events(self, error: ErrorText, about: About) -> list[bytes]:
+        return []
