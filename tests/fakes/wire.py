@@ -144,10 +144,10 @@ class Responses(Chat):
         self.text = ""
         self.called = False
 
-    def _event(self, name: str, **values: object) -> bytes:
-        body = {"type": name, "sequence_number": self.number, **values}
+    def _event(self, kind: str, **values: object) -> bytes:
+        body = {"type": kind, "sequence_number": self.number, **values}
         self.number += 1
-        return f"event: {name}\n".encode() + b"data: " + dumps(body) + b"\n\n"
+        return f"event: {kind}\n".encode() + b"data: " + dumps(body) + b"\n\n"
 
     def _response(self, status: str, output: list[object] | None = None) -> dict[str, object]:
         usage = {"input_tokens": 1, "output_tokens": 3, "total_tokens": 4}
