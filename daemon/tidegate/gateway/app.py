@@ -101,6 +101,7 @@ def find_route(method: str, path: str) -> tuple[Route, tuple[str, ...]]:
     if allowed:
         names = ", ".join(allowed)
         raise Refused(405, f"only {names} here", "bad_method", headers={"Allow": names})
+    ollama.refuse_changes(path)
     raise Refused(404, "there is nothing at this path; the API is under /v1", "not_found")
 
 

@@ -1,12 +1,13 @@
 """What Ollama's clients ask of it beside answers: what there is, what is loaded, which version.
 
 All Ollamas behind the gateway answer as one. Nothing that changes one of them is passed on: no
-pull, no create, no delete.
+pull, no create, no delete. Whoever may do that asks the one that is meant.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -21,6 +22,7 @@ from tidegate.gateway.upstream import UpstreamPool
 if TYPE_CHECKING:
     from tidegate.gateway.app import Gateway
 
+_CHANGES = re.compile(r"/api/(?:pull|push|create|copy|delete|blobs(?:/.*)?)")
 ASK_LIMIT_S = 5.0  # a client that lists models gives up soon after
 
 
@@ -35,6 +37,17 @@ class _Version(Struct):
 _listed = msgspec.json.Decoder(_Listed).decode
 _version = msgspec.json.Decoder(_Version).decode
 _encode = msgspec.json.encode
+
+
+def refuse_changes(path: str) -> None:
+    """Raises Refused where a path of Ollama's would change what it has."""
+    if _CHANGES.fullmatch(path):
+        raise Refused(
+            404,
+            "what changes an Ollama is not passed on: no pull, push, create, copy, delete or"
+            " blobs; ask that Ollama itself",
+            "not_passed_on",
+        )
 
 
 async def tags(gateway: Gateway, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
