@@ -190,7 +190,6 @@ async def _pass_bytes(gateway: Gateway, relay: Relay, client: Client) -> web.Str
     with gateway.reading(relay, subscriber):
         relay.begin()
         await subscriber.serve()
-        run.shrink(0)  # nobody can come back for it
         if not subscriber.is_committed:
             return await _write(gateway, relay, subscriber, client, _failure(relay))
         return Written(close=client.closes)

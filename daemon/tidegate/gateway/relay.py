@@ -599,7 +599,7 @@ class Relay:
         for subscriber in self.subscribers:
             subscriber.wake()
         if not self.subscribers:
-            self.answer = None  # nobody is left who could be told
+            self._forget_answer()  # nobody is left who could be told
         self._book.on_end(self)
 
     def tell_error(self) -> None:
@@ -665,7 +665,7 @@ class Relay:
         self.subscribers.remove(subscriber)
         self.run.detach(self._loop.time())
         if not self.subscribers:
-            self.answer = None
+            self._forget_answer()
         self.count_outbound()
         if not self.run.is_over:
             self._balance()
@@ -673,6 +673,12 @@ class Relay:
             if due_s is not None:
                 self._book.look_soon(self, due_s)
         self._book.on_detach(self)
+
+    def _forget_answer(self) -> None:
+        """Only a stream of events is there for those who come later."""
+        self.answer = None
+        if self._is_raw:
+            self.run.shrink(0)
 
     def _on_reader_progress(self) -> None:
         self.count_outbound()
