@@ -25,7 +25,7 @@ from tidegate.core.formats.base import Format
 from tidegate.core.ledger import Ledger
 from tidegate.core.message import Facts, Token
 from tidegate.core.settings import MIB, Settings
-from tidegate.gateway import answers, demo, ollama, operations, runs
+from tidegate.gateway import answers, demo, ollama, openapi, operations, runs
 from tidegate.gateway.body import read_body
 from tidegate.gateway.client import Written
 from tidegate.gateway.door import Access, Caller, Door
@@ -85,6 +85,7 @@ _ROUTES = tuple(
         ("GET", "/metrics", Access.TOKEN, operations.metrics),
         ("GET", "/healthz", Access.OPEN, operations.alive),
         ("GET", "/readyz", Access.OPEN, operations.ready),
+        ("GET", "/openapi.json", Access.OPEN, openapi.show),  # the same for every installation
         ("GET", "/", Access.OPEN, operations.welcome),
     )
 )
@@ -160,6 +161,11 @@ class Gateway:
         if self._peer is not None:
             self._peer.close()
         self._peer = Peer(socket_path, self.settings.limits) if socket_path else None
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """What is served."""
+        return _ROUTES
 
     @property
     def peer(self) -> Peer | None:
