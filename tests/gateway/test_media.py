@@ -13,9 +13,10 @@ from fakes.client import Stream, get, parse_events
 from fakes.machine import until
 from gateway.gateway_rig import DEADLINE_S, LAST, Peer, Rig, chunked, plain
 from gateway.gateway_rig import HEAD as EVENTS_HEAD
-from tidegate.core.ledger import Entry
+from tidegate.core.ledger import Entry, Ledger
 from tidegate.core.run import State
-from tidegate.core.settings import MIB
+from tidegate.core.settings import MIB, Limits
+from tidegate.gateway.handoff import pack, unpack
 
 ON_BOTH_LOOPS = True
 SPEECH = "/v1/audio/speech"
@@ -343,6 +344,19 @@ async def test_events_that_broke_off_end_in_an_error(
     assert [each.raw for each in before] == [first]
     assert last.error is not None
     assert last.error["type"] == "upstream_error"
+
+
+@EACH
+async def test_a_run_of_events_can_be_handed_over(rigs, raw_upstream, path: str) -> None:
+    """The other generation reads it as what it is, a speech as well."""
+    events = STREAMS[path]
+    rig = await rigs(await raw_upstream(sends(EVENTS_HEAD + chunked(*events) + LAST)))
+    await get(rig.base_url, path, {"model": "m", **ASKING})
+    run = rig.relay().run
+    other = unpack(pack(run), Ledger(), Limits(), 0.0)
+    assert (other.state, other.format.framing) == (State.COMPLETED, run.format.framing)
+    assert other.window.last_events(2) == events
+    other.release()
 
 
 @EACH

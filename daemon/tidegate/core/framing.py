@@ -142,10 +142,13 @@ class _Raw(Framing):
         return _RawFramer()
 
     def split(self, block: bytes) -> list[bytes]:
-        return [block]
+        return [block] if block else []
 
     def last(self, block: bytes, most: int) -> list[bytes]:
-        return []
+        return self.split(block)
+
+    def data(self, event: bytes) -> bytes:
+        return event
 
 
 SSE = Framing()

@@ -49,4 +49,5 @@ ALL: tuple[Format, ...] = (
     OLLAMA_EMBEDDINGS,
     OLLAMA_SHOW,
 )
-BY_PATH = {each.path: each for each in ALL}
+# How a run that another process kept is read. Of a speech only its events are ever kept.
+BY_PATH = {each.path: each for each in ALL} | {SPEECH.path: SPEECH_EVENTS}
