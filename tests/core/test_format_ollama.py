@@ -154,6 +154,29 @@ def test_it_streams_unless_told_not_to() -> None:
         assert form.parse_request(b'{"model":"m","stream":true}', "").stream is False
 
 
+@pytest.mark.parametrize(
+    ("body", "model"),
+    [
+        (b'{"model":"m"}', "m"),
+        (b'{"name":"m"}', "m"),
+        (b'{"name":"n","model":"m"}', "m"),
+        (b'{"name":"m","model":""}', "m"),
+    ],
+)
+def test_a_model_is_described_by_either_name(body: bytes, model: str) -> None:
+    """As Ollama itself takes it; an answer is asked for by the one only."""
+    assert OLLAMA_SHOW.parse_request(body, "").model == model
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"name":7}', b"[]", b"not json", b"\xff"])
+def test_without_a_model_nothing_is_described(body: bytes) -> None:
+    """The caller is told so."""
+    with pytest.raises(ValueError, match="request"):
+        OLLAMA_SHOW.parse_request(body, "")
+    with pytest.raises(ValueError, match="request"):
+        OLLAMA_CHAT.parse_request(b'{"name":"m"}', "")
+
+
 def test_nothing_can_be_said_while_a_model_loads() -> None:
     """There is no keep-alive among lines, so the head is held back."""
     assert OLLAMA_CHAT.keep_alive is None

@@ -417,3 +417,25 @@ async def test_a_client_that_is_gone_before_its_run_begins_leaves_none(
     registry = rig.gateway.registry
     assert (registry.active_count, registry.ledger.total_bytes) == (0, 0)
     rig.errors.clear()  # this client is not really gone, which is worth a line
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("ended", [LAST, b""], ids=["ended", "cut"])
+async def test_of_several_choices_one_finish_reason_ends_nothing(
+    rigs, raw_upstream, n: int, ended: bytes
+) -> None:
+    """Where one choice is asked for it is the end; where there are two, only the marker is."""
+    events = OK[:-1]  # up to the finish_reason, without the marker
+
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(HEAD + chunked(*events) + ended)
+
+    rig = await rigs(await raw_upstream(play))
+    answer = await chat(rig.base_url, "m", n=n)
+    assert answer.clean
+    if n == 1:
+        assert bytes(answer.body) == b"".join(events)
+    else:
+        assert [each.raw for each in answer.events[:-1]] == events
+        assert answer.events[-1].error is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tidegate.core.formats.anthropic import CountTokens, Messages
 from tidegate.core.formats.base import Format
 from tidegate.core.formats.media import Media, Speech
-from tidegate.core.formats.ollama import Ollama
+from tidegate.core.formats.ollama import Ollama, Show
 from tidegate.core.formats.openai import Chat, Completions, Plain
 from tidegate.core.formats.responses import Responses
 
@@ -27,7 +27,7 @@ OLLAMA_CHAT = Ollama("chat", "/api/chat")
 OLLAMA_GENERATE = Ollama("generate", "/api/generate")
 OLLAMA_EMBED = Ollama("embed", "/api/embed", streams=False)
 OLLAMA_EMBEDDINGS = Ollama("embeddings", "/api/embeddings", streams=False)
-OLLAMA_SHOW = Ollama("show", "/api/show", streams=False)
+OLLAMA_SHOW = Show()
 
 ALL: tuple[Format, ...] = (
     CHAT,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Raw, Struct
 
-from tidegate.core.formats.base import About, ErrorText, Format, Meaning
+from tidegate.core.formats.base import About, ErrorText, Format, Meaning, Wanted
 from tidegate.core.framing import NDJSON
 
 
@@ -29,7 +29,13 @@ class _Line(Struct):
     error: Raw = Raw()
 
 
+class _Named(Struct):
+    model: str = ""
+    name: str = ""  # what older clients call it
+
+
 _line = msgspec.json.Decoder(_Line)
+_named = msgspec.json.Decoder(_Named)
 _NOTHING = {b"", b"null", b"[]", b'""'}
 
 
@@ -74,3 +80,19 @@ class Ollama(Format):
 
     def error_events(self, error: ErrorText, about: About) -> list[bytes]:
         return [error_body(error) + b"\n"]
+
+
+class Show(Ollama):
+    """`/api/show`: what there is to know of a model, which older clients call its `name`."""
+
+    def __init__(self) -> None:
+        super().__init__("show", "/api/show", streams=False)
+
+    def parse_request(self, body: bytes, content_type: str) -> Wanted:
+        try:
+            named = _named.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            named = _Named()
+        if named.name and not named.model:
+            return Wanted(named.name, stream=False)
+        return super().parse_request(body, content_type)
