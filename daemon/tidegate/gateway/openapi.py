@@ -22,6 +22,7 @@ from aiohttp import web
 from tidegate import __version__
 from tidegate.core.formats import MESSAGES, RESPONSES
 from tidegate.core.formats.base import Format
+from tidegate.core.multipart import MAX_VALUE_BYTES
 from tidegate.core.run import State
 from tidegate.gateway import answers, ollama, operations, runs
 from tidegate.gateway.door import Access, Caller
@@ -140,7 +141,7 @@ def _about_form(path: str, form: Format) -> _About:
     forms = (form, form.of_request(b'{"stream_format":"sse"}', _JSON))  # as speech may be asked
     content: JsonObject = {_JSON: _schema({})} if form.answers_json else {_ANY: _schema({})}
     streaming = [each.framing.content_type.partition(";")[0] for each in forms if each.streams]
-    content |= {kind: _schema({"type": "string"}) for kind in streaming}
+    content |= {kind: _ref_schema("Events") for kind in streaming}
     text = "The answer, as its upstream gives it"
     answer = _answer(f"{text}: whole, or as a stream." if streaming else f"{text}.", content)
     answer["headers"] |= {name: _ref("headers", name) for name in (_RUN_ID, _UPSTREAM_ID)}
@@ -188,8 +189,7 @@ def _request_body(path: str, form: Format) -> JsonObject:
     content: JsonObject = {_JSON: _schema(body)}
     if _MEDIA.match(path):
         # In a form every value is text.
-        text = {name: {"type": "string", "maxLength": 255} for name in fields}
-        text["model"]["pattern"] = "^[A-Za-z0-9_./:-]*$"
+        text = {name: {"type": "string", "maxLength": MAX_VALUE_BYTES} for name in fields}
         content["multipart/form-data"] = _schema(
             {"type": "object", "required": ["model"], "properties": text}
         )
@@ -242,6 +242,10 @@ def _ref(kind: str, name: str) -> JsonObject:
     return {"$ref": f"#/components/{kind}/{name}"}
 
 
+def _ref_schema(name: str) -> JsonObject:
+    return {"schema": _ref("schemas", name)}
+
+
 def _answer(text: str, content: JsonObject | None = None, more: Iterable[str] = ()) -> JsonObject:
     answer: JsonObject = {
         "description": text,
@@ -262,7 +266,7 @@ def _text_answer(text: str) -> JsonObject:
 
 
 def _header(name: str, text: str, schema: Mapping[str, Any] | None = None) -> JsonObject:
-    kind = schema or {"type": "string", "pattern": "^[A-Za-z0-9_,.-]+$"}
+    kind = schema or {"type": "string"}
     return {"name": name, "in": "header", "description": text, "schema": kind}
 
 
@@ -356,12 +360,12 @@ _HOPS = _header(
 _ON_DISCONNECT = _header(
     "x-on-disconnect",
     "What becomes of the answer when its reader leaves; to continue, it has to be a stream.",
-    {"enum": ["cancel", "continue"], "default": "cancel"},
+    {"enum": ["cancel", "continue", ""], "default": "cancel"},
 )
 _AFTER = {"type": "integer", "minimum": -1, "maximum": 2**53 - 1}
 _STARTING_AFTER = _query("starting_after", "The last event that you have.", _AFTER)
 _LAST_EVENT_ID = _header("Last-Event-ID", "The same, as browsers say it.", _AFTER)
-_STREAM = _query("stream", "Whether its events are sent.", {"enum": ["true", "false"]})
+_STREAM = _query("stream", "true: its events are sent.", {"type": "string"})
 _LIMIT = _query("limit", "At most so many.", {"type": "integer", "minimum": 1, "maximum": 1000})
 _RESPONSE_FIELDS: JsonObject = {
     "background": {
@@ -434,6 +438,8 @@ _SCHEMAS = {
     "OllamaVersion": _object({"version": "string"}),
     "Response": {"type": "object", "description": "A response, as OpenAI has it."},
     "Deleted": _object({"id": "string", "object": "string", "deleted": "boolean"}),
+    # Without a type: OpenAPI 3.1 does not say whether it would be that of an event or of them all.
+    "Events": {"description": "Whole events, or lines of JSON, one after the other."},
     "Alive": _object({"status": "string"}),
     "Ready": _object(
         {
@@ -454,7 +460,7 @@ _NO_RESPONSE = "There is no such response: released, never there, or not yours."
 _NO_OLLAMA = "No upstream speaks Ollama's own API, or none answers."
 _GONE = "It is no longer held."
 _SHOWN = _json_answer("The response as it is now.", "Response")
-_EVENT_CONTENT: JsonObject = {_EVENTS: _schema({"type": "string"})}
+_EVENT_CONTENT: JsonObject = {_EVENTS: _ref_schema("Events")}
 
 _ABOUT: dict[Callable[..., object], _About] = {
     runs.show_response: _About(
