@@ -67,6 +67,7 @@ def test_the_gateway_is_what_its_document_says(
         check=False,
     )
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2_000:]
+    assert "Authentication failed" not in done.stdout, done.stdout[-5_000:]  # all 401 is no test
     tested = re.search(r"Tested: (\d+)", done.stdout)
     assert tested is not None
     assert int(tested[1]) > 30
