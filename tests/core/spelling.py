@@ -14,7 +14,7 @@ _ENDS = st.sampled_from([b"\n", b"\r\n"])
 @st.composite
 def _string(draw: st.DrawFn, text: str) -> str:
     written = json.dumps(text)[1:-1]
-    if text and text.isascii() and text.isalpha() and draw(st.booleans()):
+    if text.isascii() and text.isidentifier() and draw(st.booleans()):
         at = draw(st.integers(0, len(text) - 1))
         digits = f"{ord(text[at]):04x}"
         written = f"{text[:at]}\\u{draw(st.sampled_from([digits, digits.upper()]))}{text[at + 1 :]}"
