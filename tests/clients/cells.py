@@ -63,6 +63,10 @@ class Driver:
         """What it is called in reports."""
         return self.file.partition(".")[0]
 
+    def package(self, name: str) -> str:
+        """How the page calls a package: Python and Node have some of the same name."""
+        return f"{name} (npm)" if self.file.endswith(".mjs") and name in self.needs else name
+
 
 def _column(key: str, title: str, format_: str, **without: str) -> Column:
     why = {name.replace("_", " "): reason for name, reason in without.items()}

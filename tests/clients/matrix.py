@@ -85,8 +85,11 @@ def fixed_part() -> str:
 
 def page(versions: dict[str, str], day: datetime.date) -> str:
     """The whole page."""
-    listed = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-    return f"{fixed_part()}{VERSIONS}\n\nLast written on {day.isoformat()} with {listed}.\n"
+    listed = "".join(f"| {name} | {version} |\n" for name, version in sorted(versions.items()))
+    return (
+        f"{fixed_part()}{VERSIONS}\n\nLast written on {day.isoformat()} with:\n\n"
+        f"| | |\n|---|---|\n{listed}"
+    )
 
 
 def results(outcomes: Iterable[Outcome]) -> dict[tuple[str, str], bool]:
@@ -136,7 +139,11 @@ def main() -> int:
     print(table(went))
     is_whole = all(went.get((each.key, cell)) for each in COLUMNS for cell in each.cells)
     if given.write and is_whole:
-        versions = {name: text for each in outcomes for name, text in each.versions.items()}
+        versions = {
+            driver.package(name): text
+            for driver, outcome in zip(chosen, outcomes, strict=True)
+            for name, text in outcome.versions.items()
+        }
         PAGE.write_text(page(versions, datetime.datetime.now(datetime.UTC).date()))
     return 0 if all(went.values()) and (is_whole or not given.write) else 1
 

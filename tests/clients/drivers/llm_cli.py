@@ -10,8 +10,9 @@ from pathlib import Path
 from common import CALL, PROMPT, Answer, Driver, Names, Stage, check, numbers
 
 SCRIPTS = (
-    "ok", "numbered:100:1", "numbered:100000:10", "tools", "status:429", "status:503", "context-length",
-    "times:1:503", "drop:5", "stall:5", "error-middle", "wait:3000", "gap:3000",
+    "ok", "numbered:100:1", "numbered:100000:10", "tools",
+    "status:429", "status:503", "context-length", "times:1:503",
+    "drop:5", "stall:5", "error-middle", "wait:3000", "gap:3000",
 )  # fmt: skip
 WEATHER = "def get_weather(city: str) -> str:\n    open({!r}, 'w').write(city)\n    return 'fair'\n"
 
