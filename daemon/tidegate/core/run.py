@@ -30,7 +30,7 @@ from tidegate.core.formats.base import (
     Rewrite,
     stronger,
 )
-from tidegate.core.framing import Framer
+from tidegate.core.framing import RAW, Framer
 from tidegate.core.ledger import RECORD_BYTES, Account, Entry
 from tidegate.core.settings import Limits
 from tidegate.core.sse import SseFramer
@@ -154,6 +154,7 @@ class Run:
     """One answer to one request."""
 
     __slots__ = (
+        "_framing",
         "_is_taking",
         "_said",
         "abandoned_s",
@@ -228,7 +229,8 @@ class Run:
         self.attempts: list[Attempt] = []
         self._is_taking = True  # what an upstream still sends after the end is nobody's
         self._said = Meaning.OPENING  # what events said that the window could not hold
-        self.window = Window(limits.window_bytes, format.framing)
+        self._framing = format.framing if streamed else RAW
+        self.window = Window(limits.window_bytes, self._framing)
         self.background = False  # its creator comes back for it
         self.stored = True  # whether it may be asked for by that id
         self.upstream_response_id: str | None = None
@@ -356,7 +358,8 @@ class Run:
         """What the upstream calls the answer; its creator does so too, unless told otherwise."""
         if (found := self.format.response_id(data)) is not None:
             self.upstream_response_id = found
-            self.response_id = self.response_id or found
+            if not self.background:  # a failover brings another one, until the first output
+                self.response_id = found
 
     def _let_go(self) -> bytes:
         """The answer has begun: what was held moves to the window and is sent."""
@@ -523,7 +526,7 @@ class Run:
         """Becomes a run that ended in another process. Raises ValueError where that is untrue."""
         if state not in TERMINAL or not 0 <= first_seq <= next_seq:
             raise ValueError("only a finished run can be handed over")
-        if len(self.format.framing.split(events)) != next_seq - first_seq:
+        if len(self._framing.split(events)) != next_seq - first_seq:
             raise ValueError("the events of a run that was handed over do not add up")
         self.state, self.reason, self.attempts = state, reason, attempts
         self._is_taking = False

@@ -27,7 +27,7 @@ def due_s(run: Run) -> float:
             return stuck_s
         return min(stuck_s, run.abandoned_s + run.limits.disconnect_grace_s + run.limits.grace_s)
     kept_s = run.limits.keep_finished_s
-    if run.state is State.CANCELLED:
+    if run.state is State.CANCELLED and not run.background:
         kept_s = min(kept_s, run.limits.close_flush_s)  # its readers have the reason by then
     if run.readers:  # somebody is still reading the end of it, but not for ever
         return max(run.ended_s + kept_s, stuck_s)

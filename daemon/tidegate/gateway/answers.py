@@ -77,19 +77,12 @@ async def _new_relay(
     def charge(size: int) -> None:
         account.set(Entry.BODY, account.entries[Entry.BODY] + size)
 
-    gateway.refuse_when_shedding()
-    if _hops(request) >= MAX_HOPS:
-        raise Refused(
-            508,
-            f"this request has come through {MAX_HOPS} tidegates: an [[upstream]] leads back here",
-            "loop_detected",
-            headers={"x-should-retry": "false"},
-        )
+    check_welcome(gateway, request)
     limits = gateway.settings.limits
     body = await read_body(
         request, max_bytes=limits.max_body_bytes, deadline_s=limits.body_s, charge=charge
     )
-    question = _understand(request, form, body)
+    question = understand(request, form, body)
     return new_relay(gateway, caller, account, question), question.wanted
 
 
@@ -102,7 +95,19 @@ class Question(NamedTuple):
     sent: Sent
 
 
-def _understand(request: web.BaseRequest, form: Format, body: bytes) -> Question:
+def check_welcome(gateway: Gateway, request: web.BaseRequest) -> None:
+    """Raises Refused where nothing new may begin, whatever it is."""
+    gateway.refuse_when_shedding()
+    if _hops(request) >= MAX_HOPS:
+        raise Refused(
+            508,
+            f"this request has come through {MAX_HOPS} tidegates: an [[upstream]] leads back here",
+            "loop_detected",
+            headers={"x-should-retry": "false"},
+        )
+
+
+def understand(request: web.BaseRequest, form: Format, body: bytes) -> Question:
     """What is asked for, and what its upstream has to know. Raises Refused."""
     content_type = request.headers.get("Content-Type", "application/json")
     if not content_type.lower().startswith("multipart/form-data"):
@@ -169,7 +174,7 @@ async def _stream(gateway: Gateway, relay: Relay, client: Client) -> web.StreamR
         relay.begin()
         await subscriber.serve()
         if not subscriber.is_committed:
-            return await _write(gateway, relay, subscriber, client, _failure(relay))
+            return await _write(gateway, relay, subscriber, client, failure(relay))
         return Written(close=client.closes)
 
 
@@ -180,7 +185,7 @@ async def _answer(gateway: Gateway, relay: Relay, client: Client) -> web.StreamR
         relay.begin()
         while not relay.run.is_over:
             await subscriber.wait()
-        return await _write(gateway, relay, subscriber, client, relay.answer or _failure(relay))
+        return await _write(gateway, relay, subscriber, client, relay.answer or failure(relay))
 
 
 async def _pass_bytes(gateway: Gateway, relay: Relay, client: Client) -> web.StreamResponse:
@@ -191,7 +196,7 @@ async def _pass_bytes(gateway: Gateway, relay: Relay, client: Client) -> web.Str
         relay.begin()
         await subscriber.serve()
         if not subscriber.is_committed:
-            return await _write(gateway, relay, subscriber, client, _failure(relay))
+            return await _write(gateway, relay, subscriber, client, failure(relay))
         return Written(close=client.closes)
 
 
@@ -250,7 +255,7 @@ def _ids(run: Run) -> str:
     return f"x-run-id: {run.id}\r\nx-request-id: {run.id}\r\nrequest-id: {run.id}\r\n"
 
 
-def _failure(relay: Relay) -> Answer:
+def failure(relay: Relay) -> Answer:
     """Why there is no answer, for a creator that has not been sent any of it."""
     run = relay.run
     if relay.answer is not None:

@@ -25,7 +25,7 @@ from tidegate.core.formats.base import Format
 from tidegate.core.ledger import Ledger
 from tidegate.core.message import Facts, Token
 from tidegate.core.settings import MIB, Settings
-from tidegate.gateway import answers, demo, ollama, openapi, operations, runs
+from tidegate.gateway import answers, demo, ollama, openapi, operations, runs, turns
 from tidegate.gateway.body import read_body
 from tidegate.gateway.client import Written
 from tidegate.gateway.door import Access, Caller, Door
@@ -64,12 +64,14 @@ _FORMATS = (
     ("/v1/reranking", formats.RERANK),
     ("/rerank", formats.RERANK),
 )
-_RESPONSE = "/v1/responses/([A-Za-z0-9_.:-]{1,200})"
+_RESPONSE = "/v1/responses/([A-Za-z0-9_.:=~+-]{1,200})"
 _RUN = "/v1/runs/([A-Za-z0-9_-]{1,80})"
 _ROUTES = tuple(
     Route(method, re.compile(path), access, handler)
     for method, path, access, handler in (
         *(("POST", path, Access.TOKEN, _answering(form)) for path, form in _FORMATS),
+        ("GET", "/v1/responses", Access.TOKEN, turns.converse),
+        ("GET", f"{_RESPONSE}/input_items", Access.TOKEN, runs.list_input_items),
         ("GET", _RESPONSE, Access.TOKEN, runs.show_response),
         ("DELETE", _RESPONSE, Access.TOKEN, runs.delete_response),
         ("POST", f"{_RESPONSE}/cancel", Access.TOKEN, runs.cancel_response),

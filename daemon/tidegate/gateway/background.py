@@ -41,7 +41,15 @@ def prepare(
         run.rewrite = Rewriter(run.response_id)
         values |= {"background": None, "stream": Raw(b"true")}
     former = gateway.registry.find_response(wanted.previous, run.owner)
-    if former is not None and former.run.attempts:
+    if former is not None:
+        if former.run.upstream_response_id is None:
+            raise Refused(
+                400,
+                "the response that previous_response_id names has not begun: its upstream has not"
+                " given it an id, and so knows nothing to go on from",
+                "previous_response_not_found",
+                param="previous_response_id",
+            )
         # Only the upstream that gave the former answer knows it, by a name of its own.
         values["previous_response_id"] = Raw(_encode(former.run.upstream_response_id))
         upstream = former.run.attempt.upstream
@@ -80,6 +88,13 @@ def check_cancellable(run: Run) -> None:
         )
 
 
+def no_input_items() -> Refused:
+    """What was asked is let go of when the answer begins, so that it costs no memory."""
+    return Refused(
+        404, "the input of a response is not kept here, only its answer", "input_items_not_kept"
+    )
+
+
 def deleted(response_id: str) -> web.Response:
     """The answer to a DELETE."""
     body = _encode({"id": response_id, "object": "response", "deleted": True})
@@ -111,8 +126,12 @@ def _as_it_is(run: Run) -> bytes:
                 "incomplete_details": None,
             }
         )
+    if not run.streamed:
+        whole, _ = run.window.read(run.window.cursor(run.window.first_seq))
+        if whole:
+            return whole
     for event in reversed(run.window.last_events(2)):
-        if found := response_in(event, streamed=run.streamed):
+        if found := response_in(event):
             return found
     if run.state is State.COMPLETED:
         raise Refused(410, "this response is no longer kept", "response_evicted")

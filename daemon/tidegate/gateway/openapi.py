@@ -24,7 +24,7 @@ from tidegate.core.formats import MESSAGES, RESPONSES
 from tidegate.core.formats.base import Format
 from tidegate.core.multipart import MAX_VALUE_BYTES
 from tidegate.core.run import State
-from tidegate.gateway import answers, ollama, operations, runs
+from tidegate.gateway import answers, ollama, operations, runs, turns
 from tidegate.gateway.door import Access, Caller
 
 if TYPE_CHECKING:
@@ -476,6 +476,21 @@ _ABOUT: dict[Callable[..., object], _About] = {
         },
         "openai",
         (_STREAM, _STARTING_AFTER, _LAST_EVENT_ID),
+    ),
+    turns.converse: _About(
+        "converseResponses",
+        "Responses over WebSocket, one after another",
+        {
+            "101": {"description": "A WebSocket: each event of an answer a text of JSON."},
+            "405": "It was not asked for as a WebSocket.",
+        },
+        "openai",
+    ),
+    runs.list_input_items: _About(
+        "listInputItems",
+        "Not kept here: always 404",
+        {"404": "There is no such response, or what was asked for it is not kept."},
+        "openai",
     ),
     runs.delete_response: _About(
         "deleteResponse",

@@ -167,6 +167,17 @@ async def delete_response(
     return background.deleted(response_id)
 
 
+async def list_input_items(
+    gateway: Gateway, request: web.BaseRequest, caller: Caller, response_id: str
+) -> web.StreamResponse:
+    """Says of a response that there is one, and that this is not kept."""
+    ask = _asking("GET", f"/responses/{response_id}/input_items", caller)
+    found = await _find_response(gateway, caller, response_id, ask)
+    if not isinstance(found, Relay):
+        return found
+    raise background.no_input_items()
+
+
 # --- where to start ---------------------------------------------------------------------------
 
 

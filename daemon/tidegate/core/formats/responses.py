@@ -191,10 +191,8 @@ class Rewriter:
         return as_event(name, fields) if name.isascii() and name.isprintable() else event
 
 
-def response_in(event: bytes, *, streamed: bool) -> bytes | None:
-    """The response object that an event, or a whole answer, carries."""
-    if not streamed:
-        return event
+def response_in(event: bytes) -> bytes | None:
+    """The response object that an event carries."""
     try:
         response = _fields(SSE.data(event)).get("response")
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -209,14 +207,15 @@ def as_event(name: str, data: object) -> bytes:
 
 def failed_response(error: ErrorText, about: About) -> dict[str, object]:
     """A response without an answer, as much of it as clients read."""
+    cancelled = error.type == "cancelled"
     return {
         "id": about.response_id,
         "object": "response",
         "created_at": int(about.created),
-        "status": "cancelled" if error.type == "cancelled" else "failed",
+        "status": "cancelled" if cancelled else "failed",
         "model": about.model,
         "output": [],
-        "error": {"code": error.code, "message": error.message},
+        "error": None if cancelled else {"code": error.code, "message": error.message},
         "incomplete_details": None,
     }
 
