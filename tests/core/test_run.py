@@ -456,3 +456,15 @@ def test_a_clock_never_runs_ahead_of_now() -> None:
     run.begin_attempt("cloud", "m", 125.0)
     run.resume(130.0)
     assert run.attempt.started_s <= 130.0
+
+
+def test_an_event_without_a_word_is_dropped() -> None:
+    """`data:` alone is somebody's keep-alive: no event, no progress, and no fault."""
+    run = make_run()
+    run.begin_attempt("box", "m", 100.0)
+    run.feed(ROLE + text("a"), 101.0)
+    assert run.feed(b"data:\n\n", 102.0) == b""
+    assert run.attempt.last_event_s == 101.0
+    assert run.feed(b"data: \n\n" + text("b") + b"data:\n\n", 103.0) == text("b")
+    with pytest.raises(UpstreamError, match="not JSON"):
+        run.feed(b"data:\n\ndata: {\n\n", 104.0)

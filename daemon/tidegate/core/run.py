@@ -300,6 +300,11 @@ class Run:
         form, attempt = self.format, self.attempts[-1]
         readable = form.whole_events(block, events)
         if readable < events:
+            block, events = form.without_empty(block)
+            if not events:
+                return b""
+            readable = form.whole_events(block, events)
+        if readable < events:
             if readable and self.state is State.STREAMING:
                 block = b"".join(form.framing.split(block)[:readable])
                 self._append(block, readable)

@@ -196,6 +196,14 @@ class Format:
                 return number
         return events
 
+    def without_empty(self, block: bytes) -> tuple[bytes, int]:
+        """The block without events that say nothing, and its number of events.
+
+        Some servers send `data:` alone to keep a connection alive; JSON parsers die of it.
+        """
+        kept = [each for each in self.framing.split(block) if self.framing.data(each).strip()]
+        return b"".join(kept), len(kept)
+
     def verdict(self, last_events: list[bytes]) -> Meaning:
         """How an answer ended, from its last events: ERROR, DONE, FINISH, or OPENING if it broke.
 
