@@ -24,7 +24,8 @@ from tidegate.gateway.client import Client, Written
 from tidegate.gateway.door import Caller
 from tidegate.gateway.errors import Refused
 from tidegate.gateway.ids import new_id
-from tidegate.gateway.relay import HOPS_HEADER, Answer, Relay, Sent
+from tidegate.gateway.relay import HOPS_HEADER, Relay, Sent
+from tidegate.gateway.reply import Answer
 from tidegate.gateway.server import KEEPALIVE_S
 from tidegate.gateway.subscriber import (
     RawSubscriber,

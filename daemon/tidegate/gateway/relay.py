@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -29,7 +28,6 @@ from tidegate.core.formats.base import (
     TAIL_EVENTS,
     ErrorText,
     Meaning,
-    error_label,
     is_json,
     with_values,
 )
@@ -41,6 +39,7 @@ from tidegate.core.settings import Limits
 from tidegate.core.window import SEGMENT_BYTES
 from tidegate.gateway.connection import READ_BYTES, UpstreamConnection
 from tidegate.gateway.metrics import Histogram
+from tidegate.gateway.reply import Answer, Reply
 from tidegate.gateway.subscriber import StreamSubscriber, Subscriber
 from tidegate.gateway.upstream import UpstreamPool
 
@@ -50,10 +49,7 @@ log = logging.getLogger("tidegate.relay")
 # ride out a hiccup, far less than the window, so nobody who reads loses an event.
 PAUSE_LAG_BYTES = 256 * 1024
 
-# An upstream that says when to come again is asked once more, if that is soon: a client waits for
-# half a minute without a word of it, and official ones ask again themselves.
-MOST_TRIES = 2
-MOST_WAIT_S = 30.0
+MOST_TRIES = 2  # where an upstream says when to come again; official clients do the rest
 LOADING_AGAIN_S = 1.0  # llama.cpp answers 503 while it loads its model, and is quick to say so
 HOPS_HEADER = "x-tidegate-hops"  # so that a ring of gateways ends
 MAX_ERROR_BYTES = 256 * 1024
@@ -68,15 +64,6 @@ class Target(NamedTuple):
     pool: UpstreamPool
     model: str
     limits: Limits
-
-
-class Answer(NamedTuple):
-    """What the creator is told when there is no stream: a plain answer, or why there is none."""
-
-    status: int
-    content_type: str
-    body: bytes
-    headers: tuple[tuple[str, str], ...] = ()
 
 
 class Sent(NamedTuple):
@@ -133,8 +120,7 @@ class Relay:
         self._has_place = self._in_queue = False
         self._is_stream = False  # what the upstream is sending right now is the stream
         self._begun_s = 0.0  # when its first output came
-        self._status = 0
-        self._headers: dict[str, str] = {}
+        self._reply = Reply()
         self._held_back = False  # the ledger is tight
         self._spare_bytes = 0  # what may then be kept of a run that nobody reads
         self._squeezed = False  # memory is short: windows and watermarks are half as large
@@ -257,16 +243,14 @@ class Relay:
     # --- the upstream answers -----------------------------------------------------------------
 
     def on_head(self, status: int, headers: dict[str, str]) -> None:
-        self._status, self._headers = status, headers
-        self.run.attempt.request_id = _request_id(headers)
-        coding = headers.get("content-encoding", "identity").lower()
-        if coding not in {"identity", ""} and 200 <= status < 300:
+        self._reply = reply = Reply(status, headers)
+        self.run.attempt.request_id = reply.request_id
+        if reply.is_success and reply.is_compressed:
             self._attempt_failed(
                 UpstreamError("compressed its answer, which nobody asked for", code="compressed")
             )
-        elif (self.run.streamed or self._is_raw) and 200 <= status < 300:
-            content_type = headers.get("content-type", "").lower()
-            self._is_stream = self.run.format.framing.takes(content_type)
+        elif reply.is_success and (self.run.streamed or self._is_raw):
+            self._is_stream = self.run.format.framing.takes(reply.content_type)
 
     def on_body(self, data: bytes) -> None:
         """One read of the upstream's socket: the hot path."""
@@ -391,7 +375,7 @@ class Relay:
 
     def _take_plain(self, data: bytes) -> None:
         self.run.feed_plain(data)
-        is_answer = 200 <= self._status < 300 and not self.run.streamed
+        is_answer = self._reply.is_success and not self.run.streamed
         if not is_answer and self.run.attempt.held_bytes > MAX_ERROR_BYTES:
             self._connection, connection = None, self._connection
             if connection is not None:
@@ -400,88 +384,58 @@ class Relay:
 
     def _finish_plain(self) -> None:
         """A whole body: the answer, or the upstream's own error."""
+        assert self.target is not None
         body = b"".join(self.run.attempt.held)
-        status = self._status
+        reply, status = self._reply, self._reply.status
         if status in RETRYABLE_STATUS:
-            self._on_busy(status, body)
-        elif 200 <= status < 300:
-            self._on_answer(status, body)
+            self._on_busy(body)
+        elif reply.is_success:
+            reply.check_answer(self.run.format, body, streamed=self.run.streamed)
+            self._on_answer(body)
         elif 300 <= status < 400:
-            self._attempt_failed(
-                UpstreamError(
-                    f"answered {status}: redirects are not followed",
-                    code="redirected",
-                    retryable=False,
-                )
-            )
+            what = f"answered {status}: redirects are not followed"
+            self._attempt_failed(UpstreamError(what, code="redirected", retryable=False))
         elif status >= 600:
             self._attempt_failed(UpstreamError(f"answered {status}, which is no HTTP status"))
         else:
-            assert self.target is not None
-            self.answer = self._pass_on(status, body)
-            name = self.target.pool.name
-            reason = f'upstream "{name}" refused with {status}{error_label(body)}'
+            self.answer = reply.pass_on(body)
+            reason = f'upstream "{self.target.pool.name}" refused with {reply.refusal(body)}'
             self._end(Happening.FAIL, reason, f"upstream_{status}")
 
-    def _on_busy(self, status: int, body: bytes) -> None:
+    def _on_busy(self, body: bytes) -> None:
         """Overload or breakage: elsewhere at once, here again when it says when, or the end."""
-        run = self.run
-        what = f"answered {status}{error_label(body)}"
+        run, reply = self.run, self._reply
+        what = f"answered {reply.refusal(body)}"
         if not self._left and run.state is State.CONNECTING:
             waited_s = self._loop.time() - run.attempt.started_s
-            asked_s = _retry_after_s(self._headers)
-            if status == 503 and b"unavailable_error" in body and b"oading model" in body:
+            asked_s = reply.retry_after_s
+            if reply.is_loading(body):
                 if waited_s < run.limits.first_output_s:
                     self._open_again_in(LOADING_AGAIN_S, "it is loading its model")
                     return
-            elif asked_s is not None and status in {429, 503} and run.attempt.tries < MOST_TRIES:
+            elif (
+                asked_s is not None
+                and reply.status in {429, 503}
+                and run.attempt.tries < MOST_TRIES
+            ):
                 self._open_again_in(asked_s, f'upstream "{run.attempt.upstream}" {what}')
                 return
-        failure = UpstreamError(what, code=f"upstream_{status}")
+        failure = UpstreamError(what, code=f"upstream_{reply.status}")
         is_told = is_json(body)  # a proxy's page of HTML tells no client library anything
-        self._attempt_failed(failure, answer=self._pass_on(status, body) if is_told else None)
+        self._attempt_failed(failure, answer=reply.pass_on(body) if is_told else None)
 
-    def _on_answer(self, status: int, body: bytes) -> None:
-        """A status of success: an answer, unless its body says otherwise."""
-        form = self.run.format
-        content_type = self._headers.get("content-type", "").lower()
-        told = form.error_in(body) if "json" in content_type else None
-        if told is not None:
-            raise UpstreamError(
-                f"answered {status} with an error{told.label}",
-                code="upstream_error_event",
-                said=told.body,
-                status=told.status,
-                retryable=told.status in RETRYABLE_STATUS,
-            )
-        if self.run.streamed:
-            raise UpstreamError("answered a stream request without a stream", code="no_stream")
-        if form.answers_json and not is_json(body):
-            raise UpstreamError("answered with something that is not JSON", code="not_json")
+    def _on_answer(self, body: bytes) -> None:
         self._judge_well()
         self.run.learn_id(body)
         if self.run.response_id is not None and self.run.stored:
             self.run.keep_plain(body)
-        self.answer = self._pass_on(status, body)
+        self.answer = self._reply.pass_on(body)
         self._complete()
 
     @property
     def raw_head(self) -> Answer:
         """The head of an answer whose bytes are passed on as they come."""
-        headers, head = self._headers, self._pass_on(self._status, b"")
-        length = None if "transfer-encoding" in headers else headers.get("content-length")
-        more = (("content-length", length),) if length is not None else ()
-        return head._replace(headers=(*head.headers, *more))
-
-    def _pass_on(self, status: int, body: bytes) -> Answer:
-        """The upstream's own words, untouched, with the headers that concern the caller."""
-        content_type = self._headers.get("content-type", "application/json")
-        passed = tuple(
-            (_RENAMED.get(name, name), value)
-            for name, value in self._headers.items()
-            if name.startswith(_PASSED_HEADERS)
-        )
-        return Answer(status, content_type, body, passed)
+        return self._reply.raw_head()
 
     # --- how it ends --------------------------------------------------------------------------
 
@@ -774,20 +728,6 @@ class Relay:
             self._book.look_soon(self, self._due_s())
 
 
-# What a caller's library looks at. The upstream's own id gets another name, for ours has that one.
-_PASSED_HEADERS = (
-    "retry-after",
-    "x-should-retry",
-    "x-ratelimit-",
-    "anthropic-ratelimit-",
-    "openai-processing-ms",
-    "x-request-id",
-    "request-id",
-)
-_RENAMED = {"x-request-id": "x-upstream-request-id", "request-id": "x-upstream-request-id"}
-_NUMBER = re.compile(r"[0-9]{1,8}(\.[0-9]{1,8})?")
-_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
-
 # Against these an upstream is set aside; beside them what answers 5xx.
 _FAULTS = frozenset(
     {
@@ -799,18 +739,3 @@ _FAULTS = frozenset(
         "idle_s",
     }
 )
-
-
-def _request_id(headers: dict[str, str]) -> str | None:
-    """What the upstream calls the request, for whoever asks its owner about it."""
-    said = headers.get("x-request-id") or headers.get("request-id") or ""
-    return said if _REQUEST_ID.fullmatch(said) else None
-
-
-def _retry_after_s(headers: dict[str, str]) -> float | None:
-    """When to come again, in seconds, if that is soon enough; None otherwise."""
-    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        if _NUMBER.fullmatch(text := headers.get(name, "")):
-            wait_s = float(text) * unit_s
-            return wait_s if wait_s <= MOST_WAIT_S else None
-    return None  # a date is for those who wait longer
