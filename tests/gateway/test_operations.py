@@ -9,7 +9,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from fakes.client import chat, get, open_chat
-from gateway.gateway_rig import DEADLINE_S, RawUpstream, Rig
+from gateway.gateway_rig import DEADLINE_S, RawUpstream, Rig, plain
 from tidegate import __version__
 from tidegate.core.message import GuardFigures, Token
 
@@ -99,3 +99,29 @@ async def test_a_scrape_counts_what_happened(rigs, scripted_upstream) -> None:
     assert samples["tidegate_relay_seconds_count",] >= 1
     assert 0 < samples["tidegate_relay_seconds_sum",] < 1
     assert "tidegate_loop_lag_seconds" in {name for name, *_ in samples}
+
+
+async def test_anthropic_s_clients_find_what_they_read_in_the_list(rigs, raw_upstream) -> None:
+    """Beside OpenAI's members, and only for who says which version it speaks."""
+    created = iter([1_700_000_000, 10**18])
+
+    async def play(peer: Any) -> None:
+        while True:
+            await peer.request()
+            model = {"id": "m", "object": "model", "created": next(created, 0)}
+            await peer.send(plain(json.dumps({"object": "list", "data": [model]}).encode()))
+
+    rig = await rigs(await raw_upstream(play))
+    says = {"anthropic-version": "2023-06-01"}
+    for at in ("2023-11-14T22:13:20Z", "1970-01-01T00:00:00Z"):
+        await rig.gateway.catalog.refresh()
+        listed = (await get(rig.base_url, "/v1/models", headers=says)).json()
+        assert isinstance(listed, dict)
+        assert (listed["first_id"], listed["last_id"], listed["has_more"]) == ("m", "m", False)
+        [model] = listed["data"]
+        assert (model["type"], model["display_name"], model["created_at"]) == ("model", "m", at)
+        assert (await get(rig.base_url, "/v1/models/m", headers=says)).json() == model
+    plainly = (await get(rig.base_url, "/v1/models")).json()
+    assert isinstance(plainly, dict)
+    assert "type" not in plainly["data"][0]
+    assert "has_more" not in plainly

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
@@ -15,6 +16,9 @@ from tidegate.gateway.metrics import CONTENT_TYPE, MetricsView, render
 
 if TYPE_CHECKING:
     from tidegate.gateway.app import Gateway
+
+_ANTHROPIC = "anthropic-version"  # a header that only Anthropic's clients send
+_MOST_UNIX_S = 253_402_300_799  # the last second of the year 9999; an upstream may say anything
 
 
 async def welcome(gateway: Gateway, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
@@ -76,8 +80,14 @@ async def metrics(gateway: Gateway, request: web.BaseRequest, caller: Caller) ->
 async def list_models(
     gateway: Gateway, request: web.BaseRequest, caller: Caller
 ) -> web.StreamResponse:
-    """OpenAI's list, from memory."""
-    return web.json_response({"object": "list", "data": gateway.catalog.models()})
+    """OpenAI's list, from memory; with what Anthropic's clients read for those who are."""
+    models = gateway.catalog.models()
+    if _ANTHROPIC not in request.headers:
+        return web.json_response({"object": "list", "data": models})
+    listed = [_for_anthropic(model) for model in models]
+    ids = [model["id"] for model in listed] or [None]
+    ends = {"has_more": False, "first_id": ids[0], "last_id": ids[-1]}
+    return web.json_response({"object": "list", "data": listed, **ends})
 
 
 async def show_model(
@@ -86,5 +96,19 @@ async def show_model(
     """One entry of the list. A model's name may hold slashes."""
     for entry in gateway.catalog.models():
         if entry["id"] == unquote(model):
-            return web.json_response(entry)
+            shown = _for_anthropic(entry) if _ANTHROPIC in request.headers else entry
+            return web.json_response(shown)
     raise Refused(404, "there is no model of that name", "model_not_found", param="model")
+
+
+def _for_anthropic(model: dict[str, object]) -> dict[str, object]:
+    """The entry with Anthropic's members too; a time that nobody knows is the first one."""
+    created = model["created"]
+    seconds = created if isinstance(created, int) and 0 <= created <= _MOST_UNIX_S else 0
+    at = datetime.fromtimestamp(seconds, UTC)
+    return {
+        **model,
+        "type": "model",
+        "display_name": model["id"],
+        "created_at": at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
