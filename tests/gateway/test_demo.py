@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+from aiohttp import ClientSession
 
 from fakes.client import chat, open_chat, words
 from fakes.machine import until
@@ -41,6 +42,15 @@ async def test_the_demo_answers_in_one_piece_too(rig: Rig) -> None:
     whole = json.loads(answer.body)
     assert whole["choices"][0]["message"]["content"] == demo.TEXT
     assert whole["usage"]["total_tokens"] == len(demo.TEXT.split())
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
+async def test_the_demo_says_that_it_speaks_one_format_only(rig: Rig, path: str) -> None:
+    """A newcomer who tries another client first does not look for a mistake in the address."""
+    asked = {"model": "demo", "messages": [], "input": "Hello!", "max_tokens": 1}
+    async with ClientSession() as session, session.post(rig.base_url + path, json=asked) as answer:
+        assert answer.status == 404
+        assert "chat completions only" in (await answer.json())["error"]["message"]
 
 
 async def test_another_model_is_not_the_demo(rig: Rig) -> None:

@@ -259,6 +259,8 @@ class Gateway:
         """The Unix socket: the demo upstream, and the other generation on a caller's behalf."""
         if request.path == "/demo/chat/completions":
             return await demo.chat_completions(request)
+        if request.path.startswith("/demo/"):
+            raise demo.other_format()
         if request.path == "/v1/adopt":
             return await self._adopt(request)
         route, groups = find_route(request.method, _path(request))

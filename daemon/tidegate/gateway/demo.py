@@ -16,6 +16,7 @@ from tidegate.core.formats import CHAT
 from tidegate.core.formats.openai import DONE
 from tidegate.core.settings import MIB
 from tidegate.gateway.body import read_body
+from tidegate.gateway.errors import Refused
 from tidegate.gateway.models import STUCK
 
 _WORD_S = 0.06  # about as fast as one reads
@@ -57,6 +58,16 @@ async def chat_completions(request: web.BaseRequest) -> web.StreamResponse:
         await asyncio.Event().wait()  # until the gateway goes away
     await response.write(_event(wanted.model, {}, "stop") + DONE)
     return response
+
+
+def other_format() -> Refused:
+    """Whoever tries another client first is told that the gateway is not what is missing."""
+    return Refused(
+        404,
+        "the demo model speaks OpenAI's chat completions only, and formats are not translated; for"
+        " this one start a model that speaks it, or name one in the config file",
+        "format_not_spoken",
+    )
 
 
 def _event(model: str, delta: dict[str, str], finish: str | None) -> bytes:
