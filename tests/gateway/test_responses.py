@@ -280,6 +280,20 @@ async def test_a_whole_response_is_found_by_its_upstreams_id(
     assert (items.status, told(items)["error"]["code"]) == (404, "input_items_not_kept")
 
 
+async def test_an_id_that_was_given_twice_is_the_newer_answers(rigs, raw_upstream) -> None:
+    """An upstream that counts its answers begins anew when it starts anew."""
+    texts = iter((b"first", b"second"))
+
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(plain(b'{"id":"resp_1","object":"response","text":"%b"}' % next(texts)))
+
+    rig = await rigs(await raw_upstream(play))
+    for _ in range(2):
+        await ask(rig, "", {"model": "m", "input": "hi"})
+    assert told(await ask(rig, "/resp_1"))["text"] == "second"
+
+
 async def test_what_is_not_to_be_stored_is_not_found(rigs, raw_upstream) -> None:
     """And costs nothing when it has been answered."""
 

@@ -126,10 +126,13 @@ class Registry:
         return relay if relay is not None and owner in {None, relay.run.owner} else None
 
     def find_response(self, response_id: str | None, owner: str) -> Relay | None:
-        """The run whose answer has that id, if it is `owner`'s and was to be kept."""
+        """The newest run whose answer has that id, if it is `owner`'s and was to be kept.
+
+        The id is mostly an upstream's, and nobody keeps an upstream from giving it twice.
+        """
         if response_id is None:
             return None
-        for relay in self._relays.values():
+        for relay in reversed(self._relays.values()):
             run = relay.run
             if run.response_id == response_id and run.owner == owner and run.stored:
                 return relay
