@@ -183,7 +183,8 @@ class Relay:
 
     def _open_again_in(self, wait_s: float, why: str) -> None:
         """Comes again after a while; the clocks of the try run on."""
-        log.info("run %s: %s; asking again in %g s", self.run.id, why, wait_s)
+        if self.run.attempt.tries == 1:  # a model that loads for minutes is one line, not hundreds
+            log.info("run %s: %s; asking again in %g s", self.run.id, why, wait_s)
         self._again = self._loop.call_later(wait_s, self._open_again)
 
     def _open_again(self) -> None:
@@ -411,7 +412,8 @@ class Relay:
             asked_s = reply.retry_after_s
             if reply.is_loading(body):
                 if waited_s < run.limits.first_output_s:
-                    self._open_again_in(LOADING_AGAIN_S, "it is loading its model")
+                    loads = f'upstream "{run.attempt.upstream}" is loading its model'
+                    self._open_again_in(LOADING_AGAIN_S, loads)
                     return
             elif (
                 asked_s is not None
