@@ -11,7 +11,7 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from fakes.wire import ROLE, WORDS, numbered, pages
+from fakes.wire import WORDS, numbered, pages
 
 if TYPE_CHECKING:
     from fakes.upstream import Connection
@@ -209,9 +209,10 @@ async def stall(to: Connection, words: int) -> None:
 
 async def preamble(to: Connection, kilobytes: int) -> None:
     await to.head()
-    role = ROLE.replace(b'"index"', b'"padding":"' + b"." * 20_000 + b'","index"')
+    opening = (to.wire.opening() or [to.wire.word("")])[0]
+    padded = opening.replace(b"{", b'{"padding":"' + b"." * 20_000 + b'",', 1)
     for _ in range(kilobytes // 20):
-        await to.events(role)
+        await to.events(padded)
     await to.hang()
 
 
@@ -323,10 +324,13 @@ async def reset(to: Connection, words: int) -> None:
     to.reset()
 
 
-async def cut(to: Connection, events: int) -> None:
+async def cut(to: Connection, events: int, more_bytes: int = 0) -> None:
     if to.streams:
         await to.head()
-        await to.events(*to.everything[:events])
+        everything = to.everything
+        await to.events(*everything[:events])
+        if more_bytes:
+            await to.events(everything[events][:more_bytes])
     else:
         await to.half_a_whole()
     to.transport.close()

@@ -4,7 +4,12 @@ The path says in which format it answers (`fakes.wire`), the model's name what i
 and its numbers, divided by colons ("numbered:100:5"). A name that is no script plays "ok". What a
 name does can be changed while it runs: `play("box", "status:503")`, or over HTTP
 `POST /control {"model": "box", "script": "status:503"}` (`"all"` for every name, null to forget);
-`GET /control` says what has been asked and what is open. `python -m fakes.upstream` runs it alone.
+scripts that count ("times") count from there. What is told must be a script, so that a slip of the
+pen is no "ok". `GET /control` says what has been asked and what is open. `python -m fakes.upstream`
+runs it alone.
+
+An event, where a script counts them, is what a server sends at once: the first word of a message
+or a response brings the openings of its block with it.
 
 It runs in a thread with an event loop of its own and counts what a gateway does to it: open
 connections, requests with their heads and bodies, bytes taken, and when its client went away.
@@ -31,7 +36,7 @@ waiting
   stall:K             K words, then silence
   preamble:KB         KB kilobytes of openings, which are no output, then silence
   silent              the request is read, nothing is answered
-  headers-then-silent the head of a 200, and nothing more
+  headers-then-silent  the head of a 200, and nothing more
   comments            a word, then comments without end
 refusals
   status:S[:RETRY]    status S with a JSON error (and Retry-After)
@@ -46,7 +51,7 @@ refusals
   redirect            307 to where it came from
 breakage, in the middle
   drop:K  reset:K     K words and half an event, then the connection is closed, or reset
-  cut:K               K events, then the connection is closed
+  cut:K[:BYTES]       K events (and so many bytes of the next), then the connection is closed
   end:K               K events, then a proper end of the body
   no-terminal:K       the opening, K words, then a proper end of the body
   http10-cut:K        K events as HTTP/1.0, then the connection is closed
@@ -62,7 +67,8 @@ breakage, at once
   json                an answer that is no stream, whatever was asked
   sse                 a stream, whatever was asked
   gzip                a compressed answer that nobody asked for
-  too-short  too-long a Content-Length that is more, or less, than the body
+  too-short           a body shorter than its Content-Length, then the connection is closed
+  too-long            a body longer than its Content-Length
 """
 
 import argparse
@@ -148,7 +154,8 @@ class ScriptedUpstream:
     requests: list[Seen] = field(default_factory=list)
     open_connections: int = 0
     connections: int = 0
-    tried: Counter[str] = field(default_factory=Counter)
+    asked: Counter[str] = field(default_factory=Counter)  # requests for each name
+    tried: Counter[str] = field(default_factory=Counter)  # the same, since it was told what to do
     told: dict[str, str] = field(default_factory=dict)  # what a name plays; "*" is every name
 
     def start(self) -> Self:
@@ -168,11 +175,20 @@ class ScriptedUpstream:
         self._loop.close()
 
     def play(self, model: str, script: str | None) -> None:
-        """From the next request on `model` does this; None: what its name says. "*": all do."""
+        """From the next request on `model` does this; None: what its name says. "*": all do.
+
+        Raises ValueError for what is no script.
+        """
+        if script is not None and script.partition(":")[0] not in SCRIPTS:
+            raise ValueError(f"{script!r} is no script")
         if script is None:
             self.told.pop(model, None)
         else:
             self.told[model] = script
+        if model == "*":
+            self.tried.clear()
+        else:
+            self.tried.pop(model, None)
 
     def refuse(self) -> None:
         """From here on nobody listens, and what is open is reset: the computer was unplugged."""
@@ -313,6 +329,7 @@ class Connection(asyncio.Protocol):
                 name, *numbers = script.split(":")
                 play = SCRIPTS.get(name, ok)
                 self.wire = wire_for(seen.path, seen.model)
+                self.upstream.asked[seen.model] += 1
                 self.upstream.tried[seen.model] += 1
                 await play(self, *(map(int, numbers) if name in SCRIPTS else ()))
             seen.finished = True
@@ -346,14 +363,18 @@ class Connection(asyncio.Protocol):
         upstream = self.upstream
         if self.seen.method == "POST":
             told = json.loads(self.seen.body)
-            upstream.play(
-                "*" if "all" in told else told["model"], told.get("all", told.get("script"))
-            )
+            try:
+                upstream.play(
+                    "*" if "all" in told else told["model"], told.get("all", told.get("script"))
+                )
+            except ValueError as error:
+                await self.plain(400, {"error": str(error)})
+                return
         await self.plain(
             200,
             {
                 "told": upstream.told,
-                "requests": dict(upstream.tried),
+                "requests": dict(upstream.asked),
                 "open_connections": upstream.open_connections,
                 "active": upstream.active - 1,  # without this one
             },
