@@ -39,6 +39,7 @@ def test_resident_memory_never_passes_the_budget(guarded: Played) -> None:
     assert guarded.peak_bytes <= BUDGET_MIB * MIB, f"{guarded.peak_bytes / MIB:.0f} MiB"
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_observing_alone_lets_it_pass_the_budget(observed: Played) -> None:
     """The same load is too much when nothing is done, and the guard says what it would do."""
@@ -50,7 +51,7 @@ def test_observing_alone_lets_it_pass_the_budget(observed: Played) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("mode", ["guarded", "observed"])
+@pytest.mark.parametrize("mode", ["guarded", pytest.param("observed", marks=pytest.mark.long)])
 def test_who_reads_loses_nothing(mode: str, request: pytest.FixtureRequest) -> None:
     """Every byte of every answer that somebody reads arrives, in order, to its proper end."""
     played: Played = request.getfixturevalue(mode)
