@@ -36,7 +36,7 @@ from tidegate.gateway.subscriber import Subscriber
 if TYPE_CHECKING:
     from tidegate.gateway.app import Gateway
 
-# Questions that may wait behind the one that is being answered: an agent asks when it has its
+# Questions that may wait behind the one that is being answered: a client asks when it has its
 # answer, so even one is rare. Each is in the ledger.
 MOST_WAITING = 8
 DRAIN_LOOK_S = 0.5  # how soon a connection that asks nothing learns that it is to go elsewhere
