@@ -235,6 +235,7 @@ async def test_a_stream(rigs, upstream: ScriptedUpstream, form: Form) -> None:
     patient = [script for script in scripts if script.startswith(PATIENT)]
     rig = await played(rigs, upstream, first_output_s=6.0)
     await judge_all(rig, form, patient, stream=True)
+    await rig.gateway.close()  # or its idle connections are waited for at the end
     rig = await played(rigs, upstream)
     await judge_all(rig, form, [each for each in scripts if each not in patient], stream=True)
 
