@@ -457,10 +457,26 @@ async def test_odd_streams(scripted_upstream: ScriptedUpstream, path: str) -> No
     assert text_of(path, items(path, crlf.body)) == TEXT
     odd = await ask(scripted_upstream, path, "odd-fields")
     assert text_of(path, items(path, odd.body)) == TEXT
-    for value in re.findall(rb"\{ .*\}", bytes(odd.body)):
+    values = re.findall(rb"\{ .* \}", bytes(odd.body))
+    assert len(values) == len(items(path, plain))
+    for value in values:
         members = json.loads(value, object_pairs_hook=list)
-        assert members[0][0] == members[1][0]  # the same name twice
+        assert members[0][0] in [name for name, _ in members[1:]]
     assert items(path, odd.body)[-1].keys() == items(path, plain)[-1].keys()
+
+
+@pytest.mark.parametrize("path", STREAMED)
+@pytest.mark.parametrize(("script", "words"), [("numbered:50:1", 50), ("bulk:200", 200)])
+async def test_numbered_streams(
+    scripted_upstream: ScriptedUpstream, path: str, script: str, words: int
+) -> None:
+    """Each word is its own number, in every format; in bulk, events are of a kilobyte."""
+    answer = await ask(scripted_upstream, path, script)
+    assert answer.clean
+    numbers = re.findall(r"\d+", text_of(path, items(path, answer.body)))
+    assert numbers == list(map(str, range(words)))
+    assert MARKERS[path] in answer.body
+    assert script != "bulk:200" or len(answer.body) >= 200_000
 
 
 @pytest.mark.parametrize("stream", [True, False])
