@@ -593,3 +593,35 @@ async def test_a_page_of_another_site_opens_no_websocket(rigs, raw_upstream) -> 
             pass
     assert refused.value.status == 403
     assert (await ask(rig)).status == 405
+
+
+# --- the upstream's own errors ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("background", [False, True])
+async def test_a_flat_error_of_the_upstream_is_followed_by_what_became_of_the_response(
+    rigs, raw_upstream, background: bool
+) -> None:
+    """Its own words stay as they are, and the response is failed, once."""
+    flat = event("error", code="server_error", message="it broke", param=None)
+    rig = await rigs(await raw_upstream(sends(CREATED, WORDS[0], flat)))
+    body = {"model": "m", "input": "hi", "stream": True, "background": background}
+    answer = await ask(rig, "", body)
+    kinds = [each.name for each in answer.events]
+    assert kinds[-2:] == ["error", "response.failed"]
+    assert kinds.count("error") == kinds.count("response.failed") == 1
+    assert b"it broke" in answer.body
+    failed = json.loads(answer.events[-1].data)["response"]
+    assert failed["status"] == "failed"
+    assert failed["error"]["message"]
+    if background:
+        assert numbered(answer) == list(range(len(kinds)))
+
+
+async def test_an_upstream_that_says_all_of_it_is_not_corrected(rigs, raw_upstream) -> None:
+    """Its error and its response.failed stand alone."""
+    flat = event("error", code="server_error", message="it broke", param=None)
+    failed = event("response.failed", response=response("failed"))
+    rig = await rigs(await raw_upstream(sends(CREATED, WORDS[0], flat, failed)))
+    answer = await ask(rig, "", {"model": "m", "input": "hi", "stream": True})
+    assert bytes(answer.body) == CREATED + WORDS[0] + flat + failed

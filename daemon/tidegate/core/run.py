@@ -430,6 +430,12 @@ class Run:
             window.trim(keep_bytes)
             self.account.set(Entry.WINDOW, window.held_bytes)
 
+    def has_told_error(self) -> bool:
+        """Whether the upstream's own error stands in the stream, with all that belongs to it."""
+        if self.verdict() is not Meaning.ERROR:
+            return False
+        return not self.format.is_error_open(b"".join(self.window.last_events(1)))
+
     def append_error(self) -> bytes:
         """Records the events that tell every reader why the answer broke off."""
         events = self._error_events(self.error())

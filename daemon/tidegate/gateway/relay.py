@@ -546,7 +546,7 @@ class Relay:
             return
         # Where the upstream's own error event stands in the stream, the readers have it.
         broken = happening is not Happening.COMPLETE and run.state is State.STREAMING
-        told = broken and run.verdict() is Meaning.ERROR
+        told = broken and run.has_told_error()
         if not run.end(happening, reason, code, self._loop.time(), time.time()):
             return
         self._let_go_of_upstream()

@@ -244,6 +244,10 @@ class Format:
         """The events on which the official clients raise."""
         raise NotImplementedError
 
+    def is_error_open(self, last_event: bytes) -> bool:
+        """Whether more has to follow the error that an upstream told, as its last event."""
+        return False
+
     def told_error(self, event: bytes) -> ToldError:
         """What an error event that opens a stream says."""
         data = self.framing.data(event)

@@ -124,8 +124,15 @@ class Responses(OpenAIFormat):
         return said.response.id if said.response is not None else said.id
 
     def error_events(self, error: ErrorText, about: About) -> list[bytes]:
-        """A flat error and, since a response has a state, that it failed."""
+        """A flat error, unless there is one, and, since a response has a state, that it failed."""
         number = _sequence_number(about.last_event) + 1
+        failed = {
+            "type": "response.failed",
+            "sequence_number": number,
+            "response": failed_response(error, about),
+        }
+        if self.is_error_open(about.last_event):
+            return [as_event("response.failed", failed)]
         flat = {
             "type": "error",
             "code": error.code,
@@ -133,12 +140,15 @@ class Responses(OpenAIFormat):
             "param": error.param,
             "sequence_number": number,
         }
-        failed = {
-            "type": "response.failed",
-            "sequence_number": number + 1,
-            "response": failed_response(error, about),
-        }
+        failed["sequence_number"] = number + 1
         return [as_event("error", flat), as_event("response.failed", failed)]
+
+    def is_error_open(self, last_event: bytes) -> bool:
+        """A flat error does not say what became of the response."""
+        try:
+            return _event.decode(SSE.data(last_event)).type == "error"
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return False
 
     def told_error(self, event: bytes) -> ToldError:
         data = SSE.data(event)
