@@ -466,6 +466,7 @@ class Run:
             response_id=self.response_id or "",
             model=self.model,
             created=self.created,
+            background=self.background,
         )
 
     def _error_events(self, error: ErrorText) -> list[bytes]:

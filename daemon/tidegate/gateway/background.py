@@ -16,7 +16,7 @@ from aiohttp import web
 from msgspec import Raw
 
 from tidegate.core.formats.base import Wanted
-from tidegate.core.formats.responses import Rewriter, failed_response, response_in
+from tidegate.core.formats.responses import Rewriter, bare_response, failed_response, response_in
 from tidegate.core.run import Run, State
 from tidegate.gateway.errors import Refused
 from tidegate.gateway.ids import id_headers
@@ -38,7 +38,7 @@ def prepare(
     if wanted.background:
         run.background = True
         run.response_id = run.id.replace("run_", "resp_", 1)
-        run.rewrite = Rewriter(run.response_id)
+        run.rewrite = Rewriter(run.about())
         values |= {"background": None, "stream": Raw(b"true")}
     former = gateway.registry.find_response(wanted.previous, run.owner)
     if former is not None:
@@ -112,20 +112,7 @@ def _json(run: Run) -> web.Response:
 def _as_it_is(run: Run) -> bytes:
     """The response object. Raises Refused when it is no longer kept."""
     if not run.is_over:
-        status = _STATUS[run.state]
-        return _encode(
-            {
-                "id": run.response_id,
-                "object": "response",
-                "created_at": int(run.created),
-                "status": status,
-                "background": run.background,
-                "model": run.model,
-                "output": [],
-                "error": None,
-                "incomplete_details": None,
-            }
-        )
+        return _encode(bare_response(run.about(), _STATUS[run.state]))
     if not run.streamed:
         whole, _ = run.window.read(run.window.cursor(run.window.first_seq))
         if whole:

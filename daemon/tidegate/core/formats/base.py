@@ -71,6 +71,7 @@ class About(NamedTuple):
     response_id: str
     model: str
     created: float  # Unix seconds
+    background: bool = False
 
 
 class Rewrite(Protocol):

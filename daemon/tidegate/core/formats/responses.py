@@ -17,12 +17,15 @@ from tidegate.core.formats.base import (
     ToldError,
     Wanted,
     error_label,
+    may_say,
     status_of_error,
 )
 from tidegate.core.formats.openai import OpenAIFormat
 from tidegate.core.framing import SSE
 
 _ENDS = (b"response.completed", b"response.incomplete", b"response.failed")
+_PARTS = ("response.content_part.", "response.output_text.", "response.refusal.")
+MOST_ITEMS = 1000  # outputs of one response that are told apart; real ones have a handful
 _MEANINGS = {
     "response.created": Meaning.OPENING,
     "response.queued": Meaning.OPENING,
@@ -36,6 +39,7 @@ _MEANINGS = {
 
 
 class _Item(Struct):
+    id: str | None = None
     type: str = ""
     text: str | None = None
 
@@ -43,6 +47,8 @@ class _Item(Struct):
 class _Event(Struct):
     type: str = ""
     sequence_number: int | None = None
+    item_id: str | None = None
+    output_index: int | None = None
     item: _Item | None = None
     part: _Item | None = None
 
@@ -114,7 +120,7 @@ class Responses(OpenAIFormat):
         return Meaning.OUTPUT
 
     def may_end(self, block: bytes) -> bool:
-        return any(end in block for end in _ENDS)
+        return any(may_say(end, block) for end in _ENDS)
 
     def response_id(self, data: bytes) -> str | None:
         try:
@@ -175,30 +181,62 @@ class Responses(OpenAIFormat):
 
 
 class Rewriter:
-    """Gives the events of a background response our id and our numbers."""
+    """Gives the events of a background response our id and our numbers.
 
-    __slots__ = ("_id", "tokens")
+    Its clients follow it by id, as they follow OpenAI's, and count on members that smaller servers
+    leave out (llama.cpp: which output an event belongs to, the model): those are filled in. What is
+    there is not changed.
+    """
 
-    def __init__(self, response_id: str) -> None:
+    __slots__ = ("_about", "_outputs", "tokens")
+
+    def __init__(self, about: About) -> None:
         self.tokens: int | None = None  # they stay in the events
-        self._id = Raw(_encode(response_id))
+        self._about = about
+        self._outputs: dict[str, int] = {}  # the place of an item in the output, by its id
 
     def __call__(self, block: bytes, events: int, first_seq: int) -> tuple[bytes, int]:
         numbered = enumerate(SSE.split(block), first_seq)
         return b"".join(self._event(event, seq) for seq, event in numbered), events
 
     def _event(self, event: bytes, seq: int) -> bytes:
+        data = SSE.data(event)
         try:
-            fields = _fields(SSE.data(event))
-            name = msgspec.json.decode(fields["type"], type=str)
-            fields["sequence_number"] = Raw(b"%d" % seq)
+            fields = _fields(data)
+            said = _event_in(data, fields)
             if "response" in fields:
-                response = _fields(fields["response"])
-                response |= {"id": self._id, "background": Raw(b"true")}
-                fields["response"] = Raw(_encode(response))
-        except (KeyError, msgspec.MsgspecError, UnicodeDecodeError):
+                fields["response"] = self._response(_fields(fields["response"]))
+        except (KeyError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return event  # "[DONE]", and what is not ours to judge
-        return as_event(name, fields) if name.isascii() and name.isprintable() else event
+        if not (said.type and said.type.isascii() and said.type.isprintable()):
+            return event
+        self._place(fields, said)
+        fields["sequence_number"] = Raw(b"%d" % seq)
+        return as_event(said.type, fields)
+
+    def _response(self, response: dict[str, Raw]) -> Raw:
+        whole = bare_response(self._about, "in_progress") | response
+        return Raw(_encode(whole | {"id": self._about.response_id, "background": True}))
+
+    def _place(self, fields: dict[str, Raw], said: _Event) -> None:
+        """Which output an event belongs to, and which part of it, where it does not say."""
+        item_id = said.item.id if said.item is not None else said.item_id
+        if not item_id:
+            return
+        if item_id not in self._outputs and len(self._outputs) < MOST_ITEMS:
+            here = said.output_index
+            self._outputs[item_id] = len(self._outputs) if here is None else here
+        fields.setdefault("output_index", Raw(b"%d" % self._outputs.get(item_id, 0)))
+        if said.type.startswith(_PARTS):
+            fields.setdefault("content_index", Raw(b"0"))
+
+
+def _event_in(data: bytes, fields: dict[str, Raw]) -> _Event:
+    """What is looked at of an event; at least its type. Raises KeyError, MsgspecError."""
+    try:
+        return _event.decode(data)
+    except msgspec.ValidationError:  # a member of another kind than it should be
+        return _Event(type=msgspec.json.decode(fields["type"], type=str))
 
 
 def response_in(event: bytes) -> bytes | None:
@@ -215,19 +253,30 @@ def as_event(name: str, data: object) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (name.encode("ascii"), _encode(data))
 
 
-def failed_response(error: ErrorText, about: About) -> dict[str, object]:
-    """A response without an answer, as much of it as clients read."""
-    cancelled = error.type == "cancelled"
+def bare_response(about: About, status: str) -> dict[str, object]:
+    """A response without an answer, with every member that clients count on."""
     return {
         "id": about.response_id,
         "object": "response",
         "created_at": int(about.created),
-        "status": "cancelled" if cancelled else "failed",
+        "status": status,
+        "background": about.background,
         "model": about.model,
         "output": [],
-        "error": None if cancelled else {"code": error.code, "message": error.message},
+        "error": None,
         "incomplete_details": None,
+        "parallel_tool_calls": True,
+        "tool_choice": "auto",
+        "tools": [],
     }
+
+
+def failed_response(error: ErrorText, about: About) -> dict[str, object]:
+    """A response that came to nothing, and why."""
+    if error.type == "cancelled":
+        return bare_response(about, "cancelled")
+    why = {"code": error.code, "message": error.message}
+    return bare_response(about, "failed") | {"error": why}
 
 
 def _sequence_number(event: bytes) -> int:
