@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tidegate.core.errors import LedgerFull, UpstreamError
-from tidegate.core.formats import CHAT
+from tidegate.core.formats import CHAT, MESSAGES
 from tidegate.core.formats.base import Meaning
 from tidegate.core.formats.openai import DONE as CHAT_DONE
 from tidegate.core.ledger import RECORD_BYTES, Entry, Ledger
@@ -468,3 +468,14 @@ def test_an_event_without_a_word_is_dropped() -> None:
     assert run.feed(b"data: \n\n" + text("b") + b"data:\n\n", 103.0) == text("b")
     with pytest.raises(UpstreamError, match="not JSON"):
         run.feed(b"data:\n\ndata: {\n\n", 104.0)
+
+
+def test_pings_are_neither_held_nor_progress() -> None:
+    """However many come before the first output: the attempt still waits for it."""
+    ping = b'event: ping\ndata: {"type": "ping"}\n\n'
+    run = make_run(format=MESSAGES)
+    run.begin_attempt("box", "m", 100.0)
+    for second in range(200):
+        assert run.feed(ping, 101.0 + second) == b""
+    assert run.state is State.CONNECTING
+    assert (run.attempt.held_events, run.attempt.last_event_s) == (0, 100.0)

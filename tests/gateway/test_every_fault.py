@@ -243,7 +243,7 @@ async def test_a_stream(rigs, upstream: ScriptedUpstream, form: Form) -> None:
 @pytest.mark.parametrize("form", STREAMED + PLAIN, ids=lambda form: form.path)
 async def test_a_whole_answer(rigs, upstream: ScriptedUpstream, form: Form) -> None:
     """The upstream's own bytes, or an error with a status; half of one is none."""
-    rig = await played(rigs, upstream)
+    rig = await played(rigs, upstream, first_output_s=6.0)  # a model may load for so long
     scripts = [script for script, (_, outcome) in ROWS.items() if outcome is not None]
     await judge_all(rig, form, scripts, stream=False)
 

@@ -806,3 +806,44 @@ async def test_the_sweep_is_the_net_beneath_an_end_that_never_comes(
     assert run.state is State.EXPIRED
     await until(lambda: not rig.gateway.registry.ledger.total_bytes, DEADLINE_S, "no byte is held")
     await until(lambda: not rig.pool()._open, DEADLINE_S, "the upstream is let go")
+
+
+# --- what counts against an upstream ----------------------------------------------------------
+
+
+async def test_answers_that_break_off_one_after_the_other_set_an_upstream_aside(
+    rigs, raw_upstream
+) -> None:
+    """A first word makes nothing good: an upstream that always dies behind it is failing."""
+    first = await raw_upstream(sends(HEAD + chunked(ROLE, WORD), hang=False))
+    second = await raw_upstream(whole)
+    rig = await rigs(first, second, models=BOTH)
+    for _ in range(3):
+        assert told(await chat(rig.base_url, "both"))
+    assert rig.pool("box").state == "set aside"
+    answer = await chat(rig.base_url, "both")
+    assert bytes(answer.body) == b"".join(OK)
+
+
+async def test_who_refuses_with_a_reason_is_alive(rigs, raw_upstream) -> None:
+    """A mistake of a caller ends a row of failures as an answer does."""
+    answers = [b"500 X", b"500 X", b"400 X", b"500 X", b"500 X"]
+
+    async def play(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            await peer.send(plain(b"{}", answers.pop(0)))
+
+    rig = await rigs(await raw_upstream(play))
+    for status in (500, 500, 400, 500, 500):
+        assert (await chat(rig.base_url, "m")).status == status
+    assert rig.pool().breaker.is_closed
+
+
+async def test_no_wait_is_begun_that_a_limit_would_cut_short(rigs, raw_upstream) -> None:
+    """The upstream's own 429 at once is worth more than a timeout later."""
+    upstream = await raw_upstream(sends(plain(ERROR_BODY, b"429 X", b"Retry-After: 20")))
+    rig = await rigs(upstream, first_output_s=5.0)
+    answer = await asyncio.wait_for(chat(rig.base_url, "m"), 4.0)
+    assert (answer.status, bytes(answer.body)) == (429, ERROR_BODY)
+    assert rig.pool().breaker.is_closed

@@ -130,6 +130,7 @@ class Attempt:
     started_s: float
     framer: Framer = field(default_factory=SseFramer)
     tries: int = 1  # asked again where that was no failure: told to wait, a dead idle connection
+    waits: int = 0  # of these, because the upstream said when to come again
     last_event_s: float = 0.0  # real events only
     request_id: str | None = None  # the upstream's own name for it
     ended_s: float | None = None
@@ -272,6 +273,7 @@ class Run:
             self._drop_attempt()
         framer = self.format.framing.framer()
         attempt = Attempt(len(self.attempts) + 1, upstream, model, now_s, framer)
+        attempt.last_event_s = now_s
         self.attempts.append(attempt)
         return attempt
 
@@ -311,6 +313,8 @@ class Run:
             raise UpstreamError("sent an event that is not JSON", code="malformed_event")
         if not form.ping or block.count(form.ping) < events:
             attempt.last_event_s = now_s
+        elif self.state is not State.STREAMING:
+            return b""  # nobody waits for it, and it is no part of what is held back
         if self.state is not State.STREAMING:
             return self._hold(block, events)
         return self._append(block, events)

@@ -49,7 +49,7 @@ log = logging.getLogger("tidegate.relay")
 # ride out a hiccup, far less than the window, so nobody who reads loses an event.
 PAUSE_LAG_BYTES = 256 * 1024
 
-MOST_TRIES = 2  # where an upstream says when to come again; official clients do the rest
+MOST_WAITS = 1  # where an upstream says when to come again; official clients do the rest
 LOADING_AGAIN_S = 1.0  # llama.cpp answers 503 while it loads its model, and is quick to say so
 HOPS_HEADER = "x-tidegate-hops"  # so that a ring of gateways ends
 MAX_ERROR_BYTES = 256 * 1024
@@ -350,7 +350,8 @@ class Relay:
     def _on_first_output(self) -> None:
         """Nothing can fail over any more; the caller may know the status."""
         assert self.target is not None
-        self._judge_well()
+        self._judged = True
+        self.target.pool.began()
         self._begun_s = self._loop.time()
         begun_s = self._begun_s - self.run.attempt.started_s
         self.target.pool.note_first_output(self.target.model, begun_s)
@@ -399,6 +400,7 @@ class Relay:
         elif status >= 600:
             self._attempt_failed(UpstreamError(f"answered {status}, which is no HTTP status"))
         else:
+            self._judge_well()  # whoever refuses with a reason is alive
             self.answer = reply.pass_on(body)
             reason = f'upstream "{self.target.pool.name}" refused with {reply.refusal(body)}'
             self._end(Happening.FAIL, reason, f"upstream_{status}")
@@ -408,26 +410,36 @@ class Relay:
         run, reply = self.run, self._reply
         what = f"answered {reply.refusal(body)}"
         if not self._left and run.state is State.CONNECTING:
-            waited_s = self._loop.time() - run.attempt.started_s
-            asked_s = reply.retry_after_s
             if reply.is_loading(body):
-                if waited_s < run.limits.first_output_s:
+                if self._has_time(LOADING_AGAIN_S, is_loading=True):
                     loads = f'upstream "{run.attempt.upstream}" is loading its model'
                     self._open_again_in(LOADING_AGAIN_S, loads)
                     return
-            elif (
-                asked_s is not None
-                and reply.status in {429, 503}
-                and run.attempt.tries < MOST_TRIES
-            ):
-                self._open_again_in(asked_s, f'upstream "{run.attempt.upstream}" {what}')
+            elif self._may_wait(reply):
+                run.attempt.waits += 1
+                why = f'upstream "{run.attempt.upstream}" {what}'
+                self._open_again_in(reply.retry_after_s or 0.0, why)
                 return
         failure = UpstreamError(what, code=f"upstream_{reply.status}")
         is_told = is_json(body)  # a proxy's page of HTML tells no client library anything
         self._attempt_failed(failure, answer=reply.pass_on(body) if is_told else None)
 
+    def _may_wait(self, reply: Reply) -> bool:
+        """Whether to come again when the upstream says so, as often as is sensible."""
+        wait_s = reply.retry_after_s
+        if wait_s is None or reply.status not in {429, 503}:
+            return False
+        return self.run.attempt.waits < MOST_WAITS and self._has_time(wait_s)
+
+    def _has_time(self, wait_s: float, *, is_loading: bool = False) -> bool:
+        """Whether the limits leave so long: else the upstream's own word is worth more at once."""
+        run, limits = self.run, self.run.limits
+        due_s = run.created_s + limits.total_s
+        if run.streamed or is_loading:
+            due_s = min(due_s, run.attempt.started_s + limits.first_output_s)
+        return self._loop.time() + wait_s < due_s
+
     def _on_answer(self, body: bytes) -> None:
-        self._judge_well()
         self.run.learn_id(body)
         if self.run.response_id is not None and self.run.stored:
             self.run.keep_plain(body)
@@ -516,6 +528,8 @@ class Relay:
         self._end(Happening.FAIL, reason, "bad_request")
 
     def _complete(self) -> None:
+        if self.target is not None:
+            self._judge_well()
         if self._is_stream and not self._is_raw and self.target is not None:
             self._note_speed(self.target)
         self._end(Happening.COMPLETE, None, None)

@@ -99,6 +99,13 @@ class UpstreamPool:
         if was_aside:
             log.info("upstream %s answers again", self.name)
 
+    def began(self) -> None:
+        """A request has its first output. Only a whole answer makes good for former failures."""
+        if self.breaker.is_closed:
+            self._state, self.last_error, self.reachable = "ok", None, True
+        else:
+            self.succeeded()
+
     def failed(self, reason: str, *, counts: bool = True) -> None:
         """A request was not. With `counts` it was the upstream's fault, and the breaker hears."""
         self._state, self.last_error = "failing", reason

@@ -102,6 +102,7 @@ class _Request(Struct):
 # "rate_limit_exceeded", "InternalServerError", "429": words without digits, or a short number. A
 # key is neither.
 _LABEL = re.compile(r"(?=.{1,40}$)[A-Za-z]+(?:[_.-][A-Za-z]+)*|[0-9]{1,5}")
+_ERROR_STATUS = re.compile(r"[45][0-9]{2}")
 _TOKENS = re.compile(rb'"(?:completion_tokens|output_tokens|eval_count)": ?(\d{1,9})\b')
 _ESCAPED = re.compile(rb"\\u00[2-7]")  # of ASCII; nobody does that, but everybody may
 _request = msgspec.json.Decoder(_Request)
@@ -260,7 +261,7 @@ class Format:
             error = _fields.decode(body).get("error")
         except (*_UNREADABLE, msgspec.ValidationError):
             return None
-        if error is None or bytes(error) in {b"null", b'""', b"{}"}:
+        if error is None or bytes(error) in {b"null", b"false", b'""', b"{}"}:
             return None
         return ToldError(status_of_error(body), body, error_label(body))
 
@@ -338,6 +339,8 @@ def status_of_error(data: bytes) -> int:
     for value in _error_values(data):
         if isinstance(value, int) and 400 <= value < 600:
             return value
+        if isinstance(value, str) and _ERROR_STATUS.fullmatch(value):
+            return int(value)
         status = _STATUS_OF_TYPE.get(str(value))
         if status is not None:
             return status
