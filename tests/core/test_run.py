@@ -479,3 +479,18 @@ def test_pings_are_neither_held_nor_progress() -> None:
         assert run.feed(ping, 101.0 + second) == b""
     assert run.state is State.CONNECTING
     assert (run.attempt.held_events, run.attempt.last_event_s) == (0, 100.0)
+
+
+def test_a_ping_of_the_preamble_is_kept_however_it_is_read() -> None:
+    """Anthropic's second event is a ping; it is sent on whether or not it came in one read."""
+    ping = b'event: ping\ndata: {"type": "ping"}\n\n'
+    start = b'event: message_start\ndata: {"type": "message_start"}\n\n'
+    word = (
+        b'event: content_block_delta\ndata: {"type": "content_block_delta", "index": 0, '
+        b'"delta": {"type": "text_delta", "text": "a"}}\n\n'
+    )
+    for reads in ([start + ping, word], [start, ping, word], [start, ping, ping, word]):
+        run = make_run(format=MESSAGES)
+        run.begin_attempt("box", "m", 100.0)
+        sent = b"".join(run.feed(read, 101.0) for read in reads)
+        assert sent == start + ping + word, reads

@@ -313,8 +313,8 @@ class Run:
             raise UpstreamError("sent an event that is not JSON", code="malformed_event")
         if not form.ping or block.count(form.ping) < events:
             attempt.last_event_s = now_s
-        elif self.state is not State.STREAMING:
-            return b""  # nobody waits for it, and it is no part of what is held back
+        elif self.state is not State.STREAMING and not self._awaits_ping():
+            return b""  # nobody waits for it, and held back they would add up
         if self.state is not State.STREAMING:
             return self._hold(block, events)
         return self._append(block, events)
@@ -335,6 +335,11 @@ class Run:
             events_then = self.format.framing.split(block)
             self._said = stronger(self._said, self.format.verdict(events_then))
         return block
+
+    def _awaits_ping(self) -> bool:
+        """Whether a ping belongs to the preamble, in which one may follow another event."""
+        form, held = self.format, self.attempt.held
+        return bool(held) and not form.framing.split(held[-1])[-1].startswith(form.ping)
 
     def _hold(self, block: bytes, events: int) -> bytes:
         """Keeps a preamble back until the answer has begun."""
