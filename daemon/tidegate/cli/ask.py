@@ -14,6 +14,7 @@ from tidegate.places import Places
 from tidegate.service import control
 
 ANSWER_LIMIT_S = 15.0  # the watchdog gives a worker 5 s, and a reload 10
+UPGRADE_LIMIT_S = 90.0  # for the rehearsal and the new program's start
 RECYCLE_LIMIT_S = 2 * 3630.0  # twice the default of drain.recycle_limit_s
 
 
@@ -94,6 +95,22 @@ def recycle(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def upgrade(arguments: argparse.Namespace) -> int:
+    """Become the version that is installed now; nobody is cut off."""
+    places = find_places(arguments)
+    former = _version(places)
+    request = ControlRequest(verb="upgrade", wait=not arguments.no_wait)
+    ask(places, request, UPGRADE_LIMIT_S + RECYCLE_LIMIT_S)
+    print(f"{former} → {_version(places)}: a worker of the new version serves.")
+    return 0
+
+
+def _version(places: Places) -> str:
+    from tidegate.cli import answers
+
+    return answers.read_status(ask(places, ControlRequest(verb="status"))).version
+
+
 def reload(arguments: argparse.Namespace) -> int:
     """Read the config and the tokens again."""
     ask(find_places(arguments), ControlRequest(verb="reload"))
@@ -108,4 +125,5 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "sweep": sweep,
     "recycle": recycle,
     "reload": reload,
+    "upgrade": upgrade,
 }

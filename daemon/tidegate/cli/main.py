@@ -122,6 +122,10 @@ def _parser() -> argparse.ArgumentParser:
     recycle.add_argument(
         "--no-wait", action="store_true", help="return when the new worker is ready"
     )
+    upgrade = verb("upgrade", "become the version that is installed now; nobody is cut off")
+    upgrade.add_argument(
+        "--no-wait", action="store_true", help="return when the new worker is ready"
+    )
     verb("reload", "read the config file and the tokens again")
     verb("check", "say whether the config file is good", json=True)
     bundle = verb("bundle", "write down how it is, as evidence", json=True)

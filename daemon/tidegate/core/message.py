@@ -359,10 +359,10 @@ def decode_from_worker(line: bytes) -> FromWorker:
 
 
 class ControlRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One line from `tidegate status`, `runs`, `models`, `sweep`, `recycle`, `reload`, `stop`."""
+    """One line from `tidegate status`, `runs`, `recycle`, `stop` and the other asking verbs."""
 
     verb: str
-    wait: bool = True  # recycle: until the former generation is gone; stop: until it is over
+    wait: bool = True  # recycle, upgrade: until the former worker is gone; stop: until it is over
     finished: bool = False  # sweep: finished runs too
 
 

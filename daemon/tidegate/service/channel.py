@@ -26,8 +26,8 @@ class ChannelError(Exception):
 class LineSplitter:
     """Cuts bytes into lines, however they arrive. Holds at most one unfinished line."""
 
-    def __init__(self, max_line_bytes: int = MAX_LINE_BYTES) -> None:
-        self._unfinished = bytearray()
+    def __init__(self, max_line_bytes: int = MAX_LINE_BYTES, unfinished: bytes = b"") -> None:
+        self._unfinished = bytearray(unfinished)
         self._max_line_bytes = max_line_bytes
 
     def feed(self, data: bytes) -> Iterator[bytes]:
@@ -41,19 +41,27 @@ class LineSplitter:
         self._unfinished += rest
         self._check(len(self._unfinished))
 
+    @property
+    def unfinished(self) -> bytes:
+        """What waits for the rest of its line."""
+        return bytes(self._unfinished)
+
     def _check(self, length: int) -> None:
         if length > self._max_line_bytes:
             raise ChannelError(f"a line of more than {self._max_line_bytes} bytes")
 
 
 class Channel:
-    """The watchdog's end. Give it a connected stream socket; `close` it when done."""
+    """The watchdog's end. Give it a connected stream socket; `close` it when done.
 
-    def __init__(self, sock: socket.socket) -> None:
+    `unsent` and `unfinished` are what an earlier one on the same socket had left.
+    """
+
+    def __init__(self, sock: socket.socket, unsent: bytes = b"", unfinished: bytes = b"") -> None:
         sock.setblocking(False)
         self._sock = sock
-        self._unsent = bytearray()
-        self._splitter = LineSplitter()
+        self._unsent = bytearray(unsent)
+        self._splitter = LineSplitter(unfinished=unfinished)
 
     def __repr__(self) -> str:
         return f"<Channel fd={self.fileno()} unsent={len(self._unsent)}>"
@@ -66,6 +74,16 @@ class Channel:
     def unsent_bytes(self) -> int:
         """What waits until the other side reads."""
         return len(self._unsent)
+
+    @property
+    def unsent(self) -> bytes:
+        """What that is."""
+        return bytes(self._unsent)
+
+    @property
+    def unfinished(self) -> bytes:
+        """The part of a line that has been read."""
+        return self._splitter.unfinished
 
     def send(self, message: Message) -> bool:
         """Send it, or keep it to be sent; False when there is no room."""

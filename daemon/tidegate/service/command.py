@@ -21,6 +21,7 @@ from tidegate.service.generations import Generations
 from tidegate.service.process import Worker
 from tidegate.service.question import Answer, Questions
 from tidegate.service.status import Status
+from tidegate.service.upgrade import KeptClients
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +37,9 @@ class Daemon(Protocol):
 
     def reload(self, client: Client | None) -> None:
         """Take up the config, and answer `client` when that is done."""
+
+    def upgrade(self) -> None:
+        """Become the program that is on the disk now."""
 
     def stop(self) -> None:
         """Drain and end."""
@@ -56,11 +60,11 @@ class Commands:
         self._questions = Questions(reply_s)
         self._until_takeover: list[Client] = []
         self._until_recycled: list[Client] = []
+        self._until_upgraded: list[tuple[Client, bool]] = []  # and whether until it is recycled
         self._until_stopped: list[Client] = []
 
     def __repr__(self) -> str:
-        waiting = self._until_takeover + self._until_recycled + self._until_stopped
-        return f"<Commands {self._questions} waiting={len(waiting)}>"
+        return f"<Commands {self._questions} waiting={len(self._long_waiting())}>"
 
     def asked(self, client: Client, request: ControlRequest) -> None:
         """A client wants something."""
@@ -89,6 +93,9 @@ class Commands:
                     self._until_takeover.append(client)
             case "reload":
                 self._daemon.reload(client)
+            case "upgrade":
+                self._until_upgraded.append((client, request.wait))
+                self._daemon.upgrade()
             case "stop":
                 self._stop(client, wait=request.wait)
             case "bundle":
@@ -119,6 +126,41 @@ class Commands:
         self._questions.ask(order.request, verb, client, awaited, time.monotonic())
         for worker in workers:
             self._generations.send(worker, order)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether only those wait who may wait for long."""
+        return self._questions.is_empty and self._control.is_quiet(self._long_waiting())
+
+    def kept(self) -> KeptClients:
+        """Those whom an upgrade must not forget."""
+        return KeptClients(
+            until_takeover=[client.sock.fileno() for client in self._until_takeover],
+            until_recycled=[client.sock.fileno() for client in self._until_recycled],
+            until_upgraded=[(client.sock.fileno(), wait) for client, wait in self._until_upgraded],
+        )
+
+    def resume(self, kept: KeptClients) -> None:
+        """Go on with those whom an upgrade left."""
+        again = self._control.resume
+        self._until_takeover += map(again, kept.until_takeover)
+        self._until_recycled += map(again, kept.until_recycled)
+        self._until_upgraded += ((again(fd), wait) for fd, wait in kept.until_upgraded)
+
+    def upgrade_recycles(self) -> None:
+        """The recycle that ends the upgrade is under way."""
+        for client, wait in self._until_upgraded:
+            (self._until_recycled if wait else self._until_takeover).append(client)
+        self._until_upgraded.clear()
+
+    def upgrade_failed(self, error: str) -> None:
+        """Nothing has changed."""
+        self._answer_all([client for client, _ in self._until_upgraded], error)
+        self._until_upgraded.clear()
+
+    def _long_waiting(self) -> list[Client]:
+        upgraded = [client for client, _ in self._until_upgraded]
+        return self._until_recycled + self._until_takeover + self._until_stopped + upgraded
 
     # --- what clients wait for ----------------------------------------------------------------
 

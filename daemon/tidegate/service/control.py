@@ -10,7 +10,7 @@ import os
 import selectors
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import msgspec
@@ -56,32 +56,38 @@ class ControlServer:
         selector: selectors.BaseSelector,
         on_request: Callable[[Client, ControlRequest], None],
         clock: Callable[[], float],
+        kept_fd: int | None = None,
     ) -> None:
-        """Listen. The caller holds the pid file's lock, so whatever lies there is dead.
+        """Listen, or go on with the socket that an upgrade left.
 
-        Raises ListenError.
+        The caller holds the pid file's lock, so whatever lies there is dead. Raises ListenError.
         """
         self._path = path
         self._selector = selector
         self._on_request = on_request
         self._clock = clock
         self._clients: set[Client] = set()
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        former_umask = os.umask(0o177)
-        try:
-            path.unlink(missing_ok=True)
-            self._sock.bind(str(path))
-            self._sock.listen(MAX_CLIENTS)
-        except OSError as error:
-            self._sock.close()
-            raise ListenError(f"cannot listen on {path}: {error.strerror}") from error
-        finally:
-            os.umask(former_umask)
+        self._sock = _listen(path) if kept_fd is None else socket.socket(fileno=kept_fd)
         self._sock.setblocking(False)
         selector.register(self._sock, selectors.EVENT_READ, self._accept)
 
     def __repr__(self) -> str:
         return f"<ControlServer {self._path} clients={len(self._clients)}>"
+
+    def fileno(self) -> int:
+        """Of the listening socket, for an upgrade."""
+        return self._sock.fileno()
+
+    def is_quiet(self, but: Collection[Client]) -> bool:
+        """Whether nobody is asking or being answered beside those who wait for long."""
+        return all(client in but for client in self._clients)
+
+    def resume(self, fd: int) -> Client:
+        """A client that an upgrade left, which still waits for its answer."""
+        client = Client(socket.socket(fileno=fd), 0.0)
+        client.deadline_s = None
+        self._add(client)
+        return client
 
     def reply(self, client: Client, answer: ControlReply) -> None:
         """Answer and hang up once the answer has been read. A client that went is no fault."""
@@ -117,10 +123,15 @@ class ControlServer:
         except OSError:  # it went again, or we are out of descriptors: the next turn retries
             return
         client = Client(sock, self._clock() + REQUEST_LIMIT_S)
-        self._clients.add(client)
-        self._selector.register(sock, selectors.EVENT_READ, lambda mask: self._turn(client, mask))
+        self._add(client)
         if len(self._clients) > MAX_CLIENTS:
             self._make_room(client)
+
+    def _add(self, client: Client) -> None:
+        self._clients.add(client)
+        self._selector.register(
+            client.sock, selectors.EVENT_READ, lambda mask: self._turn(client, mask)
+        )
 
     def _make_room(self, newcomer: Client) -> None:
         """A silent client goes first, so that `status` is always answered."""
@@ -177,6 +188,21 @@ class ControlServer:
         self._clients.discard(client)
         self._selector.unregister(client.sock)
         client.sock.close()
+
+
+def _listen(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    former_umask = os.umask(0o177)
+    try:
+        path.unlink(missing_ok=True)
+        sock.bind(str(path))
+        sock.listen(MAX_CLIENTS)
+    except OSError as error:
+        sock.close()
+        raise ListenError(f"cannot listen on {path}: {error.strerror}") from error
+    finally:
+        os.umask(former_umask)
+    return sock
 
 
 def ask(runtime_dir: Path, request: ControlRequest, timeout_s: float) -> ControlReply:

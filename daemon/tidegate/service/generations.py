@@ -11,6 +11,7 @@ import functools
 import logging
 import random
 import selectors
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -22,9 +23,10 @@ from tidegate.config import LoadedConfig
 from tidegate.core import lifecycle as life
 from tidegate.core import message as msg
 from tidegate.core.lifecycle import State
-from tidegate.service.channel import ChannelError
+from tidegate.service.channel import Channel, ChannelError
 from tidegate.service.listen import Bound
-from tidegate.service.process import Worker, spawn
+from tidegate.service.process import Adopted, Worker, spawn
+from tidegate.service.upgrade import KeptWorker
 
 _log = logging.getLogger(__name__)
 
@@ -50,8 +52,6 @@ class Generations:
         self._on_said = on_said
         self._on_event = on_event
         self._workers: dict[int, Worker] = {}
-        for left_over in runtime_dir.glob("worker-*.sock"):  # of a watchdog that was killed
-            left_over.unlink(missing_ok=True)
 
     def __repr__(self) -> str:
         return f"<Generations {[(g.number, g.state.value) for g in self.fleet.generations]}>"
@@ -62,6 +62,58 @@ class Generations:
 
     def __len__(self) -> int:
         return len(self._workers)
+
+    # --- what a former watchdog left ------------------------------------------------------------
+
+    def clear(self) -> None:
+        """Remove what one left that was killed: its workers are gone, their sockets are not."""
+        for left_over in self._runtime_dir.glob("worker-*.sock"):
+            left_over.unlink(missing_ok=True)
+
+    def kept(self) -> list[KeptWorker]:
+        """What an upgrade leaves of the workers, which notice nothing of it."""
+        return [
+            KeptWorker(
+                number=worker.number,
+                pid=worker.pid,
+                fd=worker.channel.fileno(),
+                socket_path=str(worker.socket_path),
+                accepts=worker.accepts,
+                unsent=worker.channel.unsent,
+                unfinished=worker.channel.unfinished,
+                beat=worker.beat,
+                base_bytes=worker.base_bytes,
+                ready_s=worker.ready_s,
+                condemned=worker.condemned,
+            )
+            for worker in self
+        ]
+
+    def adopt(self, fleet: life.Fleet, kept: Sequence[KeptWorker], config: LoadedConfig) -> None:
+        """Go on with the workers that an upgrade left; `config` is what they were last told."""
+        self.fleet = fleet
+        for each in kept:
+            channel = Channel(socket.socket(fileno=each.fd), each.unsent, each.unfinished)
+            worker = Worker(
+                number=each.number,
+                process=Adopted(each.pid),
+                channel=channel,
+                socket_path=Path(each.socket_path),
+                config=config,
+                accepts=each.accepts,
+                beat=each.beat,
+                base_bytes=each.base_bytes,
+                ready_s=each.ready_s,
+                condemned=each.condemned,
+            )
+            self._add(worker)
+
+    def _add(self, worker: Worker) -> None:
+        self._workers[worker.number] = worker
+        self._selector.register(
+            worker.channel, selectors.EVENT_READ, functools.partial(self._turn, worker)
+        )
+        self._watch(worker)
 
     # --- who is who ---------------------------------------------------------------------------
 
@@ -111,10 +163,7 @@ class Generations:
             self._on_event(life.Exited(number, f"cannot be started: {error}"))
             return
         _log.info("worker %d starts, pid %d", number, worker.pid)
-        self._workers[number] = worker
-        self._selector.register(
-            worker.channel, selectors.EVENT_READ, functools.partial(self._turn, worker)
-        )
+        self._add(worker)
         listeners = [msg.Listener(fd=b.sock.fileno(), address=b.address) for b in bound]
         self.send(worker, self._configure(worker, config, listeners=listeners))
 
@@ -149,7 +198,7 @@ class Generations:
     def exit_code(self, number: int) -> int | None:
         """How a worker's process ended, if it has; negative for a signal."""
         worker = self._workers.get(number)
-        return worker.popen.returncode if worker else None
+        return worker.process.returncode if worker else None
 
     # --- the line to each of them -----------------------------------------------------------------
 
@@ -225,7 +274,7 @@ class Generations:
 
     def gone(self) -> list[Worker]:
         """Those whose process is gone. Their last words have been heard."""
-        ended = [worker for worker in self if worker.popen.poll() is not None]
+        ended = [worker for worker in self if worker.process.poll() is not None]
         for worker in ended:
             self._hear(worker)
             _log.info("worker %d is gone: %s", worker.number, worker.how_it_ended())

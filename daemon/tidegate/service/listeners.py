@@ -7,10 +7,12 @@ that accepts from them has stopped doing so, and what was opened in vain is clos
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Collection, Iterable
 
 from tidegate.service import listen
 from tidegate.service.listen import Bound, ListenError
+from tidegate.service.upgrade import KeptListener
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +33,28 @@ class Listeners:
     def addresses(self) -> list[str]:
         """Where clients find us, as "127.0.0.1:8433" or "unix:/path"."""
         return [bound.address for bound in self.bound]
+
+    def kept(self) -> list[KeptListener]:
+        """What an upgrade leaves of them: all stay open."""
+        return [
+            KeptListener(
+                fd=each.sock.fileno(),
+                configured=each.configured,
+                address=each.address,
+                retired=each not in self.bound,
+            )
+            for each in self.bound + self._retired
+        ]
+
+    def resume(self, kept: Iterable[KeptListener]) -> None:
+        """Go on with those that an upgrade left."""
+        for each in kept:
+            bound = Bound(socket.socket(fileno=each.fd), each.configured, each.address)
+            if each.retired:
+                self._retired.append(bound)
+            else:
+                self.bound.append(bound)
+        self._adopted = [each for each in self.bound if each.configured == listen.ADOPTED]
 
     def open(self, addresses: Iterable[str]) -> list[Bound]:
         """Sockets for `addresses`, those in use included. Raises ListenError, leaving none open."""

@@ -77,6 +77,15 @@ class MemoryBook:
                 periods.confirm_s,
             )
 
+    def resume(self, alarms: int, steps: dict[str, StepState]) -> None:
+        """Go on counting where an upgrade left off."""
+        self.alarms, self._steps = alarms, dict(steps)
+
+    @property
+    def steps(self) -> dict[str, StepState]:
+        """What each step of relief has done."""
+        return self._steps
+
     # --- what is heard between two samples ------------------------------------------------------
 
     def heard(self, worker: Worker, beat: Heartbeat, now_s: float) -> None:

@@ -39,7 +39,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         number = serving.number if serving else None
         beats = [w.beat for w in reversed(list(self.generations)) if w.beat is not None]
         upstreams = status.merge_upstreams([beat.upstreams for beat in beats])
-        restarts = list(self.totals.restarts)
+        restarts = self.totals.restarts
         memory = self.memory.state()
         troubles = status.troubles(
             shedding=memory.shedding,

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tidegate.config import LoadedConfig
@@ -35,12 +35,36 @@ class AlreadyRunning(Exception):
     """Another watchdog holds the pid file."""
 
 
+class Adopted:
+    """A child that was started before an upgrade; as much of a Popen as is used here."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal; None while it lives."""
+        if self.returncode is None:
+            try:
+                pid, state = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:  # somebody else reaped it, and how it ended is lost
+                self.returncode = 0
+            else:
+                self.returncode = os.waitstatus_to_exitcode(state) if pid else None
+        return self.returncode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send one, unless it has been reaped. Raises OSError."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
 @dataclass(slots=True, eq=False)
 class Worker:
     """One worker process and what it last said."""
 
     number: int
-    popen: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Adopted
     channel: Channel
     socket_path: Path  # where it listens for the other generation
     config: LoadedConfig  # what it was last told
@@ -55,11 +79,11 @@ class Worker:
     @property
     def pid(self) -> int:
         """Of the process, which stays ours until it has been reaped."""
-        return self.popen.pid
+        return self.process.pid
 
     def begin_end(self, now_s: float, wait_s: float, *, stacks: bool) -> None:
         """End it: at most `wait_s` for the stacks to be written, then SIGKILL regardless."""
-        if self.kill_at_s is not None or self.popen.poll() is not None:
+        if self.kill_at_s is not None or self.process.poll() is not None:
             return
         self.kill_at_s = now_s
         if stacks:
@@ -77,7 +101,7 @@ class Worker:
 
     def how_it_ended(self) -> str:
         """One phrase for the log: what was said or seen last, and the exit."""
-        code = self.popen.returncode
+        code = self.process.returncode or 0
         exit_text = f"killed by {_signal_name(-code)}" if code < 0 else f"exit {code}"
         if why := self.condemned or self.last_words:
             return f"{why} ({exit_text})"
@@ -91,7 +115,7 @@ class Worker:
     def _signal(self, number: signal.Signals) -> bool:
         """Send one; does nothing to a process that was reaped. A sandbox may forbid it."""
         try:
-            self.popen.send_signal(number)
+            self.process.send_signal(number)
         except OSError as error:
             _log.error("worker %d cannot be sent %s: %s", self.number, number.name, error)
             return False
@@ -169,23 +193,25 @@ class PidFile:
     """A locked file that names us. The lock, not the file's being there, is what counts."""
 
     path: Path
-    _fd: int = field(default=-1)
+    fd: int = -1  # while it is held; one that an upgrade left is held already
 
     def hold(self) -> None:
         """Lock it for life. Raises AlreadyRunning, which says who holds it, or OSError."""
+        if self.fd >= 0:
+            return
         fd = self._lock()
         while not self._is_ours(fd):  # its former holder removed it in this very moment
             os.close(fd)
             fd = self._lock()
         os.ftruncate(fd, 0)
         os.write(fd, f"{os.getpid()}\n".encode())
-        self._fd = fd
+        self.fd = fd
 
     def release(self) -> None:
         """Remove it and let go, in that order: what stands at the path is always locked."""
-        if self._is_ours(self._fd):
+        if self._is_ours(self.fd):
             self.path.unlink(missing_ok=True)
-        os.close(self._fd)
+        os.close(self.fd)
 
     def _lock(self) -> int:
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

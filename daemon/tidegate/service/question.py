@@ -34,6 +34,11 @@ class Questions:
     def __repr__(self) -> str:
         return f"<Questions open={len(self._open)}>"
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nobody waits."""
+        return not self._open
+
     def next_number(self) -> int:
         """For a new question. 0 stands for what expects no reply."""
         self._last_number += 1

@@ -79,6 +79,23 @@ class Reloader:
         self.config = config
         self._on_config(config)
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a new config is on its way."""
+        return self._reload is not None
+
+    def resume(self, former: LoadedConfig) -> None:
+        """Go on after an upgrade, with the sockets that are open.
+
+        The file is read anew. Should it have become bad in this very moment, `former` stays.
+        """
+        try:
+            self.config = self._load()
+        except ConfigError as error:
+            _log.error("the config stays as it was: %s", error)
+            self.config = former
+        self._on_config(self.config)
+
     def for_new_worker(self) -> tuple[LoadedConfig, list[Bound]]:
         """What a worker that starts now has to begin with."""
         if self._reload is not None and self._reload.by_recycle:

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable
 
 # SIGCHLD only has to wake the loop, which looks for dead workers on every turn.
-_HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
 
 
 class Signals:
@@ -22,8 +22,9 @@ class Signals:
         for end in (self._wakeup, self._writer):
             end.setblocking(False)
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        for number in _HEARD:
+        for number in HEARD:
             signal.signal(number, lambda _number, _frame: None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)  # an upgrade let them wait
         selector.register(self._wakeup, selectors.EVENT_READ, self._woken)
 
     def _woken(self, _mask: int) -> None:

@@ -6,7 +6,6 @@ that a recycle or a death loses nothing that was ever reported.
 
 from __future__ import annotations
 
-import collections
 from dataclasses import dataclass, field
 
 from msgspec import Struct
@@ -163,9 +162,7 @@ class Totals:
     swept_last_reason: str | None = None
     recycles: dict[str, int] = field(default_factory=dict)  # by reason
     restart_count: int = 0
-    restarts: collections.deque[Restart] = field(
-        default_factory=lambda: collections.deque(maxlen=RESTARTS_KEPT)
-    )
+    restarts: list[Restart] = field(default_factory=list)  # the latest, oldest first
 
     def add_beat(self, former: Heartbeat | None, beat: Heartbeat) -> None:
         """Add what `beat` counts beyond the same worker's `former` one."""
@@ -183,7 +180,7 @@ class Totals:
     def add_restart(self, restart: Restart) -> None:
         """A worker died and is replaced."""
         self.restart_count += 1
-        self.restarts.append(restart)
+        self.restarts = [*self.restarts, restart][-RESTARTS_KEPT:]
 
 
 def troubles(

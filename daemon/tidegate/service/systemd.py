@@ -13,6 +13,7 @@ import socket
 from collections import deque
 from collections.abc import MutableMapping
 
+_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 _MAX_KEPT = 8  # READY, RELOADING and STOPPING, each more than once, never reach it
 
 
@@ -26,8 +27,11 @@ class Notifier:
         self._status = ""
         self.ping_every_s = _ping_every_s(environ) if self._sock else None
         self.ping_at_s = None if self.ping_every_s is None else 0.0  # monotonic; None: never
-        for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
-            environ.pop(name, None)
+        self._environment = {name: environ.pop(name) for name in _VARIABLES if name in environ}
+
+    def environment(self) -> dict[str, str]:
+        """The variables as they were, for the program that this process becomes."""
+        return dict(self._environment)
 
     def ready(self) -> None:
         """It serves; also ends a reload."""

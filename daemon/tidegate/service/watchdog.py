@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tidegate import __version__
 from tidegate.config import ConfigError, LoadedConfig
 from tidegate.core import lifecycle as life
 from tidegate.core import message as msg
@@ -28,7 +29,7 @@ from tidegate.core.lifecycle import Timing
 from tidegate.core.settings import MIB
 from tidegate.guard import pressure
 from tidegate.guard.heap import heap_trimmer
-from tidegate.service import launchd, listen, log, status
+from tidegate.service import launchd, listen, log, status, upgrade
 from tidegate.service.command import Commands
 from tidegate.service.control import SOCKET_NAME, Client, ControlServer
 from tidegate.service.decisions import DecisionLog
@@ -50,6 +51,7 @@ from tidegate.service.process import (
 from tidegate.service.reload import Reloader
 from tidegate.service.signals import Signals
 from tidegate.service.systemd import Notifier
+from tidegate.service.upgrade import Estate, Upgrade, UpgradeError
 
 PID_FILE_NAME = "tidegate.pid"
 PARK_RETRY_S = 5.0  # a parked daemon looks so often whether the config was mended
@@ -76,6 +78,8 @@ def run(
     before they are ready · 78 the configuration or a directory is bad, and will be next time.
     `banner` is called once, when the first worker is ready, with the addresses really bound.
     """
+    if upgrade.is_rehearsal(os.environ):
+        return _rehearse(load)
     try:
         log.setup("watchdog", log_file)
     except OSError as error:
@@ -85,7 +89,8 @@ def run(
     faulthandler.enable()  # the service manager's SIGABRT leaves our stacks in the log
     forbid_core_dumps()
     allow_many_descriptors()
-    pid_file = PidFile(runtime_dir / PID_FILE_NAME)
+    estate = upgrade.inherited(os.environ)
+    pid_file = PidFile(runtime_dir / PID_FILE_NAME, estate.pid_fd if estate else -1)
     try:
         pid_file.hold()
     except AlreadyRunning as error:
@@ -99,6 +104,8 @@ def run(
             load=load,
             runtime_dir=runtime_dir,
             state_dir=state_dir,
+            pid_file=pid_file,
+            estate=estate,
             park=park or launchd.is_job(),
             banner=banner,
             worker_command=worker_command,
@@ -110,6 +117,21 @@ def run(
         return os.EX_CONFIG
     finally:
         pid_file.release()
+
+
+def _rehearse(load: Callable[[], LoadedConfig]) -> int:
+    """Say on stderr why this program could not take over, if so; the exit code."""
+    log.setup("watchdog")
+    try:
+        upgrade.rehearse(os.environ)
+        load()
+    except UpgradeError as error:
+        _log.error("%s", error)
+        return os.EX_TEMPFAIL
+    except ConfigError as error:
+        _log.error("%s", error)
+        return os.EX_CONFIG
+    return os.EX_OK
 
 
 def _passed_sockets() -> list[Bound]:
@@ -127,6 +149,8 @@ class Watchdog:
         load: Callable[[], LoadedConfig],
         runtime_dir: Path,
         state_dir: Path,
+        pid_file: PidFile,
+        estate: Estate | None,
         park: bool,
         banner: Callable[[msg.Ready, list[str]], None],
         worker_command: Sequence[str],
@@ -135,12 +159,14 @@ class Watchdog:
         """Raises ListenError for the control socket and for what the service manager passed."""
         self._park = park
         self._banner: Callable[[msg.Ready, list[str]], None] | None = banner
+        self._pid_file = pid_file
+        self._estate = estate  # what an upgrade left, until it is taken up
         self._timing = timing
         self._selector = selectors.DefaultSelector()
         self._signals = Signals(self._selector, self._signalled)
         self._notifier = Notifier()
         self._memory = MemoryBook()
-        self._totals = status.Totals()
+        self._totals = estate.totals if estate else status.Totals()
         self._listeners = Listeners(_passed_sockets())
         self._generations = Generations(
             command=worker_command,
@@ -155,6 +181,7 @@ class Watchdog:
             self._selector,
             lambda client, request: self._commands.asked(client, request),  # noqa: PLW0108
             time.monotonic,
+            estate.control_fd if estate else None,
         )
         self._commands = Commands(self, self._generations, self._control, timing.reply_s)
         self._reloader = Reloader(
@@ -173,6 +200,7 @@ class Watchdog:
             memory=self._memory,
             totals=self._totals,
             guard_state=lambda: self._guardian.state(),  # noqa: PLW0108
+            started_s=estate.started_s if estate else time.monotonic(),
         )
         self._evidence = Evidence(
             generations=self._generations,
@@ -190,19 +218,25 @@ class Watchdog:
         )
         self._pressure = self._watch_pressure()
         self._parked: str | None = None  # why
-        self._refused_recycle: str | None = None  # said once, however often it is refused
+        self._upgrade: Upgrade | None = None  # one that is under way
+        self._wants_recycle = False  # to end an upgrade, as soon as no other is under way
         self._next_tick_s = self._next_load_s = time.monotonic()
         self._over_at_s: float | None = None
         self._exit_code = os.EX_OK
 
     def serve(self) -> int:
         """Begin, turn until it is over, and clear up; the exit code."""
-        self._begin()
+        if self._estate is None:
+            self._generations.clear()
+            self._begin()
+        else:
+            self._resume(self._estate)
         while not self._is_over():
             for key, mask in self._selector.select(self._wait_s()):
                 key.data(mask)
             self._reap()
             self._keep_time()
+            self._go_on_upgrading()
         return self._end()
 
     def _begin(self) -> str | None:
@@ -298,6 +332,8 @@ class Watchdog:
         self._commands.give_up_waiting(now_s)
         self._reloader.give_up_waiting(now_s)
         self._control.drop_late()
+        if self._wants_recycle:
+            self._recycle_for_upgrade()
         log.tend()
         if self._parked is not None and now_s >= self._next_load_s:
             self._begin()
@@ -422,8 +458,25 @@ class Watchdog:
         else:
             self._reloader.start(client)
 
+    def upgrade(self) -> None:
+        """Become the program that is on the disk now, unless its rehearsal fails."""
+        if self._upgrade is not None:
+            return
+        if self._generations.fleet.stopping:
+            self._commands.upgrade_failed("tidegate is stopping")
+            return
+        _log.info("upgrade: %s is tried", " ".join(upgrade.command()))
+        try:
+            self._upgrade = Upgrade(self._leave_behind())
+        except UpgradeError as error:
+            self._upgrade_failed(error)
+
     def stop(self) -> None:
         """Drain and end; the second time, end at once."""
+        if self._upgrade is not None:
+            self._upgrade.cancel()
+            self._upgrade = None
+            self._commands.upgrade_failed("tidegate is stopping")
         self._notifier.stopping()
         self._notifier.extend_timeout(EXTEND_S)
         config = self._reloader.config
@@ -497,3 +550,66 @@ class Watchdog:
                 self.stop()
         if signal.SIGHUP in numbers:
             self.reload(None)
+        if signal.SIGUSR2 in numbers:
+            self.upgrade()
+
+    # --- the upgrade, see `upgrade` ---------------------------------------------------------------
+
+    def _go_on_upgrading(self) -> None:
+        """After its rehearsal, as soon as nobody is being answered: become the new program."""
+        if self._upgrade is None:
+            return
+        is_quiet = self._commands.is_quiet and not self._reloader.is_under_way
+        try:
+            if self._upgrade.is_due(time.monotonic(), is_quiet=is_quiet):
+                _log.info("upgrade: the new program takes over")
+                self._notifier.alive()
+                notify = self._notifier.environment()
+                upgrade.become(self._upgrade.words, self._leave_behind(), notify)
+        except UpgradeError as error:
+            self._upgrade_failed(error)
+
+    def _upgrade_failed(self, error: UpgradeError) -> None:
+        self._upgrade = None
+        _log.error("upgrade refused, nothing has changed: %s", error)
+        self._commands.upgrade_failed(f"the upgrade was refused, nothing has changed: {error}")
+
+    def _leave_behind(self) -> Estate:
+        return Estate(
+            started_s=self._overview.started_s,
+            serves=self._banner is None,
+            fleet=self._generations.fleet,
+            workers=self._generations.kept(),
+            listeners=self._listeners.kept(),
+            pid_fd=self._pid_file.fd,
+            control_fd=self._control.fileno(),
+            clients=self._commands.kept(),
+            config=self._reloader.config,
+            parked=self._parked,
+            totals=self._totals,
+            alarms=self._memory.alarms,
+            steps=self._memory.steps,
+        )
+
+    def _resume(self, estate: Estate) -> None:
+        """Take up what the former program left, and replace its worker."""
+        self._estate = None
+        _log.info("version %s goes on where %s left off", __version__, estate.version)
+        if estate.serves:
+            self._banner = None
+        self._memory.resume(estate.alarms, estate.steps)
+        self._listeners.resume(estate.listeners)
+        self._commands.resume(estate.clients)
+        if estate.config is None:
+            self._generations.clear()
+            self._begin()
+            return
+        self._generations.adopt(estate.fleet, estate.workers, estate.config)
+        self._reloader.resume(estate.config)
+        self._wants_recycle = True
+
+    def _recycle_for_upgrade(self) -> None:
+        """Start a worker of this version; again on the next tick while another recycle goes on."""
+        if self._recycle("upgrade", planned=False) is None:
+            self._wants_recycle = False
+            self._commands.upgrade_recycles()

@@ -1,0 +1,300 @@
+"""An upgrade: the watchdog becomes the program that lies on the disk now, and nobody is cut off.
+
+    asked for -> a rehearsal: the very command that would be executed reads what it would inherit
+    -> execve: the process keeps its id, its children and these descriptors
+    -> the new watchdog takes up what the former one left, and recycles: a new worker follows
+
+What fails in the rehearsal (a broken installation, a config that the new version refuses, a
+worker's protocol that it does not speak) changes nothing. What is handed on lies in memory, for
+the config that is in force has keys in it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+from msgspec import Struct
+
+from tidegate import __version__
+from tidegate.config import LoadedConfig
+from tidegate.core.lifecycle import Fleet
+from tidegate.core.message import PROTOCOL, Heartbeat
+from tidegate.service.process import worker_environment
+from tidegate.service.signals import HEARD
+from tidegate.service.status import StepState, Totals
+
+FORMAT = 1  # of the estate; another one is refused in the rehearsal
+STATE_VARIABLE = "TIDEGATE_ESTATE_FD"
+REHEARSAL_VARIABLE = "TIDEGATE_REHEARSAL"
+REHEARSAL_LIMIT_S = 60.0  # imports from a Raspberry Pi's cold SD card take ten
+QUIET_LIMIT_S = 10.0  # for commands and a reload under way to come to their end
+_SAID_BYTES = 2000
+
+
+class UpgradeError(Exception):
+    """The program on the disk cannot take over. The text says why; nothing has changed."""
+
+
+class KeptListener(Struct, frozen=True, kw_only=True):
+    """A listening socket that stays open."""
+
+    fd: int
+    configured: str
+    address: str
+    retired: bool = False  # only a draining worker accepts from it
+
+
+class KeptWorker(Struct, frozen=True, kw_only=True):
+    """A worker that notices nothing."""
+
+    number: int
+    pid: int
+    fd: int  # of the channel
+    socket_path: str
+    accepts: bool
+    unsent: bytes = b""  # of the channel
+    unfinished: bytes = b""
+    beat: Heartbeat | None = None
+    base_bytes: int | None = None
+    ready_s: float | None = None
+    condemned: str | None = None
+    kill_at_s: float | None = None
+
+
+class KeptClients(Struct, frozen=True, kw_only=True):
+    """Connections to the control socket that wait for an answer, by what they wait for."""
+
+    until_takeover: list[int] = []
+    until_recycled: list[int] = []
+    until_upgraded: list[tuple[int, bool]] = []  # and whether until the former worker is gone
+
+    @property
+    def descriptors(self) -> list[int]:
+        """All of them."""
+        upgraded = [fd for fd, _ in self.until_upgraded]
+        return [*self.until_takeover, *self.until_recycled, *upgraded]
+
+
+class Estate(Struct, frozen=True, kw_only=True):
+    """All that a watchdog leaves to the one that it becomes."""
+
+    format: int = FORMAT
+    protocol: int = PROTOCOL
+    version: str = __version__  # whose estate it is
+    started_s: float  # monotonic, like all times here: the clock runs on
+    serves: bool  # the service manager has been told that it is ready
+    fleet: Fleet
+    workers: list[KeptWorker]
+    listeners: list[KeptListener]
+    pid_fd: int
+    control_fd: int
+    clients: KeptClients
+    config: LoadedConfig | None
+    parked: str | None = None
+    totals: Totals
+    alarms: int = 0
+    steps: dict[str, StepState] = {}
+
+    @property
+    def descriptors(self) -> list[int]:
+        """What has to survive execve."""
+        fds = [self.pid_fd, self.control_fd, *self.clients.descriptors]
+        return [*fds, *(w.fd for w in self.workers), *(each.fd for each in self.listeners)]
+
+
+def write(estate: Estate) -> BinaryIO:
+    """The estate in an open file that has no name; the caller closes it."""
+    if sys.platform == "linux":
+        file: BinaryIO = os.fdopen(os.memfd_create("tidegate-estate"), "w+b")
+    else:
+        file = tempfile.TemporaryFile()  # noqa: SIM115  (the caller closes it)
+    file.write(msgspec.json.encode(estate, enc_hook=str))  # a path is the only foreign type
+    file.flush()
+    return file
+
+
+def read(fd: int) -> Estate:
+    """What was written. Raises UpgradeError when this version cannot go on with it."""
+    try:
+        os.lseek(fd, 0, os.SEEK_SET)
+        with os.fdopen(os.dup(fd), "rb") as file:
+            text = file.read()
+        about = msgspec.json.decode(text, type=_About)
+        if about.format != FORMAT:
+            raise UpgradeError(f"what {about.version} leaves has another format; restart instead")
+        if about.protocol != PROTOCOL:
+            raise UpgradeError(
+                f"the workers of {about.version} speak protocol {about.protocol} and {__version__} "
+                f"speaks {PROTOCOL}; restart instead"
+            )
+        return msgspec.json.decode(text, type=Estate, dec_hook=_to_path)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise UpgradeError(f"what the former version left cannot be read: {error}") from error
+
+
+class _About(Struct, frozen=True):
+    """What must be known of an estate before anything else of it is believed."""
+
+    format: int
+    protocol: int
+    version: str
+
+
+def _to_path(wanted: type, value: object) -> object:
+    if wanted is not Path:
+        raise NotImplementedError(f"{wanted} is no part of an estate")
+    return Path(str(value))
+
+
+# --- the new program's side ------------------------------------------------------------------
+
+
+def inherited(environ: MutableMapping[str, str]) -> Estate | None:
+    """What the former watchdog left to this process; the variable is used up.
+
+    Raises UpgradeError.
+    """
+    fd = environ.pop(STATE_VARIABLE, "")
+    if not fd.isdigit():
+        return None
+    try:
+        estate = read(int(fd))
+    finally:
+        os.close(int(fd))
+    for each in estate.descriptors:
+        os.set_inheritable(each, False)
+    return estate
+
+
+def is_rehearsal(environ: Mapping[str, str]) -> bool:
+    """Whether this process is only to say if it could take over."""
+    return REHEARSAL_VARIABLE in environ
+
+
+def rehearse(environ: Mapping[str, str]) -> None:
+    """Read what would be inherited. Raises UpgradeError."""
+    fd = environ.get(STATE_VARIABLE, "")
+    if not fd.isdigit():
+        raise UpgradeError("nothing was handed on")
+    read(int(fd))
+
+
+# --- the former program's side ------------------------------------------------------------------
+
+
+def command() -> list[str]:
+    """What to execute: whatever was started, found anew.
+
+    A script is started as such, so that the interpreter it names today is the one that runs it.
+    """
+    script = Path(sys.argv[0]).absolute()
+    if script.suffix != ".py" and script.is_file() and os.access(script, os.X_OK):
+        return [str(script), *sys.argv[1:]]
+    return [sys.executable, *sys.orig_argv[1:]]
+
+
+class Rehearsal:
+    """The command on its trial run. Never waits."""
+
+    def __init__(self, words: Sequence[str], estate: Estate, now_s: float) -> None:
+        """Start it. Raises UpgradeError."""
+        self._deadline_s = now_s + REHEARSAL_LIMIT_S
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  (closed when it is judged)
+        with write(estate) as state:
+            fd = state.fileno()
+            more = {STATE_VARIABLE: str(fd), REHEARSAL_VARIABLE: "1"}
+            try:
+                self._process = subprocess.Popen(  # noqa: S603  (our own command)
+                    list(words),
+                    stdin=subprocess.DEVNULL,
+                    stdout=self._said,
+                    stderr=self._said,
+                    env=worker_environment(os.environ) | more,
+                    pass_fds=[fd],
+                )
+            except OSError as error:
+                self._said.close()
+                raise UpgradeError(f"{words[0]} cannot be started: {error}") from error
+
+    def is_over(self, now_s: float) -> bool:
+        """Whether it has come to its end, by itself or at its limit."""
+        if self._process.poll() is None and now_s > self._deadline_s:
+            self._process.kill()
+            self._process.wait()
+        return self._process.poll() is not None
+
+    def judge(self) -> None:
+        """Raises UpgradeError when it did not end well, with what it said."""
+        code = self._process.returncode
+        with self._said as said:
+            said.seek(0)
+            text = said.read(_SAID_BYTES).decode("utf-8", "replace").strip()
+        if code:
+            raise UpgradeError(text or f"it ended with exit code {code} and said nothing")
+
+    def cancel(self) -> None:
+        """Nobody wants to know any more."""
+        self._process.kill()
+        self._process.wait()
+        self._said.close()
+
+
+def become(words: Sequence[str], estate: Estate, notify: Mapping[str, str]) -> None:
+    """Execute `words` in this process. Returns only by UpgradeError; then all is as before.
+
+    Signals wait meanwhile: until the new program hears them, their default would be to end it.
+    """
+    started = dict(notify)
+    with write(estate) as state:
+        started[STATE_VARIABLE] = str(state.fileno())
+        kept = [state.fileno(), *estate.descriptors]
+        signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
+        try:
+            for fd in kept:
+                os.set_inheritable(fd, True)
+            os.execve(words[0], list(words), {**os.environ, **started})  # noqa: S606
+        except OSError as error:
+            raise UpgradeError(f"{words[0]} cannot be executed: {error}") from error
+        finally:
+            for fd in kept:
+                with suppress(OSError):
+                    os.set_inheritable(fd, False)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)
+
+
+class Upgrade:
+    """One upgrade that was asked for, from its rehearsal to the moment before execve."""
+
+    def __init__(self, estate: Estate) -> None:
+        """Begin. Raises UpgradeError."""
+        self.words = command()
+        self._rehearsal: Rehearsal | None = Rehearsal(self.words, estate, time.monotonic())
+        self._quiet_until_s = 0.0
+
+    def is_due(self, now_s: float, *, is_quiet: bool) -> bool:
+        """Whether it is time for `become`. Raises UpgradeError when the rehearsal failed.
+
+        It waits a little for whoever is being answered just now.
+        """
+        if self._rehearsal is not None:
+            if not self._rehearsal.is_over(now_s):
+                return False
+            rehearsal, self._rehearsal = self._rehearsal, None
+            rehearsal.judge()
+            self._quiet_until_s = now_s + QUIET_LIMIT_S
+        return is_quiet or now_s > self._quiet_until_s
+
+    def cancel(self) -> None:
+        """It is not wanted any more."""
+        if self._rehearsal is not None:
+            self._rehearsal.cancel()
