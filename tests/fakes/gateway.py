@@ -166,13 +166,18 @@ def gateways() -> Iterator[StartGateway]:
     root = Path(tempfile.mkdtemp(prefix="tg-"))
 
     def start(
-        toml: str = "", *, env: dict[str, str] | None = None, flags: tuple[str, ...] = ()
+        toml: str = "",
+        *,
+        env: dict[str, str] | None = None,
+        flags: tuple[str, ...] = (),
+        until_ready: bool = True,
     ) -> Gateway:
         folder = root / str(len(started))
         folder.mkdir()
         running = _launch(folder, toml, free_port(), env or {}, *flags)
         started.append(running)
-        running.wait_ready()
+        if until_ready:
+            running.wait_ready()
         return running
 
     try:

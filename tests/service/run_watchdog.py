@@ -31,12 +31,20 @@ def main() -> int:
             settings=settings, secrets={}, tokens=[], path=config, place=config, warnings=[]
         )
 
+    def stand_in(reason: str) -> LoadedConfig:
+        listen = plan.get("parked_listen", ["127.0.0.1:0"])
+        return LoadedConfig(
+            settings=Settings(listen=listen), secrets={}, tokens=[], path=None, place=config,
+            warnings=[], parked=reason,
+        )  # fmt: skip
+
     def banner(ready: Ready, addresses: list[str]) -> None:
         line = json.dumps({"pid": os.getpid(), "found": ready.found, "addresses": addresses})
         Path(plan["ready_file"]).write_text(line)
 
     return watchdog.run(
         load=load,
+        stand_in=stand_in,
         runtime_dir=Path(plan["runtime_dir"]),
         state_dir=Path(plan["runtime_dir"]),
         log_file=Path(plan["log_file"]) if plan.get("log_file") else None,

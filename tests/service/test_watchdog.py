@@ -287,7 +287,8 @@ def test_parked_daemon_serves_once_the_config_is_mended(daemon: Daemon) -> None:
     daemon.write()
     assert daemon.ask("reload").ok
     daemon.wait_ready()
-    assert daemon.get() == "1"
+    assert daemon.get() == "2"  # worker 1 only said why
+    assert daemon.status()["reason"] is None
 
 
 def test_crash_loop_gives_up_with_75(daemon: Daemon) -> None:

@@ -26,6 +26,9 @@ def run(arguments: argparse.Namespace) -> int:
         loaded = config.load(places.named_config, places.state_dir)
         return loaded
 
+    def stand_in(reason: str) -> config.LoadedConfig:
+        return config.stand_in(reason, places.named_config)
+
     def banner(ready: Ready, addresses: list[str]) -> None:
         from tidegate.cli.banner import banner_text, print_calmly
 
@@ -36,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     return watchdog.run(
         load=load,
+        stand_in=stand_in,
         runtime_dir=places.runtime_dir,
         state_dir=places.state_dir,
         log_file=log_file,

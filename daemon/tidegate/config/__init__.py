@@ -25,7 +25,7 @@ from tidegate.config.secret import read_keys
 from tidegate.core.message import Token
 from tidegate.core.settings import Auth, Settings
 
-__all__ = ["ConfigError", "LoadedConfig", "load", "tokens_path"]
+__all__ = ["ConfigError", "LoadedConfig", "load", "stand_in", "tokens_path"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +38,23 @@ class LoadedConfig:
     path: Path | None  # None: there is no file, these are the defaults
     place: Path  # where the file is or would be, so that one that appears is noticed
     warnings: list[str]
+    parked: str | None = None  # why it stands in for one that cannot be used
+
+
+def stand_in(
+    reason: str, path: Path | None, environ: Mapping[str, str] = os.environ
+) -> LoadedConfig:
+    """What a parked tidegate runs on: it listens at the usual address, and says the reason."""
+    listen = _listen_from(environ)
+    return LoadedConfig(
+        settings=Settings(listen=listen) if listen else Settings(),
+        secrets={},
+        tokens=[],
+        path=None,
+        place=(path or places.default_config_file()).absolute(),
+        warnings=[],
+        parked=reason,
+    )
 
 
 def load(
@@ -51,8 +68,8 @@ def load(
     """
     document = _find(path)
     table = dict(document.table)
-    if listen := environ.get("TIDEGATE_LISTEN"):
-        table["listen"] = [address.strip() for address in listen.split(",")]
+    if listen := _listen_from(environ):
+        table["listen"] = listen
     problems: list[Problem] = []
     settings = to_settings(table, problems)
     if settings is None:
@@ -72,6 +89,10 @@ def load(
         place=(path or places.default_config_file()).absolute(),
         warnings=find_warnings(settings, table),
     )
+
+
+def _listen_from(environ: Mapping[str, str]) -> list[str]:
+    return [word.strip() for word in environ.get("TIDEGATE_LISTEN", "").split(",") if word.strip()]
 
 
 def tokens_path(path: Path | None, state_dir: Path) -> Path:

@@ -146,6 +146,7 @@ class Configure(Message, frozen=True, kw_only=True):
     peer_socket: str = ""  # where this generation listens for the other one
     other_socket: str | None = None  # where the other one listens, if there is one
     config_file: str | None = None  # whose directory the worker watches for changes
+    parked: str | None = None  # why nothing is served; health routes say so
 
     def __repr__(self) -> str:
         return f"<Configure request={self.request} generation={self.generation}>"  # no secrets

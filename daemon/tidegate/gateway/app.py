@@ -117,6 +117,7 @@ class Gateway:
         self.settings = Settings()
         self.registry = Registry(Ledger(), self.loop)
         self.facts: Facts | None = None
+        self.parked: str | None = None  # why nothing is served
         self.relief: Relief | None = None  # what it gave back, for the metrics
         self._peer: Peer | None = None  # the other generation, while there is one
         self.loop_lag_s = 0.0
@@ -247,8 +248,11 @@ class Gateway:
             route, groups = find_route(request.method, _path(request))
         except Refused:
             self._door.admit(request, Access.TOKEN, over_unix=over_unix)
+            self._refuse_when_parked()
             raise
         caller = self._door.admit(request, route.access, over_unix=over_unix)
+        if route.access is not Access.OPEN:
+            self._refuse_when_parked()
         answer = await route.handler(self, request, caller, *groups)
         if not answer.prepared and not isinstance(answer, Written):
             for name, value in id_headers(new_id("req")).items():
@@ -290,6 +294,17 @@ class Gateway:
             self.registry.forget(subscriber)
             relay.detach(subscriber)
 
+    def _refuse_when_parked(self) -> None:
+        """Raises Refused when there is no config to serve by."""
+        if self.parked is not None:
+            raise Refused(
+                503,
+                f"tidegate is parked until its configuration is mended: {self.parked}",
+                "parked",
+                type="server_error",
+                headers={"Retry-After": "10"},
+            )
+
     def refuse_when_shedding(self) -> None:
         """Raises Refused when memory is so short that nothing new may begin."""
         if self.facts is not None and self.facts.shed is not None:
@@ -303,10 +318,10 @@ class Gateway:
 
     def why_not_ready(self) -> list[str]:
         """Empty when it can serve."""
-        reasons = []
+        reasons = [f"parked: {self.parked}"] if self.parked is not None else []
         if self.server.draining:
             reasons.append("draining")
-        if not self.catalog.can_serve:
+        if not self.catalog.can_serve and self.parked is None:
             reasons.append("no upstream can be reached")
         if self.facts is not None and self.facts.shed is not None:
             reasons.append(self.facts.shed)

@@ -440,7 +440,11 @@ _SCHEMAS = {
     "Deleted": _object({"id": "string", "object": "string", "deleted": "boolean"}),
     # Without a type: OpenAPI 3.1 does not say whether it would be that of an event or of them all.
     "Events": {"description": "Whole events, or lines of JSON, one after the other."},
-    "Alive": _object({"status": "string"}),
+    "Alive": {
+        "type": "object",
+        "required": ["status"],
+        "properties": {"status": {"type": "string"}, "parked": {"type": "string"}},
+    },
     "Ready": _object(
         {
             "status": "string",
@@ -574,7 +578,7 @@ _ABOUT: dict[Callable[..., object], _About] = {
         "showMetrics", "For Prometheus", {"200": _text_answer("Every metric.")}
     ),
     operations.alive: _About(
-        "isAlive", "It is alive", {"200": _json_answer("It is alive.", "Alive")}
+        "isAlive", "It is alive, if only parked", {"200": _json_answer("It is alive.", "Alive")}
     ),
     operations.ready: _About(
         "isReady",
@@ -589,7 +593,9 @@ _ABOUT: dict[Callable[..., object], _About] = {
         },
     ),
     operations.welcome: _About(
-        "welcome", "One sentence for a person", {"200": _text_answer("The sentence.")}
+        "welcome",
+        "One sentence for a person",
+        {"200": _text_answer("The sentence."), "503": _text_answer("It is parked, and why.")},
     ),
     show: _About("describe", "This document", {"200": _json_answer("This document.", "Document")}),
 }

@@ -23,6 +23,12 @@ _MOST_UNIX_S = 253_402_300_799  # the last second of the year 9999; an upstream 
 
 async def welcome(gateway: Gateway, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
     """One sentence for a person with a browser."""
+    if gateway.parked is not None:
+        return web.Response(
+            status=503,
+            text=f"tidegate {__version__} is parked until its configuration is mended:\n"
+            f"{gateway.parked}\n",
+        )
     count = len(gateway.catalog.models())
     return web.Response(
         text=f"tidegate {__version__} is up, with {count} models;"
@@ -31,8 +37,9 @@ async def welcome(gateway: Gateway, request: web.BaseRequest, caller: Caller) ->
 
 
 async def alive(gateway: Gateway, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
-    """The event loop turns."""
-    return web.json_response({"status": "alive"})
+    """The event loop turns. A parked one is alive, and says that it is parked."""
+    parked = {} if gateway.parked is None else {"parked": gateway.parked}
+    return web.json_response({"status": "alive", **parked})
 
 
 async def ready(gateway: Gateway, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:

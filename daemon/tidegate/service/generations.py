@@ -256,6 +256,7 @@ class Generations:
             peer_socket=str(worker.socket_path),
             other_socket=str(peer.socket_path) if peer else None,
             config_file=str(config.place),
+            parked=config.parked,
         )
 
     def _socket_path(self, number: int) -> Path:

@@ -47,17 +47,22 @@ class Reloader:
         self,
         *,
         load: Callable[[], LoadedConfig],
+        stand_in: Callable[[str], LoadedConfig],
         listeners: Listeners,
         generations: Generations,
         control: ControlServer,
         notifier: Notifier,
-        recycle: Callable[[], str | None],
+        recycle: Callable[[str], str | None],
         on_config: Callable[[LoadedConfig], None],
         limit_s: float,
     ) -> None:
-        """`recycle` starts a new generation or says why not; `on_config` follows a new config."""
+        """`recycle` starts a new generation or says why not; `on_config` follows a new config.
+
+        `stand_in` makes what a parked daemon runs on, from the reason.
+        """
         self.config: LoadedConfig | None = None  # None until the first one was found good
         self._load = load
+        self._stand_in = stand_in
         self._listeners = listeners
         self._generations = generations
         self._control = control
@@ -74,10 +79,27 @@ class Reloader:
 
     def begin(self) -> None:
         """Read the first config and open its sockets. Raises ConfigError or ListenError."""
-        config = self._load()
+        self._begin_with(self._load())
+
+    def park(self, reason: str) -> None:
+        """Begin with nothing but the reason why. Raises ListenError."""
+        self._begin_with(self._stand_in(reason))
+
+    def _begin_with(self, config: LoadedConfig) -> None:
         self._listeners.use(self._listeners.open(config.settings.listen))
         self.config = config
         self._on_config(config)
+
+    def look_again(self) -> None:
+        """Parked: start when the config has been mended, tell of another mistake."""
+        assert self.config is not None, "a parked daemon has a config that says so"
+        try:
+            self._load()
+        except ConfigError as error:
+            if str(error) == self.config.parked:
+                return
+        if self._reload is None:
+            self.start(None)
 
     @property
     def is_under_way(self) -> bool:
@@ -115,19 +137,33 @@ class Reloader:
             config = self._load()
             bound = self._listeners.open(config.settings.listen)
         except (ConfigError, ListenError) as error:
-            self._tell(client, str(error))
+            self._refuse(client, str(error))
             return
-        if bound != self._listeners.bound:
-            self._start_with_recycle(config, bound, client)
+        if self._is_parked:
+            self._start_with_recycle(config, bound, client, "unparked")
+        elif bound != self._listeners.bound:
+            self._start_with_recycle(config, bound, client, "listen")
         else:
             self._start_with_serving(config, client)
 
+    @property
+    def _is_parked(self) -> bool:
+        return self.config is not None and self.config.parked is not None
+
+    def _refuse(self, client: Client | None, error: str) -> None:
+        """What the file says now cannot be used; a parked daemon's worker tells that reason."""
+        self._tell(client, error)
+        if self._is_parked:
+            self._start_with_serving(self._stand_in(error), None)
+
     def _start_with_recycle(
-        self, config: LoadedConfig, bound: list[Bound], client: Client | None
+        self, config: LoadedConfig, bound: list[Bound], client: Client | None, reason: str
     ) -> None:
         self._reload = Reload(config=config, bound=bound, client=client)
-        if error := self._recycle():
-            self._finish(f"`listen` cannot change now: {error}")
+        if self._is_parked and self._generations.serving is None:
+            return  # the one that is to say why starts just now; then, or at its death, ours does
+        if error := self._recycle(reason):
+            self._finish(f"this needs a new worker, which cannot start now: {error}")
 
     def _start_with_serving(self, config: LoadedConfig, client: Client | None) -> None:
         serving = self._generations.serving
@@ -157,6 +193,9 @@ class Reloader:
         """A worker serves: with the new config, or with one that was replaced meanwhile."""
         if self._starts_with_reload(worker):
             self._finish(None)
+        elif self._reload is not None and self._reload.by_recycle and worker.config.parked:
+            if error := self._recycle("unparked"):
+                self._finish(f"this needs a new worker, which cannot start now: {error}")
         elif self.config is not None and worker.config is not self.config:
             worker.config = self.config
             self._request += 1
@@ -210,7 +249,9 @@ class Reloader:
         return self._generations.serving is not None and not self._generations.fleet.stopping
 
     def _tell(self, client: Client | None, error: str | None) -> None:
-        if error is None:
+        if error is None and self._is_parked:
+            pass  # the mistake has been told; the worker now knows it too
+        elif error is None:
             addresses = ", ".join(self._listeners.addresses)
             _log.info("config reloaded; listening on %s", addresses)
         else:

@@ -100,7 +100,6 @@ class Estate(Struct, frozen=True, kw_only=True):
     control_fd: int
     clients: KeptClients
     config: LoadedConfig | None
-    parked: str | None = None
     totals: Totals
     alarms: int = 0
     steps: dict[str, StepState] = {}

@@ -64,6 +64,7 @@ _log = logging.getLogger(__name__)
 def run(
     *,
     load: Callable[[], LoadedConfig],
+    stand_in: Callable[[str], LoadedConfig],
     runtime_dir: Path,
     state_dir: Path,
     log_file: Path | None,
@@ -102,6 +103,7 @@ def run(
     try:
         watchdog = Watchdog(
             load=load,
+            stand_in=stand_in,
             runtime_dir=runtime_dir,
             state_dir=state_dir,
             pid_file=pid_file,
@@ -147,6 +149,7 @@ class Watchdog:
         self,
         *,
         load: Callable[[], LoadedConfig],
+        stand_in: Callable[[str], LoadedConfig],
         runtime_dir: Path,
         state_dir: Path,
         pid_file: PidFile,
@@ -186,11 +189,12 @@ class Watchdog:
         self._commands = Commands(self, self._generations, self._control, timing.reply_s)
         self._reloader = Reloader(
             load=load,
+            stand_in=stand_in,
             listeners=self._listeners,
             generations=self._generations,
             control=self._control,
             notifier=self._notifier,
-            recycle=lambda: self._recycle("listen", planned=False),
+            recycle=lambda reason: self._recycle(reason, planned=False),
             on_config=self._follow,
             limit_s=timing.configured_s,
         )
@@ -217,7 +221,7 @@ class Watchdog:
             do=self._do,
         )
         self._pressure = self._watch_pressure()
-        self._parked: str | None = None  # why
+        self._cannot: str | None = None  # why nothing has begun
         self._upgrade: Upgrade | None = None  # one that is under way
         self._wants_recycle = False  # to end an upgrade, as soon as no other is under way
         self._next_tick_s = self._next_load_s = time.monotonic()
@@ -245,21 +249,41 @@ class Watchdog:
             self._reloader.begin()
         except (ConfigError, ListenError) as error:
             return self._cannot_begin(error)
-        self._parked = None
+        self._cannot = None
         self._do(life.Begin())
         return None
 
     def _cannot_begin(self, error: ConfigError | ListenError) -> str:
-        if str(error) != self._parked:  # a parked daemon tries again and again
+        is_news = str(error) != self._cannot  # a parked daemon tries again and again
+        self._cannot = str(error)
+        if is_news:
             _log.error("%s", error)
         if self._park:
-            self._parked = str(error)
             self._next_load_s = time.monotonic() + PARK_RETRY_S
+            if isinstance(error, ConfigError):
+                self._begin_parked(is_news=is_news)
         else:
             temporary = isinstance(error, ListenError) and not isinstance(error, listen.BadAddress)
             self._exit_code = os.EX_TEMPFAIL if temporary else os.EX_CONFIG
             self._over_at_s = time.monotonic()
         return str(error)
+
+    def _begin_parked(self, *, is_news: bool) -> None:
+        """Have a worker say why nothing is served, at the usual address if that is free."""
+        assert self._cannot is not None, "there is a reason to park"
+        try:
+            self._reloader.park(self._cannot)
+        except ListenError as error:
+            if is_news:
+                _log.error("parked, and cannot say so over HTTP: %s", error)
+            return
+        self._do(life.Begin())
+
+    @property
+    def _parked(self) -> str | None:
+        """Why nothing is served, if that is so."""
+        config = self._reloader.config
+        return self._cannot if config is None else config.parked
 
     def _follow(self, config: LoadedConfig) -> None:
         """What the watchdog itself follows of a config that came into force."""
@@ -271,7 +295,9 @@ class Watchdog:
             gives_up=not self._park,
         )
         self._memory.apply(settings.memory)
-        if config.path is None:
+        if config.parked is not None:
+            _log.warning("parked until the config is mended; /readyz says why")
+        elif config.path is None:
             _log.info("no config file at %s; the defaults are in force", config.place)
         for warning in config.warnings:
             _log.warning("config: %s", warning)
@@ -336,7 +362,7 @@ class Watchdog:
             self._recycle_for_upgrade()
         log.tend()
         if self._parked is not None and now_s >= self._next_load_s:
-            self._begin()
+            self._try_again(now_s)
         if self._reloader.config is not None:
             self._guardian.tick(now_s, delay_s)
         self._notifier.flush()
@@ -344,8 +370,18 @@ class Watchdog:
         if self._generations.fleet.stopping:
             self._notifier.extend_timeout(EXTEND_S)
 
+    def _try_again(self, now_s: float) -> None:
+        """Parked: the config may have been mended."""
+        self._next_load_s = now_s + PARK_RETRY_S
+        if self._generations.fleet.stopping:
+            return
+        if self._reloader.config is None:
+            self._begin()
+        else:
+            self._reloader.look_again()
+
     def _status(self) -> status.Status:
-        return self._overview.now(self._parked)
+        return self._overview.now(None if self._generations.fleet.stopping else self._parked)
 
     def _tell_facts(self) -> None:
         """Tell the workers where they stand. One that does not read is told nothing new."""
@@ -480,7 +516,7 @@ class Watchdog:
         self._notifier.stopping()
         self._notifier.extend_timeout(EXTEND_S)
         config = self._reloader.config
-        self._parked = None
+        self._cannot = None
         self._listeners.refuse_newcomers()
         self._do(life.Stop(limit_s=config.settings.drain.stop_limit_s if config else 0.0))
 
@@ -524,7 +560,7 @@ class Watchdog:
         _log.info("worker %d is ready, %d MiB", worker.number, (worker.base_bytes or 0) // MIB)
         self._do(life.BecameReady(worker.number))
         self._reloader.became_ready(worker)
-        if self._banner is not None:
+        if self._banner is not None and worker.config.parked is None:
             self._notifier.ready()
             self._notifier.status(status.status_line(self._status()))
             self._banner(ready, self._listeners.addresses)
@@ -585,7 +621,6 @@ class Watchdog:
             control_fd=self._control.fileno(),
             clients=self._commands.kept(),
             config=self._reloader.config,
-            parked=self._parked,
             totals=self._totals,
             alarms=self._memory.alarms,
             steps=self._memory.steps,

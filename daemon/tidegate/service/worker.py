@@ -150,6 +150,7 @@ class Worker:
         """From the first setting to the last answer."""
         gateway, first = self._gateway, self._configure
         gateway.configure(first.settings, first.tokens, first.secrets)
+        gateway.parked = first.parked
         gateway.meet(first.other_socket)
         await gateway.open()
         await gateway.accept_clients([socket.socket(fileno=each.fd) for each in first.listeners])
@@ -259,8 +260,10 @@ class Worker:
             self._gateway.configure(message.settings, message.tokens, message.secrets)
         except ValueError as error:
             return Configured(request=message.request, error=str(error))
-        self._gateway.refresh_models_soon()
-        log.info("new settings are in force")
+        self._gateway.parked = message.parked
+        if message.parked is None:
+            self._gateway.refresh_models_soon()
+            log.info("new settings are in force")
         return Configured(request=message.request)
 
     async def _relieve(self, order: Relieve) -> None:
