@@ -321,12 +321,13 @@ def test_unknown_key_header_names_the_choices(load):
             load(f'{BOX}api_key_header = "{header}"')
 
 
-def test_key_comes_from_systemd_credentials(load, tmp_path):
+@pytest.mark.parametrize("file", ["box.key", "tidegate_box.key"])
+def test_key_comes_from_systemd_credentials(file: str, load, tmp_path):
     """A credential of that name is taken first, whatever its mode: systemd guards the directory."""
     credentials = tmp_path / "credentials"
     credentials.mkdir()
-    (credentials / "box.key").write_text(CANARY)
-    (credentials / "box.key").chmod(0o440)
+    (credentials / file).write_text(CANARY)
+    (credentials / file).chmod(0o440)
     loaded = load(f'{BOX}api_key_file = "box.key"', CREDENTIALS_DIRECTORY=str(credentials))
     assert loaded.secrets == {"box": CANARY}
 

@@ -63,8 +63,9 @@ def install(unit: str, watchdog_s: float) -> None:
     kept = [
         line
         for line in text.splitlines()
-        # A manager of our own cannot change users, and its directories are its user's.
-        if not line.startswith(("ExecStart=", "User=", "Group=", "WantedBy="))
+        # A user's manager cannot change users, its directories are its user's, and with credentials
+        # its version 252 cannot run ExecReload (226/NAMESPACE).
+        if not line.startswith(("ExecStart=", "User=", "Group=", "WantedBy=", "LoadCredential="))
     ]
     Path("/run/units/tidegate.service").write_text("\n".join(kept) + "\n")
     Path("/run/home/state").mkdir(mode=0o700)

@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 
+from tidegate.install import launchd_plist, systemd_unit
+
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = sorted(ROOT.glob("systemd/*.service"))
+SOCKETS = sorted(ROOT.glob("systemd/*.socket"))
 PLISTS = sorted(ROOT.glob("launchd/*.plist"))
 
 # launchd.plist(5): the keys we use and the types they have.
@@ -33,23 +36,55 @@ PLIST_TYPES: dict[str, type] = {
 }
 
 
-@pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)
-def test_systemd_accepts_the_unit(unit: Path, tmp_path: Path) -> None:
-    """`systemd-analyze verify` finds no unknown key and no bad value."""
+def analyze(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("needs systemd-analyze (apt install systemd)")
-    copy = tmp_path / unit.name
-    # Where the package is not installed there is no such program, and nothing else is changed.
-    copy.write_text(unit.read_text().replace("/usr/bin/tidegate", shutil.which("true") or ""))
-    manager = ["--user"] if "user" in unit.name else ["--system"]
-    done = subprocess.run(
-        ["systemd-analyze", "verify", *manager, "--man=no", "--recursive-errors=yes", str(copy)],
-        env=os.environ | {"XDG_RUNTIME_DIR": str(tmp_path)},
+    return subprocess.run(
+        ["systemd-analyze", *arguments],
+        env=os.environ | {"XDG_RUNTIME_DIR": str(folder)},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def installed(unit: Path, folder: Path) -> Path:
+    """The unit under the name it is installed by, with its socket or service beside it."""
+    for each in UNITS + SOCKETS:
+        if ("user" in each.name) == ("user" in unit.name):
+            # Where the package is not installed there is no such program; nothing else changes.
+            text = each.read_text().replace("/usr/bin/tidegate", shutil.which("true") or "")
+            (folder / f"tidegate{each.suffix}").write_text(text)
+    return folder / f"tidegate{unit.suffix}"
+
+
+@pytest.mark.parametrize("unit", UNITS + SOCKETS, ids=lambda path: path.name)
+def test_systemd_accepts_the_unit(unit: Path, tmp_path: Path) -> None:
+    """`systemd-analyze verify` finds no unknown key and no bad value."""
+    manager = "--user" if "user" in unit.name else "--system"
+    strict = ["--man=no", "--recursive-errors=yes"]
+    done = analyze("verify", manager, *strict, str(installed(unit, tmp_path)), folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_system_unit_is_exposed_to_little(tmp_path: Path) -> None:
+    """`systemd-analyze security` rates it 1.5 or better, of 10."""
+    unit = installed(ROOT / "systemd" / "tidegate.service", tmp_path)
+    done = analyze("security", "--offline=true", "--threshold=15", str(unit), folder=tmp_path)
+    assert done.returncode == 0, done.stdout[-300:]
+    assert "Overall exposure level" in done.stdout
+
+
+@pytest.mark.parametrize("name", systemd_unit.shipped())
+def test_shipped_units_are_what_is_rendered(name: str) -> None:
+    """`python -m tidegate.install.systemd_unit systemd` writes them anew."""
+    assert (ROOT / "systemd" / name).read_text() == systemd_unit.shipped()[name]
+
+
+@pytest.mark.parametrize("name", launchd_plist.shipped())
+def test_shipped_plists_are_what_is_rendered(name: str) -> None:
+    """`python -m tidegate.install.launchd_plist launchd` writes them anew."""
+    assert (ROOT / "launchd" / name).read_bytes() == launchd_plist.shipped()[name]
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)
@@ -98,4 +133,5 @@ def test_plist_promises(plist: Path) -> None:
 def test_there_is_something_to_check() -> None:
     """Both units and the plist are there."""
     assert [unit.name for unit in UNITS] == ["tidegate-user.service", "tidegate.service"]
+    assert [unit.name for unit in SOCKETS] == ["tidegate-user.socket", "tidegate.socket"]
     assert len(PLISTS) == 1

@@ -54,16 +54,27 @@ def _from_environment(name: str, environ: Mapping[str, str]) -> str:
 def _from_file(name: str, config_dir: Path, environ: Mapping[str, str]) -> str:
     if not name or not name.isprintable():
         raise _SecretError("must be the name of a file")
-    credentials = environ.get("CREDENTIALS_DIRECTORY")
     try:
-        if credentials and name in {path.name for path in Path(credentials).iterdir()}:
+        if credential := _credential(name, environ):
             # systemd keeps the directory private; the file may be 0440 with an access list.
-            return _checked(_read(Path(credentials) / name, private=False))
+            return _checked(_read(credential, private=False))
         return _checked(_read(config_dir / Path(name).expanduser(), private=True))
     except FileNotFoundError as error:
         raise _SecretError(f"{error.filename}: there is no such file") from None
     except (OSError, RuntimeError, UnreadableFile) as error:
         raise _SecretError(str(error)) from None
+
+
+def _credential(name: str, environ: Mapping[str, str]) -> Path | None:
+    """The systemd credential of that name, see systemd.exec(5).
+
+    Our unit loads a whole directory, whose files systemd then calls `tidegate_` and their name.
+    """
+    directory = environ.get("CREDENTIALS_DIRECTORY")
+    if not directory:
+        return None
+    there = {path.name: path for path in Path(directory).iterdir()}
+    return there.get(name) or there.get(f"tidegate_{name}")
 
 
 def _read(path: Path, *, private: bool) -> str:

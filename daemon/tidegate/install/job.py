@@ -19,13 +19,13 @@ class Scope(Enum):
 
 
 class Job(Struct, frozen=True, kw_only=True):
-    """`tidegate run` as a service. Every path is absolute."""
+    """`tidegate run` as a service. Every path is absolute; None leaves the usual place to it."""
 
     scope: Scope
     program: tuple[str, ...]  # what `tidegate` is here: one word, or an interpreter and its words
-    config_file: Path
-    state_dir: Path
-    runtime_dir: Path
+    config_file: Path | None = None
+    state_dir: Path | None = None
+    runtime_dir: Path | None = None
     log_file: Path | None = None  # None: standard error, which the journal reads
     user: str | None = None  # whom it runs as; None: whoever owns the service manager
     stop_limit_s: float = 30.0  # drain.stop_limit_s, which the manager's own limit must exceed
@@ -33,6 +33,11 @@ class Job(Struct, frozen=True, kw_only=True):
     @property
     def command(self) -> list[str]:
         """The whole command line."""
-        words = [*self.program, "run", "--config", str(self.config_file)]
-        words += ["--state-dir", str(self.state_dir), "--runtime-dir", str(self.runtime_dir)]
-        return [*words, "--log-file", str(self.log_file)] if self.log_file else words
+        flags = {
+            "--config": self.config_file,
+            "--state-dir": self.state_dir,
+            "--runtime-dir": self.runtime_dir,
+            "--log-file": self.log_file,
+        }
+        places = [word for flag, path in flags.items() if path for word in (flag, str(path))]
+        return [*self.program, "run", *places]

@@ -1,0 +1,108 @@
+"""The property list for launchd: how a Mac starts tidegate and keeps it alive.
+
+A LaunchDaemon with a user of its own is the way: since macOS 15 a LaunchAgent may not reach other
+computers on the network before its owner has allowed it (Local Network Privacy). `launchd/` holds
+what this renders for an installation under /usr/local.
+
+What the keys mean here, by launchd.plist(5):
+
+- KeepAlive is a dictionary, for as a boolean it restarts what was stopped as asked, every ten
+  seconds, for ever. `--park` keeps a daemon with a bad config from failing at all.
+- ExitTimeOut is how long launchd waits after SIGTERM before it kills. macOS is said to cap it at
+  60 s, so a longer `drain.stop_limit_s` is cut short there: `stop_limit_warning`.
+- ProcessType unset means throttled processor and disk.
+- StandardErrorPath gets only what is written before the log file is open.
+
+Run `python -m tidegate.install.launchd_plist DIRECTORY` to write those files anew.
+"""
+
+from __future__ import annotations
+
+import plistlib
+import sys
+from collections.abc import Sequence
+from math import ceil
+from pathlib import Path
+
+from tidegate.install.job import LABEL, Job, Scope
+from tidegate.service.launchd import SOCKETS_NAME
+from tidegate.service.listen import parse
+
+MOST_EXIT_S = 60  # what a loaded job gets at most
+EXIT_MARGIN_S = 15.0  # beyond drain.stop_limit_s: the last error events, and the way out
+THROTTLE_S = 10
+DESCRIPTORS = 8448
+SERVICE_USER = "_tidegate"
+
+
+def plist(job: Job, sockets: Sequence[str] = ()) -> bytes:
+    """The property list of this job, as XML.
+
+    `sockets` are addresses as in the setting `listen` for launchd to open; none: tidegate does.
+    """
+    entries: dict[str, object] = {
+        "Label": LABEL,
+        "ProgramArguments": [*job.command, "--park"],
+        "RunAtLoad": True,
+        "KeepAlive": {"SuccessfulExit": False},
+        "ThrottleInterval": THROTTLE_S,
+        "ExitTimeOut": exit_timeout_s(job),
+        "ProcessType": "Interactive",
+        "Umask": 0o077,
+        "SoftResourceLimits": {"Core": 0, "NumberOfFiles": DESCRIPTORS},
+        "HardResourceLimits": {"Core": 0},
+    }
+    if job.scope is Scope.SYSTEM and job.user:
+        entries |= {"UserName": job.user, "GroupName": job.user}
+    if job.log_file:
+        entries["StandardErrorPath"] = str(job.log_file.with_name("launchd.err"))
+    if sockets:
+        entries["Sockets"] = {SOCKETS_NAME: [_socket(address) for address in sockets]}
+    return plistlib.dumps(entries, sort_keys=False)
+
+
+def exit_timeout_s(job: Job) -> int:
+    """How long launchd is asked to wait for a stop."""
+    return min(MOST_EXIT_S, ceil(job.stop_limit_s + EXIT_MARGIN_S))
+
+
+def stop_limit_warning(stop_limit_s: float, exit_timeout_s: int) -> str | None:
+    """Why streams may be cut short by a stop, if so; `exit_timeout_s` is the loaded job's."""
+    if stop_limit_s < exit_timeout_s:
+        return None
+    return (
+        f"launchd kills after {exit_timeout_s} s, but drain.stop_limit_s is {stop_limit_s:g}: "
+        f"set it to at most {exit_timeout_s - EXIT_MARGIN_S:g}"
+    )
+
+
+def _socket(address: str) -> dict[str, object]:
+    """One entry under Sockets. Raises BadAddress."""
+    _, host, port = parse(address)
+    if address.startswith("unix:"):
+        return {"SockPathName": host, "SockPathMode": 0o660}
+    family = "IPv6" if ":" in host else "IPv4"
+    return {"SockNodeName": host, "SockServiceName": str(port), "SockFamily": family}
+
+
+# --- the files that ship ---------------------------------------------------------------------
+
+
+def shipped() -> dict[str, bytes]:
+    """The files of `launchd/` by name."""
+    support = Path("/Library/Application Support/tidegate")
+    system = Job(
+        scope=Scope.SYSTEM,
+        program=("/usr/local/bin/tidegate",),
+        config_file=support / "config.toml",
+        state_dir=support / "state",
+        runtime_dir=support / "run",
+        log_file=Path("/Library/Logs/tidegate/tidegate.log"),
+        user=SERVICE_USER,
+    )
+    return {f"{LABEL}.plist": plist(system)}
+
+
+if __name__ == "__main__":
+    for name, text in shipped().items():
+        Path(sys.argv[1], name).write_bytes(text)
