@@ -50,6 +50,7 @@ def run(plan: dict[str, Any]) -> int:
     logging.getLogger("scaled").warning("scaled: %s", json.dumps(plan))
     return watchdog.run(
         load=lambda: config.load(Path(plan["config"]), state_dir),
+        stand_in=lambda reason: config.stand_in(reason, Path(plan["config"])),
         runtime_dir=runtime_dir,
         state_dir=state_dir,
         log_file=None,

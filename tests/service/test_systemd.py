@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tidegate.service.systemd import Notifier
+from tidegate.service.systemd import Notifier, stored_name
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -113,3 +114,81 @@ def test_ping_interval(
     notifier.close()
     assert notifier.ping_every_s == every_s
     assert "WATCHDOG_USEC" not in os.environ
+
+
+def received(manager: socket.socket) -> tuple[str, list[int]]:
+    """One message and the descriptors that came with it."""
+    data, fds, _, _ = socket.recv_fds(manager, 8192, 4)
+    return data.decode(), fds
+
+
+def test_a_socket_is_stored_under_a_name_that_holds_no_colon(manager: socket.socket) -> None:
+    """The descriptor itself goes along, and is the very socket."""
+    notifier = Notifier()
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        notifier.store(stored_name("127.0.0.1:8433"), sock)
+        text, fds = received(manager)
+        with socket.socket(fileno=fds[0]) as stored:
+            assert stored.getsockname() == sock.getsockname()
+    assert text == "FDSTORE=1\nFDNAME=listen-127.0.0.1=8433\nFDPOLL=0"
+    notifier.drop(stored_name("unix:/run/x.sock"))
+    assert heard(manager) == ["FDSTOREREMOVE=1\nFDNAME=listen-unix=/run/x.sock"]
+    notifier.close()
+
+
+def test_barrier_returns_when_all_was_read(manager: socket.socket) -> None:
+    """It waits for the descriptor that goes along to be closed, and no longer than its limit."""
+    notifier = Notifier()
+    notifier.stopping()
+    notifier.barrier(0.05)  # nobody reads
+    assert received(manager)[0] == "STOPPING=1"
+    text, fds = received(manager)
+    assert (text, len(fds)) == ("BARRIER=1", 1)
+    os.close(fds[0])
+    done = threading.Event()
+
+    def wait() -> None:
+        notifier.barrier(60.0)
+        done.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    manager.setblocking(True)
+    os.close(received(manager)[1][0])
+    assert done.wait(20)
+    notifier.close()
+
+
+def test_the_last_word_is_a_trigger(manager: socket.socket) -> None:
+    """What asks systemd to act as if its watchdog had run out."""
+    notifier = Notifier()
+    notifier.trigger()
+    notifier.close()
+    assert heard(manager) == ["WATCHDOG=trigger"]
+
+
+def test_environment_is_handed_on_as_it_was(
+    manager: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the program that this process becomes."""
+    monkeypatch.setenv("WATCHDOG_USEC", "1000000")
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    place = os.environ["NOTIFY_SOCKET"]
+    notifier = Notifier()
+    assert "WATCHDOG_USEC" not in os.environ
+    assert notifier.environment() == {
+        "NOTIFY_SOCKET": place,
+        "WATCHDOG_USEC": "1000000",
+        "WATCHDOG_PID": str(os.getpid()),
+    }
+    notifier.close()
+
+
+def test_without_a_manager_nothing_is_stored_or_waited_for() -> None:
+    """No NOTIFY_SOCKET: nothing is sent, stored or waited for."""
+    notifier = Notifier({})
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        notifier.store("listen-x", sock)
+    notifier.barrier(60.0)
+    notifier.trigger()
+    assert not notifier.is_heard
+    notifier.close()

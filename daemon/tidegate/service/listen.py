@@ -10,8 +10,10 @@ import errno
 import os
 import socket
 from collections.abc import MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from tidegate.service.systemd import STORED_PREFIX
 
 BACKLOG = 1024  # clients that connect while a worker is being replaced wait here
 FIRST_PASSED_FD = 3  # SD_LISTEN_FDS_START
@@ -38,14 +40,27 @@ class Bound:
     sock: socket.socket
     configured: str
     address: str  # with port 0 resolved
+    stored: str | None = None  # its name, when the service manager only kept it for us
 
-    def close(self) -> None:
-        """Stop listening; a Unix socket's file goes too. Once only: the path may be another's."""
+    def close(self, *, keep_file: bool = False) -> None:
+        """Stop listening; a Unix socket's file goes too. Once only: the path may be another's.
+
+        With `keep_file` it stays, for somebody else holds the socket as well.
+        """
         if self.sock.fileno() < 0:
             return
         self.sock.close()
-        if self.address.startswith("unix:") and self.configured != ADOPTED:
+        if self.address.startswith("unix:") and self.configured != ADOPTED and not keep_file:
             Path(self.address.removeprefix("unix:")).unlink(missing_ok=True)
+
+    def is_there(self) -> bool:
+        """Whether clients can still find it: a Unix socket may have lost its file."""
+        path = self.address.removeprefix("unix:")
+        return path == self.address or Path(path).is_socket()
+
+    def configured_as(self, address: str) -> Bound:
+        """The same, under what the setting calls it."""
+        return replace(self, configured=address, stored=None)
 
 
 ADOPTED = "(from the service manager)"
@@ -112,7 +127,11 @@ def adopt_passed(environ: MutableMapping[str, str], pid: int) -> list[Bound]:
     if meant_for != str(pid) or not count.isdigit():
         return []
     fds = range(FIRST_PASSED_FD, FIRST_PASSED_FD + int(count))
-    return [adopt(fd, names[n] if n < len(names) else "") for n, fd in enumerate(fds)]
+    passed = [(fd, names[n] if n < len(names) else "") for n, fd in enumerate(fds)]
+    return [
+        replace(adopt(fd, name), stored=name) if name.startswith(STORED_PREFIX) else adopt(fd, name)
+        for fd, name in passed
+    ]
 
 
 def adopt(fd: int, name: str = "") -> Bound:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable
 
 from tidegate.service import listen
 from tidegate.service.listen import Bound, ListenError
+from tidegate.service.systemd import Notifier, stored_name
 from tidegate.service.upgrade import KeptListener
 
 _log = logging.getLogger(__name__)
@@ -20,9 +21,14 @@ _log = logging.getLogger(__name__)
 class Listeners:
     """All listening sockets of this tidegate. `close` them when done."""
 
-    def __init__(self, adopted: list[Bound]) -> None:
-        """Those that the service manager passed stand above the setting `listen`."""
-        self._adopted = adopted
+    def __init__(self, passed: list[Bound], notifier: Notifier) -> None:
+        """Those that the service manager opened stand above the setting `listen`.
+
+        Those that it only kept for us serve when the setting still asks for them.
+        """
+        self._notifier = notifier
+        self._adopted = [bound for bound in passed if bound.stored is None]
+        self._stored = {bound.stored: bound for bound in passed if bound.stored is not None}
         self._retired: list[Bound] = []
         self.bound: list[Bound] = []
 
@@ -64,16 +70,33 @@ class Listeners:
         opened: list[Bound] = []
         try:
             for address in addresses:
-                opened.append(in_use.get(address) or listen.bind(address))  # noqa: PERF401
+                opened.append(in_use.get(address) or self._take(address))  # noqa: PERF401
         except ListenError:
             self.discard(opened)
             raise
         return opened
 
+    def _take(self, address: str) -> Bound:
+        """The socket that was kept for this address, or a new one. Raises ListenError."""
+        kept = self._stored.pop(stored_name(address), None)
+        if kept is None:
+            return listen.bind(address)
+        if not kept.is_there():  # somebody took its file away
+            kept.close()
+            return listen.bind(address)
+        return kept.configured_as(address)
+
     def use(self, bound: list[Bound]) -> None:
         """Listen on these from now on; what is not among them retires."""
         self._retired += [former for former in self.bound if former not in bound]
         self.bound = bound
+        for each in bound:
+            if each not in self._adopted:
+                self._notifier.store(stored_name(each.configured), each.sock)
+        for name, unwanted in self._stored.items():
+            self._notifier.drop(name)
+            unwanted.close()
+        self._stored.clear()
 
     def discard(self, opened: Collection[Bound]) -> None:
         """Close what was opened and never came into use."""
@@ -85,19 +108,21 @@ class Listeners:
         """Nobody accepts from them any more."""
         for bound in self._retired:
             _log.info("no longer listening on %s", bound.address)
+            if bound.configured not in {each.configured for each in self.bound}:
+                self._notifier.drop(stored_name(bound.configured))
             bound.close()
         self._retired = []
 
     def refuse_newcomers(self) -> None:
         """We stop, and nobody will accept: better a refusal at once than a wait in vain.
 
-        Sockets that the service manager passed are its own; it knows what follows.
+        Sockets that the service manager has too stay open there; it knows what follows.
         """
         for bound in self.bound + self._retired:
             if bound not in self._adopted:
-                bound.close()
+                bound.close(keep_file=self._notifier.is_heard)
 
     def close(self) -> None:
         """Stop listening."""
         for bound in self.bound + self._retired:
-            bound.close()
+            bound.close(keep_file=self._notifier.is_heard)

@@ -1,19 +1,25 @@
-"""What systemd hears from us: ready, status, alive, reloading, stopping.
+"""What systemd hears from us: ready, status, alive, reloading, stopping; and what it keeps for us.
 
 A thin class over sdnotify's connection. The package's own `notify` waits once systemd has left
 eleven messages unread and loses text beyond Latin-1; so the socket is made non-blocking and is
 written to here. Without NOTIFY_SOCKET every call does nothing. A message that must arrive
 (READY, RELOADING, STOPPING) and found no room is sent again at the next `flush`.
+
+A socket that we bound goes into systemd's descriptor store under a name. It comes back with the
+next start, be that after a crash or a `systemctl restart`, so its port never closes between them.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import socket
 from collections import deque
 from collections.abc import MutableMapping
 
 _VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+STORED_PREFIX = "listen-"
+_MAX_NAME = 255  # FDNAME, see sd_notify(3)
 _MAX_KEPT = 8  # READY, RELOADING and STOPPING, each more than once, never reach it
 
 
@@ -32,6 +38,11 @@ class Notifier:
     def environment(self) -> dict[str, str]:
         """The variables as they were, for the program that this process becomes."""
         return dict(self._environment)
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether there is a manager to speak to."""
+        return self._sock is not None
 
     def ready(self) -> None:
         """It serves; also ends a reload."""
@@ -61,6 +72,43 @@ class Notifier:
         """Ask for that much more time for what is under way."""
         self._send(f"EXTEND_TIMEOUT_USEC={int(by_s * 1e6)}")
 
+    def store(self, name: str, sock: socket.socket) -> None:
+        """Have systemd keep a listening socket, and give it back under this name.
+
+        Storing the same one again does nothing, so nobody has to remember.
+        """
+        # FDPOLL=0: it is not to be dropped for what happens on it.
+        self._send(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", sock.fileno())
+
+    def drop(self, name: str) -> None:
+        """Nobody will need what is stored under that name."""
+        self._send(f"FDSTOREREMOVE=1\nFDNAME={name}")
+
+    def trigger(self) -> None:
+        """We are beyond repair: systemd shall act as if its watchdog had run out."""
+        self._send("WATCHDOG=trigger")
+
+    def barrier(self, limit_s: float) -> None:
+        """Wait until systemd has read everything, for at most `limit_s`.
+
+        What comes from a process that is gone may not be believed, so the last words need it.
+        """
+        if self._sock is None:
+            return
+        reading, writing = os.pipe()
+        try:
+            sent = self._send("BARRIER=1", writing)
+            os.close(writing)
+            writing = -1
+            if sent:
+                poller = select.poll()
+                poller.register(reading, 0)  # its hang-up is what we wait for
+                poller.poll(limit_s * 1000)
+        finally:
+            os.close(reading)
+            if writing >= 0:
+                os.close(writing)
+
     def status(self, text: str) -> None:
         """One line for `systemctl status`; sent when it has changed."""
         line = text.replace("\n", " ")
@@ -82,14 +130,26 @@ class Notifier:
             self._kept.append(text)
             self.flush()
 
-    def _send(self, text: str) -> bool:
+    def _send(self, text: str, *fds: int) -> bool:
         if self._sock is None:
             return True
         try:
-            self._sock.send(text.encode("utf-8", "replace"))
+            message = [text.encode("utf-8", "replace")]
+            if fds:
+                socket.send_fds(self._sock, message, list(fds))
+            else:
+                self._sock.send(message[0])
         except OSError:  # no room, or systemd restarts itself: both pass
             return False
         return True
+
+
+def stored_name(address: str) -> str:
+    """What a socket for this address of the setting `listen` is called in the store.
+
+    A colon would end the name in LISTEN_FDNAMES.
+    """
+    return f"{STORED_PREFIX}{address.replace(':', '=')}"[:_MAX_NAME]
 
 
 def _connect(environ: MutableMapping[str, str]) -> socket.socket | None:

@@ -55,6 +55,7 @@ from tidegate.service.upgrade import Estate, Upgrade, UpgradeError
 
 PID_FILE_NAME = "tidegate.pid"
 PARK_RETRY_S = 5.0  # a parked daemon looks so often whether the config was mended
+BARRIER_S = 1.0  # for the last words to be read
 EXTEND_S = 15.0  # asked of systemd on every tick of a drain: more than a few late ticks
 UNREAPABLE_S = 5.0  # a process that SIGKILL cannot end hangs in the kernel; we go without it
 DEFAULT_TIMING = Timing()
@@ -113,12 +114,21 @@ def run(
             worker_command=worker_command,
             timing=timing,
         )
-        return watchdog.serve()
+        return _serve(watchdog)
     except ListenError as error:
         _log.error("%s", error)
         return os.EX_CONFIG
     finally:
         pid_file.release()
+
+
+def _serve(watchdog: Watchdog) -> int:
+    try:
+        return watchdog.serve()
+    except Exception:
+        _log.exception("the watchdog itself failed")
+        watchdog.cry()
+        return os.EX_SOFTWARE
 
 
 def _rehearse(load: Callable[[], LoadedConfig]) -> int:
@@ -170,7 +180,7 @@ class Watchdog:
         self._notifier = Notifier()
         self._memory = MemoryBook()
         self._totals = estate.totals if estate else status.Totals()
-        self._listeners = Listeners(_passed_sockets())
+        self._listeners = Listeners(_passed_sockets(), self._notifier)
         self._generations = Generations(
             command=worker_command,
             runtime_dir=runtime_dir,
@@ -227,6 +237,7 @@ class Watchdog:
         self._next_tick_s = self._next_load_s = time.monotonic()
         self._over_at_s: float | None = None
         self._exit_code = os.EX_OK
+        self._why: str | None = None  # it gives up
 
     def serve(self) -> int:
         """Begin, turn until it is over, and clear up; the exit code."""
@@ -314,10 +325,23 @@ class Watchdog:
         self._evidence.close()
         if self._pressure is not None:
             self._pressure.close()
-        self._notifier.status("stopped" if self._exit_code == os.EX_OK else "failed")
+        self._notifier.status(self._last_words())
+        self._notifier.stopping()
+        self._notifier.barrier(BARRIER_S)
         self._notifier.close()
         _log.info("ended with exit code %d", self._exit_code)
         return self._exit_code
+
+    def _last_words(self) -> str:
+        if self._exit_code == os.EX_OK:
+            return "stopped"
+        return f"failed: {self._why or self._cannot}"
+
+    def cry(self) -> None:
+        """The loop itself failed. Where somebody watches us, let them see it as a hang."""
+        self._notifier.status("failed: a defect of tidegate itself, see its log")
+        self._notifier.trigger()
+        self._notifier.barrier(BARRIER_S)
 
     # --- the loop's clock -----------------------------------------------------------------
 
@@ -442,6 +466,7 @@ class Watchdog:
                 _log.info("the clock stood still for %.0f s; all deadlines start afresh", gap_s)
             case life.GiveUp(reason):
                 _log.critical("giving up: %s", reason)
+                self._why = reason
                 self._exit_code = os.EX_TEMPFAIL
                 self.stop()
             case life.Over():
@@ -513,7 +538,6 @@ class Watchdog:
             self._upgrade.cancel()
             self._upgrade = None
             self._commands.upgrade_failed("tidegate is stopping")
-        self._notifier.stopping()
         self._notifier.extend_timeout(EXTEND_S)
         config = self._reloader.config
         self._cannot = None

@@ -1,0 +1,101 @@
+"""Which sockets are used: the setting's, the service manager's, and those that it kept for us."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from tidegate.service import listen
+from tidegate.service.listen import Bound
+from tidegate.service.listeners import Listeners
+from tidegate.service.systemd import Notifier, stored_name
+
+
+class Store(Notifier):
+    """A notifier that remembers what is stored."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.names: set[str] = set()
+
+    def store(self, name: str, sock: socket.socket) -> None:
+        self.names.add(name)
+
+    def drop(self, name: str) -> None:
+        self.names.discard(name)
+
+    @property
+    def is_heard(self) -> bool:
+        return True
+
+
+def kept(address: str) -> Bound:
+    """A socket for `address` as it comes back from the store."""
+    bound = listen.bind(address)
+    return Bound(bound.sock, listen.ADOPTED, bound.address, stored=stored_name(address))
+
+
+def test_what_we_bound_is_stored_and_what_retired_is_dropped() -> None:
+    """The store holds what is listened on, no more."""
+    store = Store()
+    listeners = Listeners([], store)
+    first = listeners.open(["127.0.0.1:0"])
+    listeners.use(first)
+    assert store.names == {"listen-127.0.0.1=0"}
+    listeners.use(listeners.open(["[::1]:0"]))
+    assert store.names == {"listen-127.0.0.1=0", "listen-[==1]=0"}
+    listeners.close_retired()
+    assert store.names == {"listen-[==1]=0"}
+    listeners.close()
+
+
+def test_a_kept_socket_serves_again() -> None:
+    """The same socket, so that whoever connected meanwhile is served."""
+    store, socket_kept = Store(), kept("127.0.0.1:0")
+    listeners = Listeners([socket_kept], store)
+    with socket.create_connection(socket_kept.sock.getsockname()):
+        listeners.use(listeners.open(["127.0.0.1:0"]))
+        assert listeners.addresses == [socket_kept.address]
+        served, _ = listeners.bound[0].sock.accept()
+        served.close()
+    listeners.close()
+
+
+def test_a_kept_socket_that_nobody_asks_for_is_closed() -> None:
+    """The setting changed while it was down."""
+    store, unwanted = Store(), kept("127.0.0.1:0")
+    store.names.add(str(unwanted.stored))
+    listeners = Listeners([unwanted], store)
+    listeners.use(listeners.open(["[::1]:0"]))
+    assert unwanted.sock.fileno() == -1
+    assert store.names == {"listen-[==1]=0"}
+    listeners.close()
+
+
+def test_a_kept_unix_socket_without_its_file_is_made_anew(tmp_path: Path) -> None:
+    """Nobody could find it; with its file it is used, and a stop leaves the file."""
+    address = f"unix:{tmp_path}/s"
+    lost = kept(address)
+    (tmp_path / "s").unlink()
+    listeners = Listeners([lost], Store())
+    listeners.use(listeners.open([address]))
+    assert listeners.bound[0].sock is not lost.sock
+    listeners.refuse_newcomers()
+    assert (tmp_path / "s").is_socket()
+    listeners.close()
+    assert (tmp_path / "s").is_socket()
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_sockets_of_a_socket_unit_stand_above_the_setting(heard: bool) -> None:
+    """They are neither stored nor replaced, whatever the setting says."""
+    bound = listen.bind("127.0.0.1:0")
+    passed = Bound(bound.sock, listen.ADOPTED, bound.address)
+    store = Store()
+    listeners = Listeners([passed, kept("[::1]:0")] if heard else [passed], store)
+    listeners.use(listeners.open(["127.0.0.1:1"]))
+    assert listeners.addresses == [bound.address]
+    assert store.names == set()
+    listeners.close()
