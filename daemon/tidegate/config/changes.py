@@ -1,0 +1,244 @@
+"""What differs between two configs, in words, and when each difference counts.
+
+A pure comparison: it is made before a reload, to know whether a new worker is needed, and told
+after it to whoever asked and to the log. `EFFECTS` has every setting; one without a place there
+cannot be compared, so that nobody adds a setting and forgets to say when it counts. Keys and
+tokens are named, never shown: of what leads to a key people paste the key itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import fields
+
+from tidegate.config.convert import show_size
+from tidegate.core.message import Token
+from tidegate.core.settings import (
+    Auth,
+    Drain,
+    Growth,
+    LimitOverrides,
+    Limits,
+    Memory,
+    Model,
+    Settings,
+    Upstream,
+)
+
+if TYPE_CHECKING:
+    from tidegate.config import LoadedConfig
+
+MAX_SHOWN = 160  # characters of a value: a line of a terminal or two
+MAX_LINES = 20  # in a summary; a thousand new models are told by their number
+
+
+class Effect(Enum):
+    """When a change counts. The values are what people read."""
+
+    AT_ONCE = "at once"
+    NEW_ANSWERS = "for answers that begin from now on"
+    NEW_WORKER = "with a new worker"
+    RESTART = "with a restart"
+
+
+class Change(Struct, frozen=True, kw_only=True):
+    """One difference. Where a value may be a secret, and where a whole entry came, none is told."""
+
+    key: str  # as in the file, `upstream[box].limits.idle_s`; or "token laptop"
+    what: str  # "added" | "removed" | "changed"
+    old: str | None = None
+    new: str | None = None
+    effect: Effect
+
+    def text(self) -> str:
+        """One line, without when it counts."""
+        if self.old is None or self.new is None:
+            return f"{self.key}: {self.what}"
+        return f"{self.key}: {self.old} → {self.new}"
+
+
+_LATER = Effect.NEW_ANSWERS
+_NOW = Effect.AT_ONCE
+_LIMITS = {
+    "connect_s": _NOW,
+    "first_output_s": _LATER,
+    "idle_s": _LATER,
+    "total_s": _LATER,
+    "grace_s": _LATER,
+    "hold_s": _LATER,
+    "keepalive_s": _LATER,
+    "stall_s": _LATER,
+    "disconnect_grace_s": _LATER,
+    "keep_finished_s": _LATER,
+    "close_flush_s": _LATER,
+    "header_s": _NOW,
+    "body_s": _NOW,
+    "queue_s": _LATER,
+    "max_queued": _NOW,
+    "max_connections": _NOW,
+    "window": _LATER,
+    "max_body": _LATER,
+}
+# By the names that the file has. Tables and lists of tables stand for what is in them; what an
+# entry of a list brings along or takes away counts for answers that begin from now on.
+EFFECTS: dict[type[Struct], dict[str, Effect]] = {
+    Settings: {
+        "listen": Effect.NEW_WORKER,
+        "allowed_hosts": _NOW,
+        "limits": _NOW,
+        "memory": _NOW,
+        "drain": _NOW,
+        "auth": _NOW,
+        "upstream": _LATER,
+        "model": _LATER,
+    },
+    Limits: _LIMITS,
+    LimitOverrides: {
+        name: effect
+        for name, effect in _LIMITS.items()
+        if name not in ("close_flush_s", "header_s", "body_s", "max_connections")
+    },
+    Memory: {
+        "budget": _NOW,
+        "mode": _NOW,
+        "recycles_per_hour": _NOW,
+        "recycle_after_s": _NOW,
+        "growth": _NOW,
+    },
+    Growth: {"bucket_s": _NOW, "skip_s": _NOW, "confirm_s": _NOW},
+    Drain: {"stop_limit_s": _NOW, "recycle_limit_s": _NOW},
+    Auth: {"tokens_file": _NOW, "allow_without_token": _NOW},
+    Upstream: {
+        "name": _LATER,
+        "url": _LATER,
+        "api_key_env": _LATER,
+        "api_key_file": _LATER,
+        "api_key_header": _LATER,
+        "max_concurrent": _LATER,
+        "ask_usage": _LATER,
+        "limits": _LATER,
+    },
+    Model: {"name": _LATER, "targets": _LATER, "limits": _LATER},
+}
+_HIDDEN = ("api_key_env", "api_key_file")
+
+
+def compare(
+    former: LoadedConfig, new: LoadedConfig, *, given_sockets: bool = False
+) -> list[Change]:
+    """What differs, in the order of the file; keys of upstreams and tokens come last.
+
+    With `given_sockets` the service manager opened them, and the setting `listen` is not ours to
+    follow.
+    """
+    changes = list(_tables("", former.settings, new.settings))
+    if given_sockets:
+        changes = [_needs_restart(change) for change in changes]
+    return [*changes, *_keys(former, new), *_tokens(former.tokens, new.tokens)]
+
+
+def summary(changes: Sequence[Change]) -> str:
+    """All of them in one line, bounded."""
+    if not changes:
+        return "nothing changed"
+    more = f"; and {len(changes) - MAX_LINES} more" if len(changes) > MAX_LINES else ""
+    return "; ".join(change.text() for change in changes[:MAX_LINES]) + more
+
+
+def _needs_restart(change: Change) -> Change:
+    if change.effect is not Effect.NEW_WORKER:
+        return change
+    return msgspec.structs.replace(change, effect=Effect.RESTART)
+
+
+def _tables(at: str, former: Struct, new: Struct) -> Iterator[Change]:
+    """The differences of two tables of one kind."""
+    effects = EFFECTS[type(new)]
+    for info in fields(new):
+        old_value, new_value = getattr(former, info.name), getattr(new, info.name)
+        effect = effects[info.encode_name]
+        key = f"{at}.{info.encode_name}" if at else info.encode_name
+        if old_value == new_value:
+            continue
+        if isinstance(new_value, Struct):
+            yield from _tables(key, old_value, new_value)
+        elif info.encode_name in ("upstream", "model"):
+            yield from _lists(key, old_value, new_value, effect)
+        elif info.name in _HIDDEN:
+            yield _hidden(key, old_value, new_value, effect)
+        else:
+            old_text, new_text = _shown(info.name, old_value), _shown(info.name, new_value)
+            yield Change(key=key, what="changed", old=old_text, new=new_text, effect=effect)
+
+
+def _lists(
+    key: str, former: Sequence[Upstream | Model], new: Sequence[Upstream | Model], effect: Effect
+) -> Iterator[Change]:
+    """The differences of two lists of tables, each known by its name."""
+    before, after = {each.name: each for each in former}, {each.name: each for each in new}
+    for name in before:
+        if name not in after:
+            yield Change(key=f"{key}[{name}]", what="removed", effect=effect)
+    for name, each in after.items():
+        if name not in before:
+            yield Change(key=f"{key}[{name}]", what="added", effect=effect)
+        elif before[name] != each:
+            yield from _tables(f"{key}[{name}]", before[name], each)
+    stayed = [name for name in before if name in after]
+    if stayed != [name for name in after if name in before]:
+        yield Change(
+            key=f"{key} (order)",
+            what="changed",
+            old=_shown("", list(before)),
+            new=_shown("", list(after)),
+            effect=effect,
+        )
+
+
+def _keys(former: LoadedConfig, new: LoadedConfig) -> Iterator[Change]:
+    """The keys of upstreams that are in both; a new one brings its own along."""
+    stayed = {u.name for u in former.settings.upstreams} & {u.name for u in new.settings.upstreams}
+    for name in sorted(stayed):
+        old_key, new_key = former.secrets.get(name), new.secrets.get(name)
+        if old_key != new_key:
+            yield _hidden(f"api key of {name}", old_key, new_key, Effect.NEW_ANSWERS)
+
+
+def _tokens(former: Sequence[Token], new: Sequence[Token]) -> Iterator[Change]:
+    before, after = _by_name(former), _by_name(new)
+    for name in sorted(before.keys() | after.keys()):
+        old_hash, new_hash = before.get(name), after.get(name)
+        if old_hash != new_hash:
+            yield _hidden(f"token {name}", old_hash, new_hash, Effect.AT_ONCE)
+
+
+def _by_name(tokens: Sequence[Token]) -> Mapping[str, str]:
+    return {token.name: token.sha256 for token in tokens}
+
+
+def _hidden(key: str, old: object, new: object, effect: Effect) -> Change:
+    """Whether it is there, and nothing of what it is."""
+    what = "added" if old is None else "removed" if new is None else "changed"
+    return Change(key=key, what=what, effect=effect)
+
+
+def _shown(name: str, value: Any) -> str:
+    """A value as one would say it."""
+    if value is None:
+        return "auto" if name == "budget_bytes" else "unset"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        text = ", ".join(map(str, value)) or "none"
+    elif name.endswith("_bytes"):
+        text = show_size(value)
+    elif name.endswith("_s"):
+        text = f"{value:g} s"
+    else:
+        text = str(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"

@@ -1,0 +1,220 @@
+"""What differs between two configs, when it counts, and what of it may be shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from msgspec import Struct
+from msgspec.structs import fields, replace
+
+from tidegate.config import LoadedConfig
+from tidegate.config.changes import EFFECTS, MAX_LINES, Effect, compare, summary
+from tidegate.core.message import Token
+from tidegate.core.settings import (
+    MIB,
+    Drain,
+    LimitOverrides,
+    Limits,
+    Memory,
+    Model,
+    Settings,
+    Upstream,
+)
+
+BOX = Upstream(name="box", url="http://127.0.0.1:8080")
+CLOUD = Upstream(name="cloud", url="https://api.example.com")
+FAST = Model(name="fast", targets=["box/m"])
+CANARY = "sk-CANARY-5d1f"
+
+
+def loaded(
+    settings: Settings | None = None,
+    secrets: dict[str, str] | None = None,
+    tokens: dict[str, str] | None = None,
+) -> LoadedConfig:
+    """A config as it was loaded; tokens by name."""
+    return LoadedConfig(
+        settings=settings or Settings(),
+        secrets=secrets or {},
+        tokens=[Token(name=name, sha256=text * 64) for name, text in (tokens or {}).items()],
+        path=None,
+        place=Path("/nowhere"),
+        warnings=[],
+    )
+
+
+FULL = Settings(upstreams=[BOX], models=[FAST])
+
+
+def lines(former: Settings, new: Settings) -> list[str]:
+    return [change.text() for change in compare(loaded(former), loaded(new))]
+
+
+def structs(kind: type[Struct]) -> Iterator[type[Struct]]:
+    """`kind` and every kind of table in it."""
+    yield kind
+    for info in fields(kind):
+        for inner in (info.type, *getattr(info.type, "__args__", ())):
+            if isinstance(inner, type) and issubclass(inner, Struct):
+                yield from structs(inner)
+
+
+def test_every_setting_says_when_it_counts() -> None:
+    """No setting is without its place in the table, and none is there that does not exist."""
+    assert set(structs(Settings)) == set(EFFECTS)
+    for kind, effects in EFFECTS.items():
+        assert list(effects) == [info.encode_name for info in fields(kind)], kind
+
+
+def other(value: Any, kind: str) -> Any:
+    """A value of the same kind that differs."""
+    match value:
+        case bool():
+            return not value
+        case int() | float():
+            return value + 1
+        case str():
+            return f"{value}x"
+        case list():
+            return [*value, "another"]
+    return "x" if "str" in kind else 7
+
+
+def leaves(value: Struct, at: str = "") -> Iterator[tuple[str, Effect, Struct]]:
+    """Each plain setting's key and effect, and `value` with that one changed."""
+    for info in fields(value):
+        inner, key = getattr(value, info.name), f"{at}{info.encode_name}"
+        if isinstance(inner, Struct):
+            for name, effect, changed in leaves(inner, f"{key}."):
+                yield name, effect, replace(value, **{info.name: changed})
+        elif info.encode_name in ("upstream", "model"):
+            [entry] = inner
+            for name, effect, changed in leaves(entry, f"{key}[{entry.name}]."):
+                if not name.endswith("].name"):  # another name is another entry
+                    yield name, effect, replace(value, **{info.name: [changed]})
+        else:
+            effect = EFFECTS[type(value)][info.encode_name]
+            yield key, effect, replace(value, **{info.name: other(inner, str(info.type))})
+
+
+LEAVES = list(leaves(FULL))
+
+
+@pytest.mark.parametrize(("key", "effect", "changed"), LEAVES, ids=[key for key, _, _ in LEAVES])
+def test_each_setting_that_changes_is_one_change(
+    key: str, effect: Effect, changed: Settings
+) -> None:
+    """Whichever setting differs, it alone is told, by its key and with when it counts."""
+    [change] = compare(loaded(FULL), loaded(changed))
+    assert (change.key, change.effect) == (key, effect)
+    assert summary([change]) == change.text()
+
+
+def test_the_walk_above_has_reached_every_table() -> None:
+    """Limits of all, of one upstream and of one model are among what was changed one by one."""
+    keys = {key for key, _, _ in LEAVES}
+    assert {f"limits.{info.encode_name}" for info in fields(Limits)} <= keys
+    for at in ("upstream[box].limits", "model[fast].limits"):
+        assert {f"{at}.{info.encode_name}" for info in fields(LimitOverrides)} <= keys
+    assert {"memory.growth.skip_s", "drain.stop_limit_s", "auth.tokens_file"} <= keys
+
+
+def test_equal_configs_have_no_changes() -> None:
+    """Nothing is made up: the same settings, keys and tokens differ in nothing."""
+    both = [loaded(FULL, {"box": CANARY}, {"laptop": "a"}) for _ in range(2)]
+    assert compare(*both) == []
+    assert summary([]) == "nothing changed"
+
+
+def test_values_are_said_as_in_the_file() -> None:
+    """Sizes and times have their units, lists their commas, and what is unset says so."""
+    assert lines(
+        Settings(),
+        Settings(
+            listen=["0.0.0.0:8433", "unix:/x"],
+            allowed_hosts=["a.example"],
+            limits=Limits(idle_s=60.5, window_bytes=2 * MIB),
+            memory=Memory(budget_bytes=512 * MIB),
+            drain=Drain(stop_limit_s=0),
+        ),
+    ) == [
+        "listen: 127.0.0.1:8433 → 0.0.0.0:8433, unix:/x",
+        "allowed_hosts: none → a.example",
+        "limits.idle_s: 120 s → 60.5 s",
+        "limits.window: 4MiB → 2MiB",
+        "memory.budget: auto → 512MiB",
+        "drain.stop_limit_s: 30 s → 0 s",
+    ]
+    slow = replace(BOX, limits=LimitOverrides(total_s=9.0), max_concurrent=2, ask_usage=True)
+    assert lines(Settings(upstreams=[BOX]), Settings(upstreams=[slow])) == [
+        "upstream[box].max_concurrent: 0 → 2",
+        "upstream[box].ask_usage: false → true",
+        "upstream[box].limits.total_s: unset → 9 s",
+    ]
+
+
+def test_upstreams_and_models_are_known_by_their_names() -> None:
+    """One that moved in the list is the same; one that came or went is named, not its place."""
+    assert lines(Settings(upstreams=[BOX]), Settings(upstreams=[CLOUD, BOX])) == [
+        "upstream[cloud]: added"
+    ]
+    assert lines(Settings(upstreams=[BOX, CLOUD]), Settings(upstreams=[CLOUD])) == [
+        "upstream[box]: removed"
+    ]
+    assert lines(Settings(upstreams=[BOX, CLOUD]), Settings(upstreams=[CLOUD, BOX])) == [
+        "upstream (order): box, cloud → cloud, box"
+    ]
+    turned = replace(FAST, targets=["cloud/m", "box/m"])
+    assert lines(Settings(models=[FAST]), Settings(models=[turned])) == [
+        "model[fast].targets: box/m → cloud/m, box/m"
+    ]
+
+
+def test_keys_and_tokens_are_named_and_never_shown() -> None:
+    """Of a key or token one reads that it came, went or changed; not even its hash is told."""
+    settings = Settings(upstreams=[BOX, CLOUD])
+    former = loaded(settings, {"box": CANARY}, {"laptop": "a", "phone": "b", "desk": "c"})
+    new = loaded(
+        settings, {"box": f"{CANARY}2", "cloud": CANARY}, {"phone": "d", "tv": "e", "desk": "c"}
+    )
+    changes = compare(former, new)
+    assert [change.text() for change in changes] == [
+        "api key of box: changed",
+        "api key of cloud: added",
+        "token laptop: removed",
+        "token phone: changed",
+        "token tv: added",
+    ]
+    assert b"CANARY" not in msgspec.json.encode(changes)
+    assert not any(hash_of * 64 in repr(changes) for hash_of in "abcde")
+
+
+@pytest.mark.parametrize("key", ["api_key_env", "api_key_file"])
+def test_what_leads_to_a_key_is_not_shown_either(key: str) -> None:
+    """People put the key itself where the name of a variable or a file belongs."""
+    former, new = (replace(BOX, **{key: f"{CANARY}{n}"}) for n in (1, 2))
+    for pair, what in (((BOX, new), "added"), ((former, new), "changed"), ((new, BOX), "removed")):
+        [line] = lines(*(Settings(upstreams=[each]) for each in pair))
+        assert line == f"upstream[box].{key}: {what}"
+
+
+def test_sockets_of_the_service_manager_follow_no_setting() -> None:
+    """Where systemd or launchd opened the sockets, `listen` counts only after a restart."""
+    new = loaded(Settings(listen=["127.0.0.1:1"]))
+    [change] = compare(loaded(), new, given_sockets=True)
+    assert change.effect is Effect.RESTART
+    [change] = compare(loaded(), new)
+    assert change.effect is Effect.NEW_WORKER
+
+
+def test_a_summary_is_bounded() -> None:
+    """A thousand new upstreams, or a list of a thousand names, do not fill the log."""
+    many = Settings(upstreams=[replace(BOX, name=f"box{n}") for n in range(1000)])
+    text = summary(compare(loaded(), loaded(many)))
+    assert text.endswith(f"; and {1000 - MAX_LINES} more")
+    hosts = Settings(allowed_hosts=[f"host{n}.example" for n in range(1000)])
+    assert len(summary(compare(loaded(), loaded(hosts)))) < 300
