@@ -141,6 +141,7 @@ class Worker:
         self._trimmed_mark = (0, 0)  # runs and swept bytes at the last trim
         self._busy_s = time.monotonic()  # when a run was last active
         self._drain: asyncio.Task[None] | None = None
+        self._order: tuple[StartDraining, float] | None = None  # the last one, and until when
         self._farewell = "cancelled: tidegate is stopping"
         self._hand_over_s = float("-inf")  # not before
         self._unreachable: str | None = None  # which successor that was said of
@@ -252,8 +253,10 @@ class Worker:
                         request=message.request, upstreams=upstreams, aliases=aliases
                     )
                     self._line.send(answer)
-                case StartDraining() if self._drain is None:
-                    self._drain = tasks.create_task(self._drain_until_over(message))
+                case StartDraining():
+                    self._order = (message, time.monotonic() + message.limit_s)
+                    if self._drain is None:
+                        self._drain = tasks.create_task(self._drain_until_over())
 
     def _reconfigure(self, message: Configure) -> Configured:
         try:
@@ -294,19 +297,19 @@ class Worker:
 
     # --- the end ------------------------------------------------------------------------------
 
-    async def _drain_until_over(self, order: StartDraining) -> None:
+    async def _drain_until_over(self) -> None:
         """Accepts nothing new and waits for what is under way, for `limit_s` at most.
 
         On a stop idle connections are not waited for; on a recycle they have until their
-        keep-alive ends, so that no request finds a closed door.
+        keep-alive ends, so that no request finds a closed door. A recycle may turn into a stop.
         """
-        gateway = self._gateway
+        assert self._order is not None, "there is an order to drain"
+        gateway, (order, deadline_s) = self._gateway, self._order
         gateway.stop_accepting()
         self._line.send(Draining())
         log.info("draining for a %s: %d runs active", order.reason, gateway.registry.active_count)
-        started_s = time.monotonic()
         quiet_s: float | None = None  # since when only answers to be handed over are left
-        while time.monotonic() < started_s + order.limit_s:
+        while time.monotonic() < deadline_s:
             if order.reason == "recycle":
                 await self._hand_over()
             connections = (
@@ -323,6 +326,7 @@ class Worker:
                 if not kept or waited_s >= HAND_OVER_LIMIT_S:
                     break
             await asyncio.sleep(POLL_S)
+            order, deadline_s = self._order
         left = gateway.registry.active_count
         log.log(logging.WARNING if left else logging.INFO, "drained, %d runs cut", left)
         if order.reason != "stop":
