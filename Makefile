@@ -10,7 +10,7 @@ ARGS ?=
 # Seconds; CI, which also runs what takes minutes, allows more.
 TEST_LIMIT_S ?= 600
 
-.PHONY: help run test check format bench simulate soak clean
+.PHONY: help run test check format bench simulate soak clean generated deb homebrew
 
 help:
 	@echo "make run     serve on http://127.0.0.1:8433   (ARGS='--config FILE')"
@@ -20,6 +20,9 @@ help:
 	@echo "make bench   measure it beside other gateways (ARGS=--help)"
 	@echo "make simulate  months of memory in minutes: leaks told, healthy weeks left alone"
 	@echo "make soak    watch it for growth under load that hangs, 6 minutes (SOAK_HOURS=8)"
+	@echo "make generated  write completions and the manual page anew"
+	@echo "make deb     build the Debian package   (PYTHON=/usr/bin/python3: whose version it is for)"
+	@echo "make homebrew  write the formula for Homebrew anew, from requirements.lock"
 	@echo "make clean   remove .venv and every cache"
 
 run: $(VENV)/installed
@@ -46,6 +49,18 @@ simulate: $(VENV)/installed-dev
 
 soak: $(VENV)/installed-soak
 	PYTHONPATH=bench:tests $(BIN)/python -m soak $(ARGS)
+
+generated: $(VENV)/installed
+	$(BIN)/tidegate completion bash >packaging/completions/tidegate.bash
+	$(BIN)/tidegate completion zsh >packaging/completions/_tidegate
+	$(BIN)/tidegate completion fish >packaging/completions/tidegate.fish
+	$(BIN)/python -m tidegate.cli.manual >packaging/man/tidegate.1
+
+deb: $(VENV)/installed
+	@$(BIN)/python packaging/deb/build.py $(if $(PYTHON),--python $(PYTHON)) $(ARGS)
+
+homebrew: $(VENV)/installed
+	$(BIN)/python packaging/homebrew/generate.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

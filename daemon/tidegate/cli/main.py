@@ -27,7 +27,7 @@ from tidegate.tokens import TokenError
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = command_line().parse_args(argv)
     except SystemExit as stop:  # argparse has printed the help, the version or what is wrong
         return int(stop.code or 0)
     try:
@@ -72,6 +72,10 @@ def _call(arguments: argparse.Namespace) -> int:
             from tidegate.cli.replay import replay
 
             return replay(arguments)
+        case "completion":
+            from tidegate.cli.completion import completion
+
+            return completion(arguments, command_line())
         case "version":
             from tidegate.cli.version import version
 
@@ -93,7 +97,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(USAGE, f"{self.prog}: {message}\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """What the command understands."""
     parser = _Parser(prog="tidegate", description="An LLM streaming gateway for home servers.")
     parser.add_argument("--version", action="version", version=f"tidegate {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
@@ -135,6 +140,12 @@ def _parser() -> argparse.ArgumentParser:
     replay = verb("replay", "make the memory guard's decisions again and compare", json=True)
     replay.add_argument("file", type=Path, metavar="FILE", help="a bundle, or decisions.jsonl")
     _add_token(verbs)
+    completion = verbs.add_parser(
+        "completion",
+        help="what a shell needs to complete this command",
+        description="Print what a shell needs to complete this command.",
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"), metavar="SHELL")
     verb("version", "versions of tidegate and what it runs on", json=True)
     return parser
 

@@ -1,0 +1,96 @@
+"""The command line as a value: which verbs there are, and what each takes.
+
+Read from the parser, so that completions and the manual cannot tell of another command than the
+one that runs. argparse has no public way to ask for this; what it keeps has not changed for years.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from enum import Enum
+
+from msgspec import Struct
+
+
+class Kind(Enum):
+    """What a flag or an argument is followed by, as far as a shell can help with it."""
+
+    NOTHING = "nothing"
+    FILE = "file"
+    DIRECTORY = "directory"
+    CHOICE = "choice"
+    TEXT = "text"
+
+
+class Flag(Struct, frozen=True, kw_only=True):
+    """One option, or an argument by its place: that has no names."""
+
+    names: tuple[str, ...]
+    help: str
+    kind: Kind
+    metavar: str = ""
+    choices: tuple[str, ...] = ()
+    required: bool = False
+    repeats: bool = False
+
+
+class Verb(Struct, frozen=True, kw_only=True):
+    """One verb, or with an empty `path` the whole command."""
+
+    path: tuple[str, ...]
+    help: str
+    flags: tuple[Flag, ...]
+    arguments: tuple[Flag, ...]
+    verbs: tuple[Verb, ...]
+
+    @property
+    def name(self) -> str:
+        """The last word of it."""
+        return self.path[-1] if self.path else ""
+
+    def walk(self) -> Iterator[Verb]:
+        """This one, and every one below it."""
+        yield self
+        for verb in self.verbs:
+            yield from verb.walk()
+
+
+def read(parser: argparse.ArgumentParser, path: tuple[str, ...] = ()) -> Verb:
+    """What this parser understands."""
+    flags: list[Flag] = []
+    arguments: list[Flag] = []
+    verbs: list[Verb] = []
+    for action in parser._actions:  # noqa: SLF001
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+            verbs += [read(inner, (*path, name)) for name, inner in action.choices.items()]
+        elif action.help is not argparse.SUPPRESS:
+            (flags if action.option_strings else arguments).append(_flag(action))
+    return Verb(
+        path=path,
+        help=parser.description or "",
+        flags=tuple(flags),
+        arguments=tuple(arguments),
+        verbs=tuple(verbs),
+    )
+
+
+def _flag(action: argparse.Action) -> Flag:
+    metavar = action.metavar if isinstance(action.metavar, str) else action.dest.upper()
+    return Flag(
+        names=tuple(action.option_strings),
+        help=(action.help or "") % vars(action),
+        kind=_kind(action, metavar),
+        metavar="" if action.nargs == 0 else metavar,
+        choices=tuple(map(str, action.choices or ())),
+        required=action.required,
+        repeats=action.nargs in ("*", "+", argparse.REMAINDER),
+    )
+
+
+def _kind(action: argparse.Action, metavar: str) -> Kind:
+    if action.nargs == 0:
+        return Kind.NOTHING
+    if action.choices:
+        return Kind.CHOICE
+    return {"FILE": Kind.FILE, "DIR": Kind.DIRECTORY}.get(metavar, Kind.TEXT)

@@ -1,0 +1,102 @@
+# bash completion for tidegate, as `tidegate completion bash` writes it.
+_tidegate() {
+    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]}
+    local path="" words="" files="" word i
+    # bash makes three words of --flag=value.
+    if [ "$prev" = "=" ]; then prev=${COMP_WORDS[COMP_CWORD-2]}; fi
+    if [ "$cur" = "=" ]; then cur=""; fi
+    for ((i = 1; i < COMP_CWORD; i++)); do
+        word=${COMP_WORDS[i]}
+        case "$word" in
+            --config|--log-file|--output|--runtime-dir|--state-dir)
+                if [ "${COMP_WORDS[i+1]}" = "=" ]; then i=$((i + 1)); fi
+                i=$((i + 1))
+                continue ;;
+        esac
+        case "${path:+$path }$word" in
+            "run"|"start"|"stop"|"restart"|"status"|"runs"|"models"|"sweep"|"recycle"|"upgrade"|"reload"|"check"|"bundle"|"replay"|"token"|"token new"|"token list"|"token revoke"|"completion"|"version")
+                path="${path:+$path }$word" ;;
+        esac
+    done
+    case "$prev" in
+        --config|--log-file|--output) files=default ;;
+        --runtime-dir|--state-dir) files=dirnames ;;
+        *)
+            case "$path" in
+                "")
+                    words="run start stop restart status runs models sweep recycle upgrade reload check bundle replay token completion version"
+                    case "$cur" in -*) words="-h --help --version" ;; esac ;;
+                "run")
+                    words=""
+                    words="-h --help --config --state-dir --runtime-dir --log-file --park" ;;
+                "start")
+                    words=""
+                    words="-h --help --config --state-dir --runtime-dir" ;;
+                "stop")
+                    words=""
+                    words="-h --help --config --state-dir --runtime-dir" ;;
+                "restart")
+                    words=""
+                    words="-h --help --config --state-dir --runtime-dir" ;;
+                "status")
+                    words=""
+                    words="-h --help --config --state-dir --runtime-dir --json" ;;
+                "runs")
+                    words=""
+                    words="-h --help --config --state-dir --runtime-dir --json" ;;
+                "models")
+                    words=""
+                    words="-h --help --config --state-dir --runtime-dir --json" ;;
+                "sweep")
+                    words=""
+                    words="-h --help --config --state-dir --runtime-dir --json --finished" ;;
+                "recycle")
+                    words=""
+                    words="-h --help --config --state-dir --runtime-dir --no-wait" ;;
+                "upgrade")
+                    words=""
+                    words="-h --help --config --state-dir --runtime-dir --no-wait" ;;
+                "reload")
+                    words=""
+                    words="-h --help --config --state-dir --runtime-dir" ;;
+                "check")
+                    words=""
+                    words="-h --help --config --state-dir --runtime-dir --json" ;;
+                "bundle")
+                    words=""
+                    words="-h --help --config --state-dir --runtime-dir --json --output" ;;
+                "replay")
+                    words=""
+                    files=default
+                    case "$cur" in -*) words="-h --help --config --state-dir --runtime-dir --json" ;; esac ;;
+                "token")
+                    words="new list revoke"
+                    case "$cur" in -*) words="-h --help" ;; esac ;;
+                "token new")
+                    words=""
+                    words="-h --help --config --state-dir --runtime-dir" ;;
+                "token list")
+                    words=""
+                    words="-h --help --config --state-dir --runtime-dir --json" ;;
+                "token revoke")
+                    words=""
+                    words="-h --help --config --state-dir --runtime-dir" ;;
+                "completion")
+                    words="bash zsh fish"
+                    case "$cur" in -*) words="-h --help" ;; esac ;;
+                "version")
+                    words=""
+                    words="-h --help --config --state-dir --runtime-dir --json" ;;
+            esac ;;
+    esac
+    COMPREPLY=()
+    if [ -n "$words" ]; then
+        # shellcheck disable=SC2207  # the words have no spaces, and 3.2 has no mapfile
+        COMPREPLY=($(compgen -W "$words" -- "$cur"))
+    fi
+    if [ -n "$files" ] && [ ${#COMPREPLY[@]} -eq 0 ]; then
+        # shellcheck disable=SC2207
+        compopt -o "$files" 2>/dev/null || COMPREPLY=($(compgen -f -- "$cur"))
+    fi
+}
+complete -F _tidegate tidegate
