@@ -88,8 +88,12 @@ def test_upgrades_refuse_nobody_and_leave_no_descriptor(daemon: Daemon) -> None:
     assert max(open_then) - min(open_then) <= 1  # a command line may be on its way
 
 
-def test_a_bad_config_refuses_the_upgrade(daemon: Daemon) -> None:
+@pytest.mark.parametrize("to_a_file", [False, True])
+def test_a_bad_config_refuses_the_upgrade(
+    daemon: Daemon, tmp_path: Path, *, to_a_file: bool
+) -> None:
     """The rehearsal reads the file as the new version would; what it says is the answer."""
+    daemon.log_file = tmp_path / "tidegate.log" if to_a_file else None
     daemon.start()
     pid = daemon.worker()["pid"]
     daemon.config.write_text("{")

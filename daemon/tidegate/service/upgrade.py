@@ -29,6 +29,7 @@ from tidegate import __version__
 from tidegate.config import LoadedConfig
 from tidegate.core.lifecycle import Fleet
 from tidegate.core.message import PROTOCOL, Heartbeat
+from tidegate.service import log
 from tidegate.service.process import worker_environment
 from tidegate.service.signals import HEARD
 from tidegate.service.status import StepState, Totals
@@ -112,14 +113,18 @@ class Estate(Struct, frozen=True, kw_only=True):
 
 
 def write(estate: Estate) -> BinaryIO:
-    """The estate in an open file that has no name; the caller closes it."""
-    if sys.platform == "linux":
-        file: BinaryIO = os.fdopen(os.memfd_create("tidegate-estate"), "w+b")
-    else:
-        file = tempfile.TemporaryFile()  # noqa: SIM115  (the caller closes it)
+    """The estate in an open file that has no name; the caller closes it. Raises OSError."""
+    file = _nameless_file()
     file.write(msgspec.json.encode(estate, enc_hook=str))  # a path is the only foreign type
     file.flush()
     return file
+
+
+def _nameless_file() -> BinaryIO:
+    """In memory where the system can: what is in it is nobody else's affair. Raises OSError."""
+    if sys.platform == "linux":
+        return os.fdopen(os.memfd_create("tidegate"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 def read(fd: int) -> Estate:
@@ -208,22 +213,27 @@ class Rehearsal:
     def __init__(self, words: Sequence[str], estate: Estate, now_s: float) -> None:
         """Start it. Raises UpgradeError."""
         self._deadline_s = now_s + REHEARSAL_LIMIT_S
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115  (closed when it is judged)
-        with write(estate) as state:
-            fd = state.fileno()
-            more = {STATE_VARIABLE: str(fd), REHEARSAL_VARIABLE: "1"}
-            try:
-                self._process = subprocess.Popen(  # noqa: S603  (our own command)
-                    list(words),
-                    stdin=subprocess.DEVNULL,
-                    stdout=self._said,
-                    stderr=self._said,
-                    env=worker_environment(os.environ) | more,
-                    pass_fds=[fd],
-                )
-            except OSError as error:
-                self._said.close()
-                raise UpgradeError(f"{words[0]} cannot be started: {error}") from error
+        try:
+            self._said = _nameless_file()
+            with write(estate) as state:
+                self._process = self._start(words, state.fileno())
+        except OSError as error:
+            raise UpgradeError(f"{words[0]} cannot be started: {error}") from error
+
+    def _start(self, words: Sequence[str], state: int) -> subprocess.Popen[bytes]:
+        environ = worker_environment(os.environ) | {
+            STATE_VARIABLE: str(state),
+            REHEARSAL_VARIABLE: "1",
+        }
+        environ.pop(log.FILE_VARIABLE, None)  # what it says is for us
+        return subprocess.Popen(  # noqa: S603  (our own command)
+            list(words),
+            stdin=subprocess.DEVNULL,
+            stdout=self._said,
+            stderr=self._said,
+            env=environ,
+            pass_fds=[state],
+        )
 
     def is_over(self, now_s: float) -> bool:
         """Whether it has come to its end, by itself or at its limit."""
@@ -253,22 +263,27 @@ def become(words: Sequence[str], estate: Estate, notify: Mapping[str, str]) -> N
 
     Signals wait meanwhile: until the new program hears them, their default would be to end it.
     """
-    started = dict(notify)
-    with write(estate) as state:
-        started[STATE_VARIABLE] = str(state.fileno())
-        kept = [state.fileno(), *estate.descriptors]
-        signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
-        try:
-            for fd in kept:
-                os.set_inheritable(fd, True)
-            os.execve(words[0], list(words), {**os.environ, **started})  # noqa: S606
-        except OSError as error:
-            raise UpgradeError(f"{words[0]} cannot be executed: {error}") from error
-        finally:
-            for fd in kept:
-                with suppress(OSError):
-                    os.set_inheritable(fd, False)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)
+    try:
+        with write(estate) as state:
+            _execute(words, [state.fileno(), *estate.descriptors], state.fileno(), notify)
+    except OSError as error:
+        raise UpgradeError(f"{words[0]} cannot be executed: {error}") from error
+
+
+def _execute(
+    words: Sequence[str], kept: Sequence[int], state: int, notify: Mapping[str, str]
+) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
+    try:
+        for fd in kept:
+            os.set_inheritable(fd, True)
+        environ = {**os.environ, **notify, STATE_VARIABLE: str(state)}
+        os.execve(words[0], list(words), environ)  # noqa: S606  (our own command)
+    finally:
+        for fd in kept:
+            with suppress(OSError):
+                os.set_inheritable(fd, False)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)
 
 
 class Upgrade:

@@ -17,6 +17,7 @@ import logging
 import os
 import selectors
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -91,7 +92,11 @@ def run(
     faulthandler.enable()  # the service manager's SIGABRT leaves our stacks in the log
     forbid_core_dumps()
     allow_many_descriptors()
-    estate = upgrade.inherited(os.environ)
+    try:
+        estate = upgrade.inherited(os.environ)
+    except UpgradeError as error:  # not in the rehearsal, yet now: a start from nothing is left
+        _log.critical("%s", error)
+        return os.EX_TEMPFAIL
     pid_file = PidFile(runtime_dir / PID_FILE_NAME, estate.pid_fd if estate else -1)
     try:
         pid_file.hold()
@@ -133,15 +138,11 @@ def _serve(watchdog: Watchdog) -> int:
 
 def _rehearse(load: Callable[[], LoadedConfig]) -> int:
     """Say on stderr why this program could not take over, if so; the exit code."""
-    log.setup("watchdog")
     try:
         upgrade.rehearse(os.environ)
         load()
-    except UpgradeError as error:
-        _log.error("%s", error)
-        return os.EX_TEMPFAIL
-    except ConfigError as error:
-        _log.error("%s", error)
+    except (UpgradeError, ConfigError) as error:
+        sys.stderr.write(f"{error}\n")
         return os.EX_CONFIG
     return os.EX_OK
 
