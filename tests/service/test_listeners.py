@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,4 +99,72 @@ def test_sockets_of_a_socket_unit_stand_above_the_setting(heard: bool) -> None:
     listeners.use(listeners.open(["127.0.0.1:1"]))
     assert listeners.addresses == [bound.address]
     assert store.names == set()
+    listeners.close()
+
+
+linux_only = pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere SO_REUSEADDR lets addresses of one port stand alone"
+)
+
+
+@linux_only
+@pytest.mark.parametrize(
+    ("former", "new"),
+    [("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "127.0.0.1"), ("[::1]", "[::]"), ("[::]", "[::1]")],
+)
+def test_a_wider_or_narrower_address_may_have_the_same_port(former: str, new: str) -> None:
+    """Both stand beside each other; until somebody listens on the new one, the former one gets all.
+
+    Another program is refused there before, meanwhile and afterwards.
+    """
+    listeners = Listeners([], Store())
+    listeners.use(listeners.open([f"{former}:0"]))
+    port = listeners.bound[0].sock.getsockname()[1]
+    opened = listeners.open([f"{new}:{port}"])
+    loopback = "::1" if ":" in former else "127.0.0.1"
+
+    def is_accepted_by(bound: Bound) -> bool:
+        bound.sock.settimeout(5)
+        with socket.create_connection((loopback, port), timeout=5) as client:
+            accepted, name = bound.sock.accept()
+            accepted.close()
+            return bool(name == client.getsockname())
+
+    def others_are_refused() -> None:
+        with pytest.raises(listen.ListenError, match="another program listens there"):
+            listen.bind(f"{new}:{port}")
+
+    assert is_accepted_by(listeners.bound[0])
+    others_are_refused()
+    opened[0].sock.listen()
+    others_are_refused()
+    listeners.use(opened)
+    listeners.close_retired()
+    assert is_accepted_by(opened[0])
+    others_are_refused()
+    listeners.close()
+
+
+@linux_only
+def test_another_program_on_the_port_is_not_taken_for_ours() -> None:
+    """That a socket of ours has the same port does not hide that somebody else has the address."""
+    listeners = Listeners([], Store())
+    listeners.use(listeners.open(["127.0.0.1:0"]))
+    port = listeners.bound[0].sock.getsockname()[1]
+    with (
+        socket.create_server(("127.0.0.2", port)),
+        pytest.raises(listen.ListenError, match="another program listens there"),
+    ):
+        listeners.open([f"0.0.0.0:{port}"])
+    assert listeners.bound[0].sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    listeners.close()
+
+
+def test_another_spelling_of_an_address_is_the_same_socket() -> None:
+    """`localhost` and 127.0.0.1 are one address, and two free ports are two sockets."""
+    listeners = Listeners([], Store())
+    listeners.use(listeners.open(["127.0.0.1:0", "127.0.0.1:0"]))
+    first, second = listeners.bound
+    assert first.address != second.address
+    assert listeners.open(["localhost:0", "127.0.0.1:0"]) == [first, second]
     listeners.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -83,9 +83,15 @@ def parse(address: str) -> tuple[socket.AddressFamily, str, int]:
     return socket.AF_INET, _numeric(host, socket.AF_INET, address), int(port)
 
 
-def bind(address: str) -> Bound:
-    """Listen there. Raises ListenError."""
+def bind(address: str, beside: Iterable[Bound] = ()) -> Bound:
+    """Listen there. Raises ListenError.
+
+    Sockets of ours `beside` it may have the same port, as 127.0.0.1 has when the setting becomes
+    0.0.0.0. The new one then only has its address: whoever accepts from it listens, so that no
+    client comes to it before there is somebody.
+    """
     family, host, port = parse(address)
+    neighbours = [each.sock for each in beside if _is_neighbour(each, family, port)]
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         if family == socket.AF_UNIX:
@@ -95,16 +101,34 @@ def bind(address: str) -> Bound:
             if family == socket.AF_INET6:
                 # So that "[::]:8433" and "0.0.0.0:8433" can stand side by side.
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                sock.bind(socket.getaddrinfo(host, port, family, flags=socket.AI_NUMERICHOST)[0][4])
-            else:
-                sock.bind((host, port))
-        sock.listen(BACKLOG)
+            if neighbours:
+                _share_port([sock, *neighbours])
+            sock.bind(socket.getaddrinfo(host, port, family, flags=socket.AI_NUMERICHOST)[0][4])
+        if not neighbours:
+            sock.listen(BACKLOG)
         sock.setblocking(False)
     except OSError as error:
         sock.close()
         hint = _WHAT_TO_DO.get(error.errno or 0, error.strerror or str(error))
         raise ListenError(f"cannot listen on {address}: {hint}") from error
     return Bound(sock, address, describe(sock))
+
+
+def _is_neighbour(bound: Bound, family: socket.AddressFamily, port: int) -> bool:
+    """Whether that socket has this port, at whatever address."""
+    if family == socket.AF_UNIX or bound.sock.family != family or bound.sock.fileno() < 0:
+        return False
+    return bool(bound.sock.getsockname()[1] == port)
+
+
+def _share_port(socks: Iterable[socket.socket]) -> None:
+    """Let these stand beside each other on one port. Other programs' sockets are still refused.
+
+    Linux asks for it, of both and for as long as they last, where an address and the wildcard
+    meet and one of them listens; elsewhere SO_REUSEADDR is enough.
+    """
+    for sock in socks:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 
 
 def describe(sock: socket.socket) -> str:

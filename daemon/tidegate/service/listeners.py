@@ -36,6 +36,11 @@ class Listeners:
         return f"<Listeners {self.addresses} retired={len(self._retired)}>"
 
     @property
+    def are_given(self) -> bool:
+        """Whether the service manager opened them, so that the setting `listen` has no say."""
+        return bool(self._adopted)
+
+    @property
     def addresses(self) -> list[str]:
         """Where clients find us, as "127.0.0.1:8433" or "unix:/path"."""
         return [bound.address for bound in self.bound]
@@ -66,21 +71,26 @@ class Listeners:
         """Sockets for `addresses`, those in use included. Raises ListenError, leaving none open."""
         if self._adopted:
             return self._adopted
-        in_use = {bound.configured: bound for bound in self.bound}
         opened: list[Bound] = []
         try:
             for address in addresses:
-                opened.append(in_use.get(address) or self._take(address))  # noqa: PERF401
+                opened.append(self._in_use(address, opened) or self._take(address))
         except ListenError:
             self.discard(opened)
             raise
         return opened
 
+    def _in_use(self, address: str, taken: Collection[Bound]) -> Bound | None:
+        """The socket that listens there already, under whatever spelling of the same address."""
+        wanted = listen.parse(address)
+        free = (bound for bound in self.bound if bound not in taken)
+        return next((each for each in free if listen.parse(each.configured) == wanted), None)
+
     def _take(self, address: str) -> Bound:
         """The socket that was kept for this address, or a new one. Raises ListenError."""
         kept = self._stored.pop(stored_name(address), None)
         if kept is None:
-            return listen.bind(address)
+            return listen.bind(address, self.bound)
         if not kept.is_there():  # somebody took its file away
             kept.close()
             return listen.bind(address)
