@@ -26,13 +26,13 @@ STOP_MARGIN_S = 15.0  # beyond the time that answers in flight are given
 TERM_LIMIT_S = 10.0
 LOG_LINES = 15
 
-_SERVING = ("serving", "degraded", "recycling")
+SERVING = ("serving", "degraded", "recycling")
 
 
 def start(arguments: argparse.Namespace) -> int:
     """Start in the background and return when it serves, or say why it does not."""
     places = find_places(arguments)
-    if running := _status(places):
+    if running := find_status(places):
         print(f"tidegate runs already, pid {running.watchdog.pid}.")
         return 0
     config.load(places.named_config, places.state_dir)  # its mistakes belong on this terminal
@@ -103,11 +103,11 @@ def _wait_ready(places: Places, lifeline: int, seen: int) -> Status:
 
     def is_settled() -> bool:
         nonlocal latest
-        latest = _status(places)
-        return (latest is not None and latest.state in _SERVING) or detach.is_gone(lifeline, 0)
+        latest = find_status(places)
+        return (latest is not None and latest.state in SERVING) or detach.is_gone(lifeline, 0)
 
     settled = detach.wait_for(is_settled, READY_LIMIT_S)
-    if latest is not None and latest.state in _SERVING:
+    if latest is not None and latest.state in SERVING:
         return latest
     what = "tidegate has ended" if settled else f"tidegate is not ready after {READY_LIMIT_S:g} s"
     log = "\n".join(_new_lines(places.log_file, seen)) or "(the log is empty)"
@@ -115,7 +115,8 @@ def _wait_ready(places: Places, lifeline: int, seen: int) -> Status:
     raise Failure(f"{what}; the end of {places.log_file}:\n{log}", code)
 
 
-def _status(places: Places) -> Status | None:
+def find_status(places: Places) -> Status | None:
+    """How the tidegate of these places is; None when it does not answer."""
     try:
         return read_status(ask(places, ControlRequest(verb="status"), STATUS_LIMIT_S))
     except Failure:

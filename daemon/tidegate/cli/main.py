@@ -76,6 +76,10 @@ def _call(arguments: argparse.Namespace) -> int:
             from tidegate.cli.completion import completion
 
             return completion(arguments, command_line())
+        case "service":
+            from tidegate.cli.service import run as service
+
+            return service(arguments)
         case "version":
             from tidegate.cli.version import version
 
@@ -140,6 +144,7 @@ def command_line() -> argparse.ArgumentParser:
     replay = verb("replay", "make the memory guard's decisions again and compare", json=True)
     replay.add_argument("file", type=Path, metavar="FILE", help="a bundle, or decisions.jsonl")
     _add_token(verbs)
+    _add_service(verbs)
     completion = verbs.add_parser(
         "completion",
         help="what a shell needs to complete this command",
@@ -158,6 +163,27 @@ def _add_token(verbs: argparse._SubParsersAction[_Parser]) -> None:
     _add(inner, "list", "the names of the tokens", json=True)
     revoke = _add(inner, "revoke", "take a token back")
     revoke.add_argument("which", metavar="NAME", help="its name, or how its SHA-256 begins")
+
+
+def _add_service(verbs: argparse._SubParsersAction[_Parser]) -> None:
+    text = "as a service of systemd or launchd"
+    service = verbs.add_parser("service", help=text, description=f"tidegate {text}.")
+    inner = service.add_subparsers(dest="service_verb", metavar="VERB", required=True)
+    install = _add(inner, "install", "start it with the computer, and now; shows what it writes")
+    install.add_argument("--dry-run", action="store_true", help="only show what would be written")
+    install.add_argument("--no-start", action="store_true", help="do not start it now")
+    install.add_argument(
+        "--socket", action="store_true", help="the service manager opens the addresses of listen"
+    )
+    _add(inner, "uninstall", "stop it and remove what install wrote; config and state stay")
+    _add(inner, "start", "start it and wait until it serves")
+    _add(inner, "stop", "finish the answers in flight and stop")
+    _add(inner, "restart", "stop it, start it and wait until it serves")
+    _add(inner, "status", "what the service manager and tidegate itself say", json=True)
+    for parser in inner.choices.values():
+        scope = parser.add_mutually_exclusive_group()
+        scope.add_argument("--system", action="store_true", help="of the system; root's default")
+        scope.add_argument("--user", action="store_true", help="of this user")
 
 
 def _add(

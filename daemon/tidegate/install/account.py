@@ -55,24 +55,22 @@ def commands(user: str, home: Path, platform: str, taken: Iterable[int] = ()) ->
     if not free:
         raise AccountError(f"no id between {MAC_IDS[0]} and {MAC_IDS[-1]} is free for {user}")
     number = str(free[0])
-    group, person = f"/Groups/{user}", f"/Users/{user}"
-    pairs = [
-        (group, "PrimaryGroupID", number),
-        (group, "Password", "*"),
-        (person, "UniqueID", number),
-        (person, "PrimaryGroupID", number),
-        (person, "UserShell", "/usr/bin/false"),
-        (person, "NFSHomeDirectory", "/var/empty"),
-        (person, "RealName", "tidegate"),
-        (person, "Password", "*"),
-        (person, "IsHidden", "1"),
+    group = {"": "", "PrimaryGroupID": number, "Password": "*"}
+    person = {
+        "": "",
+        "UniqueID": number,
+        "PrimaryGroupID": number,
+        "UserShell": "/usr/bin/false",
+        "NFSHomeDirectory": "/var/empty",
+        "RealName": "tidegate",
+        "Password": "*",
+        "IsHidden": "1",
+    }
+    return [
+        ["dscl", ".", "-create", record, *([key, value] if key else [])]
+        for record, keys in ((f"/Groups/{user}", group), (f"/Users/{user}", person))
+        for key, value in keys.items()
     ]
-    made = [["dscl", ".", "-create", group]]
-    for path, key, value in pairs:
-        if path == person and ["dscl", ".", "-create", person] not in made:
-            made.append(["dscl", ".", "-create", person])
-        made.append(["dscl", ".", "-create", path, key, value])
-    return made
 
 
 def removal(user: str, platform: str) -> str:

@@ -119,7 +119,7 @@ class Launchd:
     def supplied(self, job: Job) -> Path | None:
         """No package brings one."""
         del job
-        return None  # noqa: RET501  (the protocol has a path for it)
+        return None
 
     def files(self, job: Job, sockets: Sequence[str]) -> list[File]:
         """The property list; its mark is a comment of XML."""

@@ -236,43 +236,37 @@ class Systemd:
     def _run(self, verb: str, limit_s: float, tell: Tell) -> None:
         """Have systemctl do it, and tell what the service says of itself meanwhile."""
         self._call("reset-failed", SERVICE)  # a person who asks again wants it tried again
-        former = self._show().get("InvocationID")
+        latest = self._show().get("StatusText", "")  # which everybody has heard by now
         deadline_s = time.monotonic() + limit_s
-        latest = ""
-        with self._begun(verb) as (process, said):
+        with self._begun(verb) as (process, output):
             while process.poll() is None:
                 if time.monotonic() >= deadline_s:
                     raise ManagerError(
                         f"systemd has not finished within {limit_s:g} s and goes on; see: "
                         f"{self.words('status')}"
                     )
-                latest = self._tell_news(verb, former, latest, tell)
+                said = self._show().get("StatusText", "")
+                if said and said != latest:
+                    tell(said)
+                latest = said
                 time.sleep(POLL_S)
             if process.returncode != 0:
-                said.seek(0)
-                raise ManagerError(self._complaint(verb, said.read().decode("utf-8", "replace")))
-
-    def _tell_news(self, verb: str, former: str | None, latest: str, tell: Tell) -> str:
-        shown = self._show()
-        is_former = shown.get("InvocationID") == former
-        said = shown.get("StatusText", "")
-        if said and said != latest and (verb != "start" or not is_former):
-            tell(said)
-        return said
+                output.seek(0)
+                raise ManagerError(self._complaint(verb, output.read().decode("utf-8", "replace")))
 
     @contextmanager
     def _begun(self, verb: str) -> Iterator[tuple[subprocess.Popen[bytes], BinaryIO]]:
         """systemctl at work, and the file of what it says. Leaving ends only the asking."""
-        with tempfile.TemporaryFile() as said:
+        with tempfile.TemporaryFile() as output:
             process = subprocess.Popen(  # noqa: S603
                 [_program("systemctl"), *self._user, "--no-ask-password", verb, SERVICE],
                 stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
+                stdout=output,
+                stderr=output,
                 env=self._env,
             )
             try:
-                yield process, cast(BinaryIO, said)
+                yield process, cast(BinaryIO, output)
             finally:
                 if process.poll() is None:
                     process.terminate()

@@ -1,0 +1,478 @@
+"""`tidegate service …`: the same verbs under systemd and under launchd.
+
+What is about to be written is shown first, and nothing is asked. What a person has changed is
+kept. No key and no environment is ever copied into a unit or a property list.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from tidegate import places
+from tidegate.cli.background import READY_LIMIT_S, SERVING, find_status
+from tidegate.cli.banner import base_url
+from tidegate.cli.failure import BAD_CONFIG, NOT_RUNNING, NOT_YET, REFUSED, Failure
+from tidegate.cli.printable import printable
+from tidegate.config import ConfigError
+from tidegate.config.check import find_problems
+from tidegate.config.convert import to_settings
+from tidegate.config.document import read
+from tidegate.config.problem import Problem
+from tidegate.core.settings import Drain, Settings
+from tidegate.install import account, manager, placing
+from tidegate.install.job import NAME, Job, Scope
+from tidegate.install.manager import Manager, ManagerError, State
+from tidegate.install.systemd_unit import CREDENTIALS
+from tidegate.install.written import Change, File, WriteError
+from tidegate.places import Places
+from tidegate.service.status import Status
+
+START_LIMIT_S = 120.0  # the unit's TimeoutStartSec is 90 s
+STOP_MARGIN_S = 30.0  # beyond drain.stop_limit_s: the last error events, the way out, a slow disk
+LOG_LINES = 15
+_EVERY_S = 0.2
+_SILENT_S = 5.0  # a service that is ready and still does not answer us is not ours to ask
+
+
+# --- the verbs ---------------------------------------------------------------------------------
+
+
+def install(arguments: argparse.Namespace) -> int:
+    """Write what is needed, show it, start it with the computer, and start it now."""
+    chosen = _find(arguments, to_install=True)
+    if not arguments.dry_run:
+        _need_root(chosen, arguments)
+    job, settings = _job(arguments, chosen)
+    _check_reach(chosen, job)
+    supplied = chosen.supplied(job) if not arguments.socket else None
+    files = [] if supplied else chosen.files(job, settings.listen if arguments.socket else [])
+    changes = {file.path: file.compare() for file in files}
+    _show(files, supplied)
+    if arguments.dry_run:
+        print(f"Nothing was changed. It would be enabled and started by {_name(chosen)}.")
+        return 0
+    _prepare(job)
+    for file in files:
+        if changes[file.path] is not Change.NONE and (kept := file.write()):
+            print(_kept_text(file.path, kept, chosen))
+    for note in chosen.enable(files):
+        print(note)
+    _advise_keys(settings, chosen)
+    if arguments.no_start:
+        print(f"Installed, not started. {_service_words(chosen, 'start')} starts it.")
+        return 0
+    is_changed = any(change is not Change.NONE for change in changes.values())
+    return _bring_up(chosen, arguments, is_changed=is_changed)
+
+
+def uninstall(arguments: argparse.Namespace) -> int:
+    """Stop it and remove what `install` wrote. Config, state and drop-ins stay."""
+    chosen = _find(arguments)
+    state = chosen.state()
+    if not state.installed:
+        print(f"{_name(chosen)} knows no tidegate; nothing to remove.")
+        return 0
+    _need_root(chosen, arguments)
+    found = _places(chosen, arguments, state)
+    print("Stopping …", flush=True)
+    chosen.stop(_stop_limit_s(found), _tell)
+    for note in chosen.remove():
+        print(note)
+    _say_what_stays(chosen, found)
+    return 0
+
+
+def start(arguments: argparse.Namespace) -> int:
+    """Start it and return when it serves, or say why it does not."""
+    chosen = _installed(arguments)
+    if chosen.state().running:
+        print(f"It runs already, pid {chosen.state().pid}.")
+        return 0
+    return _begin(chosen, arguments, chosen.start)
+
+
+def stop(arguments: argparse.Namespace) -> int:
+    """Let the answers in flight finish, stop, and return when it is over."""
+    chosen = _installed(arguments)
+    state = chosen.state()
+    if not state.active:
+        print(f"It is stopped already: {state.word}.")
+        return 0
+    chosen.stop(_stop_limit_s(_places(chosen, arguments, state)), _tell)
+    after = chosen.state()
+    if after.result:
+        print(f"Stopped, but not as it should: {after.result}")
+        return REFUSED
+    print("Stopped. It starts again with the computer." if after.enabled else "Stopped.")
+    return 0
+
+
+def restart(arguments: argparse.Namespace) -> int:
+    """Stop it, start it, and return when it serves. A bad config leaves it as it is."""
+    chosen = _installed(arguments)
+    found = _places(chosen, arguments)
+    if found.config_file.exists():
+        _read_settings(found.config_file)
+    return _begin(chosen, arguments, chosen.restart, _stop_limit_s(found))
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """The manager's view and tidegate's own."""
+    chosen = _find(arguments)
+    state = chosen.state()
+    own = find_status(_places(chosen, arguments, state)) if state.active else None
+    code = 0 if state.running and state.pid else NOT_RUNNING
+    if arguments.json:
+        print(_as_json(chosen, state, own))
+        return code
+    for line in _state_lines(chosen, state):
+        print(printable(line))
+    if own is not None:
+        from tidegate.cli.screen import show_status
+
+        print()
+        show_status(own)
+    elif state.running:
+        print("tidegate itself does not answer here; ask as the user that it runs as.")
+    return code
+
+
+def _begin(
+    chosen: Manager,
+    arguments: argparse.Namespace,
+    action: Callable[[float, manager.Tell], None],
+    beyond_s: float = 0.0,
+) -> int:
+    """Start or restart it, tell how far it is, and wait until it serves."""
+    try:
+        action(START_LIMIT_S + beyond_s, _tell)
+    except ManagerError as error:
+        raise _failure(chosen, str(error)) from error
+    own = _wait_serving(chosen, _places(chosen, arguments))
+    print(f"tidegate is ready, pid {chosen.state().pid}.")
+    for address in own.listen if own else []:
+        print(f"  Base URL  {base_url(address)}")
+    print(f"  Status    {_service_words(chosen, 'status')}")
+    return 0
+
+
+def _bring_up(chosen: Manager, arguments: argparse.Namespace, *, is_changed: bool) -> int:
+    state = chosen.state()
+    if not state.active:
+        return _begin(chosen, arguments, chosen.start)
+    if is_changed:
+        print("It runs as it was installed before, and is restarted.", flush=True)
+        limit_s = _stop_limit_s(_places(chosen, arguments, state))
+        return _begin(chosen, arguments, chosen.restart, limit_s)
+    print(f"It runs already, pid {state.pid}.")
+    return 0
+
+
+# --- which service -----------------------------------------------------------------------------
+
+
+def _find(arguments: argparse.Namespace, *, to_install: bool = False) -> Manager:
+    """The manager that is meant; without a flag the one that has the service. Raises Failure."""
+    asked = Scope.SYSTEM if arguments.system else Scope.USER if arguments.user else None
+    try:
+        first = manager.find(asked)
+    except ManagerError as error:
+        raise Failure(str(error), NOT_RUNNING) from error
+    if asked or to_install or _is_installed(first):
+        return first
+    other = manager.find(Scope.USER if first.scope is Scope.SYSTEM else Scope.SYSTEM)
+    return other if _is_installed(other) else first
+
+
+def _is_installed(chosen: Manager) -> bool:
+    try:
+        return chosen.state().installed
+    except ManagerError:
+        return False
+
+
+def _installed(arguments: argparse.Namespace) -> Manager:
+    """For a verb that changes something: it is installed, and we may. Raises Failure."""
+    chosen = _find(arguments)
+    if not chosen.state().installed:
+        raise Failure(
+            f"{_name(chosen)} knows no tidegate; run: {_service_words(chosen, 'install')}",
+            NOT_RUNNING,
+        )
+    _need_root(chosen, arguments)
+    return chosen
+
+
+def _places(chosen: Manager, arguments: argparse.Namespace, state: State | None = None) -> Places:
+    """Where the service keeps its things: as its flags say, unless ours say otherwise."""
+    found = placing.places_of((state or chosen.state()).command, chosen.scope)
+    return places.find(
+        config=arguments.config or found.config_file,
+        state_dir=arguments.state_dir or found.state_dir,
+        runtime_dir=arguments.runtime_dir or found.runtime_dir,
+    )
+
+
+def _need_root(chosen: Manager, arguments: argparse.Namespace) -> None:
+    if chosen.scope is Scope.SYSTEM and os.geteuid() != 0:
+        words = shlex.join(["sudo", *placing.program(), *_typed(arguments)])
+        raise Failure(f"only root may change a service of the system; run:\n  {words}", REFUSED)
+
+
+def _typed(arguments: argparse.Namespace) -> list[str]:
+    """The command again, with paths that mean the same from anywhere."""
+    words = ["service", arguments.service_verb, "--system"]
+    for flag, value in vars(arguments).items():
+        if flag in {"verb", "service_verb", "system", "user"} or value in (None, False):
+            continue
+        words.append(f"--{flag.replace('_', '-')}")
+        if value is not True:
+            words.append(str(value.absolute() if isinstance(value, Path) else value))
+    return words
+
+
+def _name(chosen: Manager) -> str:
+    whose = "of the system" if chosen.scope is Scope.SYSTEM else "of this user"
+    return f"{chosen.name} {whose}"
+
+
+def _service_words(chosen: Manager, verb: str) -> str:
+    """One of our own verbs, as this person has to type it."""
+    if chosen.scope is Scope.USER:
+        return f"`tidegate service {verb}{' --user' if os.geteuid() == 0 else ''}`"
+    needs_sudo = os.geteuid() != 0 and verb not in {"status", "logs"}
+    return f"`{'sudo ' if needs_sudo else ''}tidegate service {verb} --system`"
+
+
+# --- installing --------------------------------------------------------------------------------
+
+
+def _job(arguments: argparse.Namespace, chosen: Manager) -> tuple[Job, Settings]:
+    """What the service runs, and the settings it will find. Raises Failure or ConfigError."""
+    job = placing.job(
+        chosen.scope,
+        placing.program(),
+        config=arguments.config,
+        state_dir=arguments.state_dir,
+        runtime_dir=arguments.runtime_dir,
+    )
+    config = job.config_file
+    if config is None:
+        config = placing.places_of("", chosen.scope).config_file
+    elif arguments.config and not config.exists():
+        raise Failure(f"{config}: there is no such file", BAD_CONFIG)
+    settings = _read_settings(config) if config.exists() else Settings()
+    stop_limit_s = settings.drain.stop_limit_s
+    return msgspec.structs.replace(job, stop_limit_s=stop_limit_s), settings
+
+
+def _read_settings(path: Path) -> Settings:
+    """The settings without their keys, which only the service itself can find.
+
+    Raises ConfigError.
+    """
+    document = read(path)
+    problems: list[Problem] = []
+    settings = to_settings(dict(document.table), problems)
+    if settings is not None:
+        problems += find_problems(settings)
+    if settings is None or problems:
+        raise document.error(problems)
+    return settings
+
+
+def _check_reach(chosen: Manager, job: Job) -> None:
+    if chosen.name != "systemd" or chosen.scope is Scope.USER:
+        return
+    drop_ins = sorted((chosen.directory / "tidegate.service.d").glob("*.conf"))
+    if why := placing.unreachable(job, drop_ins):
+        raise Failure(
+            f"{why}.\nInstall tidegate where everybody may read it (packaging/install.sh puts it "
+            "into /opt/tidegate), or make it a service of your own: tidegate service install "
+            "--user",
+            REFUSED,
+        )
+
+
+def _show(files: Sequence[File], supplied: Path | None) -> None:
+    """Each file before it is written: whole when it is new, else what changes."""
+    if supplied:
+        print(f"{supplied} does the same already; nothing is written.")
+    for file in files:
+        match file.compare():
+            case Change.NEW:
+                print(f"{file.path} (new):")
+                print("".join(f"  {line}\n" for line in file.text.splitlines()))
+            case Change.NONE:
+                print(f"{file.path} is as it should be.")
+            case Change.OURS | Change.THEIRS:
+                print(f"{file.path} changes:")
+                print("".join(f"  {line}\n" for line in file.difference().splitlines()))
+
+
+def _prepare(job: Job) -> None:
+    """The user, the directories and the config of a system service. Raises Failure."""
+    try:
+        if job.user and not account.exists(job.user):
+            account.make_user(job.user, job.state_dir or Path("/"))
+            print(f"Made the user {job.user}.")
+        is_linux_system = job.scope is Scope.SYSTEM and sys.platform != "darwin"
+        credentials = Path(CREDENTIALS) if is_linux_system else None
+        for path in account.make_directories(account.directories(job, credentials)):
+            print(f"Made the directory {path}.")
+        if job.scope is Scope.SYSTEM and job.config_file and account.make_config(job.config_file):
+            print(f"Made an empty config, {job.config_file}.")
+    except account.AccountError as error:
+        raise Failure(str(error), REFUSED) from error
+
+
+def _kept_text(path: Path, kept: Path, chosen: Manager) -> str:
+    what = f"{path.name} had been changed by hand; it is kept as {kept}."
+    if chosen.name == "systemd":
+        return (
+            f"{what} To have a change stay, put it into a drop-in: `{chosen.words('edit')}` "
+            "(only the keys that differ, under their [Section])."
+        )
+    return f"{what} launchd has no drop-ins: change the config instead, or the file again."
+
+
+def _advise_keys(settings: Settings, chosen: Manager) -> None:
+    """Where a key goes that is in this terminal's environment, or in none."""
+    for upstream in settings.upstreams:
+        if upstream.api_key_env is None:
+            continue
+        if advice := chosen.key_advice(upstream.api_key_env, upstream.name):
+            print(
+                f'The key of upstream "{upstream.name}" is expected in ${upstream.api_key_env}, '
+                f"which the service does not have: {advice}."
+            )
+
+
+def _say_what_stays(chosen: Manager, found: Places) -> None:
+    """Nothing that a person made is removed by us; here is how they do it."""
+    folder = found.config_file.parent
+    left = [folder if folder.name == NAME else found.config_file, found.state_dir]
+    if chosen.scope is Scope.SYSTEM:
+        user = "_tidegate" if chosen.name == "launchd" else "tidegate"
+        if account.exists(user):
+            print(f"The user {user} stays, for the files do: {account.removal(user, sys.platform)}")
+    there = sorted({str(path) for path in left if path.exists()})
+    if there:
+        sudo = "sudo " if chosen.scope is Scope.SYSTEM else ""
+        print(f"Config and state stay. To remove them too: {sudo}rm -r {shlex.join(there)}")
+
+
+# --- waiting -----------------------------------------------------------------------------------
+
+
+def _wait_serving(chosen: Manager, found: Places) -> Status | None:
+    """tidegate's own word that it serves; None where it cannot be asked. Raises Failure."""
+    begun_s = time.monotonic()
+    latest = None
+    while time.monotonic() - begun_s < READY_LIMIT_S:
+        own = find_status(found)
+        if own is not None and own.state in SERVING:
+            return own
+        if own is not None and own.state == "parked":
+            raise _failure(chosen, f"it is parked and serves nothing: {own.reason}", BAD_CONFIG)
+        if own is not None and own.state != latest:
+            latest = own.state
+            _tell(own.state)
+        state = chosen.state()
+        if not state.running:
+            raise _failure(chosen, f"it ended again, {state.result or state.word}")
+        if own is None and chosen.name == "systemd" and time.monotonic() - begun_s > _SILENT_S:
+            return None  # READY came; its runtime directory may be closed to us
+        time.sleep(_EVERY_S)
+    raise _failure(chosen, f"it is not ready after {READY_LIMIT_S:g} s", NOT_YET)
+
+
+def _failure(chosen: Manager, what: str, code: int | None = None) -> Failure:
+    """With the end of its log, and the code that it ended with where that says more."""
+    if code is None:
+        try:
+            code = BAD_CONFIG if chosen.state().exit_code == BAD_CONFIG else NOT_RUNNING
+        except ManagerError:
+            code = NOT_RUNNING
+    lines = [printable(line) for line in chosen.last_lines(LOG_LINES)]
+    log = "\n".join(["; the end of its log:", *(f"  {line}" for line in lines)]) if lines else ""
+    return Failure(f"{what}{log}", code)
+
+
+def _stop_limit_s(found: Places) -> float:
+    try:
+        limit_s = _read_settings(found.config_file).drain.stop_limit_s
+    except (ConfigError, OSError):
+        limit_s = Drain().stop_limit_s
+    return limit_s + STOP_MARGIN_S
+
+
+def _tell(text: str) -> None:
+    print(f"  … {printable(text)}", flush=True)
+
+
+# --- telling -----------------------------------------------------------------------------------
+
+
+def _state_lines(chosen: Manager, state: State) -> list[str]:
+    if not state.installed:
+        words = _service_words(chosen, "install")
+        return [f"{_name(chosen)} knows no tidegate; to make it a service: {words}"]
+    starts = "starts with the computer" if chosen.scope is Scope.SYSTEM else "starts by itself"
+    enabled = starts if state.enabled else "does not start by itself"
+    pid = f", pid {state.pid}" if state.pid else ""
+    rows = [
+        ("", f"{_name(chosen)}: {state.word}{pid}, {enabled}"),
+        ("File", str(state.file or "")),
+        ("Drop-ins", ", ".join(map(str, state.drop_ins))),
+        ("Runs", state.command),
+        ("Says", state.said),
+        ("Ended", state.result or ""),
+        ("Restarts", str(state.restarts) if state.restarts else ""),
+        ("Limits", _limits_text(state)),
+    ]
+    return [f"  {name:<9} {text}" if name else text for name, text in rows if text]
+
+
+def _limits_text(state: State) -> str:
+    limits = state.limits
+    parts = [
+        None if limits.stop_s is None else f"killed {limits.stop_s:g} s after a stop",
+        None if limits.watchdog_s is None else f"after {limits.watchdog_s:g} s of silence",
+        None if limits.memory_bytes is None else f"at {limits.memory_bytes >> 20} MiB of memory",
+        None if limits.open_files is None else f"{limits.open_files} open files",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _as_json(chosen: Manager, state: State, own: Status | None) -> str:
+    view = msgspec.to_builtins(state, enc_hook=str)
+    whole = {"manager": chosen.name, "scope": chosen.scope.value, "service": view}
+    return json.dumps(whole | {"tidegate": None if own is None else msgspec.to_builtins(own)})
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """One of the verbs. What a manager or a disk refuses becomes a Failure."""
+    try:
+        return VERBS[arguments.service_verb](arguments)
+    except (ManagerError, WriteError) as error:
+        raise Failure(str(error), NOT_RUNNING) from error
+
+
+VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "install": install,
+    "uninstall": uninstall,
+    "start": start,
+    "stop": stop,
+    "restart": restart,
+    "status": status,
+}
