@@ -58,7 +58,8 @@ def _status_rows(status: Status) -> Iterable[tuple[str, list[str]]]:
     if status.reason:
         yield "Because", status.reason.splitlines()
     yield "Listening", [", ".join(status.listen) or "nowhere"]
-    yield "Watchdog", [f"pid {status.watchdog.pid}, {size_text(status.watchdog.rss_bytes)}"]
+    by = f", started by {status.manager}" if status.manager else ""
+    yield "Watchdog", [f"pid {status.watchdog.pid}, {size_text(status.watchdog.rss_bytes)}{by}"]
     yield "Workers", [_worker_text(worker) for worker in status.workers] or ["none"]
     yield "Memory", list(_memory_lines(memory))
     runs = status.runs

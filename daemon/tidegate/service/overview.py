@@ -12,13 +12,20 @@ from tidegate import __version__
 from tidegate.core import message as msg
 from tidegate.core.lifecycle import State
 from tidegate.core.settings import MIB
-from tidegate.service import status
+from tidegate.service import launchd, status, systemd
 from tidegate.service.generations import Generations
 from tidegate.service.listeners import Listeners
 from tidegate.service.memory import MemoryBook
 from tidegate.service.process import Worker
 
 LEAST_LEDGER_BYTES = 4 * MIB  # a new generation can always begin, however full the former one is
+
+
+def _manager() -> str | None:
+    """Who started this process and will start it again; None: nobody of that kind."""
+    if systemd.is_service():
+        return "systemd"
+    return "launchd" if launchd.is_job() else None
 
 
 class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -30,6 +37,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     totals: status.Totals
     guard_state: Callable[[], status.GuardState]
     started_s: float = msgspec.field(default_factory=time.monotonic)
+    manager: str | None = msgspec.field(default_factory=_manager)
 
     def now(self, parked: str | None) -> status.Status:
         """The truth now, as `tidegate status --json` shows it. `parked` says why we are."""
@@ -78,6 +86,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             upstreams=upstreams,
             guard=self.guard_state(),
             reason=parked or (troubles[0] if state == "degraded" else None),
+            manager=self.manager,
         )
 
     def facts(self, number: int, seen: status.Status) -> msg.Facts:

@@ -150,6 +150,7 @@ class Status(Struct, frozen=True, kw_only=True):
     upstreams: list[UpstreamState]
     guard: GuardState = GuardState()
     reason: str | None = None  # why it is parked, or degraded
+    manager: str | None = None  # "systemd" or "launchd", if that started it
 
 
 @dataclass(slots=True)

@@ -15,12 +15,17 @@ import os
 import select
 import socket
 from collections import deque
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 
 _VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 STORED_PREFIX = "listen-"
 _MAX_NAME = 255  # FDNAME, see sd_notify(3)
 _MAX_KEPT = 8  # READY, RELOADING and STOPPING, each more than once, never reach it
+
+
+def is_service(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether systemd started this very process; its children inherit the variable."""
+    return environ.get("SYSTEMD_EXEC_PID") == str(os.getpid())
 
 
 class Notifier:
