@@ -202,13 +202,12 @@ def test_what_leads_to_a_key_is_not_shown_either(key: str) -> None:
         assert line == f"upstream[box].{key}: {what}"
 
 
-def test_sockets_of_the_service_manager_follow_no_setting() -> None:
-    """Where systemd or launchd opened the sockets, `listen` counts only after a restart."""
-    new = loaded(Settings(listen=["127.0.0.1:1"]))
-    [change] = compare(loaded(), new, given_sockets=True)
-    assert change.effect is Effect.RESTART
-    [change] = compare(loaded(), new)
-    assert change.effect is Effect.NEW_WORKER
+@pytest.mark.parametrize("effect", [Effect.RESTART, Effect.AT_ONCE])
+def test_when_listen_counts_depends_on_the_sockets(effect: Effect) -> None:
+    """Where systemd opened them a reload cannot follow, and another spelling needs nothing."""
+    new = loaded(Settings(listen=["127.0.0.1:1"], allowed_hosts=["a.example"]))
+    by_key = {each.key: each.effect for each in compare(loaded(), new, listen=effect)}
+    assert by_key == {"listen": effect, "allowed_hosts": Effect.AT_ONCE}
 
 
 def test_a_summary_is_bounded() -> None:

@@ -12,9 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from msgspec import Struct
-from msgspec.structs import fields
+from msgspec.structs import fields, replace
 
 from tidegate.config.convert import show_size
 from tidegate.core.message import Token
@@ -129,16 +128,17 @@ _HIDDEN = ("api_key_env", "api_key_file")
 
 
 def compare(
-    former: LoadedConfig, new: LoadedConfig, *, given_sockets: bool = False
+    former: LoadedConfig, new: LoadedConfig, *, listen: Effect = Effect.NEW_WORKER
 ) -> list[Change]:
     """What differs, in the order of the file; keys of upstreams and tokens come last.
 
-    With `given_sockets` the service manager opened them, and the setting `listen` is not ours to
-    follow.
+    `listen` is when new addresses count here: never by a reload where the service manager opened
+    the sockets, and at once where they are the same ones, written differently.
     """
-    changes = list(_tables("", former.settings, new.settings))
-    if given_sockets:
-        changes = [_needs_restart(change) for change in changes]
+    changes = [
+        replace(change, effect=listen) if change.effect is Effect.NEW_WORKER else change
+        for change in _tables("", former.settings, new.settings)
+    ]
     return [*changes, *_keys(former, new), *_tokens(former.tokens, new.tokens)]
 
 
@@ -148,12 +148,6 @@ def summary(changes: Sequence[Change]) -> str:
         return "nothing changed"
     more = f"; and {len(changes) - MAX_LINES} more" if len(changes) > MAX_LINES else ""
     return "; ".join(change.text() for change in changes[:MAX_LINES]) + more
-
-
-def _needs_restart(change: Change) -> Change:
-    if change.effect is not Effect.NEW_WORKER:
-        return change
-    return msgspec.structs.replace(change, effect=Effect.RESTART)
 
 
 def _tables(at: str, former: Struct, new: Struct) -> Iterator[Change]:

@@ -2,22 +2,30 @@
 
 A reload validates first: what is wrong with the new config changes nothing. Then the serving
 worker has to take it over within a limit; if the listening sockets change, a new generation
-starts with them instead, and its readiness is the answer. One reload is under way at a time.
+starts with them instead, and its readiness is the answer.
+
+One reload is under way at a time. Whoever asks meanwhile is answered by the next one, which
+begins as soon as it is over and serves all of them: so nobody waits for more than two. A file
+that changed is only looked at: what is as it was, or wrong in the same way, is not told again.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import msgspec
 from msgspec import Struct
 
 from tidegate.config import ConfigError, LoadedConfig
+from tidegate.config.changes import Change, Effect, compare, summary
+from tidegate.core.message import ControlReply
 from tidegate.service.control import Client, ControlServer
 from tidegate.service.generations import Generations
 from tidegate.service.listen import Bound, ListenError
 from tidegate.service.listeners import Listeners
+from tidegate.service.outcome import Earlier, Refusal, Refused, Reloaded, Why
 from tidegate.service.process import Worker
 from tidegate.service.systemd import Notifier
 
@@ -29,15 +37,15 @@ class Reload(Struct, frozen=True, kw_only=True, eq=False):
 
     config: LoadedConfig
     bound: list[Bound]
-    client: Client | None  # who asked for it
-    awaits: Worker | None = None  # who has to confirm it; None: a new generation starts with it
+    changes: list[Change]
+    clients: list[Client]  # who asked for it
+    asked: bool  # by a person: they are told also of what did not change
+    recycle: str | None = (
+        None  # why a new generation starts with it; None: the serving one takes it
+    )
+    awaits: Worker | None = None  # who has to confirm it
     request: int = 0  # which it confirms
     deadline_s: float | None = None
-
-    @property
-    def by_recycle(self) -> bool:
-        """Whether a new generation starts with it."""
-        return self.awaits is None
 
 
 class Reloader:
@@ -54,11 +62,13 @@ class Reloader:
         notifier: Notifier,
         recycle: Callable[[str], str | None],
         on_config: Callable[[LoadedConfig], None],
+        has_served: Callable[[], bool],
         limit_s: float,
     ) -> None:
         """`recycle` starts a new generation or says why not; `on_config` follows a new config.
 
-        `stand_in` makes what a parked daemon runs on, from the reason.
+        `stand_in` makes what a parked daemon runs on, from the reason. `has_served`: the service
+        manager was told that we are ready.
         """
         self.config: LoadedConfig | None = None  # None until the first one was found good
         self._load = load
@@ -69,9 +79,16 @@ class Reloader:
         self._notifier = notifier
         self._recycle = recycle
         self._on_config = on_config
+        self._has_served = has_served
         self._limit_s = limit_s
         self._reload: Reload | None = None
-        self._again = False  # the file changed once more meanwhile
+        self._clients: list[Client] = []  # who asked while it was under way
+        self._asked = False  # somebody did, if only by a signal
+        self._changed = False  # the file changed meanwhile
+        self._refused: str | None = None  # what the file as it is now was refused for
+        self._postponed = False  # until the recycle that is under way is over
+        self._announced = False  # the service manager waits for the end of a reload
+        self._untold: tuple[list[Change], float] | None = None  # taken up unasked, and when
         self._request = 0
 
     def __repr__(self) -> str:
@@ -89,17 +106,6 @@ class Reloader:
         self._listeners.use(self._listeners.open(config.settings.listen))
         self.config = config
         self._on_config(config)
-
-    def look_again(self) -> None:
-        """Parked: start when the config has been mended, tell of another mistake."""
-        assert self.config is not None, "a parked daemon has a config that says so"
-        try:
-            self._load()
-        except ConfigError as error:
-            if str(error) == self.config.parked:
-                return
-        if self._reload is None:
-            self.start(None)
 
     @property
     def is_under_way(self) -> bool:
@@ -120,58 +126,117 @@ class Reloader:
 
     def for_new_worker(self) -> tuple[LoadedConfig, list[Bound]]:
         """What a worker that starts now has to begin with."""
-        if self._reload is not None and self._reload.by_recycle:
+        if self._reload is not None and self._reload.recycle is not None:
             return self._reload.config, self._reload.bound
         assert self.config is not None, "no worker is started without a config"
         return self.config, self._listeners.bound
 
+    # --- what begins a reload -------------------------------------------------------------------
+
     def start(self, client: Client | None) -> None:
-        """Replace the config by what the file says now."""
-        if self._reload is not None:
-            self._again = self._again or client is None
-            self._control.answer(client, "a reload is under way")
+        """Somebody asked, by the command line or (None) a signal, to take up what the file says."""
+        if client is not None:
+            self._clients.append(client)
+        self._asked = True
+        self._begin_next()
+
+    def look_again(self) -> None:
+        """The file may have changed; if so, take it up."""
+        self._changed = True
+        self._begin_next()
+
+    def _begin_next(self) -> None:
+        """Serve all who asked so far, unless a reload is under way: then it is followed by this."""
+        if self._reload is not None or not (self._asked or self._changed):
             return
-        if self._is_serving:
-            self._notifier.reloading(time.monotonic())
+        clients, asked = self._clients, self._asked
+        self._clients, self._asked, self._changed = [], False, False
+        if self._generations.fleet.stopping:
+            self._answer(clients, Refusal(Why.BUSY, "tidegate is stopping"))
+            return
+        if asked:
+            self._announce()
         try:
             config = self._load()
-            bound = self._listeners.open(config.settings.listen)
-        except (ConfigError, ListenError) as error:
-            self._refuse(client, str(error))
+        except ConfigError as error:
+            self._refuse(clients, Refusal(Why.CONFIG, str(error)), asked=asked)
             return
-        if self._is_parked:
-            self._start_with_recycle(config, bound, client, "unparked")
-        elif bound != self._listeners.bound:
-            self._start_with_recycle(config, bound, client, "listen")
+        if config == self.config and not asked:
+            self._refused = None
+            return
+        self._announce()
+        self._take_up(config, clients, asked=asked)
+
+    def _take_up(self, config: LoadedConfig, clients: list[Client], *, asked: bool) -> None:
+        """A config that is good: by the worker that serves, or by a new one where it has to be."""
+        assert self.config is not None, "there is a config to replace"
+        if error := self._why_not_now(config):
+            self._postponed = True
+            self._refuse(clients, Refusal(Why.BUSY, error), asked=asked)
+            return
+        try:
+            bound = self._listeners.open(config.settings.listen)
+        except ListenError as error:
+            self._refuse(clients, Refusal(Why.ADDRESS, str(error)), asked=asked)
+            return
+        moves = set(bound) != set(self._listeners.bound)
+        reload = Reload(
+            config=config,
+            bound=bound,
+            changes=[]
+            if self._is_parked
+            else compare(self.config, config, listen=self._when(moves)),
+            clients=clients,
+            asked=asked,
+            recycle="unparked" if self._is_parked else "listen" if moves else None,
+        )
+        if reload.recycle is None:
+            self._start_with_serving(reload)
         else:
-            self._start_with_serving(config, client)
+            self._reload = reload
+            self._start_with_recycle(reload.recycle)
+
+    def _why_not_now(self, config: LoadedConfig) -> str | None:
+        """What a new worker would have to wait for, if the addresses change and one is needed."""
+        assert self.config is not None
+        same = self._listeners.are_given or config.settings.listen == self.config.settings.listen
+        if same or not self._is_recycling or self._generations.serving is None:
+            return None
+        former = self._generations.draining
+        runs = former.beat.runs_active if former and former.beat else 0
+        by = f" (worker {former.number} has {runs} answers to finish)" if former else ""
+        return (
+            f"`listen` needs a new worker, and a recycle is under way{by}; "
+            "the new config is taken up by itself when that is over"
+        )
+
+    @property
+    def _is_recycling(self) -> bool:
+        fleet = self._generations.fleet
+        return fleet.recycle is not None or len(fleet.generations) > 1
+
+    def _when(self, moves: bool) -> Effect:
+        """When a change of `listen` counts."""
+        if self._listeners.are_given:
+            return Effect.RESTART
+        return Effect.NEW_WORKER if moves else Effect.AT_ONCE
 
     @property
     def _is_parked(self) -> bool:
         return self.config is not None and self.config.parked is not None
 
-    def _refuse(self, client: Client | None, error: str) -> None:
-        """What the file says now cannot be used; a parked daemon's worker tells that reason."""
-        self._tell(client, error)
-        if self._is_parked:
-            self._start_with_serving(self._stand_in(error), None)
-
-    def _start_with_recycle(
-        self, config: LoadedConfig, bound: list[Bound], client: Client | None, reason: str
-    ) -> None:
-        self._reload = Reload(config=config, bound=bound, client=client)
-        if self._is_parked and self._generations.serving is None:
-            return  # the one that is to say why starts just now; then, or at its death, ours does
+    def _start_with_recycle(self, reason: str) -> None:
+        """Without a serving worker the next one starts with it, or is recycled once it serves."""
+        if self._generations.serving is None:
+            return
         if error := self._recycle(reason):
-            self._finish(f"this needs a new worker, which cannot start now: {error}")
+            self._finish(Refusal(Why.BUSY, f"this needs a new worker, and {error}"))
 
-    def _start_with_serving(self, config: LoadedConfig, client: Client | None) -> None:
+    def _start_with_serving(self, reload: Reload) -> None:
         serving = self._generations.serving
         self._request += 1
-        self._reload = Reload(
-            config=config,
-            bound=self._listeners.bound,
-            client=client,
+        self._reload = msgspec.structs.replace(
+            reload,
             awaits=serving,
             request=self._request,
             deadline_s=time.monotonic() + self._limit_s,
@@ -179,83 +244,155 @@ class Reloader:
         if serving is None:
             self._finish(None)  # the next worker starts with it
         else:
-            self._generations.reconfigure(serving, config, self._request)
+            self._generations.reconfigure(serving, reload.config, self._request)
 
     # --- what may end a reload ------------------------------------------------------------------
 
     def confirmed(self, worker: Worker, request: int, error: str | None) -> None:
         """A worker took a config over, or (`error`) would not."""
         reload = self._reload
+        refused = None if error is None else f"worker {worker.number} refuses it: {error}"
         if reload is not None and reload.awaits is worker and reload.request == request:
-            self._finish(error)
+            self._finish(None if refused is None else Refusal(Why.WORKER, refused))
+        elif refused is not None:
+            _log.error("the config is in force, and %s", refused)
 
     def became_ready(self, worker: Worker) -> None:
         """A worker serves: with the new config, or with one that was replaced meanwhile."""
         if self._starts_with_reload(worker):
             self._finish(None)
-        elif self._reload is not None and self._reload.by_recycle and worker.config.parked:
-            if error := self._recycle("unparked"):
-                self._finish(f"this needs a new worker, which cannot start now: {error}")
-        elif self.config is not None and worker.config is not self.config:
-            worker.config = self.config
-            self._request += 1
-            self._generations.reconfigure(worker, self.config, self._request)
+        elif self._reload is not None and self._reload.recycle is not None:
+            self._start_with_recycle(self._reload.recycle)
+        else:
+            self._tell_ready_workers()
 
     def worker_gone(self, worker: Worker) -> None:
         """A process ended that may have had to answer."""
+        how = worker.how_it_ended()
         if self._reload is not None and self._reload.awaits is worker:
-            self._finish(f"the worker ended before it answered: {worker.how_it_ended()}")
+            self._finish(Refusal(Why.WORKER, f"the worker ended before it answered: {how}"))
         elif self._starts_with_reload(worker):
-            self._finish(f"the new worker did not start: {worker.how_it_ended()}")
+            self._finish(Refusal(Why.WORKER, f"the new worker did not start: {how}"))
 
     def recycle_failed(self, error: str) -> None:
         """The generation that was to start with the new config never served."""
-        if self._reload is not None and self._reload.by_recycle:
-            self._finish(error)
+        if self._reload is not None and self._reload.recycle is not None:
+            self._finish(Refusal(Why.WORKER, error))
 
-    def give_up_waiting(self, now_s: float) -> None:
-        """Every wait has its limit."""
+    def tick(self, now_s: float) -> None:
+        """Every wait has its limit, and what had to wait for a recycle goes on after it."""
         deadline_s = self._reload.deadline_s if self._reload else None
         if deadline_s is not None and now_s > deadline_s:
-            self._finish(f"the worker did not answer within {self._limit_s:g} s")
+            self._finish(
+                Refusal(Why.WORKER, f"the worker did not answer within {self._limit_s:g} s")
+            )
+        if self._postponed and not self._is_recycling:
+            self._postponed = False
+            self.look_again()
 
     def _starts_with_reload(self, worker: Worker) -> bool:
         reload = self._reload
-        return reload is not None and reload.by_recycle and worker.config is reload.config
+        return reload is not None and reload.recycle is not None and worker.config is reload.config
 
-    def _finish(self, error: str | None) -> None:
-        """The reload under way came to its end."""
+    def _finish(self, refusal: Refusal | None) -> None:
+        """The reload under way came to its end; the next may begin."""
         reload = self._reload
         assert reload is not None, "there is a reload to finish"
         self._reload = None
-        if error is None:
-            self.config = reload.config
-            if reload.awaits is not None:
-                reload.awaits.config = reload.config
-            if draining := self._generations.draining:  # a revoked token ends there as well
-                self._generations.reconfigure(draining, reload.config, 0)
-            self._listeners.use(reload.bound)
-            self._on_config(reload.config)
+        if refusal is None:
+            self._put_in_force(reload)
         else:
             self._listeners.discard(reload.bound)
-        self._tell(reload.client, error)
-        if self._again:
-            self._again = False
-            self.start(None)
+            self._refuse(reload.clients, refusal, asked=True)
+        self._begin_next()
 
-    @property
-    def _is_serving(self) -> bool:
-        """What systemd hears of a reload is true only between READY and STOPPING."""
-        return self._generations.serving is not None and not self._generations.fleet.stopping
+    def _put_in_force(self, reload: Reload) -> None:
+        was_parked = self._is_parked
+        self.config = reload.config
+        self._refused, self._postponed = None, False
+        if reload.awaits is not None:
+            reload.awaits.config = reload.config
+        self._listeners.use(reload.bound)
+        self._tell_ready_workers()
+        self._on_config(reload.config)
+        if reload.config.parked is None:
+            self._log_done(reload)
+        self._ready()
+        result = Reloaded(
+            changes=reload.changes,
+            generation=self._new_generation(reload),
+            unparked=was_parked and reload.config.parked is None,
+            warnings=reload.config.warnings,
+            earlier=self._earlier(reload),
+        )
+        for client in reload.clients:
+            raw = msgspec.Raw(msgspec.json.encode(result))
+            self._control.reply(client, ControlReply(ok=True, result=raw))
 
-    def _tell(self, client: Client | None, error: str | None) -> None:
-        if error is None and self._is_parked:
-            pass  # the mistake has been told; the worker now knows it too
-        elif error is None:
-            addresses = ", ".join(self._listeners.addresses)
-            _log.info("config reloaded; listening on %s", addresses)
-        else:
-            _log.error("reload refused, nothing has changed: %s", error)
-        if self._is_serving:
+    def _tell_ready_workers(self) -> None:
+        """Have every worker that serves or drains know the config in force.
+
+        One may have become ready while another was asked; and a revoked token ends everywhere.
+        """
+        for worker in self._generations.ready():
+            if self.config is not None and worker.config is not self.config:
+                worker.config = self.config
+                self._generations.reconfigure(worker, self.config, 0)
+
+    def _new_generation(self, reload: Reload) -> int | None:
+        serving = self._generations.serving
+        return serving.number if reload.recycle is not None and serving is not None else None
+
+    def _earlier(self, reload: Reload) -> Earlier | None:
+        """What the file brought before somebody asked, told once to who then finds no change."""
+        untold, now_s = self._untold, time.monotonic()
+        if not reload.clients:
+            if reload.changes:
+                self._untold = None if reload.asked else (reload.changes, now_s)
+            return None
+        self._untold = None
+        if untold is None or reload.changes:
+            return None
+        return Earlier(changes=untold[0], ago_s=round(now_s - untold[1], 1))
+
+    # --- what is said of it ---------------------------------------------------------------------
+
+    def _refuse(self, clients: Sequence[Client], refusal: Refusal, *, asked: bool) -> None:
+        """What the file says cannot be used; a parked daemon's worker tells that reason."""
+        is_news = refusal.text not in (self._refused, self.config.parked if self.config else None)
+        self._refused = refusal.text
+        if asked or is_news:
+            _log.error("reload refused, nothing has changed: %s", refusal.text)
+        self._ready()
+        self._answer(clients, refusal)
+        if self._is_parked and is_news and self._reload is None:
+            stand_in = self._stand_in(refusal.text)
+            bound = self._listeners.bound
+            self._start_with_serving(
+                Reload(config=stand_in, bound=bound, changes=[], clients=[], asked=False)
+            )
+
+    def _log_done(self, reload: Reload) -> None:
+        addresses = ", ".join(self._listeners.addresses)
+        moved = f"; listening on {addresses}" if reload.recycle is not None else ""
+        text = summary(reload.changes)
+        if any(change.effect is Effect.RESTART for change in reload.changes):
+            text += "; `listen` counts with a restart: the service manager opened the sockets"
+        _log.info("config reloaded: %s%s", text, moved)
+
+    def _answer(self, clients: Sequence[Client], refusal: Refusal) -> None:
+        raw = msgspec.Raw(msgspec.json.encode(Refused(refused=refusal.why)))
+        for client in clients:
+            self._control.reply(client, ControlReply(ok=False, error=refusal.text, result=raw))
+
+    def _announce(self) -> None:
+        """Tell the service manager; what it hears is true between READY and STOPPING."""
+        if self._has_served() and not self._announced:
+            self._notifier.reloading(time.monotonic())
+            self._announced = True
+
+    def _ready(self) -> None:
+        """The end of what was announced, whatever became of it."""
+        if self._announced and not self._generations.fleet.stopping:
             self._notifier.ready()
-        self._control.answer(client, error)
+        self._announced = False

@@ -207,6 +207,7 @@ class Watchdog:
             notifier=self._notifier,
             recycle=lambda reason: self._recycle(reason, planned=False),
             on_config=self._follow,
+            has_served=lambda: self._banner is None,
             limit_s=timing.configured_s,
         )
         self._overview = Overview(
@@ -381,7 +382,7 @@ class Watchdog:
         """Once a second, and so much later."""
         self._do(life.Tick())
         self._commands.give_up_waiting(now_s)
-        self._reloader.give_up_waiting(now_s)
+        self._reloader.tick(now_s)
         self._control.drop_late()
         if self._wants_recycle:
             self._recycle_for_upgrade()
@@ -567,7 +568,7 @@ class Watchdog:
             case msg.Inspected():
                 self._evidence.heard(worker, said)
             case msg.ConfigChanged():
-                self.reload(None)
+                self._reloader.look_again()
             case msg.Draining():
                 worker.accepts = False
             case msg.Failed(reason=reason):

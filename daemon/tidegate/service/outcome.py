@@ -1,0 +1,48 @@
+"""What became of a reload: what the daemon answers over control.sock, and the command prints."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from msgspec import Struct
+
+from tidegate.config.changes import Change
+
+
+class Why(Enum):
+    """Why a new config is not in force."""
+
+    CONFIG = "config"  # it has a mistake; the same file will be refused again
+    ADDRESS = "address"  # one that it names cannot be listened on now
+    BUSY = "busy"  # it needs a new worker, and one is just being replaced, or tidegate stops
+    WORKER = "worker"  # the worker that was to take it over did not
+
+
+class Refusal(Struct, frozen=True):
+    """The former config stays."""
+
+    why: Why
+    text: str  # with what to do
+
+
+class Refused(Struct, frozen=True, kw_only=True):
+    """The result of a reload that was refused; the text is the reply's error."""
+
+    refused: Why
+
+
+class Earlier(Struct, frozen=True, kw_only=True):
+    """What was taken up before somebody asked, because the file had changed."""
+
+    changes: list[Change]
+    ago_s: float
+
+
+class Reloaded(Struct, frozen=True, kw_only=True):
+    """The result of a reload that was done."""
+
+    changes: list[Change]
+    generation: int | None = None  # the new worker's, if one was needed
+    unparked: bool = False  # a parked tidegate serves from now on
+    warnings: list[str] = []  # what works, but perhaps not as its author thinks
+    earlier: Earlier | None = None  # when nothing changed this time
