@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from tidegate.service import detach
+from tidegate.service.status import MemoryState, RunCounts, Status, SweptState, WatchdogState
 
 HOLD = """
 import fcntl, os, signal, sys
@@ -133,6 +134,61 @@ def test_start_that_fails_shows_the_end_of_the_log(tidegate):
     assert code == 69
     assert f"127.0.0.1:{port}" in err
     assert "tidegate.log" in err
+
+
+@pytest.mark.parametrize("verb", ["stop", "restart"])
+def test_what_a_service_manager_runs_is_left_to_it(tidegate, watchdog, held, verb):
+    """A tidegate that systemd started is not stopped behind its back; the right verb is named."""
+    watchdog.will("status", status_of(held.pid, manager="systemd"))
+    code, _, err = tidegate(verb)
+    assert (code, held.poll()) == (1, None)
+    assert err == (
+        f"tidegate: this tidegate is a service of systemd; run: tidegate service {verb}\n"
+    )
+
+
+def test_start_beside_a_running_service_says_what_runs(tidegate, watchdog, held):
+    """Where a service serves already, `start` says so and starts nothing."""
+    watchdog.will("status", status_of(held.pid, manager="launchd"))
+    code, out, _ = tidegate("start")
+    assert (code, out) == (0, f"tidegate runs already, pid {held.pid}, as a service of launchd.\n")
+
+
+def test_status_tells_who_started_it(tidegate, watchdog):
+    """`tidegate status` says which service manager started it."""
+    watchdog.will("status", status_of(41, manager="systemd"))
+    assert "started by systemd" in tidegate("status")[1]
+
+
+def test_start_whose_log_cannot_be_written_says_so(tidegate):
+    """A log that cannot be opened is one sentence on this terminal, and nothing is started."""
+    (tidegate.state_dir / "tidegate.log").mkdir()
+    code, out, err = tidegate("start")
+    assert (code, out) == (69, "")
+    assert err == (
+        f"tidegate: cannot write the log {tidegate.state_dir}/tidegate.log: Is a directory\n"
+    )
+
+
+def status_of(pid: int, manager: str | None) -> Status:
+    """Of a tidegate without workers."""
+    return Status(
+        state="serving",
+        version="1",
+        uptime_s=1.0,
+        generation=None,
+        listen=[],
+        workers=[],
+        worker=None,
+        watchdog=WatchdogState(pid=pid, rss_bytes=1),
+        memory=MemoryState(),
+        runs=RunCounts(active=0, finished=0, total=0),
+        swept=SweptState(runs=0, bytes=0, last_reason=None),
+        recycles=0,
+        restarts=[],
+        upstreams=[],
+        manager=manager,
+    )
 
 
 def _is_empty(group: int) -> bool:

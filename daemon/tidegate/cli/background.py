@@ -1,9 +1,14 @@
-"""`tidegate start`, `stop` and `restart`, for machines without a service manager."""
+"""`tidegate start`, `stop` and `restart`, for machines without a service manager.
+
+Where there is one and it runs this tidegate, they step aside: it would start again what was
+stopped, or have two of them fight for one address.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +17,14 @@ from tidegate import config
 from tidegate.cli.answers import read_status
 from tidegate.cli.ask import ask
 from tidegate.cli.banner import base_url
-from tidegate.cli.failure import NOT_RUNNING, NOT_YET, Failure
+from tidegate.cli.failure import NOT_RUNNING, NOT_YET, REFUSED, Failure
 from tidegate.cli.here import find_places
 from tidegate.core.message import ControlRequest
 from tidegate.core.settings import Drain
-from tidegate.places import Places, make_private
+from tidegate.install import manager, placing
+from tidegate.install.job import NAME, Scope
+from tidegate.install.manager import Manager
+from tidegate.places import Places, PlacesError, make_private
 from tidegate.service import detach
 from tidegate.service.status import Status
 
@@ -33,12 +41,18 @@ def start(arguments: argparse.Namespace) -> int:
     """Start in the background and return when it serves, or say why it does not."""
     places = find_places(arguments)
     if running := find_status(places):
-        print(f"tidegate runs already, pid {running.watchdog.pid}.")
+        by = f", as a service of {running.manager}" if running.manager else ""
+        print(f"tidegate runs already, pid {running.watchdog.pid}{by}.")
         return 0
+    _leave_to_manager("start", places, None)
+    return _start(places)
+
+
+def _start(places: Places) -> int:
     config.load(places.named_config, places.state_dir)  # its mistakes belong on this terminal
     for directory in (places.state_dir, places.runtime_dir, places.log_file.parent):
         make_private(directory)
-    seen = places.log_file.stat().st_size if places.log_file.exists() else 0
+    seen = _open_log(places.log_file)
     try:
         lifeline = detach.spawn(_run_arguments(places), places.log_file)
     except detach.DetachError as error:
@@ -57,6 +71,11 @@ def start(arguments: argparse.Namespace) -> int:
 def stop(arguments: argparse.Namespace) -> int:
     """Let the answers in flight finish, stop, and return when it is over."""
     places = find_places(arguments)
+    _leave_to_manager("stop", places, find_status(places))
+    return _stop(places)
+
+
+def _stop(places: Places) -> int:
     pid_file = places.runtime_dir / "tidegate.pid"
     pid = detach.holder(pid_file)
     if pid is None:
@@ -83,10 +102,62 @@ def stop(arguments: argparse.Namespace) -> int:
 def restart(arguments: argparse.Namespace) -> int:
     """Stop if it runs, then start. A config that is not good leaves the running one alone."""
     places = find_places(arguments)
+    _leave_to_manager("restart", places, find_status(places))
     config.load(places.named_config, places.state_dir)
     if detach.holder(places.runtime_dir / "tidegate.pid") is not None:
-        stop(arguments)
-    return start(arguments)
+        _stop(places)
+    return _start(places)
+
+
+def _leave_to_manager(verb: str, places: Places, running: Status | None) -> None:
+    """Raises Failure when a service manager runs it, with the command that it obeys."""
+    if running is not None and running.manager is not None:
+        words = _unit_words(verb, running.watchdog.pid) or f"tidegate service {verb}"
+        by = running.manager
+    elif (chosen := None if running else _manager_of(places)) is not None:
+        words, by = f"tidegate service {verb} --{chosen.scope.value}", chosen.name
+    else:
+        return
+    raise Failure(f"this tidegate is a service of {by}; run: {words}", REFUSED)
+
+
+def _manager_of(places: Places) -> Manager | None:
+    """Whoever starts or runs a tidegate with these places that does not answer just now."""
+    for scope in Scope:
+        try:
+            chosen = manager.find(scope)
+            state = chosen.state()
+            found = placing.places_of(state.command, scope)
+        except (manager.ManagerError, PlacesError):
+            continue
+        if state.active and found.runtime_dir == places.runtime_dir:
+            return chosen
+    return None
+
+
+def _unit_words(verb: str, pid: int) -> str | None:
+    """systemctl's command, where the unit goes by another name than ours."""
+    try:
+        groups = Path(f"/proc/{pid}/cgroup").read_text()
+    except OSError:
+        return None
+    found = re.search(r"/([^/\n]+\.service)$", groups, re.MULTILINE)
+    if found is None or found[1] == f"{NAME}.service":
+        return None
+    user = " --user" if "/user@" in groups else ""
+    return f"systemctl{user} {verb} {found[1]}"
+
+
+def _open_log(log_file: Path) -> int:
+    """How long the log is before the start. Raises Failure when it cannot be written."""
+    try:
+        fd = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise Failure(f"cannot write the log {log_file}: {error.strerror}", NOT_RUNNING) from error
+    try:
+        return os.fstat(fd).st_size
+    finally:
+        os.close(fd)
 
 
 def _run_arguments(places: Places) -> list[str]:
