@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from tidegate.cli.failure import REFUSED, Failure
 from tidegate.core.message import ModelAlias, RunSummary, UpstreamModels
+from tidegate.service.outcome import Refused, Reloaded, Why
 from tidegate.service.status import Status
 
 _Answer = TypeVar("_Answer", bound=Struct)
@@ -69,6 +70,19 @@ def read_sweep(answer: msgspec.Raw) -> SweepResult:
 def read_bundle(answer: msgspec.Raw) -> BundleResult:
     """Where the bundle is, in a control reply."""
     return _read(answer, BundleResult)
+
+
+def read_reload(answer: msgspec.Raw) -> Reloaded | None:
+    """What a reload did, in a control reply; None when it was the first config to be good."""
+    return None if bytes(answer) == b"null" else _read(answer, Reloaded)
+
+
+def read_refusal(answer: msgspec.Raw) -> Why | None:
+    """Why a reload was refused; None where that is not known."""
+    try:
+        return msgspec.json.decode(answer, type=Refused).refused
+    except msgspec.MsgspecError:
+        return None
 
 
 def _read(answer: msgspec.Raw, kind: type[_Answer]) -> _Answer:

@@ -7,21 +7,30 @@ from collections.abc import Callable
 
 import msgspec
 
-from tidegate.cli.failure import BAD_CONFIG, NOT_RUNNING, NOT_YET, REFUSED, Failure
+from tidegate.cli.failure import NOT_RUNNING, NOT_YET, REFUSED, Failure
 from tidegate.cli.here import find_places
-from tidegate.core.message import ControlRequest
+from tidegate.core.message import ControlReply, ControlRequest
 from tidegate.places import Places
 from tidegate.service import control
 
-ANSWER_LIMIT_S = 15.0  # the watchdog gives a worker 5 s, and a reload 10
+ANSWER_LIMIT_S = 15.0  # the watchdog gives a worker 5 s
+RELOAD_LIMIT_S = 90.0  # for one under way and one more, each of which may start a worker
 UPGRADE_LIMIT_S = 90.0  # for the rehearsal and the new program's start
 RECYCLE_LIMIT_S = 2 * 3630.0  # twice the default of drain.recycle_limit_s
 
 
 def ask(places: Places, request: ControlRequest, limit_s: float = ANSWER_LIMIT_S) -> msgspec.Raw:
     """The result of a request. Raises Failure when there is nobody, no answer, or a refusal."""
+    reply = reply_to(places, request, limit_s)
+    if not reply.ok:
+        raise Failure(reply.error or f"{request.verb} was refused", REFUSED)
+    return reply.result
+
+
+def reply_to(places: Places, request: ControlRequest, limit_s: float) -> ControlReply:
+    """The answer to a request, a refusal included. Raises Failure when there is none."""
     try:
-        reply = control.ask(places.runtime_dir, request, limit_s)
+        return control.ask(places.runtime_dir, request, limit_s)
     except control.NotRunning as error:
         raise Failure(
             f"tidegate is not running, or not with the runtime directory {places.runtime_dir}",
@@ -31,10 +40,6 @@ def ask(places: Places, request: ControlRequest, limit_s: float = ANSWER_LIMIT_S
         raise Failure(
             f"no answer to {request.verb} within {limit_s:g} s; see `tidegate status`", NOT_YET
         ) from error
-    if not reply.ok:
-        code = BAD_CONFIG if request.verb == "reload" else REFUSED
-        raise Failure(reply.error or f"{request.verb} was refused", code)
-    return reply.result
 
 
 def status(arguments: argparse.Namespace) -> int:
@@ -111,19 +116,11 @@ def _version(places: Places) -> str:
     return answers.read_status(ask(places, ControlRequest(verb="status"))).version
 
 
-def reload(arguments: argparse.Namespace) -> int:
-    """Read the config and the tokens again."""
-    ask(find_places(arguments), ControlRequest(verb="reload"))
-    print("Reloaded.")
-    return 0
-
-
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "status": status,
     "runs": runs,
     "models": models,
     "sweep": sweep,
     "recycle": recycle,
-    "reload": reload,
     "upgrade": upgrade,
 }

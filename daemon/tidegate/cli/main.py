@@ -60,6 +60,10 @@ def _call(arguments: argparse.Namespace) -> int:
             from tidegate.cli import token
 
             return token.VERBS[arguments.token_verb](arguments)
+        case "reload":
+            from tidegate.cli.reload import reload
+
+            return reload(arguments)
         case "check":
             from tidegate.cli.check import check
 
@@ -135,7 +139,7 @@ def command_line() -> argparse.ArgumentParser:
     upgrade.add_argument(
         "--no-wait", action="store_true", help="return when the new worker is ready"
     )
-    verb("reload", "read the config file and the tokens again")
+    verb("reload", "read the config and the tokens again, and say what changed", json=True)
     verb("check", "say whether the config file is good", json=True)
     bundle = verb("bundle", "write down how it is, as evidence", json=True)
     bundle.add_argument(

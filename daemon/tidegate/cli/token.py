@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from tidegate import config, tokens
-from tidegate.cli.ask import ask
+from tidegate.cli.ask import RELOAD_LIMIT_S, ask
 from tidegate.cli.failure import NOT_RUNNING, REFUSED, Failure
 from tidegate.cli.here import find_places
 from tidegate.core.message import ControlRequest
@@ -58,7 +58,7 @@ def _file(places: Places) -> Path:
 
 def _tell_the_running_one(places: Places, otherwise: str) -> None:
     try:
-        ask(places, ControlRequest(verb="reload"))
+        ask(places, ControlRequest(verb="reload"), RELOAD_LIMIT_S)
     except Failure as failure:
         if failure.code != NOT_RUNNING:
             raise Failure(f"{otherwise}: {failure}", REFUSED) from failure

@@ -1,0 +1,72 @@
+"""`tidegate reload`: have the config read again, and say what that changed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+
+import msgspec
+
+from tidegate.cli import answers
+from tidegate.cli.ask import RELOAD_LIMIT_S, reply_to
+from tidegate.cli.failure import BAD_CONFIG, NOT_YET, Failure
+from tidegate.cli.here import find_places
+from tidegate.cli.printable import printable
+from tidegate.config.changes import Change, Effect
+from tidegate.core.message import ControlReply, ControlRequest
+from tidegate.service.outcome import Reloaded, Why
+
+_SUFFIX = {
+    Effect.NEW_WORKER: "recycled",
+    Effect.RESTART: "with a restart: the service manager opened the sockets",
+}
+
+
+def reload(arguments: argparse.Namespace) -> int:
+    """Print what changed and when it counts, or raise Failure with what to do."""
+    reply = reply_to(find_places(arguments), ControlRequest(verb="reload"), RELOAD_LIMIT_S)
+    if not reply.ok:
+        return _refused(reply, json=arguments.json)
+    if arguments.json:
+        print(bytes(reply.result).decode())
+        return 0
+    done = answers.read_reload(reply.result)
+    if done is None:
+        print("The config is good; tidegate starts with it.")
+        return 0
+    for warning in done.warnings:
+        print(f"tidegate: warning: {printable(warning)}", file=sys.stderr)
+    for line in reload_lines(done):
+        print(printable(line))
+    return 0
+
+
+def _refused(reply: ControlReply, *, json: bool) -> int:
+    """A mistake in the config is one until it is mended; anything else may pass."""
+    why = answers.read_refusal(reply.result)
+    code = BAD_CONFIG if why in (None, Why.CONFIG) else NOT_YET
+    error = reply.error or "the reload was refused"
+    if not json:
+        raise Failure(error, code)
+    shown = {"error": error, "refused": why.value if why else None}
+    print(msgspec.json.encode(shown).decode())
+    return code
+
+
+def reload_lines(done: Reloaded) -> Iterator[str]:
+    """What became of it, a line for each change."""
+    if done.unparked:
+        yield "The config is mended: tidegate serves."
+    elif done.earlier is not None:
+        ago = f"{done.earlier.ago_s:.0f} s ago"
+        yield f"Nothing changed just now. The file had been taken up by itself {ago}:"
+        yield from _lines(done.earlier.changes)
+    elif not done.changes:
+        yield "Nothing changed."
+    yield from _lines(done.changes)
+
+
+def _lines(changes: list[Change]) -> Iterator[str]:
+    for change in changes:
+        yield f"{change.text()} ({_SUFFIX.get(change.effect, change.effect.value)})"
