@@ -18,7 +18,7 @@ import tidegate
 from tidegate import places
 from tidegate.install import launchd_plist
 from tidegate.install.job import NAME, Job, Scope
-from tidegate.places import Places
+from tidegate.places import Places, PlacesError
 
 _HIDDEN = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))  # noqa: S108
 _SEES_HOMES = re.compile(r"^\s*ProtectHome\s*=\s*(no|false|off|0)\s*$", re.MULTILINE)
@@ -60,14 +60,15 @@ def job(
         platform=platform,
         uid=uid,
     )
-    there = places.find(environ=service_environ(environ, uid), platform=platform, uid=uid)
-    is_named = here.config_named or here.config_file != there.config_file
+    there = _usual(environ, platform, uid)
+    usual_config = there.config_file if there else None
+    is_named = here.config_named or (here.config_file != usual_config and here.config_file.exists())
     return Job(
         scope=scope,
         program=program,
         config_file=here.config_file if is_named else None,
-        state_dir=here.state_dir if here.state_dir != there.state_dir else None,
-        runtime_dir=here.runtime_dir if here.runtime_dir != there.runtime_dir else None,
+        state_dir=None if there and here.state_dir == there.state_dir else here.state_dir,
+        runtime_dir=None if there and here.runtime_dir == there.runtime_dir else here.runtime_dir,
         log_file=here.log_file if platform == "darwin" else None,
         stop_limit_s=stop_limit_s,
     )
@@ -91,6 +92,14 @@ def places_of(command: str, scope: Scope, platform: str = sys.platform) -> Place
         environ=service_environ(os.environ, os.geteuid()),
         platform=platform,
     )
+
+
+def _usual(environ: Mapping[str, str], platform: str, uid: int) -> Places | None:
+    """Where a user's service looks by itself; None when its home is no place for sockets."""
+    try:
+        return places.find(environ=service_environ(environ, uid), platform=platform, uid=uid)
+    except PlacesError:
+        return None
 
 
 def service_environ(environ: Mapping[str, str], uid: int) -> dict[str, str]:
