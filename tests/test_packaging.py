@@ -1,19 +1,24 @@
-"""The example configuration that packages install is valid, complete and true."""
+"""What packages install is valid, complete and true: the example configuration, the formula."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
+import subprocess
 from pathlib import Path
+from types import ModuleType
 
 import msgspec
 import pytest
 from msgspec.structs import fields
 
-from tidegate import config
+from tidegate import __version__, config
 from tidegate.core import settings
 
-EXAMPLE = Path(__file__).parents[1] / "packaging" / "config.toml"
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "packaging" / "config.toml"
+FORMULA = ROOT / "packaging" / "homebrew" / "tidegate.rb"
 COMMENTED = re.compile(r"^#(?=\S)", re.MULTILINE)
 TABLES = (
     settings.Settings,
@@ -24,6 +29,19 @@ TABLES = (
     settings.Upstream,
     settings.Model,
 )
+
+
+def _script(path: Path) -> ModuleType:
+    """A script of packaging/, which is no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+generate = _script(FORMULA.with_name("generate.py"))
 HAS_NO_EFFECT = {"growth"}  # accepted, but no reader of an example is helped by it
 
 
@@ -72,3 +90,49 @@ def test_every_key_is_shown(table: type[msgspec.Struct]) -> None:
         re.findall(r"^#(?:\[+(?:\w+\.)?)?(\w+)(?= =|\])", EXAMPLE.read_text(), re.MULTILINE)
     )
     assert {field.encode_name for field in fields(table)} - HAS_NO_EFFECT <= shown
+
+
+def test_formula_has_the_locked_packages() -> None:
+    """Homebrew's formula brings exactly what the lock pins, each with a checksum."""
+    locked = generate.pins()
+    formula = FORMULA.read_text()
+    urls = dict(
+        re.findall(
+            r'resource "([\w-]+)" do\n +url "(https://\S+)"\n +sha256 "[0-9a-f]{64}"', formula
+        )
+    )
+    assert set(urls) == set(locked)
+    for name, version in locked.items():
+        file = urls[name].rsplit("/", 1)[1].lower()
+        assert re.sub(r"[-_.]+", "-", file) == re.sub(
+            r"[-_.]+", "-", f"{name}-{version}.tar.gz".lower()
+        )
+        assert urls[name].startswith("https://files.pythonhosted.org/packages/")
+
+
+def test_formula_leaves_out_on_a_mac_what_is_for_linux() -> None:
+    """A package that the lock has for Linux alone is a resource on Linux alone."""
+    found = re.findall(r'on_linux do\n +resource "([\w-]+)"', FORMULA.read_text())
+    assert set(found) == generate.only_linux() == {"uvloop"}
+
+
+def test_formula_is_ruby() -> None:
+    """The formula is good Ruby, as far as its syntax goes."""
+    if shutil.which("ruby") is None:
+        pytest.skip("needs ruby")
+    subprocess.run(["ruby", "-wc", str(FORMULA)], check=True)
+
+
+def test_formula_is_what_the_template_says() -> None:
+    """Beside its resources, the formula says what its template says, for this version."""
+    formula = FORMULA.read_text()
+    template = FORMULA.with_suffix(".rb.in").read_text().replace("@VERSION@", __version__)
+    above, below = template.replace("@SHA256@", "0" * 64).split("@RESOURCES@\n")
+    assert formula.startswith(above)
+    assert formula.endswith(below)
+
+
+@pytest.mark.parametrize("directory", ["daemon", "launchd", "packaging", "systemd", "tests"])
+def test_directory_is_no_package(directory: str) -> None:
+    """No directory there can be imported: other projects own these names."""
+    assert not (ROOT / directory / "__init__.py").exists()
