@@ -361,14 +361,12 @@ def _say_what_stays(chosen: Manager, found: Places) -> None:
     """Nothing that a person made is removed by us; here is how they do it."""
     folder = found.config_file.parent
     left = [folder if folder.name == NAME else found.config_file, found.state_dir]
-    if chosen.scope is Scope.SYSTEM:
-        user = "_tidegate" if chosen.name == "launchd" else "tidegate"
-        if account.exists(user):
-            print(f"The user {user} stays, for the files do: {account.removal(user, sys.platform)}")
     there = sorted({str(path) for path in left if path.exists()})
     if there:
-        sudo = "sudo " if chosen.scope is Scope.SYSTEM else ""
-        print(f"Config and state stay. To remove them too: {sudo}rm -r {shlex.join(there)}")
+        print(f"Config and state stay. To remove them too: rm -r {shlex.join(there)}")
+    user = account.SERVICE_USERS[chosen.name]
+    if chosen.scope is Scope.SYSTEM and account.exists(user):
+        print(f"The user {user} stays, for files do; then: {account.removal(user, sys.platform)}")
 
 
 # --- waiting -----------------------------------------------------------------------------------

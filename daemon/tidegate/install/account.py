@@ -16,8 +16,10 @@ from pathlib import Path
 from msgspec import Struct
 
 from tidegate.install.call import CallError, environment, insist
-from tidegate.install.job import Job, Scope
+from tidegate.install.job import NAME, Job, Scope
+from tidegate.install.launchd_plist import SERVICE_USER
 
+SERVICE_USERS = {"systemd": NAME, "launchd": SERVICE_USER}  # by the manager's name
 MAC_IDS = range(300, 400)  # of services; Apple's own lie below, people's above 500
 FIRST_CONFIG = """\
 # The configuration of tidegate. Empty, it looks for LLM servers on this computer.
@@ -76,8 +78,8 @@ def commands(user: str, home: Path, platform: str, taken: Iterable[int] = ()) ->
 def removal(user: str, platform: str) -> str:
     """The command that removes the user, for a person to type."""
     if platform == "darwin":
-        return f"sudo dscl . -delete /Users/{user}; sudo dscl . -delete /Groups/{user}"
-    return f"sudo userdel {user}"
+        return f"dscl . -delete /Users/{user}; dscl . -delete /Groups/{user}"
+    return f"userdel {user}"
 
 
 def make_user(user: str, home: Path, platform: str = sys.platform) -> None:
