@@ -24,7 +24,6 @@ import time
 from pathlib import Path
 
 import msgspec
-from watchfiles import awatch
 
 from tidegate.core.errors import UpstreamError
 from tidegate.core.message import (
@@ -62,6 +61,7 @@ from tidegate.guard.heap import (
     resident_meter,
     volunteer_for_oom,
 )
+from tidegate.service import config_watch
 from tidegate.service import log as log_lines
 from tidegate.service.channel import ChannelError, LineSplitter
 
@@ -79,6 +79,7 @@ TRIM_ABOVE_BYTES = 16 * 1024 * 1024
 TRIM_AFTER_RELEASE_S = 2.0
 TRIM_WHEN_QUIET_S = 5.0  # without a run; then once, so that what the last ones left goes too
 ALLOCATOR_EVERY_S = 10.0  # its figures too cost a walk
+LAST_WORDS_S = 0.2  # for the log, when it has to leave at once
 MAX_UNSENT_BYTES = 8 * 1024 * 1024  # a watchdog that reads nothing for this long is gone
 
 
@@ -266,7 +267,6 @@ class Worker:
         self._gateway.parked = message.parked
         if message.parked is None:
             self._gateway.refresh_models_soon()
-            log.info("new settings are in force")
         return Configured(request=message.request)
 
     async def _relieve(self, order: Relieve) -> None:
@@ -357,18 +357,11 @@ class Worker:
                 gateway.registry.handed_over(relay)
 
     async def _watch_config(self, config_file: str | None) -> None:
-        """Tells the watchdog when the config file was written, replaced or made."""
-        if config_file is None or not Path(config_file).parent.is_dir():
+        """Tells the watchdog when the config file may have changed."""
+        if config_file is None:
             return
-        stop = asyncio.Event()
-        try:
-            async for changes in awatch(Path(config_file).parent, stop_event=stop, step=200):
-                if any(Path(path) == Path(config_file) for _, path in changes):
-                    self._line.send(ConfigChanged())
-        except (OSError, RuntimeError) as error:  # out of inotify watches, or the directory went
-            log.warning("the config is not watched: %s; changes need `tidegate reload`", error)
-        finally:
-            stop.set()
+        async for _ in config_watch.changes(Path(config_file)):
+            self._line.send(ConfigChanged())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -377,7 +370,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--channel", type=int, required=True, metavar="FD")
     arguments = parser.parse_args(argv)
     log_lines.setup("worker")
-    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it tells of every change
     _die_with_parent()
     volunteer_for_oom()  # the watchdog must outlive us, and can replace us
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -431,6 +423,7 @@ def _die_with_parent() -> None:
 
 def _leave() -> None:
     """At once: nobody is left to tell, and streams cannot be saved."""
+    log_lines.settle(LAST_WORDS_S)
     os._exit(0)
 
 
