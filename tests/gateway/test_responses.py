@@ -118,6 +118,15 @@ async def test_a_place_that_is_none_is_refused(rigs, raw_upstream, after: str) -
     assert (await ask(rig, f"/{identity}?stream=true&starting_after={after}")).status == 400
 
 
+@pytest.mark.parametrize("query", ["stream=yes", "stream=", "starting_after=", "starting_after=x"])
+async def test_a_question_that_is_not_understood_is_refused(rigs, raw_upstream, query: str) -> None:
+    """Nothing is guessed of what a reader wants, streamed or not."""
+    rig = await rigs(await raw_upstream(sends(CREATED, DONE)))
+    answer = await get(rig.base_url, f"/v1/responses/resp_none?{query}")
+    assert answer.status == 400
+    assert query.partition("=")[0] in answer.json()["error"]["message"]
+
+
 async def test_the_creator_of_a_stream_may_leave_and_come_back(rigs, raw_upstream) -> None:
     """Its events go on from the one it had last."""
     gate = asyncio.Event()

@@ -114,6 +114,7 @@ class Relay:
         self._is_raw = run.format.framing is RAW  # bytes as they come, with no events among them
         self._sent = sent
         self._judged = False  # whether the try under way has told how its upstream does
+        self._on_trial = False  # whether the upstream is set aside, and it is the one to find out
         self._connection: UpstreamConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._again: asyncio.TimerHandle | None = None  # told to come again, or still loading
@@ -152,8 +153,10 @@ class Relay:
         now_s = self._loop.time()
         for target in self._left:
             if target.pool.breaker.admit(now_s):
+                self._on_trial = not target.pool.breaker.is_closed
                 self._left.remove(target)
                 return target
+        self._on_trial = False
         target = min(self._left, key=lambda each: each.pool.breaker.due_s or 0.0)
         self._left.remove(target)
         return target
@@ -587,7 +590,8 @@ class Relay:
 
     def _let_go_of_upstream(self) -> None:
         if self.target is not None and not self._judged:
-            self.target.pool.breaker.gave_up()
+            if self._on_trial:
+                self.target.pool.breaker.gave_up()
             self._judged = True
         if self._again is not None:
             self._again.cancel()

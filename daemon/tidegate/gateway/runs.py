@@ -125,11 +125,11 @@ async def show_response(
     gateway: Gateway, request: web.BaseRequest, caller: Caller, response_id: str
 ) -> web.StreamResponse:
     """A response as it is now, or with `stream=true` its events from a cursor on."""
-    if request.query.get("stream", "false").lower() != "true":
+    after = _starting_after(request)
+    if not _wants_stream(request):
         ask = _asking("GET", f"/responses/{response_id}", caller)
         found = await _find_response(gateway, caller, response_id, ask)
         return background.show(found) if isinstance(found, Relay) else found
-    after = _starting_after(request)
 
     async def ask_stream(peer: Peer) -> web.StreamResponse:
         path = f"/responses/{response_id}?stream=true&starting_after={after}"
@@ -181,9 +181,18 @@ async def list_input_items(
 # --- where to start ---------------------------------------------------------------------------
 
 
+def _wants_stream(request: web.BaseRequest) -> bool:
+    text = request.query.get("stream", "false").lower()
+    if text not in {"true", "false"}:
+        raise Refused(400, "stream is true or false", "bad_boolean", param="stream")
+    return text == "true"
+
+
 def _starting_after(request: web.BaseRequest) -> int:
     """The last seq that the caller has; -1 for none."""
-    text = request.query.get("starting_after") or request.headers.get("Last-Event-ID") or "-1"
+    text = request.query.get("starting_after")
+    if text is None:
+        text = request.headers.get("Last-Event-ID") or "-1"
     return -1 if text == "-1" else _whole_number(text, "starting_after")
 
 
