@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +27,7 @@ from tidegate.config.convert import to_settings
 from tidegate.config.document import read
 from tidegate.config.problem import Problem
 from tidegate.core.settings import Drain, Settings
-from tidegate.install import account, manager, placing
+from tidegate.install import account, launchd_plist, manager, placing
 from tidegate.install.job import NAME, Job, Scope
 from tidegate.install.manager import Manager, ManagerError, State
 from tidegate.install.systemd_unit import CREDENTIALS
@@ -60,13 +59,14 @@ def install(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(f"Nothing was changed. It would be enabled and started by {_name(chosen)}.")
         return 0
-    _prepare(job)
+    _prepare(chosen, job)
     for file in files:
         if changes[file.path] is not Change.NONE and (kept := file.write()):
             print(_kept_text(file.path, kept, chosen))
     for note in chosen.enable(files):
         print(note)
     _advise_keys(settings, chosen)
+    _advise_stop_limit(settings, chosen, job)
     if arguments.no_start:
         print(f"Installed, not started. {_service_words(chosen, 'start')} starts it.")
         return 0
@@ -214,7 +214,8 @@ def _installed(arguments: argparse.Namespace) -> Manager:
 
 def _places(chosen: Manager, arguments: argparse.Namespace, state: State | None = None) -> Places:
     """Where the service keeps its things: as its flags say, unless ours say otherwise."""
-    found = placing.places_of((state or chosen.state()).command, chosen.scope)
+    command = (state or chosen.state()).command
+    found = placing.places_of(command, chosen.scope, _platform(chosen))
     return places.find(
         config=arguments.config or found.config_file,
         state_dir=arguments.state_dir or found.state_dir,
@@ -238,6 +239,10 @@ def _typed(arguments: argparse.Namespace) -> list[str]:
         if value is not True:
             words.append(str(value.absolute() if isinstance(value, Path) else value))
     return words
+
+
+def _platform(chosen: Manager) -> str:
+    return "darwin" if chosen.name == "launchd" else "linux"
 
 
 def _name(chosen: Manager) -> str:
@@ -264,10 +269,11 @@ def _job(arguments: argparse.Namespace, chosen: Manager) -> tuple[Job, Settings]
         config=arguments.config,
         state_dir=arguments.state_dir,
         runtime_dir=arguments.runtime_dir,
+        platform=_platform(chosen),
     )
     config = job.config_file
     if config is None:
-        config = placing.places_of("", chosen.scope).config_file
+        config = placing.places_of("", chosen.scope, _platform(chosen)).config_file
     elif arguments.config and not config.exists():
         raise Failure(f"{config}: there is no such file", BAD_CONFIG)
     settings = _read_settings(config) if config.exists() else Settings()
@@ -319,13 +325,13 @@ def _show(files: Sequence[File], supplied: Path | None) -> None:
                 print("".join(f"  {line}\n" for line in file.difference().splitlines()))
 
 
-def _prepare(job: Job) -> None:
+def _prepare(chosen: Manager, job: Job) -> None:
     """The user, the directories and the config of a system service. Raises Failure."""
     try:
         if job.user and not account.exists(job.user):
-            account.make_user(job.user, job.state_dir or Path("/"))
+            account.make_user(job.user, job.state_dir or Path("/"), _platform(chosen))
             print(f"Made the user {job.user}.")
-        is_linux_system = job.scope is Scope.SYSTEM and sys.platform != "darwin"
+        is_linux_system = job.scope is Scope.SYSTEM and chosen.name == "systemd"
         credentials = Path(CREDENTIALS) if is_linux_system else None
         for path in account.make_directories(account.directories(job, credentials)):
             print(f"Made the directory {path}.")
@@ -357,6 +363,14 @@ def _advise_keys(settings: Settings, chosen: Manager) -> None:
             )
 
 
+def _advise_stop_limit(settings: Settings, chosen: Manager, job: Job) -> None:
+    """launchd waits for a stop no longer than it likes."""
+    if chosen.name == "launchd":
+        asked_s = launchd_plist.exit_timeout_s(job)
+        if warning := launchd_plist.stop_limit_warning(settings.drain.stop_limit_s, asked_s):
+            print(f"{warning[0].upper()}{warning[1:]}.")
+
+
 def _say_what_stays(chosen: Manager, found: Places) -> None:
     """Nothing that a person made is removed by us; here is how they do it."""
     folder = found.config_file.parent
@@ -366,7 +380,9 @@ def _say_what_stays(chosen: Manager, found: Places) -> None:
         print(f"Config and state stay. To remove them too: rm -r {shlex.join(there)}")
     user = account.SERVICE_USERS[chosen.name]
     if chosen.scope is Scope.SYSTEM and account.exists(user):
-        print(f"The user {user} stays, for files do; then: {account.removal(user, sys.platform)}")
+        print(
+            f"The user {user} stays, for files do; then: {account.removal(user, _platform(chosen))}"
+        )
 
 
 # --- waiting -----------------------------------------------------------------------------------

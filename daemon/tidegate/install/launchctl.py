@@ -26,7 +26,8 @@ from tidegate.install.written import File, WriteError
 FILE_NAME = f"{LABEL}.plist"
 POLL_S = 0.2
 RETRY_S = 0.5
-ENABLE_LIMIT_S = 20.0
+PRINT_LIMIT_S = 20.0
+RACE_LIMIT_S = 15.0  # what does not pass within this time is no race
 _NOT_LOADED = {3, 113}  # ESRCH; "Could not find service" of newer versions
 _FOR_A_MOMENT = {5, 36, 37}  # EIO; EINPROGRESS and EALREADY, as macOS numbers them
 _NO_DOMAIN = {112, 125}  # nobody is logged in at the screen
@@ -81,7 +82,7 @@ class Launchd:
             running=word == "running",
             word=word,
             pid=_number(_value(printed, "pid")),
-            result=exit_text(code) if code else None,
+            result=exit_text(code) if code else _value(printed, "last terminating signal"),
             exit_code=code,
             restarts=max(0, (_number(_value(printed, "runs")) or 1) - 1),
             file=Path(_value(printed, "path") or path),
@@ -142,7 +143,7 @@ class Launchd:
         """Boot it out if it is loaded, and remove the file."""
         path = self.directory / FILE_NAME
         if self._print() is not None:
-            self._bootout(ENABLE_LIMIT_S)
+            self._bootout(PRINT_LIMIT_S)
         if not os.path.lexists(path):
             return []
         try:
@@ -160,7 +161,7 @@ class Launchd:
             tell("launchd has an older version loaded; it is replaced")
             self._bootout(limit_s)
         if self._print() is None:
-            self._bootstrap(deadline_s)
+            self._bootstrap()
         if not self.state().running:
             self._call("kickstart", self._target())
         if not _wait(lambda: self.state().running, deadline_s):
@@ -180,8 +181,9 @@ class Launchd:
         self.stop(limit_s, tell)
         self.start(limit_s, tell)
 
-    def _bootstrap(self, deadline_s: float) -> None:
+    def _bootstrap(self) -> None:
         """Into the first domain that takes it. What passes in a moment is tried again."""
+        deadline_s = time.monotonic() + RACE_LIMIT_S
         path = self.directory / FILE_NAME
         if not path.exists():
             raise ManagerError(f"{path} is not there; run: tidegate service install")
@@ -251,7 +253,7 @@ class Launchd:
                 raise ManagerError(self._plain("print", done))
         return None
 
-    def _call(self, *words: str, limit_s: float = ENABLE_LIMIT_S) -> Done:
+    def _call(self, *words: str, limit_s: float = PRINT_LIMIT_S) -> Done:
         try:
             return call(["launchctl", *words], self._env, limit_s)
         except CallError as error:
@@ -260,7 +262,11 @@ class Launchd:
     def _plain(self, verb: str, done: Done) -> str:
         why = {
             1: "launchd lets only root do that: run it with sudo",
-            133: f"it is disabled; run: {self.words('enable')}",
+            119: f"it is disabled; run: {self.words('enable')}",
+            5: (
+                "launchd refused it, and says why only in its log: log show --last 5m --predicate "
+                "'process == \"launchd\"'"
+            ),
             **dict.fromkeys(_NO_DOMAIN, "nobody is logged in at the screen of this Mac"),
         }.get(done.code)
         return f"launchctl {verb}: {why or done.said}"

@@ -1,0 +1,192 @@
+"""`tidegate service` under launchd, which the stand-in of `fakes.launchd` plays."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fakes import launchd as standin
+from tidegate.cli.main import main
+from tidegate.install import manager
+from tidegate.install.job import LABEL
+
+TARGET = f"gui/{os.getuid()}/{LABEL}"
+
+
+class Mac:
+    """A home on a Mac, with the command in it."""
+
+    def __init__(
+        self, home: Path, launchd: standin.Running, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.home, self.launchd, self._capsys = home, launchd, capsys
+        self.config = home / "config.toml"
+        self.plist = home / "Library" / "LaunchAgents" / f"{LABEL}.plist"
+        self.config.write_text(GOOD)
+
+    def __call__(self, verb: str, *flags: str) -> tuple[int, str, str]:
+        """Exit code, stdout, stderr."""
+        code = main(["service", verb, "--user", *self.places(), *flags])
+        printed = self._capsys.readouterr()
+        return code, printed.out, printed.err
+
+    def places(self) -> list[str]:
+        return [
+            *("--config", str(self.config), "--state-dir", str(self.home / "state")),
+            *("--runtime-dir", str(self.home / "run")),
+        ]
+
+    def tell(self, *words: str) -> int:
+        """launchctl behind the verb's back."""
+        return self.launchd.launchctl(*words).returncode
+
+
+GOOD = 'listen = "127.0.0.1:0"\n[drain]\nstop_limit_s = 2.0\n'
+
+
+@pytest.fixture
+def mac(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Mac]:
+    """A short home, for the sockets in it; whatever runs there ends with it."""
+    home = Path(tempfile.mkdtemp(prefix="mac"))
+    folder = home / "launchd"
+    folder.mkdir()
+    on_a_mac: Callable[..., manager.Manager] = functools.partial(manager.find, platform="darwin")
+    with standin.launchd(folder, shim=None) as running:
+        for name, value in (running.environ | {"HOME": str(home)}).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr("tidegate.cli.service.manager.find", on_a_mac)
+        yield Mac(home, running, capsys)
+    shutil.rmtree(home)
+
+
+def test_agent_is_installed_found_changed_and_removed(mac: Mac) -> None:
+    """Installed it serves; installed again it goes on; changed it is another process; at last
+    nothing is left of it but config and state."""
+    code, out, err = mac("install")
+    assert (code, err) == (0, "")
+    assert f"{mac.plist} (new):" in out
+    assert "Base URL  http://127.0.0.1:" in out
+    pid = mac.launchd.value(TARGET, "pid")
+
+    code, out, _ = mac("status")
+    assert code == 0
+    assert f"launchd of this user: running, pid {pid}" in out
+    assert "killed 17 s after a stop" in out
+    assert "is serving" in out
+
+    code, out, _ = mac("install")
+    assert (code, mac.launchd.value(TARGET, "pid")) == (0, pid)
+    assert "is as it should be" in out
+    assert "runs already" in out
+
+    mac.config.write_text(GOOD.replace("2.0", "3.0"))
+    code, out, err = mac("install")
+    assert (code, err) == (0, "")
+    assert "-\t<integer>17</integer>" in out
+    assert "+\t<integer>18</integer>" in out
+    assert mac.launchd.value(TARGET, "exit timeout") == "18"
+    assert mac.launchd.value(TARGET, "pid") != pid
+
+    code, out, err = mac("uninstall")
+    assert (code, err) == (0, "")
+    assert f"Removed {mac.plist}." in out
+    assert "Config and state stay" in out
+    assert mac.tell("print", TARGET) != 0
+    assert list(mac.plist.parent.iterdir()) == []
+    assert mac.config.exists()
+    assert mac("status")[0] == 69
+
+
+def test_stop_and_start_and_restart(mac: Mac) -> None:
+    """Stopped it is not loaded, but its file stays; started and restarted it serves again."""
+    assert mac("install")[0] == 0
+    assert mac("stop")[:2] == (0, "Stopped. It starts again with the computer.\n")
+    assert mac.tell("print", TARGET) != 0
+    assert mac.plist.exists()
+    assert mac("status")[0] == 69
+    code, out, _ = mac("start")
+    assert (code, "is ready" in out) == (0, True)
+    pid = mac.launchd.value(TARGET, "pid")
+    assert mac("restart")[0] == 0
+    assert mac.launchd.value(TARGET, "pid") not in (None, pid)
+
+
+def test_bad_config_leaves_it_parked_and_says_why(mac: Mac) -> None:
+    """A config that only the service can find wrong parks it: the verb fails with the reason."""
+    upstream = '[[upstream]]\nname = "box"\nurl = "http://127.0.0.1:9"\napi_key_env = "BOX_KEY"\n'
+    mac.config.write_text(GOOD + upstream)
+    code, out, err = mac("install")
+    assert code == 78
+    assert "expected in $BOX_KEY, which the service does not have" in out
+    assert "parked" in err
+    assert "upstream[0].api_key_env" in err
+
+
+def test_mistake_in_the_config_is_told_before_anything_changes(mac: Mac) -> None:
+    """What this terminal can see is wrong stops the installation, and a restart."""
+    assert mac("install")[0] == 0
+    pid = mac.launchd.value(TARGET, "pid")
+    mac.config.write_text("nonsense = 1")
+    for verb in ("install", "restart"):
+        code, _, err = mac(verb)
+        assert code == 78
+        assert "nonsense: unknown key" in err
+    assert mac.launchd.value(TARGET, "pid") == pid
+
+
+def test_dry_run_shows_and_changes_nothing(mac: Mac) -> None:
+    """`--dry-run` prints the file and leaves everything as it is."""
+    code, out, _ = mac("install", "--dry-run")
+    assert code == 0
+    assert f"<string>{LABEL}</string>" in out
+    assert "Nothing was changed" in out
+    assert not mac.plist.exists()
+    assert mac.tell("print", TARGET) != 0
+
+
+def test_what_is_loaded_governs_and_not_the_file(mac: Mac) -> None:
+    """A job that was loaded from an older file is replaced, however alike the files look now."""
+    assert mac("install")[0] == 0
+    mac.config.write_text(GOOD.replace("2.0", "3.0"))
+    assert mac("install", "--no-start")[0] == 0
+    assert mac.launchd.value(TARGET, "exit timeout") == "17"
+    mac.tell("kickstart", "-k", TARGET)
+    assert mac("restart")[0] == 0
+    assert mac.launchd.value(TARGET, "exit timeout") == "18"
+
+
+def test_edited_plist_is_kept(mac: Mac) -> None:
+    """A property list that was changed by hand is moved aside, and the owner is told."""
+    assert mac("install", "--no-start")[0] == 0
+    edited = mac.plist.read_text().replace("Interactive", "Background")
+    mac.plist.write_text(edited)
+    code, out, _ = mac("install", "--no-start")
+    assert code == 0
+    assert "had been changed by hand; it is kept as" in out
+    (kept,) = mac.plist.parent.glob("*.bak-*")
+    assert kept.read_text() == edited
+
+
+def test_job_that_was_disabled_is_enabled_again(mac: Mac) -> None:
+    """`launchctl disable` of an earlier day does not stand in the way."""
+    mac.tell("disable", TARGET)
+    assert mac("install")[0] == 0
+
+
+def test_json_has_both_views(mac: Mac) -> None:
+    """Programs read the manager's view and tidegate's own."""
+    assert mac("install")[0] == 0
+    code, out, _ = mac("status", "--json")
+    seen = json.loads(out)
+    assert code == 0
+    assert (seen["manager"], seen["scope"]) == ("launchd", "user")
+    assert seen["service"]["running"] is True
+    assert seen["service"]["limits"]["stop_s"] == 17.0
+    assert seen["tidegate"]["state"] == "serving"
