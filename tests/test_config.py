@@ -217,6 +217,126 @@ def test_all_mistakes_are_said_at_once(load):
     assert len(str(caught.value).splitlines()) == 3
 
 
+def keys_of(error: ConfigError) -> list[tuple[str, str]]:
+    """Line and key of each problem."""
+    return re.findall(r"config\.toml:(\d+): ([^:]+):", str(error))
+
+
+def test_mistakes_in_types_do_not_hide_the_others(load):
+    """A wrong type, an unknown key, a bad URL and a target that leads nowhere are told together.
+
+    In the order of the file, so that one can go through it from top to bottom.
+    """
+    with pytest.raises(ConfigError) as caught:
+        load(
+            f"""listen = ["127.0.0.1:70000"]
+limits.idle_s = "x"
+memory.mode = "off"
+{BOX}api_key_file = "missing.key"
+max_concurent = 3
+[[model]]
+name = "fast"
+targets = ["bax/m"]
+"""
+        )
+    assert keys_of(caught.value) == [
+        ("1", "listen"),
+        ("2", "limits.idle_s"),
+        ("3", "memory.mode"),
+        ("7", "upstream[0].api_key_file"),
+        ("8", "upstream[0].max_concurent"),
+        ("11", "model[0].targets"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "keys"),
+    [
+        ("listen = 3", ["listen"]),
+        ('listen = "0.0.0.0:1"\nauth.allow_without_tokn = true', ["auth.allow_without_tokn"]),
+        ("auth.tokens_file = 3", ["auth.tokens_file"]),
+        (
+            '[[upstreams]]\nname="box"\nurl="http://x"\n[[model]]\nname="f"\ntargets=["box/m"]',
+            ["upstreams"],
+        ),
+        (
+            '[[upstream]]\nnme="box"\nurl="http://x"\n[[model]]\nname="f"\ntargets=["box/m"]',
+            ["upstream[0].name", "upstream[0].nme"],
+        ),
+        ('upstream = "box"\n[[model]]\nname="f"\ntargets=["box/m"]', ["upstream"]),
+        (f'{BOX}[[model]]\nname="f"\ntargets="box/m"', ["model[0].targets"]),
+        ('[[upstream]]\nname="box"\nurl=3', ["upstream[0].url"]),
+    ],
+)
+def test_what_only_follows_from_a_mistake_is_not_told(load, text, keys):
+    """One misspelt key is one line: what is judged of its default would mislead."""
+    with pytest.raises(ConfigError) as caught:
+        load(text)
+    assert [key for _, key in keys_of(caught.value)] == keys
+
+
+MINE = "listen = {listen}\nauth.allow_without_token = true\n"
+
+
+@pytest.mark.parametrize(
+    ("listen", "url"),
+    [
+        ('"127.0.0.1:8433"', "http://127.0.0.1:8433"),
+        ('"127.0.0.1:8433"', "http://localhost:8433/v1"),
+        ('"127.0.0.1:8433"', "http://0.0.0.0:8433"),
+        ('"localhost:8433"', "http://127.0.0.1:8433"),
+        ('"0.0.0.0:8433"', "http://127.0.0.7:8433"),
+        ('"[::1]:8433"', "http://[0:0::1]:8433/v1"),
+        ('"[::]:8433"', "http://localhost:8433"),
+        ('"192.168.77.7:8433"', "http://192.168.77.7:8433"),
+        ('"127.0.0.1:80"', "http://127.0.0.1/v1"),
+        ('"127.0.0.1:443"', "https://localhost"),
+        ('["127.0.0.1:1", "unix:/run/tg.sock"]', "unix:/run/tg.sock:/v1"),
+    ],
+)
+def test_an_upstream_that_is_tidegate_itself_is_refused(load, listen, url):
+    """It would ask itself without end; the message names the address it listens at."""
+    with pytest.raises(ConfigError, match=r"upstream\[0\]\.url: is tidegate's own address"):
+        load(f'{MINE.format(listen=listen)}[[upstream]]\nname = "box"\nurl = "{url}"')
+
+
+def test_this_computers_own_names_and_addresses_are_tidegate_too(load, monkeypatch):
+    """Where it listens on all of them, its name in the network leads back as well."""
+    monkeypatch.setattr("socket.gethostname", lambda: "attic.home")
+    anywhere, on_loopback = (MINE.format(listen=f'"{ip}:8433"') for ip in ("0.0.0.0", "127.0.0.1"))
+    for name in ("attic.home", "Attic.local", "attic.home.local"):
+        url = f'[[upstream]]\nname = "box"\nurl = "http://{name}:8433"'
+        with pytest.raises(ConfigError, match="own address"):
+            load(anywhere + url)
+        assert load(on_loopback + url)
+
+
+@pytest.mark.parametrize(
+    ("listen", "url"),
+    [
+        ('"127.0.0.1:8433"', "http://127.0.0.1:8080"),
+        ('"127.0.0.1:8433"', "http://192.0.2.7:8433"),
+        ('"0.0.0.0:8433"', "http://192.0.2.7:8433"),
+        ('"127.0.0.1:8433"', "http://[::1]:8433"),
+        ('"127.0.0.1:0"', "http://127.0.0.1:8433"),
+        ('"127.0.0.1:8433"', "http://llm.example.com:8433"),
+        ('"unix:/run/tg.sock"', "unix:/run/llama.sock"),
+        ('"unix:/run/tg.sock"', "http://127.0.0.1:8433"),
+    ],
+)
+def test_another_tidegate_or_server_is_an_upstream(load, listen, url):
+    """Another port, another computer, another family of addresses: none of them is ours."""
+    assert load(f'{MINE.format(listen=listen)}[[upstream]]\nname = "box"\nurl = "{url}"')
+
+
+def test_a_listen_that_the_environment_overrules_is_warned_of(load):
+    """Who changes `listen` in vain is told why; where both say the same, nothing is."""
+    [warning] = load('listen = "127.0.0.1:1"', TIDEGATE_LISTEN="127.0.0.1:2").warnings
+    assert warning.startswith("listen: the environment's TIDEGATE_LISTEN (127.0.0.1:2) stands")
+    assert load('listen = "127.0.0.1:2"', TIDEGATE_LISTEN="127.0.0.1:2").warnings == []
+    assert load("", TIDEGATE_LISTEN="127.0.0.1:2").warnings == []
+
+
 def test_named_file_must_exist_and_usual_one_need_not(tmp_path, monkeypatch):
     """A missing file is an error only when somebody asked for it by name."""
     monkeypatch.setattr("tidegate.places.SYSTEM_CONFIG_DIR", tmp_path / "nowhere")
@@ -278,6 +398,13 @@ def test_damaged_or_open_tokens_file_is_an_error(load, tmp_path):
     path.chmod(0o644)
     with pytest.raises(ConfigError, match=r"auth\.tokens_file.*chmod 600"):
         load("")
+
+
+@pytest.mark.parametrize("name", ["a\\u0000b", "x/", "", "."])
+def test_a_tokens_file_that_cannot_be_one_is_an_error(load, name):
+    """Whatever the name is, it is refused with its key."""
+    with pytest.raises(ConfigError, match=r"auth\.tokens_file"):
+        load(f'auth.tokens_file = "{name}"')
 
 
 def test_first_tokens_place_is_known_for_a_refused_config(tmp_path):

@@ -27,6 +27,8 @@ def read(path: Path, *, max_bytes: int, private: bool) -> bytes:
         raise
     except OSError as error:
         raise UnreadableFile(f"{path}: {error.strerror}") from error
+    except ValueError as error:  # a zero byte is in its name
+        raise UnreadableFile(f"{str(path)!r}: {error}") from error
     try:
         # Asked of the open file, for the path may lead elsewhere a moment later.
         found = os.fstat(fd)

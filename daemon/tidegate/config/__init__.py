@@ -17,7 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tidegate import places, tokens
-from tidegate.config.check import find_open_doors, find_problems, find_warnings
+from tidegate.config.check import (
+    find_open_doors,
+    find_problems,
+    find_warnings,
+    without_consequences,
+)
 from tidegate.config.convert import to_settings
 from tidegate.config.document import Document, read
 from tidegate.config.problem import ConfigError, Problem
@@ -72,13 +77,12 @@ def load(
         table["listen"] = listen
     problems: list[Problem] = []
     settings = to_settings(table, problems)
-    if settings is None:
-        raise document.error(problems)
-    problems += find_problems(settings)
-    keys = read_keys(settings, _beside(document), environ, problems)
-    known = _tokens(state_dir / settings.auth.tokens_file, problems)
-    if not problems and not known:
-        problems += find_open_doors(settings)
+    found = find_problems(settings)
+    keys = read_keys(settings, _beside(document), environ, found)
+    known = _tokens(state_dir / settings.auth.tokens_file, found)
+    if not known:
+        found += find_open_doors(settings)
+    problems += without_consequences(found, problems)
     if problems:
         raise document.error(problems)
     return LoadedConfig(
@@ -87,8 +91,15 @@ def load(
         tokens=known,
         path=document.path,
         place=(path or places.default_config_file()).absolute(),
-        warnings=find_warnings(settings, table),
+        warnings=[*find_warnings(settings), *_overruled(document.table, listen)],
     )
+
+
+def _overruled(table: Mapping[str, object], listen: list[str]) -> list[str]:
+    """A setting that somebody may change in vain."""
+    if not listen or table.get("listen", listen) in (listen, ", ".join(listen)):
+        return []
+    return [f"listen: the environment's TIDEGATE_LISTEN ({', '.join(listen)}) stands above it"]
 
 
 def _listen_from(environ: Mapping[str, str]) -> list[str]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+
+from msgspec.structs import fields
 
 from tidegate.config.problem import Problem
 from tidegate.core.settings import API_KEY_HEADERS, Growth, LimitOverrides, Settings
@@ -21,6 +23,7 @@ _LISTEN = re.compile(rf"(?:(?P<name>{_NAME_OR_V4})|{_V6}):{_PORT}")
 _URL = re.compile(rf"https?://(?:(?P<name>{_NAME_OR_V4})|{_V6})(?::{_PORT})?(?:/[!$-;=@-~]*)?")
 _ALLOWED_HOST = re.compile(rf"(?:(?P<name>(?:\*\.)?{_NAME_OR_V4})|{_V6})(?::{_PORT})?")
 _UPSTREAM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_TABLES = {info.encode_name for info in fields(Settings)}
 LEAST_AGE_S = 3600.0  # of a worker that is replaced for its age; below it, a warning
 _MODEL_NAME = re.compile(r"[!-~](?:[ -~]{0,198}[!-~])?")
 
@@ -52,7 +55,25 @@ def find_open_doors(settings: Settings) -> list[Problem]:
     ]
 
 
-def find_warnings(settings: Settings, table: Mapping[str, object]) -> list[str]:
+def without_consequences(found: list[Problem], mistakes: list[Problem]) -> list[Problem]:
+    """`found`, less what may only follow from the `mistakes` in types and keys.
+
+    Those stand at their defaults by now, and what is said of a default would mislead.
+    """
+    keys = [mistake.key for mistake in mistakes]
+    return [problem for problem in found if not any(_may_follow(problem.key, key) for key in keys)]
+
+
+def _may_follow(key: str, mistake: str) -> bool:
+    if key.startswith(mistake) or (key == "listen" and mistake.startswith("auth")):
+        return True
+    # A target may name an upstream whose own name, or whose `[[upstream]]`, could not be read.
+    unread = re.fullmatch(r"upstream(\[\d+\]\.name)?", mistake) is not None
+    unknown = "." not in mistake and mistake not in _TABLES
+    return key.endswith(".targets") and (unread or unknown)
+
+
+def find_warnings(settings: Settings) -> list[str]:
     """What works, but perhaps not as its author thinks."""
     found = []
     if 0 < settings.memory.recycle_after_s < LEAST_AGE_S:
@@ -174,7 +195,7 @@ def _upstreams(settings: Settings) -> Iterator[Problem]:
                 "must be 1 to 64 letters, digits, '.', '_' or '-', and begin with a letter or "
                 "digit; '/' divides it from a model's name",
             )
-        if text := _url_problem(upstream.url):
+        if text := _url_problem(upstream.url) or _loop_problem(upstream.url, settings.listen):
             yield Problem(f"{at}.url", text)
         if upstream.api_key_env is not None and upstream.api_key_file is not None:
             yield Problem(f"{at}.api_key_file", "is there beside api_key_env; keep one of them")
@@ -203,6 +224,68 @@ def _url_problem(url: str) -> str | None:
             "without ? and #"
         )
     return None
+
+
+def _loop_problem(url: str, listen: list[str]) -> str | None:
+    """An upstream that is tidegate itself would be asked by itself, and that again, for ever."""
+    if address := next((each for each in listen if _leads_to(url, each)), None):
+        return (
+            f"is tidegate's own address (listen {address}), so each request would come back to it "
+            "without end; write the address of the model server"
+        )
+    return None
+
+
+def _leads_to(url: str, address: str) -> bool:
+    """Whether `url` arrives where we listen at `address`, as far as that is known unasked."""
+    path = url.removeprefix("unix:").partition(":")[0]
+    if url.startswith("unix:") or address.startswith("unix:"):
+        return f"unix:{path}" == address
+    match = _URL.fullmatch(url)
+    host, _, port = address.rpartition(":")
+    if match is None or port == "0":
+        return False
+    if (match["port"] or ("443" if url.startswith("https:") else "80")) != port:
+        return False
+    ours, theirs = host.strip("[]"), match["name"] or match["v6"]
+    if _is_this_computer(theirs):
+        return ours in ("0.0.0.0", "::")  # noqa: S104  (compared, not bound)
+    return any(_reaches(here, there) for there in _packed(ours) for here in _packed(theirs))
+
+
+def _is_this_computer(name: str) -> bool:
+    mine = socket.gethostname().lower()
+    return name.lower() in (mine, f"{mine}.local", f"{mine.partition('.')[0]}.local")
+
+
+def _packed(host: str) -> list[bytes]:
+    """The addresses that a host stands for; none of a name, which would have to be looked up."""
+    if host.lower() == "localhost":
+        return _packed("127.0.0.1") + _packed("::1")
+    for family in (socket.AF_INET, socket.AF_INET6):
+        if _is_ip(family, host):
+            return [socket.inet_pton(family, host)]
+    return []
+
+
+def _reaches(theirs: bytes, ours: bytes) -> bool:
+    """Whether a connection to `theirs` comes to a socket bound to `ours`."""
+    if len(theirs) != len(ours):
+        return False
+    if not any(theirs):  # what connects to the wildcard arrives at loopback
+        theirs = _packed("127.0.0.1" if len(theirs) == 4 else "::1")[0]
+    return theirs == ours or (not any(ours) and _is_of_this_computer(theirs))
+
+
+def _is_of_this_computer(packed: bytes) -> bool:
+    """Whether one of our interfaces has that address: only those can be bound."""
+    family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((socket.inet_ntop(family, packed), 0))
+        except OSError:
+            return False
+    return True
 
 
 def _models(settings: Settings) -> Iterator[Problem]:

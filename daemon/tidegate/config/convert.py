@@ -2,6 +2,7 @@
 
 `msgspec.convert` alone would stop at the first mistake. So the tables are walked along the
 fields of the Structs, every problem is noted, and the cleaned values are converted at the end.
+What is wrong is left out, so that the rest can be judged too.
 """
 
 from __future__ import annotations
@@ -53,11 +54,12 @@ _EXPECTED: dict[object, str] = {
 }
 
 
-def to_settings(table: Mapping[str, object], problems: list[Problem]) -> Settings | None:
-    """The settings in `table`; None when there are problems, which are appended."""
-    before = len(problems)
-    cleaned = _table(Settings, table, "", problems)
-    return msgspec.convert(cleaned, Settings) if len(problems) == before else None
+def to_settings(table: Mapping[str, object], problems: list[Problem]) -> Settings:
+    """The settings in `table`. What is wrong is appended to `problems` and stands at its default.
+
+    A text that has no default is empty then.
+    """
+    return msgspec.convert(_table(Settings, table, "", problems), Settings)
 
 
 def _table(
@@ -69,11 +71,16 @@ def _table(
         path = f"{at}.{key}" if at else key
         if key not in known:
             problems.append(Problem(path, _unknown(key, known)))
-        else:
-            cleaned[key] = _value(known[key], value, path, problems)
+            continue
+        before = len(problems)
+        good = _value(known[key], value, path, problems)
+        if _struct_in(known[key].type) or len(problems) == before:
+            cleaned[key] = good
     for key, info in known.items():
-        if _is_required(info) and key not in table:
-            problems.append(Problem(f"{at}.{key}", "is missing"))
+        if _is_required(info) and key not in cleaned:
+            cleaned[key] = [] if info.type == list[str] else ""
+            if key not in table:
+                problems.append(Problem(f"{at}.{key}", "is missing"))
     return cleaned
 
 
@@ -103,11 +110,11 @@ def _tables(
         if isinstance(value, dict):
             return _table(kind, value, path, problems)
         problems.append(Problem(path, f"must be a table, [{path}]"))
-    elif isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        return {}
+    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
         return [_table(kind, item, f"{path}[{n}]", problems) for n, item in enumerate(value)]
-    else:
-        problems.append(Problem(path, f"must be a list of tables, each begun by [[{path}]]"))
-    return value
+    problems.append(Problem(path, f"must be a list of tables, each begun by [[{path}]]"))
+    return []
 
 
 def _size(info: FieldInfo, value: object, path: str, problems: list[Problem]) -> int | None:

@@ -31,12 +31,16 @@ class Document(Struct, frozen=True, kw_only=True):
     table: dict[str, object]
 
     def error(self, problems: list[Problem]) -> ConfigError:
-        """These problems as one error, each with the file, the line if it is known, the key."""
-        lines = _lines_of_keys(self.text)
-        return ConfigError("\n".join(self._line(problem, lines) for problem in problems))
+        """These problems as one error in the order of the file.
 
-    def _line(self, problem: Problem, lines: dict[str, int]) -> str:
-        line = _nearest(problem.key, lines)
+        Each has the file, the line if it is known, and the key.
+        """
+        lines = _lines_of_keys(self.text)
+        placed = [(_nearest(problem.key, lines), problem) for problem in problems]
+        placed.sort(key=lambda each: each[0] or 0)
+        return ConfigError("\n".join(self._line(line, problem) for line, problem in placed))
+
+    def _line(self, line: int | None, problem: Problem) -> str:
         place = "" if self.path is None else f"{self.path}:{line}: " if line else f"{self.path}: "
         return f"{place}{problem.key}: {problem.text}"
 
@@ -84,6 +88,7 @@ def _lines_of_keys(text: str) -> dict[str, int]:
         if header := _HEADER.match(line):
             table = _table_name(header[1], header[2], counts)
             lines.setdefault(table, number)
+            lines.setdefault(table.partition("[")[0], number)  # the list itself is where it begins
         elif key := _KEY.match(line):
             name = re.sub("[\"']", "", key[1])
             lines.setdefault(f"{table}.{name}" if table else name, number)
