@@ -75,6 +75,7 @@ import argparse
 import asyncio
 import json
 import re
+import signal
 import socket
 import struct
 import threading
@@ -458,6 +459,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="fakes.upstream")
     parser.add_argument("--port", type=int, default=0)
     upstream = ScriptedUpstream(parser.parse_args().port).start()
+    # A shell starts what runs in its background with the signal ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     print(upstream.url, flush=True)
     with suppress(KeyboardInterrupt):
         threading.Event().wait()
