@@ -190,3 +190,36 @@ def test_json_has_both_views(mac: Mac) -> None:
     assert seen["service"]["running"] is True
     assert seen["service"]["limits"]["stop_s"] == 17.0
     assert seen["tidegate"]["state"] == "serving"
+
+
+def test_one_that_was_started_by_hand_is_in_the_way(mac: Mac) -> None:
+    """Beside a `tidegate start` in the same places nothing is installed, and it is named."""
+    assert main(["start", *mac.places()]) == 0
+    try:
+        code, _, err = mac("install")
+        assert code == 1
+        assert "another tidegate runs with these places, pid" in err
+        assert not mac.plist.exists()
+    finally:
+        assert main(["stop", *mac.places()]) == 0
+
+
+def test_what_is_not_installed_cannot_be_started(mac: Mac) -> None:
+    """The verbs of a service that is not there name the one that makes it."""
+    for verb in ("start", "stop", "restart"):
+        code, _, err = mac(verb)
+        assert code == 69
+        assert "knows no tidegate; run: `tidegate service install" in err
+    assert mac("uninstall")[0] == 0
+
+
+def test_only_root_may_change_the_systems_service(
+    mac: Mac, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Anybody else is given the whole command to type, with paths that mean the same there."""
+    monkeypatch.setattr("tidegate.cli.service.os.geteuid", lambda: 1000)
+    monkeypatch.chdir(mac.home)
+    assert main(["service", "install", "--system", "--config", "my config.toml"]) == 1
+    said = capsys.readouterr().err
+    assert "only root may change a service of the system; run:\n  sudo " in said
+    assert said.endswith(f" service install --system --config '{mac.home}/my config.toml'\n")

@@ -33,6 +33,7 @@ from tidegate.install.manager import Manager, ManagerError, State
 from tidegate.install.systemd_unit import CREDENTIALS
 from tidegate.install.written import Change, File, WriteError
 from tidegate.places import Places
+from tidegate.service.control import SOCKET_NAME
 from tidegate.service.status import Status
 
 START_LIMIT_S = 120.0  # the unit's TimeoutStartSec is 90 s
@@ -52,6 +53,7 @@ def install(arguments: argparse.Namespace) -> int:
         _need_root(chosen, arguments)
     job, settings = _job(arguments, chosen)
     _check_reach(chosen, job)
+    _check_alone(chosen, arguments)
     supplied = chosen.supplied(job) if not arguments.socket else None
     files = [] if supplied else chosen.files(job, settings.listen if arguments.socket else [])
     changes = {file.path: file.compare() for file in files}
@@ -94,10 +96,13 @@ def uninstall(arguments: argparse.Namespace) -> int:
 def start(arguments: argparse.Namespace) -> int:
     """Start it and return when it serves, or say why it does not."""
     chosen = _installed(arguments)
-    if chosen.state().running:
-        print(f"It runs already, pid {chosen.state().pid}.")
+    state = chosen.state()
+    if state.running:
+        print(f"It runs already, pid {state.pid}.")
         return 0
-    return _begin(chosen, arguments, chosen.start)
+    _check_alone(chosen, arguments, state)
+    # What waits to be started again would have a plain start wait, too.
+    return _begin(chosen, arguments, chosen.restart if state.active else chosen.start)
 
 
 def stop(arguments: argparse.Namespace) -> int:
@@ -142,8 +147,15 @@ def status(arguments: argparse.Namespace) -> int:
         print()
         show_status(own)
     elif state.running:
-        print("tidegate itself does not answer here; ask as the user that it runs as.")
+        print(_silence_text(_places(chosen, arguments, state)))
     return code
+
+
+def _silence_text(found: Places) -> str:
+    sock = found.runtime_dir / SOCKET_NAME
+    if os.access(sock, os.R_OK | os.W_OK):
+        return "tidegate itself does not answer: it hangs, or is about to end."
+    return f"tidegate itself answers only its own user and root, at {sock}."
 
 
 def _begin(
@@ -169,8 +181,8 @@ def _bring_up(chosen: Manager, arguments: argparse.Namespace, *, is_changed: boo
     state = chosen.state()
     if not state.active:
         return _begin(chosen, arguments, chosen.start)
-    if is_changed:
-        print("It runs as it was installed before, and is restarted.", flush=True)
+    if is_changed or not state.running:
+        print("It was started before, and is restarted.", flush=True)
         limit_s = _stop_limit_s(_places(chosen, arguments, state))
         return _begin(chosen, arguments, chosen.restart, limit_s)
     print(f"It runs already, pid {state.pid}.")
@@ -309,6 +321,20 @@ def _check_reach(chosen: Manager, job: Job) -> None:
         )
 
 
+def _check_alone(
+    chosen: Manager, arguments: argparse.Namespace, state: State | None = None
+) -> None:
+    """Another one in the same places holds the lock and the address. Raises Failure."""
+    state = state or chosen.state()
+    own = find_status(_places(chosen, arguments, state))
+    if own is not None and own.watchdog.pid != state.pid:
+        raise Failure(
+            f"another tidegate runs with these places, pid {own.watchdog.pid}; stop it first: "
+            "tidegate stop",
+            REFUSED,
+        )
+
+
 def _show(files: Sequence[File], supplied: Path | None) -> None:
     """Each file before it is written: whole when it is new, else what changes."""
     if supplied:
@@ -333,8 +359,11 @@ def _prepare(chosen: Manager, job: Job) -> None:
             print(f"Made the user {job.user}.")
         is_linux_system = job.scope is Scope.SYSTEM and chosen.name == "systemd"
         credentials = Path(CREDENTIALS) if is_linux_system else None
-        for path in account.make_directories(account.directories(job, credentials)):
+        wanted = account.directories(job, credentials)
+        for path in account.make_directories(wanted):
             print(f"Made the directory {path}.")
+        for advice in account.misowned(wanted):
+            print(f"{advice}")
         if job.scope is Scope.SYSTEM and job.config_file and account.make_config(job.config_file):
             print(f"Made an empty config, {job.config_file}.")
     except account.AccountError as error:

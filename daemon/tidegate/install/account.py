@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -136,6 +137,24 @@ def make_directories(wanted: Sequence[Directory]) -> list[Path]:
             raise AccountError(f"cannot make the directory {each.path}: {error}") from error
         made.append(each.path)
     return made
+
+
+def misowned(wanted: Sequence[Directory]) -> list[str]:
+    """Directories that the service's user cannot call its own, each with what mends it."""
+    found = []
+    for each in wanted:
+        try:
+            owner = pwd.getpwnam(each.owner).pw_uid if each.owner else None
+            actual = each.path.stat().st_uid
+        except (OSError, KeyError):
+            continue
+        if owner is not None and actual != owner:
+            found.append(f"{each.path} does not belong to {each.owner}; run: {_chown(each)}")
+    return found
+
+
+def _chown(each: Directory) -> str:
+    return f"chown -R {each.owner}: {shlex.quote(str(each.path))}"
 
 
 def make_config(path: Path) -> bool:

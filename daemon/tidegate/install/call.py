@@ -15,7 +15,7 @@ from msgspec import Struct
 
 LIMIT_S = 30.0  # none of them works for long; a manager that is busy booting answers late
 
-_PLAIN = {"LC_ALL": "C", "SYSTEMD_COLORS": "0", "SYSTEMD_PAGER": "", "SYSTEMD_URLIFY": "0"}
+_PLAIN = {"LC_ALL": "C.UTF-8", "SYSTEMD_COLORS": "0", "SYSTEMD_PAGER": "", "SYSTEMD_URLIFY": "0"}
 
 
 class CallError(Exception):

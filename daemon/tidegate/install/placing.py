@@ -129,11 +129,12 @@ def unreachable(job: Job, drop_ins: Sequence[Path]) -> str | None:
 
 
 def _needed(job: Job) -> Iterable[Path]:
-    """The program, its interpreter, and ourselves."""
+    """The program, its interpreter, ourselves, and the places that were named."""
     yield from (Path(word) for word in job.program if word.startswith("/"))
     yield Path(job.program[0]).resolve()
     yield Path(sys.executable).resolve()
     yield Path(tidegate.__file__).parent
+    yield from (path for path in (job.config_file, job.state_dir, job.runtime_dir) if path)
 
 
 def _closed(path: Path) -> Path | None:

@@ -208,6 +208,8 @@ class Systemd:
             )
         self._insist("daemon-reload")
         self._call("reset-failed", *(ours or [SERVICE]))
+        if (brought := self.state().file) and SERVICE not in ours:
+            notes.append(f"{brought} came with a package and goes with it; it is disabled.")
         drop_ins = directory / f"{SERVICE}.d"
         if drop_ins.is_dir():
             notes.append(f"{drop_ins} holds changes of yours and stays.")
