@@ -67,7 +67,9 @@ class Daemon:
 
     def write(self, **settings: Any) -> None:
         self.settings |= settings
-        self.config.write_text(json.dumps(self.settings))
+        beside = self.config.with_name("config.json.new")
+        beside.write_text(json.dumps(self.settings))
+        beside.replace(self.config)  # nobody reads one that is half written
 
     def start(
         self,

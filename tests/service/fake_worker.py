@@ -62,6 +62,10 @@ class FakeWorker:
                 refused = "no" if said.settings.allowed_hosts == ["refuse.me"] else None
                 if said.settings.allowed_hosts != ["never.answer"]:
                     self.configure = said if refused is None else self.configure
+                    print(
+                        f"worker {self.number} was told {said.settings.allowed_hosts}",
+                        file=sys.stderr,
+                    )
                     self.say(msg.Configured(request=said.request, error=refused))
             case msg.Facts():
                 self.facts = said
