@@ -1,79 +1,227 @@
-"""launch_activate_socket, played by a small C library that is preloaded."""
+"""Whether launchd started us, and the sockets it opened: asked by the very calls of a Mac."""
 
 from __future__ import annotations
 
+import json
 import os
+import plistlib
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fakes.launchd import Running, compiled
+from fakes.launchd import launchd as stand_in
+from fakes.machine import free_port, wait_until
 from tidegate.service import launchd
 
-SHIM = """
+# What a job finds of itself. It says so, and ends as a success.
+PROBE = """
+import json, os, subprocess, sys
+from tidegate.service import launchd
+from tidegate.service.listen import ListenError
+
+def open_fds():
+    return sorted(os.listdir("/proc/self/fd"))
+
+before = open_fds()
+try:
+    found = launchd.adopt_activated(*sys.argv[2:])
+except ListenError as error:
+    found, why = [], str(error)
+else:
+    why = None
+heard = [[b.address, os.get_inheritable(b.sock.fileno())] for b in found]
+code = "from tidegate.service import launchd; print(launchd.is_job(), launchd.adopt_activated())"
+child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+again = [b.address for b in launchd.adopt_activated(*sys.argv[2:])]
+for bound in found:
+    bound.close()
+said = {
+    "is_job": launchd.is_job(),
+    "sockets": heard,
+    "why": why,
+    "again": again,
+    "child": child.stdout + child.stderr,
+    "left_open": open_fds() != before,
+}
+with open(sys.argv[1] + ".new", "w") as file:
+    json.dump(said, file)
+os.rename(sys.argv[1] + ".new", sys.argv[1])
+"""
+
+
+@pytest.fixture
+def running() -> Iterator[Running]:
+    """A stand-in for launchd."""
+    folder = Path(tempfile.mkdtemp(prefix="tg-"))
+    try:
+        shim = compiled(folder)
+        if shim is None:
+            pytest.skip("needs a C compiler on Linux (apt install gcc)")
+        with stand_in(folder, shim=shim) as launched:
+            yield launched
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def probed(running: Running, sockets: dict[str, Any] | None = None, *words: str) -> dict[str, Any]:
+    """What a job with these sockets finds."""
+    answer = running.folder / "answer"
+    plist = running.folder / "probe.plist"
+    job = {
+        "Label": "probe",
+        "ProgramArguments": [sys.executable, "-c", PROBE, str(answer), *words],
+        "RunAtLoad": True,
+        "StandardErrorPath": str(running.folder / "err"),
+    }
+    plist.write_bytes(plistlib.dumps(job | ({"Sockets": sockets} if sockets else {})))
+    done = running.launchctl("bootstrap", "system", str(plist))
+    assert done.returncode == 0, done.stderr + running.log.read_text()
+    wait_until(answer.exists, 30, "the job has answered")
+    found: dict[str, Any] = json.loads(answer.read_text())
+    return found
+
+
+def test_every_socket_of_the_name_is_adopted_and_no_child_has_it(running: Running) -> None:
+    """Addresses of both families and a file: all in the order of the plist, closed on exec."""
+    ports = [free_port(), free_port()]
+    path = running.folder / "tg.sock"
+    listeners = [
+        {"SockNodeName": "127.0.0.1", "SockServiceName": str(ports[0]), "SockFamily": "IPv4"},
+        {"SockNodeName": "::1", "SockServiceName": ports[1], "SockFamily": "IPv6"},
+        {"SockPathName": str(path), "SockPathMode": 0o660},
+    ]
+    said = probed(running, {"Listeners": listeners, "Other": {"SockNodeName": "127.0.0.1"}})
+    addresses = [f"127.0.0.1:{ports[0]}", f"[::1]:{ports[1]}", f"unix:{path}"]
+    assert said["sockets"] == [[address, False] for address in addresses]
+    assert path.is_socket()  # it is launchd's file
+    assert (path.stat().st_mode & 0o777) == 0o660
+    assert not said["left_open"]
+
+
+def test_only_the_job_itself_is_one(running: Running) -> None:
+    """What it starts inherits the name, and is neither a job nor given sockets."""
+    said = probed(running, {"Listeners": {"SockNodeName": "127.0.0.1"}})
+    assert said["is_job"]
+    assert said["child"] == "False []\n"
+
+
+def test_sockets_are_given_once_and_asking_again_is_no_error(running: Running) -> None:
+    """After an upgrade the new program asks as the old one did, and has them already."""
+    said = probed(running, {"Listeners": {"SockNodeName": "127.0.0.1"}})
+    assert len(said["sockets"]) == 1
+    assert said["again"] == []
+
+
+def test_job_without_sockets_has_none(running: Running) -> None:
+    """A plist without sockets is no error."""
+    said = probed(running)
+    assert (said["sockets"], said["why"], said["is_job"]) == ([], None, True)
+
+
+def test_sockets_of_another_name_are_left_alone(running: Running) -> None:
+    """Only those under "Listeners" are for clients."""
+    said = probed(running, {"Others": {"SockNodeName": "127.0.0.1"}})
+    assert (said["sockets"], said["why"]) == ([], None)
+
+
+LIBRARY = """
+#include <errno.h>
 #include <stdlib.h>
-#include <string.h>
+#include <sys/socket.h>
+#include <netinet/in.h>
+#include <unistd.h>
+/* "broken" is refused; "odd" is one socket that listens, one that does not, and no descriptor. */
 int launch_activate_socket(const char *name, int **fds, size_t *count) {
-    if (strcmp(name, "Listeners")) return 2;
-    if (!getenv("SHIM_FD")) return 3;
-    *fds = malloc(sizeof(int));
-    **fds = atoi(getenv("SHIM_FD"));
-    *count = 1;
+    struct sockaddr_in any = {.sin_family = AF_INET};
+    if (name[0] == 'b') return EPERM;
+    *fds = malloc(3 * sizeof(int));
+    (*fds)[0] = socket(AF_INET, SOCK_STREAM, 0);
+    bind((*fds)[0], (struct sockaddr *)&any, sizeof any);
+    listen((*fds)[0], 1);
+    (*fds)[1] = socket(AF_INET, SOCK_STREAM, 0);
+    (*fds)[2] = socket(AF_INET, SOCK_STREAM, 0);
+    *count = 3;
     return 0;
 }
 """
 
 
-@pytest.fixture(scope="module")
-def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library."""
+def alone(tmp_path: Path, *words: str) -> dict[str, Any]:
+    """What a process finds whose launch_activate_socket is that of LIBRARY."""
+
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None or sys.platform != "linux":
         pytest.skip("needs a C compiler on Linux (apt install gcc)")
-    folder = tmp_path_factory.mktemp("shim")
-    (folder / "shim.c").write_text(SHIM)
-    library = folder / "shim.so"
+    (tmp_path / "odd.c").write_text(LIBRARY)
+    library = tmp_path / "odd.so"
+    sources = [str(tmp_path / "odd.c"), "-o", str(library)]
+    subprocess.run([compiler, "-shared", "-fPIC", *sources], check=True)
     subprocess.run(
-        [compiler, "-shared", "-fPIC", "-o", str(library), str(folder / "shim.c")], check=True
-    )
-    return library
-
-
-def adopted(shim: Path, sock: socket.socket | None) -> str:
-    """The addresses that a process under the stand-in adopts."""
-    environ = os.environ | {"LD_PRELOAD": str(shim)}
-    if sock is not None:
-        environ["SHIM_FD"] = str(sock.fileno())
-    code = (
-        "from tidegate.service import launchd;print([b.address for b in launchd.adopt_activated()])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environ,
-        pass_fds=(sock.fileno(),) if sock else (),
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", PROBE.replace("again = ", "again = why or "), "answer", *words],
+        env=os.environ | {"LD_PRELOAD": str(library)},
+        cwd=tmp_path,
         check=True,
     )
-    return done.stdout.strip()
+    found: dict[str, Any] = json.loads((tmp_path / "answer").read_text())
+    return found
 
 
-def test_sockets_of_the_plist_are_adopted(shim: Path) -> None:
-    """What launchd opened under the name "Listeners" is listened on."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        assert adopted(shim, sock) == f"['127.0.0.1:{sock.getsockname()[1]}']"
+def test_what_is_no_listening_socket_is_refused_and_nothing_stays_open(tmp_path: Path) -> None:
+    """One bad descriptor among several: an error that says which, and all of them closed."""
+    said = alone(tmp_path, "odd")
+    assert "(odd) is no listening stream socket" in said["why"]
+    assert not said["left_open"]
 
 
-def test_job_without_sockets_has_none(shim: Path) -> None:
-    """A plist without sockets is no error."""
-    assert adopted(shim, None) == "[]"
+def test_refusal_is_told_in_words(tmp_path: Path) -> None:
+    """An error that is not foreseen is no silence."""
+    said = alone(tmp_path, "broken")
+    assert said["why"] == 'launchd gave no sockets named "broken": Operation not permitted'
 
 
-def test_only_a_job_on_a_mac_is_a_job() -> None:
-    """Another system, or a terminal on a Mac, is not launchd."""
-    assert not launchd.is_job({"XPC_SERVICE_NAME": "dev.tidegate.tidegate"}, "linux")
-    assert not launchd.is_job({"XPC_SERVICE_NAME": "0"}, "darwin")
-    assert not launchd.is_job({}, "darwin")
+@pytest.mark.parametrize(
+    "name", [None, "", "0", "application.com.googlecode.iterm2.1.2", "dev.tidegate.tidegate"]
+)
+def test_name_alone_makes_no_job(name: str | None) -> None:
+    """A terminal has such a name, and so has everything that a job starts."""
+    assert not launchd.is_job({} if name is None else {"XPC_SERVICE_NAME": name})
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has that function")
+def test_another_system_has_no_sockets_for_us() -> None:
+    """Without the function there is nobody to ask."""
+    assert launchd.adopt_activated() == []
+
+
+def test_connection_before_the_job_is_up_waits_for_it(running: Running) -> None:
+    """launchd listens before anything runs, and starts a job for the first who connects."""
+    port = free_port()
+    entry = {"SockNodeName": "127.0.0.1", "SockServiceName": str(port)}
+    code = (
+        "from tidegate.service import launchd\n"
+        "[bound] = launchd.adopt_activated()\n"
+        "bound.sock.setblocking(True)\n"
+        "conn, _ = bound.sock.accept()\n"
+        "conn.sendall(b'served')\n"
+    )
+    job = {
+        "Label": "lazy",
+        "ProgramArguments": [sys.executable, "-c", code],
+        "Sockets": {"Listeners": entry},
+        "ThrottleInterval": 0,
+    }
+    plist = running.folder / "lazy.plist"
+    plist.write_bytes(plistlib.dumps(job))
+    assert running.launchctl("bootstrap", "system", str(plist)).returncode == 0
+    assert running.value("system/lazy", "state") == "not running"
+    for _ in range(2):
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+            assert client.recv(100) == b"served"

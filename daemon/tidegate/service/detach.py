@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tidegate.service.launchd import NAME_VARIABLE
+
 HELPER_LIMIT_S = 20.0  # python-daemon closes every descriptor that the limits allow for
 
 
@@ -24,8 +26,8 @@ class DetachError(Exception):
     """The helper could not detach."""
 
 
-def spawn(run_arguments: Sequence[str], log_file: Path) -> int:
-    """Start `tidegate run` with these arguments, detached from this terminal.
+def spawn(command: Sequence[str], log_file: Path) -> int:
+    """Start this command, detached from this terminal; its first word is an absolute path.
 
     Returns the reading end of a pipe that reaches its end of file when the daemon is gone; the
     caller closes it. Whatever the daemon prints goes to `log_file`. Raises DetachError.
@@ -34,7 +36,7 @@ def spawn(run_arguments: Sequence[str], log_file: Path) -> int:
     helper = [sys.executable, "-P", "-m", "tidegate.service.detach", str(held), str(log_file)]
     try:
         subprocess.run(  # noqa: S603  (our own interpreter and module)
-            [*helper, *run_arguments],
+            [*helper, *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=[held],
@@ -85,7 +87,7 @@ def wait_for(condition: Callable[[], bool], limit_s: float, every_s: float = 0.1
     return True
 
 
-def _detach_and_run(held: int, log_file: Path, run_arguments: Sequence[str]) -> None:
+def _detach_and_run(held: int, log_file: Path, command: Sequence[str]) -> None:
     import daemon  # noqa: PLC0415  (only this helper, which is about to become something else)
 
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
@@ -100,7 +102,9 @@ def _detach_and_run(held: int, log_file: Path, run_arguments: Sequence[str]) -> 
         )
         context.open()
         os.set_inheritable(held, True)
-        os.execv(sys.executable, [sys.executable, "-P", "-m", "tidegate", "run", *run_arguments])  # noqa: S606
+        # Of whoever started the starter. A daemon is a child of process 1, as a job of launchd is.
+        os.environ.pop(NAME_VARIABLE, None)
+        os.execv(command[0], list(command))  # noqa: S606
 
 
 if __name__ == "__main__":

@@ -6,40 +6,81 @@ a bad configuration instead of exiting.
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from tidegate.service.listen import Bound, ListenError, adopt
 
 SOCKETS_NAME = "Listeners"  # the key under `Sockets` in the plist
-_NOT_A_JOB = {2: "ENOENT", 3: "ESRCH"}  # no such socket in the plist; not started by launchd
+NAME_VARIABLE = "XPC_SERVICE_NAME"
+_NO_JOB = {"", "0"}  # the latter is what a terminal has
+_OF_AN_APP = "application."  # and this begins the name that an app hands to all it starts
+_NONE_FOR_US = {
+    errno.ENOENT,  # the plist has no sockets of that name
+    errno.ESRCH,  # launchd did not start this process
+    errno.EALREADY,  # this process had them as another program, which left them to us: an upgrade
+}
 
 
-def is_job(environ: Mapping[str, str] = os.environ, platform: str = sys.platform) -> bool:
-    """Whether launchd started this very process as a job."""
-    name = environ.get("XPC_SERVICE_NAME", "0")
-    return platform == "darwin" and name not in {"", "0"} and os.getppid() == 1
+def is_job(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether launchd started this very process as a job.
+
+    The name alone is no proof, for whatever a job starts inherits it; so its parent must be
+    process 1, as launchd is, and there must be launchd's function to ask for sockets.
+    """
+    name = environ.get(NAME_VARIABLE, "")
+    if name in _NO_JOB or name.startswith(_OF_AN_APP) or os.getppid() != 1:
+        return False
+    return _function() is not None
 
 
 def adopt_activated(name: str = SOCKETS_NAME) -> list[Bound]:
     """The sockets that launchd opened for us; none when the plist has none.
 
-    The running program itself exports `launch_activate_socket`, see launch(3). Raises
-    ListenError.
+    Raises ListenError, and then leaves none of them open.
     """
-    import ctypes  # noqa: PLC0415  (half a megabyte that only a Mac needs)
+    adopted: list[Bound] = []
+    fds = _activated(name)
+    try:
+        for fd in fds:
+            adopted.append(adopt(fd, name))  # noqa: PERF401  (those before a bad one are closed)
+    except ListenError:
+        for bound in adopted:
+            bound.close()
+        for fd in fds[len(adopted) :]:
+            with suppress(OSError):
+                os.close(fd)
+        raise
+    return adopted
 
-    library = ctypes.CDLL(None)
+
+def _activated(name: str) -> list[int]:
+    """Descriptors by launch_activate_socket(3), not to be inherited. Raises ListenError."""
+    function = _function()
+    if function is None:
+        return []
     fds = ctypes.POINTER(ctypes.c_int)()
     count = ctypes.c_size_t()
-    error: int = library.launch_activate_socket(
-        name.encode(), ctypes.byref(fds), ctypes.byref(count)
-    )
-    if error in _NOT_A_JOB:
+    error = function(name.encode(), ctypes.byref(fds), ctypes.byref(count))
+    if error in _NONE_FOR_US:
         return []
     if error:
         raise ListenError(f'launchd gave no sockets named "{name}": {os.strerror(error)}')
-    found = [fds[n] for n in range(count.value)]
-    library.free(fds)
-    return [adopt(fd, name) for fd in found]
+    try:
+        found = [fds[n] for n in range(count.value)]
+    finally:
+        free = ctypes.CDLL(None).free
+        free.argtypes, free.restype = [ctypes.c_void_p], None
+        free(fds)
+    for fd in found:
+        os.set_inheritable(fd, False)
+    return found
+
+
+def _function() -> Callable[..., int] | None:
+    """launch_activate_socket; the system library of a Mac has it, and no other system."""
+    function: Callable[..., int] | None = getattr(ctypes.CDLL(None), "launch_activate_socket", None)
+    return function
