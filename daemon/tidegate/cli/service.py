@@ -10,9 +10,11 @@ import argparse
 import json
 import os
 import shlex
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from socket import AF_UNIX
 
 import msgspec
 
@@ -34,6 +36,7 @@ from tidegate.install.systemd_unit import CREDENTIALS
 from tidegate.install.written import Change, File, WriteError
 from tidegate.places import Places
 from tidegate.service.control import SOCKET_NAME
+from tidegate.service.listen import parse
 from tidegate.service.status import Status
 
 START_LIMIT_S = 120.0  # the unit's TimeoutStartSec is 90 s
@@ -54,8 +57,9 @@ def install(arguments: argparse.Namespace) -> int:
     job, settings = _job(arguments, chosen)
     _check_reach(chosen, job)
     _check_alone(chosen, arguments)
-    supplied = chosen.supplied(job) if not arguments.socket else None
-    files = [] if supplied else chosen.files(job, settings.listen if arguments.socket else [])
+    sockets = _numeric(settings.listen) if arguments.socket else []
+    supplied = None if sockets else chosen.supplied(job)
+    files = [] if supplied else chosen.files(job, sockets)
     changes = {file.path: file.compare() for file in files}
     _show(files, supplied)
     if arguments.dry_run:
@@ -184,6 +188,9 @@ def _bring_up(chosen: Manager, arguments: argparse.Namespace, *, is_changed: boo
     if is_changed or not state.running:
         print("It was started before, and is restarted.", flush=True)
         limit_s = _stop_limit_s(_places(chosen, arguments, state))
+        if arguments.socket:  # sockets that are open stay as they were opened
+            chosen.stop(limit_s, _tell)
+            return _begin(chosen, arguments, chosen.start)
         return _begin(chosen, arguments, chosen.restart, limit_s)
     print(f"It runs already, pid {state.pid}.")
     return 0
@@ -319,6 +326,23 @@ def _check_reach(chosen: Manager, job: Job) -> None:
             "--user",
             REFUSED,
         )
+
+
+def _numeric(addresses: Sequence[str]) -> list[str]:
+    """As a service manager can open them: it resolves no names and chooses no ports.
+
+    Raises Failure.
+    """
+    found = []
+    for address in addresses:
+        family, host, port = parse(address)
+        if family == AF_UNIX:
+            found.append(address)
+            continue
+        if port == 0:
+            raise Failure(f"--socket: {address} of `listen` has to name a port", BAD_CONFIG)
+        found.append(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    return found
 
 
 def _check_alone(
@@ -509,6 +533,8 @@ def run(arguments: argparse.Namespace) -> int:
         return VERBS[arguments.service_verb](arguments)
     except (ManagerError, WriteError) as error:
         raise Failure(str(error), NOT_RUNNING) from error
+    finally:
+        sys.stdout.flush()  # the complaint comes behind what led to it, also in a file
 
 
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {

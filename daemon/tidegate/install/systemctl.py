@@ -219,21 +219,40 @@ class Systemd:
 
     def start(self, limit_s: float, tell: Tell) -> None:
         """Its sockets first, where it has any."""
-        if os.path.lexists(self.directory / SOCKET):
-            self._call("start", SOCKET)
+        self._open_sockets()
         self._run("start", limit_s, tell)
 
     def stop(self, limit_s: float, tell: Tell) -> None:
         """Its sockets too: the next connection would start it again."""
-        if os.path.lexists(self.directory / SOCKET):
+        if self._has_sockets():
             self._call("stop", SOCKET)
         self._run("stop", limit_s, tell)
 
     def restart(self, limit_s: float, tell: Tell) -> None:
-        """The sockets stay open meanwhile."""
-        if os.path.lexists(self.directory / SOCKET):
-            self._call("start", SOCKET)
+        """Sockets that systemd opened stay open meanwhile."""
+        if self._has_sockets() and not self._is_listening():
+            self._run("stop", limit_s, tell)  # beside a running service they are not opened
+        self._open_sockets()
         self._run("restart", limit_s, tell)
+
+    def _has_sockets(self) -> bool:
+        return os.path.lexists(self.directory / SOCKET)
+
+    def _is_listening(self) -> bool:
+        return self._properties("ActiveState", SOCKET).get("ActiveState") == "active"
+
+    def _open_sockets(self) -> None:
+        if not self._has_sockets():
+            return
+        self._call("reset-failed", SOCKET)
+        done = self._call("start", SOCKET)
+        if done.code != 0 and not self._is_listening():
+            shown = self._properties("LoadState,Result", SOCKET)
+            why = ", ".join(word for word in shown.values() if word not in {"loaded", "success"})
+            raise ManagerError(
+                f"systemd could not open the addresses of {SOCKET} ({why or done.said}): each has "
+                "to be a number and a port that nobody else listens on"
+            )
 
     def _run(self, verb: str, limit_s: float, tell: Tell) -> None:
         """Have systemctl do it, and tell what the service says of itself meanwhile."""
