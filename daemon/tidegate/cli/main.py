@@ -84,6 +84,10 @@ def _call(arguments: argparse.Namespace) -> int:
             from tidegate.cli.service import run as service
 
             return service(arguments)
+        case "logs":
+            from tidegate.cli.logs import logs
+
+            return logs(arguments)
         case "version":
             from tidegate.cli.version import version
 
@@ -140,6 +144,7 @@ def command_line() -> argparse.ArgumentParser:
         "--no-wait", action="store_true", help="return when the new worker is ready"
     )
     verb("reload", "read the config and the tokens again, and say what changed", json=True)
+    _add_log_flags(verb("logs", "the log, wherever it is kept", json=True))
     verb("check", "say whether the config file is good", json=True)
     bundle = verb("bundle", "write down how it is, as evidence", json=True)
     bundle.add_argument(
@@ -157,6 +162,15 @@ def command_line() -> argparse.ArgumentParser:
     completion.add_argument("shell", choices=("bash", "zsh", "fish"), metavar="SHELL")
     verb("version", "versions of tidegate and what it runs on", json=True)
     return parser
+
+
+def _add_log_flags(parser: argparse.ArgumentParser) -> None:
+    """What `cli.logs.read_arguments` reads, with `--json`."""
+    parser.add_argument("-f", "--follow", action="store_true", help="go on with what comes")
+    parser.add_argument("-n", "--lines", metavar="N", help='the last N lines, or "all"; else 50')
+    parser.add_argument(
+        "--since", metavar="WHEN", help="30min, 2h, 3d, 06:00, 2026-11-22 or 2026-11-22T06:00"
+    )
 
 
 def _add_token(verbs: argparse._SubParsersAction[_Parser]) -> None:

@@ -1,32 +1,29 @@
 """One line per thing done: "time level process event", to stderr or to a file that we rotate.
 
-Writing never waits. A terminal that was stopped or a pipe nobody reads must not hold up the
-loop that ends hung workers, so a line that cannot be written at once is dropped and counted,
-and the count is the next line that can. Under systemd a line carries its priority instead of
-the time, which the journal adds.
+Writing never waits: a line is handed to a thread (`log_writer`), so neither a full disk nor a
+terminal that was stopped holds up the loop that relays streams or the one that ends hung
+workers. Under systemd a line carries its priority instead of the time, which the journal adds.
 
-In a file's case stderr follows it, so that a traceback or the stacks of a hung worker land there
-too. Only the watchdog rotates; the others see that the file has another inode and reopen it.
+In a file's case (`log_file`) stderr follows it, so that a traceback or the stacks of a hung
+worker land there too.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import select
-import stat
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tidegate.core.settings import MIB
+from tidegate.core.repeats import Entry
+from tidegate.service.log_file import LogFile, LogState, LogStream, Target
+from tidegate.service.log_writer import SETTLE_LIMIT_S, LogWriter
 
 FILE_VARIABLE = "TIDEGATE_LOG_FILE"  # hands the file's place to the workers
-ROTATE_BYTES = 10 * MIB  # three of them: a month of a busy home, and no disk fills up
-ROTATIONS = 2  # beside the file itself
-MAX_LINE_BYTES = 4000  # below PIPE_BUF: a pipe that polls as writable takes it whole
-_CHECK_FILE_S = 1.0
+MAX_LINE_BYTES = 4000  # below PIPE_BUF: a pipe takes it whole or not at all
+_HEAD_BYTES = 1000  # of a line that is too long; a traceback says the most at its end
+_STDERR = 2
 _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
 # A name in a log line may come from outside; it must not begin a line of its own.
 _SAFE = {n: f"\\x{n:02x}" for n in (*range(32), *range(127, 160))} | {10: " | ", 9: " "}
@@ -42,15 +39,18 @@ def setup(process: str, file: Path | None = None, environ: Mapping[str, str] = o
     global _handler  # noqa: PLW0603  (logging itself is one per process)
     if file is None and (inherited := environ.get(FILE_VARIABLE)):
         file = Path(inherited)
-    handler = LineHandler(
-        process,
-        file,
-        rotates=process == "watchdog",
-        journal=file is None and is_journal(2, environ),
+    if _handler is not None and _handler.file == file:
+        _handler.process = process
+        return
+    target: Target = (
+        LogStream(_STDERR) if file is None else LogFile(file, rotates=process == "watchdog")
     )
+    journal = file is None and is_journal(_STDERR, environ)
+    handler = LineHandler(process, target, journal=journal, file=file)
     root = logging.getLogger()
     if _handler is not None:
         root.removeHandler(_handler)
+        _handler.close()
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     logging.raiseExceptions = False
@@ -62,10 +62,24 @@ def current_file() -> Path | None:
     return _handler.file if _handler else None
 
 
-def tend() -> None:
-    """Looks after the file now and then, for those who write to it more than this process does."""
+def settle(limit_s: float = SETTLE_LIMIT_S) -> None:
+    """Have everything written, before this process ends or becomes another one."""
     if _handler is not None:
-        _handler.tend()
+        _handler.writer.settle(limit_s)
+
+
+def state() -> LogState:
+    """Where this process's lines go."""
+    file = current_file()
+    if file is not None:
+        return LogState(file=str(file))
+    if _handler is None or not _handler.is_journal:
+        return LogState()
+    try:
+        unit, user = unit_of(Path("/proc/self/cgroup").read_text())
+    except OSError:
+        unit, user = None, os.geteuid() != 0
+    return LogState(journal=True, unit=unit, user=user)
 
 
 def is_journal(fd: int, environ: Mapping[str, str]) -> bool:
@@ -78,100 +92,70 @@ def is_journal(fd: int, environ: Mapping[str, str]) -> bool:
     return (device, inode) == (str(found.st_dev), str(found.st_ino))
 
 
+def unit_of(cgroups: str) -> tuple[str | None, bool]:
+    """The unit that /proc/PID/cgroup names, and whether it is of a user's service manager."""
+    for line in cgroups.splitlines():
+        _, controllers, path = line.split(":", 2)
+        parts = path.split("/")
+        units = [part for part in parts if part.endswith(".service")]
+        if controllers in {"", "name=systemd"} and units:
+            managers = [unit for unit in units if unit.startswith("user@")]
+            if units[-1] not in managers:
+                return units[-1], bool(managers)
+    return None, os.geteuid() != 0
+
+
 class LineHandler(logging.Handler):
-    """Writes whole lines to a descriptor, without waiting."""
+    """Makes a line of a record and hands it to the writer."""
 
     def __init__(
-        self, process: str, file: Path | None, *, rotates: bool, journal: bool, fd: int = 2
+        self, process: str, target: Target, *, journal: bool, file: Path | None = None
     ) -> None:
         super().__init__()
         self.file = file
-        self.lost = 0
-        self._process = process
-        self._rotates = rotates
-        self._journal = journal
-        self._fd = fd
-        self._checked_s = 0.0
-        if file is not None:
-            self._open(file)
+        self.process = process
+        self.is_journal = journal
+        self.writer = LogWriter(target, self._line)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the record; count it as lost when that would wait or fails."""
+        """Hand the record on."""
         try:
-            if self.file is not None:
-                self._follow(self.file)
-            if self.lost and self._write(
-                self._line(logging.WARNING, f"{self.lost} log lines lost")
-            ):
-                self.lost = 0
-            if not self._write(self._line(record.levelno, self._text(record))):
-                self.lost += 1
-        except OSError:  # a full disk or a vanished terminal must not stop the daemon
-            self.lost += 1
+            entry = Entry(record.levelno, self._text(record), record.created)
         except (TypeError, ValueError):  # arguments that do not fit their format
             self.handleError(record)
+        else:
+            self.writer.put(entry)
 
-    def tend(self) -> None:
-        """Rotates the file if it is due."""
-        if self.file is not None:
-            with contextlib.suppress(OSError):  # said as soon as a line cannot be written
-                self._follow(self.file)
+    def flush(self) -> None:
+        """`logging` calls it when the process ends."""
+        self.writer.settle()
+
+    def close(self) -> None:
+        """Write what is left, and end the thread."""
+        self.writer.close()
+        super().close()
 
     def _text(self, record: logging.LogRecord) -> str:
         text = record.getMessage()
         if record.exc_info and record.exc_info[0] is not None:
             text += "\n" + (self.formatter or logging.Formatter()).formatException(record.exc_info)
-        return text
+        return text.translate(_SAFE)
 
-    def _line(self, level: int, text: str) -> bytes:
-        text = text.translate(_SAFE)
-        name = logging.getLevelName(level).lower()
-        if self._journal:
-            line = f"<{_PRIORITY.get(level, 2)}>{self._process} {text}"
+    def _line(self, entry: Entry) -> bytes:
+        if self.is_journal:
+            head = f"<{_PRIORITY.get(entry.level, 2)}>{self.process} "
         else:
-            line = f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {name} {self._process} {text}"
-        return line.encode("utf-8", "replace")[:MAX_LINE_BYTES] + b"\n"
-
-    def _write(self, line: bytes) -> bool:
-        if self.file is None:
-            poller = select.poll()
-            poller.register(self._fd, select.POLLOUT)
-            if not any(happened & select.POLLOUT for _, happened in poller.poll(0)):
-                return False
-        os.write(self._fd, line)
-        return True
-
-    def _follow(self, file: Path) -> None:
-        """Rotate the file when it is ours to rotate; open it again when it has been."""
-        if time.monotonic() - self._checked_s < _CHECK_FILE_S:
-            return
-        self._checked_s = time.monotonic()
-        mine = os.fstat(self._fd)
-        if self._rotates and mine.st_size >= ROTATE_BYTES:
-            _rotate(file)
-        try:
-            there = file.stat()
-        except FileNotFoundError:
-            self._open(file)
-            return
-        if (there.st_dev, there.st_ino) != (mine.st_dev, mine.st_ino):
-            self._open(file)
-
-    def _open(self, file: Path) -> None:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
-        fd = os.open(file, flags, 0o600)
-        try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise OSError(f"{file} is not a regular file")
-            os.dup2(fd, self._fd)  # inheritable, as a worker's stderr has to be
-        finally:
-            os.close(fd)
+            name = logging.getLevelName(entry.level).lower()
+            at = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(entry.at))
+            head = f"{at} {name} {self.process} "
+        return _cut((head + entry.text).encode("utf-8", "replace")) + b"\n"
 
 
-def _rotate(file: Path) -> None:
-    """file.1 becomes file.2, file becomes file.1; the oldest is overwritten."""
-    for n in range(ROTATIONS, 0, -1):
-        older = file.with_name(f"{file.name}.{n}")
-        newer = file.with_name(f"{file.name}.{n - 1}") if n > 1 else file
-        if newer.exists():
-            newer.replace(older)
+def _cut(line: bytes) -> bytes:
+    """Without its middle when it is too long, and with how much that was."""
+    if len(line) <= MAX_LINE_BYTES:
+        return line
+    gap = f" … {len(line) - MAX_LINE_BYTES} bytes left out … ".encode()
+    tail_bytes = MAX_LINE_BYTES - _HEAD_BYTES - len(gap)
+    head, tail = line[:_HEAD_BYTES], line[-tail_bytes:]
+    return head.decode("utf-8", "ignore").encode() + gap + tail.decode("utf-8", "ignore").encode()

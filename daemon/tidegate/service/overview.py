@@ -12,9 +12,10 @@ from tidegate import __version__
 from tidegate.core import message as msg
 from tidegate.core.lifecycle import State
 from tidegate.core.settings import MIB
-from tidegate.service import launchd, status, systemd
+from tidegate.service import launchd, log, status, systemd
 from tidegate.service.generations import Generations
 from tidegate.service.listeners import Listeners
+from tidegate.service.log_file import LogState
 from tidegate.service.memory import MemoryBook
 from tidegate.service.process import Worker
 
@@ -38,6 +39,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     guard_state: Callable[[], status.GuardState]
     started_s: float = msgspec.field(default_factory=time.monotonic)
     manager: str | None = msgspec.field(default_factory=_manager)
+    log: LogState = msgspec.field(default_factory=log.state)
 
     def now(self, parked: str | None) -> status.Status:
         """The truth now, as `tidegate status --json` shows it. `parked` says why we are."""
@@ -68,7 +70,9 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             workers=workers,
             worker=next((w for w in workers if w.generation == number), None),
             watchdog=status.WatchdogState(
-                pid=os.getpid(), rss_bytes=self.memory.rss_bytes(os.getpid()) or 0
+                pid=os.getpid(),
+                rss_bytes=self.memory.rss_bytes(os.getpid()) or 0,
+                log=self.log,
             ),
             memory=memory,
             runs=status.RunCounts(

@@ -13,6 +13,7 @@ from msgspec import Struct
 from tidegate.core.lifecycle import Fleet, State
 from tidegate.core.message import Heartbeat, StepReport, UpstreamStatus
 from tidegate.core.settings import MIB
+from tidegate.service.log_file import LogState
 
 RESTARTS_KEPT = 20
 _FAILING = {"failing", "set aside"}
@@ -35,6 +36,7 @@ class WatchdogState(Struct, frozen=True, kw_only=True):
 
     pid: int
     rss_bytes: int
+    log: LogState | None = None  # None: it does not say
 
 
 class StepState(Struct, frozen=True, kw_only=True):

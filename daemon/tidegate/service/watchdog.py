@@ -386,7 +386,6 @@ class Watchdog:
         self._control.drop_late()
         if self._wants_recycle:
             self._recycle_for_upgrade()
-        log.tend()
         if self._parked is not None and now_s >= self._next_load_s:
             self._try_again(now_s)
         if self._reloader.config is not None:
@@ -627,6 +626,7 @@ class Watchdog:
                 _log.info("upgrade: the new program takes over")
                 self._notifier.alive()
                 notify = self._notifier.environment()
+                log.settle()
                 upgrade.become(self._upgrade.words, self._leave_behind(), notify)
         except UpgradeError as error:
             self._upgrade_failed(error)
