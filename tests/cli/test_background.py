@@ -78,7 +78,7 @@ def test_start_with_a_bad_config_says_so_here(tidegate):
 def test_spawned_process_is_detached_and_its_end_is_seen(tmp_path):
     """What is spawned writes to the log, and the lifeline tells when it has ended."""
     log = tmp_path / "x.log"
-    lifeline = detach.spawn(["--help"], log)
+    lifeline = detach.spawn([sys.executable, "-m", "tidegate", "run", "--help"], log)
     try:
         assert detach.is_gone(lifeline, 20)
         assert os.read(lifeline, 1) == b""
@@ -91,7 +91,7 @@ def test_spawned_process_is_detached_and_its_end_is_seen(tmp_path):
 def test_spawn_that_cannot_log_is_an_error(tmp_path):
     """A log that cannot be written is an error of the start, not silence."""
     with pytest.raises(detach.DetachError, match="cannot start"):
-        detach.spawn(["--help"], tmp_path / "nowhere" / "x.log")
+        detach.spawn([sys.executable, "--help"], tmp_path / "nowhere" / "x.log")
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ def home(tmp_path: Path) -> Iterator[Home]:
     """Stopped afterwards, whatever runs in it."""
     home = Home(tmp_path / "home")
     yield home
-    if (home.bin / "tidegate").exists():
+    if (home.prefix / "current").exists():
         home.run("stop")
 
 
@@ -168,11 +168,8 @@ def test_failed_installation_leaves_the_command_alone(home: Home, fake_wheel: Pa
 
 
 def wheel_of(tree: Path, output: Path) -> Path:
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-        + ["-w", str(output), str(tree)],
-        check=True,
-    )
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "-w", str(output), str(tree)], check=True)
     [wheel] = output.glob("*.whl")
     (output / "SHA256SUMS").write_text(f"{sha256(wheel)}  {wheel.name}\n")
     return wheel

@@ -54,7 +54,9 @@ def _start(places: Places) -> int:
         make_private(directory)
     seen = _open_log(places.log_file)
     try:
-        lifeline = detach.spawn(_run_arguments(places), places.log_file)
+        # The command as it was called: where that is a link, an upgrade may have it lead elsewhere.
+        command = [*placing.program(), "run", *_run_arguments(places)]
+        lifeline = detach.spawn(command, places.log_file)
     except detach.DetachError as error:
         raise Failure(str(error), NOT_RUNNING) from error
     try:
