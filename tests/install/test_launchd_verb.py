@@ -58,7 +58,7 @@ def mac(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     folder = home / "launchd"
     folder.mkdir()
     on_a_mac: Callable[..., manager.Manager] = functools.partial(manager.find, platform="darwin")
-    with standin.launchd(folder, shim=None) as running:
+    with standin.launchd(folder, shim=standin.compiled(folder)) as running:
         for name, value in (running.environ | {"HOME": str(home)}).items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr("tidegate.cli.service.manager.find", on_a_mac)
@@ -202,6 +202,18 @@ def test_one_that_was_started_by_hand_is_in_the_way(mac: Mac) -> None:
         assert not mac.plist.exists()
     finally:
         assert main(["stop", *mac.places()]) == 0
+
+
+def test_what_launchd_runs_is_left_to_it(mac: Mac, capsys: pytest.CaptureFixture[str]) -> None:
+    """`tidegate stop` steps aside for a job of launchd, and names the verb that it obeys."""
+    if not (mac.launchd.folder / "launch_activate_socket.so").exists():
+        pytest.skip("needs a C compiler, for launchd's own function")
+    assert mac("install")[0] == 0
+    capsys.readouterr()
+    assert main(["stop", *mac.places()]) == 1
+    said = capsys.readouterr().err
+    assert said == "tidegate: this tidegate is a service of launchd; run: tidegate service stop\n"
+    assert mac("status")[0] == 0
 
 
 def test_what_is_not_installed_cannot_be_started(mac: Mac) -> None:
