@@ -1,39 +1,19 @@
-"""The service files are what systemd and launchd can read, and hold what they must."""
+"""The service files are what systemd can read, and hold what they must."""
 
 from __future__ import annotations
 
 import os
-import plistlib
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tidegate.install import launchd_plist, systemd_unit
+from tidegate.install import systemd_unit
 
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = sorted(ROOT.glob("systemd/*.service"))
 SOCKETS = sorted(ROOT.glob("systemd/*.socket"))
-PLISTS = sorted(ROOT.glob("launchd/*.plist"))
-
-# launchd.plist(5): the keys we use and the types they have.
-PLIST_TYPES: dict[str, type] = {
-    "Label": str,
-    "ProgramArguments": list,
-    "UserName": str,
-    "GroupName": str,
-    "RunAtLoad": bool,
-    "KeepAlive": dict,
-    "ThrottleInterval": int,
-    "ExitTimeOut": int,
-    "ProcessType": str,
-    "Umask": int,
-    "SoftResourceLimits": dict,
-    "HardResourceLimits": dict,
-    "StandardErrorPath": str,
-}
 
 
 def analyze(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -81,12 +61,6 @@ def test_shipped_units_are_what_is_rendered(name: str) -> None:
     assert (ROOT / "systemd" / name).read_text() == systemd_unit.shipped()[name]
 
 
-@pytest.mark.parametrize("name", launchd_plist.shipped())
-def test_shipped_plists_are_what_is_rendered(name: str) -> None:
-    """`python -m tidegate.install.launchd_plist launchd` writes them anew."""
-    assert (ROOT / "launchd" / name).read_bytes() == launchd_plist.shipped()[name]
-
-
 @pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)
 @pytest.mark.parametrize(
     "line",
@@ -107,31 +81,7 @@ def test_unit_promises(unit: Path, line: str) -> None:
     assert line in unit.read_text().splitlines()
 
 
-@pytest.mark.parametrize("plist", PLISTS, ids=lambda path: path.name)
-def test_plist_has_only_known_keys_of_the_right_type(plist: Path) -> None:
-    """launchd ignores a key of the wrong type in silence; here it is an error."""
-    job: dict[str, Any] = plistlib.loads(plist.read_bytes())
-    assert {key: type(value) for key, value in job.items()} == {
-        key: PLIST_TYPES[key] for key in job
-    }
-    assert job["Label"] == plist.stem
-
-
-@pytest.mark.parametrize("plist", PLISTS, ids=lambda path: path.name)
-def test_plist_promises(plist: Path) -> None:
-    """It restarts after failures only, outlasts a drain, is not throttled and keeps to itself."""
-    job: dict[str, Any] = plistlib.loads(plist.read_bytes())
-    assert job["KeepAlive"] == {"SuccessfulExit": False}
-    assert 30 < job["ExitTimeOut"] <= 60
-    assert job["ProcessType"] == "Interactive"
-    assert job["Umask"] == 0o077
-    assert job["HardResourceLimits"]["Core"] == 0
-    assert "--park" in job["ProgramArguments"]
-    assert not any("key" in word.lower() for word in job.get("EnvironmentVariables", {}))
-
-
 def test_there_is_something_to_check() -> None:
-    """Both units and the plist are there."""
+    """Both units are there, each with its socket."""
     assert [unit.name for unit in UNITS] == ["tidegate-user.service", "tidegate.service"]
     assert [unit.name for unit in SOCKETS] == ["tidegate-user.socket", "tidegate.socket"]
-    assert len(PLISTS) == 1

@@ -9,11 +9,15 @@ What the keys mean here, by launchd.plist(5):
 - KeepAlive is a dictionary, for as a boolean it restarts what was stopped as asked, every ten
   seconds, for ever. `--park` keeps a daemon with a bad config from failing at all.
 - ExitTimeOut is how long launchd waits after SIGTERM before it kills. macOS is said to cap it at
-  60 s, so a longer `drain.stop_limit_s` is cut short there: `stop_limit_warning`.
+  60 s. What launchd has loaded governs, whatever the file or the config say by now; so the job is
+  told in its environment, loaded with it, and a stop fits itself in: `stop_limit_warning`.
+- ThrottleInterval is the least time from one start to the next. 10 is the default, said aloud.
 - ProcessType unset means throttled processor and disk.
-- StandardErrorPath gets only what is written before the log file is open.
+- Umask and the limit of Core keep prompts from everybody else and from the disk.
+- HardResourceLimits leaves NumberOfFiles alone, which an administrator may have set lower.
+- StandardErrorPath gets only what is written before the log file is open, and last stacks.
 
-Run `python -m tidegate.install.launchd_plist DIRECTORY` to write those files anew.
+Run `python -m tidegate.install.launchd_plist launchd` to write those files anew.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from math import ceil
 from pathlib import Path
 
 from tidegate.install.job import LABEL, Job, Scope
-from tidegate.service.launchd import SOCKETS_NAME
+from tidegate.service.launchd import EXIT_VARIABLE, SOCKETS_NAME, fitting_stop_s
 from tidegate.service.listen import parse
 
 MOST_EXIT_S = 60  # what a loaded job gets at most
@@ -43,6 +47,7 @@ def plist(job: Job, sockets: Sequence[str] = ()) -> bytes:
     entries: dict[str, object] = {
         "Label": LABEL,
         "ProgramArguments": [*job.command, "--park"],
+        "EnvironmentVariables": {EXIT_VARIABLE: str(exit_timeout_s(job))},
         "RunAtLoad": True,
         "KeepAlive": {"SuccessfulExit": False},
         "ThrottleInterval": THROTTLE_S,
@@ -67,12 +72,13 @@ def exit_timeout_s(job: Job) -> int:
 
 
 def stop_limit_warning(stop_limit_s: float, exit_timeout_s: int) -> str | None:
-    """Why streams may be cut short by a stop, if so; `exit_timeout_s` is the loaded job's."""
-    if stop_limit_s < exit_timeout_s:
+    """Why streams get less time for a stop, if so; `exit_timeout_s` is the loaded job's."""
+    fitting_s = fitting_stop_s(stop_limit_s, exit_timeout_s)
+    if fitting_s == stop_limit_s:
         return None
     return (
-        f"launchd kills after {exit_timeout_s} s, but drain.stop_limit_s is {stop_limit_s:g}: "
-        f"set it to at most {exit_timeout_s - EXIT_MARGIN_S:g}"
+        f"drain.stop_limit_s is {stop_limit_s:g}, but launchd kills after {exit_timeout_s} s: "
+        f"a stop gives answers in flight {fitting_s:g} s"
     )
 
 
@@ -100,7 +106,10 @@ def shipped() -> dict[str, bytes]:
         log_file=Path("/Library/Logs/tidegate/tidegate.log"),
         user=SERVICE_USER,
     )
-    return {f"{LABEL}.plist": plist(system)}
+    # A property list knows no "~", so whoever copies this one puts their name in.
+    log_file = Path("/Users/YOU/Library/Logs/tidegate/tidegate.log")
+    user = Job(scope=Scope.USER, program=system.program, log_file=log_file)
+    return {f"{LABEL}.plist": plist(system), f"{LABEL}-agent.plist": plist(user)}
 
 
 if __name__ == "__main__":

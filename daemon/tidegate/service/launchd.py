@@ -1,7 +1,8 @@
 """What is different under launchd: no notifications, and sockets by name instead of by number.
 
 launchd restarts a job ten seconds after every failure, for ever. So a daemon under it parks on
-a bad configuration instead of exiting.
+a bad configuration instead of exiting. Nor can it be asked for more time: a stop has to be over
+before launchd kills, and how long that is only the loaded job knows.
 """
 
 from __future__ import annotations
@@ -16,6 +17,11 @@ from tidegate.service.listen import Bound, ListenError, adopt
 
 SOCKETS_NAME = "Listeners"  # the key under `Sockets` in the plist
 NAME_VARIABLE = "XPC_SERVICE_NAME"
+EXIT_VARIABLE = "TIDEGATE_EXIT_TIMEOUT_S"  # what the plist has as ExitTimeOut
+DEFAULT_EXIT_S = 20  # by launchd.plist(5), for a plist of somebody else's
+EXIT_MARGIN_S = (
+    5.0  # beyond a drain's limit: the worker's end, the last words, a busy disk
+)
 _NO_JOB = {"", "0"}  # the latter is what a terminal has
 _OF_AN_APP = "application."  # and this begins the name that an app hands to all it starts
 _NONE_FOR_US = {
@@ -35,6 +41,17 @@ def is_job(environ: Mapping[str, str] = os.environ) -> bool:
     if name in _NO_JOB or name.startswith(_OF_AN_APP) or os.getppid() != 1:
         return False
     return _function() is not None
+
+
+def exit_timeout_s(environ: Mapping[str, str] = os.environ) -> int:
+    """How long launchd waits for this job to stop before it kills."""
+    said = environ.get(EXIT_VARIABLE, "")
+    return int(said) if said.isascii() and said.isdigit() else DEFAULT_EXIT_S
+
+
+def fitting_stop_s(wanted_s: float, exit_timeout_s: int) -> float:
+    """The limit of a drain that is over before launchd kills."""
+    return min(wanted_s, max(0.0, exit_timeout_s - EXIT_MARGIN_S))
 
 
 def adopt_activated(name: str = SOCKETS_NAME) -> list[Bound]:

@@ -541,9 +541,12 @@ class Watchdog:
             self._commands.upgrade_failed("tidegate is stopping")
         self._notifier.extend_timeout(EXTEND_S)
         config = self._reloader.config
+        limit_s = config.settings.drain.stop_limit_s if config else 0.0
+        if launchd.is_job():
+            limit_s = launchd.fitting_stop_s(limit_s, launchd.exit_timeout_s())
         self._cannot = None
         self._listeners.refuse_newcomers()
-        self._do(life.Stop(limit_s=config.settings.drain.stop_limit_s if config else 0.0))
+        self._do(life.Stop(limit_s=limit_s))
 
     # --- what workers and the system say ----------------------------------------------------------
 
