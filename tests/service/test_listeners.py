@@ -140,8 +140,32 @@ def test_a_wider_or_narrower_address_may_have_the_same_port(former: str, new: st
     others_are_refused()
     listeners.use(opened)
     listeners.close_retired()
-    assert is_accepted_by(opened[0])
+    assert listeners.addresses == [f"{new}:{port}"]
+    assert is_accepted_by(opened[-1])
     others_are_refused()
+    listeners.close()
+
+
+@linux_only
+def test_one_address_stays_when_all_of_its_port_are_opened_and_is_there_to_go_back_to() -> None:
+    """Nobody who waits in its queue is lost, and nobody sees that there are two."""
+    store = Store()
+    listeners = Listeners([], store)
+    listeners.use(listeners.open(["127.0.0.1:0"]))
+    [narrow] = listeners.bound
+    port = narrow.sock.getsockname()[1]
+    with socket.create_connection(("127.0.0.1", port)):
+        listeners.use(listeners.open([f"0.0.0.0:{port}"]))
+        listeners.close_retired()
+        assert narrow in listeners.bound
+        assert listeners.addresses == [f"0.0.0.0:{port}"]
+        assert listeners.open([f"0.0.0.0:{port}"]) == listeners.bound
+        narrow.sock.settimeout(5)
+        narrow.sock.accept()[0].close()
+    assert listeners.open([f"127.0.0.1:{port}"]) == [narrow]
+    listeners.use([narrow])
+    listeners.close_retired()
+    assert listeners.addresses == [f"127.0.0.1:{port}"]
     listeners.close()
 
 

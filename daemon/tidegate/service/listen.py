@@ -114,6 +114,18 @@ def bind(address: str, beside: Iterable[Bound] = ()) -> Bound:
     return Bound(sock, address, describe(sock))
 
 
+def covers(wide: Bound, narrow: Bound) -> bool:
+    """Whether `wide` listens on all addresses of the port of which `narrow` has one."""
+    host, _, port = wide.address.rpartition(":")
+    narrow_host, _, narrow_port = narrow.address.rpartition(":")
+    return (
+        wide.sock.family == narrow.sock.family
+        and port == narrow_port
+        and host in ("0.0.0.0", "[::]")  # noqa: S104  (compared, not bound)
+        and narrow_host != host
+    )
+
+
 def _is_neighbour(bound: Bound, family: socket.AddressFamily, port: int) -> bool:
     """Whether that socket has this port, at whatever address."""
     if family == socket.AF_UNIX or bound.sock.family != family or bound.sock.fileno() < 0:

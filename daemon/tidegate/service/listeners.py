@@ -43,7 +43,7 @@ class Listeners:
     @property
     def addresses(self) -> list[str]:
         """Where clients find us, as "127.0.0.1:8433" or "unix:/path"."""
-        return [bound.address for bound in self.bound]
+        return [bound.address for bound in self.bound if not _is_covered(bound, self.bound)]
 
     def kept(self) -> list[KeptListener]:
         """What an upgrade leaves of them: all stay open."""
@@ -68,7 +68,11 @@ class Listeners:
         self._adopted = [each for each in self.bound if each.configured == listen.ADOPTED]
 
     def open(self, addresses: Iterable[str]) -> list[Bound]:
-        """Sockets for `addresses`, those in use included. Raises ListenError, leaving none open."""
+        """Sockets for `addresses`, those in use included. Raises ListenError, leaving none open.
+
+        One in use for a single address stays beside a new one for all addresses of its port: the
+        system prefers it, and to close it would cost whoever waits in its queue the connection.
+        """
         if self._adopted:
             return self._adopted
         opened: list[Bound] = []
@@ -78,13 +82,16 @@ class Listeners:
         except ListenError:
             self.discard(opened)
             raise
-        return opened
+        return opened + [b for b in self.bound if b not in opened and _is_covered(b, opened)]
 
     def _in_use(self, address: str, taken: Collection[Bound]) -> Bound | None:
         """The socket that listens there already, under whatever spelling of the same address."""
         wanted = listen.parse(address)
-        free = (bound for bound in self.bound if bound not in taken)
-        return next((each for each in free if listen.parse(each.configured) == wanted), None)
+        for bound in self.bound:
+            there = (listen.parse(bound.configured), listen.parse(bound.address))
+            if wanted in there and bound not in taken:
+                return bound
+        return None
 
     def _take(self, address: str) -> Bound:
         """The socket that was kept for this address, or a new one. Raises ListenError."""
@@ -136,3 +143,8 @@ class Listeners:
         """Stop listening."""
         for bound in self.bound + self._retired:
             bound.close(keep_file=self._notifier.is_heard)
+
+
+def _is_covered(bound: Bound, others: Iterable[Bound]) -> bool:
+    """Whether one of the others has all addresses of its port."""
+    return any(listen.covers(other, bound) for other in others)
