@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
+import plistlib
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,8 +17,9 @@ import pytest
 
 from fakes import launchd as standin
 from tidegate.cli.main import main
-from tidegate.install import manager
-from tidegate.install.job import LABEL
+from tidegate.install import launchctl, manager
+from tidegate.install.job import LABEL, Scope
+from tidegate.install.manager import ManagerError
 
 TARGET = f"gui/{os.getuid()}/{LABEL}"
 
@@ -48,17 +52,27 @@ class Mac:
         return self.launchd.launchctl(*words).returncode
 
 
+@pytest.fixture
+def no_screen() -> None:
+    """Nobody is logged in at the screen."""
+
+
 GOOD = 'listen = "127.0.0.1:0"\n[drain]\nstop_limit_s = 2.0\n'
 
 
 @pytest.fixture
-def mac(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Mac]:
+def mac(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Iterator[Mac]:
     """A short home, for the sockets in it; whatever runs there ends with it."""
     home = Path(tempfile.mkdtemp(prefix="mac"))
     folder = home / "launchd"
     folder.mkdir()
     on_a_mac: Callable[..., manager.Manager] = functools.partial(manager.find, platform="darwin")
-    with standin.launchd(folder, shim=standin.compiled(folder)) as running:
+    gui = "no_screen" not in request.fixturenames
+    with standin.launchd(folder, shim=standin.compiled(folder), gui=gui) as running:
         for name, value in (running.environ | {"HOME": str(home)}).items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr("tidegate.cli.service.manager.find", on_a_mac)
@@ -235,3 +249,64 @@ def test_only_root_may_change_the_systems_service(
     said = capsys.readouterr().err
     assert "only root may change a service of the system; run:\n  sudo " in said
     assert said.endswith(f" service install --system --config '{mac.home}/my config.toml'\n")
+
+
+@pytest.mark.usefixtures("no_screen")
+def test_without_a_login_at_the_screen_it_is_the_users_at_large(mac: Mac) -> None:
+    """Over ssh alone there is no gui domain; the job goes to the user's, and is found there."""
+    code, _, err = mac("install")
+    assert (code, err) == (0, "")
+    assert mac.launchd.value(f"user/{os.getuid()}/{LABEL}", "state") == "running"
+    assert mac("status")[0] == 0
+    assert mac("uninstall")[0] == 0
+
+
+@pytest.mark.long
+def test_stop_waits_for_a_job_that_takes_its_time(mac: Mac) -> None:
+    """launchctl gives up waiting after two seconds; the verb goes on until the job is gone."""
+    slow = "trap 'sleep 3; exit 0' TERM; while :; do sleep 0.1; done"
+    write_job(mac, ["/bin/sh", "-c", slow])
+    job = launchctl.Launchd(Scope.USER)
+    job.start(20, print)
+    job.stop(20, print)
+    assert mac.tell("print", TARGET) != 0
+
+
+@pytest.mark.long
+def test_job_that_cannot_be_stopped_in_time_is_said(mac: Mac) -> None:
+    """What outlasts the limit is an error with the command that looks at it."""
+    write_job(mac, ["/bin/sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"])
+    job = launchctl.Launchd(Scope.USER)
+    job.start(20, print)
+    with pytest.raises(ManagerError, match=f"still there after 1 s, see: launchctl print {TARGET}"):
+        job.stop(1, print)
+    mac.tell("kickstart", "-k", TARGET)
+
+
+def test_plist_that_launchd_refuses_is_said_with_where_to_look(mac: Mac) -> None:
+    """A property list that is none is refused without a reason; the verb says where that is."""
+    write_job(mac, [])
+    with pytest.raises(ManagerError, match="launchctl bootstrap: "):
+        launchctl.Launchd(Scope.USER).start(20, print)
+
+
+@pytest.mark.long
+def test_program_that_ends_at_once_is_said_with_its_exit_code(mac: Mac) -> None:
+    """A job that does not stay is no success."""
+    write_job(mac, ["/bin/sh", "-c", "exit 75"])
+    job = launchctl.Launchd(Scope.USER)
+    with contextlib.suppress(ManagerError):  # it may be seen running for a moment
+        job.start(3, print)
+    deadline_s = time.monotonic() + 20
+    while job.state().exit_code != 75:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    assert "try again" in (job.state().result or "")
+
+
+def write_job(mac: Mac, arguments: list[str]) -> None:
+    """A property list of ours, with another program in it."""
+    mac.plist.parent.mkdir(parents=True)
+    keys = {"Label": LABEL, "ProgramArguments": arguments, "RunAtLoad": True, "ExitTimeOut": 6}
+    mac.plist.write_bytes(plistlib.dumps(keys))
+    mac.plist.chmod(0o644)

@@ -203,13 +203,15 @@ class Launchd:
         """launchd kills after the job's ExitTimeOut; the job may be seen for a moment longer."""
         deadline_s = time.monotonic() + limit_s
         while self._print() is not None:
-            done = self._call("bootout", self._target(), limit_s=limit_s)
+            done = self._call("bootout", self._target(), limit_s=max(limit_s, PRINT_LIMIT_S))
             if done.code not in {0} | _NOT_LOADED | _FOR_A_MOMENT:
                 raise ManagerError(self._plain("bootout", done))
             if _wait(lambda: self._print() is None, min(deadline_s, time.monotonic() + RETRY_S)):
                 return
             if time.monotonic() >= deadline_s:
-                raise ManagerError(f"it is still there after {limit_s:g} s: {self.words('print')}")
+                raise ManagerError(
+                    f"it is still there after {limit_s:g} s, see: {self.words('print')}"
+                )
 
     def _differs(self) -> str | None:
         """Where the loaded job departs from the file, which it does not follow by itself."""
