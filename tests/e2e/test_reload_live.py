@@ -128,8 +128,8 @@ async def test_a_key_that_was_replaced_is_used_at_once(
     reload(shared)
     key.write_text("second-CANARY")
     assert reload(shared) == ["api key of box"]
-    await chat(shared.base_url, "ok:keyed")
-    [seen] = upstream.seen("ok:keyed")
+    await chat(shared.base_url, "keyed")
+    [seen] = upstream.seen("keyed")
     assert "second-CANARY" in str(seen)
     assert "CANARY" not in shared.log.read_text()
 
