@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -217,3 +218,15 @@ def test_a_summary_is_bounded() -> None:
     assert text.endswith(f"; and {1000 - MAX_LINES} more")
     hosts = Settings(allowed_hosts=[f"host{n}.example" for n in range(1000)])
     assert len(summary(compare(loaded(), loaded(hosts)))) < 300
+
+
+def test_the_documentation_says_the_same() -> None:
+    """docs/config.md names under "at once" exactly the limits that count at once."""
+    text = (Path(__file__).parents[2] / "docs" / "config.md").read_text()
+    [row] = re.findall(r"^\| at once \|(.*)\|$", text, re.MULTILINE)
+    before, _, limits = row.partition("of `[limits]`:")
+    at_once = [name for name, effect in EFFECTS[Limits].items() if effect is Effect.AT_ONCE]
+    assert re.findall(r"`(\w+)`", limits) == at_once
+    for table in (Memory, Drain):
+        assert f"`[{table.__name__.lower()}]`" in before
+        assert set(EFFECTS[table].values()) == {Effect.AT_ONCE}
