@@ -31,7 +31,8 @@ url = "http://127.0.0.1:{port}/v1"
 # What other programs keep for themselves while packages come and go.
 NOT_LOOKED_AT = {
     "/proc", "/sys", "/dev", "/mnt", "/tmp", "/root", "/work", "/home", "/var/tmp", "/var/cache",
-    "/var/log/journal", "/run/log", "/run/systemd/journal", "/run/credentials",
+    "/var/log/journal", "/run/log", "/run/credentials", "/run/adduser", "/run/systemd/journal",
+    "/run/systemd/units", "/run/systemd/incoming", "/run/systemd/propagate", "/run/systemd/unit-root",
 }  # fmt: skip
 finish = threading.Event()
 
@@ -160,10 +161,9 @@ def listing() -> set[str]:
     found: set[str] = set()
     for parent, directories, files in os.walk("/"):
         directories[:] = [d for d in directories if str(Path(parent, d)) not in NOT_LOOKED_AT]
-        for name in (*directories, *files):
-            path = Path(parent, name)
+        for path in (Path(parent, name) for name in (*directories, *files)):
             # passwd- and the like are the former state of what is compared by its content.
-            if parent != "/etc" or not name.endswith("-"):
+            if str(path) not in NOT_LOOKED_AT and (parent != "/etc" or path.name[-1] != "-"):
                 found.add(f"{path} {stat.filemode(path.lstat().st_mode)}")
     for file in ("passwd", "group", "shadow", "gshadow"):
         found |= {f"{file}: {line}" for line in Path("/etc", file).read_text().splitlines()}
