@@ -95,6 +95,10 @@ def test_agent_is_installed_found_changed_and_removed(mac: Mac) -> None:
     assert "killed 17 s after a stop" in out
     assert "is serving" in out
 
+    code, out, _ = mac("logs", "-n", "all")
+    assert code == 0
+    assert "worker 1 is ready" in out
+
     code, out, _ = mac("install")
     assert (code, mac.launchd.value(TARGET, "pid")) == (0, pid)
     assert "is as it should be" in out

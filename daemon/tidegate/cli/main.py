@@ -198,6 +198,7 @@ def _add_service(verbs: argparse._SubParsersAction[_Parser]) -> None:
     _add(inner, "stop", "finish the answers in flight and stop")
     _add(inner, "restart", "stop it, start it and wait until it serves")
     _add(inner, "status", "what the service manager and tidegate itself say", json=True)
+    _add_log_flags(_add(inner, "logs", "its log", json=True))
     for parser in inner.choices.values():
         scope = parser.add_mutually_exclusive_group()
         scope.add_argument("--system", action="store_true", help="of the system; root's default")

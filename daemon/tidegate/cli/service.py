@@ -162,6 +162,20 @@ def _silence_text(found: Places) -> str:
     return f"tidegate itself answers only its own user and root, at {sock}."
 
 
+def logs(arguments: argparse.Namespace) -> int:
+    """Its log file, or its part of the journal."""
+    from tidegate.cli.logs import read_arguments, show_file, show_journal
+
+    wanted = read_arguments(arguments)
+    chosen = _find(arguments)
+    state = chosen.state()
+    if not state.installed:
+        raise Failure(_unknown_text(chosen), NOT_RUNNING)
+    if file := placing.log_file_of(state.command):
+        return show_file(file, wanted)
+    return show_journal(chosen.scope, wanted)
+
+
 def _begin(
     chosen: Manager,
     arguments: argparse.Namespace,
@@ -223,10 +237,7 @@ def _installed(arguments: argparse.Namespace) -> Manager:
     """For a verb that changes something: it is installed, and we may. Raises Failure."""
     chosen = _find(arguments)
     if not chosen.state().installed:
-        raise Failure(
-            f"{_name(chosen)} knows no tidegate; run: {_service_words(chosen, 'install')}",
-            NOT_RUNNING,
-        )
+        raise Failure(_unknown_text(chosen), NOT_RUNNING)
     _need_root(chosen, arguments)
     return chosen
 
@@ -267,6 +278,10 @@ def _platform(chosen: Manager) -> str:
 def _name(chosen: Manager) -> str:
     whose = "of the system" if chosen.scope is Scope.SYSTEM else "of this user"
     return f"{chosen.name} {whose}"
+
+
+def _unknown_text(chosen: Manager) -> str:
+    return f"{_name(chosen)} knows no tidegate; run: {_service_words(chosen, 'install')}"
 
 
 def _service_words(chosen: Manager, verb: str) -> str:
@@ -492,8 +507,7 @@ def _tell(text: str) -> None:
 
 def _state_lines(chosen: Manager, state: State) -> list[str]:
     if not state.installed:
-        words = _service_words(chosen, "install")
-        return [f"{_name(chosen)} knows no tidegate; to make it a service: {words}"]
+        return [_unknown_text(chosen)]
     starts = "starts with the computer" if chosen.scope is Scope.SYSTEM else "starts by itself"
     enabled = starts if state.enabled else "does not start by itself"
     pid = f", pid {state.pid}" if state.pid else ""
@@ -544,4 +558,5 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "stop": stop,
     "restart": restart,
     "status": status,
+    "logs": logs,
 }

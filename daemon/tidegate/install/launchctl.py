@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tidegate.install import written
 from tidegate.install.call import CallError, Done, call, environment
@@ -71,6 +72,7 @@ class Launchd:
                 enabled=there,
                 word="not loaded" if there else "not installed",
                 file=path if there else None,
+                command=" ".join(self._arguments()),
             )
         code = _number(_value(printed, "last exit code"))
         word = _value(printed, "state") or "loaded"
@@ -215,15 +217,11 @@ class Launchd:
 
     def _differs(self) -> str | None:
         """Where the loaded job departs from the file, which it does not follow by itself."""
-        printed = self._print()
-        try:
-            wanted = plistlib.loads((self.directory / FILE_NAME).read_bytes())
-        except (OSError, plistlib.InvalidFileException, ValueError):
-            return None  # without a readable file there is nothing to compare
-        if printed is None:
+        printed, wanted = self._print(), self._keys()
+        if printed is None or not wanted:
             return None
         arguments = _block(printed, "arguments")
-        if arguments and arguments != wanted.get("ProgramArguments"):
+        if arguments and arguments != self._arguments():
             return "other arguments"
         timeout_s = _number(_value(printed, "exit timeout"))
         if timeout_s is not None and timeout_s != wanted.get("ExitTimeOut"):
@@ -275,13 +273,20 @@ class Launchd:
 
     def _logs(self) -> list[Path]:
         """launchd's own file first, then ours, whose end matters most."""
-        try:
-            job = plistlib.loads((self.directory / FILE_NAME).read_bytes())
-        except (OSError, plistlib.InvalidFileException, ValueError):
-            return []
-        words = [str(word) for word in job.get("ProgramArguments", [])]
+        words = self._arguments()
         ours = words[words.index("--log-file") + 1 :][:1] if "--log-file" in words else []
-        return [Path(each) for each in [job.get("StandardErrorPath"), *ours] if each]
+        return [Path(each) for each in [self._keys().get("StandardErrorPath"), *ours] if each]
+
+    def _arguments(self) -> list[str]:
+        return [str(word) for word in self._keys().get("ProgramArguments", [])]
+
+    def _keys(self) -> dict[str, Any]:
+        """What the file says; nothing when there is none that can be read."""
+        try:
+            keys = plistlib.loads((self.directory / FILE_NAME).read_bytes())
+        except (OSError, plistlib.InvalidFileException, ValueError):
+            return {}
+        return keys if isinstance(keys, dict) else {}
 
 
 # --- reading what launchctl prints ---------------------------------------------------------------

@@ -102,6 +102,11 @@ def _usual(environ: Mapping[str, str], platform: str, uid: int) -> Places | None
         return None
 
 
+def log_file_of(command: str) -> Path | None:
+    """The file that the tidegate of this command line logs to, if it was given one."""
+    return _flag(command, "--log-file")
+
+
 def service_environ(environ: Mapping[str, str], uid: int) -> dict[str, str]:
     """What of the environment a user's service sees too."""
     try:
