@@ -8,23 +8,24 @@ _tidegate() {
     for ((i = 1; i < COMP_CWORD; i++)); do
         word=${COMP_WORDS[i]}
         case "$word" in
-            --config|--log-file|--output|--runtime-dir|--state-dir)
+            --config|--lines|--log-file|--output|--runtime-dir|--since|--state-dir|-n)
                 if [ "${COMP_WORDS[i+1]}" = "=" ]; then i=$((i + 1)); fi
                 i=$((i + 1))
                 continue ;;
         esac
         case "${path:+$path }$word" in
-            "run"|"start"|"stop"|"restart"|"status"|"runs"|"models"|"sweep"|"recycle"|"upgrade"|"reload"|"check"|"bundle"|"replay"|"token"|"token new"|"token list"|"token revoke"|"completion"|"version")
+            "run"|"start"|"stop"|"restart"|"status"|"runs"|"models"|"sweep"|"recycle"|"upgrade"|"reload"|"logs"|"check"|"bundle"|"replay"|"token"|"token new"|"token list"|"token revoke"|"service"|"service install"|"service uninstall"|"service start"|"service stop"|"service restart"|"service status"|"service logs"|"completion"|"version")
                 path="${path:+$path }$word" ;;
         esac
     done
     case "$prev" in
         --config|--log-file|--output) files=default ;;
         --runtime-dir|--state-dir) files=dirnames ;;
+        --lines|--since|-n) : ;;
         *)
             case "$path" in
                 "")
-                    words="run start stop restart status runs models sweep recycle upgrade reload check bundle replay token completion version"
+                    words="run start stop restart status runs models sweep recycle upgrade reload logs check bundle replay token service completion version"
                     case "$cur" in -*) words="-h --help --version" ;; esac ;;
                 "run")
                     words=""
@@ -58,7 +59,10 @@ _tidegate() {
                     words="-h --help --config --state-dir --runtime-dir --no-wait" ;;
                 "reload")
                     words=""
-                    words="-h --help --config --state-dir --runtime-dir" ;;
+                    words="-h --help --config --state-dir --runtime-dir --json" ;;
+                "logs")
+                    words=""
+                    words="-h --help --config --state-dir --runtime-dir --json -f --follow -n --lines --since" ;;
                 "check")
                     words=""
                     words="-h --help --config --state-dir --runtime-dir --json" ;;
@@ -81,6 +85,30 @@ _tidegate() {
                 "token revoke")
                     words=""
                     words="-h --help --config --state-dir --runtime-dir" ;;
+                "service")
+                    words="install uninstall start stop restart status logs"
+                    case "$cur" in -*) words="-h --help" ;; esac ;;
+                "service install")
+                    words=""
+                    words="-h --help --config --state-dir --runtime-dir --dry-run --no-start --socket --system --user" ;;
+                "service uninstall")
+                    words=""
+                    words="-h --help --config --state-dir --runtime-dir --system --user" ;;
+                "service start")
+                    words=""
+                    words="-h --help --config --state-dir --runtime-dir --system --user" ;;
+                "service stop")
+                    words=""
+                    words="-h --help --config --state-dir --runtime-dir --system --user" ;;
+                "service restart")
+                    words=""
+                    words="-h --help --config --state-dir --runtime-dir --system --user" ;;
+                "service status")
+                    words=""
+                    words="-h --help --config --state-dir --runtime-dir --json --system --user" ;;
+                "service logs")
+                    words=""
+                    words="-h --help --config --state-dir --runtime-dir --json -f --follow -n --lines --since --system --user" ;;
                 "completion")
                     words="bash zsh fish"
                     case "$cur" in -*) words="-h --help" ;; esac ;;
