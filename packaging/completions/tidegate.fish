@@ -15,7 +15,8 @@ function __tidegate_at --description 'Whether the words so far lead to this verb
             set -a path $word
         end
     end
-    test (string join ' ' $path) = "$argv"
+    set -l joined (string join ' ' $path)
+    test "$joined" = "$argv"
 end
 
 complete -c tidegate -f
