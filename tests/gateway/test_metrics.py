@@ -30,6 +30,7 @@ def view() -> MetricsView:
         connections={"busy": 4},
         upstream_active={"box": 2},
         upstream_aside={"box": 1},
+        repairs={"warning": 2},
         relief_bytes={"stale": 4096},
         relief_seconds={"stale": 0.125},
         guard=GuardFigures(
@@ -75,6 +76,9 @@ def test_a_scrape_shows_every_number_of_the_view() -> None:
         ("tidegate_connections", "busy"): 4,
         ("tidegate_upstream_active", "box"): 2,
         ("tidegate_upstream_set_aside", "box"): 1,
+        ("tidegate_repairs", "note"): 0,
+        ("tidegate_repairs", "warning"): 2,
+        ("tidegate_repairs", "error"): 0,
         ("tidegate_relief_bytes_total", "stale"): 4096,
         ("tidegate_relief_seconds_total", "stale"): 0.125,
         ("tidegate_memory_budget_bytes",): 900,
@@ -100,7 +104,7 @@ def test_every_metric_says_what_it_is() -> None:
     """Each has its help and its type, and the content type names the format they are in."""
     text = render(view()).decode()
     names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
-    assert len(names) == len(set(names)) == text.count("# HELP") == 22
+    assert len(names) == len(set(names)) == text.count("# HELP") == 23
     assert all(name.startswith("tidegate_") for name in names)
     assert CONTENT_TYPE.startswith("text/plain; version=0.0.4")
 

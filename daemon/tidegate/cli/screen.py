@@ -17,6 +17,7 @@ from rich.text import Text
 from tidegate.cli.answers import SweepResult
 from tidegate.cli.printable import printable
 from tidegate.core.message import RunSummary
+from tidegate.core.repairs import Repair
 from tidegate.service.status import (
     MemoryState,
     Restart,
@@ -57,6 +58,8 @@ def _status_rows(status: Status) -> Iterable[tuple[str, list[str]]]:
     memory = status.memory
     if status.reason:
         yield "Because", status.reason.splitlines()
+    if status.repairs:
+        yield "Repairs", [line for each in status.repairs for line in _repair_lines(each)]
     yield "Listening", [", ".join(status.listen) or "nowhere"]
     by = f", started by {status.manager}" if status.manager else ""
     yield "Watchdog", [f"pid {status.watchdog.pid}, {size_text(status.watchdog.rss_bytes)}{by}"]
@@ -68,6 +71,12 @@ def _status_rows(status: Status) -> Iterable[tuple[str, list[str]]]:
     yield "Recycles", [str(status.recycles)]
     yield "Restarts", [_restart_text(restart) for restart in status.restarts[-3:]] or ["none"]
     yield "Upstreams", [_upstream_text(upstream) for upstream in status.upstreams] or ["none"]
+
+
+def _repair_lines(repair: Repair) -> Iterable[str]:
+    age = duration_text(max(0.0, time.time() - repair.since))
+    yield f"{repair.severity} for {age}: {repair.cause}"
+    yield f"  {repair.fix} ({repair.id})"
 
 
 def _memory_lines(memory: MemoryState) -> Iterable[str]:

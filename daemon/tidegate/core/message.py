@@ -10,6 +10,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
+from tidegate.core.repairs import Repair
 from tidegate.core.settings import Settings
 
 PROTOCOL = 1
@@ -177,6 +178,7 @@ class Facts(Message, frozen=True, kw_only=True):
     guard: GuardFigures = GuardFigures()
     peer_socket: str | None = None  # the other generation's, while there is one
     peer_active: dict[str, int] = {}  # its requests under way, by upstream, as it last beat
+    repairs: list[Repair] = []  # open problems, for whoever asks over HTTP
 
 
 class Sweep(Message, frozen=True, kw_only=True):

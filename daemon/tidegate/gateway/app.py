@@ -84,6 +84,7 @@ _ROUTES = tuple(
         ("GET", _RUN, Access.TOKEN, runs.show_run),
         ("GET", f"{_RUN}/stream", Access.TOKEN, runs.stream_run),
         ("POST", f"{_RUN}/cancel", Access.TOKEN, runs.cancel_run),
+        ("GET", "/repairs", Access.TOKEN, operations.list_repairs),
         ("GET", "/metrics", Access.TOKEN, operations.metrics),
         ("GET", "/healthz", Access.OPEN, operations.alive),
         ("GET", "/readyz", Access.OPEN, operations.ready),

@@ -21,6 +21,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from tidegate.core.message import GuardFigures
+from tidegate.core.problem import Severity
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -83,6 +84,7 @@ class MetricsView:
     connections: Mapping[str, int] = field(default_factory=dict)  # by state
     upstream_active: Mapping[str, int] = field(default_factory=dict)  # by upstream
     upstream_aside: Mapping[str, int] = field(default_factory=dict)  # 1: set aside for its failures
+    repairs: Mapping[str, int] = field(default_factory=dict)  # open ones, by severity
     relief_bytes: Mapping[str, int] = field(default_factory=dict)  # by step, since the start
     relief_seconds: Mapping[str, float] = field(default_factory=dict)
     guard: GuardFigures = field(default_factory=GuardFigures)
@@ -132,6 +134,8 @@ class _ViewCollector(Collector):
             "upstream",
             view.upstream_aside,
         )
+        severities = {severity.value: 0 for severity in Severity} | dict(view.repairs)
+        yield _gauges("repairs", "Open problems by severity.", "severity", severities)
         yield _counters("relief_bytes", "Bytes freed for memory.", "step", view.relief_bytes)
         yield _counters("relief_seconds", "Time taken by relief.", "step", view.relief_seconds)
         yield from _guard(view.guard)

@@ -434,6 +434,16 @@ _SCHEMAS = {
         {"id": "string", "object": "string", "created": "integer", "owned_by": "string"}
     ),
     "Models": _object(_LIST, data=_many("Model")),
+    "Repair": _object(
+        {
+            "id": "string",
+            "since": "number",
+            "severity": "string",
+            "cause": "string",
+            "fix": "string",
+        }
+    ),
+    "Repairs": _object(_LIST, data=_many("Repair")),
     "OllamaModels": _object({}, models={"type": "array", "items": {"type": "object"}}),
     "OllamaVersion": _object({"version": "string"}),
     "Response": {"type": "object", "description": "A response, as OpenAI has it."},
@@ -573,6 +583,11 @@ _ABOUT: dict[Callable[..., object], _About] = {
         "End a run; one that is over is shown as it is",
         {"200": _json_answer("The run.", "Run"), "404": _NO_RUN},
         "runs",
+    ),
+    operations.list_repairs: _About(
+        "listRepairs",
+        "What somebody should mend: since when, why, and how",
+        {"200": _json_answer("Open problems, the worst first.", "Repairs")},
     ),
     operations.metrics: _About(
         "showMetrics", "For Prometheus", {"200": _text_answer("Every metric.")}

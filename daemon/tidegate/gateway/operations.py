@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+import msgspec
 from aiohttp import web
 
 from tidegate import __version__
@@ -76,12 +78,22 @@ async def metrics(gateway: Gateway, request: web.BaseRequest, caller: Caller) ->
         relief_bytes=gateway.relief.freed_bytes if gateway.relief else {},
         relief_seconds=gateway.relief.seconds if gateway.relief else {},
         guard=facts.guard if facts else GuardFigures(),
+        repairs=Counter(repair.severity for repair in facts.repairs) if facts else {},
         upstream_active={pool.name: pool.active for pool in gateway.catalog.pools()},
         upstream_aside={
             pool.name: int(not pool.breaker.is_closed) for pool in gateway.catalog.pools()
         },
     )
     return web.Response(body=render(view), headers={"Content-Type": CONTENT_TYPE})
+
+
+async def list_repairs(
+    gateway: Gateway, request: web.BaseRequest, caller: Caller
+) -> web.StreamResponse:
+    """What somebody should mend, as the watchdog knows it; the worst first."""
+    found = gateway.facts.repairs if gateway.facts else []
+    data = [msgspec.structs.asdict(repair) for repair in found]
+    return web.json_response({"object": "list", "data": data})
 
 
 async def list_models(

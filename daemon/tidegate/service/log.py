@@ -68,6 +68,11 @@ def settle(limit_s: float = SETTLE_LIMIT_S) -> None:
         _handler.writer.settle(limit_s)
 
 
+def lost() -> int:
+    """Lines that could not be written and that nobody has been told of."""
+    return _handler.writer.lost if _handler is not None else 0
+
+
 def state() -> LogState:
     """Where this process's lines go."""
     file = current_file()

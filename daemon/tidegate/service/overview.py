@@ -11,6 +11,7 @@ import msgspec
 from tidegate import __version__
 from tidegate.core import message as msg
 from tidegate.core.lifecycle import State
+from tidegate.core.repairs import Repair
 from tidegate.core.settings import MIB
 from tidegate.service import launchd, log, status, systemd
 from tidegate.service.generations import Generations
@@ -37,6 +38,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     memory: MemoryBook
     totals: status.Totals
     guard_state: Callable[[], status.GuardState]
+    repairs: Callable[[], list[Repair]]
     started_s: float = msgspec.field(default_factory=time.monotonic)
     manager: str | None = msgspec.field(default_factory=_manager)
     log: LogState = msgspec.field(default_factory=log.state)
@@ -89,6 +91,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             restarts=restarts,
             upstreams=upstreams,
             guard=self.guard_state(),
+            repairs=self.repairs(),
             reason=parked or (troubles[0] if state == "degraded" else None),
             manager=self.manager,
         )
@@ -103,6 +106,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             shed=seen.memory.shedding,
             recycles=self.totals.recycles,
             guard=self.memory.figures(seen),
+            repairs=seen.repairs,
             peer_socket=str(peer.socket_path) if peer else None,
             peer_active=_active(peer),
         )

@@ -108,6 +108,11 @@ class Reloader:
         self._on_config(config)
 
     @property
+    def refused(self) -> str | None:
+        """Why what the file says now is not in force, if so."""
+        return self._refused
+
+    @property
     def is_under_way(self) -> bool:
         """Whether a new config is on its way."""
         return self._reload is not None

@@ -12,11 +12,12 @@ from msgspec import Struct
 
 from tidegate.core.lifecycle import Fleet, State
 from tidegate.core.message import Heartbeat, StepReport, UpstreamStatus
+from tidegate.core.repairs import Repair
 from tidegate.core.settings import MIB
 from tidegate.service.log_file import LogState
 
 RESTARTS_KEPT = 20
-_FAILING = {"failing", "set aside"}
+FAILING = {"failing", "set aside"}  # states of an upstream that somebody should look at
 RECENT_S = 60.0  # a restart so lately that clients may still feel it
 
 
@@ -152,6 +153,7 @@ class Status(Struct, frozen=True, kw_only=True):
     upstreams: list[UpstreamState]
     guard: GuardState = GuardState()
     reason: str | None = None  # why it is parked, or degraded
+    repairs: list[Repair] = []  # open problems, the worst first
     manager: str | None = None  # "systemd" or "launchd", if that started it
 
 
@@ -200,7 +202,7 @@ def troubles(
         found.append(f"a recycle is called for, but {refused}")
     if last_restart is not None and now - last_restart.at < RECENT_S:
         found.append(f"a worker was lost: {last_restart.reason}")
-    failing = ", ".join(upstream.name for upstream in upstreams if upstream.state in _FAILING)
+    failing = ", ".join(upstream.name for upstream in upstreams if upstream.state in FAILING)
     return [*found, f"failing upstreams: {failing}"] if failing else found
 
 

@@ -49,6 +49,11 @@ class Notifier:
         """Whether there is a manager to speak to."""
         return self._sock is not None
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether it would notice if we hung; True where there is none to notice."""
+        return self._sock is None or self.ping_every_s is not None
+
     def ready(self) -> None:
         """It serves; also ends a reload."""
         self._insist("READY=1")

@@ -104,6 +104,7 @@ class Estate(Struct, frozen=True, kw_only=True):
     totals: Totals
     alarms: int = 0
     steps: dict[str, StepState] = {}
+    repairs: dict[str, float] = {}  # by id, since when
 
     @property
     def descriptors(self) -> list[int]:

@@ -50,6 +50,7 @@ from tidegate.service.process import (
     forbid_core_dumps,
 )
 from tidegate.service.reload import Reloader
+from tidegate.service.repairs import Caretaker, Seen
 from tidegate.service.signals import Signals
 from tidegate.service.systemd import Notifier
 from tidegate.service.upgrade import Estate, Upgrade, UpgradeError
@@ -216,6 +217,7 @@ class Watchdog:
             memory=self._memory,
             totals=self._totals,
             guard_state=lambda: self._guardian.state(),  # noqa: PLW0108
+            repairs=lambda: self._caretaker.open(),  # noqa: PLW0108
             started_s=estate.started_s if estate else time.monotonic(),
         )
         self._evidence = Evidence(
@@ -232,9 +234,11 @@ class Watchdog:
             tell_facts=self._tell_facts,
             do=self._do,
         )
+        self._caretaker = Caretaker(state_dir, estate.repairs if estate else None)
         self._pressure = self._watch_pressure()
         self._cannot: str | None = None  # why nothing has begun
         self._upgrade: Upgrade | None = None  # one that is under way
+        self._refused_upgrade: str | None = None  # why the last one was
         self._wants_recycle = False  # to end an upgrade, as soon as no other is under way
         self._next_tick_s = self._next_load_s = time.monotonic()
         self._over_at_s: float | None = None
@@ -390,10 +394,28 @@ class Watchdog:
             self._try_again(now_s)
         if self._reloader.config is not None:
             self._guardian.tick(now_s, delay_s)
+        self._care(now_s)
         self._notifier.flush()
         self._notifier.status(status.status_line(self._status()))
         if self._generations.fleet.stopping:
             self._notifier.extend_timeout(EXTEND_S)
+
+    def _care(self, now_s: float) -> None:
+        """Look for what somebody should mend."""
+        config = self._reloader.config
+        seen = Seen(
+            status=self._status(),
+            now=time.time(),
+            parked=self._parked,
+            refused_config=self._reloader.refused,
+            refused_upgrade=self._refused_upgrade,
+            lost_lines=log.lost(),
+            free_bytes=self._caretaker.free_bytes(now_s),
+            connections=sum(w.beat.connections for w in self._generations if w.beat),
+            max_connections=config.settings.limits.max_connections if config else 0,
+            is_watched=self._notifier.is_watched,
+        )
+        self._caretaker.look(seen)
 
     def _try_again(self, now_s: float) -> None:
         """Parked: the config may have been mended."""
@@ -636,6 +658,7 @@ class Watchdog:
 
     def _upgrade_failed(self, error: UpgradeError) -> None:
         self._upgrade = None
+        self._refused_upgrade = str(error)
         _log.error("upgrade refused, nothing has changed: %s", error)
         self._commands.upgrade_failed(f"the upgrade was refused, nothing has changed: {error}")
 
@@ -653,6 +676,7 @@ class Watchdog:
             totals=self._totals,
             alarms=self._memory.alarms,
             steps=self._memory.steps,
+            repairs=self._caretaker.since(),
         )
 
     def _resume(self, estate: Estate) -> None:

@@ -1,0 +1,147 @@
+"""Everything that a running tidegate finds wrong with itself, each provoked and with its fix."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from tidegate.core.problem import Problem
+from tidegate.core.settings import MIB
+from tidegate.service import repairs
+from tidegate.service.repairs import Seen, find
+from tidegate.service.status import (
+    MemoryState,
+    Restart,
+    RunCounts,
+    Status,
+    SweptState,
+    UpstreamState,
+    WatchdogState,
+)
+
+NOW = 1_000_000.0
+STATUS = Status(
+    state="serving",
+    version="1",
+    uptime_s=1.0,
+    generation=1,
+    listen=[],
+    workers=[],
+    worker=None,
+    watchdog=WatchdogState(pid=1, rss_bytes=1),
+    memory=MemoryState(),
+    runs=RunCounts(active=0, finished=0, total=0),
+    swept=SweptState(runs=0, bytes=0, last_reason=None),
+    recycles=0,
+    restarts=[],
+    upstreams=[],
+)
+WELL = Seen(status=STATUS, now=NOW, free_bytes=1 << 40, connections=5, max_connections=100)
+SOURCE = Path(repairs.__file__).read_text()
+
+
+def upstream(state: str) -> UpstreamState:
+    return UpstreamState(name="box", state=state, active=0, queued=0, last_error="answered 500")
+
+
+def lost(ago_s: float) -> Restart:
+    return Restart(at=NOW - ago_s, reason="killed by SIGKILL", exit=-9)
+
+
+def with_status(**values: object) -> Seen:
+    return replace(WELL, status=replace(STATUS, **values))
+
+
+def with_memory(**values: object) -> Seen:
+    return with_status(memory=replace(MemoryState(), **values))
+
+
+PROVOKED = {
+    "parked": (replace(WELL, parked="c.toml:1: no"), "error", "c.toml:1", "mend the config"),
+    "config-refused": (replace(WELL, refused_config="c:1"), "warning", "c:1", "tidegate check"),
+    "upgrade-refused": (replace(WELL, refused_upgrade="no"), "warning", "no", "tidegate upgrade"),
+    "upstream-failing:box": (
+        with_status(upstreams=[upstream("ok"), upstream("failing")]),
+        "warning", "box is failing: answered 500", "tidegate doctor",
+    ),
+    "upstream-set-aside:box": (
+        with_status(upstreams=[upstream("set aside")]), "warning", "set aside", "tidegate doctor",
+    ),
+    "workers-lost": (with_status(restarts=[lost(30)]), "warning", "SIGKILL", "tidegate logs"),
+    "connections-full": (replace(WELL, connections=90), "warning", "90 of 100", "max_connections"),
+    "memory-short": (with_memory(shedding="level 3"), "error", "level 3", "memory.budget"),
+    "recycle-refused": (with_memory(refused="3 an hour"), "warning", "3 an hour", "bundle"),
+    "memory-grows": (
+        with_memory(limit_in_s=7200.0, growth_bytes_per_h=5 * MIB),
+        "warning", "5.0 MiB an hour that no run explains; full in 2.0 h", "bundle",
+    ),
+    "disk-full": (replace(WELL, free_bytes=100 * MIB), "warning", "100 MiB", "make room"),
+    "log-lines-lost": (replace(WELL, lost_lines=3), "warning", "3 log lines", "disk"),
+    "not-watched": (replace(WELL, is_watched=False), "note", "hung watchdog", "WatchdogSec"),
+}  # fmt: skip
+
+
+def test_all_is_well() -> None:
+    """Nothing is found where nothing is wrong, or only was, long ago."""
+    assert list(find(WELL)) == []
+    assert list(find(with_status(restarts=[lost(4000)]))) == []
+    assert list(find(with_memory(limit_in_s=30 * 86400.0, growth_bytes_per_h=1))) == []
+
+
+@pytest.mark.parametrize("name", PROVOKED)
+def test_each_is_found_and_says_what_to_do(name: str) -> None:
+    """One problem of that id and severity, with its cause and its fix."""
+    seen, severity, cause, fix = PROVOKED[name]
+    (problem,) = find(seen)
+    assert (problem.id, problem.severity.value) == (name, severity)
+    assert cause in problem.cause
+    assert fix in problem.fix
+
+
+@pytest.mark.parametrize(
+    ("seen", "name"),
+    [
+        (with_status(restarts=[lost(n) for n in (900, 60, 5)]), "workers-lost"),
+        (replace(WELL, free_bytes=5 * MIB), "disk-full"),
+    ],
+)
+def test_worse_is_an_error(seen: Seen, name: str) -> None:
+    """What was a warning becomes one when it is worse."""
+    assert [(each.id, each.severity.value) for each in find(seen)] == [(name, "error")]
+
+
+def test_every_id_in_the_code_is_provoked_here() -> None:
+    """A new one needs a row of its own."""
+    written = set(re.findall(r'(?:_warning|_error)\(\s*f?"([a-z-]+)', SOURCE))
+    written |= set(re.findall(r'id="([a-z-]+)"', SOURCE))
+    assert {name.rstrip("-") for name in written} == {
+        "upstream" if name.startswith("upstream-") else name for name in PROVOKED
+    }
+
+
+def test_the_disk_is_really_read(tmp_path: Path) -> None:
+    """Room where the state is kept; a directory that is not there is not guessed at."""
+    assert (repairs.Caretaker(tmp_path).free_bytes(1e6) or 0) > 0
+    assert repairs.Caretaker(tmp_path / "none").free_bytes(1e6) is None
+
+
+def test_opening_and_closing_are_a_line_each(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the cause and the fix when it opens."""
+    caplog.set_level("INFO")
+    now_s = [0.0]
+    monkeypatch.setattr(repairs.time, "monotonic", lambda: now_s[0])
+    caretaker = repairs.Caretaker(tmp_path)
+    short = PROVOKED["memory-short"][0]
+    for at_s, seen in ((0.0, short), (6.0, short), (7.0, short), (30.0, WELL), (60.0, WELL)):
+        now_s[0] = at_s
+        caretaker.look(seen)
+    assert [line.split(":")[0] for line in caplog.messages] == [
+        "repair memory-short",
+        "repair memory-short is no longer needed",
+    ]
+    assert isinstance(next(find(short)), Problem)
