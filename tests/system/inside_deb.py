@@ -32,7 +32,8 @@ url = "http://127.0.0.1:{port}/v1"
 NOT_LOOKED_AT = {
     "/proc", "/sys", "/dev", "/mnt", "/tmp", "/root", "/work", "/home", "/var/tmp", "/var/cache",
     "/var/log/journal", "/run/log", "/run/credentials", "/run/adduser", "/run/systemd/journal",
-    "/run/systemd/units", "/run/systemd/incoming", "/run/systemd/propagate", "/run/systemd/unit-root",
+    "/run/systemd/units", "/run/systemd/incoming", "/run/systemd/propagate",
+    "/run/systemd/unit-root",
 }  # fmt: skip
 finish = threading.Event()
 
