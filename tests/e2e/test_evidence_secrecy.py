@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
 
+from fakes.canaries import forms
 from fakes.client import Stream, get, open_chat
 from fakes.gateway import Gateway, StartGateway
 from fakes.upstream import chunk
@@ -58,19 +57,6 @@ async def repeating() -> AsyncIterator[RawUpstream]:
     upstream = await RawUpstream(repeat).start()
     yield upstream
     await upstream.stop()
-
-
-def forms(canary: str) -> Iterator[str]:
-    """How a text may appear: plain, escaped, percent-encoded, hexadecimal, in base64."""
-    data = canary.encode()
-    yield canary
-    yield quote(canary, safe="")
-    yield canary.replace(" ", "+")
-    yield canary.replace(" ", "-").lower()  # in a file's name
-    yield data.hex()
-    for shift in range(3):  # base64 of a longer text: without the ends, which neighbours change
-        for encode in (base64.b64encode, base64.urlsafe_b64encode):
-            yield encode(bytes(shift) + data)[4:-4].decode()
 
 
 def shown_by(gateway: Gateway) -> dict[str, str]:
@@ -138,8 +124,7 @@ async def test_no_evidence_holds_a_canary(gateway: StartGateway, repeating: RawU
             for name, text in texts.items():
                 assert form not in text, f"{canary} as {form} is in {name}"
 
-    # An upstream may call its error by the key that it was given. Evidence goes to strangers.
-    evidence = {name: text for name, text in texts.items() if name not in {"status", "log"}}
-    assert any("refused with 400 (***)" in text for text in evidence.values())
+    # An upstream may call its error by the key that it was given.
+    assert any("refused with 400" in text for text in texts.values())
     for form in forms(OTHER_KEY):
-        assert not any(form in text for text in evidence.values())
+        assert not any(form in text for text in texts.values())

@@ -247,7 +247,8 @@ class Relay:
     # --- the upstream answers -----------------------------------------------------------------
 
     def on_head(self, status: int, headers: dict[str, str]) -> None:
-        self._reply = reply = Reply(status, headers)
+        assert self.target is not None
+        self._reply = reply = Reply(status, self.target.pool.secret.hide_values(headers))
         self.run.attempt.request_id = reply.request_id
         if reply.is_success and reply.is_compressed:
             self._attempt_failed(
@@ -404,13 +405,16 @@ class Relay:
             self._attempt_failed(UpstreamError(f"answered {status}, which is no HTTP status"))
         else:
             self._judge_well()  # whoever refuses with a reason is alive
+            body = self.target.pool.secret.hide_bytes(body)
             self.answer = reply.pass_on(body)
             reason = f'upstream "{self.target.pool.name}" refused with {reply.refusal(body)}'
             self._end(Happening.FAIL, reason, f"upstream_{status}")
 
     def _on_busy(self, body: bytes) -> None:
         """Overload or breakage: elsewhere at once, here again when it says when, or the end."""
+        assert self.target is not None
         run, reply = self.run, self._reply
+        body = self.target.pool.secret.hide_bytes(body)
         what = f"answered {reply.refusal(body)}"
         if not self._left and run.state is State.CONNECTING:
             if reply.is_loading(body):
@@ -465,11 +469,12 @@ class Relay:
         run = self.run
         name = self.target.pool.name
         if answer is None and isinstance(error, UpstreamError) and error.said:
-            answer = Answer(error.status, "application/json", error.said)
-        reason = str(error)
+            said = self.target.pool.secret.hide_bytes(error.said)
+            answer = Answer(error.status, "application/json", said)
+        reason = self.target.pool.secret.hide(str(error))
         if isinstance(error, UpstreamError):
             after = "" if error.code == "first_output_s" else self._after()
-            reason = f'upstream "{name}" {error}{after}'
+            reason = f'upstream "{name}" {reason}{after}'
             self._judge_badly(reason, error.code)
         self._let_go_of_upstream()
         if isinstance(error, UpstreamError):

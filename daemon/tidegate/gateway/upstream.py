@@ -22,6 +22,7 @@ from msgspec import Struct
 from tidegate.core.breaker import Breaker
 from tidegate.core.errors import UpstreamError
 from tidegate.core.message import UpstreamStatus
+from tidegate.core.secret import Secret
 from tidegate.core.settings import Limits, Upstream
 from tidegate.gateway.connection import UpstreamConnection
 
@@ -70,6 +71,7 @@ class UpstreamPool:
         self._queue: deque[Waiter] = deque()
         self._address = _Address(upstream.url)
         self.key_header = upstream.api_key_header or self._address.usual_key_header
+        self.secret = Secret(secret)
         self._credentials = _KEY_LINES[self.key_header].format(secret) if secret else ""
 
     def status(self) -> UpstreamStatus:

@@ -32,6 +32,7 @@ from tidegate import __version__
 from tidegate.config import LoadedConfig
 from tidegate.core.ladder import Decision, Inputs
 from tidegate.core.message import Inspect, Inspected, RunSummary
+from tidegate.core.secret import looks_like_key
 from tidegate.core.settings import KIB, Settings
 from tidegate.guard.heap import heap_trimmer
 from tidegate.guard.sample import SampleError, machine_bytes
@@ -347,7 +348,7 @@ def _inside(case: _Case) -> dict[str, bundle.Section]:
 
 def _show_run(generation: int, run: RunSummary, at: float) -> dict[str, object]:
     """Sizes and ages. A model's name is the client's own text: only what looks like a name."""
-    is_plain = _PLAIN_NAME.fullmatch(run.model) is not None
+    is_plain = _PLAIN_NAME.fullmatch(run.model) and not looks_like_key(run.model)
     return {
         "generation": generation,
         "id": run.id,

@@ -1,0 +1,63 @@
+"""Keys in texts that are not ours: a known one is hidden, an unknown one is recognised.
+
+An upstream may repeat the key that it was sent ("Incorrect API key provided: …"), and what it says
+goes to clients, logs and `status`, none of which may know it. And people put keys where something
+else belongs, a client into the model's name for one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+HIDDEN = "***"
+MIN_LENGTH = 6  # what is shorter is no secret, and is in every other word
+
+# What the keys of clouds and of tidegate begin with, and a word that is as long and mixed as only
+# chance makes it. Names of models are made of shorter parts: "Qwen2.5-Coder-32B-Instruct-Q4_K_M".
+_BEGINNING = re.compile(
+    r"\b(?:sk-|tg-|xai-|pplx-|nvapi-|glpat-|gsk_|hf_|r8_|ghp_|AIza)[A-Za-z0-9_-]{16,}"
+)
+_RANDOM = re.compile(r"(?=[a-zA-Z]*[0-9])(?=[0-9]*[a-zA-Z])[A-Za-z0-9]{16,}")
+
+
+class Secret:
+    """The key of one upstream, which hides itself; an empty one hides nothing."""
+
+    __slots__ = ("_forms",)
+
+    def __init__(self, key: str | None) -> None:
+        """`key` as it is sent."""
+        forms = _written(key) if key and len(key) >= MIN_LENGTH else ()
+        self._forms = tuple((form, form.encode()) for form in forms)
+
+    def __repr__(self) -> str:
+        return f"<Secret {HIDDEN if self._forms else 'none'}>"
+
+    def hide(self, text: str) -> str:
+        """`text` without the key."""
+        for form, _ in self._forms:
+            text = text.replace(form, HIDDEN)
+        return text
+
+    def hide_bytes(self, data: bytes) -> bytes:
+        """`data` without the key; what is JSON remains JSON."""
+        for _, form in self._forms:
+            data = data.replace(form, HIDDEN.encode())
+        return data
+
+    def hide_values(self, values: Mapping[str, str]) -> dict[str, str]:
+        """The same names with values that do not have the key."""
+        return {name: self.hide(value) for name, value in values.items()}
+
+
+def looks_like_key(text: str) -> bool:
+    """Whether some part of it can hardly be anything else."""
+    return bool(_BEGINNING.search(text) or _RANDOM.search(text))
+
+
+def _written(key: str) -> tuple[str, ...]:
+    """As it is, and as a JSON text has it, of which there are two ways to write a slash."""
+    escaped = json.dumps(key)[1:-1]
+    return tuple(dict.fromkeys((escaped.replace("/", "\\/"), escaped, key)))
