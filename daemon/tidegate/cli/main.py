@@ -3,9 +3,9 @@
 A verb imports what it needs when it is called. `tidegate run` becomes the watchdog, which stays
 in memory for months: nothing that only prints tables may be loaded into it.
 
-Exit codes: 0 done, or stopped as asked · 1 the running tidegate refused, or `replay` found a
-difference · 64 wrong usage · 69 cannot reach a running tidegate · 75 not finished yet, or restart
-me · 78 bad configuration.
+Exit codes: 0 done, or stopped as asked · 1 the running tidegate refused, `replay` found a
+difference, or `doctor` warnings · 2 `doctor` found errors · 64 wrong usage · 69 cannot reach a
+running tidegate · 75 not finished yet, or restart me · 78 bad configuration.
 """
 
 from __future__ import annotations
@@ -88,6 +88,10 @@ def _call(arguments: argparse.Namespace) -> int:
             from tidegate.cli.logs import logs
 
             return logs(arguments)
+        case "doctor":
+            from tidegate.cli.doctor import doctor
+
+            return doctor(arguments)
         case "version":
             from tidegate.cli.version import version
 
@@ -146,6 +150,10 @@ def command_line() -> argparse.ArgumentParser:
     verb("reload", "read the config and the tokens again, and say what changed", json=True)
     _add_log_flags(verb("logs", "the log, wherever it is kept", json=True))
     verb("check", "say whether the config file is good", json=True)
+    doctor = verb("doctor", "what is wrong with this computer, and what mends it", json=True)
+    doctor.add_argument(
+        "--no-tokens", action="store_true", help="do not ask upstreams for a few tokens"
+    )
     bundle = verb("bundle", "write down how it is, as evidence", json=True)
     bundle.add_argument(
         "--output", type=Path, metavar="FILE", help="copy it there, for you alone to read"

@@ -1,1 +1,1 @@
-"""What may be wrong with this computer or its tidegate, and what mends it."""
+"""What may be wrong with this computer, and what mends it: `examination` looks at all of it."""

@@ -1,0 +1,163 @@
+"""The config, and the files and directories that tidegate reads and writes."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from tidegate.config import ConfigError, LoadedConfig
+from tidegate.core.problem import Problem
+from tidegate.core.settings import MIB
+from tidegate.doctor.findings import finding
+from tidegate.places import Places
+
+FULL_BYTES = 64 * MIB  # less than the state of a few days: bundles, decisions, a log's rotation
+LOW_BYTES = 512 * MIB
+LOW_INODES = 1000
+LOG_BYTES = 200 * MIB  # tidegate's own logs stay far below it
+JOURNAL_BYTES = 4096 * MIB  # journald's own cap at most
+_JOURNALS = (Path("/var/log/journal"), Path("/run/log/journal"))
+
+
+def check_config(loaded: LoadedConfig | ConfigError, *, serves: bool) -> Iterator[Problem]:
+    """What `tidegate check` says, a finding for each line of it.
+
+    While a tidegate `serves`, keys that are missing here are those of its own environment.
+    """
+    if isinstance(loaded, ConfigError):
+        for line in str(loaded).splitlines():
+            yield _mistake(line, serves=serves)
+        return
+    for n, warning in enumerate(loaded.warnings):
+        yield finding(
+            "config-warning", warning, "change it in the config, or leave it if it is meant", str(n)
+        )
+
+
+def _mistake(line: str, *, serves: bool) -> Problem:
+    fix = "correct it in the config; `tidegate check` says when it is good"
+    if "auth.tokens_file" in line:
+        return finding("tokens-unusable", line, _command_in(line) or "restore or remove that file")
+    found = re.search(r"upstream\[(\d+)\]\.api_key_(?:env|file)", line)
+    if found and serves:
+        return finding(
+            "key-not-here",
+            f"this terminal does not have a key that the running tidegate has: {line}",
+            "nothing; to have that upstream asked as well, give doctor the same environment",
+            found[1],
+        )
+    if found:
+        fix = _command_in(line) or "put the key where the config says, readable by its user alone"
+        return finding("key-unusable", line, fix, found[1])
+    return finding("config-bad", line, fix)
+
+
+def _command_in(line: str) -> str | None:
+    found = re.search(r"run: (.+)$", line)
+    return f"run: {found[1]}" if found else None
+
+
+def check_permissions(places: Places) -> Iterator[Problem]:
+    """Of the config file and the directories; tokens and keys are the config's."""
+    try:
+        mode = places.config_file.stat().st_mode
+        if mode & 0o022:
+            yield finding(
+                "config-writable",
+                f"others can write {places.config_file}, and so decide where prompts go",
+                f"run: chmod go-w '{places.config_file}'",
+            )
+    except OSError:
+        pass  # that it is missing or cannot be read is the config's affair
+    for name, directory in (("state", places.state_dir), ("runtime", places.runtime_dir)):
+        yield from _check_directory(name, directory)
+
+
+def _check_directory(name: str, directory: Path) -> Iterator[Problem]:
+    try:
+        found = directory.stat()
+    except FileNotFoundError:
+        return  # it is made at the first start
+    except OSError as error:
+        yield _unusable(name, directory, error.strerror or str(error))
+        return
+    if not stat.S_ISDIR(found.st_mode):
+        yield _unusable(name, directory, "it is no directory")
+    elif found.st_mode & 0o022:
+        yield finding(
+            "directory-exposed",
+            f"others can write into the {name} directory {directory}: tidegate refuses it",
+            f"run: chmod 700 '{directory}'",
+            name,
+        )
+    elif not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+        yield _unusable(name, directory, "it may not be written by this user")
+
+
+def _unusable(name: str, directory: Path, why: str) -> Problem:
+    return finding(
+        "directory-unusable",
+        f"the {name} directory {directory} cannot be used: {why}",
+        f"run doctor as the user that tidegate runs as; or: sudo chown {_user()} '{directory}'",
+        name,
+    )
+
+
+def _user() -> str:
+    return str(os.geteuid())
+
+
+def check_disk(name: str, directory: Path) -> Iterator[Problem]:
+    """Space and inodes of where `directory` is, or will be."""
+    while not directory.exists() and directory != directory.parent:
+        directory = directory.parent
+    try:
+        found = os.statvfs(directory)
+    except OSError:
+        return
+    free_bytes = found.f_bavail * found.f_frsize
+    fix = f"make room on the file system of {directory}: df -h '{directory}'"
+    if free_bytes < FULL_BYTES:
+        cause = f"only {free_bytes // MIB} MiB are free for the {name} directory {directory}"
+        yield finding("disk-full", cause, fix, name)
+    elif free_bytes < LOW_BYTES:
+        cause = f"{free_bytes // MIB} MiB are left for the {name} directory {directory}"
+        yield finding("disk-low", cause, fix, name)
+    if found.f_files and found.f_favail < LOW_INODES:
+        yield finding(
+            "inodes-low",
+            f"only {found.f_favail} more files can be made in the {name} directory {directory}",
+            f"remove small files there: df -i '{directory}'",
+            name,
+        )
+
+
+def check_logs(state_dir: Path, journals: tuple[Path, ...] = _JOURNALS) -> Iterator[Problem]:
+    """How large they have become."""
+    ours = _size(state_dir, "*.log*")
+    if ours > LOG_BYTES:
+        yield finding(
+            "logs-large",
+            f"the logs in {state_dir} hold {ours // MIB} MiB",
+            "tidegate keeps its own small; remove what a redirection or another program left there",
+        )
+    theirs = sum(_size(journal, "*/*.journal") for journal in journals)
+    if theirs > JOURNAL_BYTES:
+        yield finding(
+            "journal-large",
+            f"the journal holds {theirs // MIB} MiB",
+            "run: sudo journalctl --vacuum-size=1G",
+        )
+
+
+def _size(directory: Path, pattern: str) -> int:
+    total = 0
+    try:
+        for path in directory.glob(pattern):
+            total += path.stat().st_size
+    except OSError:
+        return total
+    return total

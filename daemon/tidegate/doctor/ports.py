@@ -1,0 +1,87 @@
+"""Whether the addresses of `listen` can be had, or are held by this tidegate already."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Collection, Iterator
+
+from tidegate.core.problem import Problem
+from tidegate.doctor.findings import finding
+from tidegate.guard.neighbours import Neighbour, who_listens
+from tidegate.service import listen
+
+
+def check_ports(
+    addresses: list[str],
+    held: Collection[str] | None,
+    who: Callable[[int], Neighbour | None] = who_listens,
+) -> Iterator[Problem]:
+    """`held`: where the running tidegate listens; None: there is none to ask."""
+    for address in addresses:
+        if held is not None and _is_held(address, held):
+            continue
+        problem = _try(address, who)
+        if problem is not None:
+            yield problem
+        elif held is not None and not address.endswith(":0"):
+            yield finding(
+                "listen-differs",
+                f"the config says {address}, and the running tidegate does not listen there",
+                "run: tidegate reload; where the service manager opens the addresses, install it "
+                "again with --socket",
+                address,
+            )
+
+
+def _is_held(address: str, held: Collection[str]) -> bool:
+    """Whether one of those is it, or has its port, at whatever address."""
+    if address in held:
+        return True
+    try:
+        port = listen.parse(address)[2]
+        return port > 0 and port in {listen.parse(each)[2] for each in held}
+    except listen.BadAddress:
+        return False
+
+
+def _try(address: str, who: Callable[[int], Neighbour | None]) -> Problem | None:
+    """Binds it for a moment, as tidegate would."""
+    if address.startswith("unix:"):
+        return None  # one that is left over is replaced at the start
+    try:
+        listen.bind(address).sock.close()
+    except listen.BadAddress as error:
+        return finding("config-bad", str(error), "correct `listen` in the config", address)
+    except listen.ListenError as error:
+        return _explain(address, error, who)
+    return None
+
+
+def _explain(
+    address: str, error: listen.ListenError, who: Callable[[int], Neighbour | None]
+) -> Problem:
+    cause = error.__cause__
+    number = cause.errno if isinstance(cause, OSError) else None
+    if number == errno.EADDRNOTAVAIL:
+        return finding(
+            "address-not-here",
+            f"{address}: this computer does not have that address",
+            "correct `listen` in the config; `ip addr` or `ifconfig` shows the addresses it has",
+            address,
+        )
+    if number in {errno.EACCES, errno.EPERM}:
+        return finding(
+            "address-forbidden",
+            f"{address}: user {os.geteuid()} may not open that port",
+            "use a port above 1023, or: tidegate service install --socket",
+            address,
+        )
+    holder = who(int(address.rpartition(":")[2]))
+    if holder is None:
+        by = "another program, which only root may see"
+        fix = "end that program, or choose another port for `listen`; sudo tidegate doctor names it"
+    else:
+        by = f'"{holder.name}", process {holder.pid}'
+        fix = f"end it (kill {holder.pid}), or choose another port for `listen` in the config"
+    return finding("port-taken", f"{address} is in use by {by}", fix, address)

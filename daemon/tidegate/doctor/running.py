@@ -1,0 +1,104 @@
+"""What the running tidegate says of itself, and whether there is one, or two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from tidegate.core.message import ControlRequest
+from tidegate.core.problem import Problem, Severity
+from tidegate.doctor.findings import finding
+from tidegate.guard.neighbours import Neighbour
+from tidegate.service import control
+from tidegate.service.status import Status
+
+ANSWER_S = 5.0  # the watchdog answers this by itself and at once
+
+
+class Seen(Struct, frozen=True, kw_only=True):
+    """The answer, or why there is none."""
+
+    status: Status | None = None
+    silent: bool = False  # somebody holds the socket and says nothing, or nothing we understand
+
+
+def check_running(
+    seen: Seen, installed: str, others: Sequence[Neighbour] = (), runtime_dir: Path | None = None
+) -> Iterator[Problem]:
+    """`installed`: the version of this program; `others`: every tidegate of this computer."""
+    status = seen.status
+    if seen.silent:
+        yield finding(
+            "daemon-silent",
+            f"a tidegate is there and did not answer within {ANSWER_S:g} s",
+            "see `tidegate logs`; then: tidegate restart, or tidegate service restart",
+        )
+    elif status is None:
+        yield finding(
+            "daemon-not-running",
+            f"no tidegate runs with the runtime directory {runtime_dir}",
+            "run: tidegate service start, or tidegate start; one that runs elsewhere is found with "
+            "--runtime-dir, as the user whose it is",
+        )
+    else:
+        yield from _check_status(status, installed)
+    ours = {status.watchdog.pid} if status else set()
+    strangers = [each for each in others if each.pid not in ours]
+    if strangers and (status is not None or len(strangers) > 1):
+        pids = ", ".join(str(each.pid) for each in [*strangers])
+        yield finding(
+            "two-tidegates",
+            f"more than one tidegate runs on this computer; the others are {pids}",
+            "stop the one that is not meant: tidegate stop, or tidegate service uninstall, as the "
+            "user whose it is",
+        )
+
+
+def _check_status(status: Status, installed: str) -> Iterator[Problem]:
+    because = f": {status.reason}" if status.reason else ""
+    if status.state == "parked":
+        yield finding(
+            "daemon-parked",
+            f"tidegate is parked and serves nothing{because}",
+            "mend the config; `tidegate check` says when it is good, and it begins by itself",
+        )
+    elif status.state in {"starting", "draining", "stopping"}:
+        yield finding(
+            "daemon-not-ready",
+            f"tidegate is {status.state} and serves nobody yet, or no more",
+            "wait a moment and run doctor again; if it stays so: tidegate logs",
+        )
+    elif status.state == "degraded" and not status.repairs:
+        yield finding(
+            "daemon-degraded",
+            f"tidegate serves, but not all is well{because}",
+            "see: tidegate status",
+        )
+    for repair in status.repairs:
+        if repair.id != "parked":  # which is told above
+            yield Problem(
+                id=repair.id,
+                severity=Severity(repair.severity),
+                cause=repair.cause,
+                fix=repair.fix,
+            )
+    if status.version != installed:
+        yield finding(
+            "daemon-other-version",
+            f"version {status.version} runs, and {installed} is installed",
+            "run: tidegate upgrade",
+        )
+
+
+def ask(runtime_dir: Path, limit_s: float = ANSWER_S) -> Seen:
+    """Ask it how it is."""
+    try:
+        reply = control.ask(runtime_dir, ControlRequest(verb="status"), limit_s)
+        return Seen(status=msgspec.json.decode(reply.result, type=Status))
+    except control.NotRunning:
+        return Seen()
+    except (TimeoutError, msgspec.MsgspecError):
+        return Seen(silent=True)

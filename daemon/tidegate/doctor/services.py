@@ -1,0 +1,304 @@
+"""What the service manager really holds tidegate to: asked of it, never read from a file.
+
+A drop-in, an older unit, a plist that was loaded before it was changed: what is in force and what
+lies on the disk differ just when something is wrong. The judging is pure: it takes what
+`systemctl show`, `launchctl print` and `pmset -g` print. `read` is what fetches that.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from msgspec import Struct
+
+from tidegate.core.host import is_local_address
+from tidegate.core.problem import Problem
+from tidegate.core.settings import MIB, Settings
+from tidegate.doctor.findings import finding
+from tidegate.install import systemctl
+from tidegate.install.call import CallError, call, environment
+from tidegate.install.job import LABEL, Scope
+
+STOP_MARGIN_S = 5.0  # what a stop takes beside the answers that it lets finish
+SPARE_DESCRIPTORS = 64  # files, sockets of our own, and those towards the upstreams
+LIMIT_S = 8.0
+_LINGER = Path("/var/lib/systemd/linger")
+_SHOWN = (
+    "LoadState,ActiveState,Result,Type,NotifyAccess,Restart,OOMPolicy,TimeoutStopUSec,"
+    "WatchdogUSec,MemoryMax,MemoryHigh,LimitNOFILE,DropInPaths,NeedDaemonReload,FragmentPath"
+)
+_SECTION = "[Service]"
+
+
+class Service(Struct, frozen=True, kw_only=True):
+    """What was read of one manager. `unreadable` says why there is nothing."""
+
+    scope: Scope
+    shown: dict[str, str] = {}  # of systemd
+    printed: str = ""  # of launchd
+    pmset: str = ""
+    linger: bool = True
+    user: str = ""
+    unreadable: str | None = None
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the manager knows tidegate."""
+        return bool(self.printed) or self.shown.get("LoadState") == "loaded"
+
+
+def check_services(
+    services: list[Service], settings: Settings, budget_bytes: int
+) -> Iterator[Problem]:
+    """Of every manager that was asked."""
+    for service in services:
+        if service.unreadable:
+            yield finding(
+                "service-unreadable",
+                f"the {service.scope.value}'s service manager could not be asked: "
+                f"{service.unreadable}",
+                "log in as the user whose service it is, or run `sudo tidegate doctor`",
+                service.scope.value,
+            )
+        elif service.shown.get("LoadState") == "loaded":
+            yield from check_systemd(service, settings, budget_bytes)
+        elif service.printed:
+            yield from check_launchd(service, settings)
+    if not any(service.is_loaded or service.unreadable for service in services):
+        yield finding(
+            "service-none",
+            "no service manager starts tidegate: it is gone after a restart of this computer",
+            "run: tidegate service install",
+        )
+
+
+def check_systemd(service: Service, settings: Settings, budget_bytes: int) -> Iterator[Problem]:
+    """By what `systemctl show` says is in force."""
+    shown = service.shown
+    edit = _edit(service.scope)
+    if shown.get("ActiveState") == "failed":
+        yield finding(
+            "service-failed",
+            f"systemd has given it up: {shown.get('Result', 'failed')}",
+            f"see `tidegate logs`, mend what it says, then: {_systemctl(service.scope, 'restart')}",
+        )
+    if shown.get("NeedDaemonReload") == "yes":
+        yield finding(
+            "service-reload-needed",
+            "the unit on the disk was changed and systemd still goes by the former one",
+            f"run: {_systemctl(service.scope, 'daemon-reload', '')}",
+        )
+    if drop_ins := shown.get("DropInPaths", ""):
+        yield finding(
+            "service-drop-ins",
+            f"the unit is changed by {', '.join(drop_ins.split())}",
+            f"nothing, if that is meant; to see the whole: {_systemctl(service.scope, 'cat')}",
+        )
+    yield from _check_stopping(
+        systemctl.span_s(shown.get("TimeoutStopUSec", "")),
+        settings,
+        f"{edit} TimeoutStopSec={settings.drain.stop_limit_s + 15:.0f}",
+    )
+    yield from _check_protocol(shown, edit)
+    yield from _check_resources(shown, settings, budget_bytes, edit)
+    if service.scope is Scope.USER and not service.linger:
+        yield finding(
+            "service-linger",
+            f"it ends when {service.user} logs out, and does not start with the computer",
+            f"run: sudo loginctl enable-linger {service.user}",
+        )
+
+
+def _check_protocol(shown: Mapping[str, str], edit: str) -> Iterator[Problem]:
+    """What systemd hears of it, and does when it is silent or gone."""
+    if not shown.get("Type", "notify").startswith("notify"):
+        yield finding(
+            "service-not-notify",
+            f"Type={shown['Type']}: systemd takes it for started before it serves",
+            f"{edit} Type=notify",
+        )
+    elif shown.get("NotifyAccess") == "none":
+        yield finding(
+            "service-not-heard",
+            "NotifyAccess=none: systemd does not hear it, and ends it as if it had not started",
+            f"{edit} NotifyAccess=main",
+        )
+    if not systemctl.span_s(shown.get("WatchdogUSec", "")):
+        yield finding(
+            "service-no-watchdog",
+            "systemd does not watch it: a hung tidegate stays hung",
+            f"{edit} WatchdogSec=60",
+        )
+    if shown.get("Restart") == "no":
+        yield finding(
+            "service-restart",
+            "Restart=no: systemd does not start it again when it fails",
+            f"{edit} Restart=on-failure",
+        )
+    if shown.get("OOMPolicy") in {"stop", "kill"}:
+        yield finding(
+            "service-oom-policy",
+            f"OOMPolicy={shown['OOMPolicy']}: when the kernel kills a worker for memory, systemd "
+            "ends all of it instead of leaving the next worker to the watchdog",
+            f"{edit} OOMPolicy=continue",
+        )
+
+
+def _check_resources(
+    shown: Mapping[str, str], settings: Settings, budget_bytes: int, edit: str
+) -> Iterator[Problem]:
+    for name in ("MemoryMax", "MemoryHigh"):
+        limit = shown.get(name, "")
+        if limit.isdigit() and budget_bytes > int(limit):
+            yield finding(
+                "service-memory-limit",
+                f"{name} is {int(limit) // MIB} MiB, less than the budget of "
+                f"{budget_bytes // MIB} MiB: the kernel acts before tidegate does",
+                f"{edit} {name}={budget_bytes * 5 // 4 // MIB}M, or a smaller memory.budget",
+                name,
+            )
+    files = shown.get("LimitNOFILE", "")
+    needed = settings.limits.max_connections + SPARE_DESCRIPTORS
+    if files.isdigit() and int(files) < needed:
+        yield finding(
+            "service-open-files",
+            f"LimitNOFILE is {files}, and limits.max_connections needs {needed}",
+            f"{edit} LimitNOFILE={2 * needed}",
+        )
+
+
+def _check_stopping(stop_s: float | None, settings: Settings, fix: str) -> Iterator[Problem]:
+    """`stop_s` None: the manager waits for ever, or does not say."""
+    limit_s = settings.drain.stop_limit_s
+    if stop_s is not None and stop_s < limit_s + STOP_MARGIN_S:
+        yield finding(
+            "service-stop-limit",
+            f"the service manager kills it {stop_s:g} s after a stop, and drain.stop_limit_s is "
+            f"{limit_s:g} s: answers are cut without a word",
+            f"{fix}, or a smaller drain.stop_limit_s",
+        )
+
+
+# --- macOS ---------------------------------------------------------------------------------------
+
+
+def check_launchd(service: Service, settings: Settings) -> Iterator[Problem]:
+    """By what `launchctl print` and `pmset -g` say."""
+    again = "run: tidegate service install" + (
+        " --system" if service.scope is Scope.SYSTEM else " --user"
+    )
+    found = re.search(r"^\s*exit timeout = (\d+)", service.printed, re.MULTILINE)
+    yield from _check_stopping(float(found[1]) if found else None, settings, again)
+    spawn = re.search(r"^\s*spawn type = (\w+)", service.printed, re.MULTILINE)
+    if spawn and spawn[1] not in {"interactive", "adaptive"}:
+        yield finding(
+            "launchd-throttled",
+            f'launchd runs it as "{spawn[1]}": its timers and its disk are slowed down (App Nap)',
+            f"{again}, which sets ProcessType to Interactive",
+        )
+    neighbours = [each.name for each in settings.upstreams if is_neighbour(each.url)]
+    if service.scope is Scope.USER and neighbours:
+        yield finding(
+            "launchd-agent-network",
+            f"since macOS 15 an agent may not reach {', '.join(neighbours)} on the local network "
+            "before it is allowed to",
+            "allow it under System Settings, Privacy & Security, Local Network; or run: "
+            "sudo tidegate service install --system",
+        )
+    if sleeps_after_min(service.pmset):
+        yield finding(
+            "mac-sleeps",
+            f"this Mac sleeps after {sleeps_after_min(service.pmset)} min, and answers nobody then",
+            "run: sudo pmset -c sleep 0",
+        )
+
+
+def sleeps_after_min(pmset: str) -> int:
+    """From `pmset -g`; 0 when it does not sleep by itself or something prevents it."""
+    found = re.search(r"^\s*sleep\s+(\d+)(.*)$", pmset, re.MULTILINE)
+    return int(found[1]) if found and "prevented" not in found[2] else 0
+
+
+def is_neighbour(url: str) -> bool:
+    """Whether it is another computer on the local network."""
+    name = urlsplit(url).hostname or ""
+    try:
+        address = ip_address(name)
+    except ValueError:
+        return name.endswith((".local", ".lan", ".home.arpa")) or (
+            "." not in name and len(name) > 0 and name != "localhost"
+        )
+    return is_local_address(address) and not address.is_loopback
+
+
+# --- asking ---------------------------------------------------------------------------------------
+
+
+def read(platform: str = sys.platform, uid: int | None = None) -> list[Service]:
+    """Both the system's manager and this user's. Empty where there is none of that kind."""
+    uid = os.geteuid() if uid is None else uid
+    scopes = [Scope.SYSTEM] if uid == 0 else [Scope.SYSTEM, Scope.USER]
+    if platform == "darwin":
+        return [_read_launchd(scope, uid) for scope in scopes]
+    if not systemctl.is_booted():
+        return []
+    return [_read_systemd(scope, uid) for scope in scopes]
+
+
+def parse_shown(text: str) -> dict[str, str]:
+    """What `systemctl show` printed."""
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+
+
+def _read_systemd(scope: Scope, uid: int) -> Service:
+    user = ["--user"] if scope is Scope.USER else []
+    words = ["systemctl", *user, "--no-ask-password", "show", "-p", _SHOWN, systemctl.SERVICE]
+    extra = {"XDG_RUNTIME_DIR": os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}"}
+    try:
+        done = call(words, environment(extra if user else None), LIMIT_S)
+    except CallError as error:
+        return Service(scope=scope, unreadable=str(error))
+    if done.code != 0:
+        return Service(scope=scope, unreadable=done.said)
+    name = _user_name(uid)
+    linger = (_LINGER / name).exists()
+    return Service(scope=scope, shown=parse_shown(done.out), linger=linger, user=name)
+
+
+def _read_launchd(scope: Scope, uid: int) -> Service:
+    domains = ["system"] if scope is Scope.SYSTEM else [f"gui/{uid}", f"user/{uid}"]
+    printed = ""
+    try:
+        for domain in domains:
+            done = call(["launchctl", "print", f"{domain}/{LABEL}"], environment(), LIMIT_S)
+            if done.code == 0:
+                printed = done.out
+                break
+        pmset = call(["pmset", "-g"], environment(), LIMIT_S).out
+    except CallError as error:
+        return Service(scope=scope, printed=printed, unreadable=None if printed else str(error))
+    return Service(scope=scope, printed=printed, pmset=pmset)
+
+
+def _systemctl(scope: Scope, verb: str, unit: str = " tidegate") -> str:
+    return (
+        f"systemctl --user {verb}{unit}" if scope is Scope.USER else f"sudo systemctl {verb}{unit}"
+    )
+
+
+def _edit(scope: Scope) -> str:
+    return f"`{_systemctl(scope, 'edit')}`: {_SECTION} and"
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

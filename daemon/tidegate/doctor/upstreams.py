@@ -1,0 +1,398 @@
+"""Whether each upstream gives tokens: it is asked for some.
+
+A server that answers its health route and lists its models may still hang at the first prompt, so
+nothing less than an answer counts. The prompt is one short sentence and the answer is cut after
+`MOST_LOCAL` tokens, or `MOST_PAID` where somebody else may send a bill. Every wait has an end.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import ssl
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from errno import EHOSTUNREACH
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+from msgspec import Struct
+
+from tidegate.core.host import is_local_address
+from tidegate.core.problem import Problem
+from tidegate.core.settings import Upstream
+from tidegate.doctor.findings import finding
+from tidegate.doctor.services import is_neighbour
+
+MOST_LOCAL = 16
+MOST_PAID = 4
+CONNECT_S = 5.0
+ANSWER_S = 18.0  # within the doctor's half minute; a large model may take longer to load
+SLOW_S = 10.0
+MAX_BYTES = 4 * 1024 * 1024  # of a list
+MAX_LINE = 256 * 1024  # of a stream
+WELL_KNOWN = {
+    "Ollama": "http://127.0.0.1:11434",
+    "llama.cpp": "http://127.0.0.1:8080",
+    "LM Studio": "http://127.0.0.1:1234",
+    "vLLM": "http://127.0.0.1:8000",
+}
+_PROMPT = [{"role": "user", "content": "Count from one to five."}]
+_OTHER_KINDS = ("embed", "rerank", "whisper", "tts", "bge-", "clip", "dall-e", "moderation")
+_VERSION = "2023-06-01"  # of Anthropic's API; every request of theirs has to name one
+
+
+class Probe(Struct, frozen=True, kw_only=True):
+    """What one upstream did. `problem` is None when it gave tokens, or was not asked to."""
+
+    name: str
+    model: str | None = None
+    first_token_s: float | None = None
+    tokens_per_s: float | None = None
+    tokens: int = 0
+    is_paid: bool = False
+    problem: Problem | None = None
+
+    @property
+    def text(self) -> str:
+        """One line."""
+        if self.first_token_s is None:
+            return f"{self.name} lists {self.model or 'no model'}; it was not asked for tokens"
+        paid = f", {self.tokens} tokens asked of its account" if self.is_paid else ""
+        speed = "" if self.tokens_per_s is None else f", {self.tokens_per_s:.1f} tokens/s"
+        return f"{self.name}: {self.model} began after {self.first_token_s:.2f} s{speed}{paid}"
+
+
+class _Unwell(Exception):
+    """Why it is of no use, as a finding."""
+
+    def __init__(self, kind: str, cause: str, fix: str) -> None:
+        super().__init__(cause)
+        self.kind, self.cause, self.fix = kind, cause, fix
+
+
+def is_paid(upstream: Upstream, key: str | None) -> bool:
+    """Whether a request may cost money: there is a key, and it is not in the house."""
+    return key is not None and not _is_at_home(upstream.url)
+
+
+def probe(
+    upstream: Upstream,
+    key: str | None,
+    *,
+    wanted: str | None = None,
+    asks_tokens: bool = True,
+    answer_s: float = ANSWER_S,
+) -> Probe:
+    """Ask it for its list, and for an answer of the model `wanted`, or else the first listed."""
+    paid = is_paid(upstream, key)
+    place = _Place(upstream, key)
+    begun_s = time.monotonic()
+    model = None
+    try:
+        model = wanted or _first_model(place, begun_s + answer_s)
+        if not asks_tokens:
+            return Probe(name=upstream.name, model=model, is_paid=paid)
+        return _ask(place, model, paid, begun_s + answer_s)
+    except _Unwell as error:
+        cause = _without(key, f'"{upstream.name}" {error.cause}')
+        problem = finding(error.kind, cause, error.fix, upstream.name)
+        return Probe(name=upstream.name, model=model, is_paid=paid, problem=problem)
+
+
+def none_here() -> Problem:
+    """Nothing is configured, and nothing listens where local servers usually do."""
+    return finding(
+        "upstreams-none",
+        "no upstream is configured and none is found on this computer: the built-in demo answers",
+        "start Ollama, llama.cpp, LM Studio or vLLM here, or name an [[upstream]] in the config",
+    )
+
+
+def find_local(limit_s: float = 1.0) -> list[Upstream]:
+    """What listens at the usual ports of this computer."""
+    found = []
+    for name, url in WELL_KNOWN.items():
+        parts = urlsplit(url)
+        try:
+            socket.create_connection((parts.hostname or "", parts.port or 80), limit_s).close()
+        except OSError:
+            continue
+        found.append(Upstream(name=name, url=url))
+    return found
+
+
+class _Place:
+    """How an upstream is reached."""
+
+    def __init__(self, upstream: Upstream, key: str | None) -> None:
+        self.upstream = upstream
+        parts = urlsplit(upstream.url)
+        self.unix_path = ""
+        prefix = parts.path
+        if parts.scheme == "unix":
+            self.unix_path, _, prefix = parts.path.partition(":")
+        self.host = parts.hostname or "localhost"
+        self.port = parts.port or (443 if parts.scheme == "https" else 80)
+        self.is_tls = parts.scheme == "https"
+        self.prefix = prefix.rstrip("/") or "/v1"
+        usual = "x-api-key" if self.host == "api.anthropic.com" else "authorization"
+        header = upstream.api_key_header or usual
+        self.is_anthropic = header == "x-api-key"
+        self.sock: socket.socket | None = None  # http.client forgets it while an answer still comes
+        self.headers = {"User-Agent": "tidegate-doctor", "Content-Type": "application/json"}
+        if self.is_anthropic:
+            self.headers["anthropic-version"] = _VERSION
+        if key is not None:
+            self.headers[header] = key if self.is_anthropic else f"Bearer {key}"
+
+    def request(
+        self, method: str, path: str, body: object, deadline_s: float
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        """Raises _Unwell. A redirect is not followed."""
+        connection = self._connection()
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            connection.connect()
+        except OSError as error:
+            connection.close()
+            raise self._unreachable(error) from error
+        try:
+            self.sock = connection.sock
+            _limit(self.sock, deadline_s)
+            connection.request(method, self.prefix + path, data, self.headers)
+            return connection, connection.getresponse()
+        except TimeoutError as error:
+            connection.close()
+            raise _silent("took the request and answered nothing") from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            connection.close()
+            raise _Unwell(
+                "upstream-error",
+                f"broke off before it answered ({_said(error)})",
+                "see its own log; restart it",
+            ) from error
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if self.unix_path:
+            return _UnixConnection(self.unix_path)
+        if self.is_tls:
+            context = ssl.create_default_context()
+            return http.client.HTTPSConnection(
+                self.host, self.port, timeout=CONNECT_S, context=context
+            )
+        return http.client.HTTPConnection(self.host, self.port, timeout=CONNECT_S)
+
+    def _unreachable(self, error: OSError) -> _Unwell:
+        return unreachable(self.upstream.url, error, sys.platform)
+
+
+def unreachable(url: str, error: OSError, platform: str) -> _Unwell:
+    """What a connection that was not made tells. macOS hides its reason behind a routing error."""
+    if platform == "darwin" and error.errno == EHOSTUNREACH and is_neighbour(url):
+        return _Unwell(
+            "local-network-refused",
+            "cannot be reached (no route to host): macOS keeps programs from the local network "
+            "until they are allowed to",
+            "allow it under System Settings, Privacy & Security, Local Network; or run: "
+            "sudo tidegate service install --system",
+        )
+    where = urlsplit(url)
+    shown = where.path if where.scheme == "unix" else f"{where.hostname}:{where.port or ''}"
+    return _Unwell(
+        "upstream-unreachable",
+        f"cannot be reached at {shown.rstrip(':')} ({_said(error)})",
+        "start it, or correct its url in the config",
+    )
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=CONNECT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(CONNECT_S)
+        self.sock.connect(self._path)
+
+
+def _first_model(place: _Place, deadline_s: float) -> str:
+    connection, response = place.request("GET", "/models", None, deadline_s)
+    with closing(connection):
+        _expect_success(response)
+        try:
+            listed = json.loads(response.read(MAX_BYTES))["data"]
+            names = [str(each["id"]) for each in listed]
+        except TimeoutError as error:
+            raise _silent("began a list of its models and did not end it") from error
+        except (OSError, http.client.HTTPException, ValueError, TypeError, KeyError) as error:
+            raise _Unwell(
+                "upstream-error",
+                "answers /models with something that is no list of models",
+                "see that its url leads to an OpenAI-compatible server",
+            ) from error
+    talkers = [name for name in names if not any(word in name.lower() for word in _OTHER_KINDS)]
+    if not names:
+        raise _Unwell(
+            "upstream-no-models",
+            "is there but has no model",
+            "pull or load one, for example: ollama pull qwen3:4b",
+        )
+    return (talkers or names)[0]
+
+
+def _ask(place: _Place, model: str, paid: bool, deadline_s: float) -> Probe:
+    most = MOST_PAID if paid else MOST_LOCAL
+    path = "/messages" if place.is_anthropic else "/chat/completions"
+    body: dict[str, Any] = {"model": model, "messages": _PROMPT, "stream": True, "max_tokens": most}
+    asked_s = time.monotonic()
+    connection, response = place.request("POST", path, body, deadline_s)
+    if response.status == 400 and b"max_completion_tokens" in _some(response):
+        connection.close()
+        body["max_completion_tokens"] = body.pop("max_tokens")  # what newer models call it
+        connection, response = place.request("POST", path, body, deadline_s)
+    with closing(connection):
+        _expect_success(response)
+        at_s = [time.monotonic() for _ in _tokens(place.sock, response, deadline_s)]
+    if not at_s:
+        raise _Unwell(
+            "upstream-no-tokens",
+            f"answered for {model}, but with no token",
+            "see its own log; try another model, or restart it",
+        )
+    took_s = at_s[-1] - at_s[0]
+    return Probe(
+        name=place.upstream.name,
+        model=model,
+        first_token_s=at_s[0] - asked_s,
+        tokens_per_s=(len(at_s) - 1) / took_s if len(at_s) > 2 and took_s > 0.001 else None,
+        tokens=len(at_s),
+        is_paid=paid,
+        problem=_slow(place.upstream.name, model, at_s[0] - asked_s),
+    )
+
+
+def _slow(name: str, model: str, first_token_s: float) -> Problem | None:
+    if first_token_s < SLOW_S:
+        return None
+    return finding(
+        "upstream-slow",
+        f'"{name}" took {first_token_s:.0f} s for its first token of {model}',
+        "nothing if it had to load the model; else keep the model loaded, or use a smaller one",
+        name,
+    )
+
+
+def _tokens(
+    sock: socket.socket | None, response: http.client.HTTPResponse, deadline_s: float
+) -> Iterator[str]:
+    """The pieces of output, as they come; and one for an answer that was cut while thinking."""
+    try:
+        while True:
+            _limit(sock, deadline_s)
+            line = response.readline(MAX_LINE)
+            if not line:
+                return
+            if line.startswith(b"data:") and (piece := _piece(line[5:].strip())):
+                yield piece
+    except TimeoutError as error:
+        raise _silent("began an answer and then fell silent") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _Unwell(
+            "upstream-error",
+            f"broke off in the middle of an answer ({_said(error)})",
+            "see its own log; restart it",
+        ) from error
+
+
+def _piece(data: bytes) -> str:
+    """What an event holds of output. Raises _Unwell for an error event."""
+    try:
+        event = json.loads(data)
+    except ValueError:
+        return ""
+    if not isinstance(event, dict):
+        return ""
+    if event.get("error"):
+        raise _Unwell("upstream-error", "sends an error in its answer", "see its own log")
+    if event.get("type") == "content_block_delta":
+        return "token"
+    choices = event.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else {}
+    delta = choice.get("delta") if isinstance(choice, dict) else None
+    if isinstance(delta, dict) and any(
+        delta.get(name) for name in ("content", "reasoning_content", "reasoning", "tool_calls")
+    ):
+        return "token"
+    is_cut = isinstance(choice, dict) and choice.get("finish_reason") == "length"
+    return "cut" if is_cut else ""
+
+
+def _expect_success(response: http.client.HTTPResponse) -> None:
+    if response.status in {401, 403}:
+        raise _Unwell(
+            "upstream-key-refused",
+            f"refuses its key (status {response.status})",
+            "correct the key behind api_key_env or api_key_file; or name one, if there is none",
+        )
+    if response.status != 200:
+        raise _Unwell(
+            "upstream-error",
+            f"answers with status {response.status}",
+            "see its own log; correct its url if it leads somewhere else",
+        )
+
+
+def _some(response: http.client.HTTPResponse) -> bytes:
+    try:
+        return response.read(64 * 1024)
+    except (OSError, http.client.HTTPException):
+        return b""
+
+
+def _silent(what: str) -> _Unwell:
+    return _Unwell(
+        "upstream-silent",
+        f"{what} in the time it was given",
+        "if it is loading a large model, try again in a minute; otherwise restart it",
+    )
+
+
+def _limit(sock: socket.socket | None, deadline_s: float) -> None:
+    """Let the next wait end at the deadline."""
+    left_s = deadline_s - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutError
+    if sock is not None:
+        sock.settimeout(left_s)
+
+
+def _is_at_home(url: str) -> bool:
+    parts = urlsplit(url)
+    name = parts.hostname or ""
+    if parts.scheme == "unix" or name == "localhost" or is_neighbour(url):
+        return True
+    try:
+        return is_local_address(ip_address(name))
+    except ValueError:
+        return False
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {error.reason or 'failed'}"
+    if isinstance(error, OSError) and error.errno:
+        return error.strerror or os.strerror(error.errno)
+    return type(error).__name__
+
+
+def _without(key: str | None, text: str) -> str:
+    return text.replace(key, "…") if key else text

@@ -1,0 +1,54 @@
+"""Other processes, as far as they stand in our way: who holds a port, and who else is a tidegate.
+
+Read for a person who asks what is wrong, never while serving. What another user's process does is
+often not ours to see; then it is left out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from itertools import pairwise
+
+from msgspec import Struct
+
+
+class Neighbour(Struct, frozen=True):
+    """A process. `name` is what the system calls it."""
+
+    pid: int
+    name: str
+
+
+def who_listens(port: int) -> Neighbour | None:
+    """Who listens on this TCP port; None when nobody does, or it may not be seen."""
+    import psutil  # noqa: PLC0415
+
+    try:
+        for each in psutil.net_connections(kind="tcp"):
+            if each.status == psutil.CONN_LISTEN and each.laddr.port == port and each.pid:
+                return Neighbour(each.pid, psutil.Process(each.pid).name())
+    except (psutil.Error, OSError, RuntimeError):
+        return None
+    return None
+
+
+def is_watchdog(words: Sequence[str]) -> bool:
+    """Whether these words start a tidegate that serves."""
+    names = [word.rpartition("/")[2] for word in words[:3]]
+    is_ours = "tidegate" in names or any(
+        (one, two) == ("-m", "tidegate") for one, two in pairwise(words)
+    )
+    return is_ours and "run" in words[1:5]
+
+
+def watchdogs() -> list[Neighbour]:
+    """Every tidegate of this computer that serves, but for ourselves."""
+    import psutil  # noqa: PLC0415
+
+    found = []
+    for process in psutil.process_iter(["pid", "name", "cmdline"]):
+        info = process.info
+        if info["pid"] != os.getpid() and is_watchdog(info["cmdline"] or []):
+            found.append(Neighbour(info["pid"], info["name"] or "tidegate"))
+    return found
