@@ -211,6 +211,20 @@ def test_a_worker_that_becomes_ready_meanwhile_gets_the_new_config_too(daemon: D
     wait_until(lambda: "worker 1 was told ['box.example']" in daemon.log(), "so is the former")
 
 
+def test_a_worker_that_answers_too_late_is_told_the_config_in_force(daemon: Daemon) -> None:
+    """Nothing has changed, it was said; so what it took over after that is taken back."""
+    daemon.start(timing={"configured_s": 0.5})
+    pid = daemon.worker()["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        daemon.write(allowed_hosts=["box.example"])
+        assert refused(daemon.ask("reload")) == "worker"
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: "worker 1 was told []" in daemon.log(), "it is told")
+    assert daemon.log().index("told ['box.example']") < daemon.log().index("told []")
+
+
 def test_a_new_address_waits_for_the_recycle_that_is_under_way(
     daemon: Daemon, tmp_path: Path
 ) -> None:

@@ -261,6 +261,11 @@ class Reloader:
             self._finish(None if refused is None else Refusal(Why.WORKER, refused))
         elif refused is not None:
             _log.error("the config is in force, and %s", refused)
+        elif (
+            request and self.config is not None and (reload is None or reload.awaits is not worker)
+        ):
+            # It was given up on, and took over what has been refused meanwhile.
+            self._generations.reconfigure(worker, self.config, 0)
 
     def became_ready(self, worker: Worker) -> None:
         """A worker serves: with the new config, or with one that was replaced meanwhile."""
@@ -283,6 +288,13 @@ class Reloader:
         """The generation that was to start with the new config never served."""
         if self._reload is not None and self._reload.recycle is not None:
             self._finish(Refusal(Why.WORKER, error))
+
+    def leave(self) -> None:
+        """An upgrade takes over, and waits no longer for a reload: it reads the config anew."""
+        clients = [*(self._reload.clients if self._reload else ()), *self._clients]
+        self._clients = []
+        self._answer(clients, Refusal(Why.BUSY, "an upgrade came first; it reads the config anew"))
+        self._ready()
 
     def tick(self, now_s: float) -> None:
         """Every wait has its limit, and what had to wait for a recycle goes on after it."""

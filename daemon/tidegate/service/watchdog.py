@@ -650,6 +650,7 @@ class Watchdog:
             if self._upgrade.is_due(time.monotonic(), is_quiet=is_quiet):
                 _log.info("upgrade: the new program takes over")
                 self._notifier.alive()
+                self._reloader.leave()
                 notify = self._notifier.environment()
                 log.settle()
                 upgrade.become(self._upgrade.words, self._leave_behind(), notify)
