@@ -10,7 +10,7 @@ ARGS ?=
 # Seconds; CI, which also runs what takes minutes, allows more.
 TEST_LIMIT_S ?= 600
 
-.PHONY: help run test check format bench simulate soak clean generated deb homebrew
+.PHONY: help run test check format bench simulate soak clean generated dist deb homebrew
 
 help:
 	@echo "make run     serve on http://127.0.0.1:8433   (ARGS='--config FILE')"
@@ -21,6 +21,7 @@ help:
 	@echo "make simulate  months of memory in minutes: leaks told, healthy weeks left alone"
 	@echo "make soak    watch it for growth under load that hangs, 6 minutes (SOAK_HOURS=8)"
 	@echo "make generated  write completions and the manual page anew"
+	@echo "make dist    build the wheel and the source archive, and note their SHA-256"
 	@echo "make deb     build the Debian package   (PYTHON=/usr/bin/python3: whose version it is for)"
 	@echo "make homebrew  write the formula for Homebrew anew, from requirements.lock"
 	@echo "make clean   remove .venv and every cache"
@@ -55,6 +56,12 @@ generated: $(VENV)/installed
 	$(BIN)/tidegate completion zsh >packaging/completions/_tidegate
 	$(BIN)/tidegate completion fish >packaging/completions/tidegate.fish
 	$(BIN)/python -m tidegate.cli.manual >packaging/man/tidegate.1
+
+dist: $(VENV)/installed
+	@rm -f dist/tidegate-*.whl dist/tidegate-*.tar.gz
+	$(BIN)/hatchling build -d dist
+	@cd dist && if command -v sha256sum >/dev/null; then sha256sum tidegate-*; \
+	  else shasum -a 256 tidegate-*; fi >SHA256SUMS
 
 deb: $(VENV)/installed
 	@$(BIN)/python packaging/deb/build.py $(if $(PYTHON),--python $(PYTHON)) $(ARGS)
