@@ -243,6 +243,15 @@ def test_what_is_not_installed_cannot_be_started(mac: Mac) -> None:
     assert mac("uninstall")[0] == 0
 
 
+def test_own_service_is_not_made_with_sudo(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sudo … --user` would be root's own service, which nobody wants."""
+    monkeypatch.setattr("tidegate.cli.service.os.geteuid", lambda: 0)
+    monkeypatch.setenv("SUDO_UID", "1000")
+    code, _, err = mac("install")
+    assert code == 64
+    assert "leave out the sudo" in err
+
+
 def test_only_root_may_change_the_systems_service(
     mac: Mac, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,10 +23,9 @@ def banner_text(
     """The banner; `addresses` are the bound ones, "127.0.0.1:8433" or "unix:/path"."""
     lines = [("Base URL", base_url(address)) for address in addresses]
     lines += [("Found", found) for found in ready.found or ["no model server on this computer"]]
-    missing = "" if places.config_file.exists() else " (none there; defaults)"
     lines += [
-        ("Config", f"{places.config_file}{missing}"),
-        ("Log", str(log_file) if log_file else "this terminal"),
+        ("Config", _config(places)),
+        ("Log", str(log_file) if log_file else _stderr_text()),
     ]
     if has_tokens:
         lines.append(("Token", "needed; put yours into TIDEGATE_TOKEN for the line below"))
@@ -43,6 +42,23 @@ def banner_text(
             "",
         ]
     )
+
+
+def banner_line(ready: Ready, addresses: list[str], places: Places) -> str:
+    """The same for the log of a service, in one line."""
+    where = ", ".join(base_url(address) for address in addresses)
+    found = ", ".join(ready.found) or "no model server on this computer"
+    return f"tidegate {__version__} is ready: {where}; found {found}; config {_config(places)}"
+
+
+def _config(places: Places) -> str:
+    missing = "" if places.config_file.exists() else " (none there; defaults)"
+    return f"{places.config_file}{missing}"
+
+
+def _stderr_text() -> str:
+    """systemd says by a variable that it reads what we print, see systemd.exec(5)."""
+    return "the journal" if os.environ.get("JOURNAL_STREAM") else "this terminal"
 
 
 def base_url(address: str) -> str:

@@ -18,10 +18,10 @@ from socket import AF_UNIX
 
 import msgspec
 
-from tidegate import places
+from tidegate import __version__, places
 from tidegate.cli.background import READY_LIMIT_S, SERVING, find_status
 from tidegate.cli.banner import base_url
-from tidegate.cli.failure import BAD_CONFIG, NOT_RUNNING, NOT_YET, REFUSED, Failure
+from tidegate.cli.failure import BAD_CONFIG, NOT_RUNNING, NOT_YET, REFUSED, USAGE, Failure
 from tidegate.cli.printable import printable
 from tidegate.config import ConfigError
 from tidegate.config.check import find_problems
@@ -207,6 +207,9 @@ def _bring_up(chosen: Manager, arguments: argparse.Namespace, *, is_changed: boo
             return _begin(chosen, arguments, chosen.start)
         return _begin(chosen, arguments, chosen.restart, limit_s)
     print(f"It runs already, pid {state.pid}.")
+    own = find_status(_places(chosen, arguments, state))
+    if own is not None and own.version != __version__:
+        print(f"It is still version {own.version}; `tidegate upgrade` cuts no stream.")
     return 0
 
 
@@ -216,6 +219,8 @@ def _bring_up(chosen: Manager, arguments: argparse.Namespace, *, is_changed: boo
 def _find(arguments: argparse.Namespace, *, to_install: bool = False) -> Manager:
     """The manager that is meant; without a flag the one that has the service. Raises Failure."""
     asked = Scope.SYSTEM if arguments.system else Scope.USER if arguments.user else None
+    if asked is Scope.USER and os.geteuid() == 0 and os.environ.get("SUDO_UID", "0") != "0":
+        raise Failure("with sudo, --user would mean root's own service: leave out the sudo", USAGE)
     try:
         first = manager.find(asked)
     except ManagerError as error:
