@@ -201,6 +201,46 @@ def test_another_system_has_no_sockets_for_us() -> None:
     assert launchd.adopt_activated() == []
 
 
+@pytest.mark.parametrize(("size_bytes", "kept_bytes"), [(1000, 1000), (300 * 1024, 0)])
+def test_file_that_launchd_appends_to_is_bounded(
+    tmp_path: Path, size_bytes: int, kept_bytes: int
+) -> None:
+    """Nobody rotates it: too large it is emptied, and what is said next stands at its beginning."""
+    path = tmp_path / "launchd.err"
+    path.write_bytes(b"x" * size_bytes)
+    with path.open("ab") as file:
+        launchd.limit_stderr(file.fileno())
+        file.write(b"news")
+    assert path.stat().st_size == kept_bytes + 4
+
+
+def test_standard_error_that_is_no_file_is_left_alone() -> None:
+    """A pipe has no size, and a descriptor that is closed is nobody's."""
+    reading, writing = os.pipe()
+    launchd.limit_stderr(writing)
+    os.close(reading)
+    os.close(writing)
+    launchd.limit_stderr(writing)
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted_s", "given_s"),
+    [
+        ("45", 30.0, 30.0),
+        ("60", 600.0, 55.0),
+        ("3", 30.0, 0.0),
+        (None, 30.0, 15.0),
+        ("x", 9.0, 9.0),
+    ],
+)
+def test_drain_fits_into_what_launchd_allows(
+    said: str | None, wanted_s: float, given_s: float
+) -> None:
+    """The loaded plist says how long that is; one that does not has launchd's own 20 s."""
+    environ = {} if said is None else {launchd.EXIT_VARIABLE: said}
+    assert launchd.fitting_stop_s(wanted_s, launchd.exit_timeout_s(environ)) == given_s
+
+
 def test_connection_before_the_job_is_up_waits_for_it(running: Running) -> None:
     """launchd listens before anything runs, and starts a job for the first who connects."""
     port = free_port()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import stat
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
@@ -19,9 +20,8 @@ SOCKETS_NAME = "Listeners"  # the key under `Sockets` in the plist
 NAME_VARIABLE = "XPC_SERVICE_NAME"
 EXIT_VARIABLE = "TIDEGATE_EXIT_TIMEOUT_S"  # what the plist has as ExitTimeOut
 DEFAULT_EXIT_S = 20  # by launchd.plist(5), for a plist of somebody else's
-EXIT_MARGIN_S = (
-    5.0  # beyond a drain's limit: the worker's end, the last words, a busy disk
-)
+EXIT_MARGIN_S = 5.0  # beyond a drain's limit: the worker's end, the last words, a busy disk
+MOST_STDERR_BYTES = 256 * 1024  # 2,000 failed starts: six hours, at one every ten seconds
 _NO_JOB = {"", "0"}  # the latter is what a terminal has
 _OF_AN_APP = "application."  # and this begins the name that an app hands to all it starts
 _NONE_FOR_US = {
@@ -52,6 +52,18 @@ def exit_timeout_s(environ: Mapping[str, str] = os.environ) -> int:
 def fitting_stop_s(wanted_s: float, exit_timeout_s: int) -> float:
     """The limit of a drain that is over before launchd kills."""
     return min(wanted_s, max(0.0, exit_timeout_s - EXIT_MARGIN_S))
+
+
+def limit_stderr(fd: int = 2) -> None:
+    """Empty the file behind standard error if it has grown too large.
+
+    launchd appends to it and never rotates. With `--log-file` it gets only what keeps a job from
+    starting, but that every ten seconds until somebody looks.
+    """
+    with suppress(OSError):
+        found = os.fstat(fd)
+        if stat.S_ISREG(found.st_mode) and found.st_size > MOST_STDERR_BYTES:
+            os.ftruncate(fd, 0)
 
 
 def adopt_activated(name: str = SOCKETS_NAME) -> list[Bound]:
