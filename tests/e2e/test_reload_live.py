@@ -148,6 +148,7 @@ async def test_who_may_come_in_follows_at_once(shared: Gateway, upstream: Script
     assert await status_of(shared, "localhost", made.stdout.strip()) == 200
     assert shared.command("token", "revoke", "laptop").returncode == 0
     assert await status_of(shared, "localhost") == 200
+    await until(lambda: "token laptop: removed" in shared.log.read_text(), 10, "it is logged")
     assert shared.log.read_text().count("token laptop: added") == 1
     assert shared.log.read_text().count("token laptop: removed") == 1
 

@@ -333,7 +333,8 @@ def test_refused_reload_changes_nothing(
     reply = daemon.ask("reload")
     assert not reply.ok
     assert error in (reply.error or "")
-    assert f"nothing has changed: {reply.error}" in daemon.log()
+    told = f"nothing has changed: {reply.error}"
+    wait_until(lambda: told in daemon.log(), "it is logged")
     assert daemon.get() == "1"
 
 
