@@ -84,11 +84,18 @@ mark=$prefix/.installed-by-install.sh # what may be removed again is marked as o
 link=$bin/tidegate
 command=$prefix/current/bin/tidegate
 
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+trap 'exit 130' INT TERM HUP
+
 # Says what it does; with --dry-run no more than that.
 do_() {
     say "  $*"
     [ -n "$dry" ] || "$@"
 }
+
+# Whether some process was started from there: its interpreter is named on its command line.
+is_in_use() { ps -A -ww -o args= >"$scratch/processes" && grep -qF "$1/" "$scratch/processes"; }
 
 is_ours() { [ -L "$link" ] && [ "$(readlink "$link")" = "$command" ]; }
 
@@ -97,7 +104,7 @@ is_ours() { [ -L "$link" ] && [ "$(readlink "$link")" = "$command" ]; }
 if [ "$verb" = uninstall ]; then
     [ -z "$source" ] || { usage >&2; exit 64; }
     [ -e "$mark" ] || fail "$prefix: nothing there that this script installed"
-    if [ -z "$dry" ] && "$command" status >/dev/null 2>&1; then
+    if [ -z "$dry" ] && is_in_use "$prefix/versions"; then
         fail "tidegate is running. First: tidegate stop, or tidegate service uninstall"
     fi
     for unit in /etc/systemd/system/tidegate.service \
@@ -148,10 +155,6 @@ else
     [ -n "$python" ] || fail "needs Python 3.11 or newer with venv. Debian, Ubuntu:" \
         "sudo apt install python3 python3-venv; macOS: brew install python@3.13"
 fi
-
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
-trap 'exit 130' INT TERM HUP
 
 download() {
     if command -v curl >/dev/null; then
@@ -248,12 +251,6 @@ else
 fi
 if [ "$former" != "versions/$version" ]; then point_to "$prefix/current" "versions/$version"; fi
 is_ours || point_to "$link" "$command"
-for old in "$prefix"/versions/*; do
-    case $old in
-        "$environment" | "$prefix/$former" | "$prefix/versions/*") ;;
-        *) do_ rm -rf "$old" ;;
-    esac
-done
 [ -z "$dry" ] || { say "Nothing was done."; exit 0; }
 
 say "Installed: $("$link" --version), as $link"
@@ -264,13 +261,23 @@ esac
 
 # --- what runs, and what shall ---------------------------------------------------------------------
 
+remove_unused() {
+    for old in "$prefix"/versions/*; do
+        case $old in "$environment" | "$prefix/$former") continue ;; esac
+        # What refused a version before may still run on an older one.
+        is_in_use "$old" || do_ rm -rf "$old"
+    done
+}
+
 if "$link" status >/dev/null 2>&1; then
     if [ "$former" != "versions/$version" ]; then
         say "The running tidegate takes up this version; no stream is cut."
         "$link" upgrade --no-wait || say "It goes on with the former one. Why is said above."
     fi
+    remove_unused
     exit 0
 fi
+remove_unused
 if [ "$service" = ask ]; then
     service=no
     if [ -t 0 ] && [ -t 1 ]; then

@@ -14,7 +14,7 @@ _tidegate() {
                 continue ;;
         esac
         case "${path:+$path }$word" in
-            "run"|"start"|"stop"|"restart"|"status"|"runs"|"models"|"sweep"|"recycle"|"upgrade"|"reload"|"logs"|"check"|"bundle"|"replay"|"token"|"token new"|"token list"|"token revoke"|"service"|"service install"|"service uninstall"|"service start"|"service stop"|"service restart"|"service status"|"service logs"|"completion"|"version")
+            "run"|"start"|"stop"|"restart"|"status"|"runs"|"models"|"sweep"|"recycle"|"upgrade"|"reload"|"logs"|"check"|"doctor"|"bundle"|"replay"|"token"|"token new"|"token list"|"token revoke"|"service"|"service install"|"service uninstall"|"service start"|"service stop"|"service restart"|"service status"|"service logs"|"completion"|"version")
                 path="${path:+$path }$word" ;;
         esac
     done
@@ -25,7 +25,7 @@ _tidegate() {
         *)
             case "$path" in
                 "")
-                    words="run start stop restart status runs models sweep recycle upgrade reload logs check bundle replay token service completion version"
+                    words="run start stop restart status runs models sweep recycle upgrade reload logs check doctor bundle replay token service completion version"
                     case "$cur" in -*) words="-h --help --version" ;; esac ;;
                 "run")
                     words=""
@@ -66,6 +66,9 @@ _tidegate() {
                 "check")
                     words=""
                     words="-h --help --config --state-dir --runtime-dir --json" ;;
+                "doctor")
+                    words=""
+                    words="-h --help --config --state-dir --runtime-dir --json --no-tokens" ;;
                 "bundle")
                     words=""
                     words="-h --help --config --state-dir --runtime-dir --json --output" ;;

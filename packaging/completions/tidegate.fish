@@ -11,7 +11,7 @@ function __tidegate_at --description 'Whether the words so far lead to this verb
             set is_value 1
             continue
         end
-        if contains -- (string join ' ' $path $word) 'run' 'start' 'stop' 'restart' 'status' 'runs' 'models' 'sweep' 'recycle' 'upgrade' 'reload' 'logs' 'check' 'bundle' 'replay' 'token' 'token new' 'token list' 'token revoke' 'service' 'service install' 'service uninstall' 'service start' 'service stop' 'service restart' 'service status' 'service logs' 'completion' 'version'
+        if contains -- (string join ' ' $path $word) 'run' 'start' 'stop' 'restart' 'status' 'runs' 'models' 'sweep' 'recycle' 'upgrade' 'reload' 'logs' 'check' 'doctor' 'bundle' 'replay' 'token' 'token new' 'token list' 'token revoke' 'service' 'service install' 'service uninstall' 'service start' 'service stop' 'service restart' 'service status' 'service logs' 'completion' 'version'
             set -a path $word
         end
     end
@@ -33,6 +33,7 @@ complete -c tidegate -n '__tidegate_at' -a upgrade -d 'Become the version that i
 complete -c tidegate -n '__tidegate_at' -a reload -d 'Read the config and the tokens again, and say what changed'
 complete -c tidegate -n '__tidegate_at' -a logs -d 'The log, wherever it is kept'
 complete -c tidegate -n '__tidegate_at' -a check -d 'Say whether the config file is good'
+complete -c tidegate -n '__tidegate_at' -a doctor -d 'What is wrong with this computer, and what mends it'
 complete -c tidegate -n '__tidegate_at' -a bundle -d 'Write down how it is, as evidence'
 complete -c tidegate -n '__tidegate_at' -a replay -d 'Make the memory guard\'s decisions again and compare'
 complete -c tidegate -n '__tidegate_at' -a token -d 'Who may come in'
@@ -108,6 +109,12 @@ complete -c tidegate -n '__tidegate_at check' -l config -r -F -d 'the config fil
 complete -c tidegate -n '__tidegate_at check' -l state-dir -x -a '(__fish_complete_directories)' -d 'for tokens and logs'
 complete -c tidegate -n '__tidegate_at check' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'for sockets and the pid'
 complete -c tidegate -n '__tidegate_at check' -l json -d 'for programs'
+complete -c tidegate -n '__tidegate_at doctor' -s h -l help -d 'show this help message and exit'
+complete -c tidegate -n '__tidegate_at doctor' -l config -r -F -d 'the config file'
+complete -c tidegate -n '__tidegate_at doctor' -l state-dir -x -a '(__fish_complete_directories)' -d 'for tokens and logs'
+complete -c tidegate -n '__tidegate_at doctor' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'for sockets and the pid'
+complete -c tidegate -n '__tidegate_at doctor' -l json -d 'for programs'
+complete -c tidegate -n '__tidegate_at doctor' -l no-tokens -d 'do not ask upstreams for a few tokens'
 complete -c tidegate -n '__tidegate_at bundle' -s h -l help -d 'show this help message and exit'
 complete -c tidegate -n '__tidegate_at bundle' -l config -r -F -d 'the config file'
 complete -c tidegate -n '__tidegate_at bundle' -l state-dir -x -a '(__fish_complete_directories)' -d 'for tokens and logs'

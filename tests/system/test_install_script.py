@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -205,6 +205,13 @@ class Reader(threading.Thread):
                 self.lines.append(line)
 
 
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline_s = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "not within its limit"
+        time.sleep(0.05)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_installed_upgraded_and_removed(home: Home, wheels: tuple[Path, Path]) -> None:
@@ -221,9 +228,7 @@ def test_installed_upgraded_and_removed(home: Home, wheels: tuple[Path, Path]) -
     first = json.loads(home.run("status", "--json").stdout)
     reader = Reader(f"http://{first['listen'][0]}")
     reader.start()
-    deadline_s = time.monotonic() + LIMIT_S
-    while not reader.lines and time.monotonic() < deadline_s:
-        time.sleep(0.05)
+    wait_until(lambda: reader.lines)
     assert "First: tidegate stop" in home.install("--uninstall")[1]
     code, said = home.install(new)
     assert code == 0, said
@@ -234,7 +239,11 @@ def test_installed_upgraded_and_removed(home: Home, wheels: tuple[Path, Path]) -
     reader.join(LIMIT_S)
     assert [line for line in reader.lines if line.strip()][-1] == b"data: [DONE]\n"
 
-    assert len(list((home.prefix / "versions").iterdir())) == 2
+    first_environment = home.prefix / "versions" / sha256(old)[:12]
+    assert first_environment.exists()
+    wait_until(lambda: len(json.loads(home.run("status", "--json").stdout)["workers"]) == 1)
+    assert home.install(new)[0] == 0
+    assert not first_environment.exists()
     assert home.run("stop").returncode == 0
     code, said = home.install("--uninstall")
     assert code == 0, said
