@@ -323,3 +323,18 @@ def write_job(mac: Mac, arguments: list[str]) -> None:
     keys = {"Label": LABEL, "ProgramArguments": arguments, "RunAtLoad": True, "ExitTimeOut": 6}
     mac.plist.write_bytes(plistlib.dumps(keys))
     mac.plist.chmod(0o644)
+
+
+def test_places_stay_when_it_is_installed_again(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without flags a service keeps the places that it was once given; a flag changes one."""
+    for word in ("CONFIG", "STATE_DIR", "RUNTIME_DIR"):
+        monkeypatch.delenv(f"TIDEGATE_{word}", raising=False)
+    assert mac("install", "--no-start")[0] == 0
+    first = mac.plist.read_bytes()
+    assert main(["service", "install", "--user", "--no-start"]) == 0
+    assert mac.plist.read_bytes() == first
+    other = str(mac.home / "other")
+    assert main(["service", "install", "--user", "--no-start", "--state-dir", other]) == 0
+    words = plistlib.loads(mac.plist.read_bytes())["ProgramArguments"]
+    assert words[words.index("--state-dir") + 1] == other
+    assert words[words.index("--config") + 1] == str(mac.config)

@@ -56,7 +56,8 @@ def install(arguments: argparse.Namespace) -> int:
         _need_root(chosen, arguments)
     job, settings = _job(arguments, chosen)
     _check_reach(chosen, job)
-    _check_alone(chosen, arguments)
+    command = " ".join(job.command)
+    _check_alone(chosen, placing.places_of(command, chosen.scope, _platform(chosen)))
     sockets = _numeric(settings.listen) if arguments.socket else []
     supplied = None if sockets else chosen.supplied(job)
     files = [] if supplied else chosen.files(job, sockets)
@@ -104,7 +105,7 @@ def start(arguments: argparse.Namespace) -> int:
     if state.running:
         print(f"It runs already, pid {state.pid}.")
         return 0
-    _check_alone(chosen, arguments, state)
+    _check_alone(chosen, _places(chosen, arguments, state))
     # What waits to be started again would have a plain start wait, too.
     return _begin(chosen, arguments, chosen.restart if state.active else chosen.start)
 
@@ -301,13 +302,20 @@ def _service_words(chosen: Manager, verb: str) -> str:
 
 
 def _job(arguments: argparse.Namespace, chosen: Manager) -> tuple[Job, Settings]:
-    """What the service runs, and the settings it will find. Raises Failure or ConfigError."""
+    """What the service runs, and the settings it will find. Raises Failure or ConfigError.
+
+    What it was given when it was installed before stays, unless it is given something else now.
+    """
+    state = chosen.state()
+    former = placing.named(state.command) if state.installed else {}
     job = placing.job(
         chosen.scope,
         placing.program(),
-        config=arguments.config,
-        state_dir=arguments.state_dir,
-        runtime_dir=arguments.runtime_dir,
+        config=_given(arguments.config, "TIDEGATE_CONFIG", former.get("--config")),
+        state_dir=_given(arguments.state_dir, "TIDEGATE_STATE_DIR", former.get("--state-dir")),
+        runtime_dir=_given(
+            arguments.runtime_dir, "TIDEGATE_RUNTIME_DIR", former.get("--runtime-dir")
+        ),
         platform=_platform(chosen),
     )
     config = job.config_file
@@ -318,6 +326,11 @@ def _job(arguments: argparse.Namespace, chosen: Manager) -> tuple[Job, Settings]
     settings = _read_settings(config) if config.exists() else Settings()
     stop_limit_s = settings.drain.stop_limit_s
     return msgspec.structs.replace(job, stop_limit_s=stop_limit_s), settings
+
+
+def _given(flag: Path | None, variable: str, former: Path | None) -> Path | None:
+    """A flag, else None for the environment to say, else what was said before."""
+    return flag or (None if os.environ.get(variable) else former)
 
 
 def _read_settings(path: Path) -> Settings:
@@ -365,13 +378,10 @@ def _numeric(addresses: Sequence[str]) -> list[str]:
     return found
 
 
-def _check_alone(
-    chosen: Manager, arguments: argparse.Namespace, state: State | None = None
-) -> None:
+def _check_alone(chosen: Manager, found: Places) -> None:
     """Another one in the same places holds the lock and the address. Raises Failure."""
-    state = state or chosen.state()
-    own = find_status(_places(chosen, arguments, state))
-    if own is not None and own.watchdog.pid != state.pid:
+    own = find_status(found)
+    if own is not None and own.watchdog.pid != chosen.state().pid:
         raise Failure(
             f"another tidegate runs with these places, pid {own.watchdog.pid}; stop it first: "
             "tidegate stop",

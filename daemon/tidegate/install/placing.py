@@ -79,7 +79,7 @@ def places_of(command: str, scope: Scope, platform: str = sys.platform) -> Place
 
     Raises PlacesError.
     """
-    told = {flag: path for flag in _FLAGS if (path := _flag(command, flag))}
+    told = named(command)
     if scope is Scope.SYSTEM:
         usual = _system_job((NAME,), (None, None, None), 0.0, platform)
         fallback = (usual.config_file, usual.state_dir, usual.runtime_dir)
@@ -100,6 +100,11 @@ def _usual(environ: Mapping[str, str], platform: str, uid: int) -> Places | None
         return places.find(environ=service_environ(environ, uid), platform=platform, uid=uid)
     except PlacesError:
         return None
+
+
+def named(command: str) -> dict[str, Path]:
+    """The places that a command line names, by their flags."""
+    return {flag: path for flag in _FLAGS if (path := _flag(command, flag))}
 
 
 def log_file_of(command: str) -> Path | None:

@@ -34,7 +34,7 @@ _SYSTEM_DIR = Path("/etc/systemd/system")
 _SHOWN = (
     "LoadState,ActiveState,SubState,MainPID,UnitFileState,FragmentPath,DropInPaths,Result,"
     "StatusText,NRestarts,ExecMainCode,ExecMainStatus,ExecStart,InvocationID,Environment,"
-    "EnvironmentFiles,TimeoutStopUSec,WatchdogUSec,MemoryMax,MemoryHigh,LimitNOFILE,UnitPath"
+    "EnvironmentFiles,TimeoutStopUSec,WatchdogUSec,MemoryMax,MemoryHigh,LimitNOFILE"
 )
 _SUPPLIED = {
     Scope.SYSTEM: ("/usr/local/lib/systemd/system", "/usr/lib/systemd/system"),
