@@ -136,6 +136,7 @@ def test_start_has_a_limit_of_its_own(fake: Path) -> None:
 
 def test_status_lines_are_told_as_they_change(fake: Path) -> None:
     """Each new line of the service is told once; what it said before is no news."""
+    until = 'until [ "$(grep -c " show " "$0.calls")" -gt 8 ]; do sleep 0.05; done'
     show = (
         'n=$(grep -c " show " "$0.calls"); echo LoadState=loaded; echo StatusText=line $((n / 3))'
     )
