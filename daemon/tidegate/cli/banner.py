@@ -25,7 +25,7 @@ def banner_text(
     lines += [("Found", found) for found in ready.found or ["no model server on this computer"]]
     lines += [
         ("Config", _config(places)),
-        ("Log", str(log_file) if log_file else _stderr_text()),
+        ("Log", str(log_file) if log_file else "this terminal"),
     ]
     if has_tokens:
         lines.append(("Token", "needed; put yours into TIDEGATE_TOKEN for the line below"))
@@ -54,11 +54,6 @@ def banner_line(ready: Ready, addresses: list[str], places: Places) -> str:
 def _config(places: Places) -> str:
     missing = "" if places.config_file.exists() else " (none there; defaults)"
     return f"{places.config_file}{missing}"
-
-
-def _stderr_text() -> str:
-    """systemd says by a variable that it reads what we print, see systemd.exec(5)."""
-    return "the journal" if os.environ.get("JOURNAL_STREAM") else "this terminal"
 
 
 def base_url(address: str) -> str:
