@@ -35,7 +35,8 @@ class Store(Notifier):
 def kept(address: str) -> Bound:
     """A socket for `address` as it comes back from the store."""
     bound = listen.bind(address)
-    return Bound(bound.sock, listen.ADOPTED, bound.address, stored=stored_name(address))
+    name = stored_name(listen.canonical(address))
+    return Bound(bound.sock, listen.ADOPTED, bound.address, stored=name)
 
 
 def test_what_we_bound_is_stored_and_what_retired_is_dropped() -> None:
@@ -46,9 +47,9 @@ def test_what_we_bound_is_stored_and_what_retired_is_dropped() -> None:
     listeners.use(first)
     assert store.names == {"listen-127.0.0.1=0"}
     listeners.use(listeners.open(["[::1]:0"]))
-    assert store.names == {"listen-127.0.0.1=0", "listen-[==1]=0"}
+    assert store.names == {"listen-127.0.0.1=0", "listen-==1=0"}
     listeners.close_retired()
-    assert store.names == {"listen-[==1]=0"}
+    assert store.names == {"listen-==1=0"}
     listeners.close()
 
 
@@ -71,7 +72,7 @@ def test_a_kept_socket_that_nobody_asks_for_is_closed() -> None:
     listeners = Listeners([unwanted], store)
     listeners.use(listeners.open(["[::1]:0"]))
     assert unwanted.sock.fileno() == -1
-    assert store.names == {"listen-[==1]=0"}
+    assert store.names == {"listen-==1=0"}
     listeners.close()
 
 
@@ -87,6 +88,14 @@ def test_a_kept_unix_socket_without_its_file_is_made_anew(tmp_path: Path) -> Non
     assert (tmp_path / "s").is_socket()
     listeners.close()
     assert (tmp_path / "s").is_socket()
+
+
+def test_a_kept_unix_socket_that_nobody_asks_for_takes_its_file_along(tmp_path: Path) -> None:
+    """It was ours, and nobody would remove it later."""
+    listeners = Listeners([kept(f"unix:{tmp_path}/s")], Store())
+    listeners.use(listeners.open(["127.0.0.1:0"]))
+    assert list(tmp_path.iterdir()) == []
+    listeners.close()
 
 
 @pytest.mark.parametrize("heard", [True, False])
@@ -166,6 +175,28 @@ def test_one_address_stays_when_all_of_its_port_are_opened_and_is_there_to_go_ba
     listeners.use([narrow])
     listeners.close_retired()
     assert listeners.addresses == [f"127.0.0.1:{port}"]
+    listeners.close()
+
+
+@linux_only
+def test_a_kept_socket_does_not_stand_in_the_way_of_a_wider_address() -> None:
+    """The setting became 0.0.0.0 while it was down, and systemd still listens on 127.0.0.1."""
+    former = kept("127.0.0.1:0")
+    port = former.sock.getsockname()[1]
+    with former.sock.dup():  # as systemd has it
+        listeners = Listeners([former], Store())
+        listeners.use(listeners.open([f"0.0.0.0:{port}"]))
+        listeners.bound[0].sock.listen()
+        assert listeners.addresses == [f"0.0.0.0:{port}"]
+    listeners.close()
+
+
+def test_a_kept_socket_is_known_by_another_spelling_of_its_address() -> None:
+    """`localhost` in the setting became 127.0.0.1 while it was down."""
+    former = kept("localhost:0")
+    listeners = Listeners([former], Store())
+    listeners.use(listeners.open(["127.0.0.1:0"]))
+    assert listeners.bound[0].sock is former.sock
     listeners.close()
 
 

@@ -192,3 +192,16 @@ def test_without_a_manager_nothing_is_stored_or_waited_for() -> None:
     notifier.trigger()
     assert not notifier.is_heard
     notifier.close()
+
+
+@pytest.mark.parametrize(
+    "address", ["unix:/run/höhle/s", "unix:/run/" + "x" * 300, "unix:/run/\x07"]
+)
+def test_a_stored_name_is_one_that_systemd_takes(address: str) -> None:
+    """Printable ASCII of at most 255 bytes; systemd would call it something else otherwise."""
+    name = stored_name(address)
+    assert name.startswith("listen-")
+    assert len(name) <= 255
+    assert name.isascii()
+    assert name.isprintable()
+    assert name != stored_name(address + "x")

@@ -99,7 +99,7 @@ def life() -> dict[str, Any]:
     write_config(3.0)
     seen["changed"] = verb("install", *PLACES)
     unit = UNITS / "tidegate.service"
-    unit.write_text(unit.read_text().replace("RestartSec=2", "RestartSec=7"))
+    unit.write_text(unit.read_text().replace("RestartSec=5", "RestartSec=7"))
     DROP_IN.write_text(DROP_IN.read_text() + "# mine\n")
     seen["edited"] = verb("install", *PLACES)
     seen["kept"] = [path.read_text() for path in UNITS.glob("tidegate.service.bak-*")]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 
 from tidegate import config
 from tidegate.cli.here import find_places
 from tidegate.core.message import Ready
 from tidegate.places import make_private
+from tidegate.service.systemd import is_service
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -30,8 +32,11 @@ def run(arguments: argparse.Namespace) -> int:
         return config.stand_in(reason, places.named_config)
 
     def banner(ready: Ready, addresses: list[str]) -> None:
-        from tidegate.cli.banner import banner_text, print_calmly
+        from tidegate.cli.banner import banner_line, banner_text, print_calmly
 
+        if is_service():  # nobody pastes a command from a journal, where an event is a line
+            logging.getLogger(__name__).info("%s", banner_line(ready, addresses, places))
+            return
         has_tokens = loaded is not None and bool(loaded.tokens)
         print_calmly(banner_text(ready, addresses, places, log_file, has_tokens=has_tokens))
 

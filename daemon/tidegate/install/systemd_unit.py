@@ -71,7 +71,7 @@ SystemCallArchitectures=native
 
 def service_unit(job: Job, version: int) -> str:
     """`tidegate.service` for this job and that version of systemd."""
-    parts = [_head(job), _unit(job), _service(job, version)]
+    parts = [_head(job), _unit(job, version), _service(job, version)]
     parts.append(_SANDBOX if job.scope is Scope.SYSTEM else _USER_SANDBOX)
     target = "multi-user.target" if job.scope is Scope.SYSTEM else "default.target"
     return "\n".join([*parts, f"[Install]\nWantedBy={target}\n"])
@@ -114,16 +114,17 @@ def _head(job: Job) -> str:
     )
 
 
-def _unit(job: Job) -> str:
+def _unit(job: Job, version: int) -> str:
     network = ["Wants=network-online.target", "After=network-online.target"]
     lines = [
         "[Unit]",
         f"Description={NAME}, an LLM streaming gateway",
         "Documentation=man:tidegate(1)",
         *(network if job.scope is Scope.SYSTEM else []),
-        "# Five failed starts in ten minutes: somebody has to look. Dead workers do not count.",
+        "# An address may come late, so it is tried again for a while; then somebody has to look.",
+        "# Dead workers do not count: tidegate replaces them itself.",
         "StartLimitIntervalSec=600",
-        "StartLimitBurst=5",
+        f"StartLimitBurst={10 if version >= 254 else 20}",
     ]
     return "\n".join(lines) + "\n"
 
@@ -133,14 +134,14 @@ def _service(job: Job, version: int) -> str:
         "[Service]",
         *_type(version),
         "NotifyAccess=main",
-        f"ExecStart={' '.join(map(_quote, job.command))}",
+        f"ExecStart={_command_line(job.command)}",
         *_places(job),
         "UMask=0077",
         "",
         "# A hung worker is the watchdog process's affair; this is for that process itself.",
         f"WatchdogSec={WATCHDOG_S}",
         "Restart=on-failure",
-        "RestartSec=2",
+        "RestartSec=5",
         *(["RestartSteps=5", "RestartMaxDelaySec=60"] if version >= 254 else []),
         "# 78 is a bad configuration: starting again would end the same way.",
         "RestartPreventExitStatus=78",
@@ -191,7 +192,7 @@ def _directory(directory: Path, kind: str, mode: str) -> list[str]:
     """A directory where systemd keeps them is made by it; another has to be let through."""
     root = _ROOTS[kind]
     if directory.is_relative_to(root) and directory != root:
-        name = _escape(str(directory.relative_to(root)))
+        name = _quote(str(directory.relative_to(root)))
         return [f"{kind}Directory={name}", f"{kind}DirectoryMode={mode}"]
     if kind == "Configuration":
         return []
@@ -203,9 +204,15 @@ def _escape(text: str) -> str:
     return text.replace("%", "%%")
 
 
+def _command_line(words: Sequence[str]) -> str:
+    """See systemd.service(5), "Command lines": a `$` has a meaning in all words but the first."""
+    program, *arguments = map(_quote, words)
+    return " ".join([program, *(word.replace("$", "$$") for word in arguments)])
+
+
 def _quote(word: str) -> str:
-    """One word of a command line, see systemd.service(5), "Command lines"."""
-    text = _escape(word).replace("\\", "\\\\").replace("$", "$$")
+    """One word of several."""
+    text = _escape(word).replace("\\", "\\\\")
     if word and not any(c.isspace() or c in "\"'\\;" for c in word):
         return text
     return '"' + text.replace('"', '\\"') + '"'

@@ -41,6 +41,7 @@ class Bound:
     configured: str
     address: str  # with port 0 resolved
     stored: str | None = None  # its name, when the service manager only kept it for us
+    name: str = ""  # what the service manager calls one that it opened
 
     def close(self, *, keep_file: bool = False) -> None:
         """Stop listening; a Unix socket's file goes too. Once only: the path may be another's.
@@ -143,6 +144,12 @@ def _share_port(socks: Iterable[socket.socket]) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 
 
+def canonical(address: str) -> str:
+    """The same for every spelling of an address. Raises BadAddress."""
+    family, host, port = parse(address)
+    return f"unix:{host}" if family == socket.AF_UNIX else f"{host}:{port}"
+
+
 def describe(sock: socket.socket) -> str:
     """Where a socket listens, written as in the setting."""
     name = sock.getsockname()
@@ -182,7 +189,7 @@ def adopt(fd: int, name: str = "") -> Bound:
         sock.detach()
         raise ListenError(f"descriptor {fd} ({name or 'unnamed'}) is no listening stream socket")
     sock.setblocking(False)
-    return Bound(sock, ADOPTED, describe(sock))
+    return Bound(sock, ADOPTED, describe(sock), name=name)
 
 
 def _numeric(host: str, family: socket.AddressFamily, address: str) -> str:

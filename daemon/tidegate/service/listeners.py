@@ -95,24 +95,28 @@ class Listeners:
 
     def _take(self, address: str) -> Bound:
         """The socket that was kept for this address, or a new one. Raises ListenError."""
-        kept = self._stored.pop(stored_name(address), None)
+        kept = self._stored.pop(_name(address), None)
         if kept is None:
-            return listen.bind(address, self.bound)
+            return listen.bind(address, [*self.bound, *self._stored.values()])
         if not kept.is_there():  # somebody took its file away
             kept.close()
             return listen.bind(address)
+        _log.info("%s stayed open meanwhile", kept.address)
         return kept.configured_as(address)
 
     def use(self, bound: list[Bound]) -> None:
         """Listen on these from now on; what is not among them retires."""
-        self._retired += [former for former in self.bound if former not in bound]
-        self.bound = bound
         for each in bound:
             if each not in self._adopted:
-                self._notifier.store(stored_name(each.configured), each.sock)
+                self._notifier.store(_name(each.configured), each.sock)
+            elif each not in self.bound:
+                name = each.name or "without a name"
+                _log.info("%s was opened by the service manager (%s)", each.address, name)
+        self._retired += [former for former in self.bound if former not in bound]
+        self.bound = bound
         for name, unwanted in self._stored.items():
             self._notifier.drop(name)
-            unwanted.close()
+            unwanted.configured_as(name).close()  # with its file, as one of ours
         self._stored.clear()
 
     def discard(self, opened: Collection[Bound]) -> None:
@@ -126,7 +130,7 @@ class Listeners:
         for bound in self._retired:
             _log.info("no longer listening on %s", bound.address)
             if bound.configured not in {each.configured for each in self.bound}:
-                self._notifier.drop(stored_name(bound.configured))
+                self._notifier.drop(_name(bound.configured))
             bound.close()
         self._retired = []
 
@@ -148,3 +152,8 @@ class Listeners:
 def _is_covered(bound: Bound, others: Iterable[Bound]) -> bool:
     """Whether one of the others has all addresses of its port."""
     return any(listen.covers(other, bound) for other in others)
+
+
+def _name(address: str) -> str:
+    """What the socket for an address of the setting is called in the store."""
+    return stored_name(listen.canonical(address))

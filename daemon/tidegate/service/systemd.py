@@ -157,9 +157,15 @@ class Notifier:
 def stored_name(address: str) -> str:
     """What a socket for this address of the setting `listen` is called in the store.
 
-    A colon would end the name in LISTEN_FDNAMES.
+    A colon would end the name in LISTEN_FDNAMES; and what systemd does not take for a name, it
+    would replace by one that we do not know again, see sd_notify(3).
     """
-    return f"{STORED_PREFIX}{address.replace(':', '=')}"[:_MAX_NAME]
+    name = f"{STORED_PREFIX}{address.replace(':', '=')}"
+    if len(name) <= _MAX_NAME and name.isascii() and name.isprintable():
+        return name
+    from hashlib import sha256  # noqa: PLC0415  (a megabyte, for names that nobody has)
+
+    return STORED_PREFIX + sha256(os.fsencode(address)).hexdigest()
 
 
 def _connect(environ: MutableMapping[str, str]) -> socket.socket | None:
