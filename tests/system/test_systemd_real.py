@@ -2,51 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-HERE = Path(__file__).parent
+from fakes.private_systemd import beside_user_manager
+
 UNITS = ["tidegate.service", "tidegate-user.service"]
-
-
-def missing() -> str | None:
-    """Why a real systemd cannot run here."""
-    if sys.platform != "linux" or not Path("/lib/systemd/systemd").exists():
-        return "needs systemd (apt install systemd)"
-    if os.geteuid() != 0:
-        return "needs root, for namespaces and cgroups of its own"
-    if shutil.which("unshare") is None:
-        return "needs unshare (util-linux)"
-    probe = ["unshare", "--mount", "--pid", "--cgroup", "--fork", "true"]
-    if subprocess.run(probe, capture_output=True, check=False).returncode != 0:
-        return "needs the right to make namespaces"
-    if not os.access("/sys/fs/cgroup", os.W_OK):
-        return "needs writable cgroups"
-    return None
 
 
 def inside(case: str, unit: str) -> dict[str, Any]:
     """What the case saw."""
-    if reason := missing():
-        pytest.skip(reason)
-    done = subprocess.run(
-        [str(HERE / "private_systemd.sh"), sys.executable, str(HERE / "inside.py"), case, unit],
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-        start_new_session=True,
-    )
-    assert done.returncode == 0, done.stderr + done.stdout
-    seen: dict[str, Any] = json.loads(done.stdout)
-    return seen
+    return beside_user_manager("inside.py", case, unit)
 
 
 @pytest.mark.parametrize("unit", UNITS)
