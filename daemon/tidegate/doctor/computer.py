@@ -71,18 +71,19 @@ def check_memory(memory: Memory) -> Iterator[Problem]:
     """Whether the budget can be had."""
     budget, total, available = memory.budget_bytes, memory.total_bytes, memory.available_bytes
     smaller = "set a smaller memory.budget in the config"
-    if total is not None and budget > total:
-        yield finding(
-            "budget-exceeds-memory",
-            f"the budget is {budget // MIB} MiB, and this computer has {total // MIB} MiB",
-            smaller,
-        )
     if memory.overcommit == 2:
         yield finding(
             "memory-overcommit",
             "vm.overcommit_memory is 2: starting a worker can fail though memory is free",
             "run: sudo sysctl vm.overcommit_memory=0, and look for it in /etc/sysctl.d",
         )
+    if total is not None and budget > total:
+        yield finding(
+            "budget-exceeds-memory",
+            f"the budget is {budget // MIB} MiB, and this computer has {total // MIB} MiB",
+            smaller,
+        )
+        return  # what follows from it needs no words of its own
     if memory.swap_bytes == 0 and total is not None and budget > total // 2:
         yield finding(
             "budget-without-swap",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tidegate.config import ConfigError, LoadedConfig
@@ -110,12 +110,14 @@ def _user() -> str:
     return str(os.geteuid())
 
 
-def check_disk(name: str, directory: Path) -> Iterator[Problem]:
+def check_disk(
+    name: str, directory: Path, statvfs: Callable[[Path], os.statvfs_result] = os.statvfs
+) -> Iterator[Problem]:
     """Space and inodes of where `directory` is, or will be."""
     while not directory.exists() and directory != directory.parent:
         directory = directory.parent
     try:
-        found = os.statvfs(directory)
+        found = statvfs(directory)
     except OSError:
         return
     free_bytes = found.f_bavail * found.f_frsize

@@ -18,6 +18,7 @@ _NOTES = (
     "service-drop-ins",
     "service-none",
     "service-unreadable",
+    "two-tidegates",
     "upstream-slow",
     "upstreams-none",
 )
@@ -49,7 +50,6 @@ _WARNINGS = (
     "service-reload-needed",
     "service-restart",
     "service-stop-limit",
-    "two-tidegates",
     "unfinished",
     "upstream-no-models",
 )

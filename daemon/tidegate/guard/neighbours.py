@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import dropwhile
 
 from msgspec import Struct
 
@@ -34,12 +34,11 @@ def who_listens(port: int) -> Neighbour | None:
 
 
 def is_watchdog(words: Sequence[str]) -> bool:
-    """Whether these words start a tidegate that serves."""
-    names = [word.rpartition("/")[2] for word in words[:3]]
-    is_ours = "tidegate" in names or any(
-        (one, two) == ("-m", "tidegate") for one, two in pairwise(words)
-    )
-    return is_ours and "run" in words[1:5]
+    """Whether these words are those of a tidegate that serves, and not of what started it."""
+    names = [word.rpartition("/")[2] for word in words]
+    if names and names[0].startswith("python"):
+        names = list(dropwhile(lambda name: name.startswith("-"), names[1:]))
+    return names[:2] == ["tidegate", "run"]
 
 
 def watchdogs() -> list[Neighbour]:
