@@ -8,6 +8,7 @@ import json
 import os
 import plistlib
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -241,6 +242,21 @@ def test_what_is_not_installed_cannot_be_started(mac: Mac) -> None:
         assert code == 69
         assert "knows no tidegate; run: `tidegate service install" in err
     assert mac("uninstall")[0] == 0
+
+
+def test_launchd_opens_the_addresses_when_asked_to(mac: Mac) -> None:
+    """With `--socket` the property list has the addresses of `listen`, and keeps having them."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    mac.config.write_text(GOOD.replace(":0", f":{port}"))
+    assert mac("install", "--socket", "--no-start")[0] == 0
+    assert mac("install", "--no-start")[0] == 0
+    (entry,) = plistlib.loads(mac.plist.read_bytes())["Sockets"]["Listeners"]
+    assert (entry["SockNodeName"], entry["SockServiceName"]) == ("127.0.0.1", str(port))
+    mac.config.write_text(GOOD)
+    code, _, err = mac("install")
+    assert code == 78
+    assert "127.0.0.1:0 of `listen` has to name a port" in err
 
 
 def test_own_service_is_not_made_with_sudo(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,11 +58,13 @@ def install(arguments: argparse.Namespace) -> int:
     _check_reach(chosen, job)
     command = " ".join(job.command)
     _check_alone(chosen, placing.places_of(command, chosen.scope, _platform(chosen)))
-    sockets = _numeric(settings.listen) if arguments.socket else []
+    wants_sockets = arguments.socket or chosen.opens_sockets()
+    sockets = _numeric(settings.listen) if wants_sockets else []
     supplied = None if sockets else chosen.supplied(job)
     files = [] if supplied else chosen.files(job, sockets)
     changes = {file.path: file.compare() for file in files}
     _show(files, supplied)
+    _mention_other(chosen)
     if arguments.dry_run:
         print(f"Nothing was changed. It would be enabled and started by {_name(chosen)}.")
         return 0
@@ -78,7 +80,7 @@ def install(arguments: argparse.Namespace) -> int:
         print(f"Installed, not started. {_service_words(chosen, 'start')} starts it.")
         return 0
     is_changed = any(change is not Change.NONE for change in changes.values())
-    return _bring_up(chosen, arguments, is_changed=is_changed)
+    return _bring_up(chosen, arguments, is_changed=is_changed, opens_sockets=bool(sockets))
 
 
 def uninstall(arguments: argparse.Namespace) -> int:
@@ -130,7 +132,7 @@ def restart(arguments: argparse.Namespace) -> int:
     """Stop it, start it, and return when it serves. A bad config leaves it as it is."""
     chosen = _installed(arguments)
     found = _places(chosen, arguments)
-    if found.config_file.exists():
+    if _is_there(found.config_file):
         _read_settings(found.config_file)
     return _begin(chosen, arguments, chosen.restart, _stop_limit_s(found))
 
@@ -193,17 +195,21 @@ def _begin(
     for address in own.listen if own else []:
         print(f"  Base URL  {base_url(address)}")
     print(f"  Status    {_service_words(chosen, 'status')}")
+    if own and own.reason:
+        print(f"  Note      {printable(own.reason)}")
     return 0
 
 
-def _bring_up(chosen: Manager, arguments: argparse.Namespace, *, is_changed: bool) -> int:
+def _bring_up(
+    chosen: Manager, arguments: argparse.Namespace, *, is_changed: bool, opens_sockets: bool
+) -> int:
     state = chosen.state()
     if not state.active:
         return _begin(chosen, arguments, chosen.start)
     if is_changed or not state.running:
         print("It was started before, and is restarted.", flush=True)
         limit_s = _stop_limit_s(_places(chosen, arguments, state))
-        if arguments.socket:  # sockets that are open stay as they were opened
+        if opens_sockets:  # sockets that are open stay as they were opened
             chosen.stop(limit_s, _tell)
             return _begin(chosen, arguments, chosen.start)
         return _begin(chosen, arguments, chosen.restart, limit_s)
@@ -321,11 +327,16 @@ def _job(arguments: argparse.Namespace, chosen: Manager) -> tuple[Job, Settings]
     config = job.config_file
     if config is None:
         config = placing.places_of("", chosen.scope, _platform(chosen)).config_file
-    elif arguments.config and not config.exists():
+    elif arguments.config and not _is_there(config):
         raise Failure(f"{config}: there is no such file", BAD_CONFIG)
-    settings = _read_settings(config) if config.exists() else Settings()
+    settings = _read_settings(config) if _is_there(config) else Settings()
     stop_limit_s = settings.drain.stop_limit_s
     return msgspec.structs.replace(job, stop_limit_s=stop_limit_s), settings
+
+
+def _is_there(path: Path) -> bool:
+    """False also of what lies behind a door that is closed to us."""
+    return os.access(path, os.F_OK)
 
 
 def _given(flag: Path | None, variable: str, former: Path | None) -> Path | None:
@@ -405,6 +416,13 @@ def _show(files: Sequence[File], supplied: Path | None) -> None:
                 print("".join(f"  {line}\n" for line in file.difference().splitlines()))
 
 
+def _mention_other(chosen: Manager) -> None:
+    """One of the system and one of a user are two, and may want the same address."""
+    other = manager.find(Scope.USER if chosen.scope is Scope.SYSTEM else Scope.SYSTEM)
+    if _is_installed(other) and other.state().active:
+        print(f"{_name(other)} runs a tidegate too; two cannot share an address.")
+
+
 def _prepare(chosen: Manager, job: Job) -> None:
     """The user, the directories and the config of a system service. Raises Failure."""
     try:
@@ -458,7 +476,7 @@ def _say_what_stays(chosen: Manager, found: Places) -> None:
     """Nothing that a person made is removed by us; here is how they do it."""
     folder = found.config_file.parent
     left = [folder if folder.name == NAME else found.config_file, found.state_dir]
-    there = sorted({str(path) for path in left if path.exists()})
+    there = sorted({str(path) for path in left if _is_there(path)})
     if there:
         print(f"Config and state stay. To remove them too: rm -r {shlex.join(there)}")
     user = account.SERVICE_USERS[chosen.name]

@@ -11,6 +11,7 @@ import os
 import pwd
 import shlex
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from tidegate.install.job import NAME, Job, Scope
 from tidegate.install.launchd_plist import SERVICE_USER
 
 SERVICE_USERS = {"systemd": NAME, "launchd": SERVICE_USER}  # by the manager's name
+KNOWN_LIMIT_S = 10.0
 MAC_IDS = range(300, 400)  # of services; Apple's own lie below, people's above 500
 FIRST_CONFIG = """\
 # The configuration of tidegate. Empty, it looks for LLM servers on this computer.
@@ -90,8 +92,18 @@ def make_user(user: str, home: Path, platform: str = sys.platform) -> None:
         taken = _mac_ids(env) if platform == "darwin" else []
         for words in commands(user, home, platform, taken):
             insist(words, env)
+        _wait_known(user)
     except CallError as error:
         raise AccountError(f"cannot make the user {user}: {error}") from error
+
+
+def _wait_known(user: str) -> None:
+    """A Mac's directory service takes a moment to tell of whom it was told."""
+    deadline_s = time.monotonic() + KNOWN_LIMIT_S
+    while not exists(user):
+        if time.monotonic() >= deadline_s:
+            raise AccountError(f"the user {user} was made, but the system does not know it")
+        time.sleep(0.1)
 
 
 def _mac_ids(env: dict[str, str]) -> list[int]:

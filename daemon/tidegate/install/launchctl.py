@@ -130,6 +130,10 @@ class Launchd:
         marked = written.marked(text, lambda mark: f"<!-- {mark} -->", _MARK_LINE)
         return [File(self.directory / FILE_NAME, marked)]
 
+    def opens_sockets(self) -> bool:
+        """Whether the property list has sockets."""
+        return "Sockets" in self._keys()
+
     def enable(self, files: Sequence[File]) -> list[str]:
         """Take back a `launchctl disable`. What is loaded from an older file goes at the start."""
         del files

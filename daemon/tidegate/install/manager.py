@@ -88,6 +88,9 @@ class Manager(Protocol):
     def files(self, job: Job, sockets: Sequence[str]) -> list[File]:
         """What makes it a service; `sockets` are addresses for the manager to open."""
 
+    def opens_sockets(self) -> bool:
+        """Whether it was installed to open the addresses itself."""
+
     def enable(self, files: Sequence[File]) -> list[str]:
         """Have it know what was written, and start it with the computer; what to tell of that."""
 

@@ -177,6 +177,10 @@ class Systemd:
             for name, text in texts.items()
         ]
 
+    def opens_sockets(self) -> bool:
+        """Whether there is a socket unit beside the service."""
+        return os.path.lexists(self.directory / SOCKET)
+
     def enable(self, files: Sequence[File]) -> list[str]:
         """Reload, enable, and check that the unit in force is the one that was written."""
         names = [file.path.name for file in files] or [SERVICE]
@@ -224,25 +228,22 @@ class Systemd:
 
     def stop(self, limit_s: float, tell: Tell) -> None:
         """Its sockets too: the next connection would start it again."""
-        if self._has_sockets():
+        if self.opens_sockets():
             self._call("stop", SOCKET)
         self._run("stop", limit_s, tell)
 
     def restart(self, limit_s: float, tell: Tell) -> None:
         """Sockets that systemd opened stay open meanwhile."""
-        if self._has_sockets() and not self._is_listening():
+        if self.opens_sockets() and not self._is_listening():
             self._run("stop", limit_s, tell)  # beside a running service they are not opened
         self._open_sockets()
         self._run("restart", limit_s, tell)
-
-    def _has_sockets(self) -> bool:
-        return os.path.lexists(self.directory / SOCKET)
 
     def _is_listening(self) -> bool:
         return self._properties("ActiveState", SOCKET).get("ActiveState") == "active"
 
     def _open_sockets(self) -> None:
-        if not self._has_sockets():
+        if not self.opens_sockets():
             return
         self._call("reset-failed", SOCKET)
         done = self._call("start", SOCKET)
