@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from fakes.launchd import Running, compiled
 from fakes.launchd import launchd as stand_in
 from fakes.machine import free_port, wait_until
-from tidegate.service import launchd
+from tidegate.service import detach, launchd
 
 # What a job finds of itself. It says so, and ends as a success.
 PROBE = """
@@ -193,6 +194,31 @@ def test_refusal_is_told_in_words(tmp_path: Path) -> None:
 def test_name_alone_makes_no_job(name: str | None) -> None:
     """A terminal has such a name, and so has everything that a job starts."""
     assert not launchd.is_job({} if name is None else {"XPC_SERVICE_NAME": name})
+
+
+def test_daemon_that_a_job_starts_is_none_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Detached it is a child of process 1, as a job is, so it must not inherit the name."""
+    monkeypatch.setenv("XPC_SERVICE_NAME", "dev.example.some.job")
+    folder = Path(tempfile.mkdtemp(prefix="tg-"))
+    pid_file = folder / "run" / "tidegate.pid"
+    (folder / "config.toml").write_text('listen = "127.0.0.1:0"\n')
+    places = ("config.toml", "state", "run")
+    flags = ("--config", "--state-dir", "--runtime-dir")
+    words = [word for flag, name in zip(flags, places, strict=True) for word in (flag, name)]
+    words = [str(folder / word) if word in places else word for word in words]
+    command = [sys.executable, "-m", "tidegate", "run", *words]
+    lifeline = detach.spawn(command, folder / "log")
+    try:
+        wait_until(lambda: detach.holder(pid_file), 30, "it runs")
+        daemon = psutil.Process(detach.holder(pid_file))
+        environ = daemon.environ()
+        daemon.terminate()
+        assert "XPC_SERVICE_NAME" not in environ
+        assert environ.items() >= {"PATH": os.environ["PATH"]}.items()
+        assert detach.is_gone(lifeline, 30)
+    finally:
+        os.close(lifeline)
+        shutil.rmtree(folder)
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has that function")
