@@ -21,7 +21,8 @@ from tidegate.service.log_file import family
 
 _READ_BYTES = 1 << 20
 _MOST_UNFINISHED_BYTES = 1 << 20  # of a line; whatever writes more than that is no log
-_LINE = re.compile(r"(\S+) (debug|info|warning|error|critical) (watchdog|worker(?: \d+)?) (.*)")
+PROCESS = r"watchdog|worker(?: \d+)?"  # how ours are named
+_LINE = re.compile(rf"(\S+) (debug|info|warning|error|critical) ({PROCESS}) (.*)")
 
 
 class Line(Struct, frozen=True, kw_only=True):

@@ -27,7 +27,7 @@ from tidegate.cli.answers import read_status
 from tidegate.cli.ask import ask
 from tidegate.cli.failure import NOT_RUNNING, REFUSED, USAGE, Failure
 from tidegate.cli.here import find_places
-from tidegate.cli.log_reader import Line, LogReader, parse
+from tidegate.cli.log_reader import PROCESS, Line, LogReader, parse
 from tidegate.cli.printable import printable
 from tidegate.core.message import ControlRequest
 from tidegate.install.job import NAME, Scope
@@ -39,6 +39,7 @@ LINES = 50  # a screen, unless `--since` says how far back
 POLL_S = 0.25
 STATUS_LIMIT_S = 2.0
 _UNITS_S = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_OURS = re.compile(rf"({PROCESS}) (.*)")
 _LEVELS = ("critical", "critical", "critical", "error", "warning", "info", "info", "debug")
 
 
@@ -53,7 +54,7 @@ class Wanted(Struct, frozen=True, kw_only=True):
 
 def read_arguments(arguments: argparse.Namespace) -> Wanted:
     """What the flags ask for. Raises Failure."""
-    since = None if arguments.since is None else _moment(arguments.since, datetime.now())
+    since = None if arguments.since is None else moment(arguments.since, datetime.now())
     lines = LINES if since is None else None
     if arguments.lines is not None:
         lines = _number(arguments.lines)
@@ -124,15 +125,15 @@ def from_journal(entry: bytes) -> Line:
     fields = json.loads(entry)
     message = fields.get("MESSAGE") or ""
     text = message if isinstance(message, str) else bytes(message).decode("utf-8", "replace")
+    text = printable(text.replace("\t", " ").rstrip("\n").replace("\n", " | "))
     at = datetime.fromtimestamp(int(fields["__REALTIME_TIMESTAMP"]) / 1e6).astimezone()
-    who = fields.get("SYSLOG_IDENTIFIER", "")
+    time_text = at.strftime("%Y-%m-%dT%H:%M:%S%z")
     priority = str(fields.get("PRIORITY", "6"))
-    return Line(
-        time=at.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        level=_LEVELS[int(priority)] if priority in set("01234567") else "info",
-        process=None if who.startswith(NAME) else printable(who),  # ours begins with it
-        text=printable(text.replace("\t", " ").rstrip("\n").replace("\n", " | ")),
-    )
+    level = _LEVELS[int(priority)] if priority in set("01234567") else "info"
+    if ours := _OURS.fullmatch(text):
+        return Line(time=time_text, level=level, process=ours[1], text=ours[2])
+    who = printable(str(fields.get("SYSLOG_IDENTIFIER") or "?"))
+    return Line(time=time_text, level=level, process=who, text=text)
 
 
 # --- where it is ---------------------------------------------------------------------------
@@ -239,7 +240,7 @@ def _number(text: str) -> int | None:
     return int(text)
 
 
-def _moment(text: str, now: datetime) -> float:
+def moment(text: str, now: datetime) -> float:
     """`30min` and `2h` ago, `06:00` today, or a date with or without a time. Raises Failure."""
     if found := re.fullmatch(r"(\d{1,9}) ?(s|m|min|h|d|w)", text):
         return now.timestamp() - int(found[1]) * _UNITS_S[found[2]]
