@@ -20,6 +20,7 @@ from tidegate.core import relief, sweep
 from tidegate.core.deadline import Deadlines
 from tidegate.core.ledger import Entry, Ledger
 from tidegate.core.message import AttemptSummary, RunSummary, StepReport
+from tidegate.core.pace import Pace
 from tidegate.core.relief import Act, Candidate, Step, Victim
 from tidegate.core.run import Happening, Run, State
 from tidegate.core.sweep import Verdict
@@ -35,7 +36,6 @@ LATE_S = 1.0  # a tick so late judges nobody: neither clients nor upstreams were
 AGAIN_S = 1.0  # what is overdue and stays so is looked at this often
 MOST_PER_TICK = 50  # releases between two turns of the event loop, some 10 us each
 MOST_CANDIDATES = 1000  # finished runs that one plan looks at, the oldest
-REPORT_S = 1.0  # between two log lines about sweeps
 # When a live run would have to fail otherwise, readers who have read nothing for so long go first:
 # longer than a socket takes to drain or Wi-Fi to roam. Looking for them costs some 5 us a run.
 STALLED_S = 2.0
@@ -77,7 +77,7 @@ class Registry:
             step="ledger", runs=0, promised_bytes=0, freed_bytes=0, took_s=0.0
         )  # what the enforced limit took, since the start
         self._unreported = Swept()
-        self._report_s = 0.0
+        self._pace = Pace()  # of log lines about sweeps
         self._relays: dict[str, Relay] = {}
         self._active: dict[str, Relay] = {}
         self._finished: dict[str, Relay] = {}  # over and kept, the oldest first
@@ -272,7 +272,7 @@ class Registry:
         else:
             relay.run.shrink(victim.keep_bytes)
             self.swept_bytes[victim.kind] += before - self.ledger.total_bytes
-        self._unreported.add(swept)
+        self._note(swept)
         return before - self.ledger.total_bytes
 
     def squeeze(self, *, half: bool) -> None:
@@ -327,20 +327,29 @@ class Registry:
         return freed
 
     def _add(self, swept: Swept) -> None:
-        self._unreported.add(swept)
+        self._note(swept)
         self.report()
 
+    def _note(self, swept: Swept) -> None:
+        if swept.runs:
+            self._unreported.add(swept)
+            self._pace.grew(self._loop.time())
+
     def report(self) -> None:
-        """Logs what was swept, once a second at most."""
+        """Logs what was swept, each time for the first few times and then once a minute."""
         if not self._unreported.runs:
             return
         now_s = self._loop.time()
-        if now_s >= self._report_s:
+        if now_s >= self._pace.due_s:
+            self._tell_swept()
+            self._pace.told(now_s)
+        else:
+            self._arm(self._pace.due_s)
+
+    def _tell_swept(self) -> None:
+        if self._unreported.runs:
             log.info("swept %s", self._unreported)
             self._unreported = Swept()
-            self._report_s = now_s + REPORT_S
-        else:
-            self._arm(self._report_s)
 
     def _plan_sweep(self, relay: Relay) -> None:
         due_s = sweep.due_s(relay.run)
@@ -434,7 +443,8 @@ class Registry:
     # --- time ---------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """No more ticks."""
+        """No more ticks; what was swept and not yet told is told."""
+        self._tell_swept()
         if self._timer is not None:
             self._timer.cancel()
 

@@ -13,9 +13,12 @@ import logging
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from tidegate.core import ladder
 from tidegate.core import lifecycle as life
 from tidegate.core import message as msg
+from tidegate.core.pace import Pace
 from tidegate.core.settings import MIB
 from tidegate.service.decisions import DecisionLog
 from tidegate.service.evidence import Evidence
@@ -27,6 +30,24 @@ from tidegate.service.status import GuardState
 RELIEF_LIMIT_S = 10.0  # an answer that takes longer is not waited for
 WORST_KEPT_S = 3600.0
 _log = logging.getLogger(__name__)
+
+
+class Freed(msgspec.Struct, kw_only=True):
+    """What one step freed of one worker since that was last told."""
+
+    pace: Pace = msgspec.field(default_factory=Pace)
+    times: int = 0
+    runs: int = 0
+    promised_bytes: int = 0
+    freed_bytes: int = 0
+    took_s: float = 0.0
+
+    def __str__(self) -> str:
+        often = f", {self.times} times" if self.times > 1 else ""
+        return (
+            f"freed {self.freed_bytes} of {self.promised_bytes} bytes promised, "
+            f"{self.runs} runs, in {1000 * self.took_s:.0f} ms{often}"
+        )
 
 
 class Guardian:
@@ -53,6 +74,7 @@ class Guardian:
         self._ticks = 0
         self._delay_s = self._cost_s = 0.0
         self._worst_s, self._worst_at_s = 0.0, 0.0
+        self._freed: dict[tuple[int, str], Freed] = {}  # by generation and step
 
     def __repr__(self) -> str:
         return f"<Guardian {self._book!r} awaits={sorted(self._awaited)}>"
@@ -61,6 +83,7 @@ class Guardian:
         """Look, decide, tell, act. `delay_s` tells how late this tick is."""
         started_s = time.perf_counter()
         self._be_watched(now_s, delay_s)
+        self._tell_freed(now_s)
         inputs = self._book.look(
             self._generations,
             now_s,
@@ -122,25 +145,35 @@ class Guardian:
 
     def _tell(self, worker: Worker, reports: list[msg.StepReport]) -> None:
         self._book.relieved(reports)
+        now_s = time.monotonic()
         for report in reports:
             if report.runs or report.freed_bytes >= MIB:
-                _log.info(
-                    "worker %d: step %s freed %d of %d bytes promised, %d runs, in %.0f ms",
-                    worker.number,
-                    report.step,
-                    report.freed_bytes,
-                    report.promised_bytes,
-                    report.runs,
-                    1000 * report.took_s,
-                )
+                freed = self._freed.setdefault((worker.number, report.step), Freed())
+                freed.times += 1
+                freed.runs += report.runs
+                freed.promised_bytes += report.promised_bytes
+                freed.freed_bytes += report.freed_bytes
+                freed.took_s += report.took_s
+                freed.pace.grew(now_s)
+        self._tell_freed(now_s)
+
+    def _tell_freed(self, now_s: float, *, at_once: bool = False) -> None:
+        for (number, step), freed in self._freed.items():
+            if freed.times and (at_once or now_s >= freed.pace.due_s):
+                _log.info("worker %d: step %s %s", number, step, freed)
+                freed.pace.told(now_s)
+                self._freed[number, step] = Freed(pace=freed.pace)
 
     def close(self) -> None:
-        """Let what was decided last be written down."""
+        """Let what was decided and done last be written down."""
+        self._tell_freed(time.monotonic(), at_once=True)
         self._decisions.close()
 
     def worker_gone(self, number: int) -> None:
         """Generation `number` will answer no more."""
         self._awaited.pop(number, None)
+        self._tell_freed(time.monotonic(), at_once=True)
+        self._freed = {key: freed for key, freed in self._freed.items() if key[0] != number}
 
     def _is_relieving(self, now_s: float) -> bool:
         self._awaited = {n: each for n, each in self._awaited.items() if each[1] > now_s}
