@@ -253,6 +253,22 @@ def test_job_that_ends_with_an_error_is_started_no_faster_than_the_throttle(mac:
 
 
 @pytest.mark.long
+def test_what_keeps_it_from_starting_is_said_and_does_not_fill_the_disk(mac: Running) -> None:
+    """launchd tries again for ever and appends for ever; the file is emptied in between."""
+    service = Service(mac, DRAIN)
+    errors = service.folder / "launchd.err"
+    errors.write_bytes(b"x" * 300_000)
+    state_dir = service.folder / "state"
+    state_dir.write_text("in the way")
+    service.bootstrap()
+    service.wait(lambda: service.value("runs") == "2", "it is tried again")
+    service.wait(lambda: b"state" in errors.read_bytes(), "it says why")
+    assert errors.stat().st_size < 10_000
+    state_dir.unlink()
+    service.wait_ready()
+
+
+@pytest.mark.long
 def test_workers_that_die_at_once_leave_the_job_up(mac: Running) -> None:
     """Under launchd an exit would be a loop of ten seconds: it backs off inside, and stays."""
     service = Service(mac, DRAIN)

@@ -10,11 +10,14 @@ from tidegate import config
 from tidegate.cli.here import find_places
 from tidegate.core.message import Ready
 from tidegate.places import make_private
+from tidegate.service import launchd
 from tidegate.service.systemd import is_service
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until told to stop; the watchdog's exit code."""
+    if launchd.is_job():
+        launchd.limit_stderr()
     places = find_places(arguments)
     log_file = arguments.log_file.absolute() if arguments.log_file else None
     os.umask(0o077)  # logs, evidence and sockets are their owner's affair
