@@ -48,7 +48,7 @@ def test_it_lives_in_its_sandbox() -> None:
     assert len(pids) == 1
     assert seen["after_kill"]["NRestarts"] == "0"
     assert seen["after_bad_reload"]["ActiveState"] == "active"
-    assert (seen["healthz"], seen["state"]) == ("200", "serving")
+    assert seen["healthz"] == "200"
     assert (seen["stop"]["Result"], seen["stop"]["ExecMainStatus"]) == ("success", "0")
     judge_journal(seen["journal"])
 
