@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pwd
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -127,6 +129,21 @@ def test_program_behind_a_closed_door_is_no_use_to_another_user(
     why = placing.unreachable(job(closed / "tidegate"), [])
     assert why is not None
     assert "lets nobody through but its owner" in why
+
+
+def test_door_of_the_services_own_user_is_open_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory that belongs to the service's user may be closed to all others."""
+    monkeypatch.setattr(placing, "_HIDDEN", ())
+    monkeypatch.setattr(placing, "_needed", lambda job: [own / "sub"])
+    own = Path(tempfile.mkdtemp(dir="/var/tmp"))
+    try:
+        me = pwd.getpwuid(own.stat().st_uid).pw_name
+        assert placing.unreachable(Job(scope=Scope.SYSTEM, program=("x",)), []) is not None
+        assert placing.unreachable(Job(scope=Scope.SYSTEM, program=("x",), user=me), []) is None
+    finally:
+        own.rmdir()
 
 
 @pytest.mark.usefixtures("open_elsewhere")

@@ -54,6 +54,7 @@ def install(arguments: argparse.Namespace) -> int:
     chosen = _find(arguments, to_install=True)
     if not arguments.dry_run:
         _need_root(chosen, arguments)
+        _check_writable(chosen)
     job, settings = _job(arguments, chosen)
     _check_reach(chosen, job)
     command = " ".join(job.command)
@@ -91,6 +92,7 @@ def uninstall(arguments: argparse.Namespace) -> int:
         print(f"{_name(chosen)} knows no tidegate; nothing to remove.")
         return 0
     _need_root(chosen, arguments)
+    _check_writable(chosen)
     found = _places(chosen, arguments, state)
     print("Stopping …", flush=True)
     chosen.stop(_stop_limit_s(found), _tell)
@@ -359,15 +361,21 @@ def _read_settings(path: Path) -> Settings:
     return settings
 
 
+def _check_writable(chosen: Manager) -> None:
+    """Before anything is begun that could not be ended. Raises Failure."""
+    if _is_there(chosen.directory) and not os.access(chosen.directory, os.W_OK):
+        raise Failure(f"{chosen.directory} cannot be written to; nothing was changed", REFUSED)
+
+
 def _check_reach(chosen: Manager, job: Job) -> None:
     if chosen.name != "systemd" or chosen.scope is Scope.USER:
         return
     drop_ins = sorted((chosen.directory / "tidegate.service.d").glob("*.conf"))
     if why := placing.unreachable(job, drop_ins):
         raise Failure(
-            f"{why}.\nInstall tidegate where everybody may read it (packaging/install.sh puts it "
-            "into /opt/tidegate), or make it a service of your own: tidegate service install "
-            "--user",
+            f"{why}.\nA service of the system needs its program where everybody may read it, such "
+            "as /opt/tidegate (packaging/install.sh), and its places outside of homes. Or make it "
+            "one of your own: tidegate service install --user",
             REFUSED,
         )
 

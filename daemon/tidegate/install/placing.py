@@ -133,7 +133,7 @@ def unreachable(job: Job, drop_ins: Sequence[Path]) -> str | None:
         hidden = next((each for each in _HIDDEN if path.is_relative_to(each)), None)
         if hidden and not sees_homes:
             return f"{path} lies in {hidden}, which a system service does not see"
-        if closed := _closed(path):
+        if closed := _closed(path, job.user):
             return f"{path}: {closed} lets nobody through but its owner"
     return None
 
@@ -147,15 +147,25 @@ def _needed(job: Job) -> Iterable[Path]:
     yield from (path for path in (job.config_file, job.state_dir, job.runtime_dir) if path)
 
 
-def _closed(path: Path) -> Path | None:
-    """The directory above `path` that strangers may not pass."""
+def _closed(path: Path, user: str | None) -> Path | None:
+    """The directory above `path` that strangers may not pass, unless it is the user's own."""
     for parent in reversed(path.parents):
         try:
-            if not parent.stat().st_mode & stat.S_IXOTH:
+            found = parent.stat()
+            if not found.st_mode & stat.S_IXOTH and found.st_uid != _uid(user):
                 return parent
+        except FileNotFoundError:
+            return None  # it will be made
         except OSError:
             return parent
     return None
+
+
+def _uid(user: str | None) -> int | None:
+    try:
+        return pwd.getpwnam(user).pw_uid if user else None
+    except KeyError:
+        return None
 
 
 def _system_job(
