@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import plistlib
+import re
 import shutil
 import signal
 import socket
@@ -289,10 +290,9 @@ def test_workers_that_die_at_once_leave_the_job_up(mac: Running) -> None:
     service.bootstrap()
     service.wait(lambda: service.log().count("(exit 3)") > 10, "its workers die, again and again")
     assert (service.value("state"), service.value("runs")) == ("running", "1")
-    began_s = time.monotonic()
-    count = service.log().count("(exit 3)")
-    service.wait(lambda: service.log().count("(exit 3)") >= count + 3, "it goes on trying")
-    assert time.monotonic() - began_s > 2 * 0.4 * 0.5  # two whole back-offs, with their jitter
+    waits_s = [float(each) for each in re.findall(r"a new one starts in ([\d.]+) s", service.log())]
+    assert waits_s[0] < 0.1
+    assert 0.3 <= waits_s[-1] <= 0.4  # the most, shortened by up to a quarter
     mac.launchctl("bootout", TARGET)
     service.wait(lambda: service.value("state") is None, "it is gone")
     assert "is sent SIGKILL" not in service.log()
@@ -314,5 +314,5 @@ def test_kickstart_and_a_second_bootstrap(mac: Running) -> None:
     codes = [mac.launchctl("bootstrap", "system", str(service.file)).returncode]
     while codes[-1] != 0:
         codes.append(mac.launchctl("bootstrap", "system", str(service.file)).returncode)
-    assert set(codes[:-1]) == {5}
+    assert set(codes[:-1]) <= {5}
     service.wait_ready()
