@@ -247,6 +247,11 @@ def _(bench: Bench) -> list[Problem]:
     return judged(unit(ActiveState="failed", Result="start-limit-hit"))
 
 
+@provokes("service-not-enabled", "systemctl enable tidegate")
+def _(bench: Bench) -> list[Problem]:
+    return judged(unit(UnitFileState="disabled"))
+
+
 @provokes("service-reload-needed", "daemon-reload")
 def _(bench: Bench) -> list[Problem]:
     return judged(unit(NeedDaemonReload="yes"))
@@ -545,6 +550,24 @@ def test_a_port_that_the_running_one_holds_is_its_own() -> None:
         port = taken.getsockname()[1]
         held = [f"127.0.0.1:{port}"]
         assert not list(ports.check_ports([f"localhost:{port}"], held))
+
+
+def test_a_port_that_another_tidegate_holds_is_told_as_that() -> None:
+    """Nobody is advised to kill one of our own processes."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        (found,) = ports.check_ports([address], None, lambda _port: Neighbour(77, "tidegate"))
+    assert "another tidegate, process 77" in found.cause
+    assert "kill" not in found.fix
+
+
+def test_one_that_does_not_answer_is_no_second_tidegate(bench: Bench) -> None:
+    """Its process is known by its pid file."""
+    (bench.places.runtime_dir / "tidegate.pid").write_text(f"{os.getpid()}\n")
+    pid = daemon.pid_in(bench.places.runtime_dir)
+    others = [Neighbour(os.getpid(), "tidegate")]
+    found = daemon.check_running(daemon.Seen(silent=True), "1.0", others, None, pid)
+    assert [each.id for each in found] == ["daemon-silent"]
 
 
 def test_who_takes_a_port_is_named_by_process() -> None:

@@ -189,7 +189,13 @@ def _unfinished(name: str, why: str) -> Check:
 def _running(subject: Subject) -> Result:
     others = neighbours.watchdogs()
     problems = list(
-        running.check_running(subject.seen, __version__, others, subject.places.runtime_dir)
+        running.check_running(
+            subject.seen,
+            __version__,
+            others,
+            subject.places.runtime_dir,
+            running.pid_in(subject.places.runtime_dir) if subject.seen.silent else None,
+        )
     )
     status = subject.status
     text = "" if status is None else f"tidegate {status.version} is {status.state}"
@@ -211,6 +217,8 @@ def _files(subject: Subject) -> Result:
 
 
 def _ports(subject: Subject, settings: Settings) -> Result:
+    if subject.seen.silent:
+        return "not looked at: the tidegate that does not answer may hold them", []
     held = subject.status.listen if subject.status else None
     return ", ".join(settings.listen), list(ports.check_ports(settings.listen, held))
 

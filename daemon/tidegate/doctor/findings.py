@@ -17,6 +17,7 @@ _NOTES = (
     "mac-sleeps",
     "service-drop-ins",
     "service-none",
+    "service-not-enabled",
     "service-unreadable",
     "two-tidegates",
     "upstream-slow",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 
 from tidegate.core.problem import Problem
 from tidegate.doctor.findings import finding
-from tidegate.guard.neighbours import Neighbour, who_listens
+from tidegate.guard.neighbours import OURS, Neighbour, who_listens
 from tidegate.service import listen
 
 
@@ -81,6 +81,11 @@ def _explain(
     if holder is None:
         by = "another program, which only root may see"
         fix = "end that program, or choose another port for `listen`; sudo tidegate doctor names it"
+    elif holder.name == OURS:
+        by = f"another tidegate, process {holder.pid}"
+        fix = (
+            "stop it (tidegate stop, as the user whose it is), or choose another port for `listen`"
+        )
     else:
         by = f'"{holder.name}", process {holder.pid}'
         fix = f"end it (kill {holder.pid}), or choose another port for `listen` in the config"

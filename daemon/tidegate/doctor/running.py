@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tidegate.doctor.findings import finding
 from tidegate.guard.neighbours import Neighbour
 from tidegate.service import control
 from tidegate.service.status import Status
+from tidegate.service.watchdog import PID_FILE_NAME
 
 ANSWER_S = 5.0  # the watchdog answers this by itself and at once
 
@@ -26,9 +28,16 @@ class Seen(Struct, frozen=True, kw_only=True):
 
 
 def check_running(
-    seen: Seen, installed: str, others: Sequence[Neighbour] = (), runtime_dir: Path | None = None
+    seen: Seen,
+    installed: str,
+    others: Sequence[Neighbour] = (),
+    runtime_dir: Path | None = None,
+    own_pid: int | None = None,
 ) -> Iterator[Problem]:
-    """`installed`: the version of this program; `others`: every tidegate of this computer."""
+    """`installed`: the version of this program; `others`: every tidegate of this computer.
+
+    `own_pid` is that of the one in question, where it does not say so itself.
+    """
     status = seen.status
     if seen.silent:
         yield finding(
@@ -45,13 +54,12 @@ def check_running(
         )
     else:
         yield from _check_status(status, installed)
-    ours = {status.watchdog.pid} if status else set()
-    strangers = [each for each in others if each.pid not in ours]
-    if strangers and (status is not None or len(strangers) > 1):
-        pids = ", ".join(str(each.pid) for each in [*strangers])
+    known = status.watchdog.pid if status else own_pid
+    strangers = [str(each.pid) for each in others if each.pid != known]
+    if len(strangers) + (known is not None) > 1:
         yield finding(
             "two-tidegates",
-            f"more than one tidegate runs on this computer; the others are {pids}",
+            f"more than one tidegate runs on this computer; processes: {', '.join(strangers)}",
             "stop the one that is not meant: tidegate stop, or tidegate service uninstall, as the "
             "user whose it is",
         )
@@ -102,3 +110,15 @@ def ask(runtime_dir: Path, limit_s: float = ANSWER_S) -> Seen:
         return Seen()
     except (TimeoutError, msgspec.MsgspecError):
         return Seen(silent=True)
+
+
+def pid_in(runtime_dir: Path) -> int | None:
+    """Who held the pid file last, if that one is still there."""
+    try:
+        pid = int((runtime_dir / PID_FILE_NAME).read_text())
+        os.kill(pid, 0)
+    except PermissionError:
+        return pid
+    except (OSError, ValueError):
+        return None
+    return pid

@@ -31,7 +31,7 @@ SPARE_DESCRIPTORS = 64  # files, sockets of our own, and those towards the upstr
 LIMIT_S = 8.0
 _LINGER = Path("/var/lib/systemd/linger")
 _SHOWN = (
-    "LoadState,ActiveState,Result,Type,NotifyAccess,Restart,OOMPolicy,TimeoutStopUSec,"
+    "LoadState,ActiveState,UnitFileState,Result,Type,NotifyAccess,Restart,OOMPolicy,TimeoutStopUSec,"
     "WatchdogUSec,MemoryMax,MemoryHigh,LimitNOFILE,DropInPaths,NeedDaemonReload,FragmentPath"
 )
 _SECTION = "[Service]"
@@ -57,9 +57,10 @@ class Service(Struct, frozen=True, kw_only=True):
 def check_services(
     services: list[Service], settings: Settings, budget_bytes: int
 ) -> Iterator[Problem]:
-    """Of every manager that was asked."""
+    """Of every manager that was asked. One that cannot be is told where no other has it."""
+    is_loaded = any(service.is_loaded for service in services)
     for service in services:
-        if service.unreadable:
+        if service.unreadable and not is_loaded:
             yield finding(
                 "service-unreadable",
                 f"the {service.scope.value}'s service manager could not be asked: "
@@ -71,7 +72,7 @@ def check_services(
             yield from check_systemd(service, settings, budget_bytes)
         elif service.printed:
             yield from check_launchd(service, settings)
-    if not any(service.is_loaded or service.unreadable for service in services):
+    if not is_loaded and not any(service.unreadable for service in services):
         yield finding(
             "service-none",
             "no service manager starts tidegate: it is gone after a restart of this computer",
@@ -88,6 +89,12 @@ def check_systemd(service: Service, settings: Settings, budget_bytes: int) -> It
             "service-failed",
             f"systemd has given it up: {shown.get('Result', 'failed')}",
             f"see `tidegate logs`, mend what it says, then: {_systemctl(service.scope, 'restart')}",
+        )
+    if shown.get("UnitFileState") == "disabled":
+        yield finding(
+            "service-not-enabled",
+            "systemd knows it and does not start it with the computer",
+            f"run: {_systemctl(service.scope, 'enable')}",
         )
     if shown.get("NeedDaemonReload") == "yes":
         yield finding(
@@ -244,12 +251,13 @@ def is_neighbour(url: str) -> bool:
 def read(platform: str = sys.platform, uid: int | None = None) -> list[Service]:
     """Both the system's manager and this user's. Empty where there is none of that kind."""
     uid = os.geteuid() if uid is None else uid
-    scopes = [Scope.SYSTEM] if uid == 0 else [Scope.SYSTEM, Scope.USER]
     if platform == "darwin":
-        return [_read_launchd(scope, uid) for scope in scopes]
+        return [_read_launchd(scope, uid) for scope in Scope]
     if not systemctl.is_booted():
         return []
-    return [_read_systemd(scope, uid) for scope in scopes]
+    found = [_read_systemd(scope, uid) for scope in Scope]
+    # Root seldom has a manager of its own, and nobody misses it.
+    return [each for each in found if uid != 0 or each.scope is Scope.SYSTEM or not each.unreadable]
 
 
 def parse_shown(text: str) -> dict[str, str]:

@@ -12,12 +12,20 @@ from itertools import dropwhile
 
 from msgspec import Struct
 
+OURS = "tidegate"
+
 
 class Neighbour(Struct, frozen=True):
-    """A process. `name` is what the system calls it."""
+    """A process. `name` is what the system calls it, and for one of ours "tidegate"."""
 
     pid: int
     name: str
+
+
+def is_ours(words: Sequence[str]) -> bool:
+    """Whether these are the words of a tidegate: a watchdog, a worker, or a command."""
+    names = [word.rpartition("/")[2] for word in words[:6]]
+    return any(name == OURS or name.startswith(f"{OURS}.") for name in names)
 
 
 def who_listens(port: int) -> Neighbour | None:
@@ -27,7 +35,8 @@ def who_listens(port: int) -> Neighbour | None:
     try:
         for each in psutil.net_connections(kind="tcp"):
             if each.status == psutil.CONN_LISTEN and each.laddr.port == port and each.pid:
-                return Neighbour(each.pid, psutil.Process(each.pid).name())
+                process = psutil.Process(each.pid)
+                return Neighbour(each.pid, OURS if is_ours(process.cmdline()) else process.name())
     except (psutil.Error, OSError, RuntimeError):
         return None
     return None
