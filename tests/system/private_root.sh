@@ -58,7 +58,7 @@ if [ "${1:-}" != --inside ]; then
     fi
     code=0
     nsenter --target "$first" --mount --pid --uts --ipc --net --cgroup --root --wd \
-        env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 "$@" || code=$?
+        env -i PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 "$@" || code=$?
     kill -9 "$first"   # and with it everything in its namespace
     wait $outer 2>/dev/null || true
     exit $code
