@@ -67,6 +67,8 @@ class FakeWorker:
                         file=sys.stderr,
                     )
                     self.say(msg.Configured(request=said.request, error=refused))
+                else:
+                    print(f"worker {self.number} hears of never.answer", file=sys.stderr)
             case msg.Facts():
                 self.facts = said
             case msg.Sweep():

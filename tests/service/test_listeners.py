@@ -223,3 +223,20 @@ def test_another_spelling_of_an_address_is_the_same_socket() -> None:
     assert first.address != second.address
     assert listeners.open(["localhost:0", "127.0.0.1:0"]) == [first, second]
     listeners.close()
+
+
+def test_one_that_only_just_retired_is_taken_back() -> None:
+    """Who changes the address and changes it back is not told that somebody else is there."""
+    listeners = Listeners([], Store())
+    listeners.use(listeners.open(["127.0.0.1:0"]))
+    [first] = listeners.bound
+    listeners.use(listeners.open(["[::1]:0"]))
+    again = listeners.open([first.address])
+    assert again == [first]
+    listeners.discard(again)  # in vain: the draining worker still accepts from it
+    assert first.sock.fileno() >= 0
+    listeners.use(listeners.open([first.address]))
+    listeners.close_retired()
+    assert listeners.bound == [first]
+    assert first.sock.fileno() >= 0
+    listeners.close()

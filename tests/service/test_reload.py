@@ -211,6 +211,20 @@ def test_a_worker_that_becomes_ready_meanwhile_gets_the_new_config_too(daemon: D
     wait_until(lambda: "worker 1 was told ['box.example']" in daemon.log(), "so is the former")
 
 
+def test_who_waits_is_not_kept_waiting_by_a_dead_worker(daemon: Daemon) -> None:
+    """The one that was asked dies: the next reload does not ask it again."""
+    daemon.start()
+    daemon.write(allowed_hosts=["never.answer"])
+    first = Asking(daemon)
+    wait_until(lambda: "worker 1 hears of never.answer" in daemon.log(), "it is asked")
+    second = Asking(daemon)
+    daemon.status()  # whoever is answered after it was asked after it
+    daemon.write(allowed_hosts=["box.example"])
+    os.kill(daemon.worker()["pid"], signal.SIGKILL)
+    assert refused(first.reply()) == "worker"
+    assert lines(second.reply()) == ["allowed_hosts: none → box.example"]
+
+
 def test_a_worker_that_answers_too_late_is_told_the_config_in_force(daemon: Daemon) -> None:
     """Nothing has changed, it was said; so what it took over after that is taken back."""
     daemon.start(timing={"configured_s": 0.5})

@@ -36,6 +36,11 @@ class Listeners:
         return f"<Listeners {self.addresses} retired={len(self._retired)}>"
 
     @property
+    def _open(self) -> list[Bound]:
+        """Those in use, and those that a worker may still accept from."""
+        return self.bound + self._retired
+
+    @property
     def are_given(self) -> bool:
         """Whether the service manager opened them, so that the setting `listen` has no say."""
         return bool(self._adopted)
@@ -54,7 +59,7 @@ class Listeners:
                 address=each.address,
                 retired=each not in self.bound,
             )
-            for each in self.bound + self._retired
+            for each in self._open
         ]
 
     def resume(self, kept: Iterable[KeptListener]) -> None:
@@ -85,9 +90,12 @@ class Listeners:
         return opened + [b for b in self.bound if b not in opened and _is_covered(b, opened)]
 
     def _in_use(self, address: str, taken: Collection[Bound]) -> Bound | None:
-        """The socket that listens there already, under whatever spelling of the same address."""
+        """The socket that listens there already, under whatever spelling of the same address.
+
+        One that only just retired is as good.
+        """
         wanted = listen.parse(address)
-        for bound in self.bound:
+        for bound in self._open:
             there = (listen.parse(bound.configured), listen.parse(bound.address))
             if wanted in there and bound not in taken:
                 return bound
@@ -97,7 +105,7 @@ class Listeners:
         """The socket that was kept for this address, or a new one. Raises ListenError."""
         kept = self._stored.pop(_name(address), None)
         if kept is None:
-            return listen.bind(address, [*self.bound, *self._stored.values()])
+            return listen.bind(address, [*self._open, *self._stored.values()])
         if not kept.is_there():  # somebody took its file away
             kept.close()
             return listen.bind(address)
@@ -112,7 +120,7 @@ class Listeners:
             elif each not in self.bound:
                 name = each.name or "without a name"
                 _log.info("%s was opened by the service manager (%s)", each.address, name)
-        self._retired += [former for former in self.bound if former not in bound]
+        self._retired = [former for former in self._open if former not in bound]
         self.bound = bound
         for name, unwanted in self._stored.items():
             self._notifier.drop(name)
@@ -122,7 +130,7 @@ class Listeners:
     def discard(self, opened: Collection[Bound]) -> None:
         """Close what was opened and never came into use."""
         for bound in opened:
-            if bound not in self.bound:
+            if bound not in self._open:
                 bound.close()
 
     def close_retired(self) -> None:
@@ -139,13 +147,13 @@ class Listeners:
 
         Sockets that the service manager has too stay open there; it knows what follows.
         """
-        for bound in self.bound + self._retired:
+        for bound in self._open:
             if bound not in self._adopted:
                 bound.close(keep_file=self._notifier.is_heard)
 
     def close(self) -> None:
         """Stop listening."""
-        for bound in self.bound + self._retired:
+        for bound in self._open:
             bound.close(keep_file=self._notifier.is_heard)
 
 

@@ -205,7 +205,7 @@ class Reloader:
         """What a new worker would have to wait for, if the addresses change and one is needed."""
         assert self.config is not None
         same = self._listeners.are_given or config.settings.listen == self.config.settings.listen
-        if same or not self._is_recycling or self._generations.serving is None:
+        if same or not self._is_recycling or self._serving is None:
             return None
         former = self._generations.draining
         runs = former.beat.runs_active if former and former.beat else 0
@@ -230,15 +230,21 @@ class Reloader:
     def _is_parked(self) -> bool:
         return self.config is not None and self.config.parked is not None
 
+    @property
+    def _serving(self) -> Worker | None:
+        """The worker that serves; not one that is dead, though its end was not noticed yet."""
+        serving = self._generations.serving
+        return serving if serving is not None and serving.process.poll() is None else None
+
     def _start_with_recycle(self, reason: str) -> None:
         """Without a serving worker the next one starts with it, or is recycled once it serves."""
-        if self._generations.serving is None:
+        if self._serving is None:
             return
         if error := self._recycle(reason):
             self._finish(Refusal(Why.BUSY, f"this needs a new worker, and {error}"))
 
     def _start_with_serving(self, reload: Reload) -> None:
-        serving = self._generations.serving
+        serving = self._serving
         self._request += 1
         self._reload = msgspec.structs.replace(
             reload,
