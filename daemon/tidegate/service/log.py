@@ -131,12 +131,8 @@ class LineHandler(logging.Handler):
         else:
             self.writer.put(entry)
 
-    def flush(self) -> None:
-        """`logging` calls it when the process ends."""
-        self.writer.settle()
-
     def close(self) -> None:
-        """Write what is left, and end the thread."""
+        """Write what is left, and end the thread. `logging` calls it when the process ends."""
         self.writer.close()
         super().close()
 

@@ -61,12 +61,13 @@ class LogWriter:
             return self._changed.wait_for(lambda: not self._queue and not self.lost, limit_s)
 
     def close(self) -> None:
-        """Settle, and end the thread if it can end."""
-        self.settle()
+        """Settle, and end the thread; one that hangs in a write ends with the process."""
+        settled = self.settle()
         with self._changed:
             self._ends = True
             self._changed.notify_all()
-        self._thread.join(SETTLE_LIMIT_S)
+        if settled:
+            self._thread.join(SETTLE_LIMIT_S)
 
     def _enqueue(self, entry: Entry) -> None:
         line = self._form(entry)
