@@ -76,7 +76,7 @@ def mac(
     with standin.launchd(folder, shim=standin.compiled(folder), gui=gui) as running:
         for name, value in (running.environ | {"HOME": str(home)}).items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr("tidegate.cli.service.manager.find", on_a_mac)
+        monkeypatch.setattr("tidegate.install.manager.find", on_a_mac)
         yield Mac(home, running, capsys)
     shutil.rmtree(home)
 
@@ -143,7 +143,7 @@ def test_bad_config_leaves_it_parked_and_says_why(mac: Mac) -> None:
     mac.config.write_text(GOOD + upstream)
     code, out, err = mac("install")
     assert code == 78
-    assert "expected in $BOX_KEY, which the service does not have" in out
+    assert "expected in the environment, and the service's has none" in out
     assert "parked" in err
     assert "upstream[0].api_key_env" in err
 
@@ -261,7 +261,7 @@ def test_launchd_opens_the_addresses_when_asked_to(mac: Mac) -> None:
 
 def test_own_service_is_not_made_with_sudo(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
     """`sudo … --user` would be root's own service, which nobody wants."""
-    monkeypatch.setattr("tidegate.cli.service.os.geteuid", lambda: 0)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setenv("SUDO_UID", "1000")
     code, _, err = mac("install")
     assert code == 64
@@ -272,7 +272,7 @@ def test_only_root_may_change_the_systems_service(
     mac: Mac, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Anybody else is given the whole command to type, with paths that mean the same there."""
-    monkeypatch.setattr("tidegate.cli.service.os.geteuid", lambda: 1000)
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
     monkeypatch.chdir(mac.home)
     assert main(["service", "install", "--system", "--config", "my config.toml"]) == 1
     said = capsys.readouterr().err

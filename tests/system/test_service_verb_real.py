@@ -123,7 +123,7 @@ def test_what_stands_in_the_way_is_said(scope: str) -> None:
     """A missing key, a mistake, a mask: each is named; no key ever gets into a unit."""
     seen = inside(scope, "trouble")
     assert seen["no_key"]["code"] == 78
-    assert "expected in $BOX_KEY, which the service does not have" in seen["no_key"]["out"]
+    assert "expected in the environment, and the service's has none" in seen["no_key"]["out"]
     assert "the environment has no such variable" in seen["no_key"]["err"]
     assert "exit code 78 (bad configuration)" in seen["no_key"]["err"]
     assert "sk-canary" not in seen["unit"] + seen["no_key"]["out"] + seen["no_key"]["err"]
