@@ -289,6 +289,15 @@ async def test_a_swapped_config_map_is_taken_up(gateway, upstream: ScriptedUpstr
     assert running.log.read_text().count("config reloaded") == 2
 
 
+async def test_a_change_that_no_worker_saw_is_taken_up(gateway, upstream: ScriptedUpstream) -> None:
+    """Written while the worker is being replaced: its successor looks as soon as it serves."""
+    running = gateway(box(upstream))
+    os.kill(running.worker_pid(), signal.SIGKILL)
+    write(running, f'allowed_hosts = ["a.example"]\n{box(upstream)}')
+    said = "config reloaded: allowed_hosts: none → a.example"
+    await until(lambda: said in running.log.read_text(), 20, "it is taken up")
+
+
 @pytest.fixture
 def unmade() -> Iterator[Gateway]:
     """A gateway of somebody who has not even a directory for the config."""

@@ -209,7 +209,8 @@ class Reloader:
             return None
         former = self._generations.draining
         runs = former.beat.runs_active if former and former.beat else 0
-        by = f" (worker {former.number} has {runs} answers to finish)" if former else ""
+        answers = "1 answer" if runs == 1 else f"{runs} answers"
+        by = f" (worker {former.number} has {answers} to finish)" if former else ""
         return (
             f"`listen` needs a new worker, and a recycle is under way{by}; "
             "the new config is taken up by itself when that is over"
@@ -286,9 +287,16 @@ class Reloader:
         """A process ended that may have had to answer."""
         how = worker.how_it_ended()
         if self._reload is not None and self._reload.awaits is worker:
-            self._finish(Refusal(Why.WORKER, f"the worker ended before it answered: {how}"))
+            self._finish(
+                Refusal(
+                    Why.WORKER,
+                    f"the worker ended before it answered: {how}; the next one tries again",
+                )
+            )
         elif self._starts_with_reload(worker):
-            self._finish(Refusal(Why.WORKER, f"the new worker did not start: {how}"))
+            self._finish(
+                Refusal(Why.WORKER, f"the new worker did not start: {how}; the log says why")
+            )
 
     def recycle_failed(self, error: str) -> None:
         """The generation that was to start with the new config never served."""
@@ -306,9 +314,8 @@ class Reloader:
         """Every wait has its limit, and what had to wait for a recycle goes on after it."""
         deadline_s = self._reload.deadline_s if self._reload else None
         if deadline_s is not None and now_s > deadline_s:
-            self._finish(
-                Refusal(Why.WORKER, f"the worker did not answer within {self._limit_s:g} s")
-            )
+            late = f"the worker did not answer within {self._limit_s:g} s"
+            self._finish(Refusal(Why.WORKER, f"{late}; `tidegate recycle` replaces one that hangs"))
         if self._postponed and not self._is_recycling:
             self._postponed = False
             self.look_again()
