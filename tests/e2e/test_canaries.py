@@ -23,7 +23,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from _pytest.mark import ParameterSet
 
 from fakes.canaries import forms, found
 from fakes.client import Stream, get
@@ -686,16 +685,12 @@ REPEATED = {
     "a table",
     "a table twice",
 }
+# These help to find the mistake, and repeat the value for it so far.
+_REPEATED = pytest.mark.xfail(strict=True, reason="the value is repeated")
+CASES = [pytest.param(each, marks=[_REPEATED] if each in REPEATED else []) for each in MISTAKES]
 
 
-def mistakes() -> Iterator[ParameterSet]:
-    """Each; some values are repeated so far, for they help to find the mistake."""
-    for where in MISTAKES:
-        is_repeated = pytest.mark.xfail(strict=True, reason="the value is repeated")
-        yield pytest.param(where, marks=[is_repeated] if where in REPEATED else [])
-
-
-@pytest.mark.parametrize("where", mistakes())
+@pytest.mark.parametrize("where", CASES)
 def test_what_is_said_of_a_bad_config_repeats_no_key(where: str, tmp_path: Path) -> None:
     """The file and the place of the mistake are named; a parked tidegate says it to everybody."""
     path = tmp_path / "config.toml"
