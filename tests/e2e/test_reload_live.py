@@ -250,6 +250,7 @@ async def test_an_address_that_is_taken_leaves_all_as_it_was(
     assert "allowed_hosts: none" in running.command("reload").stdout
 
 
+@pytest.mark.long
 async def test_a_new_address_during_a_drain_follows_it(gateway, upstream: ScriptedUpstream) -> None:
     """It is not lost: when the last answer of the former worker is over, it is taken up."""
     running = gateway(box(upstream))
@@ -332,6 +333,7 @@ def unmade() -> Iterator[Gateway]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.long
 def test_a_config_is_taken_up_whose_directory_did_not_exist(unmade: Gateway) -> None:
     """Made later, removed, and made again."""
     for name in ("box", "cloud"):
