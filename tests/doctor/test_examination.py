@@ -239,7 +239,7 @@ def test_a_defect_in_one_check_hides_no_other() -> None:
         ([], 0),
         (["service-none"], 0),
         (["service-none", "disk-low"], 1),
-        (["disk-low", "disk-full", "service-none"], 2),
+        (["disk-low", "disk-exhausted", "service-none"], 2),
     ],
 )
 def test_the_exit_code_is_that_of_the_worst(kinds: list[str], code: int) -> None:
@@ -310,7 +310,7 @@ def test_a_full_file_system_is_found_for_real(tmp_path: Path) -> None:
         pytest.skip("there is no unshare here")
     if "mount" in done.stderr or "unshare" in done.stderr:
         pytest.skip(f"no file system may be mounted here: {done.stderr.strip()}")
-    assert done.stdout.strip() == "['disk-full:state']", done.stderr
+    assert done.stdout.strip() == "['disk-exhausted:state']", done.stderr
 
 
 def test_beside_a_running_one_its_address_is_its_own(

@@ -15,6 +15,7 @@ import pytest
 
 from doctor.bench import AWAKE, GIB, GOOD_JOB, Bench, disk, job, judged, memory, running, unit
 from fakes.upstream import ScriptedUpstream
+from service.test_caretaker import PROVOKED as REPAIRS
 from tidegate import tokens
 from tidegate.core.problem import Problem, Severity
 from tidegate.core.repairs import Repair
@@ -110,7 +111,7 @@ def _(bench: Bench) -> Iterator[Problem]:
     return files.check_permissions(places)
 
 
-@provokes("disk-full", "make room")
+@provokes("disk-exhausted", "make room")
 def _(bench: Bench) -> Iterator[Problem]:
     return files.check_disk("state", bench.root, disk(10 * MIB))
 
@@ -359,7 +360,7 @@ def _(bench: Bench) -> list[Problem]:
     return memory(budget_bytes=5 * GIB, swap_bytes=0)
 
 
-@provokes("memory-short", "smaller model")
+@provokes("memory-scarce", "smaller model")
 def _(bench: Bench) -> list[Problem]:
     return memory(available_bytes=GIB // 2)
 
@@ -476,6 +477,14 @@ def test_every_finding_is_documented() -> None:
         rows = re.findall(r"^\| `([a-z0-9-]+)` \| [^|]+ \| [^|]+ \|$", section, re.MULTILINE)
         told |= dict.fromkeys(rows, severity)
     assert told == SEVERITIES
+
+
+def test_every_repair_is_documented() -> None:
+    """docs/doctor.md has a row for each; and no repair has the name of another finding."""
+    text = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text()
+    rows = re.findall(r"^\| `([a-z-]+)` \|", text.split("## Repairs\n")[1], re.MULTILINE)
+    assert rows == sorted({name.partition(":")[0] for name in REPAIRS})
+    assert not set(rows) & set(SEVERITIES)
 
 
 # --- nothing wrong, nothing found -------------------------------------------------------------

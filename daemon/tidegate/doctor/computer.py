@@ -96,7 +96,7 @@ def check_memory(memory: Memory) -> Iterator[Problem]:
         available < still or (total is not None and available < LEAST_AVAILABLE * total)
     ):
         yield finding(
-            "memory-short",
+            "memory-scarce",
             f"{available // MIB} MiB of memory are available, and tidegate may still take "
             f"{max(still, 0) // MIB} MiB",
             f"end what needs it, or use a smaller model; or {smaller}",

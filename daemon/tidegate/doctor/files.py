@@ -124,7 +124,7 @@ def check_disk(
     fix = f"make room on the file system of {directory}: df -h '{directory}'"
     if free_bytes < FULL_BYTES:
         cause = f"only {free_bytes // MIB} MiB are free for the {name} directory {directory}"
-        yield finding("disk-full", cause, fix, name)
+        yield finding("disk-exhausted", cause, fix, name)
     elif free_bytes < LOW_BYTES:
         cause = f"{free_bytes // MIB} MiB are left for the {name} directory {directory}"
         yield finding("disk-low", cause, fix, name)
