@@ -24,6 +24,7 @@ import os
 import plistlib
 import resource
 import selectors
+import shlex
 import shutil
 import signal
 import socket
@@ -540,7 +541,7 @@ def compiled(folder: Path) -> Path | None:
         return None
     library = folder / "launch_activate_socket.so"
     source = HERE / "launch_activate_socket.c"
-    words = [compiler, "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-o", str(library)]
+    words = [compiler, "-shared", "-fPIC", "-o", str(library)]
     subprocess.run([*words, str(source)], check=True)
     return library
 
@@ -556,7 +557,8 @@ def launchd(
     running = Running(folder, folder / "launchd.log")
     (folder / "bin").mkdir()
     command = folder / "bin" / "launchctl"
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -SE {HERE / "launchctl.py"} "$@"\n')
+    words = shlex.join([sys.executable, "-SE", str(HERE / "launchctl.py")])
+    command.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
     command.chmod(0o755)
     plan = {
         "socket": running.environ["LAUNCHD_STANDIN"],
