@@ -92,6 +92,7 @@ def life() -> dict[str, Any]:
     seen["status"] = verb("status", "--json")
     own = json.loads(seen["status"]["out"])["tidegate"] or {"listen": ["127.0.0.1:1"]}
     seen["healthz"] = health(own["listen"][0]) if "state" in own else None
+    seen["logs"] = verb("logs", "-n", "50")
     seen["again"] = verb("install", *PLACES)
     seen["restart"] = verb("restart")
     for background in ("stop", "start", "restart"):
@@ -128,6 +129,7 @@ def trouble() -> dict[str, Any]:
     write_config(2.0, port=18433)
     seen["socket"] = verb("install", "--socket", *PLACES)
     seen["healthz"] = health("127.0.0.1:18433")
+    seen["socket_again"] = verb("install")
     seen["uninstall"] = verb("uninstall")
     seen["left"] = names(UNITS)
     (UNITS / "tidegate.service").symlink_to("/dev/null")

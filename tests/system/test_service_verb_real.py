@@ -115,6 +115,8 @@ def test_it_becomes_a_service_and_leaves_nothing(scope: str) -> None:
     assert (seen["after"]["code"], seen["config_stays"]) == (69, True)
     if scope == "system":
         assert seen["user"] == "tidegate"
+        assert seen["logs"]["code"] == 0
+        assert "worker 1 is ready" in seen["logs"]["out"]
 
 
 @pytest.mark.long
@@ -132,6 +134,9 @@ def test_what_stands_in_the_way_is_said(scope: str) -> None:
     assert (seen["socket"]["code"], seen["socket"]["err"]) == (0, "")
     assert "tidegate.socket (new):" in seen["socket"]["out"]
     assert seen["healthz"] == 200
+    assert seen["socket_again"]["code"] == 0
+    assert "tidegate.socket is as it should be" in seen["socket_again"]["out"]
+    assert seen["socket_again"]["MainPID"] == seen["socket"]["MainPID"]
     assert seen["left"] == ["tidegate.service.d"]
     assert seen["masked"]["code"] == 69
     assert "is masked; run: systemctl" in seen["masked"]["err"]
