@@ -78,13 +78,15 @@ class Server(ThreadingHTTPServer):
 class Reader(threading.Thread):
     """One client, and what it was sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: str = "numbers") -> None:
         super().__init__(daemon=True)
+        self._model = model
+        self.events = 0
         self.numbers: list[int] = []
         self.ended = "never"
 
     def run(self) -> None:
-        body = json.dumps({"model": "numbers", "stream": True, "messages": []})
+        body = json.dumps({"model": self._model, "stream": True, "messages": []})
         try:
             connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=LIMIT_S)
             headers = {"Content-Type": "application/json"}
@@ -98,11 +100,12 @@ class Reader(threading.Thread):
             self.ended = repr(error)
 
     def _take(self, event: dict[str, Any]) -> None:
+        self.events += 1
         if "error" in event:
             self.ended = str(event["error"])
             return
         text = event["choices"][0]["delta"].get("content")
-        if text is not None:
+        if text is not None and self._model == "numbers":
             self.numbers.append(int(text))
 
     @property

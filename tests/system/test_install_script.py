@@ -17,9 +17,12 @@ from pathlib import Path
 
 import pytest
 
+from fakes import private_systemd
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "packaging" / "install.sh"
 NEWER = "99.1.0"
+SYSTEM_PYTHON = "/usr/bin/python3"
 LIMIT_S = 60.0
 
 
@@ -250,3 +253,49 @@ def test_installed_upgraded_and_removed(home: Home, wheels: tuple[Path, Path]) -
     assert not home.prefix.exists()
     assert list(home.bin.iterdir()) == []
     assert (home.path / "config.toml").exists()
+
+
+@pytest.fixture(scope="module")
+def share(wheels: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All that a computer without a network needs to install either wheel."""
+    if reason := private_systemd.missing():
+        pytest.skip(reason)
+    if not Path(SYSTEM_PYTHON).exists():
+        pytest.skip(f"needs {SYSTEM_PYTHON}")
+    share = tmp_path_factory.mktemp("share")
+    here = SCRIPT.parents[1] / "tests" / "system"
+    for file in (*wheels, SCRIPT, here / "inside_install.py", here / "inside_deb.py"):
+        shutil.copy(file, share)
+    (share / "SHA256SUMS").write_text("".join(f"{sha256(w)}  {w.name}\n" for w in wheels))
+    pip = [sys.executable, "-m", "pip", "--python", SYSTEM_PYTHON, "wheel", "--quiet", "--no-deps"]
+    lock = str(ROOT / "requirements.lock")
+    subprocess.run([*pip, "-w", str(share / "wheels"), "-r", lock], check=True)
+    return share
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_service_of_the_system_is_made_upgraded_and_removed(share: Path) -> None:
+    """Under a real systemd: `--service` serves at once, an upgrade cuts no stream, none is left."""
+    wheels = sorted(f"/mnt/{wheel.name}" for wheel in share.glob("tidegate-*.whl"))
+    inside = [SYSTEM_PYTHON, "-B", "/mnt/inside_install.py", *wheels]
+    done = subprocess.run(
+        [str(ROOT / "tests/system/private_root.sh"), *inside],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "PRIVATE_SHARE": str(share)},
+        start_new_session=True,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    seen = json.loads(done.stdout)
+    assert seen["first"][0] == 0, seen["first"][1]
+    assert seen["unit"]["ActiveState"] == "active"
+    assert seen["unit"]["UnitFileState"] == "enabled"
+    assert seen["user"] == "tidegate"
+    assert seen["second"][0] == 0, seen["second"][1]
+    assert (seen["version"], seen["same_process"], seen["stream"]) == (NEWER, True, "whole")
+    assert seen["refused"][0] == 1
+    assert seen["uninstalled"][0] == 0, seen["uninstalled"][1]
+    assert seen["left"] == []
