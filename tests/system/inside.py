@@ -15,6 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tidegate.install.job import Job, Scope
+from tidegate.install.systemd_unit import service_unit
+
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 60.0
 CONFIG = Path("/run/home/tidegate.toml")
@@ -151,7 +154,28 @@ def case_bad_config() -> dict[str, Any]:
     return {"end": show()}
 
 
-CASES = {"life": case_life, "hung": case_hung, "worker": case_worker, "bad": case_bad_config}
+def case_words() -> dict[str, Any]:
+    """A program that writes down how it was called, with names that look like syntax."""
+    place = Path("/run/home/my $HOME 100% \"x\" 'y' a\\b ${z};")
+    program = Path("/run/home/my $HOME 100% ${z};/tidegate")
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\nprintf "%s\\n" "$0" "$@" >/run/home/words\n')
+    program.chmod(0o755)
+    job = Job(scope=Scope.USER, program=(str(program),), config_file=place, state_dir=place)
+    Path("/run/units/tidegate.service").write_text(service_unit(job, 252))
+    systemctl("daemon-reload")
+    systemctl("start", "tidegate.service")  # it says nothing to systemd, so this fails
+    words = Path("/run/home/words").read_text().splitlines()
+    return {"meant": job.command, "words": words}
+
+
+CASES = {
+    "life": case_life,
+    "hung": case_hung,
+    "worker": case_worker,
+    "bad": case_bad_config,
+    "words": case_words,
+}
 
 if __name__ == "__main__":
     print(json.dumps(CASES[sys.argv[1]]()))

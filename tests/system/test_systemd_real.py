@@ -50,3 +50,9 @@ def test_bad_config_is_not_restarted() -> None:
     assert seen["end"]["ExecMainStatus"] == "78"
     assert seen["end"]["NRestarts"] == "0"
     assert seen["end"]["Result"] == "exit-code"
+
+
+def test_names_that_look_like_syntax_arrive_as_they_are() -> None:
+    """Spaces, quotes, `$`, `%`, `;` and backslashes in a job's words are no syntax to systemd."""
+    seen = inside("words", "tidegate-user.service")
+    assert seen["words"] == seen["meant"]
