@@ -78,7 +78,8 @@ def test_a_config_that_appears_is_taken_up_and_one_that_goes_is_missed(
     """A first config needs no restart; without it the defaults are back, and the log says so."""
     running = without_config
     missing = f"no config file at {running.config}; the defaults are in force"
-    assert f"{running.config} (none there; defaults)" in running.log.read_text()
+    shown = f"{running.config} (none there; defaults)"
+    wait_until(lambda: shown in running.log.read_text(), 10, "the banner says so")
     assert running.log.read_text().count(missing) == 1
     by_default = upstreams(running)
     assert "box" not in by_default
