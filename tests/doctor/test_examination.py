@@ -104,6 +104,16 @@ def test_a_config_that_cannot_be_read_is_a_finding(bench: Bench) -> None:
     assert {"memory", "disk", "clock"} <= {check["name"] for check in page["checks"]}
 
 
+def test_a_config_with_nonsense_in_it_is_not_followed(bench: Bench) -> None:
+    """What `check` refuses leads nowhere: neither to a probe nor to a defect."""
+    bench.load('listen = "nowhere"\n[[upstream]]\nname = "box"\nurl = "http://x:99999"\n')
+    _, page, _ = doctor(bench)
+    assert {each["id"] for each in page["problems"]} >= {"config-bad"}
+    assert not {"unfinished:upstream box", "config-bad:nowhere"} & {
+        each["id"] for each in page["problems"]
+    }
+
+
 class _Echo(http.server.BaseHTTPRequestHandler):
     """Repeats the key that it was sent wherever it can: an upstream that tells secrets."""
 

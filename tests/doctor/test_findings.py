@@ -570,6 +570,24 @@ def test_a_port_that_another_tidegate_holds_is_told_as_that() -> None:
     assert "kill" not in found.fix
 
 
+def test_a_tidegate_whose_process_is_hidden_is_known_by_what_it_says() -> None:
+    """As another user one may not see who holds a port; its first word tells."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+
+        def answer() -> None:
+            with taken.accept()[0] as client:
+                client.recv(4096)
+                client.sendall(b"HTTP/1.0 200 OK\r\n\r\ntidegate 1.0 is up\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        (found,) = ports.check_ports([address], None, lambda _port: None)
+        thread.join()
+    assert "another tidegate, of another user" in found.cause
+    assert "sudo tidegate doctor" in found.fix
+
+
 def test_one_that_does_not_answer_is_no_second_tidegate(bench: Bench) -> None:
     """Its process is known by its pid file."""
     (bench.places.runtime_dir / "tidegate.pid").write_text(f"{os.getpid()}\n")

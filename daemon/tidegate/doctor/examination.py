@@ -20,6 +20,7 @@ from msgspec import Struct
 from tidegate import __version__, config
 from tidegate.config import ConfigError, LoadedConfig
 from tidegate.config import document as config_document
+from tidegate.config.check import find_problems
 from tidegate.config.convert import to_settings
 from tidegate.config.problem import Problem as Mistake
 from tidegate.config.secret import read_keys
@@ -113,7 +114,7 @@ def _as_far_as_good(
         settings = to_settings(dict(config_document.read(path).table), mistakes)
     except ConfigError:
         return None, {}
-    if mistakes:
+    if mistakes or any(find_problems(settings)):
         return None, {}
     return settings, read_keys(settings, path.parent, environ, [])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import http.client
 import os
 from collections.abc import Callable, Collection, Iterator
 
@@ -78,15 +79,33 @@ def _explain(
             address,
         )
     holder = who(int(address.rpartition(":")[2]))
+    if (holder is None and says_tidegate(address)) or (holder is not None and holder.name == OURS):
+        process = f", process {holder.pid}" if holder else ", of another user"
+        return finding(
+            "port-taken",
+            f"{address} is in use by another tidegate{process}",
+            "to examine that one, run doctor as the user whose it is (sudo tidegate doctor); for "
+            "two of them, choose another port for `listen`",
+            address,
+        )
     if holder is None:
         by = "another program, which only root may see"
         fix = "end that program, or choose another port for `listen`; sudo tidegate doctor names it"
-    elif holder.name == OURS:
-        by = f"another tidegate, process {holder.pid}"
-        fix = (
-            "stop it (tidegate stop, as the user whose it is), or choose another port for `listen`"
-        )
     else:
         by = f'"{holder.name}", process {holder.pid}'
         fix = f"end it (kill {holder.pid}), or choose another port for `listen` in the config"
     return finding("port-taken", f"{address} is in use by {by}", fix, address)
+
+
+def says_tidegate(address: str, limit_s: float = 2.0) -> bool:
+    """Whether what answers there calls itself so: another user's process may not be looked at."""
+    _, host, port = listen.parse(address)
+    wildcard = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  (asked, not bound)
+    connection = http.client.HTTPConnection(wildcard.get(host, host), port, timeout=limit_s)
+    try:
+        connection.request("GET", "/")
+        return connection.getresponse().read(len(OURS) + 1) == f"{OURS} ".encode()
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

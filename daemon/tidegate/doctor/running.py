@@ -48,7 +48,7 @@ def check_running(
     elif status is None:
         yield finding(
             "daemon-not-running",
-            f"no tidegate runs with the runtime directory {runtime_dir}",
+            f"no tidegate runs with the runtime directory {runtime_dir}{_elsewhere(others)}",
             "run: tidegate service start, or tidegate start; one that runs elsewhere is found with "
             "--runtime-dir, as the user whose it is",
         )
@@ -63,6 +63,10 @@ def check_running(
             "stop the one that is not meant: tidegate stop, or tidegate service uninstall, as the "
             "user whose it is",
         )
+
+
+def _elsewhere(others: Sequence[Neighbour]) -> str:
+    return f"; process {others[0].pid} is one that runs elsewhere" if len(others) == 1 else ""
 
 
 def _check_status(status: Status, installed: str) -> Iterator[Problem]:
