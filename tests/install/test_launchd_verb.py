@@ -126,7 +126,7 @@ def test_agent_is_installed_found_changed_and_removed(mac: Mac) -> None:
 def test_stop_and_start_and_restart(mac: Mac) -> None:
     """Stopped it is not loaded, but its file stays; started and restarted it serves again."""
     assert mac("install")[0] == 0
-    assert mac("stop")[:2] == (0, "Stopped. It starts again with the computer.\n")
+    assert mac("stop")[:2] == (0, "Stopped, until the computer starts again.\n")
     assert mac.tell("print", TARGET) != 0
     assert mac.plist.exists()
     assert mac("status")[0] == 69
@@ -170,6 +170,7 @@ def test_dry_run_shows_and_changes_nothing(mac: Mac) -> None:
     assert mac.tell("print", TARGET) != 0
 
 
+@pytest.mark.long
 def test_what_is_loaded_governs_and_not_the_file(mac: Mac) -> None:
     """A job that was loaded from an older file is replaced, however alike the files look now."""
     assert mac("install")[0] == 0
@@ -280,6 +281,7 @@ def test_only_root_may_change_the_systems_service(
     assert said.endswith(f" service install --system --config '{mac.home}/my config.toml'\n")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("no_screen")
 def test_without_a_login_at_the_screen_it_is_the_users_at_large(mac: Mac) -> None:
     """Over ssh alone there is no gui domain; the job goes to the user's, and is found there."""

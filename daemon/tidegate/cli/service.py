@@ -143,7 +143,7 @@ def stop(arguments: argparse.Namespace) -> int:
     if after.result:
         print(f"Stopped, but not as it should: {after.result}")
         return REFUSED
-    print("Stopped. It starts again with the computer." if after.enabled else "Stopped.")
+    print("Stopped, until the computer starts again." if after.enabled else "Stopped.")
     return 0
 
 
