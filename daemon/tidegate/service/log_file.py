@@ -2,7 +2,7 @@
 
 Only the watchdog rotates; the others see that the file has another inode and open it again. A
 writer that finds the file full waits for that, so that a flood between two rotations cannot make
-it larger: three files, each of at most `ROTATE_BYTES` and a tenth.
+it larger: three files, each of at most `ROTATE_BYTES` and a tenth, and a batch of each writer.
 
 All of this may block, on a disk as well as on a pipe: it is called by `log_writer`'s thread.
 """
