@@ -253,6 +253,7 @@ targets = ["bax/m"]
     ("text", "keys"),
     [
         ("listen = 3", ["listen"]),
+        ('listen = "0.0.0.0:99999"', ["listen"]),
         ('listen = "0.0.0.0:1"\nauth.allow_without_tokn = true', ["auth.allow_without_tokn"]),
         ("auth.tokens_file = 3", ["auth.tokens_file"]),
         (

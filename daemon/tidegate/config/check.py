@@ -10,8 +10,6 @@ import re
 import socket
 from collections.abc import Iterator
 
-from msgspec.structs import fields
-
 from tidegate.config.problem import Problem
 from tidegate.core.settings import API_KEY_HEADERS, Growth, LimitOverrides, Settings
 from tidegate.places import MAX_SOCKET_PATH_BYTES
@@ -23,7 +21,6 @@ _LISTEN = re.compile(rf"(?:(?P<name>{_NAME_OR_V4})|{_V6}):{_PORT}")
 _URL = re.compile(rf"https?://(?:(?P<name>{_NAME_OR_V4})|{_V6})(?::{_PORT})?(?:/[!$-;=@-~]*)?")
 _ALLOWED_HOST = re.compile(rf"(?:(?P<name>(?:\*\.)?{_NAME_OR_V4})|{_V6})(?::{_PORT})?")
 _UPSTREAM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_TABLES = {info.encode_name for info in fields(Settings)}
 LEAST_AGE_S = 3600.0  # of a worker that is replaced for its age; below it, a warning
 _MODEL_NAME = re.compile(r"[!-~](?:[ -~]{0,198}[!-~])?")
 
@@ -67,10 +64,9 @@ def without_consequences(found: list[Problem], mistakes: list[Problem]) -> list[
 def _may_follow(key: str, mistake: str) -> bool:
     if key.startswith(mistake) or (key == "listen" and mistake.startswith("auth")):
         return True
-    # A target may name an upstream whose own name, or whose `[[upstream]]`, could not be read.
-    unread = re.fullmatch(r"upstream(\[\d+\]\.name)?", mistake) is not None
-    unknown = "." not in mistake and mistake not in _TABLES
-    return key.endswith(".targets") and (unread or unknown)
+    # A target may name an upstream whose own name could not be read, or whose `[[upstreams]]`.
+    unread = re.fullmatch(r"up[^.\[]*(\[\d+\]\.name)?", mistake) is not None
+    return key.endswith(".targets") and unread
 
 
 def find_warnings(settings: Settings) -> list[str]:
