@@ -146,7 +146,7 @@ class Configure(Message, frozen=True, kw_only=True):
     listeners: list[Listener] = []  # only in the first one
     peer_socket: str = ""  # where this generation listens for the other one
     other_socket: str | None = None  # where the other one listens, if there is one
-    config_file: str | None = None  # whose directory the worker watches for changes
+    config_file: str | None = None  # which the worker looks at for changes
     parked: str | None = None  # why nothing is served; health routes say so
 
     def __repr__(self) -> str:
@@ -310,7 +310,7 @@ class ModelList(Message, frozen=True, kw_only=True):
 
 
 class ConfigChanged(Message, frozen=True, kw_only=True):
-    """The config file, or one beside it, was written."""
+    """The config file may have changed; also said once at the start."""
 
 
 class Draining(Message, frozen=True, kw_only=True):
