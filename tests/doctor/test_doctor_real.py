@@ -43,6 +43,6 @@ def test_limits_in_force_are_found_under_a_real_systemd() -> None:
     assert ours["good"] <= linger
     assert not ours["not yet read"] & (bent - {"service-drop-ins"})
     assert ours["bent"] - linger == bent
-    assert ours["stopped"] - linger == bent | {"service-no-watchdog"}
+    assert ours["stopped"] - linger == bent
     assert "daemon-not-running" not in seen["good"]
     assert "daemon-not-running" in seen["stopped"]

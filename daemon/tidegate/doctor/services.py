@@ -137,7 +137,9 @@ def _check_protocol(shown: Mapping[str, str], edit: str) -> Iterator[Problem]:
             "NotifyAccess=none: systemd does not hear it, and ends it as if it had not started",
             f"{edit} NotifyAccess=main",
         )
-    if not systemctl.span_s(shown.get("WatchdogUSec", "")):
+    # While it does not run, systemd 252 shows none, whatever the unit says.
+    runs = shown.get("ActiveState", "active") == "active"
+    if runs and not systemctl.span_s(shown.get("WatchdogUSec", "")):
         yield finding(
             "service-no-watchdog",
             "systemd does not watch it: a hung tidegate stays hung",
