@@ -103,7 +103,7 @@ def _(bench: Bench) -> Iterator[Problem]:
     return files.check_permissions(bench.places)
 
 
-@provokes("directory-unusable", "chown")
+@provokes("directory-unusable", "--runtime-dir")
 def _(bench: Bench) -> Iterator[Problem]:
     places = bench.places
     places.runtime_dir.rmdir()
@@ -537,6 +537,19 @@ def test_few_connections_need_few_descriptors() -> None:
     """The limit is compared with what the config allows."""
     few = Settings(limits=Limits(max_connections=100))
     assert not list(computer.check_descriptors(1024, few))
+
+
+def test_a_disk_behind_a_closed_door_is_looked_at_from_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory above that may not be entered is where the looking ends, and no defect."""
+
+    def refuse(*_: object, **__: object) -> None:  # root, who often runs tests, may enter all
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    (found,) = files.check_disk("state", tmp_path / "closed" / "state", disk(10 * MIB))
+    assert str(tmp_path) in found.cause
 
 
 def test_a_sleep_that_something_prevents_is_none() -> None:

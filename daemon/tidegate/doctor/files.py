@@ -101,20 +101,17 @@ def _unusable(name: str, directory: Path, why: str) -> Problem:
     return finding(
         "directory-unusable",
         f"the {name} directory {directory} cannot be used: {why}",
-        f"run doctor as the user that tidegate runs as; or: sudo chown {_user()} '{directory}'",
+        f"run doctor as the user that tidegate runs as, or choose another with --{name}-dir",
         name,
     )
-
-
-def _user() -> str:
-    return str(os.geteuid())
 
 
 def check_disk(
     name: str, directory: Path, statvfs: Callable[[Path], os.statvfs_result] = os.statvfs
 ) -> Iterator[Problem]:
     """Space and inodes of where `directory` is, or will be."""
-    while not directory.exists() and directory != directory.parent:
+    # By os.path, for pathlib raises where a parent may not be looked into.
+    while not os.path.exists(directory) and directory != directory.parent:  # noqa: PTH110
         directory = directory.parent
     try:
         found = statvfs(directory)
