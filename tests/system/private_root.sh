@@ -16,6 +16,8 @@ give_processors() {
 }
 
 leave() {
+    # --kill-child takes everything inside along.
+    if [ -n "$outer" ]; then kill -9 "$outer" 2>/dev/null || true; fi
     for _ in $(seq 100); do
         local left=0
         for root in $hierarchies; do
@@ -31,14 +33,17 @@ leave() {
 if [ "${1:-}" != --inside ]; then
     export CGROUP=tidegate-root-$$ SCRATCH
     SCRATCH=$(mktemp -d)
+    outer=
     trap leave EXIT
+    trap 'exit 130' INT TERM HUP
     for root in $hierarchies; do
         mkdir "$root/$CGROUP"
         give_processors "$root" "$CGROUP"
     done
     (
         for root in $hierarchies; do echo 0 >"$root/$CGROUP/cgroup.procs"; done
-        exec unshare --mount --pid --uts --ipc --net --cgroup --fork --kill-child \
+        # Killed as well, if we are: nobody else would end what runs in there.
+        exec setpriv --pdeathsig KILL unshare --mount --pid --uts --ipc --net --cgroup --fork --kill-child \
             --propagation private "$0" --inside
     ) >"$SCRATCH/log" 2>&1 </dev/null &
     outer=$!
