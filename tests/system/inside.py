@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +35,7 @@ def systemctl(*arguments: str) -> str:
 
 def show() -> dict[str, str]:
     names = "MainPID,ActiveState,SubState,Result,NRestarts,StatusText,ExecMainStatus,WatchdogUSec"
+    names += ",NFileDescriptorStore"
     lines = systemctl("show", "tidegate.service", "-p", names).splitlines()
     return dict(line.split("=", 1) for line in lines if "=" in line)
 
@@ -154,6 +157,38 @@ def case_bad_config() -> dict[str, Any]:
     return {"end": show()}
 
 
+def case_restart() -> dict[str, Any]:
+    """A restart and a crash while somebody connects without a pause."""
+    install(sys.argv[2], 4.0)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = free.getsockname()
+    CONFIG.write_text(GOOD.replace(":0", f":{address[1]}"))
+    start()
+    refused: list[str] = []
+    connected, over = [0], threading.Event()
+
+    def connect() -> None:
+        while not over.wait(0.002):
+            try:
+                socket.create_connection(address, timeout=LIMIT_S).close()
+                connected[0] += 1
+            except OSError as error:
+                refused.append(str(error))
+
+    thread = threading.Thread(target=connect)
+    thread.start()
+    systemctl("restart", "tidegate.service")
+    restarted = show()
+    os.kill(int(restarted["MainPID"]), signal.SIGKILL)
+    wait_until(lambda: show()["NRestarts"] == "1", "systemd restarted it")
+    wait_until(lambda: show()["SubState"] == "running", "it serves again")
+    over.set()
+    thread.join()
+    systemctl("stop", "tidegate.service")
+    seen = {"restarted": restarted, "connected": connected[0], "refused": refused}
+    return {**seen, "stopped": show()}
+
+
 def case_words() -> dict[str, Any]:
     """A program that writes down how it was called, with names that look like syntax."""
     place = Path("/run/home/my $HOME 100% \"x\" 'y' a\\b ${z};")
@@ -174,6 +209,7 @@ CASES = {
     "hung": case_hung,
     "worker": case_worker,
     "bad": case_bad_config,
+    "restart": case_restart,
     "words": case_words,
 }
 

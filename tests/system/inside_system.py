@@ -42,6 +42,18 @@ name = "box"
 url = "http://127.0.0.1:{upstream}/v1"
 api_key_file = "box-key"
 """
+DEFECT = """
+import os, sys
+if sys.orig_argv[2:4] == ["tidegate", "run"]:
+    from tidegate.service.watchdog import Watchdog
+    tick = Watchdog._tick
+    def broken(*arguments):
+        if os.path.exists("/var/lib/tidegate/defect"):
+            os.unlink("/var/lib/tidegate/defect")
+            raise ArithmeticError("a defect")
+        tick(*arguments)
+    Watchdog._tick = broken
+"""
 finish = threading.Event()
 keys_seen: set[str] = set()
 
@@ -317,6 +329,15 @@ def process(pid: int) -> dict[str, str]:
     return {name: fields[name] for name in ("NoNewPrivs", "Seccomp", "CapEff", "CapBnd")}
 
 
+def break_with(code: str, more: str = "") -> None:
+    """Have every Python of the service run this first."""
+    broken = Path("/opt/broken")
+    broken.mkdir()
+    (broken / "sitecustomize.py").write_text(code)
+    os.environ["OPT_PATH"] = f"{broken}:{os.environ['OPT_PATH']}"
+    drop_in(more)
+
+
 # --- the cases --------------------------------------------------------------------------------
 
 
@@ -459,13 +480,10 @@ def activation() -> dict[str, Any]:
     run("systemctl", "stop", "tidegate.socket", "tidegate.service")
 
     # A worker that cannot even be imported.
-    broken = Path("/opt/broken")
-    broken.mkdir()
-    (broken / "sitecustomize.py").write_text(
-        "import os, sys\nif 'tidegate.service.worker' in sys.orig_argv: os._exit(3)\n"
+    break_with(
+        "import os, sys\nif 'tidegate.service.worker' in sys.orig_argv: os._exit(3)\n",
+        "[Unit]\nStartLimitBurst=2\n",
     )
-    os.environ["OPT_PATH"] = f"{broken}:{os.environ['OPT_PATH']}"
-    drop_in("[Unit]\nStartLimitBurst=2\n")
     run("systemctl", "reset-failed", "tidegate.service", check=False)
     run("systemctl", "start", "tidegate.service", check=False)
     wait_until(lambda: show()["ActiveState"] == "failed", "systemd gives up too")
@@ -475,7 +493,7 @@ def activation() -> dict[str, Any]:
 
 
 def hung() -> dict[str, Any]:
-    """The watchdog process stops turning; then its worker does."""
+    """The watchdog process stops turning; then its worker does; then the former has a defect."""
     seen: dict[str, Any] = {}
     prepare("WatchdogSec=3\n")
     write_config(serve_numbers())
@@ -490,7 +508,16 @@ def hung() -> dict[str, Any]:
     wait_until(lambda: status()["generation"] == 2, "the worker is replaced")
     seen["worker"] = show()
     seen["log"] = [str(entry["MESSAGE"]) for entry in journal()]
+    break_with(DEFECT)
+    run("systemctl", "restart", "tidegate.service")
+    Path("/var/lib/tidegate/defect").touch()
+    shutil.chown("/var/lib/tidegate/defect", "tidegate")
+    wait_until(lambda: show()["NRestarts"] == "1", "systemd starts it again")
+    wait_until(lambda: show()["SubState"] == "running", "it serves")
     run("systemctl", "stop", "tidegate.service")
+    run("journalctl", "--sync")
+    seen["ends"] = run("journalctl", "-u", "tidegate.service", "-o", "cat", "_PID=1").splitlines()
+    seen["last_log"] = [[e.get("PRIORITY"), str(e["MESSAGE"])] for e in journal()]
     return seen
 
 

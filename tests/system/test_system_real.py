@@ -117,7 +117,7 @@ def test_the_first_connection_starts_it() -> None:
 
 
 def test_what_hangs_is_replaced_by_whoever_watches_it() -> None:
-    """systemd restarts a watchdog that hangs; a worker that hangs is the watchdog's affair."""
+    """systemd restarts a watchdog that hangs or fails; a worker is the watchdog's affair."""
     seen = inside("hung")
     again = seen["watchdog"]["again"]
     assert again["MainPID"] != seen["watchdog"]["former"]["MainPID"]
@@ -126,3 +126,6 @@ def test_what_hangs_is_replaced_by_whoever_watches_it() -> None:
     assert seen["worker"]["NRestarts"] == "1"
     assert any("no heartbeat for" in text for text in seen["log"])
     assert any("in serve" in text for text in seen["log"])  # where the watchdog stood
+    ends = [line for line in seen["ends"] if "Failed with result" in line]
+    assert ends == ["tidegate.service: Failed with result 'watchdog'."] * 2
+    assert any(p == "3" and "ArithmeticError: a defect" in text for p, text in seen["last_log"])

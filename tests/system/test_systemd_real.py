@@ -16,7 +16,7 @@ def inside(case: str, unit: str) -> dict[str, Any]:
     return beside_user_manager("inside.py", case, unit)
 
 
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("unit", [pytest.param(UNITS[0], marks=pytest.mark.long), UNITS[1]])
 def test_unit_lives_and_stops(unit: str) -> None:
     """`start` returns when it serves, the status is true, pings arrive, reload and stop work."""
     seen = inside("life", unit)
@@ -36,6 +36,7 @@ def test_hung_watchdog_is_restarted_by_systemd() -> None:
     assert seen["again"]["NRestarts"] == "1"
 
 
+@pytest.mark.long
 def test_hung_worker_is_not_systemds_affair() -> None:
     """A worker that is stopped is replaced by the watchdog; systemd sees nothing of it."""
     seen = inside("worker", "tidegate.service")
@@ -56,3 +57,12 @@ def test_names_that_look_like_syntax_arrive_as_they_are() -> None:
     """Spaces, quotes, `$`, `%`, `;` and backslashes in a job's words are no syntax to systemd."""
     seen = inside("words", "tidegate-user.service")
     assert seen["words"] == seen["meant"]
+
+
+def test_no_connection_is_refused_over_a_restart_or_a_crash() -> None:
+    """systemd keeps the listening socket meanwhile, and lets go of it after a stop."""
+    seen = inside("restart", "tidegate-user.service")
+    assert seen["refused"] == []
+    assert seen["connected"] > 100
+    assert seen["restarted"]["NFileDescriptorStore"] == "1"
+    assert seen["stopped"]["NFileDescriptorStore"] == "0"
