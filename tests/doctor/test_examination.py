@@ -191,7 +191,7 @@ def test_what_may_cost_money_is_asked_for_less(bench: Bench) -> None:
         ("error-middle", "upstream-error"),
         ("html:502", "upstream-error"),
         ("redirect", "upstream-error"),
-        ("huge-event", "upstream-silent"),
+        ("huge-event", "upstream-error"),
         ("status:403", "upstream-key-refused"),
     ],
 )
@@ -201,6 +201,28 @@ def test_whatever_an_upstream_does_ends_in_time_and_has_a_name(
     """Well or badly, and never with a stack trace."""
     problem = bench.probe(script, answer_s=1.0).problem
     assert (problem.id.partition(":")[0] if problem else None) == kind
+
+
+def test_an_upstream_that_drips_is_silent_in_time(bench: Bench) -> None:
+    """A byte now and then is no answer, and must not be waited for as long as it lasts."""
+    over = threading.Event()
+
+    class Dripping(_Echo):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while not over.wait(0.05):
+                    self.wfile.write(b"d")
+
+    bench.monkeypatch.setattr(sys.modules[__name__], "_Echo", Dripping)
+    with echo() as url:
+        try:
+            probe = upstreams.probe(Upstream(name="box", url=url), None, wanted="m", answer_s=0.5)
+        finally:
+            over.set()
+    assert probe.problem is not None
+    assert probe.problem.id == "upstream-silent:box"
 
 
 def test_a_newer_model_is_asked_in_its_own_words(bench: Bench) -> None:

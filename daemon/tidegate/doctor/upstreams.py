@@ -36,6 +36,7 @@ ANSWER_S = 18.0  # within the doctor's half minute; a large model may take longe
 SLOW_S = 10.0
 MAX_BYTES = 4 * 1024 * 1024  # of a list
 MAX_LINE = 256 * 1024  # of a stream
+READ_BYTES = 64 * 1024
 WELL_KNOWN = {
     "Ollama": "http://127.0.0.1:11434",
     "llama.cpp": "http://127.0.0.1:8080",
@@ -294,11 +295,7 @@ def _tokens(
 ) -> Iterator[str]:
     """The pieces of output, as they come; and one for an answer that was cut while thinking."""
     try:
-        while True:
-            _limit(sock, deadline_s)
-            line = response.readline(MAX_LINE)
-            if not line:
-                return
+        for line in _lines(sock, response, deadline_s):
             if line.startswith(b"data:") and (piece := _piece(line[5:].strip())):
                 yield piece
     except TimeoutError as error:
@@ -309,6 +306,23 @@ def _tokens(
             f"broke off in the middle of an answer ({_said(error)})",
             "see its own log; restart it",
         ) from error
+
+
+def _lines(
+    sock: socket.socket | None, response: http.client.HTTPResponse, deadline_s: float
+) -> Iterator[bytes]:
+    """Read by read, for `readline` goes on as long as a byte comes now and then."""
+    rest = b""
+    while True:
+        _limit(sock, deadline_s)
+        data = response.read1(READ_BYTES)
+        *whole, rest = (rest + data).split(b"\n")
+        yield from whole
+        if len(rest) > MAX_LINE:
+            raise _Unwell("upstream-error", "sends an event without an end", "see its own log")
+        if not data:
+            yield rest
+            return
 
 
 def _piece(data: bytes) -> str:
