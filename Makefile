@@ -33,14 +33,14 @@ test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest --session-timeout=$(TEST_LIMIT_S) $(ARGS)
 
 check: $(VENV)/installed-dev
-	$(BIN)/ruff format --check daemon tests bench
-	$(BIN)/ruff check daemon tests bench
+	$(BIN)/ruff format --check daemon tests bench packaging
+	$(BIN)/ruff check daemon tests bench packaging
 	$(BIN)/mypy
 	$(MAKE) --no-print-directory test
 
 format: $(VENV)/installed-dev
-	$(BIN)/ruff format daemon tests bench
-	$(BIN)/ruff check --fix daemon tests bench
+	$(BIN)/ruff format daemon tests bench packaging
+	$(BIN)/ruff check --fix daemon tests bench packaging
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python bench/run.py $(ARGS)
