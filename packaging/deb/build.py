@@ -286,7 +286,7 @@ def _control(tree: Path, version: str, architecture: str, python: str, site: Pat
     conffiles = [f"/{p.relative_to(tree)}\n" for p in files if p.is_relative_to(tree / "etc")]
     (control / "conffiles").write_text("".join(conffiles))
     fixed = [p for p in files if not p.is_relative_to(tree / "etc")]
-    sums = [(hashlib.md5(p.read_bytes()).hexdigest(), p.relative_to(tree)) for p in fixed]  # noqa: S324
+    sums = [(hashlib.md5(p.read_bytes()).hexdigest(), p.relative_to(tree)) for p in fixed]
     (control / "md5sums").write_text("".join(f"{digest}  {path}\n" for digest, path in sums))
     for name in SCRIPTS:
         shutil.copyfile(HERE / name, control / name)
