@@ -97,7 +97,7 @@ async def repeat(peer: Peer, heard: set[str]) -> None:
             for name in ("X-Request-Id", "Retry-After", "X-Ratelimit-Limit", "X-Key", "Server")
         )
         if b'"messages"' not in request:
-            await peer.send(plain(b'{"data":[{"id":"answer"}]}'))
+            await peer.send(plain(b'{"data":[{"id":"fail-401"}]}'))
         elif b"fail-401" in request:
             await peer.send(plain(body, f"401 {key}".encode(), *fields))
         elif b"fail-503" in request:
@@ -450,7 +450,9 @@ async def test_nothing_shown_of_a_running_gateway_holds_a_canary(
     told = await fail_in_every_way(running, token)
     await go_wrong_inside(running, token)
     stream = await read_on(running, token, "env")
-    texts = await everything(running, token, "status --json", "runs --json", "bundle --json")
+    texts = await everything(
+        running, token, "status --json", "runs --json", "doctor", "bundle --json"
+    )
     await stream.vanish()
     assert repeater.heard >= set(KEYS.values()) - {UNUSED, NEXT_KEY}
     assert len([name for name in texts if "bundles/" in name]) > 1
