@@ -97,6 +97,15 @@ def _(bench: Bench) -> Iterator[Problem]:
     return files.check_permissions(bench.places)
 
 
+@provokes("credential-exposed", "chmod -R go=")
+def _(bench: Bench) -> Iterator[Problem]:
+    directory = bench.root / "credentials"
+    directory.mkdir(mode=0o755)
+    (directory / "cloud").write_text("sk-123456")
+    (directory / "cloud").chmod(0o644)
+    return files.check_permissions(bench.places, directory)
+
+
 @provokes("directory-exposed", "chmod 700")
 def _(bench: Bench) -> Iterator[Problem]:
     bench.places.state_dir.chmod(0o777)

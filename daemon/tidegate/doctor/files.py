@@ -12,6 +12,7 @@ from tidegate.config import ConfigError, LoadedConfig
 from tidegate.core.problem import Problem
 from tidegate.core.settings import MIB
 from tidegate.doctor.findings import finding
+from tidegate.install.systemd_unit import CREDENTIALS
 from tidegate.places import Places
 
 FULL_BYTES = 64 * MIB  # less than the state of a few days: bundles, decisions, a log's rotation
@@ -60,8 +61,12 @@ def _command_in(line: str) -> str | None:
     return f"run: {found[1]}" if found else None
 
 
-def check_permissions(places: Places) -> Iterator[Problem]:
-    """Of the config file and the directories; tokens and keys are the config's."""
+def check_permissions(places: Places, credentials: Path = Path(CREDENTIALS)) -> Iterator[Problem]:
+    """Of the config file, the directories and systemd's credentials.
+
+    Tokens, and keys that the config names by their path, are the config's affair.
+    """
+    yield from _check_credentials(credentials)
     try:
         mode = places.config_file.stat().st_mode
         if mode & 0o022:
@@ -74,6 +79,21 @@ def check_permissions(places: Places) -> Iterator[Problem]:
         pass  # that it is missing or cannot be read is the config's affair
     for name, directory in (("state", places.state_dir), ("runtime", places.runtime_dir)):
         yield from _check_directory(name, directory)
+
+
+def _check_credentials(directory: Path) -> Iterator[Problem]:
+    """systemd reads them as root, so nobody else needs to; it does not look at their mode."""
+    try:
+        exposed = [path for path in directory.iterdir() if path.stat().st_mode & 0o077]
+        is_closed = not directory.stat().st_mode & 0o077
+    except OSError:
+        return
+    if exposed and not is_closed:
+        yield finding(
+            "credential-exposed",
+            f"others can read keys: {', '.join(map(str, exposed[:5]))}",
+            f"run: sudo chmod -R go= '{directory}'",
+        )
 
 
 def _check_directory(name: str, directory: Path) -> Iterator[Problem]:

@@ -59,6 +59,7 @@ _ERRORS = (
     "address-not-here",
     "clock-wrong",
     "config-bad",
+    "credential-exposed",
     "daemon-parked",
     "daemon-silent",
     "directory-exposed",
