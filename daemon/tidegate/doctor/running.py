@@ -42,7 +42,8 @@ def check_running(
     if seen.silent:
         yield finding(
             "daemon-silent",
-            f"a tidegate is there and did not answer within {ANSWER_S:g} s",
+            f"a tidegate is there and did not answer within {ANSWER_S:g} s, or not in words that "
+            "this version understands",
             "see `tidegate logs`; then: tidegate restart, or tidegate service restart",
         )
     elif status is None:
