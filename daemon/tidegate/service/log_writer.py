@@ -10,6 +10,7 @@ a second with the same line, and what was wrong is said when it is over.
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 import time
 from collections import deque
@@ -23,6 +24,7 @@ LOOK_S = 1.0  # at the file, and for counts that are due
 RETRY_S = 1.0
 FULL_RETRY_S = 0.05  # for the watchdog to rotate
 SETTLE_LIMIT_S = 1.0  # at the end; a disk that hangs is not waited for
+_SIGNALS = signal.valid_signals() - {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
 
 
 class LogWriter:
@@ -40,7 +42,10 @@ class LogWriter:
         self._trouble_s = 0.0  # since when
         self._ends = False
         self._thread = threading.Thread(target=self._work, name="log", daemon=True)
+        # A signal that came to this thread could not be made to wait by the others.
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         self._thread.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
     def __repr__(self) -> str:
         return f"<LogWriter queued={self._queued_bytes} lost={self.lost}>"

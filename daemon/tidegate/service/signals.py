@@ -24,11 +24,25 @@ class Signals:
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in HEARD:
             signal.signal(number, lambda _number, _frame: None)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)  # an upgrade let them wait
+        self.release()  # an upgrade let them wait
         selector.register(self._wakeup, selectors.EVENT_READ, self._woken)
 
     def _woken(self, _mask: int) -> None:
         self._on_signals(self._wakeup.recv(4096))
+
+    def hold(self) -> bool:
+        """Let those wait that come from now on. False, and none waits, if one was not heard yet."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
+        try:
+            self._wakeup.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        self.release()
+        return False
+
+    def release(self) -> None:
+        """Hear them again."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)
 
     def close(self) -> None:
         """Wake nobody any more."""

@@ -58,7 +58,7 @@ from tidegate.service.upgrade import Estate, Upgrade, UpgradeError
 PID_FILE_NAME = "tidegate.pid"
 PARK_RETRY_S = 5.0  # a parked daemon looks so often whether the config was mended
 BARRIER_S = 1.0  # for the last words to be read
-EXTEND_S = 15.0  # asked of systemd on every tick of a drain: more than a few late ticks
+EXTEND_S = 15.0  # asked of systemd on every tick of a start or drain: more than a few late ticks
 UNREAPABLE_S = 5.0  # a process that SIGKILL cannot end hangs in the kernel; we go without it
 DEFAULT_TIMING = Timing()
 _log = logging.getLogger(__name__)
@@ -397,8 +397,13 @@ class Watchdog:
         self._care(now_s)
         self._notifier.flush()
         self._notifier.status(status.status_line(self._status()))
-        if self._generations.fleet.stopping:
+        if self._generations.fleet.stopping or self._is_starting:
             self._notifier.extend_timeout(EXTEND_S)
+
+    @property
+    def _is_starting(self) -> bool:
+        """Whether nobody was told yet that we serve. How long that may take is ours to say."""
+        return self._banner is not None and self._parked is None
 
     def _care(self, now_s: float) -> None:
         """Look for what somebody should mend."""
@@ -647,7 +652,7 @@ class Watchdog:
             return
         is_quiet = self._commands.is_quiet and not self._reloader.is_under_way
         try:
-            if self._upgrade.is_due(time.monotonic(), is_quiet=is_quiet):
+            if self._upgrade.is_due(time.monotonic(), is_quiet=is_quiet) and self._signals.hold():
                 _log.info("upgrade: the new program takes over")
                 self._notifier.alive()
                 self._reloader.leave()
@@ -655,6 +660,7 @@ class Watchdog:
                 log.settle()
                 upgrade.become(self._upgrade.words, self._leave_behind(), notify)
         except UpgradeError as error:
+            self._signals.release()
             self._upgrade_failed(error)
 
     def _upgrade_failed(self, error: UpgradeError) -> None:
