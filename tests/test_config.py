@@ -449,6 +449,20 @@ def test_unknown_key_header_names_the_choices(load):
             load(f'{BOX}api_key_header = "{header}"')
 
 
+def test_key_that_a_service_gets_as_a_credential_is_found_without_it(load, tmp_path):
+    """`tidegate check` by root looks where the unit loads its credentials from."""
+    with pytest.raises(ConfigError, match="there is no such file"):
+        load(f'{BOX}api_key_file = "box.key"')
+    kept = tmp_path / "credentials"
+    kept.mkdir(mode=0o700)
+    (kept / "box.key").write_text(CANARY)
+    (kept / "box.key").chmod(0o644)
+    with pytest.raises(ConfigError, match="chmod"):
+        load(f'{BOX}api_key_file = "box.key"')
+    (kept / "box.key").chmod(0o600)
+    assert load(f'{BOX}api_key_file = "box.key"').secrets == {"box": CANARY}
+
+
 @pytest.mark.parametrize("file", ["box.key", "tidegate_box.key"])
 def test_key_comes_from_systemd_credentials(file: str, load, tmp_path):
     """A credential of that name is taken first, whatever its mode: systemd guards the directory."""

@@ -58,11 +58,29 @@ def _from_file(name: str, config_dir: Path, environ: Mapping[str, str]) -> str:
         if credential := _credential(name, environ):
             # systemd keeps the directory private; the file may be 0440 with an access list.
             return _checked(_read(credential, private=False))
-        return _checked(_read(config_dir / Path(name).expanduser(), private=True))
+        return _checked(_read(_beside_config(name, config_dir), private=True))
     except FileNotFoundError as error:
         raise _SecretError(f"{error.filename}: there is no such file") from None
     except (OSError, RuntimeError, UnreadableFile) as error:
         raise _SecretError(str(error)) from None
+
+
+def _beside_config(name: str, config_dir: Path) -> Path:
+    """The file that the setting names; or what the service would find as a credential.
+
+    So `tidegate check` and `doctor` judge a service's config as the service does, for those who
+    may read the keys.
+    """
+    named = config_dir / Path(name).expanduser()
+    kept = config_dir / "credentials" / name
+    return kept if "/" not in name and not named.exists() and _is_file(kept) else named
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # its directory is root's
+        return False
 
 
 def _credential(name: str, environ: Mapping[str, str]) -> Path | None:
