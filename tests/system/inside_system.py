@@ -393,6 +393,12 @@ def life() -> dict[str, Any]:
     later_s = time.monotonic() + 1.5  # several of its restart delays
     wait_until(lambda: time.monotonic() > later_s, "time passes")
     seen["bad_config"] = show()
+
+    write_config(upstream)
+    slow = "import sys, time\nif 'tidegate.service.worker' in sys.orig_argv: time.sleep(6)\n"
+    break_with(slow, "TimeoutStartSec=3\n")
+    run("systemctl", "start", "tidegate.service")
+    seen["slow_start"] = show()
     return seen
 
 

@@ -55,6 +55,7 @@ def test_it_lives_in_its_sandbox() -> None:
     end = seen["bad_config"]
     assert (end["ExecMainStatus"], end["NRestarts"], end["Result"]) == ("78", "0", "exit-code")
     assert end["StatusText"].startswith("failed: /etc/tidegate/config.toml:1: nonsense")
+    assert seen["slow_start"]["ActiveState"] == "active"  # in twice its TimeoutStartSec
 
 
 def judge_journal(entries: list[list[str]]) -> None:
