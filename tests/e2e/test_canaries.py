@@ -532,7 +532,7 @@ def lose_workers(running: Gateway) -> None:
     for number in (signal.SIGKILL, signal.SIGSTOP):
         pid = running.worker_pid()
         os.kill(pid, number)
-        wait_until(lambda pid=pid: not is_serving(running, pid), 60, "the worker is gone")  # type: ignore[misc]
+        wait_until(lambda pid=pid: not is_serving(running, pid), 60, "the worker is gone")
         running.wait_ready()
 
 
