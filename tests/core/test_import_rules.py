@@ -16,12 +16,14 @@ NOT_IN_CORE = {
     "aiohttp", "asyncio", "concurrent", "ctypes", "fcntl", "http", "httptools", "io", "logging",
     "multiprocessing", "os", "pathlib", "psutil", "random", "secrets", "select", "selectors",
     "signal", "socket", "ssl", "subprocess", "tempfile", "threading", "time", "uuid", "uvloop",
+    "watchfiles",
 }  # fmt: skip
 ONLY_IN = {
     "psutil": ("guard/",),
     "aiohttp": ("gateway/",),
     "httptools": ("gateway/",),
     "uvloop": ("service/worker.py",),
+    "watchfiles": ("service/config_watch.py",),
     "daemon": ("service/detach.py",),
     "rich": ("cli/",),
 }
@@ -122,7 +124,7 @@ def test_the_watchdog_stays_small() -> None:
         pytest.skip("there is no watchdog yet")
     reached = closure("tidegate.service.watchdog")
     assert not {name for name in reached if name.startswith("tidegate.gateway")}
-    assert not reached & {"asyncio", "aiohttp", "uvloop", "httptools", "rich"}
+    assert not reached & {"asyncio", "aiohttp", "uvloop", "watchfiles", "httptools", "rich"}
 
 
 def test_the_worker_takes_only_the_heap_from_the_guard() -> None:

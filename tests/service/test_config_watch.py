@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
 
@@ -17,6 +17,11 @@ LIMIT_S = 20.0
 
 def rewritten(path: Path) -> None:
     path.write_text("limits.idle_s = 7")
+
+
+def made(path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("limits.idle_s = 6")
 
 
 def replaced(path: Path) -> None:
@@ -144,9 +149,47 @@ async def test_a_file_is_told_once_and_when_it_has_settled(
         looks += 1
         return next(script)
 
+    async def always(*_: object) -> AsyncIterator[None]:
+        while True:
+            yield
+
     monkeypatch.setattr(config_watch, "look", scripted)
+    monkeypatch.setattr(config_watch, "_stirs", always)
     async with aclosing(changes(tmp_path, 0.0)) as watch, asyncio.timeout(LIMIT_S):
         await anext(watch)
         assert looks == 4
         await anext(watch)
         assert looks == 11
+
+
+async def noticed(watch: AsyncIterator[None], change: Callable[[], None]) -> None:
+    """Changes the file until that is noticed, for its watch may not be there yet."""
+    waits = asyncio.ensure_future(anext(watch))
+    while not waits.done():
+        change()
+        await asyncio.wait([waits], timeout=1.0)
+    await waits
+
+
+async def test_an_event_is_enough(tmp_path: Path):
+    """Nobody waits for the look that comes anyway."""
+    path = tmp_path / "tidegate" / "config.toml"
+    async with aclosing(changes(path, 3600.0)) as watch, asyncio.timeout(LIMIT_S):
+        await anext(watch)
+        await noticed(watch, lambda: made(path))
+        await noticed(watch, lambda: replaced(path))
+
+
+async def test_without_events_a_look_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A system that is out of watches says so once, and the file is looked at all the same."""
+
+    def refuse(*_: object, **__: object) -> AsyncIterator[object]:
+        raise OSError("OS file watch limit reached")
+
+    monkeypatch.setattr(config_watch, "awatch", refuse)
+    path = tmp_path / "config.toml"
+    path.write_text("")
+    async with aclosing(changes(path, 0.01)) as watch, asyncio.timeout(LIMIT_S):
+        await anext(watch)
+        rewritten(path)
+        await anext(watch)

@@ -10,7 +10,7 @@ import msgspec
 
 from tidegate import __version__
 
-_SHOWN = ("aiohttp", "httptools", "msgspec", "psutil", "uvloop")
+_SHOWN = ("aiohttp", "httptools", "msgspec", "psutil", "uvloop", "watchfiles")
 
 
 def version(arguments: argparse.Namespace) -> int:

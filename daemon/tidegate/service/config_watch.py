@@ -1,9 +1,10 @@
-"""The config file changing, seen by looking at it.
+"""The config file changing: watchfiles says that something stirs, a look at the path says what.
 
-Asked by its path twice a second, the system follows whatever lies on the way: links into a
-dotfiles or Nix tree, Kubernetes' `..data`, a directory that is made later, removed and made
-again, a file on a network share. Events of directories (inotify, FSEvents) were tried: each of
-those cases needs a watch of its own, and a Mac reports all of a tree where one file is meant.
+Asked by its path, the system follows whatever lies on the way: links into a dotfiles or Nix tree,
+Kubernetes' `..data`, a directory that is made later, removed and made again. So a look is the
+truth, and events only say when to take one: those of the directory that the path names, or of the
+nearest that is there, and of the one that its links lead to. What no event tells (a link swapped
+further up, a network share, a system out of watches) is found by the look that comes anyway.
 
 A change is told once the file has stayed as it is from one look to the next, so that an editor
 is not read in the middle of its writing. A look takes a microsecond, in a thread: a share
@@ -13,12 +14,18 @@ that does not answer must not stop the loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 
-LOOK_EVERY_S = 0.5
+from watchfiles import awatch
+
+SETTLE_S = 0.2  # between two looks that have to agree
+LOOK_EVERY_S = 2.0  # without any event
 
 Seen = tuple[int, ...]
+_log = logging.getLogger(__name__)
 
 
 def look(path: Path) -> Seen:
@@ -30,17 +37,65 @@ def look(path: Path) -> Seen:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-async def changes(path: Path, every_s: float = LOOK_EVERY_S) -> AsyncIterator[None]:
+def directories(path: Path) -> set[Path]:
+    """Where an event may tell of it: the nearest directory that is there, and its links' end."""
+    near = next(parent for parent in path.absolute().parents if parent.is_dir())
+    try:
+        end = path.resolve(strict=True).parent
+    except (OSError, RuntimeError):  # it is not there, or its links go round
+        return {near}
+    return {near, end}
+
+
+async def changes(path: Path, every_s: float = LOOK_EVERY_S) -> AsyncGenerator[None, None]:
     """Yields for each new state of the file, and once for the first.
 
     For it may have changed between its reading and our first look.
     """
     told: Seen | None = None
+    async with aclosing(_stirs(path, every_s)) as stirs:
+        async for _ in stirs:
+            seen = await _settled(path, min(SETTLE_S, every_s))
+            if seen != told:
+                told = seen
+                yield
+
+
+async def _settled(path: Path, every_s: float) -> Seen:
+    """The file as two looks in a row find it."""
     former: Seen | None = None
-    while True:
-        seen = await asyncio.to_thread(look, path)
-        if seen == former and seen != told:
-            told = seen
-            yield
+    while (seen := await asyncio.to_thread(look, path)) != former:
         former = seen
         await asyncio.sleep(every_s)
+    return seen
+
+
+async def _stirs(path: Path, every_s: float) -> AsyncGenerator[None, None]:
+    """Now, whenever something happens where the file is, and every `every_s`."""
+    is_told = False
+    yield
+    while True:
+        places = await asyncio.to_thread(directories, path)
+        stop = asyncio.Event()
+        try:
+            async for _ in awatch(
+                *places,
+                watch_filter=None,
+                recursive=False,
+                stop_event=stop,
+                step=50,
+                debounce=200,
+                rust_timeout=max(1, int(every_s * 1000)),
+                yield_on_timeout=True,
+            ):
+                yield
+                if await asyncio.to_thread(directories, path) != places:
+                    break
+        except (OSError, RuntimeError) as error:  # out of watches, or the directory went just now
+            if not is_told:
+                _log.info("the config is looked at every %g s only: %s", every_s, error)
+            is_told = True
+            await asyncio.sleep(every_s)
+            yield
+        finally:
+            stop.set()
