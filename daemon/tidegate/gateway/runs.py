@@ -190,9 +190,7 @@ def _wants_stream(request: web.BaseRequest) -> bool:
 
 def _starting_after(request: web.BaseRequest) -> int:
     """The last seq that the caller has; -1 for none."""
-    text = request.query.get("starting_after")
-    if text is None:
-        text = request.headers.get("Last-Event-ID") or "-1"
+    text = request.query.get("starting_after") or request.headers.get("Last-Event-ID") or "-1"
     return -1 if text == "-1" else _whole_number(text, "starting_after")
 
 
