@@ -672,27 +672,7 @@ MISTAKES = {
 }
 
 
-REPEATED = {
-    "api_key_file",
-    "same name twice",
-    "listen",
-    "listen, reachable",
-    "allowed_hosts",
-    "target",
-    "target's upstream",
-    "target twice",
-    "same model twice",
-    "a name of a key",
-    "a name in a table",
-    "a table",
-    "a table twice",
-}
-# These help to find the mistake, and repeat the value for it so far.
-_REPEATED = pytest.mark.xfail(strict=True, reason="the value is repeated")
-CASES = [pytest.param(each, marks=[_REPEATED] if each in REPEATED else []) for each in MISTAKES]
-
-
-@pytest.mark.parametrize("where", CASES)
+@pytest.mark.parametrize("where", MISTAKES)
 def test_what_is_said_of_a_bad_config_repeats_no_key(where: str, tmp_path: Path) -> None:
     """The file and the place of the mistake are named; a parked tidegate says it to everybody."""
     path = tmp_path / "config.toml"

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from tidegate import small_file
 from tidegate.config.problem import ConfigError, Problem
+from tidegate.core.secret import hide_keys
 
 MAX_FILE_BYTES = 1024 * 1024  # a config with a thousand upstreams is a tenth of it
 
@@ -42,7 +43,7 @@ class Document(Struct, frozen=True, kw_only=True):
 
     def _line(self, line: int | None, problem: Problem) -> str:
         place = "" if self.path is None else f"{self.path}:{line}: " if line else f"{self.path}: "
-        return f"{place}{problem.key}: {problem.text}"
+        return f"{place}{hide_keys(f'{problem.key}: {problem.text}')}"
 
 
 def read(path: Path) -> Document:
@@ -51,7 +52,7 @@ def read(path: Path) -> Document:
     try:
         return Document(path=path, text=text, table=tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(_syntax_error(path, text, str(error))) from None
+        raise ConfigError(_syntax_error(path, text, hide_keys(str(error)))) from None
     except RecursionError:
         raise ConfigError(f"{path}: nested too deeply") from None
 

@@ -57,6 +57,11 @@ def looks_like_key(text: str) -> bool:
     return bool(_BEGINNING.search(text) or _RANDOM.search(text))
 
 
+def hide_keys(text: str) -> str:
+    """`text` without those parts of it."""
+    return _RANDOM.sub(HIDDEN, _BEGINNING.sub(HIDDEN, text))
+
+
 def _written(key: str) -> tuple[str, ...]:
     """As it is, and as a JSON text has it, of which there are two ways to write a slash."""
     escaped = json.dumps(key)[1:-1]
