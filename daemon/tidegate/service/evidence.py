@@ -40,6 +40,7 @@ from tidegate.service import bundle, decisions, kernel
 from tidegate.service.generations import Generations
 from tidegate.service.process import Worker
 from tidegate.service.samples import COLUMNS, Samples
+from tidegate.service.signals import start_aside
 from tidegate.service.status import Status
 
 LIMIT_S = 1.0  # for the workers' answers
@@ -234,7 +235,7 @@ class Evidence:
             target=self._write_slowly, args=(case,), name="evidence", daemon=True
         )
         try:
-            case.thread.start()
+            start_aside(case.thread)
         except RuntimeError as error:  # out of threads
             case.trouble = str(error)
             self._finish(case)

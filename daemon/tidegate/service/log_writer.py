@@ -10,7 +10,6 @@ a second with the same line, and what was wrong is said when it is over.
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 import time
 from collections import deque
@@ -18,13 +17,13 @@ from collections.abc import Callable
 
 from tidegate.core.repeats import Entry, Repeats
 from tidegate.service.log_file import Target
+from tidegate.service.signals import start_aside
 
 QUEUE_BYTES = 512 * 1024  # some seconds of trouble in full detail
 LOOK_S = 1.0  # at the file, and for counts that are due
 RETRY_S = 1.0
 FULL_RETRY_S = 0.05  # for the watchdog to rotate
 SETTLE_LIMIT_S = 1.0  # at the end; a disk that hangs is not waited for
-_SIGNALS = signal.valid_signals() - {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
 
 
 class LogWriter:
@@ -42,10 +41,7 @@ class LogWriter:
         self._trouble_s = 0.0  # since when
         self._ends = False
         self._thread = threading.Thread(target=self._work, name="log", daemon=True)
-        # A signal that came to this thread could not be made to wait by the others.
-        former = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        self._thread.start()
-        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+        start_aside(self._thread)
 
     def __repr__(self) -> str:
         return f"<LogWriter queued={self._queued_bytes} lost={self.lost}>"

@@ -5,10 +5,26 @@ from __future__ import annotations
 import selectors
 import signal
 import socket
+import threading
 from collections.abc import Callable
 
 # SIGCHLD only has to wake the loop, which looks for dead workers on every turn.
 HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
+
+# What a thread does wrong itself must end it wherever it happens.
+_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
+
+
+def start_aside(thread: threading.Thread) -> None:
+    """Start a thread that takes no signals, which `Signals.hold` could not make wait.
+
+    Raises RuntimeError when the system has no more threads.
+    """
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
+    try:
+        thread.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 class Signals:
