@@ -5,6 +5,7 @@ from __future__ import annotations
 REFUSED = 1  # the running tidegate said no
 USAGE = 64  # sysexits.h: EX_USAGE
 NOT_RUNNING = 69  # EX_UNAVAILABLE
+OUTPUT_FAILED = 74  # EX_IOERR
 NOT_YET = 75  # EX_TEMPFAIL
 BAD_CONFIG = 78  # EX_CONFIG
 

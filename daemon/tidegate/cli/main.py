@@ -5,12 +5,14 @@ in memory for months: nothing that only prints tables may be loaded into it.
 
 Exit codes: 0 done, or stopped as asked · 1 the running tidegate refused, `replay` found a
 difference, or `doctor` warnings · 2 `doctor` found errors · 64 wrong usage · 69 cannot reach a
-running tidegate · 75 not finished yet, or restart me · 78 bad configuration.
+running tidegate · 74 its output cannot be written · 75 not finished yet, or restart me · 78 bad
+configuration.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from tidegate import __version__
-from tidegate.cli.failure import BAD_CONFIG, USAGE, Failure
+from tidegate.cli.failure import BAD_CONFIG, OUTPUT_FAILED, USAGE, Failure
 from tidegate.config import ConfigError
 from tidegate.places import PlacesError
 from tidegate.tokens import TokenError
@@ -31,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse has printed the help, the version or what is wrong
         return int(stop.code or 0)
     try:
-        return _call(arguments)
+        code = _call(arguments)
+        sys.stdout.flush()
+        return code
     except Failure as failure:
         return _complain(str(failure), failure.code)
     except (ConfigError, PlacesError) as error:
@@ -42,8 +46,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         # `tidegate runs | head` is no error; nothing more may be written at interpreter exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _write_no_more()
         return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _write_no_more()
+        return _complain(f"cannot be printed: {error.strerror}", OUTPUT_FAILED)
+
+
+def _write_no_more() -> None:
+    """Python would try again at its exit, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _call(arguments: argparse.Namespace) -> int:

@@ -21,8 +21,11 @@ a built-in model called demo. It listens on 127.0.0.1, port 8433."""
 _STATUS = {
     "0": "Done; for run: stopped as asked.",
     "1": "The running tidegate said no, or what was looked for was not well.",
+    "2": "The doctor found errors.",
     "64": "Wrong usage.",
     "69": "No running tidegate can be reached.",
+    "70": "A defect of tidegate itself, see its log.",
+    "74": "What it would print cannot be written.",
     "75": "Not finished yet, or try again.",
     "78": "Bad configuration.",
 }
@@ -30,6 +33,7 @@ _ENVIRONMENT = {
     "TIDEGATE_CONFIG": "The config file.",
     "TIDEGATE_STATE_DIR": "The directory for tokens, evidence and logs.",
     "TIDEGATE_RUNTIME_DIR": "The directory for sockets and the process id.",
+    "TIDEGATE_LISTEN": "Addresses, separated by commas, instead of those of the config.",
 }
 _FILES = {
     "/etc/tidegate/config.toml": "The config of the system's service.",
