@@ -80,6 +80,9 @@ PROVOKED = {
     ),
     "disk-full": (replace(WELL, free_bytes=100 * MIB), "warning", "100 MiB", "make room"),
     "log-lines-lost": (replace(WELL, lost_lines=3), "warning", "3 log lines", "disk"),
+    "stop-limit": (
+        replace(WELL, stop_limit_s=90.0, stop_s=55.0), "warning", "stop 55 s", "at most 55",
+    ),
     "not-watched": (replace(WELL, is_watched=False), "note", "hung watchdog", "WatchdogSec"),
 }  # fmt: skip
 

@@ -45,6 +45,8 @@ class Seen(Struct, frozen=True, kw_only=True):
     connections: int = 0
     max_connections: int = 0
     is_watched: bool = True  # by the service manager, where there is one
+    stop_limit_s: float = 0.0  # what the config gives answers at a stop
+    stop_s: float = 0.0  # what the service manager leaves of it
 
 
 def find(seen: Seen) -> Iterator[Problem]:
@@ -142,6 +144,13 @@ def _machine(seen: Seen) -> Iterator[Problem]:
             "log-lines-lost",
             f"{seen.lost_lines} log lines could not be written",
             "see whether the log's disk is full or slow, or its reader has stopped",
+        )
+    if seen.stop_s < seen.stop_limit_s:
+        yield _warning(
+            "stop-limit",
+            f"drain.stop_limit_s is {seen.stop_limit_s:g}, and launchd leaves a stop "
+            f"{seen.stop_s:g} s: answers that take longer are cut",
+            f"set drain.stop_limit_s to at most {seen.stop_s:g}, or install the service again",
         )
     if not seen.is_watched:
         yield Problem(

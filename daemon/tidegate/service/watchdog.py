@@ -173,6 +173,7 @@ class Watchdog:
     ) -> None:
         """Raises ListenError for the control socket and for what the service manager passed."""
         self._park = park
+        self._is_launchds = launchd.is_job()
         self._banner: Callable[[msg.Ready, list[str]], None] | None = banner
         self._pid_file = pid_file
         self._estate = estate  # what an upgrade left, until it is taken up
@@ -419,6 +420,8 @@ class Watchdog:
             connections=sum(w.beat.connections for w in self._generations if w.beat),
             max_connections=config.settings.limits.max_connections if config else 0,
             is_watched=self._notifier.is_watched,
+            stop_limit_s=config.settings.drain.stop_limit_s if config else 0.0,
+            stop_s=self._stop_s(),
         )
         self._caretaker.look(seen)
 
@@ -567,13 +570,17 @@ class Watchdog:
             self._upgrade = None
             self._commands.upgrade_failed("tidegate is stopping")
         self._notifier.extend_timeout(EXTEND_S)
-        config = self._reloader.config
-        limit_s = config.settings.drain.stop_limit_s if config else 0.0
-        if launchd.is_job():
-            limit_s = launchd.fitting_stop_s(limit_s, launchd.exit_timeout_s())
         self._cannot = None
         self._listeners.refuse_newcomers()
-        self._do(life.Stop(limit_s=limit_s))
+        self._do(life.Stop(limit_s=self._stop_s()))
+
+    def _stop_s(self) -> float:
+        """How long answers may go on at a stop: what the config says, if the manager lets us."""
+        config = self._reloader.config
+        limit_s = config.settings.drain.stop_limit_s if config else 0.0
+        if self._is_launchds:
+            return launchd.fitting_stop_s(limit_s, launchd.exit_timeout_s())
+        return limit_s
 
     # --- what workers and the system say ----------------------------------------------------------
 
