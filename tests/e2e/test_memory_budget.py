@@ -15,7 +15,10 @@ FULL = int(os.environ.get("TIDEGATE_TEST_SCALE", "100")) >= 1000
 SIZE = Size(left=500, blind=200, load_limit_s=60.0) if FULL else Size(left=100, blind=40)
 MEASURED = re.compile(r"step (\w+) freed (\d+) of (\d+) bytes promised, (\d+) runs, in (\d+) ms")
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,6 @@ def test_resident_memory_never_passes_the_budget(guarded: Played) -> None:
     assert guarded.peak_bytes <= BUDGET_MIB * MIB, f"{guarded.peak_bytes / MIB:.0f} MiB"
 
 
-@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_observing_alone_lets_it_pass_the_budget(observed: Played) -> None:
     """The same load is too much when nothing is done, and the guard says what it would do."""
@@ -51,7 +53,7 @@ def test_observing_alone_lets_it_pass_the_budget(observed: Played) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("mode", ["guarded", pytest.param("observed", marks=pytest.mark.long)])
+@pytest.mark.parametrize("mode", ["guarded", "observed"])
 def test_who_reads_loses_nothing(mode: str, request: pytest.FixtureRequest) -> None:
     """Every byte of every answer that somebody reads arrives, in order, to its proper end."""
     played: Played = request.getfixturevalue(mode)

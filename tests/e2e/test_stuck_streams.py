@@ -77,7 +77,14 @@ async def test_rounds_of_stuck_streams_leave_nothing(
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("upstream", [STUCK, "drop:100", "reset:100"])
-@pytest.mark.parametrize("client", [read_to_the_end, vanish, never_read])
+@pytest.mark.parametrize(
+    "client",
+    [
+        vanish,
+        pytest.param(read_to_the_end, marks=pytest.mark.long),
+        pytest.param(never_read, marks=pytest.mark.long),
+    ],
+)
 async def test_every_kind_of_client_and_upstream_leaves_nothing(
     gateway,
     scripted_upstream: ScriptedUpstream,
@@ -94,6 +101,7 @@ async def test_every_kind_of_client_and_upstream_leaves_nothing(
     assert running.status()["runs"]["total"] == crowd
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 async def test_an_end_that_never_completes_is_swept(gateway) -> None:  # type: ignore[no-untyped-def]
     """The demo's stuck model has no working time limit: the sweep ends it, tells why, frees it."""

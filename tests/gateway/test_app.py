@@ -251,7 +251,10 @@ async def judge(rig: Rig, *, stream: bool) -> None:
     assert (ledger.total_bytes, ledger.accounts) == (0, frozenset())
 
 
-@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize(
+    "loop_factory",
+    [uvloop.new_event_loop, pytest.param(asyncio.new_event_loop, marks=pytest.mark.long)],
+)
 def test_whatever_an_upstream_sends_the_client_is_told_the_truth(loop_factory: Any) -> None:
     """Never a broken answer that looks like a whole one, never a byte or a place left behind."""
     upstream = Anything()

@@ -106,7 +106,10 @@ def live_through(running: Gateway) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("call", list(ERRORS))
+@pytest.mark.parametrize(
+    "call",
+    ["send", *(pytest.param(call, marks=pytest.mark.long) for call in ERRORS if call != "send")],
+)
 def test_the_nth_call_may_fail(call: str) -> None:
     """Whichever fails, the watchdog goes on, a worker serves in the end, and it stops as asked."""
     with scaled_gateways() as start, ThreadPoolExecutor(AT_A_TIME) as pool:

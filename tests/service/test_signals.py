@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import selectors
 import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -28,6 +28,11 @@ def heard() -> Iterator[tuple[Signals, selectors.BaseSelector, list[int]]]:
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
+def send(number: signal.Signals) -> None:
+    """To this very thread: others in this process would take it, and do not hold any."""
+    signal.pthread_kill(threading.get_ident(), number)
+
+
 def turn(selector: selectors.BaseSelector) -> None:
     for key, mask in selector.select(0):
         key.data(mask)
@@ -39,7 +44,7 @@ def test_held_signals_are_heard_after_their_release(
     """Nothing is lost: what came meanwhile is heard then."""
     signals, selector, numbers = heard
     assert signals.hold()
-    os.kill(os.getpid(), signal.SIGHUP)
+    send(signal.SIGHUP)
     turn(selector)
     assert numbers == []
     signals.release()
@@ -52,9 +57,9 @@ def test_who_has_come_already_is_heard_first(
 ) -> None:
     """A signal whose handler ran and that the loop has not seen yet would die with the loop."""
     signals, selector, numbers = heard
-    os.kill(os.getpid(), signal.SIGHUP)
+    send(signal.SIGHUP)
     assert not signals.hold()
-    os.kill(os.getpid(), signal.SIGUSR2)
+    send(signal.SIGUSR2)
     turn(selector)
     assert numbers == [signal.SIGHUP, signal.SIGUSR2]
     assert signals.hold()

@@ -541,6 +541,7 @@ def test_notifications_tell_the_truth(daemon: Daemon, tmp_path: Path) -> None:
     assert daemon.wait() == 0
 
 
+@pytest.mark.long
 def test_stuck_worker_channel_never_blocks(daemon: Daemon) -> None:
     """A worker that reads nothing while it is asked a thousand times keeps nobody waiting."""
     daemon.start(timing={"beat_limit_s": 60.0, "reply_s": 0.1})
