@@ -256,8 +256,9 @@ async def test_a_next_generation_that_is_killed_costs_nobody_anything(
     plan = {"base_url": running.base_url, "upstream": url, "model": ANSWER}
     with crowd(**plan, readers=10) as clients:
         clients.wait("loaded")
-        # To level 2 and no further, though the head-room counts as much again as comes in a second.
-        leak_of(running).hold(112 * MIB, 6 * MIB, pid=former)
+        # To level 2 and no further: what it served comes on top, and the head-room counts as much
+        # again as comes in a second. 74 % is between the levels' 70 and 80.
+        leak_of(running).hold(106 * MIB, 6 * MIB, pid=former)
 
         def kill_the_next() -> bool:
             for pid in processes(running.pid)[1:]:

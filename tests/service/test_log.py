@@ -273,8 +273,9 @@ def test_lines_are_written_when_a_process_ends(tmp_path: Path) -> None:
     script = (
         "import logging, sys; from pathlib import Path; from tidegate.service import log\n"
         "log.setup('watchdog', Path(sys.argv[1]))\n"
-        "[logging.getLogger().info('same') for _ in range(9)]\n"
-        "logging.getLogger().info('last'); print('out'); sys.exit(3)\n"
+        "ours = logging.getLogger('tidegate')\n"
+        "[ours.info('same') for _ in range(9)]\n"
+        "ours.info('last'); print('out'); sys.exit(3)\n"
     )
     file = tmp_path / "log"
     done = subprocess.run([sys.executable, "-c", script, file], check=False, timeout=LIMIT_S)
@@ -291,7 +292,7 @@ def test_traceback_and_stacks_land_in_the_file(tmp_path: Path) -> None:
         "import faulthandler, logging, os, sys; from pathlib import Path\n"
         "from tidegate.service import log\n"
         "log.setup('watchdog', Path(sys.argv[1])); faulthandler.enable()\n"
-        "logging.getLogger().info('before')\n"
+        "logging.getLogger('tidegate').info('before')\n"
         "if sys.argv[2] == 'raise': raise RuntimeError('why')\n"
         "log.settle(); os.abort()\n"
     )
@@ -301,6 +302,19 @@ def test_traceback_and_stacks_land_in_the_file(tmp_path: Path) -> None:
         subprocess.run([*command, file, how], check=False, timeout=LIMIT_S)
         assert what in file.read_text()
         assert "watchdog before" in file.read_text()
+
+
+def test_libraries_are_heard_when_they_warn(tmp_path: Path) -> None:
+    """What a library tells of its daily work is not the owner's affair; its warnings are."""
+    script = (
+        "import logging, sys; from pathlib import Path; from tidegate.service import log\n"
+        "log.setup('worker', Path(sys.argv[1])); theirs = logging.getLogger('watchfiles.main')\n"
+        "theirs.info('1 change detected'); theirs.warning('out of watches')\n"
+    )
+    file = tmp_path / "log"
+    subprocess.run([sys.executable, "-c", script, file], check=True, timeout=LIMIT_S)
+    (line,) = file.read_text().splitlines()
+    assert line.endswith("warning worker out of watches")
 
 
 # --- where it goes ---------------------------------------------------------------------------

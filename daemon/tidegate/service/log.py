@@ -52,7 +52,8 @@ def setup(process: str, file: Path | None = None, environ: Mapping[str, str] = o
         root.removeHandler(_handler)
         _handler.close()
     root.addHandler(handler)
-    root.setLevel(logging.INFO)
+    root.setLevel(logging.WARNING)  # libraries: watchfiles would tell of every event it hears
+    logging.getLogger("tidegate").setLevel(logging.INFO)
     logging.raiseExceptions = False
     _handler = handler
 
