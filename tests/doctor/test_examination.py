@@ -18,6 +18,7 @@ import pytest
 
 from doctor.bench import Bench
 from fakes.canaries import found
+from fakes.machine import free_port
 from fakes.upstream import ScriptedUpstream
 from tidegate.cli.doctor import EXIT_CODES, report_json, show_report
 from tidegate.core.problem import Severity
@@ -201,6 +202,15 @@ def test_whatever_an_upstream_does_ends_in_time_and_has_a_name(
     """Well or badly, and never with a stack trace."""
     problem = bench.probe(script, answer_s=1.0).problem
     assert (problem.id.partition(":")[0] if problem else None) == kind
+
+
+def test_without_tokens_a_wanted_model_is_no_proof_of_an_upstream() -> None:
+    """It is asked for its list even where an alias names its model, and nothing is made up."""
+    gone = Upstream(name="box", url=f"http://127.0.0.1:{free_port()}")
+    probe = upstreams.probe(gone, None, wanted="m", asks_tokens=False)
+    assert probe.problem is not None
+    assert probe.problem.id == "upstream-unreachable:box"
+    assert probe.text == ""
 
 
 def test_an_upstream_that_drips_is_silent_in_time(bench: Bench) -> None:

@@ -25,7 +25,7 @@ async def test_one_sentence_for_a_person(rigs, scripted_upstream) -> None:
     """Its version, and where the API is."""
     rig = await rigs(scripted_upstream, models={"m": ["box/ok"]})
     answer = await get(rig.base_url, "/")
-    assert answer.body.decode().startswith(f"tidegate {__version__} is up, with 1 models")
+    assert answer.body.decode().startswith(f"tidegate {__version__} is up, with 1 model;")
     assert answer.body.count(b"\n") == 1
 
 

@@ -61,8 +61,10 @@ class Probe(Struct, frozen=True, kw_only=True):
 
     @property
     def text(self) -> str:
-        """One line."""
+        """One line; nothing where the problem says it all."""
         if self.first_token_s is None:
+            if self.problem is not None:
+                return ""
             return f"{self.name} lists {self.model or 'no model'}; it was not asked for tokens"
         paid = f", {self.tokens} tokens asked of its account" if self.is_paid else ""
         speed = "" if self.tokens_per_s is None else f", {self.tokens_per_s:.1f} tokens/s"
@@ -90,15 +92,16 @@ def probe(
     asks_tokens: bool = True,
     answer_s: float = ANSWER_S,
 ) -> Probe:
-    """Ask it for its list, and for an answer of the model `wanted`, or else the first listed."""
+    """Ask for an answer of the model `wanted`, or else the first listed; or for its list only."""
     paid = is_paid(upstream, key)
     place = _Place(upstream, key)
     begun_s = time.monotonic()
     model = None
     try:
-        model = wanted or _first_model(place, begun_s + answer_s)
         if not asks_tokens:
-            return Probe(name=upstream.name, model=model, is_paid=paid)
+            listed = _first_model(place, begun_s + answer_s)
+            return Probe(name=upstream.name, model=listed, is_paid=paid)
+        model = wanted or _first_model(place, begun_s + answer_s)
         return _ask(place, model, paid, begun_s + answer_s)
     except _Unwell as error:
         cause = _without(key, f'"{upstream.name}" {error.cause}')

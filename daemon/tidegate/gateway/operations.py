@@ -33,7 +33,7 @@ async def welcome(gateway: Gateway, request: web.BaseRequest, caller: Caller) ->
         )
     count = len(gateway.catalog.models())
     return web.Response(
-        text=f"tidegate {__version__} is up, with {count} models;"
+        text=f"tidegate {__version__} is up, with {count} model{'s' * (count != 1)};"
         " point an OpenAI client at /v1 on this address.\n"
     )
 
