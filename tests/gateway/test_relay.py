@@ -742,6 +742,7 @@ async def test_a_request_that_cannot_be_rewritten_leaves_nothing(
     rig = await rigs(scripted_upstream, models={"m": ["box/ok"]})
     if kept:
         await chat(rig.base_url, "ok")
+        await until(lambda: rig.pool()._idle, DEADLINE_S, "the connection is kept")
     body = b'{"model":"m","stream":true,"messages":[],"\xff\xfe":1}'
     reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
     writer.write(
