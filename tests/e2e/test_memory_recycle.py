@@ -77,15 +77,13 @@ def bundles(gateway: Gateway) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
 
-def position(log: str, *phrases: str) -> list[int]:
-    """Where each phrase is found, each behind the one before. Fails when one is missing."""
-    places, at = [], 0
-    for phrase in phrases:
-        match = re.compile(phrase).search(log, at)
-        assert match, f"{phrase!r} is not in\n{log[at:][-6000:]}"
-        at = match.end()
-        places.append(at)
-    return places
+def wait_in_order(running: Gateway, *phrases: str) -> str:
+    """The log, as soon as it has each phrase behind the one before. Fails when one is missing."""
+    told = re.compile("(?s:.*?)".join(phrases))
+    wait_until(
+        lambda: told.search(running.log.read_text()), 10, f"the log says, in order: {phrases}"
+    )
+    return running.log.read_text()
 
 
 class Notifications:
@@ -136,9 +134,8 @@ def test_a_leak_is_forecast_documented_and_recycled_before_anybody_is_refused(
     assert found["exact"] == found["asked"] > READERS
     assert highest < 3
     assert forecasts
-    log = running.log.read_text()
-    position(
-        log,
+    wait_in_order(
+        running,
         "growth is judged over scaled periods",
         r"growth: [\d.]+ MiB/h that no run explains, full in [\d.]+ h",
         r"evidence \(guard: .*growth.*\) is in ",
@@ -169,9 +166,8 @@ async def test_memory_that_nobody_explains_is_trimmed_documented_and_recycled(
     assert status["restarts"] == []
     tidy = next(step for step in status["memory"]["steps"] if step["step"] == "tidy")
     assert tidy["times"] >= 1
-    log = running.log.read_text()
-    position(
-        log,
+    log = wait_in_order(
+        running,
         r"memory level [2-4], was \d: .*MiB unexplained \(unaccounted\)",
         r"evidence \(guard: .*recycle: memory\) is in ",
         r"recycling \(memory\): \d+ MiB that no run explains",
@@ -192,7 +188,7 @@ async def test_a_worker_that_is_old_enough_is_recycled(scaled: StartScaled, url:
         LIMIT_S,
         "a third is refused",
     )
-    position(running.log.read_text(), r"recycling \(age\)", r"recycling \(age\)")
+    wait_in_order(running, r"recycling \(age\)", r"recycling \(age\)")
     status = running.status()
     assert status["memory"]["shedding"] is None
     assert (await chat(running.base_url, "paced:3:1")).clean
@@ -273,4 +269,4 @@ async def test_a_next_generation_that_is_killed_costs_nobody_anything(
         found = clients.finish()["readers"]
     assert found["troubles"] == []
     assert found["refused"] == found["unreachable"] == 0
-    assert "recycle failed, the former worker goes on" in running.log.read_text()
+    running.wait_logged("recycle failed, the former worker goes on")

@@ -36,6 +36,7 @@ def test_a_refused_config_is_a_repair_until_it_is_mended(gateway: StartGateway) 
 
     running.config.write_text(good)
     wait_until(lambda: not repairs(running), 40, "it closes")
+    running.wait_logged("repair config-refused is no longer needed")
     text = running.log.read_text()
     assert text.count("repair config-refused: ") == 1
     assert text.count("repair config-refused is no longer needed") == 1

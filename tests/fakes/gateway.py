@@ -105,6 +105,10 @@ class Gateway:
             time.sleep(0.02)
         self.remember()
 
+    def wait_logged(self, text: str) -> None:
+        """A thread writes the log, so a line may come after what it tells of."""
+        wait_until(lambda: text in self.log.read_text(), 10, f"the log says {text!r}")
+
     def stop(self) -> int:
         """Stops it as a service manager would; returns the exit code."""
         self.remember()

@@ -158,6 +158,7 @@ class ScriptedUpstream:
     asked: Counter[str] = field(default_factory=Counter)  # requests for each name
     tried: Counter[str] = field(default_factory=Counter)  # the same, since it was told what to do
     told: dict[str, str] = field(default_factory=dict)  # what a name plays; "*" is every name
+    listed: list[str] = field(default_factory=list)  # the models that /models names
 
     def start(self) -> Self:
         """Listens on a port of the system's choice."""
@@ -323,7 +324,7 @@ class Connection(asyncio.Protocol):
             if seen.path == "/control":
                 await self.control()
             elif seen.method == "GET":
-                await self.plain(200, listing(seen.path))
+                await self.plain(200, listing(seen.path, self.upstream.listed))
             else:
                 told = self.upstream.told
                 script = told.get(seen.model) or told.get("*") or seen.model
@@ -443,7 +444,7 @@ class Connection(asyncio.Protocol):
         await self.send(head % len(content) + content[: len(content) // 2])
 
 
-def listing(path: str) -> object:
+def listing(path: str, models: list[str]) -> object:
     """What a GET is answered with."""
     model = {"name": "scripted:latest", "model": "scripted:latest", "size": 1}
     match path:
@@ -451,7 +452,7 @@ def listing(path: str) -> object:
             return {"models": [model]}
         case "/api/version":
             return {"version": "0.0.1"}
-    return {"object": "list", "data": [], "status": "ok"}
+    return {"object": "list", "data": [{"id": model} for model in models], "status": "ok"}
 
 
 def main() -> None:

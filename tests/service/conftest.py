@@ -124,6 +124,10 @@ class Daemon:
             self.log_file.read_text() if self.log_file and self.log_file.exists() else ""
         )
 
+    def wait_logged(self, text: str) -> None:
+        """Lines are written by a thread, so they may come after what they tell of."""
+        wait_until(lambda: text in self.log(), f"the log says {text!r}")
+
     def ask(self, verb: str, timeout_s: float = 20.0, **fields: bool) -> ControlReply:
         return control.ask(self.directory, ControlRequest(verb=verb, **fields), timeout_s)
 

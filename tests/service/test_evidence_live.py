@@ -71,7 +71,7 @@ def test_a_state_directory_that_cannot_be_written_is_no_reason_to_stop(daemon: D
     assert not reply.ok
     assert reply.error is not None
     assert "the log says why" in reply.error
-    assert "no evidence (bundle) could be written" in daemon.log()
+    daemon.wait_logged("no evidence (bundle) could be written")
     assert daemon.get() == "1"
 
 

@@ -141,7 +141,7 @@ def test_adopted_worker_that_hangs_writes_its_stacks(daemon: Daemon) -> None:
     pid = alone_after_upgrade(daemon, HANGS)
     os.kill(pid, signal.SIGSTOP)
     wait_until(lambda: not is_alive(pid), "the hung worker is gone")
-    assert "Current thread" in daemon.log()
+    daemon.wait_logged("Current thread")
     wait_until(lambda: "worker 3 starts" in daemon.log(), "its successor starts")
     daemon.signal(signal.SIGTERM)
     assert daemon.wait() == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -67,7 +68,7 @@ def test_stopped_worker_writes_its_stacks_and_is_replaced(daemon: Daemon) -> Non
     os.kill(pid, signal.SIGSTOP)
     wait_until(lambda: daemon.status()["generation"] == 2, "the replacement serves")
     wait_until(lambda: not is_alive(pid), "the hung worker is gone")
-    assert "Current thread" in daemon.log()
+    daemon.wait_logged("Current thread")
     assert "no heartbeat for" in daemon.status()["restarts"][0]["reason"]
 
 
@@ -77,7 +78,7 @@ def test_hanging_loop_is_replaced_while_status_answers(daemon: Daemon) -> None:
     daemon.get("/hang")
     assert daemon.status()["generation"] == 1
     wait_until(lambda: daemon.status()["generation"] == 2, "the replacement serves")
-    assert "time.sleep" in daemon.log() or "in act" in daemon.log()
+    wait_until(lambda: re.search(r"time\.sleep|in act", daemon.log()), "its stack is logged")
 
 
 def test_killed_watchdog_leaves_no_worker(daemon: Daemon) -> None:
@@ -100,7 +101,7 @@ def test_stop_signal_drains_and_exits_0(daemon: Daemon, number: signal.Signals) 
     daemon.signal(number)
     assert daemon.wait() == 0
     assert not is_alive(pid)
-    assert "drains, for at most 2 s (stop)" in daemon.log()
+    daemon.wait_logged("drains, for at most 2 s (stop)")
     assert not (daemon.directory / "control.sock").exists()
     assert not (daemon.directory / "tidegate.pid").exists()
 
@@ -122,7 +123,7 @@ def test_worker_that_outlives_its_drain_is_killed(daemon: Daemon) -> None:
     os.kill(daemon.worker()["pid"], signal.SIGSTOP)
     daemon.signal(signal.SIGTERM)
     assert daemon.wait() == 0
-    assert "still draining" in daemon.log() or "no heartbeat" in daemon.log()
+    wait_until(lambda: re.search("still draining|no heartbeat", daemon.log()), "it is logged")
 
 
 def test_recycle_keeps_every_connection(daemon: Daemon) -> None:
@@ -243,7 +244,7 @@ def test_second_instance_says_who_holds_the_pid_file(daemon: Daemon, tmp_path: P
     second.error_file = tmp_path / "second"
     second.start(until_ready=False)
     assert second.wait() == 75
-    assert f"already running with process id {daemon.pid}" in second.log()
+    second.wait_logged(f"already running with process id {daemon.pid}")
     assert daemon.get() == "1"
     assert daemon.directory.joinpath("tidegate.pid").read_text() == f"{daemon.pid}\n"
 
@@ -253,7 +254,7 @@ def test_bad_config_exits_78(daemon: Daemon) -> None:
     daemon.config.write_text("{")
     daemon.start(until_ready=False)
     assert daemon.wait() == 78
-    assert str(daemon.config) in daemon.log()
+    daemon.wait_logged(str(daemon.config))
 
 
 def test_unusable_control_socket_exits_78(daemon: Daemon) -> None:
@@ -262,7 +263,7 @@ def test_unusable_control_socket_exits_78(daemon: Daemon) -> None:
     path.mkdir()
     daemon.start(until_ready=False)
     assert daemon.wait() == 78
-    assert f"cannot listen on {path}: " in daemon.log()
+    daemon.wait_logged(f"cannot listen on {path}: ")
     assert not (daemon.directory / "tidegate.pid").exists()
 
 
@@ -273,7 +274,7 @@ def test_taken_address_exits_75(daemon: Daemon) -> None:
         daemon.write(listen=[address])
         daemon.start(until_ready=False)
         assert daemon.wait() == 75
-    assert f"cannot listen on {address}: another program listens there" in daemon.log()
+    daemon.wait_logged(f"cannot listen on {address}: another program listens there")
 
 
 def test_parked_daemon_serves_once_the_config_is_mended(daemon: Daemon) -> None:
@@ -296,7 +297,7 @@ def test_crash_loop_gives_up_with_75(daemon: Daemon) -> None:
     daemon.start("--fail-from", "1", until_ready=False)
     assert daemon.wait() == 75
     assert daemon.log().count("cannot go on: told to fail") == 5
-    assert "giving up: 5 workers in a row" in daemon.log()
+    daemon.wait_logged("giving up: 5 workers in a row")
 
 
 @pytest.mark.parametrize("way", ["verb", "signal", "worker"])
@@ -373,10 +374,10 @@ def test_memory_that_is_explained_is_swept(daemon: Daemon) -> None:
     daemon.start()
     daemon.get("/ledger?75")
     wait_until(lambda: daemon.status()["swept"]["runs"] == 1, "the sweep was ordered and done")
-    assert "memory level" in daemon.log()
+    daemon.wait_logged("memory level")
     steps = {step["step"]: step for step in daemon.status()["memory"]["steps"]}
     assert steps["stale"]["freed_bytes"] == steps["stale"]["promised_bytes"] > 0
-    assert "step stale freed" in daemon.log()
+    daemon.wait_logged("step stale freed")
 
 
 def test_memory_that_is_unexplained_is_recycled(daemon: Daemon) -> None:
@@ -385,7 +386,7 @@ def test_memory_that_is_unexplained_is_recycled(daemon: Daemon) -> None:
     daemon.start()
     daemon.get("/grow?85")
     wait_until(lambda: daemon.status()["recycles"] == 1, "it recycled")
-    assert "that no run explains" in daemon.log()
+    daemon.wait_logged("that no run explains")
     assert daemon.worker()["generation"] == 2
     bundles = [path.name for path in (daemon.directory / "bundles").iterdir()]
     assert any("recycle-memory" in name for name in bundles), bundles
