@@ -193,3 +193,11 @@ async def test_without_events_a_look_is_enough(tmp_path: Path, monkeypatch: pyte
         await anext(watch)
         rewritten(path)
         await anext(watch)
+
+
+async def test_a_path_that_no_system_can_look_at_is_a_state_like_another(tmp_path: Path):
+    """A name that is too long is no reason to end whoever watches."""
+    path = tmp_path / ("x" * 300) / "config.toml"
+    assert config_watch.directories(path) == {tmp_path}
+    async with aclosing(changes(path, 0.01)) as watch, asyncio.timeout(LIMIT_S):
+        await anext(watch)

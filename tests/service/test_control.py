@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import selectors
 import socket
 import threading
+import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
 from tidegate.core.message import ControlReply, ControlRequest
 from tidegate.service import control
+from tidegate.service.command import Commands
+from tidegate.service.control import ControlServer
 
 REQUEST = ControlRequest(verb="status")
 
@@ -98,3 +104,62 @@ def test_large_answer_is_whole(tmp_path: Path) -> None:
     thread.join()
     assert reply.ok
     assert len(bytes(reply.result)) == 1_000_002
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[ControlServer, selectors.BaseSelector]]:
+    """The watchdog's side, which never answers by itself."""
+    with selectors.DefaultSelector() as selector:
+        server = ControlServer(
+            tmp_path / control.SOCKET_NAME, selector, lambda *_: None, time.monotonic
+        )
+        yield server, selector
+        server.close()
+
+
+def turn(selector: selectors.BaseSelector) -> None:
+    for key, mask in selector.select(0):
+        key.data(mask)
+
+
+def test_a_client_that_an_earlier_event_of_the_turn_dropped(
+    tmp_path: Path, server: tuple[ControlServer, selectors.BaseSelector]
+) -> None:
+    """A crowd makes room by dropping silent ones, whose own events are still in the hand."""
+    _, selector = server
+    path = str(tmp_path / control.SOCKET_NAME)
+    with ExitStack() as stack:
+        for _ in range(control.MAX_CLIENTS):
+            stack.enter_context(socket.socket(socket.AF_UNIX)).connect(path)
+            turn(selector)
+        silent = len(selector.get_map()) - 1
+        assert silent == control.MAX_CLIENTS
+        stack.pop_all().close()  # every one of them has an event now: it hung up
+        with socket.socket(socket.AF_UNIX) as last:
+            last.connect(path)
+            turn(selector)
+            turn(selector)
+        turn(selector)
+    assert len(selector.get_map()) == 1  # the listening socket
+
+
+def test_a_client_that_hung_up_is_nothing_to_keep(
+    tmp_path: Path, server: tuple[ControlServer, selectors.BaseSelector]
+) -> None:
+    """An upgrade hands over the descriptors of those who wait, and of nobody else."""
+    control_server, selector = server
+    commands = Commands(SimpleNamespace(recycle=lambda: None), None, control_server, 1.0)  # type: ignore[arg-type]
+    control_server._on_request = commands.asked
+    path = str(tmp_path / control.SOCKET_NAME)
+    with socket.socket(socket.AF_UNIX) as waits, socket.socket(socket.AF_UNIX) as gone:
+        for client in (waits, gone):
+            client.connect(path)
+            client.sendall(msgspec.json.encode(ControlRequest(verb="recycle")) + b"\n")
+        for _ in range(3):
+            turn(selector)
+        assert len(commands.kept().until_recycled) == 2
+        gone.close()
+        turn(selector)
+        kept = commands.kept().until_recycled
+        assert len(kept) == 1
+        assert kept[0] >= 0

@@ -63,3 +63,16 @@ def test_who_has_come_already_is_heard_first(
     turn(selector)
     assert numbers == [signal.SIGHUP, signal.SIGUSR2]
     assert signals.hold()
+
+
+def test_a_stop_is_heard_behind_a_flood_of_reloads(
+    heard: tuple[Signals, selectors.BaseSelector, list[int]],
+) -> None:
+    """The buffer of wake-ups is full long before; what it could not take is heard all the same."""
+    _, selector, numbers = heard
+    for _ in range(100_000):
+        send(signal.SIGHUP)
+    send(signal.SIGTERM)
+    for _ in range(200):
+        turn(selector)
+    assert signal.SIGTERM in numbers

@@ -282,7 +282,6 @@ def test_workers_that_die_at_once_leave_the_job_up(mac: Running) -> None:
             "backoff_first_s": 0.02,
             "backoff_max_s": 0.1,
             "park_backoff_max_s": 0.4,
-            "crash_window_s": 60.0,
         },
     }
     service.keys["ProgramArguments"] = [sys.executable, "-m", "fakes.scaled", json.dumps(plan)]

@@ -30,8 +30,7 @@ class Timing(Struct, frozen=True, kw_only=True):
     backoff_first_s: float = 0.5
     backoff_max_s: float = 30.0
     settled_s: float = 60.0  # of service, after which the back-off begins anew
-    crash_window_s: float = 60.0
-    crash_limit: int = 5  # deaths within the window, none of them ready: it will not get better
+    crash_limit: int = 5  # deaths in a row, none of them ready: it will not get better
     park_backoff_max_s: float = 300.0  # for a parked daemon, which never gives up
     reply_s: float = 5.0  # a worker's answer to a question from the command line
     configured_s: float = 10.0  # a worker's answer to a reload
@@ -103,7 +102,7 @@ class Fleet(Struct, frozen=True, kw_only=True):
     last_number: int = 0
     spawn_at_s: float | None = None  # a restart that waits for its back-off
     restarts: int = 0  # since the last settled service
-    unready_deaths: tuple[float, ...] = ()  # within the crash window
+    unready_deaths: int = 0  # in a row
     recycle: str | None = None  # the reason of the recycle under way
     planned: tuple[float, ...] = ()  # recycles of the guard's within the last hour
     stopping: bool = False
@@ -342,7 +341,7 @@ def _happen(
 
 
 def _take_over(fleet: Fleet, number: int, at: _Moment) -> Step:
-    fleet = replace(fleet, unready_deaths=())
+    fleet = replace(fleet, unready_deaths=0)
     for former in fleet.generations:
         if former.number != number and former.state is State.SERVING:
             limit_s = at.policy.recycle_limit_s
@@ -365,11 +364,9 @@ def _lost(fleet: Fleet, dead: Generation, reason: str, at: _Moment) -> Step:
 
 def _restart(fleet: Fleet, dead: Generation, reason: str, at: _Moment) -> Step:
     timing = at.policy.timing
-    deaths = fleet.unready_deaths
-    if dead.state is State.STARTING:
-        deaths = (*(t for t in deaths if at.now_s - t < timing.crash_window_s), at.now_s)
-    if len(deaths) >= timing.crash_limit and at.policy.gives_up:
-        why = f"{len(deaths)} workers in a row died before they were ready; the last: {reason}"
+    deaths = fleet.unready_deaths + (dead.state is State.STARTING)
+    if deaths >= timing.crash_limit and at.policy.gives_up:
+        why = f"{deaths} workers in a row died before they were ready; the last: {reason}"
         return replace(fleet, unready_deaths=deaths), [GiveUp(why)]
     settled = dead.state is State.SERVING and at.now_s - dead.since_s >= timing.settled_s
     restarts = 0 if settled else fleet.restarts

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -133,11 +133,12 @@ class Commands:
         return self._questions.is_empty and self._control.is_quiet(self._long_waiting())
 
     def kept(self) -> KeptClients:
-        """Those whom an upgrade must not forget."""
+        """Those whom an upgrade must not forget. Who hung up meanwhile has no descriptor."""
+        upgraded = [(client.sock.fileno(), wait) for client, wait in self._until_upgraded]
         return KeptClients(
-            until_takeover=[client.sock.fileno() for client in self._until_takeover],
-            until_recycled=[client.sock.fileno() for client in self._until_recycled],
-            until_upgraded=[(client.sock.fileno(), wait) for client, wait in self._until_upgraded],
+            until_takeover=_open(self._until_takeover),
+            until_recycled=_open(self._until_recycled),
+            until_upgraded=[(fd, wait) for fd, wait in upgraded if fd >= 0],
         )
 
     def resume(self, kept: KeptClients) -> None:
@@ -215,3 +216,8 @@ class Commands:
         for client in clients:
             self._control.answer(client, error)
         clients.clear()
+
+
+def _open(clients: Iterable[Client]) -> list[int]:
+    """The descriptors of those who still wait."""
+    return [fd for client in clients if (fd := client.sock.fileno()) >= 0]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
@@ -39,7 +40,8 @@ def look(path: Path) -> Seen:
 
 def directories(path: Path) -> set[Path]:
     """Where an event may tell of it: the nearest directory that is there, and its links' end."""
-    near = next(parent for parent in path.absolute().parents if parent.is_dir())
+    parents = path.absolute().parents
+    near = next(each for each in parents if os.path.isdir(each))  # noqa: PTH112  (it never raises)
     try:
         end = path.resolve(strict=True).parent
     except (OSError, RuntimeError):  # it is not there, or its links go round

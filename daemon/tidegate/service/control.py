@@ -142,6 +142,8 @@ class ControlServer:
             self.reply(newcomer, ControlReply(ok=False, error="too many commands at once"))
 
     def _turn(self, client: Client, mask: int) -> None:
+        if client not in self._clients:  # dropped by another event of the same turn
+            return
         if mask & selectors.EVENT_WRITE:
             self._write(client)
         elif mask & selectors.EVENT_READ:

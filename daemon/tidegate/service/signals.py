@@ -1,4 +1,4 @@
-"""Signals as one more thing that the loop waits for: a handler does nothing but wake it up."""
+"""Signals as one more thing that the loop waits for: a handler notes one, and the loop wakes."""
 
 from __future__ import annotations
 
@@ -31,27 +31,32 @@ class Signals:
     """Hands the numbers of the signals that came to `on_signals`. `close` it when done."""
 
     def __init__(
-        self, selector: selectors.BaseSelector, on_signals: Callable[[bytes], None]
+        self, selector: selectors.BaseSelector, on_signals: Callable[[list[int]], None]
     ) -> None:
         self._on_signals = on_signals
+        self._came: list[int] = []  # the wake-up alone may be full, and then says nothing
         self._wakeup, self._writer = socket.socketpair()
         for end in (self._wakeup, self._writer):
             end.setblocking(False)
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in HEARD:
-            signal.signal(number, lambda _number, _frame: None)
+            signal.signal(number, self._note)
         self.release()  # an upgrade let them wait
         selector.register(self._wakeup, selectors.EVENT_READ, self._woken)
 
+    def _note(self, number: int, _frame: object) -> None:
+        if self._came.count(number) < 2:  # a second stop is another word than the first
+            self._came.append(number)
+
     def _woken(self, _mask: int) -> None:
-        self._on_signals(self._wakeup.recv(4096))
+        self._wakeup.recv(4096)
+        came, self._came = self._came, []
+        self._on_signals(came)
 
     def hold(self) -> bool:
         """Let those wait that come from now on. False, and none waits, if one was not heard yet."""
         signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
-        try:
-            self._wakeup.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
+        if not self._came:
             return True
         self.release()
         return False

@@ -641,7 +641,7 @@ class Watchdog:
         if not self._generations.former_accepts():
             self._listeners.close_retired()
 
-    def _signalled(self, numbers: bytes) -> None:
+    def _signalled(self, numbers: list[int]) -> None:
         for number in numbers:
             if number in {signal.SIGTERM, signal.SIGINT}:
                 _log.info("%s: stopping", signal.Signals(number).name)
