@@ -109,6 +109,21 @@ def test_a_bad_config_refuses_the_upgrade(
     assert daemon.get() == "2"
 
 
+def test_a_parked_one_is_upgraded_and_unparks_as_ever(daemon: Daemon) -> None:
+    """What it is parked for may be what the new version mends; its config is no reason against."""
+    daemon.config.write_text("{")
+    daemon.start(park=True, until_ready=False)
+    wait_until((daemon.directory / "control.sock").exists, "it runs")
+    wait_until(lambda: daemon.status()["generation"] == 1, "its worker says why")
+    assert daemon.ask("upgrade", timeout_s=60).ok
+    assert upgraded(daemon)
+    assert (daemon.status()["state"], daemon.status()["generation"]) == ("parked", 2)
+    daemon.write()
+    assert daemon.ask("reload", timeout_s=60).ok
+    daemon.wait_ready()
+    assert daemon.get() == "3"
+
+
 def test_whoever_waits_for_a_recycle_still_hears_of_its_end(daemon: Daemon) -> None:
     """An upgrade in the middle of a recycle: both generations stay, and a third one follows."""
     daemon.start("--drain-s", "3")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -12,6 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from tidegate.service import watchdog
 
 from .conftest import HANGS, SILENT, Daemon, is_alive, wait_until
 
@@ -550,3 +553,13 @@ def test_stuck_worker_channel_never_blocks(daemon: Daemon) -> None:
     for _ in range(40):
         assert daemon.ask("sweep").error == "worker 1 did not answer sweep within 0.1 s"
     assert daemon.status()["generation"] == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(errno.ENOSPC, 75), (errno.EMFILE, 75), (errno.EACCES, 78), (errno.ENOENT, 78), (None, 78)],
+)
+def test_a_shortage_is_no_mistake_of_the_configuration(error: int | None, code: int) -> None:
+    """A service manager tries again after 75, and never after 78."""
+    cause = None if error is None else OSError(error, os.strerror(error))
+    assert watchdog._exit_code(cause) == code

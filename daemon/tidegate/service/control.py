@@ -11,6 +11,7 @@ import selectors
 import socket
 import time
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -115,7 +116,8 @@ class ControlServer:
             self._drop(client)
         self._selector.unregister(self._sock)
         self._sock.close()
-        self._path.unlink(missing_ok=True)
+        with suppress(OSError):  # nobody listens behind it, whatever becomes of the file
+            self._path.unlink()
 
     def _accept(self, _mask: int) -> None:
         try:

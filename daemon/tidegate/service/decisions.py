@@ -25,6 +25,7 @@ from tidegate.core import decision as records
 from tidegate.core.decision import Record
 from tidegate.core.ladder import Decision, Inputs, Ladder
 from tidegate.core.settings import MIB
+from tidegate.service.signals import start_aside
 
 FILE_NAME, FORMER_NAME = "decisions.jsonl", "decisions.1.jsonl"
 MAX_FILE_BYTES = MIB  # some 500 decisions
@@ -85,7 +86,7 @@ class DecisionLog:
                 target=self._write_waiting, name="decisions", daemon=True
             )
         try:
-            self._thread.start()
+            start_aside(self._thread)
         except RuntimeError as error:  # out of threads: the next line tries again
             with self._lock:
                 self._thread, self._trouble = None, str(error)

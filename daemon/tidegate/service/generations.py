@@ -68,7 +68,8 @@ class Generations:
     def clear(self) -> None:
         """Remove what one left that was killed: its workers are gone, their sockets are not."""
         for left_over in self._runtime_dir.glob("worker-*.sock"):
-            left_over.unlink(missing_ok=True)
+            with suppress(OSError):  # the next worker of that number tries it too
+                left_over.unlink()
 
     def kept(self) -> list[KeptWorker]:
         """What an upgrade leaves of the workers, which notice nothing of it."""
@@ -85,6 +86,7 @@ class Generations:
                 base_bytes=worker.base_bytes,
                 ready_s=worker.ready_s,
                 condemned=worker.condemned,
+                kill_at_s=worker.kill_at_s,
             )
             for worker in self
         ]
@@ -105,6 +107,7 @@ class Generations:
                 base_bytes=each.base_bytes,
                 ready_s=each.ready_s,
                 condemned=each.condemned,
+                kill_at_s=each.kill_at_s,
             )
             self._add(worker)
 

@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterable, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,7 +53,8 @@ class Bound:
             return
         self.sock.close()
         if self.address.startswith("unix:") and self.configured != ADOPTED and not keep_file:
-            Path(self.address.removeprefix("unix:")).unlink(missing_ok=True)
+            with suppress(OSError):  # `bind` gets past one that stays
+                Path(self.address.removeprefix("unix:")).unlink()
 
     def is_there(self) -> bool:
         """Whether clients can still find it: a Unix socket may have lost its file."""

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,7 +111,8 @@ class Worker:
     def close(self) -> None:
         """Give back what is left of it. The process must have been reaped."""
         self.channel.close()
-        self.socket_path.unlink(missing_ok=True)
+        with suppress(OSError):  # the directory is gone, or cannot be written any more
+            self.socket_path.unlink()
 
     def _signal(self, number: signal.Signals) -> bool:
         """Send one; does nothing to a process that was reaped. A sandbox may forbid it."""
@@ -210,7 +212,8 @@ class PidFile:
     def release(self) -> None:
         """Remove it and let go, in that order: what stands at the path is always locked."""
         if self._is_ours(self.fd):
-            self.path.unlink(missing_ok=True)
+            with suppress(OSError):  # the lock is what counts
+                self.path.unlink()
         os.close(self.fd)
 
     def _lock(self) -> int:

@@ -120,14 +120,10 @@ class Reloader:
     def resume(self, former: LoadedConfig) -> None:
         """Go on after an upgrade, with the sockets that are open.
 
-        The file is read anew. Should it have become bad in this very moment, `former` stays.
+        What the file says now is taken up as ever: once a worker or a parked daemon looks at it.
         """
-        try:
-            self.config = self._load()
-        except ConfigError as error:
-            _log.error("the config stays as it was: %s", error)
-            self.config = former
-        self._on_config(self.config)
+        self.config = former
+        self._on_config(former)
 
     def for_new_worker(self) -> tuple[LoadedConfig, list[Bound]]:
         """What a worker that starts now has to begin with."""

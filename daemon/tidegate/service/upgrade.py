@@ -186,12 +186,12 @@ def is_rehearsal(environ: Mapping[str, str]) -> bool:
     return REHEARSAL_VARIABLE in environ
 
 
-def rehearse(environ: Mapping[str, str]) -> None:
-    """Read what would be inherited. Raises UpgradeError."""
+def rehearse(environ: Mapping[str, str]) -> Estate:
+    """What would be inherited. Raises UpgradeError."""
     fd = environ.get(STATE_VARIABLE, "")
     if not fd.isdigit():
         raise UpgradeError("nothing was handed on")
-    read(int(fd))
+    return read(int(fd))
 
 
 # --- the former program's side ------------------------------------------------------------------

@@ -12,6 +12,7 @@ line), `overview` (what it tells of itself).
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import logging
 import os
@@ -60,6 +61,10 @@ PARK_RETRY_S = 5.0  # a parked daemon looks so often whether the config was mend
 BARRIER_S = 1.0  # for the last words to be read
 EXTEND_S = 15.0  # asked of systemd on every tick of a start or drain: more than a few late ticks
 UNREAPABLE_S = 5.0  # a process that SIGKILL cannot end hangs in the kernel; we go without it
+# What a disk or a computer that is short of something says; any other error will stay.
+_PASSING = {
+    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE,
+}  # fmt: skip
 DEFAULT_TIMING = Timing()
 _log = logging.getLogger(__name__)
 
@@ -78,8 +83,8 @@ def run(
 ) -> int:
     """Be the watchdog until told to stop; the exit code.
 
-    0 stopped as asked · 75 try again: another one runs, an address is taken, or workers die
-    before they are ready · 78 the configuration or a directory is bad, and will be next time.
+    0 stopped as asked · 75 try again: another one runs, an address is taken, the disk is full, or
+    workers die before they are ready · 78 the configuration or a directory is bad, and will be next time.
     `banner` is called once, when the first worker is ready, with the addresses really bound.
     """
     if upgrade.is_rehearsal(os.environ):
@@ -89,7 +94,7 @@ def run(
     except OSError as error:
         log.setup("watchdog")
         _log.error("cannot write the log file: %s", error)
-        return os.EX_CONFIG
+        return _exit_code(error)
     faulthandler.enable()  # the service manager's SIGABRT leaves our stacks in the log
     forbid_core_dumps()
     allow_many_descriptors()
@@ -106,7 +111,7 @@ def run(
         return os.EX_TEMPFAIL
     except OSError as error:
         _log.error("cannot lock the pid file: %s", error)
-        return os.EX_CONFIG
+        return _exit_code(error)
     try:
         watchdog = Watchdog(
             load=load,
@@ -123,9 +128,15 @@ def run(
         return _serve(watchdog)
     except ListenError as error:
         _log.error("%s", error)
-        return os.EX_CONFIG
+        return _exit_code(error.__cause__)
     finally:
         pid_file.release()
+
+
+def _exit_code(error: BaseException | None) -> int:
+    """Whether it may be over when we are started again."""
+    passes = isinstance(error, OSError) and error.errno in _PASSING
+    return os.EX_TEMPFAIL if passes else os.EX_CONFIG
 
 
 def _serve(watchdog: Watchdog) -> int:
@@ -140,8 +151,9 @@ def _serve(watchdog: Watchdog) -> int:
 def _rehearse(load: Callable[[], LoadedConfig]) -> int:
     """Say on stderr why this program could not take over, if so; the exit code."""
     try:
-        upgrade.rehearse(os.environ)
-        load()
+        estate = upgrade.rehearse(os.environ)
+        if estate.config is not None and estate.config.parked is None:
+            load()  # one that is parked may be helped by the other version
     except (UpgradeError, ConfigError) as error:
         sys.stderr.write(f"{error}\n")
         return os.EX_CONFIG
@@ -622,7 +634,8 @@ class Watchdog:
         _log.info("worker %d is ready, %d MiB", worker.number, (worker.base_bytes or 0) // MIB)
         self._do(life.BecameReady(worker.number))
         self._reloader.became_ready(worker)
-        if self._banner is not None and worker.config.parked is None:
+        serves = worker.config.parked is None and not self._generations.fleet.stopping
+        if serves and self._banner is not None:
             self._notifier.ready()
             self._notifier.status(status.status_line(self._status()))
             self._banner(ready, self._listeners.addresses)
