@@ -69,7 +69,7 @@ def test_waiting_between_events() -> None:
     found = next_expiry(run)
     assert found is not None
     assert (found.due_s, found.reason) == (151.0, "idle for 20 s")
-    assert found.upstream_fault
+    assert found.of_upstream
     assert not found.retryable
 
 
@@ -79,7 +79,7 @@ def test_the_total_counts_from_the_beginning() -> None:
     run.begin_attempt("box", "m", 110.0)
     run.feed(OUTPUT, 1095.0)
     assert expiry(run) == (1100.0, "total_s", Happening.EXPIRE)
-    assert not next_expiry(run).upstream_fault  # type: ignore[union-attr]
+    assert not next_expiry(run).of_upstream  # type: ignore[union-attr]
 
 
 def test_nobody_listening() -> None:

@@ -80,13 +80,36 @@ def test_what_is_done_is_whole_unless_more_came_after_it(events: list[bytes], en
 
 def test_a_stream_is_asked_for_where_there_is_one() -> None:
     """Images and transcriptions have one, variations and translations have none."""
-    body = b'{"model":"m","stream":true,"n":2}'
+    body = b'{"model":"m","stream":true,"n":1}'
     for form in (IMAGES, IMAGE_EDITS, TRANSCRIPTIONS):
         assert form.of_request(body, "") is form
         assert form.parse_request(body, "").stream is True
         assert form.parse_request(b'{"model":"m"}', "").stream is False
     for form in (IMAGE_VARIATIONS, TRANSLATIONS):
         assert form.of_request(body, "").parse_request(body, "").stream is False
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "several"),
+    [
+        (b'{"model":"m","n":2}', "application/json", True),
+        (b'{"model":"m","n":1}', "application/json", False),
+        (b'{"model":"m","n":null}', "application/json", False),
+        (b'{"model":"m","n":"2"}', "application/json", False),
+        (b"not json", "application/json", False),
+        (b'--a\r\nContent-Disposition: form-data; name="n"\r\n\r\n3\r\n--a--', "a", True),
+        (b'--a\r\nContent-Disposition: form-data; name="n"\r\n\r\nx\r\n--a--', "a", False),
+        (b"no form", "a", False),
+    ],
+)
+def test_of_several_images_the_first_that_is_done_is_no_end(
+    body: bytes, content_type: str, several: bool
+) -> None:
+    """Then only the body's own end says that all of them are there."""
+    if content_type == "a":
+        content_type = "multipart/form-data; boundary=a"
+    form = IMAGES.of_request(body, content_type)
+    assert (form.needs_end, form.name, form.path) == (several, IMAGES.name, IMAGES.path)
 
 
 FORM = b'--abc\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n'

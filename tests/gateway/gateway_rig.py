@@ -228,8 +228,9 @@ class Rigs:
     async def __call__(
         self,
         *upstreams: Upstream | RawUpstream | Any,
-        models: dict[str, list[str]] | None = None,
+        models: dict[str, list[str]] | list[Model] | None = None,
         tokens: list[Token] | None = None,
+        secrets: dict[str, str] | None = None,
         peer: bool = False,
         **limits: Any,
     ) -> Rig:
@@ -247,11 +248,13 @@ class Rigs:
         short: dict[str, Any] = {"disconnect_grace_s": 0.05, "close_flush_s": 0.5}
         settings = Settings(
             upstreams=chosen,
-            models=[Model(name=n, targets=t) for n, t in (models or {}).items()],
+            models=models
+            if isinstance(models, list)
+            else [Model(name=n, targets=t) for n, t in (models or {}).items()],
             limits=Limits(**(short | limits)),
         )
         gateway = Gateway(1 + len(self._started), self._peer_sockets() if peer else "")
-        gateway.configure(settings, tokens or [], {})
+        gateway.configure(settings, tokens or [], secrets or {})
         if peer:
             await gateway.open()
         sock = socket.create_server(("127.0.0.1", 0))

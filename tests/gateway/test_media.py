@@ -327,6 +327,26 @@ async def test_events_pass_as_they_come(rigs, raw_upstream, path: str, more: byt
     ]
 
 
+@pytest.mark.parametrize(
+    ("number", "rest", "whole"), [(1, b"", True), (2, LAST, True), (2, b"", False)]
+)
+async def test_one_of_two_images_is_no_answer(
+    rigs, raw_upstream, number: int, rest: bytes, whole: bool
+) -> None:
+    """A connection that is lost behind a finished image has lost the others."""
+    events = STREAMS["/v1/images/generations"]
+    play, go = sends_then(EVENTS_HEAD + chunked(*events), rest, hang=False)
+    rig = await rigs(await raw_upstream(play))
+    stream = await Stream.open(
+        rig.base_url, "/v1/images/generations", {"model": "m", "n": number, "stream": True}
+    )
+    await stream.head()
+    go.set()
+    await stream.read_rest()
+    assert [each.raw for each in stream.events[:2]] == events
+    assert (stream.events[-1].error is None) is whole
+
+
 @EACH
 @pytest.mark.parametrize("rest", [LAST, b""], ids=["ended", "cut"])
 async def test_events_that_broke_off_end_in_an_error(

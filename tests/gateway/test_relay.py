@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from itertools import count
 
 import pytest
 
-from fakes.client import Stream, open_chat, words
+from fakes.client import Stream, get, open_chat, words
 from fakes.client import chat as unlimited_chat
 from fakes.machine import until
 from fakes.upstream import DONE, ERROR, FINISH, OK, ROLE, ScriptedUpstream, chunk, numbered
@@ -16,7 +17,7 @@ from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, RawUpstream, Rig, 
 from tidegate.core.formats.base import COMMENT as KEEP_ALIVE
 from tidegate.core.ledger import RECORD_BYTES, Entry
 from tidegate.core.run import HOLD_BYTES, HOLD_EVENTS, State
-from tidegate.core.settings import LimitOverrides, Upstream
+from tidegate.core.settings import LimitOverrides, Model, Upstream
 from tidegate.gateway.relay import Relay
 
 ON_BOTH_LOOPS = True
@@ -244,6 +245,42 @@ async def test_a_failure_in_the_queue_tells_the_limit(rigs, raw_upstream) -> Non
     assert answer.status == 503
     assert "queue_s = 0.3 s" in told(answer)
     assert rig.pool("box1").status().queued == 0
+
+
+async def test_a_full_house_is_left_for_the_next_target(rigs, raw_upstream) -> None:
+    """Who has waited queue_s for one upstream asks the next; to be busy is no failure."""
+    busy = await raw_upstream(sends())
+    free = await raw_upstream(sends(HEAD + chunked(*OK) + LAST))
+    rig = await rigs(
+        Upstream(name="box", url=busy.url, max_concurrent=1),
+        Upstream(name="box1", url=free.url),
+        models=BOTH,
+        queue_s=0.3,
+    )
+    await open_chat(rig.base_url, "box/occupy")
+    await until(lambda: rig.pool("box").active, DEADLINE_S, "the first one is busy")
+    before = rig.pool("box").status().state
+    answer = await chat(rig.base_url, "both")
+    assert (answer.status, answer.body) == (200, b"".join(OK))
+    assert rig.pool("box").status().state == before
+    assert rig.pool("box").status().queued == 0
+
+
+async def test_a_model_has_limits_of_its_own_at_a_shared_upstream(rigs, raw_upstream) -> None:
+    """One may wait for a place, the other may not."""
+    upstream = await raw_upstream(sends())
+    rig = await rigs(
+        Upstream(name="box", url=upstream.url, max_concurrent=1),
+        models=[
+            Model(name="hasty", targets=["box/m"], limits=LimitOverrides(max_queued=0)),
+            Model(name="patient", targets=["box/m"]),
+        ],
+        queue_s=0.3,
+    )
+    await open_chat(rig.base_url, "patient")
+    await until(lambda: rig.pool("box").active, DEADLINE_S, "it is busy")
+    assert "is busy: 1 active, 0 waiting" in told(await chat(rig.base_url, "hasty"))
+    assert "queue_s = 0.3 s" in told(await chat(rig.base_url, "patient"))
 
 
 # --- what is held, and when the status is sent ----------------------------------------------------
@@ -848,3 +885,45 @@ async def test_no_wait_is_begun_that_a_limit_would_cut_short(rigs, raw_upstream)
     answer = await asyncio.wait_for(chat(rig.base_url, "m"), 4.0)
     assert (answer.status, bytes(answer.body)) == (429, ERROR_BODY)
     assert rig.pool().breaker.is_closed
+
+
+# --- what an upstream says of itself --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["compressed", "endless"])
+async def test_a_refusal_that_nobody_could_read_is_told_in_our_words(
+    rigs, raw_upstream, kind: str
+) -> None:
+    """Half a JSON text, or one that is still compressed, would break the caller's library."""
+    body = json.dumps({"error": {"message": "x" * 400_000}}).encode()
+    more = ""
+    if kind == "compressed":
+        body, more = gzip.compress(body), "Content-Encoding: gzip\r\n"
+    head = (
+        f"HTTP/1.1 400 Bad\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        f"x-request-id: theirs\r\n{more}\r\n"
+    )
+    rig = await rigs(await raw_upstream(sends(head.encode(), body)))
+    answer = await chat(rig.base_url, "m", stream=False)
+    assert answer.status == 400
+    error = json.loads(answer.body)["error"]
+    assert error["message"].startswith('upstream "box" refused with 400')
+    assert "compressed or too large" in error["message"]
+    assert answer.headers["x-upstream-request-id"] == "theirs"
+    assert answer.headers["content-type"] == "application/json"
+
+
+async def test_an_error_in_the_middle_does_not_tell_the_key(rigs, raw_upstream) -> None:
+    """The key is hidden where the upstream reports an error, and nowhere else is a word changed."""
+    word = chunk(content="how to use ollama")
+    error = b'data: {"error":{"message":"wrong key: ollama"}}\n\n'
+    rig = await rigs(
+        await raw_upstream(sends(HEAD + chunked(ROLE, word, error) + LAST)),
+        secrets={"box": "ollama"},
+    )
+    answer = await chat(rig.base_url, "m")
+    assert word in answer.body
+    assert b"wrong key: ***" in answer.body
+    replay = await get(rig.base_url, f"/v1/runs/{answer.run_id}/stream")
+    assert b"wrong key: ***" in replay.body
+    assert b"wrong key: ollama" not in replay.body

@@ -19,7 +19,7 @@ class Expiry(NamedTuple):
     limit: str  # the setting's name
     happening: Happening
     reason: str
-    upstream_fault: bool = False  # the reason is said of the upstream: 'upstream "box" …'
+    of_upstream: bool = False  # the reason is said of the upstream: 'upstream "box" …'
     retryable: bool = False  # another target may still answer
 
 
@@ -55,7 +55,9 @@ def _expiries(run: Run) -> list[Expiry]:
                 run.queued_s + limits.queue_s,
                 "queue_s",
                 Happening.EXPIRE,
-                f"waited longer than queue_s = {limits.queue_s:g} s for a free upstream",
+                f"had no free place within queue_s = {limits.queue_s:g} s",
+                of_upstream=True,
+                retryable=True,
             )
         )
     if run.paused_s is not None:
@@ -69,7 +71,7 @@ def _expiries(run: Run) -> list[Expiry]:
                 "first_output_s",
                 Happening.EXPIRE,
                 f"sent no output for {limits.first_output_s:g} s",
-                upstream_fault=True,
+                of_upstream=True,
                 retryable=True,
             )
         )
@@ -80,7 +82,7 @@ def _expiries(run: Run) -> list[Expiry]:
                 "idle_s",
                 Happening.EXPIRE,
                 f"idle for {limits.idle_s:g} s",
-                upstream_fault=True,
+                of_upstream=True,
             )
         )
     return expiries

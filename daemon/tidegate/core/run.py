@@ -28,10 +28,12 @@ from tidegate.core.formats.base import (
     Format,
     Meaning,
     Rewrite,
+    may_say,
     stronger,
 )
 from tidegate.core.framing import RAW, Framer
 from tidegate.core.ledger import RECORD_BYTES, Account, Entry
+from tidegate.core.secret import NO_SECRET, Secret
 from tidegate.core.settings import Limits
 from tidegate.core.sse import SseFramer
 from tidegate.core.window import Cursor, Window
@@ -40,6 +42,7 @@ from tidegate.core.window import Cursor, Window
 # little enough that a chatty upstream cannot hide an answer from its reader.
 HOLD_EVENTS = 64
 HOLD_BYTES = 256 * 1024
+_TROUBLE = (b"error", b"failed")  # one of these is in every event that reports an error
 PIECE_BYTES = sys.getsizeof(b"") + 8  # what a held piece costs beside its content
 
 
@@ -138,6 +141,7 @@ class Attempt:
     held_events: int = 0
     held_bytes: int = 0
     outcome: str | None = None  # why it ended, for people
+    secret: Secret = NO_SECRET  # what it may not repeat where it reports an error
 
     @property
     def charged_bytes(self) -> int:
@@ -266,13 +270,16 @@ class Run:
         if self.attempts:
             self._drop_attempt()
 
-    def begin_attempt(self, upstream: str, model: str, now_s: float) -> Attempt:
+    def begin_attempt(
+        self, upstream: str, model: str, now_s: float, secret: Secret = NO_SECRET
+    ) -> Attempt:
         """Starts the next try; what the former one held is released."""
         self.state = step(self.state, Happening.ATTEMPT)
         if self.attempts:
             self._drop_attempt()
         framer = self.format.framing.framer()
         attempt = Attempt(len(self.attempts) + 1, upstream, model, now_s, framer)
+        attempt.secret = secret
         attempt.last_event_s = now_s
         self.attempts.append(attempt)
         return attempt
@@ -325,6 +332,8 @@ class Run:
         What the window can't hold is asked at once how it bears on the end.
         """
         window = self.window
+        if self.attempts[-1].secret and any(may_say(word, block) for word in _TROUBLE):
+            block = self._without_key(block)
         if self.rewrite is not None:
             block, events = self.rewrite(block, events, window.next_seq)
             if not events:
@@ -335,6 +344,14 @@ class Run:
             events_then = self.format.framing.split(block)
             self._said = stronger(self._said, self.format.verdict(events_then))
         return block
+
+    def _without_key(self, block: bytes) -> bytes:
+        """The block, with the key that the upstream was sent hidden where it reports an error."""
+        form, secret = self.format, self.attempts[-1].secret
+        return b"".join(
+            secret.hide_bytes(event) if form.meaning(event) is Meaning.ERROR else event
+            for event in form.framing.split(block)
+        )
 
     def _awaits_ping(self) -> bool:
         """Whether a ping belongs to the preamble, in which one may follow another event."""

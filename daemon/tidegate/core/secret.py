@@ -35,6 +35,10 @@ class Secret:
     def __repr__(self) -> str:
         return f"<Secret {HIDDEN if self._forms else 'none'}>"
 
+    def __bool__(self) -> bool:
+        """Whether there is anything to hide."""
+        return bool(self._forms)
+
     def hide(self, text: str) -> str:
         """`text` without the key."""
         for form, _ in self._forms:
@@ -50,6 +54,9 @@ class Secret:
     def hide_values(self, values: Mapping[str, str]) -> dict[str, str]:
         """The same names with values that do not have the key."""
         return {name: self.hide(value) for name, value in values.items()}
+
+
+NO_SECRET = Secret(None)
 
 
 def looks_like_key(text: str) -> bool:

@@ -170,7 +170,8 @@ def _invite(request: BaseRequest) -> None:
 def _too_large(max_bytes: int) -> Refused:
     return Refused(
         413,
-        f"the body is larger than {max_bytes} bytes (limits.max_body)",
+        f"the body is larger than {max_bytes} bytes (limits.max_body);"
+        " send less at once, or raise that limit",
         "body_too_large",
         close=True,
     )

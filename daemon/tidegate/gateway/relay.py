@@ -35,6 +35,7 @@ from tidegate.core.formats.openai import UsageStripper
 from tidegate.core.framing import RAW
 from tidegate.core.ledger import Entry
 from tidegate.core.run import Happening, Run, State
+from tidegate.core.secret import NO_SECRET
 from tidegate.core.settings import Limits
 from tidegate.core.window import SEGMENT_BYTES
 from tidegate.gateway.connection import READ_BYTES, UpstreamConnection
@@ -137,7 +138,7 @@ class Relay:
         self._judged = False
         self.run.limits = target.limits
         try:
-            self._has_place = target.pool.take_place(self)
+            self._has_place = target.pool.take_place(self, target.limits.max_queued)
         except UpstreamError as error:
             self._attempt_failed(error)
             return
@@ -175,7 +176,8 @@ class Relay:
             if again:
                 self.run.try_again()
             else:
-                self.run.begin_attempt(pool.name, self.target.model, self._loop.time())
+                secret = NO_SECRET if self._is_raw else pool.secret
+                self.run.begin_attempt(pool.name, self.target.model, self._loop.time(), secret)
             connection = None if fresh else pool.take_idle()
             if connection is not None:
                 self._request(connection)
@@ -197,7 +199,7 @@ class Relay:
     async def _connect(self) -> None:
         assert self.target is not None
         try:
-            connection = await self.target.pool.connect()
+            connection = await self.target.pool.connect(self.target.limits.connect_s)
             self._connecting = None
             self._request(connection)
         except UpstreamError as error:
@@ -335,7 +337,10 @@ class Relay:
             if before is not State.STREAMING:
                 self._on_first_output()
             self._send(block)
-        if said in {Meaning.DONE, Meaning.FINISH}:
+        was_cut = broken.code == "upstream_disconnected"
+        if said is Meaning.DONE or (
+            said is Meaning.FINISH and not (was_cut and run.format.needs_end)
+        ):
             self._complete()
         elif said is Meaning.ERROR:
             self._on_told_error()
@@ -386,10 +391,10 @@ class Relay:
             self._connection, connection = None, self._connection
             if connection is not None:
                 connection.abort()
-            self._finish_plain()
+            self._finish_plain(is_whole=False)
 
-    def _finish_plain(self) -> None:
-        """A whole body: the answer, or the upstream's own error."""
+    def _finish_plain(self, *, is_whole: bool = True) -> None:
+        """A whole body: the answer, or the upstream's own error, which may have been cut."""
         assert self.target is not None
         body = b"".join(self.run.attempt.held)
         reply, status = self._reply, self._reply.status
@@ -406,9 +411,21 @@ class Relay:
         else:
             self._judge_well()  # whoever refuses with a reason is alive
             body = self.target.pool.secret.hide_bytes(body)
-            self.answer = reply.pass_on(body)
             reason = f'upstream "{self.target.pool.name}" refused with {reply.refusal(body)}'
+            if is_whole and not reply.is_compressed:
+                self.answer = reply.pass_on(body)
+            else:
+                self.answer = self._in_our_words(reason)
             self._end(Happening.FAIL, reason, f"upstream_{status}")
+
+    def _in_our_words(self, reason: str) -> Answer:
+        """A refusal whose body nobody could read: compressed unasked, or larger than we take."""
+        status = self._reply.status
+        reason += ", in a body that is compressed or too large to pass on; its own log may say why"
+        error = ErrorText(status, reason, "invalid_request_error", f"upstream_{status}")
+        return self._reply.pass_on(b"")._replace(
+            content_type="application/json", body=self.run.format.error_body(error)
+        )
 
     def _on_busy(self, body: bytes) -> None:
         """Overload or breakage: elsewhere at once, here again when it says when, or the end."""
@@ -480,7 +497,7 @@ class Relay:
         if isinstance(error, UpstreamError):
             may_go_on = error.retryable and run.state in {State.QUEUED, State.CONNECTING}
             if may_go_on and self._left:
-                if run.attempts:
+                if run.attempts and run.attempt.ended_s is None:  # else it failed while it waited
                     run.end_attempt(reason, self._loop.time())
                 log.info("run %s: %s; trying the next target", run.id, reason)
                 self.begin()
@@ -502,7 +519,7 @@ class Relay:
     def _judge_badly(self, reason: str, code: str) -> None:
         """Breakage and missing progress count against an upstream; to be busy does not."""
         assert self.target is not None
-        if code == "queue_full":
+        if code in _FULL:
             return
         counts = code in _FAULTS or code.startswith("upstream_5")
         self._judged = self._judged or counts
@@ -514,7 +531,7 @@ class Relay:
             self._attempt_failed(UpstreamError(expiry.reason, code=expiry.limit))
             return
         reason = expiry.reason
-        if expiry.upstream_fault and self.target is not None:
+        if expiry.of_upstream and self.target is not None:
             reason = f'upstream "{self.target.pool.name}" {reason}'
             self._judge_badly(reason, expiry.limit)
         self._end(expiry.happening, reason, expiry.limit)
@@ -752,6 +769,8 @@ class Relay:
             self._connection.resume()
             self._book.look_soon(self, self._due_s())
 
+
+_FULL = frozenset({"queue_full", "queue_s"})
 
 # Against these an upstream is set aside; beside them what answers 5xx.
 _FAULTS = frozenset(

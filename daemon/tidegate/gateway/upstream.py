@@ -148,12 +148,16 @@ class UpstreamPool:
 
     # --- places ---------------------------------------------------------------------------------
 
-    def take_place(self, waiter: Waiter) -> bool:
-        """True: go on. False: wait for `on_place`. Raises UpstreamError when the queue is full."""
+    def take_place(self, waiter: Waiter, max_queued: int | None = None) -> bool:
+        """True: go on. False: wait for `on_place`. Raises UpstreamError when too many do.
+
+        Without `max_queued` the upstream's own limit holds; a model may have another.
+        """
+        most = self.limits.max_queued if max_queued is None else max_queued
         if not self._queue and self._has_place():
             self.active += 1
             return True
-        if len(self._queue) >= self.limits.max_queued:
+        if len(self._queue) >= most:
             raise UpstreamError(
                 f"is busy: {self.active} active, {len(self._queue)} waiting", code="queue_full"
             )
@@ -225,11 +229,15 @@ class UpstreamPool:
             connection.abort()
         return None
 
-    async def connect(self) -> UpstreamConnection:
-        """A fresh connection. Raises UpstreamError naming what is wrong."""
+    async def connect(self, connect_s: float | None = None) -> UpstreamConnection:
+        """A fresh connection, within the upstream's own limit or another.
+
+        Raises UpstreamError naming what is wrong.
+        """
+        limit_s = self.limits.connect_s if connect_s is None else connect_s
         loop, address = self._loop, self._address
         try:
-            async with asyncio.timeout(self.limits.connect_s):
+            async with asyncio.timeout(limit_s):
                 if address.unix_path:
                     _, made = await loop.create_unix_connection(self._new, address.unix_path)
                 else:
@@ -238,7 +246,7 @@ class UpstreamPool:
                     )
         except TimeoutError:
             raise UpstreamError(
-                f"did not accept a connection within connect_s = {self.limits.connect_s:g} s",
+                f"did not accept a connection within connect_s = {limit_s:g} s",
                 code="connect_timeout",
             ) from None
         except OSError as error:

@@ -84,7 +84,8 @@ def run(
     """Be the watchdog until told to stop; the exit code.
 
     0 stopped as asked · 75 try again: another one runs, an address is taken, the disk is full, or
-    workers die before they are ready · 78 the configuration or a directory is bad, and will be next time.
+    workers die before they are ready · 78 the configuration or a directory is bad, and will be
+    next time.
     `banner` is called once, when the first worker is ready, with the addresses really bound.
     """
     if upgrade.is_rehearsal(os.environ):

@@ -139,6 +139,7 @@ class Format:
     streams_unasked = False  # whether it does so unless told not to
     answers_json = True  # what is not a stream is JSON
     accept = "application/json"
+    needs_end = False  # what is done so far is all only where the body has its own end
     keep_alive: bytes | None = COMMENT  # None: nothing can be said, so the head is held back
     ping = b""  # how an upstream's own keep-alive event begins, which is no progress
     forwarded: tuple[str, ...] = ()  # the client's headers that the upstream needs

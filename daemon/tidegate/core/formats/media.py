@@ -1,7 +1,8 @@
 """Images and sound: typed events where a stream is asked for, or bytes as they come.
 
 OpenAI ends such a stream with an event whose type says so, and then the body; others put its chat
-chunks or its marker there as well. So what is done is a finish, and the end is the body's own.
+chunks or its marker there as well. So what is done is a finish, and the end is the body's own:
+of several images each has such an event, and behind the first of them nothing is whole yet.
 Facts: https://platform.openai.com/docs/api-reference/images-streaming and audio, openai-python.
 
 The sound of a speech has no events. Nothing can be said in it: no keep-alive, no error. Of a fault
@@ -13,6 +14,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Raw, Struct
 
+from tidegate.core import multipart
 from tidegate.core.formats.base import About, ErrorText, Format, Meaning
 from tidegate.core.formats.openai import NO_ERROR, Chat, OpenAIFormat
 from tidegate.core.framing import RAW, SSE
@@ -30,8 +32,13 @@ class _Request(Struct):
     stream_format: str | None = None
 
 
+class _Several(Struct):
+    n: int | None = None
+
+
 _event = msgspec.json.Decoder(_Event)
 _request = msgspec.json.Decoder(_Request)
+_several = msgspec.json.Decoder(_Several)
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -39,9 +46,16 @@ class Media(Chat):
     """Images and transcriptions, and speech as events: whole, or typed events."""
 
     def __init__(
-        self, name: str, path: str, *, answers_json: bool = True, streams_unasked: bool = False
+        self,
+        name: str,
+        path: str,
+        *,
+        answers_json: bool = True,
+        streams_unasked: bool = False,
+        several: bool = False,
     ) -> None:
         super().__init__()
+        self.needs_end = several
         self.name = name
         self.path = path
         self.answers_json = answers_json
@@ -49,7 +63,15 @@ class Media(Chat):
         self.streams_unasked = streams_unasked
 
     def of_request(self, body: bytes, content_type: str) -> Format:
-        return self
+        if _number(body, content_type) < 2:
+            return self
+        return type(self)(
+            self.name,
+            self.path,
+            answers_json=self.answers_json,
+            streams_unasked=self.streams_unasked,
+            several=True,
+        )
 
     def asking_usage(self, body: bytes) -> None:
         return None
@@ -103,3 +125,13 @@ class Speech(OpenAIFormat):
 
     def error_events(self, error: ErrorText, about: About) -> list[bytes]:
         return []
+
+
+def _number(body: bytes, content_type: str) -> int:
+    """How many are asked for; one where it is not said so that it can be read."""
+    try:
+        if content_type.startswith("multipart/"):
+            return int(multipart.fields(body, content_type, ("n",)).get("n", "1"))
+        return _several.decode(body).n or 1
+    except (*_UNREADABLE, ValueError):
+        return 1

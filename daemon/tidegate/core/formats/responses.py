@@ -24,7 +24,12 @@ from tidegate.core.formats.openai import OpenAIFormat
 from tidegate.core.framing import SSE
 
 _ENDS = (b"response.completed", b"response.incomplete", b"response.failed")
-_PARTS = ("response.content_part.", "response.output_text.", "response.refusal.")
+_PARTS = (
+    "response.content_part.",
+    "response.output_text.",
+    "response.reasoning_text.",
+    "response.refusal.",
+)
 MOST_ITEMS = 1000  # outputs of one response that are told apart; real ones have a handful
 _MEANINGS = {
     "response.created": Meaning.OPENING,
