@@ -451,6 +451,27 @@ async def test_all_ollamas_answer_as_one(rigs, raw_upstream) -> None:
     assert (await get(rig.base_url, "/api/version")).json() == {"version": "0.12.3"}
 
 
+async def test_aliases_that_lead_to_an_ollama_are_listed_as_its_models(rigs, raw_upstream) -> None:
+    """A client that chooses from the list finds them; what is not there is not made up."""
+    one, two = ollama("a:latest"), ollama("b:1", "a:1")
+    rig = await rigs(
+        *[await raw_upstream(each.play) for each in (one, two, Fake(LLAMA_CPP))],
+        models={
+            "small": ["box/a", "box1/a:1"],
+            "big": ["box1/b:1"],
+            "gone": ["box/z"],
+            "other": ["box2/tiny"],
+            "b:1": ["box1/a:1"],
+        },
+        peer=True,
+    )
+    listed = (await get(rig.base_url, "/api/tags")).json()["models"]
+    assert [each["name"] for each in listed] == ["small", "big", "b:1", "a:latest", "a:1"]
+    assert listed[0] == {"name": "small", "model": "small", "size": 1}
+    loaded = (await get(rig.base_url, "/api/ps")).json()
+    assert loaded == {"models": []}
+
+
 @pytest.mark.parametrize("broken", [NOT_FOUND, plain(b"<html>"), plain(b'{"models":7}')])
 async def test_one_that_answers_badly_is_left_out(rigs, raw_upstream, broken: bytes) -> None:
     """The others answer as if it were not there."""

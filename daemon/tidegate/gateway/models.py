@@ -220,6 +220,15 @@ class Catalog:
         """The upstreams that speak Ollama's own API, as far as is known."""
         return [p for p in self._pools.values() if self._engine(p.name).kind is Kind.OLLAMA]
 
+    def ollama_aliases(self) -> dict[str, tuple[str, str]]:
+        """Aliases that lead to one of these first, with its name and that of its model."""
+        aliases = {}
+        for name, alias in self._aliases.items():
+            upstream, _, model = alias.targets[0].partition("/")
+            if self._engine(upstream).kind is Kind.OLLAMA:
+                aliases[name] = (upstream, model)
+        return aliases
+
     @property
     def loaded(self) -> dict[str, frozenset[str] | None]:
         """By upstream the models that it has in memory; None: not known."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,6 +18,7 @@ from msgspec import Raw, Struct
 from tidegate.core.errors import UpstreamError
 from tidegate.gateway.door import Caller
 from tidegate.gateway.errors import Refused
+from tidegate.gateway.models import LATEST
 from tidegate.gateway.upstream import UpstreamPool
 
 if TYPE_CHECKING:
@@ -51,18 +53,24 @@ def refuse_changes(path: str) -> None:
 
 
 async def tags(gateway: Gateway, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
-    """The models of every Ollama."""
-    return await _merged(gateway, "/api/tags")
+    """The models of every Ollama, and the aliases that lead to one of them."""
+    lists = await _lists(gateway, "/api/tags")
+    there = {(upstream, name): model for upstream, name, model in lists}
+    models: dict[str, dict[str, Raw]] = {}
+    for alias, (upstream, name) in gateway.catalog.ollama_aliases().items():
+        if model := there.get((upstream, name)) or there.get((upstream, name + LATEST)):
+            models[alias] = {**model, "name": _raw(alias), "model": _raw(alias)}
+    return _json({"models": _first_of_each(models, lists)})
 
 
 async def loaded(gateway: Gateway, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
     """The models that are in memory."""
-    return await _merged(gateway, "/api/ps")
+    return _json({"models": _first_of_each({}, await _lists(gateway, "/api/ps"))})
 
 
 async def version(gateway: Gateway, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
     """The version of the first Ollama that answers."""
-    for body in await _ask(gateway, "/api/version"):
+    for _, body in await _ask(gateway, "/api/version"):
         try:
             return _json({"version": _version(body).version})
         except msgspec.MsgspecError:
@@ -70,26 +78,38 @@ async def version(gateway: Gateway, request: web.BaseRequest, caller: Caller) ->
     raise _nobody()
 
 
-async def _merged(gateway: Gateway, path: str) -> web.StreamResponse:
-    """Their lists as one; of two models of one name the first upstream's counts."""
-    models: dict[bytes, dict[str, Raw]] = {}
+async def _lists(gateway: Gateway, path: str) -> list[tuple[str, str, dict[str, Raw]]]:
+    """Every model of theirs: its upstream, its name, and what that says of it. Raises Refused."""
     answers = await _ask(gateway, path)
-    for body in answers:
-        try:
-            for model in _listed(body).models:
-                models.setdefault(bytes(model.get("name", Raw(b""))), model)
-        except msgspec.MsgspecError:
-            continue
     if not answers:
         raise _nobody()
-    return _json({"models": list(models.values())})
+    found = []
+    for upstream, body in answers:
+        with suppress(msgspec.MsgspecError):
+            listed = _listed(body).models
+            found += [(upstream, _name(model), model) for model in listed]
+    return found
 
 
-async def _ask(gateway: Gateway, path: str) -> list[bytes]:
-    """What those say that answer in time and well."""
+def _first_of_each(
+    models: dict[str, dict[str, Raw]], lists: list[tuple[str, str, dict[str, Raw]]]
+) -> list[dict[str, Raw]]:
+    """`models` and the lists as one; of two models of one name the first one's upstream counts."""
+    for _, name, model in lists:
+        models.setdefault(name, model)
+    return list(models.values())
+
+
+def _name(model: dict[str, Raw]) -> str:
+    return msgspec.json.decode(model.get("name", Raw(b'""')), type=str)
+
+
+async def _ask(gateway: Gateway, path: str) -> list[tuple[str, bytes]]:
+    """What those say that answer in time and well, by upstream."""
     pools = gateway.catalog.ollama_pools()
     answers = await asyncio.gather(*(_ask_one(pool, path) for pool in pools))
-    return [body for body in answers if body is not None]
+    told = zip(pools, answers, strict=True)
+    return [(pool.name, body) for pool, body in told if body is not None]
 
 
 async def _ask_one(pool: UpstreamPool, path: str) -> bytes | None:
@@ -112,3 +132,7 @@ def _nobody() -> Refused:
 
 def _json(value: object) -> web.Response:
     return web.Response(body=_encode(value), content_type="application/json")
+
+
+def _raw(value: object) -> Raw:
+    return Raw(_encode(value))
