@@ -14,6 +14,8 @@ from fakes.upstream import ScriptedUpstream
 # With this set a skipped test is a failed one: the machine is known to have everything.
 REQUIRE_ALL = os.environ.get("TIDEGATE_TEST_REQUIRE_ALL") == "1"
 
+RUN_LONG = REQUIRE_ALL or os.environ.get("TIDEGATE_TEST_LONG") == "1"
+
 # A test of real processes may fail by chance on a busy machine, but not twice, and not many may.
 # It is named in the summary. What needs neither clock nor process has no such excuse.
 STEADY = {"core", "config"}
@@ -24,12 +26,17 @@ settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("busy")
 
 
+def pytest_report_header() -> list[str]:
+    """What is left out without being skipped."""
+    return [] if RUN_LONG else ["the gateway is tested on one event loop; .ci/run takes both"]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long tests run where everything is required; those of real processes have a second try."""
     for item in items:
         if not STEADY.intersection(item.path.parts):
             item.add_marker(pytest.mark.flaky(reruns=1, rerun_except="Timeout"))
-    if REQUIRE_ALL or os.environ.get("TIDEGATE_TEST_LONG") == "1":
+    if RUN_LONG:
         return
     takes_long = pytest.mark.skip(reason="takes minutes; TIDEGATE_TEST_LONG=1 or .ci/run runs it")
     for item in items:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -13,17 +15,23 @@ import uvloop
 
 from gateway.gateway_rig import Play, RawUpstream, Rigs
 
+RUN_LONG = "1" in map(os.environ.get, ("TIDEGATE_TEST_LONG", "TIDEGATE_TEST_REQUIRE_ALL"))
 RawUpstreams = Callable[[Play], Awaitable[RawUpstream]]
 
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """uvloop serves on Linux, plain asyncio on a Mac: a module says `ON_BOTH_LOOPS = True`."""
-    loops = {"asyncio": asyncio.new_event_loop}
-    if getattr(item.getparent(pytest.Module).obj, "ON_BOTH_LOOPS", False):  # type: ignore[union-attr]
-        loops["uvloop"] = uvloop.new_event_loop
-    return loops
+    """uvloop serves on Linux, plain asyncio on a Mac: a module says `ON_BOTH_LOOPS = True`.
+
+    That costs minutes, so without long tests there is only the loop that serves here.
+    """
+    plain, fast = {"asyncio": asyncio.new_event_loop}, {"uvloop": uvloop.new_event_loop}
+    if not getattr(item.getparent(pytest.Module).obj, "ON_BOTH_LOOPS", False):  # type: ignore[union-attr]
+        return plain
+    if RUN_LONG:
+        return plain | fast
+    return fast if sys.platform == "linux" else plain
 
 
 @pytest.fixture
