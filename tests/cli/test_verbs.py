@@ -333,3 +333,17 @@ def test_output_that_finds_no_room_is_one_sentence() -> None:
         )
     assert done.returncode == 74
     assert done.stderr == "tidegate: cannot be printed: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [(["stauts"], "status"), (["service", "instal"], "install"), (["xyzzy"], None)],
+)
+def test_a_mistyped_verb_is_told_what_it_may_have_been(
+    arguments: list[str], meant: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where nothing is near, the list of all is enough."""
+    assert main(arguments) == 64
+    said = capsys.readouterr().err
+    assert ("did you mean" in said) is (meant is not None)
+    assert meant is None or f"did you mean `{meant}`?" in said

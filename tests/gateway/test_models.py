@@ -225,6 +225,17 @@ async def test_what_listens_on_the_usual_ports_is_found(
     assert rig.gateway.catalog.found == known.found
 
 
+async def test_an_upstream_that_does_not_answer_is_not_called_found(rigs, raw_upstream) -> None:
+    """It is named all the same, with what is wrong with it."""
+    there = await raw_upstream(Library("m").play)
+    gone = Upstream(name="gone", url="http://127.0.0.1:9")
+    rig = await rigs(there, gone, peer=True)
+    assert rig.gateway.catalog.found == [
+        f"box at {there.url}",
+        "gone at http://127.0.0.1:9 (does not answer)",
+    ]
+
+
 # --- what is loaded ---------------------------------------------------------------------------
 
 

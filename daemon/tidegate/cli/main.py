@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,7 +125,19 @@ def _complain(text: str, code: int) -> int:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
-        self.exit(USAGE, f"{self.prog}: {message}\n")
+        self.exit(USAGE, f"{self.prog}: {message}{_meant(message)}\n")
+
+
+def _meant(message: str) -> str:
+    """What a mistyped word may have been, where argparse names the choices."""
+    found = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+    if found is None:
+        return ""
+    import difflib
+
+    typed, choices = found.groups()
+    near = difflib.get_close_matches(typed, re.findall(r"[\w-]+", choices), n=1)
+    return f"; did you mean `{near[0]}`?" if near else ""
 
 
 def command_line() -> argparse.ArgumentParser:

@@ -82,10 +82,9 @@ class Catalog:
         self._is_discovering = not settings.upstreams
         # What listens there is this gateway itself, and would be asked by itself for ever.
         self._own_ports = {address.rpartition(":")[2] for address in settings.listen}
-        self.found: list[str] = []  # "Ollama at http://…", for people
+        self._titles: dict[str, str] = {}  # of upstreams that nobody configured
         for upstream in settings.upstreams:
-            pool = self._pools[upstream.name] = self._new_pool(upstream)
-            self.found.append(f"{upstream.name} at {pool.status().url}")
+            self._pools[upstream.name] = self._new_pool(upstream)
         if self._is_discovering:
             self._aliases.update({model.name: model for model in _DEMO_MODELS})
             self._pools[DEMO] = self._new_pool(Upstream(name=DEMO, url=demo_url))
@@ -104,7 +103,7 @@ class Catalog:
             self._listed[name] = former._listed.get(name, [])
             self._engines[name] = former._engine(name)
         if self._is_discovering and former._is_discovering:
-            self.found = list(former.found)
+            self._titles = dict(former._titles)
 
     # --- asking the upstreams -------------------------------------------------------------
 
@@ -124,7 +123,7 @@ class Catalog:
         pool = self._new_pool(Upstream(name=name, url=url))
         if await self._ask(pool, DISCOVERY_LIMIT_S) is not None and name in self._listed:
             self._pools[name] = pool
-            self.found.append(f"{title} at {url}")
+            self._titles[name] = title
             log.info("found %s at %s", title, url)
         else:
             pool.close()
@@ -169,6 +168,16 @@ class Catalog:
                 owner = model.owned_by or upstream
                 listed.setdefault(model.id, _entry(model.id, model.created, owner))
         return list(listed.values())
+
+    @property
+    def found(self) -> list[str]:
+        """The upstreams, for people: "Ollama at http://…", and which of them does not answer."""
+        return [
+            f"{self._titles.get(name, name)} at {pool.status().url}"
+            f"{' (does not answer)' if pool.reachable is False else ''}"
+            for name, pool in self._pools.items()
+            if name != DEMO
+        ]
 
     @property
     def first_model(self) -> str:

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from tidegate import __version__
 from tidegate.core.message import GuardFigures
+from tidegate.core.words import count
 from tidegate.gateway.door import Caller
 from tidegate.gateway.errors import Refused
 from tidegate.gateway.metrics import CONTENT_TYPE, MetricsView, render
@@ -31,9 +32,9 @@ async def welcome(gateway: Gateway, request: web.BaseRequest, caller: Caller) ->
             text=f"tidegate {__version__} is parked until its configuration is mended:\n"
             f"{gateway.parked}\n",
         )
-    count = len(gateway.catalog.models())
+    models = len(gateway.catalog.models())
     return web.Response(
-        text=f"tidegate {__version__} is up, with {count} model{'s' * (count != 1)};"
+        text=f"tidegate {__version__} is up, with {count(models, 'model')};"
         " point an OpenAI client at /v1 on this address.\n"
     )
 

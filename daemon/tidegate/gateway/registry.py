@@ -25,6 +25,7 @@ from tidegate.core.relief import Act, Candidate, Step, Victim
 from tidegate.core.run import Happening, Run, State
 from tidegate.core.sweep import Verdict
 from tidegate.core.window import SEGMENT_BYTES
+from tidegate.core.words import count
 from tidegate.gateway.metrics import FIRST_OUTPUT_BOUNDS_S, RELAY_BOUNDS_S, Histogram
 from tidegate.gateway.relay import Relay
 from tidegate.gateway.subscriber import Subscriber
@@ -58,7 +59,7 @@ class Swept:
 
     def __str__(self) -> str:
         why = ", ".join(f"{kind} {count}" for kind, count in sorted(self.reasons.items()))
-        return f"{self.runs} runs, {self.bytes} bytes ({why or 'nothing was due'})"
+        return f"{count(self.runs, 'run')}, {self.bytes} bytes ({why or 'nothing was due'})"
 
 
 class Registry:

@@ -70,7 +70,7 @@ def _guess(total_bytes: int | None) -> Budget:
     share = FALLBACK_BYTES if total_bytes is None else int(FALLBACK_SHARE * total_bytes)
     if share < FALLBACK_BYTES:
         return Budget(bytes=share, source="no limit found: a quarter of this computer's memory")
-    return Budget(bytes=FALLBACK_BYTES, source="no limit found: 1 GiB")
+    return Budget(bytes=FALLBACK_BYTES, source="no limit found, so the default")
 
 
 def _machine(root: Path) -> tuple[int | None, tuple[str, ...]]:

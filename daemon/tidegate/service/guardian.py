@@ -20,6 +20,7 @@ from tidegate.core import lifecycle as life
 from tidegate.core import message as msg
 from tidegate.core.pace import Pace
 from tidegate.core.settings import MIB
+from tidegate.core.words import count
 from tidegate.service.decisions import DecisionLog
 from tidegate.service.evidence import Evidence
 from tidegate.service.generations import Generations
@@ -46,7 +47,7 @@ class Freed(msgspec.Struct, kw_only=True):
         often = f", {self.times} times" if self.times > 1 else ""
         return (
             f"freed {self.freed_bytes} of {self.promised_bytes} bytes promised, "
-            f"{self.runs} runs, in {1000 * self.took_s:.0f} ms{often}"
+            f"{count(self.runs, 'run')}, in {1000 * self.took_s:.0f} ms{often}"
         )
 
 

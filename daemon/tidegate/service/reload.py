@@ -21,6 +21,7 @@ from msgspec import Struct
 from tidegate.config import ConfigError, LoadedConfig
 from tidegate.config.changes import Change, Effect, compare, summary
 from tidegate.core.message import ControlReply
+from tidegate.core.words import count
 from tidegate.service.control import Client, ControlServer
 from tidegate.service.generations import Generations
 from tidegate.service.listen import Bound, ListenError
@@ -205,8 +206,7 @@ class Reloader:
             return None
         former = self._generations.draining
         runs = former.beat.runs_active if former and former.beat else 0
-        answers = "1 answer" if runs == 1 else f"{runs} answers"
-        by = f" (worker {former.number} has {answers} to finish)" if former else ""
+        by = f" (worker {former.number} has {count(runs, 'answer')} to finish)" if former else ""
         return (
             f"`listen` needs a new worker, and a recycle is under way{by}; "
             "the new config is taken up by itself when that is over"

@@ -14,6 +14,7 @@ from tidegate.core.lifecycle import Fleet, State
 from tidegate.core.message import Heartbeat, StepReport, UpstreamStatus
 from tidegate.core.repairs import Repair
 from tidegate.core.settings import MIB
+from tidegate.core.words import count
 from tidegate.service.log_file import LogState
 
 RESTARTS_KEPT = 20
@@ -249,7 +250,7 @@ def status_line(status: Status) -> str:
         return f"parked: {status.reason}"
     figures = (
         f"level {memory.level}, {memory.used_bytes // MIB} of {memory.budget_bytes // MIB} MB, "
-        f"{status.runs.active} runs, up {show_age(status.uptime_s)}"
+        f"{count(status.runs.active, 'run')}, up {show_age(status.uptime_s)}"
     )
     if status.state == "serving":
         return figures

@@ -161,6 +161,7 @@ class Worker:
         self._base_bytes = self._resident_bytes()
         catalog = gateway.catalog
         self._line.send(Ready(pid=os.getpid(), found=catalog.found, model=catalog.first_model))
+        self._line.send(self._heartbeat())  # so that `status` knows of it as soon as it serves
         async with asyncio.TaskGroup() as tasks:
             chores = [
                 tasks.create_task(self._beat()),
