@@ -64,7 +64,7 @@ class Change(Struct, frozen=True, kw_only=True):
 _LATER = Effect.NEW_ANSWERS
 _NOW = Effect.AT_ONCE
 _LIMITS = {
-    "connect_s": _NOW,
+    "connect_s": _LATER,
     "first_output_s": _LATER,
     "idle_s": _LATER,
     "total_s": _LATER,
@@ -78,7 +78,7 @@ _LIMITS = {
     "header_s": _NOW,
     "body_s": _NOW,
     "queue_s": _LATER,
-    "max_queued": _NOW,
+    "max_queued": _LATER,
     "max_connections": _NOW,
     "window": _LATER,
     "max_body": _LATER,
