@@ -65,6 +65,20 @@ def test_a_kept_socket_serves_again() -> None:
     listeners.close()
 
 
+def test_a_kept_socket_outlives_an_address_that_is_taken() -> None:
+    """A parked daemon tries again and again, and must not lose on the first try what it was left."""
+    store, socket_kept = Store(), kept("127.0.0.1:0")
+    listeners = Listeners([socket_kept], store)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        both = ["127.0.0.1:0", f"127.0.0.1:{other.getsockname()[1]}"]
+        for _ in range(2):
+            with pytest.raises(listen.ListenError, match="another program"):
+                listeners.open(both)
+    listeners.use(listeners.open(both))
+    assert listeners.addresses[0] == socket_kept.address
+    listeners.close()
+
+
 def test_a_kept_socket_that_nobody_asks_for_is_closed() -> None:
     """The setting changed while it was down."""
     store, unwanted = Store(), kept("127.0.0.1:0")

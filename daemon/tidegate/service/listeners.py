@@ -81,11 +81,15 @@ class Listeners:
         if self._adopted:
             return self._adopted
         opened: list[Bound] = []
+        stored = self._stored.copy()
         try:
             for address in addresses:
                 opened.append(self._in_use(address, opened) or self._take(address))
         except ListenError:
-            self.discard(opened)
+            # The service manager goes on listening there: nobody could open them anew.
+            self._stored = {name: kept for name, kept in stored.items() if kept.sock.fileno() >= 0}
+            again = {kept.sock for kept in self._stored.values()}
+            self.discard([bound for bound in opened if bound.sock not in again])
             raise
         return opened + [b for b in self.bound if b not in opened and _is_covered(b, opened)]
 
