@@ -66,7 +66,7 @@ def test_a_kept_socket_serves_again() -> None:
 
 
 def test_a_kept_socket_outlives_an_address_that_is_taken() -> None:
-    """A parked daemon tries again and again, and must not lose on the first try what it was left."""
+    """A parked daemon tries again and again, and loses nothing of what it was left by that."""
     store, socket_kept = Store(), kept("127.0.0.1:0")
     listeners = Listeners([socket_kept], store)
     with socket.create_server(("127.0.0.1", 0)) as other:
