@@ -122,6 +122,20 @@ async def test_what_is_left_at_the_stop_limit_is_told(
     assert await asyncio.to_thread(running.process.wait, 10) == 0
 
 
+async def test_who_reads_nothing_does_not_hold_up_the_stop(
+    gateway, scripted_upstream: ScriptedUpstream
+) -> None:
+    """The worker goes by itself, in time; it need not be killed for a client that hangs."""
+    running = gateway(toml(("box", scripted_upstream.url), rest="\n[drain]\nstop_limit_s = 0.5\n"))
+    stream = await open_chat(running.base_url, "bulk:60000", receive_buffer=16 * 1024)
+    await until(lambda: scripted_upstream.seen("bulk:60000"), 5, "the upstream was asked")
+    running.remember()
+    running.process.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(running.process.wait, 10) == 0
+    running.wait_logged("worker 1 is gone: exit 0")
+    await stream.vanish()
+
+
 @pytest.mark.timeout(180)
 async def test_a_recycle_cuts_nobody(gateway, scripted_upstream: ScriptedUpstream) -> None:
     """Under a hundred numbered streams: no gap, no reset, nobody refused, before, during, after."""

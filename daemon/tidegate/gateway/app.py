@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -199,12 +200,19 @@ class Gateway:
         self.server.draining = True
         self.server.stop_accepting()
 
-    async def close(self, reason: str = "cancelled: tidegate is stopping") -> None:
-        """Ends what is left, and leaves nothing behind. `reason` is what readers are told."""
+    async def close(
+        self, reason: str = "cancelled: tidegate is stopping", within_s: float = math.inf
+    ) -> None:
+        """Ends what is left, and leaves nothing behind. `reason` is what readers are told.
+
+        Who does not read it `within_s` is cut.
+        """
         for relay in self.registry.active():
             relay.cancel(reason)
-        await self.server.shutdown(self.settings.limits.close_flush_s)
-        await self._inner.shutdown(1.0)
+        flush_s = min(self.settings.limits.close_flush_s, within_s / 2)
+        await asyncio.gather(
+            self.server.shutdown(flush_s, flush_s), self._inner.shutdown(flush_s, flush_s)
+        )
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -179,11 +179,11 @@ class GatewayServer(web.Server):
             self._running_loop.call_soon(listener.close)
         self._listeners.clear()
 
-    async def shutdown(self, timeout: float | None = None) -> None:
+    async def shutdown(self, timeout: float | None = None, flush_s: float | None = None) -> None:
         """Stops accepting, gives requests in hand `timeout` seconds, then ends them.
 
-        Returns when every connection is gone, at most limits.close_flush_s after that. aiohttp's
-        own shutdown is not used: it waits for idle connections too.
+        Returns when every connection is gone, at most `flush_s` (or limits.close_flush_s) after
+        that. aiohttp's own shutdown is not used: it waits for idle connections too.
         """
         self.stop_accepting()
         self.draining = self.stopping = True
@@ -196,7 +196,7 @@ class GatewayServer(web.Server):
             return
         for connection in self._everyone():
             connection.force_close()
-        if await self._wait_all_gone(self.limits().close_flush_s):
+        if await self._wait_all_gone(self.limits().close_flush_s if flush_s is None else flush_s):
             return
         for connection in self._everyone():
             connection.abort()

@@ -70,6 +70,7 @@ log = logging.getLogger("tidegate.worker")
 HEARTBEAT_S = 1.0
 CONFIGURE_LIMIT_S = 10.0
 POLL_S = 0.1  # while draining: how soon after the last stream it is gone
+GOODBYE_S = 1.0  # for readers to take their last bytes; the watchdog waits for twice as long
 HAND_OVER_AGAIN_S = 1.0  # after a successor that could not be reached
 HAND_OVER_LIMIT_S = 35.0  # for the next one to start, when nothing else is left to do
 # Free pages go back after a burst was released; while memory is short the watchdog orders it. In
@@ -171,7 +172,7 @@ class Worker:
             await self._over.wait()
             for chore in chores:
                 chore.cancel()
-        await gateway.close(self._farewell)
+        await gateway.close(self._farewell, self._goodbye_s())
         self._line.send(self._heartbeat())  # the last word on what was swept and served
 
     # --- the heartbeat ------------------------------------------------------------------------
@@ -297,6 +298,11 @@ class Worker:
             await asyncio.sleep(0)
 
     # --- the end ------------------------------------------------------------------------------
+
+    def _goodbye_s(self) -> float:
+        """How long the last words may take: what is left of the drain, and a part of its margin."""
+        deadline_s = self._order[1] if self._order else 0.0
+        return max(0.0, deadline_s - time.monotonic()) + GOODBYE_S
 
     async def _drain_until_over(self) -> None:
         """Accepts nothing new and waits for what is under way, for `limit_s` at most.
