@@ -15,6 +15,7 @@ def etc(tmp_path, monkeypatch):
     """A stand-in for /etc/tidegate that is not there unless the test makes it."""
     directory = tmp_path / "etc"
     monkeypatch.setattr(places, "SYSTEM_CONFIG_DIR", directory)
+    monkeypatch.setattr(places, "MAC_SYSTEM_DIR", tmp_path / "support")
     return directory
 
 
@@ -66,6 +67,20 @@ def test_mac_has_its_own_places():
     assert found.state_dir == support
     assert found.runtime_dir == support / "run"
     assert found.log_file == Path("/h/Library/Logs/tidegate/tidegate.log")
+
+
+def test_root_on_a_mac_means_the_service_of_the_system(tmp_path):
+    """`sudo` keeps HOME there; its verbs go to the installed service, not into that home."""
+    support = tmp_path / "support"
+    own = Path("/h/Library/Application Support/tidegate")
+    assert find({}, platform="darwin", uid=0).state_dir == own
+    support.mkdir()
+    assert find({}, platform="darwin").state_dir == own
+    found = find({}, platform="darwin", uid=0)
+    assert found.config_file == support / "config.toml"
+    assert found.state_dir == support / "state"
+    assert found.runtime_dir == support / "run"
+    assert found.log_file == Path("/Library/Logs/tidegate/tidegate.log")
 
 
 def test_flag_wins_over_environment_wins_over_default():

@@ -1,7 +1,8 @@
 """Where tidegate keeps its things on this computer.
 
-Three answers: the system's places when root runs it on a computer that has `/etc/tidegate`, the
-places of macOS on a Mac, and the XDG directories everywhere else. A flag wins over the
+Three answers: the system's places when root runs it on a computer that has them (`/etc/tidegate`,
+on a Mac `/Library/Application Support/tidegate`), the places of macOS on a Mac, and the XDG
+directories everywhere else. A flag wins over the
 environment (`TIDEGATE_CONFIG`, `TIDEGATE_STATE_DIR`, `TIDEGATE_RUNTIME_DIR`), which wins over
 these. `find` only looks; `make_private` creates.
 
@@ -24,6 +25,7 @@ MAX_SOCKET_PATH_BYTES = 103
 _LONGEST_SOCKET_NAME = "worker-99999.sock"
 
 SYSTEM_CONFIG_DIR = Path("/etc/tidegate")
+MAC_SYSTEM_DIR = Path("/Library/Application Support/tidegate")
 
 
 class PlacesError(Exception):
@@ -66,15 +68,14 @@ def find(
     named_runtime = runtime_dir or _from_environment(environ, "TIDEGATE_RUNTIME_DIR")
     state = (named_state or usual.state_dir).absolute()
     fallback = state / "run"
-    runtime = (named_runtime or _usual_runtime(environ, platform, uid) or fallback).absolute()
+    runtime = (named_runtime or usual.runtime_dir or fallback).absolute()
     _check_socket_room(runtime)
-    on_mac_for_a_user = platform == "darwin" and named_state is None and not _is_system(uid)
     return Places(
         config_file=(named_config or usual.config_file).absolute(),
         config_named=named_config is not None,
         state_dir=state,
         runtime_dir=runtime,
-        log_file=usual.log_file if on_mac_for_a_user else state / "tidegate.log",
+        log_file=usual.log_file if named_state is None else state / "tidegate.log",
     )
 
 
@@ -101,42 +102,64 @@ def make_private(directory: Path) -> None:
         raise PlacesError(f"{directory}: others can write into it; run: chmod 700 '{directory}'")
 
 
-class _Usual(Struct, frozen=True):
+class Usual(Struct, frozen=True, kw_only=True):
+    """Where things lie when nobody says otherwise."""
+
     config_file: Path
     state_dir: Path
     log_file: Path
+    runtime_dir: Path | None  # None: `run` in the state directory
 
 
-def _usual(environ: Mapping[str, str], platform: str, uid: int) -> _Usual:
-    if _is_system(uid):
-        state = Path("/var/lib/tidegate")
-        return _Usual(SYSTEM_CONFIG_DIR / "config.toml", state, state / "tidegate.log")
+def of_the_system(platform: str) -> Usual:
+    """The places of a service of the whole computer."""
+    if platform == "darwin":
+        return Usual(
+            config_file=MAC_SYSTEM_DIR / "config.toml",
+            state_dir=MAC_SYSTEM_DIR / "state",
+            log_file=Path("/Library/Logs/tidegate/tidegate.log"),
+            runtime_dir=MAC_SYSTEM_DIR / "run",
+        )
+    state = Path("/var/lib/tidegate")
+    return Usual(
+        config_file=SYSTEM_CONFIG_DIR / "config.toml",
+        state_dir=state,
+        log_file=state / "tidegate.log",
+        runtime_dir=Path("/run/tidegate"),
+    )
+
+
+def _usual(environ: Mapping[str, str], platform: str, uid: int) -> Usual:
+    system = of_the_system(platform)
+    if uid == 0 and system.config_file.parent.is_dir():
+        return system
     home = _home(environ)
     if platform == "darwin":
         support = home / "Library" / "Application Support" / "tidegate"
-        log_file = home / "Library" / "Logs" / "tidegate" / "tidegate.log"
-        return _Usual(support / "config.toml", support, log_file)
+        return Usual(
+            config_file=support / "config.toml",
+            state_dir=support,
+            log_file=home / "Library" / "Logs" / "tidegate" / "tidegate.log",
+            runtime_dir=None,
+        )
     config = _xdg(environ, "XDG_CONFIG_HOME") or home / ".config"
     state = (_xdg(environ, "XDG_STATE_HOME") or home / ".local" / "state") / "tidegate"
-    return _Usual(config / "tidegate" / "config.toml", state, state / "tidegate.log")
+    return Usual(
+        config_file=config / "tidegate" / "config.toml",
+        state_dir=state,
+        log_file=state / "tidegate.log",
+        runtime_dir=_xdg_runtime(environ, uid),
+    )
 
 
-def _usual_runtime(environ: Mapping[str, str], platform: str, uid: int) -> Path | None:
+def _xdg_runtime(environ: Mapping[str, str], uid: int) -> Path | None:
     """A directory that is emptied when the computer starts; None where there is none."""
-    if platform == "darwin":
-        return None
-    if _is_system(uid):
-        return Path("/run/tidegate")
     # cron and `ssh host tidegate status` often lack the variable although the directory is there.
     # One that belongs to somebody else came along with `su` or `sudo -E` and is not ours to use.
     for parent in (_xdg(environ, "XDG_RUNTIME_DIR"), Path(f"/run/user/{uid}")):
         if parent is not None and _belongs_to(parent, uid):
             return parent / "tidegate"
     return None
-
-
-def _is_system(uid: int) -> bool:
-    return uid == 0 and SYSTEM_CONFIG_DIR.is_dir()
 
 
 def _home(environ: Mapping[str, str]) -> Path:

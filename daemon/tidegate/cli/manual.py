@@ -23,7 +23,7 @@ _STATUS = {
     "1": "The running tidegate said no, or what was looked for was not well.",
     "2": "The doctor found errors.",
     "64": "Wrong usage.",
-    "69": "No running tidegate can be reached.",
+    "69": "No running tidegate can be reached, or start failed.",
     "70": "A defect of tidegate itself, see its log.",
     "74": "What it would print cannot be written.",
     "75": "Not finished yet, or try again.",
@@ -41,6 +41,8 @@ _FILES = {
     "/var/lib/tidegate": "Its tokens and evidence.",
     "~/.config/tidegate/config.toml": "The config of a user's own.",
     "~/.local/state/tidegate": "Its tokens, evidence and log.",
+    "/Library/Application Support/tidegate": "On a Mac: the config, state and run of the system's.",
+    "~/Library/Application Support/tidegate": "On a Mac: all of a user's own.",
 }
 _EXAMPLES = {
     "tidegate run": "Serve in the foreground.",

@@ -29,6 +29,7 @@ from math import ceil
 from pathlib import Path
 
 from tidegate.install.job import LABEL, Job, Scope
+from tidegate.places import of_the_system
 from tidegate.service.launchd import EXIT_VARIABLE, SOCKETS_NAME, fitting_stop_s
 from tidegate.service.listen import parse
 
@@ -96,14 +97,14 @@ def _socket(address: str) -> dict[str, object]:
 
 def shipped() -> dict[str, bytes]:
     """The files of `launchd/` by name."""
-    support = Path("/Library/Application Support/tidegate")
+    usual = of_the_system("darwin")
     system = Job(
         scope=Scope.SYSTEM,
         program=("/usr/local/bin/tidegate",),
-        config_file=support / "config.toml",
-        state_dir=support / "state",
-        runtime_dir=support / "run",
-        log_file=Path("/Library/Logs/tidegate/tidegate.log"),
+        config_file=usual.config_file,
+        state_dir=usual.state_dir,
+        runtime_dir=usual.runtime_dir,
+        log_file=usual.log_file,
         user=SERVICE_USER,
     )
     # A property list knows no "~", so whoever copies this one puts their name in.

@@ -23,8 +23,6 @@ from tidegate.places import Places, PlacesError
 _HIDDEN = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))  # noqa: S108
 _SEES_HOMES = re.compile(r"^\s*ProtectHome\s*=\s*(no|false|off|0)\s*$", re.MULTILINE)
 _FLAGS = ("--config", "--state-dir", "--runtime-dir", "--log-file")
-_MAC = Path("/Library/Application Support/tidegate")
-_MAC_LOG = Path("/Library/Logs/tidegate/tidegate.log")
 
 
 def program(called: str | None = None) -> tuple[str, ...]:
@@ -175,24 +173,16 @@ def _system_job(
     platform: str,
 ) -> Job:
     config, state, runtime = named
-    if platform == "darwin":
-        return Job(
-            scope=Scope.SYSTEM,
-            program=program,
-            config_file=config or _MAC / "config.toml",
-            state_dir=state or _MAC / "state",
-            runtime_dir=runtime or _MAC / "run",
-            log_file=_MAC_LOG,
-            user=launchd_plist.SERVICE_USER,
-            stop_limit_s=stop_limit_s,
-        )
+    usual = places.of_the_system(platform)
+    on_mac = platform == "darwin"
     return Job(
         scope=Scope.SYSTEM,
         program=program,
-        config_file=config or places.SYSTEM_CONFIG_DIR / "config.toml",
-        state_dir=state or Path("/var/lib") / NAME,
-        runtime_dir=runtime or Path("/run") / NAME,
-        user=NAME,
+        config_file=config or usual.config_file,
+        state_dir=state or usual.state_dir,
+        runtime_dir=runtime or usual.runtime_dir,
+        log_file=usual.log_file if on_mac else None,
+        user=launchd_plist.SERVICE_USER if on_mac else NAME,
         stop_limit_s=stop_limit_s,
     )
 
