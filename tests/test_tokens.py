@@ -100,6 +100,13 @@ def test_revoke_of_no_token_says_so(path, which):
     assert len(tokens.read(path)) == 1
 
 
+def test_revoke_where_none_was_ever_made(tmp_path):
+    """No directory yet: there is no such token, and none is made."""
+    with pytest.raises(TokenError, match="no such token"):
+        tokens.revoke(tmp_path / "never" / "tokens", "a")
+    assert not (tmp_path / "never").exists()
+
+
 def test_revoke_refuses_to_guess(path):
     """The beginning that two hashes share revokes neither."""
     entries = [f'{{"name": "{name}", "sha256": "{"ab" * 31}{name * 2}"}}' for name in "cd"]

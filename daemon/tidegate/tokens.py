@@ -86,6 +86,7 @@ def revoke(path: Path, which: str) -> Token:
 
     Raises TokenError when there is none, or more than one.
     """
+    _find(read(path), which)  # where nothing was ever made, there is nothing to lock
     with _locked(path.parent):
         tokens = read(path)
         token = _find(tokens, which)
