@@ -11,6 +11,7 @@
 #   as root /usr/local/bin/tidegate, else ~/.local/bin/tidegate: a link to the command in it
 # Config, tokens and logs are tidegate's own affair: they are neither made nor removed here.
 set -eu
+umask 022 # what root installs is for everybody to run, whatever root's own umask
 
 usage() {
     cat <<'END'
@@ -94,8 +95,21 @@ do_() {
     [ -n "$dry" ] || "$@"
 }
 
+# The words that every process was started with. A small Linux may lack a ps that knows these
+# options, or any; it has /proc.
+processes() {
+    if [ -r /proc/self/cmdline ]; then
+        cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\0' '\n'
+    else
+        ps -A -ww -o args=
+    fi
+}
+
 # Whether some process was started from there: its interpreter is named on its command line.
-is_in_use() { ps -A -ww -o args= >"$scratch/processes" && grep -qF "$1/" "$scratch/processes"; }
+is_in_use() {
+    processes >"$scratch/processes" || fail "cannot see what runs; is there a ps?"
+    grep -qF "$1/" "$scratch/processes"
+}
 
 is_ours() { [ -L "$link" ] && [ "$(readlink "$link")" = "$command" ]; }
 
