@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import selectors
 import socket
 import threading
@@ -163,3 +164,24 @@ def test_a_client_that_hung_up_is_nothing_to_keep(
         kept = commands.kept().until_recycled
         assert len(kept) == 1
         assert kept[0] >= 0
+
+
+def test_no_descriptor_for_a_client_does_not_spin(
+    server: tuple[ControlServer, selectors.BaseSelector], tmp_path: Path
+) -> None:
+    """Out of descriptors, the loop goes on at a walk; the client waits, and is let in later."""
+    control_server, selector = server
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(tmp_path / control.SOCKET_NAME))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (client.fileno() + 1, hard))
+        try:
+            begun_s, turns = time.monotonic(), 0
+            while time.monotonic() - begun_s < 0.5:
+                turn(selector)
+                turns += 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert turns <= 0.5 / control._RETRY_S + 1
+        turn(selector)
+        assert "clients=1" in repr(control_server)

@@ -122,7 +122,10 @@ class ControlServer:
     def _accept(self, _mask: int) -> None:
         try:
             sock, _ = self._sock.accept()
-        except OSError:  # it went again, or we are out of descriptors: the next turn retries
+        except (BlockingIOError, ConnectionAbortedError):  # it went again
+            return
+        except OSError:  # out of descriptors: the next turn retries, and not at full speed
+            time.sleep(_RETRY_S)
             return
         client = Client(sock, self._clock() + REQUEST_LIMIT_S)
         self._add(client)
