@@ -98,6 +98,8 @@ def test_one_address_may_stand_alone_and_auto_is_none(load):
     ("text", "line", "key", "says"),
     [
         ("listn = 1", 1, "listn", "did you mean listen?"),
+        ("port = 1", 1, "port", "did you mean listen?"),
+        (f'{BOX}base_url = "http://x"', 4, "upstream[0].base_url", "did you mean url?"),
         ("\nidle_s = 1", 2, "idle_s", r"belongs under \[limits\]"),
         ("[limits]\nidles = 1", 2, "limits.idles", "did you mean idle_s?"),
         ("zzz = 1", 1, "zzz", "unknown key$"),

@@ -43,6 +43,11 @@ _MOST_COUNT = 1_000_000
 _MOST_BYTES = 1024 * GIB
 
 _SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*(KiB|MiB|GiB)", re.IGNORECASE)
+# What other programs call it.
+_ELSEWHERE = {
+    **dict.fromkeys(("base_url", "api_base", "endpoint"), "url"),
+    **dict.fromkeys(("host", "port", "bind", "address"), "listen"),
+}
 _UNITS = {"kib": KIB, "mib": MIB, "gib": GIB}
 
 _EXPECTED: dict[object, str] = {
@@ -166,7 +171,8 @@ def _unknown(key: str, known: Mapping[str, object]) -> str:
             "a key does not belong into this file: name a 0600 file with api_key_file, or an "
             "environment variable with api_key_env"
         )
-    if near := get_close_matches(key, known, 1):
+    near = [_ELSEWHERE[key]] if _ELSEWHERE.get(key) in known else get_close_matches(key, known, 1)
+    if near:
         return f"unknown key; did you mean {near[0]}?"
     for info in fields(Settings):
         table = _struct_in(info.type)
