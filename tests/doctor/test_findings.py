@@ -257,6 +257,17 @@ def _(bench: Bench) -> list[Problem]:
     return judged(unit(ActiveState="failed", Result="start-limit-hit"))
 
 
+def test_what_ended_a_failed_service_is_told():
+    """Why it ended is more than that it ended too often; a missing directory has its own remedy."""
+    ended = {"ExecMainCode": "1", "ExecMainStatus": "243"}
+    found = judged(unit(ActiveState="failed", Result="start-limit-hit", **ended))
+    assert "credentials could not be read" in found[0].cause
+    assert "install -d -m 700 /etc/tidegate/credentials" in found[0].fix
+    between = unit(ActiveState="activating", SubState="auto-restart", Result="exit-code", **ended)
+    assert judged(between)[0].cause.startswith("systemd starts it again: exit code 243")
+    assert not judged(unit(ActiveState="activating", SubState="start"))
+
+
 @provokes("service-not-enabled", "systemctl enable tidegate")
 def _(bench: Bench) -> list[Problem]:
     return judged(unit(UnitFileState="disabled"))

@@ -25,14 +25,17 @@ from tidegate.doctor.findings import finding
 from tidegate.install import systemctl
 from tidegate.install.call import CallError, call, environment
 from tidegate.install.job import LABEL, Scope
+from tidegate.install.manager import NO_CREDENTIALS, exit_text
+from tidegate.install.systemd_unit import CREDENTIALS
 
 STOP_MARGIN_S = 5.0  # what a stop takes beside the answers that it lets finish
 SPARE_DESCRIPTORS = 64  # files, sockets of our own, and those towards the upstreams
 LIMIT_S = 8.0
 _LINGER = Path("/var/lib/systemd/linger")
 _SHOWN = (
-    "LoadState,ActiveState,UnitFileState,Result,Type,NotifyAccess,Restart,OOMPolicy,TimeoutStopUSec,"
-    "WatchdogUSec,MemoryMax,MemoryHigh,LimitNOFILE,DropInPaths,NeedDaemonReload,FragmentPath"
+    "LoadState,ActiveState,SubState,UnitFileState,Result,ExecMainCode,ExecMainStatus,Type,"
+    "NotifyAccess,Restart,OOMPolicy,TimeoutStopUSec,WatchdogUSec,MemoryMax,MemoryHigh,LimitNOFILE,"
+    "DropInPaths,NeedDaemonReload,FragmentPath"
 )
 _SECTION = "[Service]"
 
@@ -84,12 +87,7 @@ def check_systemd(service: Service, settings: Settings, budget_bytes: int) -> It
     """By what `systemctl show` says is in force."""
     shown = service.shown
     edit = _edit(service.scope)
-    if shown.get("ActiveState") == "failed":
-        yield finding(
-            "service-failed",
-            f"systemd has given it up: {shown.get('Result', 'failed')}",
-            f"see `tidegate logs`, mend what it says, then: {_systemctl(service.scope, 'restart')}",
-        )
+    yield from _check_failed(shown, service.scope)
     if shown.get("UnitFileState") == "disabled":
         yield finding(
             "service-not-enabled",
@@ -121,6 +119,23 @@ def check_systemd(service: Service, settings: Settings, budget_bytes: int) -> It
             f"it ends when {service.user} logs out, and does not start with the computer",
             f"run: sudo loginctl enable-linger {service.user}",
         )
+
+
+def _check_failed(shown: Mapping[str, str], scope: Scope) -> Iterator[Problem]:
+    """Given up, or between two starts. What ended it tells more than that it was too often."""
+    is_given_up = shown.get("ActiveState") == "failed"
+    if not is_given_up and shown.get("SubState") != "auto-restart":
+        return
+    code = systemctl.exit_code(shown)
+    how = exit_text(code) if code else systemctl.ending(shown) or "failed"
+    mend = "see `tidegate logs`, mend what it says"
+    if code == NO_CREDENTIALS:
+        mend = f"run: sudo install -d -m 700 {CREDENTIALS}"
+    yield finding(
+        "service-failed",
+        f"systemd has given it up: {how}" if is_given_up else f"systemd starts it again: {how}",
+        f"{mend}; then: {_systemctl(scope, 'restart')}",
+    )
 
 
 def _check_protocol(shown: Mapping[str, str], edit: str) -> Iterator[Problem]:

@@ -20,6 +20,7 @@ from tidegate.install.written import File
 
 Tell = Callable[[str], None]  # progress, a line at a time
 
+NO_CREDENTIALS = 243  # systemd.exec(5): EXIT_CREDENTIALS
 _EXITS = {
     64: "wrong usage of `tidegate run`",
     70: "a defect of tidegate itself, see its log",
@@ -31,7 +32,7 @@ _EXITS = {
     226: "its sandbox could not be set up, often for a directory that is not there",
     233: "its runtime directory could not be made",
     238: "its state directory could not be made",
-    243: "its credentials could not be read",
+    NO_CREDENTIALS: "its credentials could not be read",
 }
 
 

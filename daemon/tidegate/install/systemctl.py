@@ -90,9 +90,6 @@ class Systemd:
         """How systemd sees the service."""
         shown = self._show()
         active = shown.get("ActiveState", "inactive")
-        code = int(shown.get("ExecMainStatus") or 0)
-        exited = shown.get("ExecMainCode") == _EXITED
-        result = shown.get("Result", "success")
         if shown.get("LoadState") not in {"loaded", "masked"}:
             return State(installed=False)
         return State(
@@ -105,8 +102,8 @@ class Systemd:
             else f"{active} ({shown.get('SubState', '')})",
             pid=int(shown.get("MainPID") or 0) or None,
             said=shown.get("StatusText", ""),
-            result=None if result == "success" else _result_text(result, code, exited=exited),
-            exit_code=code if exited else None,
+            result=ending(shown),
+            exit_code=exit_code(shown),
             restarts=int(shown.get("NRestarts") or 0),
             file=Path(shown["FragmentPath"]) if shown.get("FragmentPath") else None,
             drop_ins=[Path(each) for each in shown.get("DropInPaths", "").split()],
@@ -393,16 +390,26 @@ def _limits(shown: Mapping[str, str]) -> Limits:
     )
 
 
-def _result_text(result: str, code: int, *, exited: bool) -> str:
-    """systemd's word for how it failed, and what it means."""
-    if result == "exit-code" and exited:
+def exit_code(shown: Mapping[str, str]) -> int | None:
+    """Of the last process, if that ended by itself."""
+    exited = shown.get("ExecMainCode") == _EXITED
+    return int(shown.get("ExecMainStatus") or 0) if exited else None
+
+
+def ending(shown: Mapping[str, str]) -> str | None:
+    """systemd's word for how it failed, and what it means; None: it has not."""
+    result = shown.get("Result", "success")
+    code = exit_code(shown)
+    if result == "success":
+        return None
+    if result == "exit-code" and code is not None:
         return exit_text(code)
     known = {
         "timeout": "timeout: it was not ready, or did not stop, in time",
         "watchdog": "watchdog: it was silent for too long",
         "start-limit-hit": "start-limit-hit: it failed too often in a short time",
         "oom-kill": "oom-kill: the kernel ran out of memory",
-        "signal": f"ended by signal {code}",
+        "signal": f"ended by signal {shown.get('ExecMainStatus')}",
         "resources": "resources: systemd could not set up what the unit asks for",
         "protocol": "protocol: it ended before it was ready",
     }
