@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from tidegate import places
 from tidegate.cli import ask
 from tidegate.cli.main import main
+from tidegate.service import control
 
 STATUS = {
     "state": "serving",
@@ -347,3 +350,37 @@ def test_a_mistyped_verb_is_told_what_it_may_have_been(
     said = capsys.readouterr().err
     assert ("did you mean" in said) is (meant is not None)
     assert meant is None or f"did you mean `{meant}`?" in said
+
+
+@pytest.fixture
+def system_service(tmp_path, monkeypatch):
+    """One runs, and we are somebody else."""
+    there = tmp_path / "system"
+    there.mkdir()
+    usual = msgspec.structs.replace(places.of_the_system("linux"), runtime_dir=there)
+    monkeypatch.setattr("tidegate.cli.ask.of_the_system", lambda _platform: usual)
+    monkeypatch.setattr("os.geteuid", lambda: 1234)
+    return there
+
+
+def test_whoever_means_the_service_of_the_system_is_told_how(system_service, tmp_path, capsys):
+    """Without sudo the verbs look where nobody runs, and a token would be for nobody."""
+    own = ["--state-dir", str(tmp_path), "--runtime-dir", str(tmp_path / "run")]
+    assert main(["status", *own]) == 69
+    assert "put sudo before the command" in capsys.readouterr().err
+    assert main(["token", "new", "laptop", *own]) == 0
+    assert "put sudo before the command" in capsys.readouterr().err
+    system_service.rmdir()
+    assert main(["status", *own]) == 69
+    assert "sudo" not in capsys.readouterr().err
+
+
+def test_a_socket_of_somebody_else_is_no_daemon_that_is_gone(tmp_path, monkeypatch, capsys):
+    """What we may not ask may well run."""
+
+    def closed(*_: object) -> None:
+        raise control.NotRunning("closed") from PermissionError()
+
+    monkeypatch.setattr("tidegate.service.control.ask", closed)
+    assert main(["status", "--runtime-dir", str(tmp_path)]) == 69
+    assert "answers only the user whose it is" in capsys.readouterr().err

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Callable
 
 import msgspec
@@ -10,7 +12,7 @@ import msgspec
 from tidegate.cli.failure import NOT_RUNNING, NOT_YET, REFUSED, Failure
 from tidegate.cli.here import find_places
 from tidegate.core.message import ControlReply, ControlRequest
-from tidegate.places import Places
+from tidegate.places import Places, of_the_system
 from tidegate.service import control
 
 ANSWER_LIMIT_S = 15.0  # the watchdog gives a worker 5 s
@@ -32,14 +34,34 @@ def reply_to(places: Places, request: ControlRequest, limit_s: float) -> Control
     try:
         return control.ask(places.runtime_dir, request, limit_s)
     except control.NotRunning as error:
+        is_closed = isinstance(error.__cause__, PermissionError)
         raise Failure(
-            f"tidegate is not running, or not with the runtime directory {places.runtime_dir}",
-            NOT_RUNNING,
+            closed_text(places) if is_closed else nobody_text(places), NOT_RUNNING
         ) from error
     except TimeoutError as error:
         raise Failure(
             f"no answer to {request.verb} within {limit_s:g} s; see `tidegate status`", NOT_YET
         ) from error
+
+
+def closed_text(places: Places) -> str:
+    """Somebody may be there, and is not ours to ask."""
+    sock = places.runtime_dir / control.SOCKET_NAME
+    return f"{sock} answers only the user whose it is, and root: put sudo before the command"
+
+
+def nobody_text(places: Places) -> str:
+    """Nobody is there; and who may be meant instead."""
+    text = f"tidegate is not running, or not with the runtime directory {places.runtime_dir}"
+    return f"{text}; {other}" if (other := system_text(places)) else text
+
+
+def system_text(places: Places) -> str | None:
+    """How to reach the service of the system, where there is one and these places are not its."""
+    there = of_the_system(sys.platform).runtime_dir
+    if os.geteuid() == 0 or there in (None, places.runtime_dir) or not there.is_dir():
+        return None
+    return "the service of the system answers only root: put sudo before the command"
 
 
 def status(arguments: argparse.Namespace) -> int:

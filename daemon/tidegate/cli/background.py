@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tidegate import config
 from tidegate.cli.answers import read_status
-from tidegate.cli.ask import ask
+from tidegate.cli.ask import ask, nobody_text
 from tidegate.cli.banner import base_url
 from tidegate.cli.failure import NOT_RUNNING, NOT_YET, REFUSED, Failure
 from tidegate.cli.here import find_places
@@ -81,10 +81,7 @@ def _stop(places: Places) -> int:
     pid_file = places.runtime_dir / "tidegate.pid"
     pid = detach.holder(pid_file)
     if pid is None:
-        raise Failure(
-            f"tidegate is not running, or not with the runtime directory {places.runtime_dir}",
-            NOT_RUNNING,
-        )
+        raise Failure(nobody_text(places), NOT_RUNNING)
 
     def is_over() -> bool:
         return detach.holder(pid_file) != pid

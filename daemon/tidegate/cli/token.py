@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from tidegate import config, tokens
-from tidegate.cli.ask import RELOAD_LIMIT_S, ask
+from tidegate.cli.ask import RELOAD_LIMIT_S, ask, system_text
 from tidegate.cli.failure import NOT_RUNNING, REFUSED, Failure
 from tidegate.cli.here import find_places
 from tidegate.core.message import ControlRequest
@@ -62,6 +62,8 @@ def _tell_the_running_one(places: Places, otherwise: str) -> None:
     except Failure as failure:
         if failure.code != NOT_RUNNING:
             raise Failure(f"{otherwise}: {failure}", REFUSED) from failure
+        if other := system_text(places):
+            print(f"That was the file in {_file(places).parent}; {other}.", file=sys.stderr)
 
 
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
