@@ -5,7 +5,8 @@ one message. Answers are given in the order in which they were asked for, one at
 socket goes, so does the reader of the run under way, with all that follows from that.
 
 Errors are told as OpenAI's servers do: what never began as `{"type": "error", "status", "error"}`,
-what broke off in the middle by its own events. The connection outlives both.
+what broke off in the middle by `response.failed`. The connection outlives both, so either is the
+one last message of its answer: who stopped at the first of two took the second for the next one's.
 Facts: https://developers.openai.com/api/docs/guides/websocket-mode and openai-python.
 """
 
@@ -177,10 +178,14 @@ class _Conversation:
                 block, end = run.window.read(subscriber.cursor)
             except CursorEvicted as evicted:
                 reason = run.reason if run.released else f"read too slowly: {evicted}"
-                for event in SSE.split(run.error_block(str(reason), "stream_error", evicted.code)):
+                block = run.error_block(str(reason), "stream_error", evicted.code)
+                for event in _with_one_end(SSE.split(block)):
                     await self._send(SSE.data(event))
                 return
-            for number, event in enumerate(SSE.split(block), subscriber.cursor.seq):
+            events = SSE.split(block)
+            if RESPONSES.may_end(block):
+                events = _with_one_end(events)
+            for number, event in enumerate(events, subscriber.cursor.seq):
                 if number == 0 and run.format.meaning(event) is Meaning.ERROR:
                     answer = answers.failure(relay)  # it never began, so it has a status
                     await self._send(_error(answer.status, answer.body))
@@ -225,6 +230,13 @@ def _body(message: bytes) -> bytes:
         )
     fields.pop("background", None)
     return _encode(fields | {"stream": Raw(b"true")})
+
+
+def _with_one_end(events: list[bytes]) -> list[bytes]:
+    """Without the flat error that a stream has before its `response.failed`."""
+    if len(events) > 1 and RESPONSES.is_error_open(events[-2]):
+        return [*events[:-2], events[-1]]
+    return events
 
 
 def _error(status: int, body: bytes) -> bytes:
