@@ -316,7 +316,7 @@ def _lines(
 ) -> Iterator[bytes]:
     """Read by read, for `readline` goes on as long as a byte comes now and then."""
     rest = b""
-    while True:
+    while not response.isclosed():  # it may be with its last byte, and its socket too
         _limit(sock, deadline_s)
         data = response.read1(READ_BYTES)
         *whole, rest = (rest + data).split(b"\n")
@@ -324,8 +324,8 @@ def _lines(
         if len(rest) > MAX_LINE:
             raise _Unwell("upstream-error", "sends an event without an end", "see its own log")
         if not data:
-            yield rest
-            return
+            break
+    yield rest
 
 
 def _piece(data: bytes) -> str:
