@@ -51,7 +51,9 @@ if [ "${1:-}" != --inside ]; then
     for _ in $(seq 600); do
         first=$(cat "/proc/$outer/task/$outer/children" 2>/dev/null) || break
         first=${first%% *}
-        [ -n "$first" ] && [ -S "/proc/$first/root/run/systemd/private" ] && break
+        # Before it is systemd it has the root of the machine outside, which may run one as well.
+        [ -n "$first" ] && [ "$(cat "/proc/$first/comm" 2>/dev/null)" = systemd ] &&
+            nsenter --target "$first" --mount --root test -S /run/systemd/private && break
         first=
         sleep 0.05
     done
