@@ -441,7 +441,7 @@ async def turn(socket: aiohttp.ClientWebSocketResponse) -> list[dict[str, Any]]:
     told = []
     while True:
         told.append(json.loads((await socket.receive(DEADLINE_S)).data))
-        if told[-1]["type"] in {"response.completed", "response.failed"} or "status" in told[-1]:
+        if told[-1]["type"] in {"response.completed", "response.failed", "error"}:
             return told
 
 
@@ -542,6 +542,42 @@ async def test_an_answer_that_breaks_off_says_so(rigs, raw_upstream) -> None:
         assert all(each["type"] != "error" for each in words)
         await socket.send_str(create())
         assert (await turn(socket))[0]["type"] == "response.created"
+
+
+FLAT = event("error", code="server_error", message="theirs", param=None)
+FAILED = event("response.failed", response=response("failed"))
+
+
+@pytest.mark.parametrize(
+    ("after", "last"),
+    [
+        ([FLAT + FAILED], "response.failed"),
+        ([FLAT, FAILED], "response.failed"),
+        ([FLAT], "response.failed"),
+        ([FLAT, WORDS[0], FAILED], "response.failed"),
+        ([FLAT, DONE], "error"),
+        ([FLAT + DONE], "error"),
+    ],
+)
+async def test_what_an_upstream_fails_with_is_one_message(
+    rigs, raw_upstream, after: list[bytes], last: str
+) -> None:
+    """However its events are cut into reads; and an error is none the less one for a completion."""
+
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(HEAD, chunked(CREATED, *WORDS))
+        for piece in after:
+            await peer.send(chunked(piece))
+            await asyncio.sleep(0.02)  # a read of its own
+        await peer.send(LAST)
+
+    rig = await rigs(await raw_upstream(play))
+    async with Talk(rig) as socket:
+        for _ in range(2):
+            await socket.send_str(create())
+            kinds = [each["type"] for each in await turn(socket)]
+            assert kinds == ["response.created", *["response.output_text.delta"] * 3, last]
 
 
 async def test_a_websocket_that_goes_takes_its_run_along(rigs, raw_upstream) -> None:

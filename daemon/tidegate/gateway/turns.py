@@ -173,29 +173,33 @@ class _Conversation:
     async def _send_events(self, relay: Relay, subscriber: Subscriber) -> None:
         """Each event as one message, until the run is over."""
         run, client = relay.run, self._client
+        flat = b""  # an error after which only `response.failed` counts, or nothing
         while True:
             try:
                 block, end = run.window.read(subscriber.cursor)
             except CursorEvicted as evicted:
                 reason = run.reason if run.released else f"read too slowly: {evicted}"
                 block = run.error_block(str(reason), "stream_error", evicted.code)
-                for event in _with_one_end(SSE.split(block)):
-                    await self._send(SSE.data(event))
+                await self._send(SSE.data(SSE.split(block)[-1]))
                 return
-            events = SSE.split(block)
-            if RESPONSES.may_end(block):
-                events = _with_one_end(events)
-            for number, event in enumerate(events, subscriber.cursor.seq):
-                if number == 0 and run.format.meaning(event) is Meaning.ERROR:
+            for number, event in enumerate(SSE.split(block), subscriber.cursor.seq):
+                said = RESPONSES.meaning(event)
+                if number == 0 and said is Meaning.ERROR:
                     answer = answers.failure(relay)  # it never began, so it has a status
                     await self._send(_error(answer.status, answer.body))
                     return
-                await self._send(SSE.data(event))
+                if said is Meaning.ERROR and RESPONSES.is_error_open(event):
+                    flat = event
+                elif said is Meaning.ERROR or not flat:
+                    await self._send(SSE.data(event))
+                    flat = b""
             if block:
                 subscriber.cursor = end
                 subscriber.outbound_bytes = client.outbound_bytes
                 subscriber.on_progress()
             elif run.is_over:
+                if flat:
+                    await self._send(SSE.data(flat))
                 run.delivered = True
                 return
             else:
@@ -230,13 +234,6 @@ def _body(message: bytes) -> bytes:
         )
     fields.pop("background", None)
     return _encode(fields | {"stream": Raw(b"true")})
-
-
-def _with_one_end(events: list[bytes]) -> list[bytes]:
-    """Without the flat error that a stream has before its `response.failed`."""
-    if len(events) > 1 and RESPONSES.is_error_open(events[-2]):
-        return [*events[:-2], events[-1]]
-    return events
 
 
 def _error(status: int, body: bytes) -> bytes:
