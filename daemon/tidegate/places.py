@@ -2,9 +2,9 @@
 
 Three answers: the system's places when root runs it on a computer that has them (`/etc/tidegate`,
 on a Mac `/Library/Application Support/tidegate`), the places of macOS on a Mac, and the XDG
-directories everywhere else. A flag wins over the
-environment (`TIDEGATE_CONFIG`, `TIDEGATE_STATE_DIR`, `TIDEGATE_RUNTIME_DIR`), which wins over
-these. `find` only looks; `make_private` creates.
+directories everywhere else. A flag wins over the environment (`TIDEGATE_CONFIG`,
+`TIDEGATE_STATE_DIR`, `TIDEGATE_RUNTIME_DIR`), which wins over these. `find` only looks;
+`make_private` creates.
 
 The runtime directory holds sockets, and the system copies a socket's path into about a hundred
 bytes. That is checked here, where the message can say which setting to change, and not left to

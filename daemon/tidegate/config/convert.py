@@ -43,12 +43,12 @@ _MOST_COUNT = 1_000_000
 _MOST_BYTES = 1024 * GIB
 
 _SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*(KiB|MiB|GiB)", re.IGNORECASE)
+_UNITS = {"kib": KIB, "mib": MIB, "gib": GIB}
 # What other programs call it.
 _ELSEWHERE = {
     **dict.fromkeys(("base_url", "api_base", "endpoint"), "url"),
     **dict.fromkeys(("host", "port", "bind", "address"), "listen"),
 }
-_UNITS = {"kib": KIB, "mib": MIB, "gib": GIB}
 
 _EXPECTED: dict[object, str] = {
     float: "a number of seconds",
