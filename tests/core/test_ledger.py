@@ -17,13 +17,16 @@ def test_the_total_is_the_sum_of_the_accounts() -> None:
     assert (one.total_bytes, two.total_bytes, ledger.total_bytes) == (407, 50, 457)
     assert ledger.statistics() == {
         "record": 0,
-        "body": 50,
         "partial": 7,
         "held": 0,
         "window": 400,
         "outbound": 0,
+        "body": 50,
+        "message": 0,
+        "connection": 0,
     }
     assert one.close() == 407
+    assert sum(ledger.statistics().values()) == 50
     assert ledger.total_bytes == 50
     assert ledger.accounts == {two}
     assert "body" in repr(two)
@@ -100,3 +103,17 @@ def test_a_closed_account_cannot_be_charged() -> None:
     account.close()
     account.set(Entry.WINDOW, 100)
     assert ledger.total_bytes == sum(each.total_bytes for each in ledger.accounts)
+
+
+def test_requests_leave_half_of_the_book_to_answers() -> None:
+    """What clients send is refused at half of the limit; an answer may still grow."""
+    ledger = Ledger(1000)
+    upload, answer = ledger.open(), ledger.open()
+    ledger.connections.set(Entry.CONNECTION, 100)
+    upload.set(Entry.BODY, 400)
+    with pytest.raises(LedgerFull, match="of requests retained"):
+        upload.set(Entry.MESSAGE, 1)
+    upload.set(Entry.MESSAGE, 0)
+    answer.set(Entry.WINDOW, 350)
+    assert (ledger.intake_bytes, ledger.total_bytes) == (500, 850)
+    assert ledger.accounts == {upload, answer}

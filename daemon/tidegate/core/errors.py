@@ -50,9 +50,11 @@ class LedgerFull(TidegateError):
 
     code = "memory_limit"
 
-    def __init__(self, total_bytes: int, limit_bytes: int):
+    def __init__(self, total_bytes: int, limit_bytes: int, *, of: str = ""):
+        """`of` names the part of the book that is full, where it is not the whole."""
         super().__init__(
-            f"memory limit: {total_bytes >> 10} KiB retained of {limit_bytes >> 10} KiB allowed"
+            f"memory limit: {total_bytes >> 10} KiB {f'of {of} ' if of else ''}retained"
+            f" of {limit_bytes >> 10} KiB allowed"
         )
 
 

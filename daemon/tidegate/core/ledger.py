@@ -1,9 +1,12 @@
-"""The book of retained bytes: one account per run, and the total is the sum of the accounts.
+"""The book of retained bytes: one account per run, one for connections; the total is their sum.
 
 Every buffer that belongs to a run is an entry in its account, set whenever the buffer changes.
 The limit is enforced where bytes are charged, because a sampler that looks once a second cannot
 hold a budget against loopback speed: above 7/8 of it `relieve` is called (it evicts finished
 windows, then pauses upstreams), and above the limit itself the charge fails, with a reason.
+
+What clients send (bodies, WebSocket messages, heads) may take half of the limit in all: answers
+that are being streamed never fail because of requests that are still arriving.
 """
 
 from __future__ import annotations
@@ -19,14 +22,16 @@ RECORD_BYTES = 4096
 
 
 class Entry(IntEnum):
-    """The buffers of a run."""
+    """The kinds of buffers. From BODY on they hold what clients send: the intake."""
 
     RECORD = 0  # the run itself
-    BODY = 1  # the request, kept as long as an attempt may still need it
-    PARTIAL = 2  # the unfinished event at the end of what was read
-    HELD = 3  # what an attempt received before its first output
-    WINDOW = 4  # the events kept for subscribers
-    OUTBOUND = 5  # written for subscribers, not yet taken by the kernel
+    PARTIAL = 1  # the unfinished event at the end of what was read
+    HELD = 2  # what an attempt received before its first output
+    WINDOW = 3  # the events kept for subscribers
+    OUTBOUND = 4  # written for subscribers, not yet taken by the kernel
+    BODY = 5  # the request, kept as long as an attempt may still need it
+    MESSAGE = 6  # a WebSocket message that is still arriving
+    CONNECTION = 7  # an open connection, and the head that is arriving on it
 
 
 _ENTRIES = len(Entry)
@@ -35,10 +40,12 @@ _ENTRIES = len(Entry)
 class Ledger:
     """The sum of all accounts, and its limit."""
 
-    __slots__ = ("_accounts", "limit_bytes", "relieve", "total_bytes")
+    __slots__ = ("_accounts", "connections", "entries", "limit_bytes", "relieve", "total_bytes")
 
     def __init__(self, limit_bytes: int = 0) -> None:
         self.total_bytes = 0
+        self.entries = [0] * _ENTRIES  # the sums of all accounts
+        self.connections = Account(self)  # of those that have no run: never closed
         self.limit_bytes = limit_bytes  # 0: none
         self.relieve: Callable[[], object] = lambda: None
         self._accounts: set[Account] = set()
@@ -51,14 +58,11 @@ class Ledger:
 
     def statistics(self) -> dict[str, int]:
         """Bytes by kind of buffer; their sum is the total."""
-        return {
-            entry.name.lower(): sum(account.entries[entry] for account in self._accounts)
-            for entry in Entry
-        }
+        return {entry.name.lower(): self.entries[entry] for entry in Entry}
 
     @property
     def accounts(self) -> frozenset[Account]:
-        """The accounts that are open."""
+        """The open accounts of runs and requests."""
         return frozenset(self._accounts)
 
     @property
@@ -79,13 +83,28 @@ class Ledger:
         """Above the limit, where charges fail."""
         return 0 < self.limit_bytes < self.total_bytes
 
+    @property
+    def intake_bytes(self) -> int:
+        """What clients have sent and we still hold."""
+        return sum(self.entries[Entry.BODY :])
+
+    @property
+    def intake_limit_bytes(self) -> int:
+        """The most that it may be; 0: no limit."""
+        return self.limit_bytes // 2
+
+    @property
+    def is_intake_full(self) -> bool:
+        """Above its limit, where charges of what clients send fail."""
+        return 0 < self.intake_limit_bytes < self.intake_bytes
+
     def forget(self, account: Account) -> None:
         """Takes a closed account out of the book."""
         self._accounts.discard(account)
 
 
 class Account:
-    """The bytes that one run holds, by entry."""
+    """The bytes that one run, or one client that has none yet, holds; by entry."""
 
     __slots__ = ("_is_open", "_ledger", "entries", "total_bytes")
 
@@ -113,15 +132,22 @@ class Account:
         self.total_bytes += delta
         ledger = self._ledger
         ledger.total_bytes += delta
-        if delta > 0 and ledger.limit_bytes and ledger.is_tight:
-            ledger.relieve()
-            if ledger.is_full:
-                raise LedgerFull(ledger.total_bytes, ledger.limit_bytes)
+        ledger.entries[entry] += delta
+        if delta > 0 and ledger.limit_bytes:
+            is_intake = entry >= Entry.BODY
+            if ledger.is_tight or (is_intake and ledger.is_intake_full):
+                ledger.relieve()
+                if ledger.is_full:
+                    raise LedgerFull(ledger.total_bytes, ledger.limit_bytes)
+                if is_intake and ledger.is_intake_full:
+                    raise LedgerFull(ledger.intake_bytes, ledger.intake_limit_bytes, of="requests")
 
     def close(self) -> int:
         """Every buffer is gone: returns the bytes that were still charged."""
         freed = self.total_bytes
         self._ledger.total_bytes -= freed
+        for entry, held_bytes in enumerate(self.entries):
+            self._ledger.entries[entry] -= held_bytes
         self.total_bytes = 0
         self.entries = [0] * _ENTRIES
         self._is_open = False
