@@ -173,15 +173,19 @@ class Load:
             return REFUSED
         if not stream.headers.get("content-type", "").startswith("text/event-stream"):
             return WHOLE
-        tail = bytes(stream.body[-TAIL_BYTES:])
-        if b"data: [DONE]" in tail:
-            return WHOLE
-        last = parse_events(tail[tail.find(b"data:") :])[-1:]
-        if last and last[0].error is not None:
-            return TOLD
-        if last and _FINISHED.search(last[0].data):  # the upstream forgot [DONE], and only that
-            return WHOLE
-        return SILENT
+        return how_it_ended(bytes(stream.body[-TAIL_BYTES:]))
+
+
+def how_it_ended(tail: bytes) -> str:
+    """What the last bytes of a stream that had a clean end say of the answer."""
+    if b"data: [DONE]" in tail:
+        return WHOLE
+    last = parse_events(tail[tail.find(b"data:") :])[-1:]
+    if last and last[0].error is not None:
+        return TOLD
+    if last and _FINISHED.search(last[0].data):  # the upstream forgot [DONE], and only that
+        return WHOLE
+    return SILENT
 
 
 # --- the players ---------------------------------------------------------------------------------
@@ -259,8 +263,8 @@ async def comes_back(load: Load) -> str:
     await asyncio.sleep(load.dice.random())
     rest = await load.open(f"/v1/runs/{stream.run_id}/stream?starting_after={had - 1}")
     end = await load.finish(rest)
-    if rest.status == 204:  # it had everything, so its last event was an end
-        return TOLD if stream.events[-1].error is not None else SILENT
+    if rest.status == 204:  # it had everything, within the read that brought the last event too
+        return how_it_ended(bytes(stream.body[-TAIL_BYTES:]))
     if rest.status != 200:
         return end if end == CUT else LOST
     seen = numbers([event for event in rest.events if event.error is None])

@@ -1,16 +1,21 @@
 """The soak's verdict, tried on numbers: it passes what is flat, and names what grows."""
 
+import asyncio
 import importlib
 import json
 import os
+import random
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
 from types import ModuleType
 
 import pytest
+
+from fakes.wire import Chat, numbered
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDINGS = sorted((ROOT / "bench" / "recordings").glob("*.json"))
@@ -205,3 +210,45 @@ while me.memory_info().rss < first + 16 * 1024 * 1024:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=environment)
     shipped = (ROOT / "daemon").rglob("*.py")
     assert not [path for path in shipped if "soak.leaky" in path.read_text()]
+
+
+CHAT = Chat("box/numbered:60:20")
+WORDS = b"".join([*CHAT.opening(), *(numbered(number, 0, CHAT) for number in range(60))])
+
+
+@pytest.mark.parametrize(
+    ("ending", "end"),
+    [
+        (CHAT.finish() + CHAT.done(), "whole"),
+        (CHAT.finish(), "whole"),
+        (CHAT.error(), "ended with an error event"),
+        ([], "a silent clean end"),
+    ],
+    ids=["done", "finish reason", "error", "nothing"],
+)
+async def test_a_client_that_had_all_in_one_read_is_judged_by_what_it_had(
+    monkeypatch: pytest.MonkeyPatch, ending: list[bytes], end: str
+) -> None:
+    """A run that was over within the read after which the client left ended as its bytes say."""
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    load, excuses = importlib.import_module("soak.load"), importlib.import_module("soak.excuses")
+    body = WORDS + b"".join(ending)
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nx-run-id: run_1\r\n"
+    asked = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        if asked[-1].startswith(b"POST"):
+            writer.write(head + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % len(body) + body)
+            writer.write(b"\r\n")  # the end of the body is still to come when the client goes
+        else:
+            writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        with suppress(ConnectionError):  # it goes with RST
+            await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        crowd = load.Load(f"http://{host}:{port}", "tg", 1.0, excuses.Excuses(), random.Random(1))
+        assert await load.comes_back(crowd) == end
+    assert [request.split(b" ")[0] for request in asked] == [b"POST", b"GET"]
