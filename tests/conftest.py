@@ -1,6 +1,7 @@
 """Fixtures for all tests: a running gateway, a scripted upstream, a genuine llama.cpp server."""
 
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,11 @@ RUN_LONG = REQUIRE_ALL or os.environ.get("TIDEGATE_TEST_LONG") == "1"
 # It is named in the summary. What needs neither clock nor process has no such excuse.
 STEADY = {"core", "config"}
 MOST_UNSTEADY = 3
+
+# How long all of them should take, in seconds. Longer is told and no failure, for a busy machine is
+# none: what hangs is ended by the limit of its own test.
+EXPECTED_S = float(os.environ.get("TEST_LIMIT_S", "inf"))
+BEGAN_S = time.monotonic()
 
 # How long an example takes is the machine's affair: it may be busy.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -62,6 +68,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if unsteady > MOST_UNSTEADY and session.exitstatus == pytest.ExitCode.OK:
         reporter.write_line(f"\n{unsteady} tests needed a second try, more than {MOST_UNSTEADY}")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tells when the tests took longer than they should."""
+    took_s = time.monotonic() - BEGAN_S
+    if took_s > EXPECTED_S:
+        terminalreporter.section("slow", yellow=True)
+        terminalreporter.line(f"the tests took {took_s:.1f} s, expected: {EXPECTED_S:g} s")
 
 
 @pytest.fixture
