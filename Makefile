@@ -11,7 +11,7 @@ ARGS ?=
 # minutes, expects more.
 TEST_LIMIT_S ?= 600
 
-.PHONY: help run test check format bench simulate soak clean generated dist deb homebrew
+.PHONY: help run test check format bench attacks simulate soak clean generated dist deb homebrew
 
 help:
 	@echo "make run     serve on http://127.0.0.1:8433   (ARGS='--config FILE')"
@@ -19,6 +19,7 @@ help:
 	@echo "make check   formatting, lint, types and tests: what CI runs"
 	@echo "make format  put the code into the project's form"
 	@echo "make bench   measure it beside other gateways (ARGS=--help)"
+	@echo "make attacks  clients that try to fill its memory, beside honest ones, 20 minutes"
 	@echo "make simulate  months of memory in minutes: leaks told, healthy weeks left alone"
 	@echo "make soak    watch it for growth under load that hangs, 6 minutes (SOAK_HOURS=8)"
 	@echo "make generated  write completions and the manual page anew"
@@ -45,6 +46,9 @@ format: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python bench/run.py $(ARGS)
+
+attacks: $(VENV)/installed-dev
+	PYTHONPATH=bench:tests $(BIN)/python bench/attacks.py $(ARGS)
 
 simulate: $(VENV)/installed-dev
 	$(BIN)/python bench/simulate.py $(ARGS)

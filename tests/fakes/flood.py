@@ -61,6 +61,24 @@ def flood_body(kilobytes: int) -> bytes:
     return HEAD + framed(ROLE, *events, *ending(count)) + b"0\r\n\r\n"
 
 
+@functools.cache
+def responses_body(kilobytes: int) -> bytes:
+    """The same in the format of responses; for readers that read nothing of it."""
+
+    def event(kind: str, **values: object) -> bytes:
+        return b"event: %b\ndata: %b\n\n" % (
+            kind.encode(),
+            json.dumps({"type": kind, **values}).encode(),
+        )
+
+    response = {"id": "resp_flood", "object": "response", "output": []}
+    delta = event("response.output_text.delta", delta="a" * FLOOD_EVENT_BYTES)
+    count = kilobytes * 1000 // len(delta)
+    opening = event("response.created", response=response | {"status": "in_progress"})
+    end = event("response.completed", response=response | {"status": "completed"})
+    return HEAD + framed(opening, *[delta] * count, end) + b"0\r\n\r\n"
+
+
 # --- the upstream -----------------------------------------------------------------------------
 
 
@@ -105,6 +123,8 @@ class UpstreamConnection(asyncio.Protocol):
         elif "/finish" in start:
             self.finishing.set()
             self.plain(b"{}")
+        elif "/responses" in start:
+            await self.write_all(responses_body(int(json.loads(body)["model"].split(":")[1])))
         else:
             name, *numbers = json.loads(body)["model"].split(":")
             await {"flood": self.flood, "paced": self.paced, "tide": self.tide}[name](
@@ -118,7 +138,10 @@ class UpstreamConnection(asyncio.Protocol):
         )
 
     async def flood(self, kilobytes: int) -> None:
-        view = memoryview(flood_body(kilobytes))
+        await self.write_all(flood_body(kilobytes))
+
+    async def write_all(self, answer: bytes) -> None:
+        view = memoryview(answer)
         for at in range(0, len(view), WRITE_BYTES):
             self.transport.write(view[at : at + WRITE_BYTES])
             await self.writable.wait()

@@ -144,9 +144,13 @@ class Meter:
         self._over.set()
         self._thread.join(10)
 
+    def read(self) -> int:
+        """What they have resident now."""
+        return sum(map(resident_bytes, processes(self.pid)))
+
     def _run(self) -> None:
         while not self._over.wait(EVERY_S):
-            self.last_bytes = sum(map(resident_bytes, processes(self.pid)))
+            self.last_bytes = self.read()
             self.readings += 1
             if self.last_bytes > self.peak_bytes:
                 self.peak_bytes = self.last_bytes
