@@ -1,0 +1,88 @@
+"""An upgrade from the version before this one, with streams open: none is cut.
+
+The former version comes out of the repository's history. Its daemon runs from a folder behind a
+symbolic link, as a package manager would have it, and the link is turned while it streams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import signal
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from fakes.client import Stream, get, replay
+from fakes.gateway import StartGateway
+from fakes.machine import until
+from fakes.scenario import ROOT, toml
+from fakes.upstream import ScriptedUpstream
+
+# The last commit before connections, heads and messages were counted.
+FORMER = "bbc41ab"
+WORDS, EACH_MS = 100, 60
+MODEL = f"numbered:{WORDS}:{EACH_MS}"
+STREAMED = ("/v1/chat/completions", "/v1/responses", "/v1/messages", "/api/chat")
+EACH = 4
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    """A link to the source folder of the former version."""
+    found = subprocess.run(
+        ["git", "-C", str(ROOT), "archive", FORMER, "daemon"], capture_output=True, check=False
+    )
+    if found.returncode:
+        pytest.skip("needs the repository's history")
+    with tarfile.open(fileobj=io.BytesIO(found.stdout)) as archive:
+        archive.extractall(tmp_path / "former", filter="data")
+    link = tmp_path / "installed"
+    link.symlink_to(tmp_path / "former" / "daemon")
+    return link
+
+
+def turn(link: Path) -> None:
+    """Install the present version in the place of the former one."""
+    new = link.with_name("new")
+    new.symlink_to(ROOT / "daemon")
+    new.replace(link)
+
+
+@pytest.mark.timeout(120)
+async def test_streams_outlive_an_upgrade_from_the_former_version(
+    gateway: StartGateway, installed: Path, scripted_upstream: ScriptedUpstream
+) -> None:
+    """Every format's answers are whole, the former worker is not ended, and the new one serves."""
+    running = gateway(
+        toml(("box", scripted_upstream.url)), env={"PYTHONPATH": os.fspath(installed)}
+    )
+    url, former = running.base_url, running.status()
+    body = {"model": MODEL, "messages": [], "input": "x", "prompt": "x", "stream": True}
+    opened = [await Stream.open(url, path, body) for path in STREAMED for _ in range(EACH)]
+    readers = [asyncio.create_task(stream.read_all()) for stream in opened]
+    await until(lambda: len(scripted_upstream.seen(MODEL)) == len(opened), 30, "all are streaming")
+
+    turn(installed)
+    running.process.send_signal(signal.SIGUSR2)
+    await until(lambda: running.status()["generation"] == 2, 30, "the new worker serves")
+    # The new watchdog goes on talking with the former worker, whatever is asked meanwhile.
+    assert len(running.status()["workers"]) == 2
+    running.ask("models")
+    running.ask("reload")
+    resumed = await replay(url, opened[0].headers["x-run-id"])
+    assert resumed.clean
+    answer = await get(url, "/v1/chat/completions", body | {"model": "ok", "stream": False})
+    assert answer.status == 200
+
+    await asyncio.gather(*readers)
+    for stream in opened:
+        assert stream.clean, stream.events[-1]
+        await stream.close()
+    await until(lambda: len(running.status()["workers"]) == 1, 30, "the former worker is gone")
+    status = running.status()
+    assert (status["watchdog"]["pid"], status["restarts"]) == (former["watchdog"]["pid"], [])
+    await until(lambda: running.status()["runs"]["total"] == len(opened) + 1, 5, "all are counted")
