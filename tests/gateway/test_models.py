@@ -337,6 +337,55 @@ async def test_the_built_in_upstream_is_not_described() -> None:
     assert [alias.name for alias in aliases] == ["demo", "demo:stuck"]
 
 
+# --- one upstream's fault -------------------------------------------------------------------------
+
+UNUSABLE = Upstream(name="bad", url="http://" + "a" * 64)  # as an idna codec raises it
+
+
+async def test_an_upstream_that_cannot_be_used_keeps_no_other_from_serving(
+    rigs, raw_upstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At the start and after a reload: it fails with its reason, the others are asked and serve."""
+    library = Library("m")
+    rig: Rig = await rigs(
+        UNUSABLE, await raw_upstream(library.play), models={"x": ["bad/m", "box1/m"]}, peer=True
+    )
+    for times in (1, 2):
+        await rig.gateway.catalog.refresh()
+        assert library.asked >= times
+        assert rig.pool("box1").state == "ok"
+        bad = rig.pool("bad").status()
+        assert bad.state == "failing"
+        assert "its url must be a host" in str(bad.last_error)
+        assert bytes((await chat(rig.base_url, "x")).body) == b"".join(OK)
+        assert (await chat(rig.base_url, "bad/m")).status == 502
+        rig.reload(msgspec.structs.replace(rig.settings, limits=Limits(total_s=60.0)))
+    assert "cannot be used as it is configured" in caplog.text
+    rig.errors.clear()
+
+
+async def test_whatever_goes_wrong_with_one_upstream_the_others_are_asked(
+    rigs, raw_upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault of ours in the middle of a refresh is told as that upstream's, and nothing stops."""
+    libraries = [Library("a"), Library("b")]
+    rig: Rig = await rigs(*[await raw_upstream(each.play) for each in libraries])
+
+    async def fails(*arguments: object, **more: object) -> tuple[int, bytes]:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(rig.pool("box"), "fetch", fails)
+    await rig.gateway.catalog.refresh()
+    assert [each.asked for each in libraries] == [0, 1]
+    assert rig.pool("box").status().state == "failing"
+    assert rig.pool("box").last_error == 'upstream "box" cannot be asked: RuntimeError'
+    assert rig.pool("box1").state == "ok"
+    assert [record.getMessage() for record in rig.errors] == [
+        "upstream box: internal error while it was asked"
+    ]
+    rig.errors.clear()
+
+
 # --- a reload -------------------------------------------------------------------------------------
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from unittest.mock import Mock
 
 import pytest
 
 from fakes.machine import until
 from gateway.gateway_rig import DEADLINE_S, HEAD, Heard, Peer, plain
+from tidegate import __version__
 from tidegate.core.errors import UpstreamError
 from tidegate.core.settings import Limits, Upstream
 from tidegate.gateway.upstream import (
@@ -21,6 +23,7 @@ from tidegate.gateway.upstream import (
 )
 
 ON_BOTH_LOOPS = True
+VERSION = __version__.encode()
 
 
 def pool_of(url: str, secret: str | None = None, most: int = 0, **limits: object) -> UpstreamPool:
@@ -50,7 +53,6 @@ async def closed(pool: UpstreamPool) -> None:
         ("http://box/", "/v1/x", "box", "http://box/"),
         ("https://api.example.com/v1", "/v1/x", "api.example.com", "https://api.example.com/v1"),
         ("https://h/deep/api/", "/deep/api/x", "h", "https://h/deep/api/"),
-        ("http://user:key@h:1/v2", "/v2/x", "h:1", "http://h:1/v2"),
         ("http://[::1]:8080", "/v1/x", "[::1]:8080", "http://[::1]:8080"),
         ("unix:/run/x.sock", "/v1/x", "localhost", "unix:/run/x.sock"),
         ("unix:/run/x.sock:/demo", "/demo/x", "localhost", "unix:/run/x.sock:/demo"),
@@ -59,7 +61,7 @@ async def closed(pool: UpstreamPool) -> None:
 async def test_an_address_gives_path_host_and_name(
     url: str, line: str, host: str, shown: str
 ) -> None:
-    """A bare host means /v1; what a URL hides (a password) is not shown."""
+    """A bare host means /v1."""
     pool = pool_of(url)
     head = pool.request_head("POST", "/x", 3, stream=True).decode()
     assert head.startswith(f"POST {line} HTTP/1.1\r\nHost: {host}\r\n")
@@ -67,15 +69,17 @@ async def test_an_address_gives_path_host_and_name(
 
 
 async def test_a_head_holds_what_is_ours_and_nothing_else() -> None:
-    """Our key, what is accepted, and how long the body is."""
+    """Our name and key, what is accepted, and how long the body is."""
     head = pool_of("http://h", "sk-1").request_head("POST", "/chat/completions", 12, stream=False)
     assert head == (
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer sk-1\r\n"
-        b"Accept: application/json\r\nContent-Type: application/json\r\nContent-Length: 12\r\n\r\n"
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\n"
+        b"User-Agent: tidegate/%b\r\nAuthorization: Bearer sk-1\r\nAccept: application/json\r\n"
+        b"Content-Type: application/json\r\nContent-Length: 12\r\n\r\n" % VERSION
     )
     head = pool_of("http://h").request_head("GET", "/models", 0, stream=True, more="A: b\r\n")
-    assert (
-        head == b"GET /v1/models HTTP/1.1\r\nHost: h\r\nAccept: text/event-stream\r\nA: b\r\n\r\n"
+    assert head == (
+        b"GET /v1/models HTTP/1.1\r\nHost: h\r\nUser-Agent: tidegate/%b\r\n"
+        b"Accept: text/event-stream\r\nA: b\r\n\r\n" % VERSION
     )
 
 
@@ -124,6 +128,36 @@ async def test_the_key_goes_where_the_upstream_looks_for_it(
     upstream = Upstream(name="box", url=url, api_key_header=header)
     lines = UpstreamPool(upstream, Limits(), "sk-1").request_head("GET", "/x", 0, stream=False)
     assert [each for each in lines.split(b"\r\n") if b"sk-1" in each] == [line]
+
+
+@pytest.mark.parametrize("url", ["http://" + "a" * 64, "http://user:sesame@h", "http://h:٣", "x"])
+async def test_an_upstream_that_cannot_be_used_is_there_and_says_why(url: str) -> None:
+    """It is made, is failing with the reason, and each request to it fails like any other."""
+    pool = pool_of(url)
+    assert (pool.state, pool.reachable) == ("failing", False)
+    assert 'upstream "box" cannot be used as it is configured: its url must' in str(pool.last_error)
+    for ask in (pool.connect(), pool.fetch("/models", 1.0)):
+        with pytest.raises(UpstreamError, match="its url must") as caught:
+            await ask
+        assert caught.value.retryable
+    with pytest.raises(UpstreamError, match="its url must"):
+        pool.request_head("GET", "/models", 0, stream=False)
+    assert "sesame" not in repr(pool.status())
+
+
+async def test_any_fault_while_connecting_is_the_upstreams(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a resolver or a TLS library raises besides OSError costs that upstream alone."""
+
+    async def fails(*arguments: object, **more: object) -> None:
+        raise UnicodeError("label too long")
+
+    pool = pool_of("http://h")
+    monkeypatch.setattr(pool, "_loop", Mock(wraps=pool._loop, create_connection=fails))
+    with pytest.raises(UpstreamError, match="cannot be reached at http://h: UnicodeError"):
+        await pool.connect()
+    assert "internal error while connecting" in caplog.text
 
 
 # --- its health -----------------------------------------------------------------------------------

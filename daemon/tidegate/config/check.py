@@ -11,15 +11,15 @@ import socket
 from collections.abc import Iterator
 
 from tidegate.config.problem import Problem
+from tidegate.core.host import parse_pattern
 from tidegate.core.settings import API_KEY_HEADERS, Growth, LimitOverrides, Settings
+from tidegate.core.url import Url, parse_url
 from tidegate.places import MAX_SOCKET_PATH_BYTES
 
-_PORT = r"(?P<port>\d{1,5})"
+_PORT = r"(?P<port>[0-9]{1,5})"
 _NAME_OR_V4 = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9])?"
 _V6 = r"\[(?P<v6>[0-9A-Fa-f:.]{2,45})\]"
 _LISTEN = re.compile(rf"(?:(?P<name>{_NAME_OR_V4})|{_V6}):{_PORT}")
-_URL = re.compile(rf"https?://(?:(?P<name>{_NAME_OR_V4})|{_V6})(?::{_PORT})?(?:/[!$-;=@-~]*)?")
-_ALLOWED_HOST = re.compile(rf"(?:(?P<name>(?:\*\.)?{_NAME_OR_V4})|{_V6})(?::{_PORT})?")
 _UPSTREAM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LEAST_AGE_S = 3600.0  # of a worker that is replaced for its age; below it, a warning
 _MODEL_NAME = re.compile(r"[!-~](?:[ -~]{0,198}[!-~])?")
@@ -136,7 +136,7 @@ def _is_host_and_port(match: re.Match[str]) -> bool:
         return False
     if match["v6"]:
         return _is_ip(socket.AF_INET6, match["v6"])
-    looks_like_v4 = re.fullmatch(r"[\d.]+", match["name"]) is not None
+    looks_like_v4 = re.fullmatch(r"[0-9.]+", match["name"]) is not None
     return not looks_like_v4 or _is_ip(socket.AF_INET, match["name"])
 
 
@@ -162,13 +162,10 @@ def _is_local(address: str) -> bool:
 
 def _allowed_hosts(settings: Settings) -> Iterator[Problem]:
     for n, host in enumerate(settings.allowed_hosts):
-        match = _ALLOWED_HOST.fullmatch(host)
-        if match is None or not _is_host_and_port(match):
-            yield Problem(
-                f"allowed_hosts[{n}]",
-                f"{host[:80]!r} is no host; write it like example.com, *.example.com or "
-                "example.com:8433",
-            )
+        try:
+            parse_pattern(host)
+        except ValueError as error:
+            yield Problem(f"allowed_hosts[{n}]", str(error))
 
 
 def _memory(settings: Settings) -> Iterator[Problem]:
@@ -202,29 +199,18 @@ def _upstreams(settings: Settings) -> Iterator[Problem]:
         yield Problem(f"upstream[{n}].name", f"another one is called {name!r} already")
 
 
-def _url_problem(url: str) -> str | None:
-    if url.startswith("unix:"):
-        socket_path, colon, prefix = url.removeprefix("unix:").partition(":")
-        if (colon and not prefix.startswith("/")) or {"?", "#"} & set(url):
-            return "must be like unix:/path or unix:/path:/v1, without ? and #"
-        return _unix_path_problem(f"unix:{socket_path}")
-    if "@" in url:
-        return (
-            "must hold no user or password; name a 0600 file with api_key_file, or an "
-            "environment variable with api_key_env"
-        )
-    match = _URL.fullmatch(url)
-    if match is None or not _is_host_and_port(match):
-        return (
-            "must be like http://127.0.0.1:8080, https://api.example.com/v1 or unix:/path, "
-            "without ? and #"
-        )
-    return None
+def _url_problem(text: str) -> str | None:
+    try:
+        socket_path = parse_url(text).socket_path
+    except ValueError as error:
+        return str(error)
+    return _unix_path_problem(f"unix:{socket_path}") if socket_path else None
 
 
-def _loop_problem(url: str, listen: list[str]) -> str | None:
+def _loop_problem(text: str, listen: list[str]) -> str | None:
     """An upstream that is tidegate itself would be asked by itself, and that again, for ever."""
-    if address := next((each for each in listen if _leads_to(url, each)), None):
+    where = parse_url(text)
+    if address := next((each for each in listen if _leads_to(where, each)), None):
         return (
             f"is tidegate's own address (listen {address}), so each request would come back to it "
             "without end; write the address of the model server"
@@ -232,18 +218,14 @@ def _loop_problem(url: str, listen: list[str]) -> str | None:
     return None
 
 
-def _leads_to(url: str, address: str) -> bool:
-    """Whether `url` arrives where we listen at `address`, as far as that is known unasked."""
-    path = url.removeprefix("unix:").partition(":")[0]
-    if url.startswith("unix:") or address.startswith("unix:"):
-        return f"unix:{path}" == address
-    match = _URL.fullmatch(url)
+def _leads_to(where: Url, address: str) -> bool:
+    """Whether `where` is where we listen at `address`, as far as that is known unasked."""
+    if where.socket_path or address.startswith("unix:"):
+        return f"unix:{where.socket_path}" == address
     host, _, port = address.rpartition(":")
-    if match is None or port == "0":
+    if port != str(where.port):
         return False
-    if (match["port"] or ("443" if url.startswith("https:") else "80")) != port:
-        return False
-    ours, theirs = host.strip("[]"), match["name"] or match["v6"]
+    ours, theirs = host.strip("[]"), where.host
     if _is_this_computer(theirs):
         return ours in ("0.0.0.0", "::")  # noqa: S104  (compared, not bound)
     return any(_reaches(here, there) for there in _packed(ours) for here in _packed(theirs))

@@ -14,13 +14,13 @@ import sys
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from msgspec import Struct
 
 from tidegate.core.host import is_local_address
 from tidegate.core.problem import Problem
 from tidegate.core.settings import MIB, Settings
+from tidegate.core.url import parse_url
 from tidegate.doctor.findings import finding
 from tidegate.install import systemctl
 from tidegate.install.call import CallError, call, environment
@@ -252,7 +252,7 @@ def sleeps_after_min(pmset: str) -> int:
 
 def is_neighbour(url: str) -> bool:
     """Whether it is another computer on the local network."""
-    name = urlsplit(url).hostname or ""
+    name = parse_url(url).host
     try:
         address = ip_address(name)
     except ValueError:

@@ -19,13 +19,13 @@ from contextlib import closing
 from errno import EHOSTUNREACH
 from ipaddress import ip_address
 from typing import Any
-from urllib.parse import urlsplit
 
 from msgspec import Struct
 
 from tidegate.core.host import is_local_address
 from tidegate.core.problem import Problem
 from tidegate.core.settings import Upstream
+from tidegate.core.url import parse_url
 from tidegate.doctor.findings import finding
 from tidegate.doctor.services import is_neighbour
 
@@ -122,9 +122,9 @@ def find_local(limit_s: float = 1.0) -> list[Upstream]:
     """What listens at the usual ports of this computer."""
     found = []
     for name, url in WELL_KNOWN.items():
-        parts = urlsplit(url)
+        where = parse_url(url)
         try:
-            socket.create_connection((parts.hostname or "", parts.port or 80), limit_s).close()
+            socket.create_connection((where.host, where.port), limit_s).close()
         except OSError:
             continue
         found.append(Upstream(name=name, url=url))
@@ -136,15 +136,12 @@ class _Place:
 
     def __init__(self, upstream: Upstream, key: str | None) -> None:
         self.upstream = upstream
-        parts = urlsplit(upstream.url)
-        self.unix_path = ""
-        prefix = parts.path
-        if parts.scheme == "unix":
-            self.unix_path, _, prefix = parts.path.partition(":")
-        self.host = parts.hostname or "localhost"
-        self.port = parts.port or (443 if parts.scheme == "https" else 80)
-        self.is_tls = parts.scheme == "https"
-        self.prefix = prefix.rstrip("/") or "/v1"
+        where = parse_url(upstream.url)
+        self.unix_path = where.socket_path
+        self.host = where.host or "localhost"
+        self.port = where.port
+        self.is_tls = where.is_tls
+        self.prefix = where.path.rstrip("/") or "/v1"
         usual = "x-api-key" if self.host == "api.anthropic.com" else "authorization"
         header = upstream.api_key_header or usual
         self.is_anthropic = header == "x-api-key"
@@ -206,11 +203,11 @@ def unreachable(url: str, error: OSError, platform: str) -> _Unwell:
             "allow it under System Settings, Privacy & Security, Local Network; or run: "
             "sudo tidegate service install --system",
         )
-    where = urlsplit(url)
-    shown = where.path if where.scheme == "unix" else f"{where.hostname}:{where.port or ''}"
+    where = parse_url(url)
+    shown = where.socket_path or where.authority
     return _Unwell(
         "upstream-unreachable",
-        f"cannot be reached at {shown.rstrip(':')} ({_said(error)})",
+        f"cannot be reached at {shown} ({_said(error)})",
         "start it, or correct its url in the config",
     )
 
@@ -391,12 +388,11 @@ def _limit(sock: socket.socket | None, deadline_s: float) -> None:
 
 
 def _is_at_home(url: str) -> bool:
-    parts = urlsplit(url)
-    name = parts.hostname or ""
-    if parts.scheme == "unix" or name == "localhost" or is_neighbour(url):
+    where = parse_url(url)
+    if where.socket_path or where.host == "localhost" or is_neighbour(url):
         return True
     try:
-        return is_local_address(ip_address(name))
+        return is_local_address(ip_address(where.host))
     except ValueError:
         return False
 

@@ -115,7 +115,7 @@ class Catalog:
         if self._is_discovering:
             await asyncio.gather(*(self._discover(*known) for known in _WELL_KNOWN))
         pools = [pool for name, pool in self._pools.items() if name != DEMO]
-        await asyncio.gather(*(self._look(pool) for pool in pools))
+        await asyncio.gather(*(self._look_guarded(pool) for pool in pools))
 
     async def _discover(self, title: str, name: str, url: str) -> None:
         if name in self._pools or url.rpartition(":")[2] in self._own_ports:
@@ -127,6 +127,14 @@ class Catalog:
             log.info("found %s at %s", title, url)
         else:
             pool.close()
+
+    async def _look_guarded(self, pool: UpstreamPool) -> None:
+        """One upstream's exception is that upstream's: the others are asked and serve."""
+        try:
+            await self._look(pool)
+        except Exception as error:
+            log.exception("upstream %s: internal error while it was asked", pool.name)
+            pool.unreached(f'upstream "{pool.name}" cannot be asked: {type(error).__name__}')
 
     async def _look(self, pool: UpstreamPool) -> None:
         engine = self._engine(pool.name)

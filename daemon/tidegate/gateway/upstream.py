@@ -15,15 +15,16 @@ import logging
 import ssl
 from collections import deque
 from typing import Protocol
-from urllib.parse import urlsplit
 
 from msgspec import Struct
 
+from tidegate import __version__
 from tidegate.core.breaker import Breaker
 from tidegate.core.errors import UpstreamError
 from tidegate.core.message import UpstreamStatus
-from tidegate.core.secret import Secret
+from tidegate.core.secret import HIDDEN, Secret
 from tidegate.core.settings import Limits, Upstream
+from tidegate.core.url import parse_url
 from tidegate.gateway.connection import UpstreamConnection
 
 log = logging.getLogger("tidegate.upstream")
@@ -32,6 +33,8 @@ MAX_IDLE = 64  # idle connections kept per upstream: a burst's worth, a few KiB 
 MAX_FETCH_BYTES = 4 * 1024 * 1024  # a list of models; OpenRouter's is half a MiB
 MAX_MODELS_NOTED = 256  # whose last figures are kept: more than anybody uses, some 60 KiB
 MAX_NAME_NOTED = 200  # characters; some servers answer to any name, and a name may be a novel
+# Clouds' edges refuse requests that do not say whose they are.
+USER_AGENT = f"tidegate/{__version__}"
 _KEY_LINES = {"authorization": "Authorization: Bearer {}\r\n", "x-api-key": "x-api-key: {}\r\n"}
 
 
@@ -67,18 +70,26 @@ class UpstreamPool:
         self._loop = asyncio.get_running_loop()
         self._idle: list[UpstreamConnection] = []
         self._reaper: asyncio.TimerHandle | None = None
+        self._fault = ""
         self._open: set[UpstreamConnection] = set()
         self._queue: deque[Waiter] = deque()
-        self._address = _Address(upstream.url)
-        self.key_header = upstream.api_key_header or self._address.usual_key_header
+        self.key_header = upstream.api_key_header or "authorization"
+        self._shown = HIDDEN if "@" in upstream.url else upstream.url  # what is before it is a key
         self.secret = Secret(secret)
-        self._credentials = _KEY_LINES[self.key_header].format(secret) if secret else ""
+        self._place: _Place | None = None
+        try:
+            self._place = _Place(upstream, secret)
+            self.key_header = self._place.key_header
+        except Exception as error:  # whatever is wrong with it, the others serve
+            self._fault = f"cannot be used as it is configured: {error or type(error).__name__}"
+            self.unreached(f'upstream "{self.name}" {self._fault}')
+            log.error("upstream %s %s", self.name, self._fault)
 
     def status(self) -> UpstreamStatus:
         """As `status` shows it."""
         return UpstreamStatus(
             name=self.name,
-            url=self._address.shown,
+            url=self._shown,
             state=self.state,
             active=self.active,
             queued=len(self._queue),
@@ -189,6 +200,13 @@ class UpstreamPool:
 
     # --- connections ----------------------------------------------------------------------------
 
+    @property
+    def place(self) -> _Place:
+        """Where it is and what is sent there. Raises UpstreamError where that cannot be used."""
+        if self._place is None:
+            raise UpstreamError(self._fault, code="connect_failed")
+        return self._place
+
     def request_head(
         self,
         method: str,
@@ -203,20 +221,21 @@ class UpstreamPool:
     ) -> bytes:
         """The head of a request. Nothing of the client's own head is ever copied.
 
-        `more` are whole header lines. `accept` is said instead of what `stream` asks for. With
-        `at_root` the path counts from where the server begins and not from its /v1.
+        Raises UpstreamError where the upstream cannot be used. `more` are whole header lines.
+        `accept` is said instead of what `stream` asks for. With `at_root` the path counts from
+        where the server begins and not from its /v1.
         """
-        address = self._address
+        place = self.place
         accept = accept or ("text/event-stream" if stream else "application/json")
         content = (
             f"Content-Type: {content_type}\r\nContent-Length: {body_bytes}\r\n"
             if method == "POST"
             else ""
         )
-        prefix = address.root if at_root else address.prefix
+        prefix = place.root if at_root else place.prefix
         return (
-            f"{method} {prefix}{path} HTTP/1.1\r\nHost: {address.host}\r\n"
-            f"{self._credentials}Accept: {accept}\r\n{more}{content}\r\n"
+            f"{method} {prefix}{path} HTTP/1.1\r\n{place.lines}"
+            f"Accept: {accept}\r\n{more}{content}\r\n"
         ).encode("latin-1")
 
     def take_idle(self) -> UpstreamConnection | None:
@@ -235,14 +254,15 @@ class UpstreamPool:
         Raises UpstreamError naming what is wrong.
         """
         limit_s = self.limits.connect_s if connect_s is None else connect_s
-        loop, address = self._loop, self._address
+        loop, place = self._loop, self.place
+        address = place.url
         try:
             async with asyncio.timeout(limit_s):
-                if address.unix_path:
-                    _, made = await loop.create_unix_connection(self._new, address.unix_path)
+                if address.socket_path:
+                    _, made = await loop.create_unix_connection(self._new, address.socket_path)
                 else:
                     _, made = await loop.create_connection(
-                        self._new, address.hostname, address.port, ssl=address.tls
+                        self._new, address.host, address.port, ssl=place.tls
                     )
         except TimeoutError:
             raise UpstreamError(
@@ -252,8 +272,13 @@ class UpstreamPool:
         except OSError as error:
             why = error.strerror or str(error)
             raise UpstreamError(
-                f"cannot be reached at {address.shown}: {why}", code="connect_failed"
+                f"cannot be reached at {self._shown}: {why}", code="connect_failed"
             ) from None
+        except Exception as error:  # a resolver's or a TLS library's own: it costs this upstream
+            log.exception("upstream %s: internal error while connecting", self.name)
+            raise UpstreamError(
+                f"cannot be reached at {self._shown}: {type(error).__name__}", code="connect_failed"
+            ) from error
         if not made.is_usable:
             raise UpstreamError("hung up at once", code="upstream_disconnected")
         self._open.add(made)
@@ -369,29 +394,21 @@ class _Fetch:
             self._answer.set_exception(UpstreamError(reason))
 
 
-class _Address:
-    """An upstream's URL, taken apart once."""
+class _Place:
+    """What an upstream's settings come to, worked out once."""
 
-    def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        self.unix_path = ""
-        self.tls: ssl.SSLContext | None = None
-        self.hostname = ""
-        self.port = 0
-        if parts.scheme == "unix":
-            # unix:/run/x.sock, or unix:/run/x.sock:/prefix
-            self.unix_path, _, prefix = parts.path.partition(":")
-            self.host = "localhost"
-        else:
-            self.hostname = parts.hostname or ""
-            self.port = parts.port or (443 if parts.scheme == "https" else 80)
-            self.tls = ssl.create_default_context() if parts.scheme == "https" else None
-            self.host = parts.netloc.rpartition("@")[2]
-            prefix = parts.path
+    def __init__(self, upstream: Upstream, secret: str | None) -> None:
+        """Raises ValueError or OSError where they cannot be used."""
+        try:
+            self.url = where = parse_url(upstream.url)
+        except ValueError as error:
+            raise ValueError(f"its url {error}") from None
+        self.tls = ssl.create_default_context() if where.is_tls else None
         # A bare host means the usual place; a path is a base URL as SDKs take it.
-        self.prefix = prefix.rstrip("/") or "/v1"
+        self.prefix = where.path.rstrip("/") or "/v1"
         self.root = self.prefix.removesuffix("/v1")  # where Ollama's own API begins
         # What the same key is called differs from one cloud to the next.
-        is_anthropic = self.hostname == "api.anthropic.com"
-        self.usual_key_header = "x-api-key" if is_anthropic else "authorization"
-        self.shown = url if self.unix_path else f"{parts.scheme}://{self.host}{parts.path}"
+        usual = "x-api-key" if where.host == "api.anthropic.com" else "authorization"
+        self.key_header = upstream.api_key_header or usual
+        key_line = _KEY_LINES[self.key_header].format(secret) if secret else ""
+        self.lines = f"Host: {where.authority}\r\nUser-Agent: {USER_AGENT}\r\n{key_line}"
