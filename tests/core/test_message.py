@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from tidegate.core import message as msg
-from tidegate.core.settings import Settings
+from tidegate.core.settings import Limits, Settings
 
 FROM_WATCHDOG: list[msg.FromWatchdog] = [
     msg.Configure(
@@ -93,3 +93,16 @@ def test_nonsense_is_an_error(line: bytes) -> None:
 def test_unknown_field_is_skipped() -> None:
     """During an upgrade the other side may know a field more."""
     assert msg.decode_from_worker(b'{"type":"draining","new":1}') == msg.Draining()
+
+
+def test_an_unknown_setting_is_skipped_and_one_at_its_default_is_not_sent() -> None:
+    """A worker that drains under a newer watchdog must not end over a setting that it lacks."""
+    settings = Settings(limits=Limits(idle_s=7.0))
+    line = msg.encode(msg.Configure(generation=1, settings=settings, tokens=[], secrets={}))
+    assert msgspec.json.decode(line)["settings"]["limits"] == {"idle_s": 7.0}
+    newer = line.replace(b'"settings":{', b'"settings":{"new":{"a":1},').replace(
+        b'"idle_s"', b'"new_s":[1],"idle_s"'
+    )
+    told = msg.decode_from_watchdog(newer)
+    assert isinstance(told, msg.Configure)
+    assert told.settings == settings

@@ -14,7 +14,9 @@ from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
 from gateway.door_rig import Answer, Rig, get, request, serving
+from tidegate.core.brake import EVERY_S, FREE, Brake
 from tidegate.core.message import Token
+from tidegate.core.settings import Upstream
 from tidegate.gateway.door import Access, Caller, Door
 from tidegate.gateway.errors import Refused
 
@@ -223,12 +225,22 @@ async def test_a_page_of_another_site_changes_nothing(
         ((f"authorization: bearer   {KEY} ",), KEY, "laptop"),
         ((f"X-API-Key: {OTHER_KEY}",), OTHER_KEY, "phone"),
         ((f"Authorization: Bearer {KEY}", f"x-api-key: {KEY}"), KEY, "laptop"),
+        ((f"Authorization: Bearer {KEY}", "x-api-key: nonsense"), KEY, "laptop"),
+        ((f"Authorization: Bearer {KEY}", "x-api-key:"), KEY, "laptop"),
+        (("Authorization: Bearer sk-of-a-cloud", f"x-api-key: {OTHER_KEY}"), OTHER_KEY, "phone"),
+        ((f"Authorization: Basic {KEY}", f"x-api-key: {OTHER_KEY}"), OTHER_KEY, "phone"),
+        (
+            ("Authorization: Bearer x", f"Authorization: Bearer {KEY}", "x-api-key: y"),
+            KEY,
+            "laptop",
+        ),
+        (("x-api-key: sk-\xe4\xf6\xfc", f"Authorization: Bearer {KEY}"), KEY, "laptop"),
     ],
 )
-async def test_a_key_is_the_same_in_each_form(
+async def test_the_valid_key_counts_in_each_form(
     guarded: Rig, fields: tuple[str, ...], key: str, name: str
 ) -> None:
-    """Whichever header a key comes in, its owner is the SHA-256 of it."""
+    """Whichever header it comes in and whatever stands beside it, its SHA-256 is the owner."""
     client = await guarded.client()
     for _ in range(2):  # the second time from memory
         caller = caller_of(await client.ask(get("/", *fields)))
@@ -247,10 +259,9 @@ async def test_a_key_is_the_same_in_each_form(
         (f"Authorization: Bearer {KEY}x",),
         (f"Authorization: Bearer {KEY} {KEY}",),
         (f"Authorization: Bearer {KEY}", f"x-api-key: {OTHER_KEY}"),
-        (f"Authorization: Bearer {KEY}", "x-api-key: nonsense"),
-        (f"Authorization: Bearer {KEY}", "x-api-key:"),
-        (f"Authorization: Basic {KEY}", f"x-api-key: {KEY}"),
         (f"Authorization: Bearer {KEY}", f"Authorization: Bearer {OTHER_KEY}"),
+        (f"x-api-key: {KEY}", f"x-api-key: {OTHER_KEY}", "Authorization: Bearer x"),
+        ("Authorization: Bearer sk-one", "x-api-key: sk-two"),
         (f"x-api-key: {digest(KEY)}",),
         ("x-api-key: ' OR 1=1 --",),
         ("x-api-key: sk-\xe4\xf6\xfc",),
@@ -285,6 +296,95 @@ async def test_keys_that_the_parser_would_stop_are_refused_here_too(key: str, fo
         new_door(TOKENS).admit(make_mocked_request("GET", "/", headers), Access.TOKEN)
     assert caught.value.status == 401
     assert CANARY not in caught.value.message
+
+
+async def test_two_valid_keys_of_different_owners_are_told(guarded: Rig) -> None:
+    """Whose request it is must not be guessed, and neither key is wrong."""
+    for _ in range(30):
+        answer = await guarded.ask(
+            get("/", f"Authorization: Bearer {KEY}", f"x-api-key: {OTHER_KEY}")
+        )
+        assert answer.status == 401
+        assert "two valid tokens of different owners" in answer.error["message"]
+
+
+# --- wrong keys ----------------------------------------------------------------------------------
+
+
+def braked_door(now_s: list[float]) -> Door:
+    return Door(
+        allowed_hosts=[], host_name="box", tokens=TOKENS, brake=Brake(), clock=lambda: now_s[0]
+    )
+
+
+def ask_from(door: Door, peer: str, *keys: str, over_unix: bool = False) -> Caller | Refused:
+    """What a client at that address hears. Loopback is all that a test may connect from."""
+    headers = CIMultiDict({"Host": "localhost"})
+    for key in keys:
+        headers.add("x-api-key", key)
+    mocked = make_mocked_request("GET", "/", headers).clone(remote=peer)
+    try:
+        return door.admit(mocked, Access.TOKEN, over_unix=over_unix)
+    except Refused as refused:
+        return refused
+
+
+def status_of(heard: Caller | Refused) -> int:
+    return heard.status if isinstance(heard, Refused) else 200
+
+
+async def test_wrong_keys_are_braked_and_valid_ones_never(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """429 with when to come back, to that address alone, and the log has a line a minute."""
+    now_s = [100.0]
+    door = braked_door(now_s)
+    heard = [ask_from(door, "192.0.2.7", CANARY + str(n)) for n in range(FREE + 5)]
+    assert [status_of(each) for each in heard] == [401] * FREE + [429] * 5
+    last = heard[-1]
+    assert isinstance(last, Refused)
+    assert last.headers == {"Retry-After": "6"}
+    assert last.close  # no connection waits for the brake
+    assert CANARY not in last.message
+    assert status_of(ask_from(door, "192.0.2.7", KEY)) == 200
+    assert status_of(ask_from(door, "192.0.2.7", CANARY, OTHER_KEY)) == 200
+    assert status_of(ask_from(door, "192.0.2.8", CANARY)) == 401
+    assert status_of(ask_from(door, "192.0.2.7")) == 401  # none is not a wrong one
+    now_s[0] += EVERY_S
+    assert status_of(ask_from(door, "192.0.2.7", CANARY)) == 401
+    door.tell_wrong_keys()
+    now_s[0] = 160.0
+    door.tell_wrong_keys()
+    door.tell_wrong_keys()
+    assert caplog.messages == [
+        "wrong keys: 1, from 192.0.2.7 (1)",
+        f"wrong keys: {FREE + 6}, from 192.0.2.7 ({FREE + 5}), 192.0.2.8 (1)",
+    ]
+    assert CANARY not in caplog.text
+
+
+async def test_wrong_keys_of_this_computer_are_told_and_not_braked(
+    guarded: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Over loopback and over a Unix socket."""
+    for _ in range(FREE * 2):
+        assert (await guarded.ask(get("/", f"x-api-key: {CANARY}"))).status == 401
+    door = braked_door([0.0])
+    for _ in range(FREE * 2):
+        assert status_of(ask_from(door, "", CANARY, over_unix=True)) == 401
+    assert caplog.messages == [
+        "wrong keys: 1, from 127.0.0.1 (1)",
+        "wrong keys: 1, from this computer (1)",
+    ]
+
+
+async def test_a_reload_does_not_release_the_brake(rigs) -> None:
+    """What a worker knows of wrong keys outlives each of its doors."""
+    rig = await rigs(Upstream(name="box", url="http://127.0.0.1:9"), tokens=list(TOKENS))
+    for _ in range(FREE):
+        assert status_of(ask_from(rig.gateway._door, "192.0.2.7", CANARY)) == 401
+    rig.reload(rig.settings)
+    assert status_of(ask_from(rig.gateway._door, "192.0.2.7", CANARY)) == 429
 
 
 async def test_a_key_in_the_query_is_no_key(guarded: Rig) -> None:

@@ -24,7 +24,10 @@ def main() -> int:
 
     def load() -> LoadedConfig:
         try:
-            settings = msgspec.json.decode(config.read_bytes(), type=Settings)
+            text = config.read_bytes()
+            settings = msgspec.json.decode(text, type=Settings)
+            if "nonsense" in msgspec.json.decode(text):
+                raise ConfigError(f"{config}: nonsense")
         except (OSError, msgspec.MsgspecError) as error:
             raise ConfigError(f"{config}: {error}") from error
         return LoadedConfig(

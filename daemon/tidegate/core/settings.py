@@ -3,6 +3,10 @@
 Only the watchdog reads the file (`tidegate.config`); a worker receives these very values, so
 that two generations can never differ. Sizes are bytes here ("4MiB" in the file), times are
 seconds. Every default carries its reason.
+
+What stands at its default is not sent, and what is not known is not read: so a worker that drains
+under a watchdog of another version understands it. What the file says beyond them is an error all
+the same (`config.convert`).
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ KIB = 1024
 MIB = 1024 * KIB
 
 
-class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Limits(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Every wait and every buffer of a run. An upstream or a model may override each of them."""
 
     connect_s: float = 5.0  # TCP and TLS; a host on the LAN answers in milliseconds or is gone
@@ -36,7 +40,7 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_body_bytes: int = field(default=32 * MIB, name="max_body")  # request, or plain answer
 
 
-class LimitOverrides(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LimitOverrides(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The limits that one upstream or one model sets differently; None leaves them as they are."""
 
     connect_s: float | None = None
@@ -62,7 +66,7 @@ class LimitOverrides(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return Limits(**{n: changed.get(n, getattr(limits, n)) for n in limits.__struct_fields__})
 
 
-class Growth(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Growth(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The periods by which a leak is told from a plateau. Tests scale them to seconds."""
 
     bucket_s: float = 300.0  # of each the minimum counts; the window is 48 of them, 4 h
@@ -70,7 +74,7 @@ class Growth(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     confirm_s: float = 1800.0  # between the three hits that make an alarm
 
 
-class Memory(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Memory(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the worker may hold, and whether the watchdog acts on it or only says so."""
 
     budget_bytes: int | None = field(default=None, name="budget")  # None is "auto"
@@ -80,14 +84,14 @@ class Memory(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     growth: Growth = Growth()
 
 
-class Drain(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Drain(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How long streams may go on when their worker is on its way out."""
 
     stop_limit_s: float = 30.0
     recycle_limit_s: float = 3630.0  # longer than any run: a recycle cuts nobody
 
 
-class Auth(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Auth(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where the tokens are, and whether the world may come in without one."""
 
     tokens_file: str = "tokens"  # relative to the state directory; made by `tidegate token new`
@@ -97,7 +101,7 @@ class Auth(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 API_KEY_HEADERS = ("authorization", "x-api-key")
 
 
-class Upstream(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Upstream(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An LLM server that answers are streamed from."""
 
     name: str
@@ -110,7 +114,7 @@ class Upstream(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     limits: LimitOverrides = LimitOverrides()
 
 
-class Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Model(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An alias: a name that clients ask for, and the upstream models that can answer it."""
 
     name: str
@@ -118,7 +122,7 @@ class Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     limits: LimitOverrides = LimitOverrides()
 
 
-class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The whole configuration file."""
 
     listen: list[str] = field(default_factory=lambda: ["127.0.0.1:8433"])

@@ -21,6 +21,7 @@ import msgspec
 from aiohttp import web
 
 from tidegate.core import formats
+from tidegate.core.brake import Brake
 from tidegate.core.errors import LedgerFull
 from tidegate.core.formats.base import Format
 from tidegate.core.ledger import Ledger
@@ -129,6 +130,7 @@ class Gateway:
         self._peer_socket = peer_socket
         self._refresh = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._brake = Brake()
         self._door = Door(allowed_hosts=[], host_name="", tokens=[])
         self.catalog = Catalog(self.settings, {}, self._demo_url)
 
@@ -144,7 +146,10 @@ class Gateway:
         Runs under way keep the limits that they began with.
         """
         door = Door(
-            allowed_hosts=settings.allowed_hosts, host_name=socket.gethostname(), tokens=tokens
+            allowed_hosts=settings.allowed_hosts,
+            host_name=socket.gethostname(),
+            tokens=tokens,
+            brake=self._brake,
         )
         catalog = Catalog(settings, secrets, self._demo_url)
         catalog.adopt(self.catalog)
@@ -153,6 +158,7 @@ class Gateway:
     def accept_facts(self, facts: Facts) -> None:
         """The watchdog's view, once a second: the ledger's limit, and where the other one is."""
         self.facts = facts
+        self._door.tell_wrong_keys()
         self.registry.ledger.limit_bytes = facts.ledger_limit_bytes
         self.registry.squeeze(half=facts.squeeze)
         self.meet(facts.peer_socket)

@@ -3,7 +3,9 @@
 Every request passes here before anything looks at its body, in one order: the request target,
 the name it calls this server by, the page it comes from, the key it carries. Each answer is a
 `Caller` or a `Refused`; nothing is decided from a parsed URL, which a client can bend, and no key
-is repeated in an answer or a log line.
+is repeated in an answer or a log line. A client may carry several keys, as some do that have one
+from elsewhere: the one that is valid counts. Wrong ones are counted by address (`core.brake`), and
+nothing that a wrong key does ever keeps a valid one out.
 
 Remembered decisions are what makes this cheap: the names that were accepted (as the strings that
 came in), and the digests of keys that were. Never a key itself, and both books are bounded.
@@ -11,8 +13,11 @@ came in), and the digests of keys that were. Never a key itself, and both books 
 
 from __future__ import annotations
 
+import logging
+import math
 import re
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from hashlib import sha256
@@ -21,9 +26,12 @@ from hmac import compare_digest
 from aiohttp import hdrs
 from aiohttp.web import BaseRequest
 
+from tidegate.core.brake import HERE, Brake, Source, source_of
 from tidegate.core.host import Authority, HostRules, is_same_origin, parse_authority
 from tidegate.core.message import Token
 from tidegate.gateway.errors import Refused
+
+log = logging.getLogger("tidegate.door")
 
 # A server is called by one or two names and by as many keys as it has clients. The bounds only
 # keep a flood of made-up ones from growing the books, so both are simply emptied when full.
@@ -59,12 +67,30 @@ NOBODY = Caller(owner="", name="")
 class Door:
     """The checks, for one state of the settings; a reload makes a new door."""
 
-    __slots__ = ("_accepted_digests", "_accepted_hosts", "_rules", "_tokens")
+    __slots__ = (
+        "_accepted_digests",
+        "_accepted_hosts",
+        "_brake",
+        "_clock",
+        "_rules",
+        "_tokens",
+    )
 
     def __init__(
-        self, *, allowed_hosts: Iterable[str], host_name: str, tokens: Sequence[Token]
+        self,
+        *,
+        allowed_hosts: Iterable[str],
+        host_name: str,
+        tokens: Sequence[Token],
+        brake: Brake | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`host_name` is this machine's own. Raises ValueError on a bad entry of allowed_hosts."""
+        """`host_name` is this machine's own; `brake` what former doors knew of wrong keys.
+
+        Raises ValueError on a bad entry of allowed_hosts.
+        """
+        self._brake = Brake() if brake is None else brake
+        self._clock = clock
         self._rules = HostRules(allowed_hosts, host_name)
         self._tokens = tuple(
             (digest, Caller(owner=digest, name=token.name))
@@ -95,10 +121,14 @@ class Door:
             _check_site(request, host)
         if access is Access.OPEN or not self._tokens:
             return NOBODY
-        return self._caller(
-            headers.getall(hdrs.AUTHORIZATION, ()),
-            headers.getall(_API_KEY, ()),
-        )
+        keys = [_bearer(value) for value in headers.getall(hdrs.AUTHORIZATION, ())]
+        keys += headers.getall(_API_KEY, ())
+        if not keys:
+            raise _unauthorized("a token is needed, as Authorization: Bearer or x-api-key")
+        caller = self._caller(keys)
+        if caller is None:
+            raise self._wrong_key(HERE if over_unix else source_of(request.remote))
+        return caller
 
     def _host(self, values: Sequence[str]) -> Authority:
         """The host that the request names."""
@@ -124,22 +154,43 @@ class Door:
         self._accepted_hosts[text] = host
         return host
 
-    def _caller(self, authorizations: Sequence[str], api_keys: Sequence[str]) -> Caller:
-        """The owner of the key, whichever header it came in, as long as all of them agree."""
-        keys = {_bearer(value) for value in authorizations}
-        keys.update(api_keys)
-        if not keys:
-            raise _unauthorized("a token is needed, as Authorization: Bearer or x-api-key")
-        if len(keys) > 1:
-            raise _unauthorized("the request carries keys that differ")
-        key = keys.pop()
-        if not key or not key.isascii() or not key.isprintable():
-            raise _unauthorized("the token is not valid")
-        digest = sha256(key.encode("ascii")).hexdigest()
-        caller = self._accepted_digests.get(digest) or self._look_up(digest)
-        if caller is None:
-            raise _unauthorized("the token is not valid")
-        return caller
+    def _caller(self, keys: Iterable[str]) -> Caller | None:
+        """The owner of those keys that are valid. Raises Refused where they have several."""
+        callers = {
+            caller
+            for key in keys
+            if key and key.isascii() and key.isprintable()
+            for digest in (sha256(key.encode("ascii")).hexdigest(),)
+            if (caller := self._accepted_digests.get(digest) or self._look_up(digest))
+        }
+        if len({caller.owner for caller in callers}) > 1:
+            raise _unauthorized(
+                "the request carries two valid tokens of different owners; send one of them"
+            )
+        return next(iter(callers), None)
+
+    def _wrong_key(self, source: Source) -> Refused:
+        """What is answered to a key that nobody has; the log hears of it in time."""
+        now_s = self._clock()
+        wait_s = self._brake.wrong(source, now_s)
+        self.tell_wrong_keys(now_s)
+        if wait_s is None:
+            return _unauthorized("the token is not valid")
+        seconds = math.ceil(wait_s)
+        return Refused(
+            429,
+            f"too many wrong tokens came from this address; try again in {seconds} s with a valid "
+            "one (`tidegate token list` names them)",
+            "too_many_wrong_tokens",
+            type="rate_limit_error",
+            headers={hdrs.RETRY_AFTER: str(seconds)},
+            close=True,
+        )
+
+    def tell_wrong_keys(self, now_s: float | None = None) -> None:
+        """Log what came with wrong keys, once in a minute."""
+        if report := self._brake.report(self._clock() if now_s is None else now_s):
+            log.warning("%s", report.text)
 
     def _look_up(self, digest: str) -> Caller | None:
         """Compares with every token, always all of them, so that time tells nothing."""

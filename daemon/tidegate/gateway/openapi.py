@@ -313,14 +313,18 @@ _ALWAYS = {
     "500": "A fault of the gateway's own; its log says more.",
     "503": "No place, no memory or no connection now.",
 }
-_OF_TOKENS = {"401": "No token, or one that nobody knows."}
+_TOO_MANY = "Too many wrong tokens came from the client's address; a valid one is let in."
+_OF_TOKENS = {
+    "401": "No token, none that is valid, or valid ones of different owners.",
+    "429": _TOO_MANY,
+}
 _OF_ANSWERS = {
     "404": "There is no such model; the message names those there are.",
     "409": "The run was cancelled before there was anything to answer with.",
     "413": "The body is larger than max_body.",
     "415": "The body is sent neither as gzip or deflate nor as it is.",
     "417": "Another Expect than 100-continue.",
-    "429": "The upstream has had enough for now.",
+    "429": f"The upstream has had enough for now. {_TOO_MANY}",
     "502": "No upstream could answer; the message says which one and why.",
     "504": "A limit was reached before there was an answer; the message names it.",
     "508": "This request has come through too many tidegates: an upstream leads back here.",

@@ -316,13 +316,27 @@ class Evidence:
 
 def show_settings(settings: Settings) -> dict[str, object]:
     """The settings; of keys whether there is one: people put the key itself where its name goes."""
-    shown: dict[str, object] = msgspec.to_builtins(settings)
+    shown = _with_defaults(settings)
     upstreams = shown["upstream"]
     assert isinstance(upstreams, list)
     for upstream in upstreams:
         for name in ("api_key_env", "api_key_file"):
             upstream[name] = upstream[name] is not None
     return shown
+
+
+def _with_defaults(table: msgspec.Struct) -> dict[str, object]:
+    """A table of settings by the names that the file has, with what nobody set too."""
+    return {
+        info.encode_name: _shown(getattr(table, info.name))
+        for info in msgspec.structs.fields(table)
+    }
+
+
+def _shown(value: object) -> object:
+    if isinstance(value, msgspec.Struct):
+        return _with_defaults(value)
+    return [_shown(each) for each in value] if isinstance(value, list) else value
 
 
 def _inside(case: _Case) -> dict[str, bundle.Section]:

@@ -15,6 +15,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -83,6 +84,7 @@ class Generations:
                 unsent=worker.channel.unsent,
                 unfinished=worker.channel.unfinished,
                 beat=worker.beat,
+                known=worker.known,
                 base_bytes=worker.base_bytes,
                 ready_s=worker.ready_s,
                 condemned=worker.condemned,
@@ -104,6 +106,7 @@ class Generations:
                 config=config,
                 accepts=each.accepts,
                 beat=each.beat,
+                known=each.known or config.settings,
                 base_bytes=each.base_bytes,
                 ready_s=each.ready_s,
                 condemned=each.condemned,
@@ -171,7 +174,13 @@ class Generations:
         self.send(worker, self._configure(worker, config, listeners=listeners))
 
     def reconfigure(self, worker: Worker, config: LoadedConfig, request: int) -> None:
-        """Tell a worker a new config; it answers with `request`."""
+        """Tell a worker a new config; it answers with `request`.
+
+        One of a former version hears of tokens and keys, and keeps its settings: a word in them
+        that it cannot read would end it, and every stream with it.
+        """
+        if worker.known is not None:
+            config = replace(config, settings=worker.known)
         self.send(worker, self._configure(worker, config, request=request))
 
     def drain(self, number: int, limit_s: float, successor: int | None) -> None:

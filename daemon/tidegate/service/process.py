@@ -22,6 +22,7 @@ from pathlib import Path
 
 from tidegate.config import LoadedConfig
 from tidegate.core.message import Heartbeat
+from tidegate.core.settings import Settings
 from tidegate.service import log
 from tidegate.service.channel import Channel
 
@@ -69,6 +70,7 @@ class Worker:
     channel: Channel
     socket_path: Path  # where it listens for the other generation
     config: LoadedConfig  # what it was last told
+    known: Settings | None = None  # of another version, which may not be able to read others
     accepts: bool = True  # until it says that it drains
     beat: Heartbeat | None = None  # the last one
     base_bytes: int | None = None  # resident when it became ready

@@ -29,6 +29,7 @@ from tidegate import __version__
 from tidegate.config import LoadedConfig
 from tidegate.core.lifecycle import Fleet
 from tidegate.core.message import PROTOCOL, Heartbeat
+from tidegate.core.settings import Settings
 from tidegate.service import log
 from tidegate.service.process import worker_environment
 from tidegate.service.signals import HEARD
@@ -66,6 +67,7 @@ class KeptWorker(Struct, frozen=True, kw_only=True):
     unsent: bytes = b""  # of the channel
     unfinished: bytes = b""
     beat: Heartbeat | None = None
+    known: Settings | None = None  # what its own version could say; None: the config in force
     base_bytes: int | None = None
     ready_s: float | None = None
     condemned: str | None = None
