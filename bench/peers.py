@@ -104,7 +104,7 @@ http {{
 }}
 """)
     command = pinned(core, "nginx", "-p", folder, "-c", config, "-e", folder / "error.log")
-    with _run(command, port, folder / "nginx.log") as (pid, ready_s):
+    with run_gateway(command, port, folder / "nginx.log") as (pid, ready_s):
         yield Peer(name="nginx", port=port, pid=pid, ready_s=ready_s)
 
 
@@ -125,7 +125,7 @@ url = "http://127.0.0.1:{stub.port}"
     token = tokens.new(state_dir / "tokens", "bench")
     places = ["--config", config, "--state-dir", state_dir, "--runtime-dir", runtime_dir]
     command = pinned(core, TIDEGATE, "run", *places)
-    with _run(command, port, folder / "tidegate.log") as (pid, ready_s):
+    with run_gateway(command, port, folder / "tidegate.log") as (pid, ready_s):
         yield Peer(
             name="tidegate",
             port=port,
@@ -160,7 +160,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def _run(command: list[str], port: int, log: Path) -> Iterator[tuple[int, float]]:
+def run_gateway(command: list[str], port: int, log: Path) -> Iterator[tuple[int, float]]:
     """Start a gateway, wait until it is ready, and end it and its children after the block."""
     started_s = time.monotonic()
     with (

@@ -8,6 +8,7 @@ come is known from the pieces it was made of.
 
 import json
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 
 from hypothesis import HealthCheck, settings
@@ -21,7 +22,7 @@ from tidegate.core.errors import CursorEvicted, LedgerFull, UpstreamError
 from tidegate.core.formats.base import Meaning
 from tidegate.core.formats.openai import DONE as CHAT_DONE
 from tidegate.core.ledger import RECORD_BYTES, Entry, Ledger
-from tidegate.core.run import TERMINAL, Happening, Run, State
+from tidegate.core.run import TERMINAL, Happening, Run, State, empty_census
 from tidegate.core.settings import Limits
 from tidegate.core.sse import split_events
 from tidegate.core.sweep import due_s, verdict
@@ -95,6 +96,7 @@ class Gateway(RuleBasedStateMachine):
         self.ledger.relieve = self.relieve
         self.alive: list[Story] = []
         self.relieved = 0
+        self.census = empty_census()
 
     # --- what the shell around the core would do ------------------------------------------
 
@@ -172,6 +174,7 @@ class Gateway(RuleBasedStateMachine):
             )
             run.end(Happening.FAIL, "refused", None, self.now_s, 0.0)
             return Story(run)
+        run.join(self.census)
         story = Story(run)
         self.alive.append(story)
         if not waits:
@@ -298,6 +301,7 @@ class Gateway(RuleBasedStateMachine):
         story.run.account.set(Entry.OUTBOUND, 0)
         before = self.ledger.total_bytes
         freed = story.run.release()
+        story.run.leave_census()
         assert freed == before - self.ledger.total_bytes
         assert story.run.account.total_bytes == 0
         assert story.run.window.held_bytes == 0
@@ -385,6 +389,12 @@ class Gateway(RuleBasedStateMachine):
             held = [piece for attempt in attempts for piece in attempt.held]
             content = sum(map(len, held))
             assert content <= entries[Entry.HELD] <= content + PIECE_BYTES * len(held)
+
+    @invariant()
+    def the_census_is_a_recount(self) -> None:
+        """How many runs are held, by state, is what counting them anew says."""
+        held = Counter(story.run.state for story in self.alive)
+        assert self.census == empty_census() | held
 
     @invariant()
     def windows_are_bounded_and_only_move_on(self) -> None:

@@ -190,6 +190,7 @@ class Rig:
         await until(lambda: not registry.ledger.accounts, DEADLINE_S, "every account is closed")
         assert registry.ledger.total_bytes == 0, registry.ledger.statistics()
         assert (registry.active_count, registry.finished_count) == (0, 0)
+        assert (registry.states(), registry._of_owner, registry._of_response) == ({}, {}, {})
         assert (len(registry._clocks), len(registry._sweeps)) == (0, 0)
         pools = gateway.catalog.pools()
         await gateway.close()

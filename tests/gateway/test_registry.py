@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 
 import pytest
 
 from fakes.client import Stream, chat, get, open_chat
 from fakes.machine import until
 from fakes.upstream import DONE, FINISH, OK, ROLE, chunk, numbered
-from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked
+from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked, plain
 from tidegate.core.ledger import Entry
+from tidegate.core.message import Token
 from tidegate.core.run import State
 from tidegate.core.settings import Upstream
 from tidegate.gateway.relay import Relay
@@ -300,6 +303,55 @@ async def test_listings_are_newest_first_and_bounded(rigs, scripted_upstream) ->
     assert registry.newest("somebody else", 10) == []
     assert (registry.active_count, registry.finished_count, registry.total) == (1, 3, 4)
     assert registry.states() == {"streaming": 1, "completed": 3}
+
+
+class Unwalked(dict[str, Relay]):
+    """Runs that may be looked up and counted, but not gone through."""
+
+    def _walk(self) -> None:
+        raise AssertionError("every run that is kept was walked")
+
+    __iter__ = __reversed__ = keys = values = items = _walk  # type: ignore[assignment]
+
+
+async def test_what_is_asked_of_many_runs_walks_none_of_them(
+    rigs, raw_upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Metrics, another owner's list and an answer's id cost what they find, not what is kept."""
+    data = json.dumps({"id": "resp_1", "object": "response", "status": "completed", "output": []})
+
+    async def play(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            await peer.send(plain(data.encode()))
+
+    tokens = [
+        Token(name=name, sha256=hashlib.sha256(name.encode()).hexdigest())
+        for name in ("one", "other")
+    ]
+    rig = await rigs(await raw_upstream(play), tokens=tokens)
+    one, other = ({"Authorization": f"Bearer {name}"} for name in ("one", "other"))
+    body = {"model": "m", "input": "hi"}
+    for _ in range(2):
+        assert (await get(rig.base_url, "/v1/responses", body, headers=one)).status == 200
+    registry = rig.gateway.registry
+    newest = next(reversed(registry.finished())).run
+    held = registry._relays, registry._finished
+    registry._relays, registry._finished = Unwalked(registry._relays), Unwalked(registry._finished)
+    assert registry.states() == {"completed": 2}
+    metrics = (await get(rig.base_url, "/metrics", headers=one)).body
+    assert b'tidegate_runs{state="completed"} 2.0' in metrics
+    assert (await get(rig.base_url, "/v1/runs", headers=other)).json()["data"] == []
+    assert len((await get(rig.base_url, "/v1/runs", headers=one)).json()["data"]) == 2
+    found = registry.find_response("resp_1", newest.owner)
+    assert found is not None
+    assert found.run is newest
+    for identity in ("resp_1", "resp_2"):
+        path = f"/v1/responses/{identity}"
+        assert (await get(rig.base_url, path, headers=other)).status == 404
+        status = 200 if identity == "resp_1" else 404
+        assert (await get(rig.base_url, path, headers=one)).status == status
+    registry._relays, registry._finished = held
 
 
 async def stuck_at(rig: Rig, model: str) -> str:

@@ -116,6 +116,14 @@ TRANSITIONS: dict[State, dict[Happening, State | None]] = {
 }
 
 
+Census = dict[State, int]  # how many runs are held, by state
+
+
+def empty_census() -> Census:
+    """A census of no runs."""
+    return dict.fromkeys(State, 0)
+
+
 def step(state: State, happening: Happening) -> State:
     """The state after `happening`. Raises AssertionError where that cannot happen."""
     after = TRANSITIONS[state][happening]
@@ -167,6 +175,7 @@ class Run:
         "attempts",
         "background",
         "body",
+        "census",
         "created",
         "created_s",
         "delivered",
@@ -216,6 +225,7 @@ class Run:
         self.limits = limits
         self.account = account
         self.state = State.QUEUED
+        self.census: Census | None = None  # where it is counted, while it is held
         self.reason: str | None = None
         self.error_code: str | None = None
         self.created_s = now_s
@@ -261,11 +271,30 @@ class Run:
         """The try under way."""
         return self.attempts[-1]
 
+    # --- how many there are -----------------------------------------------------------------
+
+    def join(self, census: Census) -> None:
+        """Be counted there from now on, in whatever state the run is."""
+        self.census = census
+        census[self.state] += 1
+
+    def leave_census(self) -> None:
+        """Be counted no longer."""
+        if self.census is not None:
+            self.census[self.state] -= 1
+            self.census = None
+
+    def _become(self, state: State) -> None:
+        if self.census is not None:
+            self.census[self.state] -= 1
+            self.census[state] += 1
+        self.state = state
+
     # --- the answer grows -------------------------------------------------------------------
 
     def wait_for_place(self, now_s: float) -> None:
         """The next try has to wait; what the former one held is released."""
-        self.state = step(self.state, Happening.QUEUE)
+        self._become(step(self.state, Happening.QUEUE))
         self.queued_s = now_s
         if self.attempts:
             self._drop_attempt()
@@ -274,7 +303,7 @@ class Run:
         self, upstream: str, model: str, now_s: float, secret: Secret = NO_SECRET
     ) -> Attempt:
         """Starts the next try; what the former one held is released."""
-        self.state = step(self.state, Happening.ATTEMPT)
+        self._become(step(self.state, Happening.ATTEMPT))
         if self.attempts:
             self._drop_attempt()
         framer = self.format.framing.framer()
@@ -395,7 +424,7 @@ class Run:
     def _let_go(self) -> bytes:
         """The answer has begun: what was held moves to the window and is sent."""
         attempt = self.attempt
-        self.state = step(self.state, Happening.OUTPUT)
+        self._become(step(self.state, Happening.OUTPUT))
         self._drop_body()  # no further attempt can follow
         block = b"".join(attempt.held)
         events = attempt.held_events
@@ -506,7 +535,7 @@ class Run:
         """Ends the answer; the one way to a terminal state. False if it was over already."""
         if self.is_over:
             return False
-        self.state = step(self.state, happening)
+        self._become(step(self.state, happening))
         self.reason = reason
         self.error_code = code
         self.ended_s = now_s
@@ -566,7 +595,8 @@ class Run:
             raise ValueError("only a finished run can be handed over")
         if len(self._framing.split(events)) != next_seq - first_seq:
             raise ValueError("the events of a run that was handed over do not add up")
-        self.state, self.reason, self.attempts = state, reason, attempts
+        self._become(state)
+        self.reason, self.attempts = reason, attempts
         self._is_taking = False
         self.ended_s, self.ended = ended_s, ended
         self.window.end = Cursor(first_seq, 0)

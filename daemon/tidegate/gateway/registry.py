@@ -22,7 +22,7 @@ from tidegate.core.ledger import Entry, Ledger
 from tidegate.core.message import AttemptSummary, RunSummary, StepReport
 from tidegate.core.pace import Pace
 from tidegate.core.relief import Act, Candidate, Step, Victim
-from tidegate.core.run import Happening, Run, State
+from tidegate.core.run import Happening, Run, State, empty_census
 from tidegate.core.sweep import Verdict
 from tidegate.core.window import SEGMENT_BYTES
 from tidegate.core.words import count
@@ -82,6 +82,10 @@ class Registry:
         self._relays: dict[str, Relay] = {}
         self._active: dict[str, Relay] = {}
         self._finished: dict[str, Relay] = {}  # over and kept, the oldest first
+        # So that an answer costs what is found, not the thousands of runs that others keep.
+        self._census = empty_census()
+        self._of_owner: dict[str, dict[str, Relay]] = {}
+        self._of_response: dict[str, dict[str, Relay]] = {}  # of those that are over
         self._clocks: Deadlines[Relay | Subscriber] = Deadlines()
         self._sweeps: Deadlines[str] = Deadlines()
         self._loop = loop
@@ -100,7 +104,8 @@ class Registry:
     def add(self, relay: Relay) -> None:
         """A new run."""
         self.total += 1
-        self._relays[relay.run.id] = self._active[relay.run.id] = relay
+        self._file(relay)
+        self._active[relay.run.id] = relay
         self._plan_sweep(relay)
         if self._squeezed:
             relay.squeeze(half=True)
@@ -112,9 +117,8 @@ class Registry:
         if relay.run.id in self._relays:
             relay.run.account.close()
             return
-        self._relays[relay.run.id] = relay
-        self._finished[relay.run.id] = relay
-        self._plan_sweep(relay)
+        self._file(relay)
+        self._finish(relay)
 
     def handed_over(self, relay: Relay) -> None:
         """Another generation answers for this finished run now."""
@@ -133,7 +137,8 @@ class Registry:
         """
         if response_id is None:
             return None
-        for relay in reversed(self._relays.values()):
+        over = self._of_response.get(response_id, {})
+        for relay in chain(reversed(self._active.values()), reversed(over.values())):
             run = relay.run
             if run.response_id == response_id and run.owner == owner and run.stored:
                 return relay
@@ -147,13 +152,8 @@ class Registry:
 
     def newest(self, owner: str | None, limit: int) -> list[RunSummary]:
         """Summaries, newest first."""
-        summaries: list[RunSummary] = []
-        for relay in reversed(self._relays.values()):
-            if len(summaries) >= limit:
-                break
-            if owner in {None, relay.run.owner}:
-                summaries.append(summarise(relay))
-        return summaries
+        relays = self._relays if owner is None else self._of_owner.get(owner, {})
+        return [summarise(relay) for relay in islice(reversed(relays.values()), limit)]
 
     def active(self) -> list[Relay]:
         """The runs that are not over."""
@@ -173,7 +173,33 @@ class Registry:
 
     def states(self) -> Counter[str]:
         """How many runs are held, by state."""
-        return Counter(relay.run.state.value for relay in self._relays.values())
+        return Counter({state.value: held for state, held in self._census.items() if held})
+
+    def _file(self, relay: Relay) -> None:
+        """Hold the run: it is counted, and found by its id and its owner."""
+        run = relay.run
+        self._relays[run.id] = relay
+        self._of_owner.setdefault(run.owner, {})[run.id] = relay
+        run.join(self._census)
+
+    def _finish(self, relay: Relay) -> None:
+        """Keep a run that is over: it is found by its answer's id too, which changes no more."""
+        run = relay.run
+        self._finished[run.id] = relay
+        if run.response_id is not None:
+            self._of_response.setdefault(run.response_id, {})[run.id] = relay
+        self._plan_sweep(relay)
+
+    def _unfile(self, relay: Relay) -> None:
+        """Hold the run no longer."""
+        run = relay.run
+        run.leave_census()
+        for runs in (self._relays, self._active, self._finished):
+            runs.pop(run.id, None)
+        for index, key in ((self._of_owner, run.owner), (self._of_response, run.response_id)):
+            found = index.get(key or "", {})
+            if found.pop(run.id, None) is not None and not found:
+                del index[key or ""]
 
     # --- what relays report -------------------------------------------------------------------
 
@@ -193,8 +219,7 @@ class Registry:
         self.ended[run.state.value] += 1
         self.forget(relay)
         if self._active.pop(run.id, None) is not None:
-            self._finished[run.id] = relay
-            self._plan_sweep(relay)
+            self._finish(relay)
         if run.state is not State.COMPLETED:
             log.info("run %s %s: %s", run.id, run.state.value, _once(run.state, run.reason))
 
@@ -315,9 +340,7 @@ class Registry:
         run = relay.run
         run.reason = run.reason or reason
         freed = run.release()
-        self._relays.pop(run.id, None)
-        self._active.pop(run.id, None)
-        self._finished.pop(run.id, None)
+        self._unfile(relay)
         self._sweeps.drop(run.id)
         self.forget(relay)
         for subscriber in relay.subscribers:
