@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 
@@ -73,6 +75,24 @@ async def test_a_framed_body_is_told_once_and_the_connection_is_kept(
     assert kept.is_usable
     kept.abort()
     await gone(pool)
+
+
+async def test_a_closed_connection_is_freed_without_the_garbage_collector(raw_upstream) -> None:
+    """It and its parser hold each other no longer, so nothing waits for a collection."""
+    heard, pool = await ask(raw_upstream, HEAD + chunked(b"hel"), hang=False)
+    assert heard.said[-1][0] == "lost"
+    connection = await pool.connect()
+    connection.send(ASK, Heard())
+    left = weakref.ref(connection)
+    gc.collect()
+    gc.disable()
+    try:
+        connection.abort()
+        del connection
+        await gone(pool)
+        await until(lambda: left() is None, DEADLINE_S, "it is freed")
+    finally:
+        gc.enable()
 
 
 async def test_a_body_without_framing_ends_with_the_connection(raw_upstream) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 
 import msgspec
@@ -113,6 +114,19 @@ def test_types_are_counted_by_name() -> None:
     assert counts[f"{Planted.__module__}.Planted"] == len(planted)
     assert list(counts.values()) == sorted(counts.values(), reverse=True)
     assert len(counts) <= inspection.MOST_TYPES
+
+
+def test_what_the_collector_froze_is_counted_and_stays_frozen() -> None:
+    """A worker freezes what lives long, and that is where a leak is seen."""
+    planted = [Planted() for _ in range(1_000)]
+    gc.freeze()
+    try:
+        frozen = gc.get_freeze_count()
+        assert count_types()[f"{Planted.__module__}.Planted"] == len(planted)
+        assert gc.get_freeze_count() >= frozen
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()
 
 
 def test_too_many_objects_are_not_counted() -> None:

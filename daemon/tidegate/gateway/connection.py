@@ -206,7 +206,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         exchange, self._exchange = self._exchange, None
-        self._transport = None
+        self._transport = self._parser = None  # the parser holds us, and we would hold it
         self._stop_lingering()
         self._on_free(self)
         if exchange is None:

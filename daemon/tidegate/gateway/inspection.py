@@ -50,15 +50,30 @@ def inspect(registry: Registry, request: int) -> Inspected:
 
 
 def count_types(most_blocks: int = MOST_BLOCKS) -> dict[str, int]:
-    """Objects by type, the most frequent first. What was there before it served is not counted."""
+    """Objects by type, the most frequent first; those that the collector froze too."""
     blocks = sys.getallocatedblocks()
     if blocks > most_blocks:
         return {"(too many to count; blocks of memory)": blocks}
-    counts = Counter(map(type, gc.get_objects()))
+    counts = Counter(map(type, _objects()))
     return {
         f"{kind.__module__}.{kind.__qualname__}": count
         for kind, count in counts.most_common(MOST_TYPES)
     }
+
+
+def _objects() -> list[object]:
+    """Every object that the collector knows; what was frozen is so again afterwards."""
+    if not gc.get_freeze_count():
+        return gc.get_objects()
+    was_enabled = gc.isenabled()
+    gc.disable()  # a collection would look at all that is not frozen for once
+    try:
+        gc.unfreeze()
+        return gc.get_objects()
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()
 
 
 def show_stacks(tasks: set[asyncio.Task[object]]) -> list[str]:

@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import ctypes
 import faulthandler
-import gc
 import logging
 import os
 import signal
@@ -55,6 +54,7 @@ from tidegate.core.message import (
 from tidegate.gateway.app import Gateway
 from tidegate.gateway.inspection import inspect
 from tidegate.gateway.relief import Relief
+from tidegate.guard.collector import Collector
 from tidegate.guard.heap import (
     allocator_meter,
     heap_trimmer,
@@ -125,6 +125,7 @@ class Worker:
         self._configure = configure
         self._gateway = Gateway(configure.generation, configure.peer_socket)
         self._gateway.resident_bytes = self._resident_bytes = resident_meter()
+        self._collector = Collector()
         self._trim = heap_trimmer()
         self._measure = allocator_meter()
         self._allocator = Allocator()
@@ -157,8 +158,7 @@ class Worker:
         gateway.meet(first.other_socket)
         await gateway.open()
         await gateway.accept_clients([socket.socket(fileno=each.fd) for each in first.listeners])
-        gc.collect()
-        gc.freeze()  # what is here now stays: full collections need not look at it
+        self._collector.start(time.monotonic())  # what is here now stays
         self._base_bytes = self._resident_bytes()
         catalog = gateway.catalog
         self._line.send(Ready(pid=os.getpid(), found=catalog.found, model=catalog.first_model))
@@ -186,6 +186,7 @@ class Worker:
             self._gateway.loop_lag_s = max(0.0, time.monotonic() - planned_s)
             self._line.send(self._heartbeat())
             self._maybe_trim(loop)
+            self._look_for_garbage()
             if time.monotonic() - self._measured_s >= ALLOCATOR_EVERY_S:
                 self._measured_s = time.monotonic()
                 loop.run_in_executor(None, self._measure_allocator)
@@ -228,6 +229,16 @@ class Worker:
         if (much and now_s - self._trimmed_s >= TRIM_AFTER_RELEASE_S) or quiet:
             self._trimmed_mark, self._trimmed_s = mark, now_s
             loop.run_in_executor(None, self._trim)
+
+    def _look_for_garbage(self) -> None:
+        """Finds lost cycles, when that takes little time and, if possible, disturbs no stream."""
+        registry, now_s = self._gateway.registry, time.monotonic()
+        held = registry.active_count + registry.finished_count
+        self._collector.look(
+            now_s,
+            held=held + self._gateway.server.open_connections,
+            is_quiet=now_s - self._busy_s >= TRIM_WHEN_QUIET_S,
+        )
 
     # --- what the watchdog says ---------------------------------------------------------------
 
