@@ -127,13 +127,13 @@ def test_the_watchdog_stays_small() -> None:
     assert not reached & {"asyncio", "aiohttp", "uvloop", "watchfiles", "httptools", "rich"}
 
 
-def test_the_worker_takes_only_the_heap_from_the_guard() -> None:
-    """The worker is judged from outside; of the guard it needs the allocator and nothing else."""
+def test_the_worker_takes_only_its_own_heap_from_the_guard() -> None:
+    """The worker is judged from outside; of the guard it needs its allocator and its collector."""
     if "tidegate.service.worker" not in MODULES:
         pytest.skip("there is no worker yet")
     reached = closure("tidegate.service.worker")
     guard = {name for name in reached if name.startswith("tidegate.guard.")}
-    assert guard <= {"tidegate.guard.heap"}
+    assert guard <= {"tidegate.guard.heap", "tidegate.guard.collector"}
 
 
 @pytest.mark.parametrize("folder", ["daemon", "packaging", "systemd", "launchd", "tests"])
