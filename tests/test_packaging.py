@@ -11,6 +11,7 @@ from types import ModuleType
 
 import msgspec
 import pytest
+import trustme
 from msgspec.structs import fields
 
 from tidegate import __version__, config
@@ -53,7 +54,8 @@ def uncommented(tmp_path: Path) -> config.LoadedConfig:
     key = tmp_path / "cloud.key"
     key.write_text("of-the-cloud\n")
     key.chmod(0o600)
-    return config.load(file, tmp_path, {"SPARE_KEY": "of-the-spare"})
+    trustme.CA().cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    return config.load(file, tmp_path, {"SPARE_KEY": "of-the-spare", "GATE": "of-the-gate"})
 
 
 def test_example_changes_nothing(tmp_path: Path) -> None:
@@ -69,6 +71,8 @@ def test_every_setting_can_be_uncommented(uncommented: config.LoadedConfig) -> N
     """With every setting uncommented the file is still good, and its keys are found."""
     assert uncommented.warnings == []
     assert uncommented.secrets == {"cloud": "of-the-cloud", "spare": "of-the-spare"}
+    assert uncommented.headers == {"cloud": {"X-Gate": "of-the-gate", "X-Door": "of-the-cloud"}}
+    assert list(uncommented.authorities) == ["ca.pem"]
     assert [upstream.name for upstream in uncommented.settings.upstreams] == [
         "box",
         "cloud",

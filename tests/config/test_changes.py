@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from tidegate.core.message import Token
 from tidegate.core.settings import (
     MIB,
     Drain,
+    HeaderSource,
     LimitOverrides,
     Limits,
     Memory,
@@ -92,6 +94,9 @@ def leaves(value: Struct, at: str = "") -> Iterator[tuple[str, Effect, Struct]]:
         if isinstance(inner, Struct):
             for name, effect, changed in leaves(inner, f"{key}."):
                 yield name, effect, replace(value, **{info.name: changed})
+        elif info.encode_name == "headers":
+            effect, changed = EFFECTS[type(value)]["headers"], {**inner, "X-New": CANARY}
+            yield f"{key}.X-New", effect, replace(value, headers=changed)
         elif info.encode_name in ("upstream", "model"):
             [entry] = inner
             for name, effect, changed in leaves(entry, f"{key}[{entry.name}]."):
@@ -122,6 +127,37 @@ def test_the_walk_above_has_reached_every_table() -> None:
     for at in ("upstream[box].limits", "model[fast].limits"):
         assert {f"{at}.{info.encode_name}" for info in fields(LimitOverrides)} <= keys
     assert {"memory.growth.skip_s", "drain.stop_limit_s", "auth.tokens_file"} <= keys
+
+
+def test_headers_and_certificates_are_named_and_never_shown() -> None:
+    """Which header came, went or has another value, wherever that is kept."""
+    old = replace(
+        BOX, headers={"X-Plain": CANARY, "X-Gone": "a", "X-Secret": HeaderSource(env="A")}
+    )
+    new = replace(
+        BOX,
+        ca_file="ca.pem",
+        headers={"X-Plain": "b", "X-New": CANARY, "X-Secret": HeaderSource(env="A")},
+    )
+    former = dataclasses.replace(
+        loaded(replace(FULL, upstreams=[replace(old, ca_file="ca.pem")])),
+        headers={"box": {"X-Secret": CANARY}},
+        authorities={"ca.pem": "one"},
+    )
+    later = dataclasses.replace(
+        loaded(replace(FULL, upstreams=[new])),
+        headers={"box": {"X-Secret": f"{CANARY}2"}},
+        authorities={"ca.pem": "two"},
+    )
+    changes = compare(former, later)
+    assert {change.text() for change in changes} == {
+        "upstream[box].headers.X-Plain: changed",
+        "upstream[box].headers.X-Gone: removed",
+        "upstream[box].headers.X-New: added",
+        "value of X-Secret of box: changed",
+        "certificates in ca.pem: changed",
+    }
+    assert CANARY not in repr(changes)
 
 
 def test_equal_configs_have_no_changes() -> None:

@@ -21,6 +21,12 @@ def test_key_is_hidden_wherever_it_stands() -> None:
     assert secret.hide_values({"x-id": KEY, "age": "1"}) == {"x-id": HIDDEN, "age": "1"}
 
 
+def test_several_are_hidden_and_the_longest_first() -> None:
+    """Of two keys of which one begins with the other nothing is left."""
+    secret = Secret("sk-0123456", None, "sk-0123456789", "x")
+    assert secret.hide("a sk-0123456789 b sk-0123456 c") == f"a {HIDDEN} b {HIDDEN} c"
+
+
 def test_text_without_the_key_stays_as_it_is() -> None:
     """Byte for byte, whatever it is."""
     assert Secret(KEY).hide_bytes(b"\xff\x00 sk-a/b+c") == b"\xff\x00 sk-a/b+c"

@@ -20,9 +20,10 @@ from doctor.bench import Bench
 from fakes.canaries import found
 from fakes.machine import free_port
 from fakes.upstream import ScriptedUpstream
+from tidegate import __version__
 from tidegate.cli.doctor import EXIT_CODES, report_json, show_report
 from tidegate.core.problem import Severity
-from tidegate.core.settings import Upstream
+from tidegate.core.settings import HeaderSource, Upstream
 from tidegate.doctor import examination, upstreams
 from tidegate.doctor.examination import Check, Report
 from tidegate.doctor.findings import finding
@@ -173,6 +174,28 @@ def test_what_may_cost_money_is_asked_for_less(bench: Bench) -> None:
     (seen,) = bench.upstream.seen("numbered:10:1")
     assert json.loads(seen.body)["max_tokens"] == upstreams.MOST_PAID
     assert "asked of its account" in probe.text
+
+
+def test_an_upstream_is_asked_with_its_headers_and_by_name(bench: Bench) -> None:
+    """As the gateway would ask it: else a gate in front of it would refuse the doctor alone."""
+    box = Upstream(
+        name="box",
+        url=bench.upstream.url,
+        headers={"X-Title": "at home", "X-Gate": HeaderSource(env="GATE")},
+    )
+    probe = upstreams.probe(box, None, headers={"X-Gate": "open sesame"}, wanted="numbered:3:1")
+    assert probe.problem is None
+    (seen,) = bench.upstream.seen("numbered:3:1")
+    assert (seen.headers["x-title"], seen.headers["x-gate"]) == ("at home", "open sesame")
+    assert seen.headers["user-agent"] == f"tidegate-doctor/{__version__}"
+
+
+def test_certificates_that_cannot_be_used_are_told(bench: Bench) -> None:
+    """The doctor trusts whom the gateway trusts, and nobody instead."""
+    box = Upstream(name="box", url="https://127.0.0.1:1", ca_file="ca.pem")
+    problem = upstreams.probe(box, None, authority="").problem
+    assert problem is not None
+    assert "ca_file" in problem.cause
 
 
 @pytest.mark.parametrize(

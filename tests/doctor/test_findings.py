@@ -82,6 +82,21 @@ def _(bench: Bench) -> Iterator[Problem]:
     return files.check_config(bench.load(toml), serves=True)
 
 
+@pytest.mark.parametrize(
+    ("line", "finding"),
+    [
+        ('X-A = { env = "MISSING" }', "key-not-here"),
+        ('X-A = { file = "missing" }', "key-not-here"),
+        ('Host = "x"', "config-bad"),
+    ],
+)
+def test_a_secret_header_is_looked_for_as_a_key_is(bench: Bench, line: str, finding: str) -> None:
+    """One that this terminal lacks is the running one's; one that cannot be is a mistake."""
+    toml = f'[[upstream]]\nname = "cloud"\nurl = "https://x.example"\n[upstream.headers]\n{line}'
+    [problem] = files.check_config(bench.load(toml), serves=True)
+    assert problem.id.partition(":")[0] == finding
+
+
 @provokes("tokens-unusable", "chmod 600")
 def _(bench: Bench) -> Iterator[Problem]:
     path = bench.places.state_dir / "tokens"

@@ -40,6 +40,7 @@ FILE_KEY = "sk-CANARYfile-0d5e8a31c7f94b26"
 CREDENTIAL_KEY = "sk-CANARYcred-71b3e0f2a95d4c68"
 NEXT_KEY = "sk-CANARYnext-6c2f9d04b81e4a57"  # after the file was written anew
 UNUSED = "sk-CANARYunused-93ad5be1f0c24768"  # in the environment, and no affair of ours
+GATE = 'CANARYgate 6d1f "of 2" 90ab/7c3e'  # a secret header, which may have spaces
 PLAIN_WORD_KEY = "CANARY.key-of-letters.alone"  # might be the name of an error
 KEYS = {
     "the key in the environment": ENV_KEY,
@@ -47,6 +48,7 @@ KEYS = {
     "the key in a credential": CREDENTIAL_KEY,
     "the key of plain letters": PLAIN_WORD_KEY,
     "the next key": NEXT_KEY,
+    "a secret header": GATE,
     "a variable that is not ours": UNUSED,
 }
 
@@ -60,12 +62,18 @@ WORDS = {
     "a prompt": PROMPT,
     "an answer": ANSWER,
 }
-VARIABLES = {"CLOUD_KEY": ENV_KEY, "WORD_KEY": PLAIN_WORD_KEY, "OTHERS_SECRET": UNUSED}
+VARIABLES = {
+    "CLOUD_KEY": ENV_KEY,
+    "WORD_KEY": PLAIN_WORD_KEY,
+    "GATE_VALUE": GATE,
+    "OTHERS_SECRET": UNUSED,
+}
 UPSTREAMS = {
     "env": 'api_key_env = "CLOUD_KEY"',
     "word": 'api_key_env = "WORD_KEY"',
     "file": 'api_key_file = "file-key"',
     "cred": 'api_key_file = "cred-key"',
+    "gate": 'headers = { X-Gate = { env = "GATE_VALUE" }, X-File = { file = "file-key" } }',
     "anthropic": 'api_key_file = "file-key"\napi_key_header = "x-api-key"',
 }
 BAD_CONFIG = f'[[upstream]]\nname = "x"\nurl = "http://u:{PASTED}@h"\napi_key_env = "{PASTED}"\n'
@@ -77,7 +85,7 @@ def key_in(request: bytes) -> str:
     """What the gateway sent as the key."""
     for line in request.partition(b"\r\n\r\n")[0].split(b"\r\n"):
         name, _, value = line.partition(b": ")
-        if name.lower() in {b"authorization", b"x-api-key"}:
+        if name.lower() in {b"authorization", b"x-api-key", b"x-gate"}:
             return value.removeprefix(b"Bearer ").decode()
     return ""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import trustme
 
 from fakes.client import chat, get, open_chat
 from fakes.machine import until
@@ -15,10 +16,19 @@ from fakes.upstream import OK
 from gateway.engine_rig import LM_STUDIO, OLLAMA, Fake
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked, plain
 from tidegate.core.message import ModelAlias, ModelState
-from tidegate.core.settings import LimitOverrides, Limits, Model, Settings, Upstream
+from tidegate.core.settings import (
+    HeaderSource,
+    LimitOverrides,
+    Limits,
+    Model,
+    Settings,
+    Upstream,
+)
 from tidegate.gateway import models as models_module
 from tidegate.gateway.errors import Refused
 from tidegate.gateway.models import Catalog
+
+CERTIFICATES = [trustme.CA().cert_pem.bytes().decode() for _ in range(2)]
 
 
 def catalog(*upstreams: str, models: dict[str, list[str]] | None = None) -> Catalog:
@@ -434,6 +444,38 @@ async def test_a_reload_forgets_nothing_of_an_upstream_that_stays(rigs, raw_upst
     rig.reload(msgspec.structs.replace(rig.settings, upstreams=[first, changed]))
     assert [rig.pool(name).state for name in ("box", "box1")] == ["set aside", "unknown"]
     assert rig.gateway.catalog.loaded == {"box": {"qwen3:8b"}, "box1": None}
+
+
+async def test_a_reload_takes_up_another_value_of_a_header_or_other_certificates(
+    rigs, raw_upstream
+) -> None:
+    """The settings are the same, what they lead to is not; an upstream without them stays."""
+    heads: list[bytes] = []
+
+    async def play(peer: Peer) -> None:
+        while True:
+            heads.append(await peer.request())
+            await peer.send(plain(b'{"data":[{"id":"m"}]}'))
+
+    rig: Rig = await rigs(await raw_upstream(play), await raw_upstream(Library().play))
+    headers = {"X-Gate": HeaderSource(env="GATE")}
+    gated = msgspec.structs.replace(rig.settings.upstreams[0], headers=headers)
+    chosen = msgspec.structs.replace(rig.settings, upstreams=[gated, rig.settings.upstreams[1]])
+    gateway = rig.gateway
+    for value in ("one", "two", "two"):
+        before = rig.pool("box"), rig.pool("box1")
+        gateway.configure(chosen, [], {}, {"box": {"X-Gate": value}})
+        await gateway.catalog.refresh()
+        assert f"X-Gate: {value}\r\n".encode() in heads[-1]
+    assert (rig.pool("box"), rig.pool("box1")) == before
+    secure = msgspec.structs.replace(gated, url="https://localhost:1", ca_file="ca.pem")
+    chosen = msgspec.structs.replace(chosen, upstreams=[secure])
+    pools = []
+    for number in (0, 1, 1):
+        gateway.configure(chosen, [], {}, {}, {"ca.pem": CERTIFICATES[number]})
+        pools.append(rig.pool("box"))
+    assert pools[0] is not pools[1]
+    assert pools[1] is pools[2]
 
 
 async def test_an_upstream_that_a_reload_removes_finishes_what_it_has(

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import trustme
 
-from fakes.client import chat
+from fakes.client import Stream, chat
 from fakes.machine import stop_listening
 from fakes.upstream import OK
 from gateway.gateway_rig import HEAD, LAST, Rigs, chunked
-from tidegate.core.settings import Upstream
+from tidegate.core.settings import Settings, Upstream
 
 ON_BOTH_LOOPS = True
 
@@ -67,6 +67,58 @@ async def test_an_answer_comes_over_tls_and_the_connection_is_kept(
             assert (answer.status, bytes(answer.body)) == (200, b"".join(OK))
         assert sum(served) == 2
         assert len(served) - before <= 1
+        await rigs.finish()
+
+
+async def answer_over(rigs: Rigs, port: int, pem: str) -> Stream:
+    """What a client is told whose upstream has these certificates as its `ca_file`."""
+    upstream = Upstream(name="box", url=f"https://localhost:{port}", ca_file="ca.pem")
+    rig = await rigs()
+    rig.gateway.configure(Settings(upstreams=[upstream]), [], {}, {}, {"ca.pem": pem})
+    return await chat(rig.base_url, "any")
+
+
+@pytest.mark.parametrize("named", ["root", "issuer", "several"])
+async def test_an_authority_of_ones_own_is_trusted(rigs: Rigs, named: str) -> None:
+    """A root, an issuer that is none, or one among several."""
+    root = trustme.CA()
+    issuer = root.create_child_ca()
+    pem = {"root": root, "issuer": issuer, "several": root}[named].cert_pem.bytes().decode()
+    if named == "several":
+        pem = trustme.CA().cert_pem.bytes().decode() + pem
+    async with tls_upstream("localhost", issuer) as (port, served):
+        answer = await answer_over(rigs, port, pem)
+        assert (answer.status, bytes(answer.body)) == (200, b"".join(OK))
+        assert sum(served) == 1
+        await rigs.finish()
+
+
+async def test_with_an_authority_of_ones_own_no_other_is_trusted(
+    rigs: Rigs, authority: trustme.CA
+) -> None:
+    """Not even those that the computer trusts."""
+    async with tls_upstream("localhost", authority) as (port, served):
+        answer = await answer_over(rigs, port, trustme.CA().cert_pem.bytes().decode())
+        assert answer.status == 502
+        assert b"certificate" in answer.body
+        assert sum(served) == 0
+        await rigs.finish()
+
+
+@pytest.mark.parametrize(
+    "pem", ["", "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n"]
+)
+async def test_certificates_that_cannot_be_used_trust_nothing(
+    rigs: Rigs, authority: trustme.CA, pem: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That upstream fails and says why; it does not fall back to the computer's authorities."""
+    async with tls_upstream("localhost", authority) as (port, served):
+        answer = await answer_over(rigs, port, pem)
+        assert answer.status == 502
+        assert b"ca_file" in answer.body
+        assert sum(served) == 0
+        assert "cannot be used as it is configured" in caplog.text
+        rigs._started[-1].errors.clear()
         await rigs.finish()
 
 

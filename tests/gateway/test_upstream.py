@@ -12,7 +12,7 @@ from fakes.machine import until
 from gateway.gateway_rig import DEADLINE_S, HEAD, Heard, Peer, plain
 from tidegate import __version__
 from tidegate.core.errors import UpstreamError
-from tidegate.core.settings import Limits, Upstream
+from tidegate.core.settings import HeaderSource, Limits, Upstream
 from tidegate.gateway.upstream import (
     MAX_FETCH_BYTES,
     MAX_IDLE,
@@ -128,6 +128,23 @@ async def test_the_key_goes_where_the_upstream_looks_for_it(
     upstream = Upstream(name="box", url=url, api_key_header=header)
     lines = UpstreamPool(upstream, Limits(), "sk-1").request_head("GET", "/x", 0, stream=False)
     assert [each for each in lines.split(b"\r\n") if b"sk-1" in each] == [line]
+
+
+async def test_fixed_headers_go_along_and_secret_ones_hide_themselves() -> None:
+    """With every request, behind Host; a User-Agent of the config's stands for ours."""
+    headers = {"X-Title": "at home", "user-agent": "mine/1", "X-Gate": HeaderSource(env="GATE")}
+    upstream = Upstream(name="box", url="http://h", headers=headers)
+    pool = UpstreamPool(upstream, Limits(), "sk-key-1", {"X-Gate": "open sesame"})
+    head = pool.request_head("GET", "/models", 0, stream=False).decode()
+    assert head.split("\r\n")[1:6] == [
+        "Host: h",
+        "X-Title: at home",
+        "user-agent: mine/1",
+        "X-Gate: open sesame",
+        "Authorization: Bearer sk-key-1",
+    ]
+    assert "User-Agent" not in head
+    assert pool.secret.hide("open sesame, sk-key-1, at home") == "***, ***, at home"
 
 
 @pytest.mark.parametrize("url", ["http://" + "a" * 64, "http://user:sesame@h", "http://h:٣", "x"])

@@ -158,6 +158,15 @@ def kept_text(path: Path, kept: Path, chosen: Manager) -> str:
 def advise_keys(settings: Settings, chosen: Manager) -> None:
     """Where a key goes that is in this terminal's environment, or in none."""
     for upstream in settings.upstreams:
+        for name, source in upstream.headers.items():
+            if isinstance(source, str) or source.env is None:
+                continue
+            if chosen.key_advice(source.env, upstream.name):
+                print(
+                    f'The header {name} of upstream "{upstream.name}" is expected in the '
+                    "environment, and the service's has none: write it into a 0600 file and name "
+                    'that in the config with { file = "…" }.'
+                )
         if upstream.api_key_env is None:
             continue
         if advice := chosen.key_advice(upstream.api_key_env, upstream.name):

@@ -26,7 +26,7 @@ from tidegate.config.check import (
 from tidegate.config.convert import to_settings
 from tidegate.config.document import Document, read
 from tidegate.config.problem import ConfigError, Problem
-from tidegate.config.secret import read_keys
+from tidegate.config.secret import read_authorities, read_headers, read_keys, size_problem
 from tidegate.core.message import Token
 from tidegate.core.settings import Auth, Settings
 
@@ -44,6 +44,17 @@ class LoadedConfig:
     place: Path  # where the file is or would be, so that one that appears is noticed
     warnings: list[str]
     parked: str | None = None  # why it stands in for one that cannot be used
+    # Upstream name -> header name -> value, of those whose values are not in the file.
+    headers: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
+    authorities: dict[str, str] = field(default_factory=dict, repr=False)  # `ca_file` -> PEM
+
+    @property
+    def hidden(self) -> list[str]:
+        """Every text that nobody may see."""
+        return [
+            *self.secrets.values(),
+            *(v for each in self.headers.values() for v in each.values()),
+        ]
 
 
 def stand_in(
@@ -79,6 +90,10 @@ def load(
     settings = to_settings(table, problems)
     found = find_problems(settings)
     keys = read_keys(settings, _beside(document), environ, found)
+    headers = read_headers(settings, _beside(document), environ, found)
+    authorities = read_authorities(settings, _beside(document), found)
+    if problem := size_problem(keys, headers, authorities):
+        found.append(problem)
     known = _tokens(state_dir / settings.auth.tokens_file, found)
     if not known and not any(problem.key == "listen" for problem in found):
         found += find_open_doors(settings)
@@ -88,6 +103,8 @@ def load(
     return LoadedConfig(
         settings=settings,
         secrets=keys,
+        headers=headers,
+        authorities=authorities,
         tokens=known,
         path=document.path,
         place=(path or places.default_config_file()).absolute(),

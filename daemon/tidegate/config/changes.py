@@ -118,6 +118,8 @@ EFFECTS: dict[type[Struct], dict[str, Effect]] = {
         "api_key_env": _LATER,
         "api_key_file": _LATER,
         "api_key_header": _LATER,
+        "headers": _LATER,
+        "ca_file": _LATER,
         "max_concurrent": _LATER,
         "ask_usage": _LATER,
         "limits": _LATER,
@@ -163,6 +165,8 @@ def _tables(at: str, former: Struct, new: Struct) -> Iterator[Change]:
             yield from _tables(key, old_value, new_value)
         elif info.encode_name in ("upstream", "model"):
             yield from _lists(key, old_value, new_value, effect)
+        elif info.name == "headers":
+            yield from _headers(key, old_value, new_value, effect)
         elif info.name in _HIDDEN:
             yield _hidden(key, old_value, new_value, effect)
         else:
@@ -194,13 +198,30 @@ def _lists(
         )
 
 
+def _headers(
+    at: str, former: Mapping[str, object], new: Mapping[str, object], effect: Effect
+) -> Iterator[Change]:
+    for name in former | new:  # type: ignore[operator]
+        if former.get(name) != new.get(name):
+            yield _hidden(f"{at}.{name}", former.get(name), new.get(name), effect)
+
+
 def _keys(former: LoadedConfig, new: LoadedConfig) -> Iterator[Change]:
-    """The keys of upstreams that are in both; a new one brings its own along."""
+    """What belongs to upstreams that are in both; a new one brings its own along."""
     stayed = {u.name for u in former.settings.upstreams} & {u.name for u in new.settings.upstreams}
     for name in sorted(stayed):
         old_key, new_key = former.secrets.get(name), new.secrets.get(name)
         if old_key != new_key:
             yield _hidden(f"api key of {name}", old_key, new_key, Effect.NEW_ANSWERS)
+        old_headers, new_headers = former.headers.get(name, {}), new.headers.get(name, {})
+        for header in sorted(old_headers.keys() & new_headers.keys()):
+            if old_headers[header] != new_headers[header]:
+                key = f"value of {header} of {name}"
+                yield Change(key=key, what="changed", effect=Effect.NEW_ANSWERS)
+    for file in sorted(former.authorities.keys() & new.authorities.keys()):
+        if former.authorities[file] != new.authorities[file]:
+            key = f"certificates in {file}"
+            yield Change(key=key, what="changed", effect=Effect.NEW_ANSWERS)
 
 
 def _tokens(former: Sequence[Token], new: Sequence[Token]) -> Iterator[Change]:

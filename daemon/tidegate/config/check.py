@@ -11,8 +11,9 @@ import socket
 from collections.abc import Iterator
 
 from tidegate.config.problem import Problem
+from tidegate.core.header import MAX_HEADERS, MAX_VALUE_BYTES, is_value, name_problem
 from tidegate.core.host import parse_pattern
-from tidegate.core.settings import API_KEY_HEADERS, Growth, LimitOverrides, Settings
+from tidegate.core.settings import API_KEY_HEADERS, Growth, LimitOverrides, Settings, Upstream
 from tidegate.core.url import Url, parse_url
 from tidegate.places import MAX_SOCKET_PATH_BYTES
 
@@ -195,8 +196,28 @@ def _upstreams(settings: Settings) -> Iterator[Problem]:
         if upstream.api_key_header not in (None, *API_KEY_HEADERS):
             # Not repeated: somebody may have put the key itself there.
             yield Problem(f"{at}.api_key_header", 'must be "authorization" or "x-api-key"')
+        yield from _headers(upstream, f"{at}.headers")
+        if upstream.ca_file is not None and not upstream.url.startswith("https:"):
+            yield Problem(f"{at}.ca_file", "is of use for an https:// url alone")
     for n, name in _repeated([upstream.name for upstream in settings.upstreams]):
         yield Problem(f"upstream[{n}].name", f"another one is called {name!r} already")
+
+
+def _headers(upstream: Upstream, at: str) -> Iterator[Problem]:
+    """Values are not repeated: people put keys there."""
+    if len(upstream.headers) > MAX_HEADERS:
+        yield Problem(at, f"has more than {MAX_HEADERS} headers")
+    for name, value in upstream.headers.items():
+        if text := name_problem(name):
+            yield Problem(f"{at}.{name[:80]}", text)
+        elif isinstance(value, str) and not is_value(value):
+            yield Problem(
+                f"{at}.{name}",
+                f"must be 1 to {MAX_VALUE_BYTES} printable ASCII characters, without spaces at "
+                "its ends",
+            )
+    for _, name in _repeated([name.lower() for name in upstream.headers]):
+        yield Problem(f"{at}.{name[:80]}", "is there twice; upper and lower case are the same")
 
 
 def _url_problem(text: str) -> str | None:

@@ -96,6 +96,8 @@ def _value(info: FieldInfo, value: object, path: str, problems: list[Problem]) -
         return _size(info, value, path, problems)
     if info.name == "listen" and isinstance(value, str):
         return [value]
+    if info.name == "headers":
+        return _headers(value, path, problems)
     kind = _plain_type(info.type)
     try:
         plain: object = msgspec.convert(value, kind)
@@ -120,6 +122,30 @@ def _tables(
         return [_table(kind, item, f"{path}[{n}]", problems) for n, item in enumerate(value)]
     problems.append(Problem(path, f"must be a list of tables, each begun by [[{path}]]"))
     return []
+
+
+def _headers(value: object, path: str, problems: list[Problem]) -> dict[str, object]:
+    """Names with texts, or with where a secret text is kept."""
+    if not isinstance(value, dict):
+        problems.append(Problem(path, f"must be a table, [{path}]"))
+        return {}
+    good = {name: each for name, each in value.items() if _is_header_value(each)}
+    problems += [
+        Problem(
+            f"{path}.{name}",
+            'must be a text in quotes, { env = "VARIABLE" } or { file = "name" }',
+        )
+        for name in value
+        if name not in good
+    ]
+    return good
+
+
+def _is_header_value(value: object) -> bool:
+    if isinstance(value, dict):
+        [source, text] = next(iter(value.items()), (None, None))
+        return len(value) == 1 and source in ("env", "file") and isinstance(text, str)
+    return isinstance(value, str)
 
 
 def _size(info: FieldInfo, value: object, path: str, problems: list[Problem]) -> int | None:

@@ -143,6 +143,8 @@ class Configure(Message, frozen=True, kw_only=True):
     settings: Settings
     tokens: list[Token]
     secrets: dict[str, str]  # upstream name -> API key; never logged, never shown
+    headers: dict[str, dict[str, str]] = {}  # upstream name -> secret headers; as little shown
+    authorities: dict[str, str] = {}  # `ca_file` -> its certificates
     listeners: list[Listener] = []  # only in the first one
     peer_socket: str = ""  # where this generation listens for the other one
     other_socket: str | None = None  # where the other one listens, if there is one

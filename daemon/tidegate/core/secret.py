@@ -23,13 +23,15 @@ _RANDOM = re.compile(r"(?=[a-zA-Z]*[0-9])(?=[0-9]*[a-zA-Z])[A-Za-z0-9]{16,}")
 
 
 class Secret:
-    """The key of one upstream, which hides itself; an empty one hides nothing."""
+    """The key of one upstream and its like, which hide themselves; empty ones hide nothing."""
 
     __slots__ = ("_forms",)
 
-    def __init__(self, key: str | None) -> None:
-        """`key` as it is sent."""
-        forms = _written(key) if key and len(key) >= MIN_LENGTH else ()
+    def __init__(self, *keys: str | None) -> None:
+        """`keys` as they are sent."""
+        # The longest first, for one may begin with another.
+        known = sorted((k for k in keys if k and len(k) >= MIN_LENGTH), key=len, reverse=True)
+        forms = dict.fromkeys(form for key in known for form in _written(key))
         self._forms = tuple((form, form.encode()) for form in forms)
 
     def __repr__(self) -> str:

@@ -101,6 +101,13 @@ class Auth(Struct, frozen=True, kw_only=True, omit_defaults=True):
 API_KEY_HEADERS = ("authorization", "x-api-key")
 
 
+class HeaderSource(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where the value of a header is kept that is as secret as a key; one of the two is set."""
+
+    env: str | None = None
+    file: str | None = None
+
+
 class Upstream(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An LLM server that answers are streamed from."""
 
@@ -109,6 +116,8 @@ class Upstream(Struct, frozen=True, kw_only=True, omit_defaults=True):
     api_key_env: str | None = None
     api_key_file: str | None = None
     api_key_header: str | None = None  # one of API_KEY_HEADERS; None: what its host is known for
+    headers: dict[str, str | HeaderSource] = {}  # sent with every request, see core.header
+    ca_file: str | None = None  # trusted instead of the system's authorities, for https
     max_concurrent: int = 0  # 0: no limit of ours
     ask_usage: bool = False  # counts tokens of streams whose client did not ask; some refuse it
     limits: LimitOverrides = LimitOverrides()

@@ -23,7 +23,7 @@ from tidegate.config import document as config_document
 from tidegate.config.check import find_problems
 from tidegate.config.convert import to_settings
 from tidegate.config.problem import Problem as Mistake
-from tidegate.config.secret import read_keys
+from tidegate.config.secret import read_authorities, read_headers, read_keys
 from tidegate.core.problem import Problem, Severity
 from tidegate.core.settings import MIB, Settings, Upstream
 from tidegate.doctor import computer, files, ports, running, services, software, upstreams
@@ -74,6 +74,8 @@ class Subject:
     loaded: LoadedConfig | ConfigError
     settings: Settings | None
     keys: Mapping[str, str]  # by upstream; never shown
+    headers: Mapping[str, Mapping[str, str]]  # the secret ones by upstream; as little shown
+    authorities: Mapping[str, str]  # certificates, by `ca_file`
     seen: running.Seen
 
     @property
@@ -95,28 +97,41 @@ def read(places: Places, environ: Mapping[str, str]) -> Subject:
     """The config and the running tidegate, on which the checks depend."""
     seen = running.ask(places.runtime_dir)
     loaded: LoadedConfig | ConfigError
+    good: LoadedConfig | None
     try:
-        loaded = config.load(places.named_config, places.state_dir, environ)
+        good = loaded = config.load(places.named_config, places.state_dir, environ)
     except ConfigError as error:
-        loaded = error
-        settings, keys = _as_far_as_good(places.config_file, environ)
-    else:
-        settings, keys = loaded.settings, loaded.secrets
-    return Subject(places=places, loaded=loaded, settings=settings, keys=keys, seen=seen)
+        loaded, good = error, _as_far_as_good(places.config_file, environ)
+    return Subject(
+        places=places,
+        loaded=loaded,
+        settings=good.settings if good else None,
+        keys=good.secrets if good else {},
+        headers=good.headers if good else {},
+        authorities=good.authorities if good else {},
+        seen=seen,
+    )
 
 
-def _as_far_as_good(
-    path: Path, environ: Mapping[str, str]
-) -> tuple[Settings | None, Mapping[str, str]]:
+def _as_far_as_good(path: Path, environ: Mapping[str, str]) -> LoadedConfig | None:
     """A config whose keys are elsewhere, or whose tokens are lost, still says where things are."""
     mistakes: list[Mistake] = []
     try:
         settings = to_settings(dict(config_document.read(path).table), mistakes)
     except ConfigError:
-        return None, {}
+        return None
     if mistakes or any(find_problems(settings)):
-        return None, {}
-    return settings, read_keys(settings, path.parent, environ, [])
+        return None
+    return LoadedConfig(
+        settings=settings,
+        secrets=read_keys(settings, path.parent, environ, []),
+        headers=read_headers(settings, path.parent, environ, []),
+        authorities=read_authorities(settings, path.parent, []),
+        tokens=[],
+        path=path,
+        place=path,
+        warnings=[],
+    )
 
 
 def checks_for(subject: Subject, *, asks_tokens: bool) -> list[tuple[str, Callable[[], Result]]]:
@@ -253,9 +268,13 @@ def _upstream(
     subject: Subject, settings: Settings, upstream: Upstream, asks_tokens: bool
 ) -> Result:
     key = subject.keys.get(upstream.name)
+    headers = subject.headers.get(upstream.name, {})
     needs_key = upstream.api_key_env is not None or upstream.api_key_file is not None
     if needs_key and key is None:
         return "its key is not to be had here, so it was not asked", []
+    if any(not isinstance(v, str) and name not in headers for name, v in upstream.headers.items()):
+        return "its headers are not all to be had here, so it was not asked", []
+    authority = None if upstream.ca_file is None else subject.authorities.get(upstream.ca_file, "")
     wanted = next(
         (
             target.partition("/")[2]
@@ -265,7 +284,14 @@ def _upstream(
         ),
         None,
     )
-    probe = upstreams.probe(upstream, key, wanted=wanted, asks_tokens=asks_tokens)
+    probe = upstreams.probe(
+        upstream,
+        key,
+        headers=headers,
+        authority=authority,
+        wanted=wanted,
+        asks_tokens=asks_tokens,
+    )
     return probe.text, [probe.problem] if probe.problem else []
 
 

@@ -38,11 +38,18 @@ def check_config(loaded: LoadedConfig | ConfigError, *, serves: bool) -> Iterato
         )
 
 
+# A key or a secret header that is not where the config says.
+_ELSEWHERE = re.compile(
+    r"upstream\[(\d+)\]\.(?:api_key_(?:env|file)|"
+    r"headers\.\S+: .*(?:no such variable|what it leads to|no such file|others can read))"
+)
+
+
 def _mistake(line: str, *, serves: bool) -> Problem:
     fix = "correct it in the config; `tidegate check` says when it is good"
     if "auth.tokens_file" in line:
         return finding("tokens-unusable", line, _command_in(line) or "restore or remove that file")
-    found = re.search(r"upstream\[(\d+)\]\.api_key_(?:env|file)", line)
+    found = _ELSEWHERE.search(line)
     if found and serves:
         return finding(
             "key-not-here",

@@ -14,7 +14,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from errno import EHOSTUNREACH
 from ipaddress import ip_address
@@ -22,12 +22,15 @@ from typing import Any
 
 from msgspec import Struct
 
+from tidegate import __version__
 from tidegate.core.host import is_local_address
 from tidegate.core.problem import Problem
+from tidegate.core.secret import Secret
 from tidegate.core.settings import Upstream
 from tidegate.core.url import parse_url
 from tidegate.doctor.findings import finding
 from tidegate.doctor.services import is_neighbour
+from tidegate.gateway.tls import trusting
 
 MOST_LOCAL = 16
 MOST_PAID = 4
@@ -88,13 +91,18 @@ def probe(
     upstream: Upstream,
     key: str | None,
     *,
+    headers: Mapping[str, str] | None = None,
+    authority: str | None = None,
     wanted: str | None = None,
     asks_tokens: bool = True,
     answer_s: float = ANSWER_S,
 ) -> Probe:
-    """Ask for an answer of the model `wanted`, or else the first listed; or for its list only."""
+    """Ask for an answer of the model `wanted`, or else the first listed; or for its list only.
+
+    `headers` are its secret ones, `authority` the certificates of its `ca_file`.
+    """
     paid = is_paid(upstream, key)
-    place = _Place(upstream, key)
+    place = _Place(upstream, key, headers or {}, authority)
     begun_s = time.monotonic()
     model = None
     try:
@@ -104,7 +112,7 @@ def probe(
         model = wanted or _first_model(place, begun_s + answer_s)
         return _ask(place, model, paid, begun_s + answer_s)
     except _Unwell as error:
-        cause = _without(key, f'"{upstream.name}" {error.cause}')
+        cause = Secret(key, *(headers or {}).values()).hide(f'"{upstream.name}" {error.cause}')
         problem = finding(error.kind, cause, error.fix, upstream.name)
         return Probe(name=upstream.name, model=model, is_paid=paid, problem=problem)
 
@@ -134,8 +142,11 @@ def find_local(limit_s: float = 1.0) -> list[Upstream]:
 class _Place:
     """How an upstream is reached."""
 
-    def __init__(self, upstream: Upstream, key: str | None) -> None:
+    def __init__(
+        self, upstream: Upstream, key: str | None, headers: Mapping[str, str], authority: str | None
+    ) -> None:
         self.upstream = upstream
+        self._authority = authority
         where = parse_url(upstream.url)
         self.unix_path = where.socket_path
         self.host = where.host or "localhost"
@@ -146,7 +157,10 @@ class _Place:
         header = upstream.api_key_header or usual
         self.is_anthropic = header == "x-api-key"
         self.sock: socket.socket | None = None  # http.client forgets it while an answer still comes
-        self.headers = {"User-Agent": "tidegate-doctor", "Content-Type": "application/json"}
+        fixed = {name: value for name, value in upstream.headers.items() if isinstance(value, str)}
+        self.headers = {"Content-Type": "application/json", **fixed, **headers}
+        if not any(name.lower() == "user-agent" for name in self.headers):
+            self.headers["User-Agent"] = f"tidegate-doctor/{__version__}"
         if self.is_anthropic:
             self.headers["anthropic-version"] = _VERSION
         if key is not None:
@@ -180,10 +194,16 @@ class _Place:
             ) from error
 
     def _connection(self) -> http.client.HTTPConnection:
+        """Raises _Unwell."""
         if self.unix_path:
             return _UnixConnection(self.unix_path)
         if self.is_tls:
-            context = ssl.create_default_context()
+            try:
+                context = trusting(self._authority)
+            except ValueError as error:
+                raise _Unwell(
+                    "upstream-unreachable", f"cannot be asked: {error}", "mend that file"
+                ) from error
             return http.client.HTTPSConnection(
                 self.host, self.port, timeout=CONNECT_S, context=context
             )
@@ -405,7 +425,3 @@ def _said(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno:
         return error.strerror or os.strerror(error.errno)
     return type(error).__name__
-
-
-def _without(key: str | None, text: str) -> str:
-    return text.replace(key, "…") if key else text

@@ -11,7 +11,7 @@ import logging
 import math
 import re
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -140,7 +140,14 @@ class Gateway:
     def _demo_url(self) -> str:
         return f"unix:{self._peer_socket}:/demo"
 
-    def configure(self, settings: Settings, tokens: list[Token], secrets: dict[str, str]) -> None:
+    def configure(
+        self,
+        settings: Settings,
+        tokens: list[Token],
+        secrets: dict[str, str],
+        headers: Mapping[str, dict[str, str]] | None = None,
+        authorities: Mapping[str, str] | None = None,
+    ) -> None:
         """New settings for everything that begins from now on. Raises ValueError, changes nothing.
 
         Runs under way keep the limits that they began with.
@@ -151,7 +158,7 @@ class Gateway:
             tokens=tokens,
             brake=self._brake,
         )
-        catalog = Catalog(settings, secrets, self._demo_url)
+        catalog = Catalog(settings, secrets, self._demo_url, headers or {}, authorities or {})
         catalog.adopt(self.catalog)
         self.settings, self._door, self.catalog = settings, door, catalog
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 
 import msgspec
 from msgspec import Struct
@@ -70,10 +71,22 @@ _NO_FIGURES = ModelFigures()
 class Catalog:
     """The upstreams and their models, for one state of the settings."""
 
-    def __init__(self, settings: Settings, secrets: dict[str, str], demo_url: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        secrets: Mapping[str, str],
+        demo_url: str,
+        headers: Mapping[str, dict[str, str]] | None = None,
+        authorities: Mapping[str, str] | None = None,
+    ) -> None:
+        """`headers` are those of each upstream that are as secret as its key; `authorities` are
+        certificates, by the name of their `ca_file`.
+        """
         self._loop = asyncio.get_running_loop()
         self._settings = settings
         self._secrets = secrets
+        self._headers = headers or {}
+        self._authorities = authorities or {}
         self._demo_url = demo_url
         self._aliases = {model.name: model for model in settings.models}
         self._pools: dict[str, UpstreamPool] = {}
@@ -93,8 +106,11 @@ class Catalog:
         """Keeps the pools of upstreams that did not change: their places and connections stay."""
         for name, pool in former._pools.items():
             mine = self._pools.get(name)
-            same_secret = former._secrets.get(name) == self._secrets.get(name)
-            if mine is not None and mine.upstream == pool.upstream and same_secret:
+            if (
+                mine is not None
+                and mine.upstream == pool.upstream
+                and former._belongings(pool.upstream) == self._belongings(pool.upstream)
+            ):
                 pool.limits = mine.limits
             elif not (self._is_discovering and former._is_discovering and name != DEMO):
                 pool.close_idle()
@@ -327,7 +343,15 @@ class Catalog:
 
     def _new_pool(self, upstream: Upstream) -> UpstreamPool:
         limits: Limits = upstream.limits.over(self._settings.limits)
-        return UpstreamPool(upstream, limits, self._secrets.get(upstream.name))
+        return UpstreamPool(upstream, limits, *self._belongings(upstream))
+
+    def _belongings(self, upstream: Upstream) -> tuple[str | None, dict[str, str], str | None]:
+        """What is no setting: its key, its secret headers, whom it is to be trusted by."""
+        return (
+            self._secrets.get(upstream.name),
+            self._headers.get(upstream.name, {}),
+            None if upstream.ca_file is None else self._authorities.get(upstream.ca_file, ""),
+        )
 
 
 def _entry(name: str, created: int, owner: str) -> dict[str, object]:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from collections import deque
+from collections.abc import Mapping
 from typing import Protocol
 
 from msgspec import Struct
@@ -26,6 +26,7 @@ from tidegate.core.secret import HIDDEN, Secret
 from tidegate.core.settings import Limits, Upstream
 from tidegate.core.url import parse_url
 from tidegate.gateway.connection import UpstreamConnection
+from tidegate.gateway.tls import trusting
 
 log = logging.getLogger("tidegate.upstream")
 
@@ -56,7 +57,17 @@ class ModelFigures(Struct, frozen=True):
 class UpstreamPool:
     """One upstream as the gateway uses it."""
 
-    def __init__(self, upstream: Upstream, limits: Limits, secret: str | None) -> None:
+    def __init__(
+        self,
+        upstream: Upstream,
+        limits: Limits,
+        secret: str | None,
+        headers: Mapping[str, str] | None = None,
+        authority: str | None = None,
+    ) -> None:
+        """`headers` are those whose values are as secret as the key; `authority` are the
+        certificates of a `ca_file`. What is wrong with any of it makes the upstream failing.
+        """
         self.upstream = upstream
         self.name = upstream.name
         self.limits = limits
@@ -75,10 +86,10 @@ class UpstreamPool:
         self._queue: deque[Waiter] = deque()
         self.key_header = upstream.api_key_header or "authorization"
         self._shown = HIDDEN if "@" in upstream.url else upstream.url  # what is before it is a key
-        self.secret = Secret(secret)
+        self.secret = Secret(secret, *(headers or {}).values())
         self._place: _Place | None = None
         try:
-            self._place = _Place(upstream, secret)
+            self._place = _Place(upstream, secret, headers or {}, authority)
             self.key_header = self._place.key_header
         except Exception as error:  # whatever is wrong with it, the others serve
             self._fault = f"cannot be used as it is configured: {error or type(error).__name__}"
@@ -397,13 +408,19 @@ class _Fetch:
 class _Place:
     """What an upstream's settings come to, worked out once."""
 
-    def __init__(self, upstream: Upstream, secret: str | None) -> None:
+    def __init__(
+        self,
+        upstream: Upstream,
+        secret: str | None,
+        headers: Mapping[str, str],
+        authority: str | None,
+    ) -> None:
         """Raises ValueError or OSError where they cannot be used."""
         try:
             self.url = where = parse_url(upstream.url)
         except ValueError as error:
             raise ValueError(f"its url {error}") from None
-        self.tls = ssl.create_default_context() if where.is_tls else None
+        self.tls = trusting(authority) if where.is_tls else None
         # A bare host means the usual place; a path is a base URL as SDKs take it.
         self.prefix = where.path.rstrip("/") or "/v1"
         self.root = self.prefix.removesuffix("/v1")  # where Ollama's own API begins
@@ -411,4 +428,9 @@ class _Place:
         usual = "x-api-key" if where.host == "api.anthropic.com" else "authorization"
         self.key_header = upstream.api_key_header or usual
         key_line = _KEY_LINES[self.key_header].format(secret) if secret else ""
-        self.lines = f"Host: {where.authority}\r\nUser-Agent: {USER_AGENT}\r\n{key_line}"
+        fixed = {name: value for name, value in upstream.headers.items() if isinstance(value, str)}
+        fixed |= headers
+        if not any(name.lower() == "user-agent" for name in fixed):
+            fixed = {"User-Agent": USER_AGENT, **fixed}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in fixed.items())
+        self.lines = f"Host: {where.authority}\r\n{lines}{key_line}"

@@ -292,7 +292,7 @@ class Evidence:
         config = self._config()
         at, now_s = time.time(), self._clock()
         workers = list(self._generations)
-        keys = config.secrets.values() if config else ()
+        keys = config.hidden if config else ()
         secrets = sorted((k for k in keys if len(k) >= MIN_SECRET_LENGTH), key=len, reverse=True)
         reason = _without_keys(reason, secrets)
         why: list[dict[str, object]] = [{"kind": kind, "reason": reason}]
@@ -315,13 +315,17 @@ class Evidence:
 
 
 def show_settings(settings: Settings) -> dict[str, object]:
-    """The settings; of keys whether there is one: people put the key itself where its name goes."""
+    """The settings; of keys whether there is one: people put the key itself where its name goes.
+
+    Of headers the names.
+    """
     shown = _with_defaults(settings)
     upstreams = shown["upstream"]
     assert isinstance(upstreams, list)
     for upstream in upstreams:
         for name in ("api_key_env", "api_key_file"):
             upstream[name] = upstream[name] is not None
+        upstream["headers"] = list(upstream["headers"])
     return shown
 
 

@@ -264,6 +264,8 @@ class Generations:
             settings=config.settings,
             tokens=config.tokens,
             secrets=config.secrets,
+            headers=config.headers,
+            authorities=config.authorities,
             listeners=list(listeners),
             peer_socket=str(worker.socket_path),
             other_socket=str(peer.socket_path) if peer else None,

@@ -153,7 +153,9 @@ class Worker:
     async def serve(self) -> None:
         """From the first setting to the last answer."""
         gateway, first = self._gateway, self._configure
-        gateway.configure(first.settings, first.tokens, first.secrets)
+        gateway.configure(
+            first.settings, first.tokens, first.secrets, first.headers, first.authorities
+        )
         gateway.parked = first.parked
         gateway.meet(first.other_socket)
         await gateway.open()
@@ -274,7 +276,13 @@ class Worker:
 
     def _reconfigure(self, message: Configure) -> Configured:
         try:
-            self._gateway.configure(message.settings, message.tokens, message.secrets)
+            self._gateway.configure(
+                message.settings,
+                message.tokens,
+                message.secrets,
+                message.headers,
+                message.authorities,
+            )
         except ValueError as error:
             return Configured(request=message.request, error=str(error))
         self._gateway.parked = message.parked
