@@ -27,6 +27,11 @@ def form(*parts: tuple[bytes, bytes], boundary: bytes = b"abc") -> bytes:
     return b"".join(each) + b"--%b--\r\n" % boundary
 
 
+def changed_form(body: bytes, content_type: str, values: dict[str, str]) -> bytes:
+    """The form with other values, in one piece."""
+    return b"".join(with_fields(body, content_type, values))
+
+
 def field(name: str) -> bytes:
     return f'Content-Disposition: form-data; name="{name}"'.encode()
 
@@ -115,7 +120,7 @@ def test_a_file_may_hold_anything_but_the_boundary_on_a_line_of_its_own(content:
     """What only looks like a boundary divides nothing."""
     body = form((FILE, content), (MODEL, b"m"))
     assert fields(body, TYPE, WANTED) == {"model": "m"}
-    assert with_fields(body, TYPE, {"model": "n"}) == form((FILE, content), (MODEL, b"n"))
+    assert changed_form(body, TYPE, {"model": "n"}) == form((FILE, content), (MODEL, b"n"))
 
 
 def test_what_may_stand_around_a_boundary() -> None:
@@ -127,7 +132,7 @@ def test_what_may_stand_around_a_boundary() -> None:
 def test_an_empty_field_is_there() -> None:
     """Of no bytes, but found, and replaced like any other."""
     assert fields(form((MODEL, b"")), TYPE, WANTED) == {"model": ""}
-    assert with_fields(form((MODEL, b"")), TYPE, {"model": "n"}) == form((MODEL, b"n"))
+    assert changed_form(form((MODEL, b"")), TYPE, {"model": "n"}) == form((MODEL, b"n"))
     without_line_end = b"--abc\r\n%b\r\n\r\n--abc--" % MODEL
     assert fields(without_line_end, TYPE, WANTED) == {"model": ""}
 
@@ -213,13 +218,13 @@ def test_another_model_name_and_every_other_byte_kept(
     place = min(place, len(parts))
     before = [*parts[:place], (MODEL, b"fast"), *parts[place:]]
     after = [*parts[:place], (MODEL, name.encode()), *parts[place:]]
-    assert with_fields(form(*before), TYPE, {"model": name}) == form(*after)
+    assert changed_form(form(*before), TYPE, {"model": name}) == form(*after)
 
 
 def test_a_field_that_is_not_there_is_not_added() -> None:
     """A form without the field keeps all its bytes."""
     body = form((FILE, b"RIFF"))
-    assert with_fields(body, TYPE, {"model": "m"}) == body
+    assert changed_form(body, TYPE, {"model": "m"}) == body
 
 
 def test_a_large_file_is_passed_over() -> None:
@@ -227,7 +232,7 @@ def test_a_large_file_is_passed_over() -> None:
     sound = b"\r\n--" * 6_250_000
     body = form((FILE, sound), (MODEL, b"m"))
     assert fields(body, TYPE, WANTED) == {"model": "m"}
-    assert with_fields(body, TYPE, {"model": "large"}) == form((FILE, sound), (MODEL, b"large"))
+    assert changed_form(body, TYPE, {"model": "large"}) == form((FILE, sound), (MODEL, b"large"))
 
 
 # --- what others write ----------------------------------------------------------------------------
@@ -254,7 +259,7 @@ async def test_what_aiohttp_writes_is_read() -> None:
     assert isinstance(writer, MultipartWriter)
     body, content_type = await written_by_aiohttp(writer), writer.headers["Content-Type"]
     assert fields(body, content_type, WANTED) == {"model": "fast", "stream": "true"}
-    changed = with_fields(body, content_type, {"model": "big"})
+    changed = changed_form(body, content_type, {"model": "big"})
     assert changed == body.replace(b"\r\n\r\nfast\r\n", b"\r\n\r\nbig\r\n")
 
 
@@ -270,7 +275,7 @@ def test_what_the_standard_library_writes_is_read() -> None:
     _, _, body = sink.getvalue().partition(b"\r\n\r\n")
     content_type = message["Content-Type"]
     assert fields(body, content_type, WANTED) == {"model": "fast"}
-    changed = with_fields(body, content_type, {"model": "big"})
+    changed = changed_form(body, content_type, {"model": "big"})
     assert changed == body.replace(b"\r\n\r\nfast\r\n", b"\r\n\r\nbig\r\n")
 
 

@@ -34,7 +34,7 @@ def serve_body(
             request,
             max_bytes=max_bytes,
             deadline_s=deadline_s,
-            charge=None if charged is None else charged.append,
+            charge=[].append if charged is None else charged.append,
         )
         return web.Response(body=body)
 
@@ -75,19 +75,19 @@ ENCODINGS = [
 
 @pytest.mark.parametrize(("fields", "sent"), ENCODINGS)
 async def test_a_body_arrives_however_it_is_sent(fields: tuple[str, ...], sent: bytes) -> None:
-    """At once, byte by byte, in chunks: the body is the same, and all of it was charged."""
+    """At once, byte by byte, in chunks: the body is the same, and what it takes was charged."""
     charged: list[int] = []
     async with serve_body(charged=charged) as rig:
         client = await rig.client()
         assert (await client.ask(request("POST", "/", *fields, body=sent))).body == TEXT
-        assert sum(charged) == len(TEXT)
+        assert len(TEXT) <= charged[-1] <= len(TEXT) * 9 // 8
         for byte in request("POST", "/", *fields, body=sent):
             await client.send(bytes([byte]))
             await asyncio.sleep(0)
         assert (await client.answer()).body == TEXT
         framed = request("POST", "/", *fields, "Transfer-Encoding: chunked") + chunked(sent)
         assert (await client.ask(framed)).body == TEXT
-        assert sum(charged) == 3 * len(TEXT)
+        assert len(TEXT) <= charged[-1] <= len(TEXT) * 9 // 8
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
@@ -223,7 +223,7 @@ async def test_other_connections_have_their_turn_while_a_large_body_inflates() -
     async def read(request: web.BaseRequest) -> web.StreamResponse:
         await request.content.wait_eof()
         counting = asyncio.create_task(count_turns())
-        body = await read_body(request, max_bytes=64 * MIB, deadline_s=30)
+        body = await read_body(request, max_bytes=64 * MIB, deadline_s=30, charge=[].append)
         done.set()
         await counting
         return web.Response(text=str(len(body)))
@@ -347,10 +347,10 @@ async def test_a_body_that_may_not_be_charged_is_not_kept() -> None:
     """Whoever keeps the books can refuse more of it."""
     charged: list[int] = []
 
-    def charge(size: int) -> None:
-        if sum(charged) + size > 100 * KIB:
+    def charge(held_bytes: int) -> None:
+        if held_bytes > 100 * KIB:
             raise Refused(503, "memory is short", "memory")
-        charged.append(size)
+        charged.append(held_bytes)
 
     async def read(request: web.BaseRequest) -> web.StreamResponse:
         return web.Response(
@@ -359,7 +359,7 @@ async def test_a_body_that_may_not_be_charged_is_not_kept() -> None:
 
     async with serving(read) as rig:
         assert (await rig.ask(request("POST", "/", body=bytes(200 * KIB)))).status == 503
-        assert sum(charged) <= 100 * KIB
+        assert max(charged, default=0) <= 100 * KIB
 
 
 async def test_a_client_that_leaves_while_sending_leaves_nothing() -> None:

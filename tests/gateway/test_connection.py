@@ -466,3 +466,114 @@ async def test_an_upstream_that_hangs_up_at_once_is_said_to(raw_upstream) -> Non
         await heard.over()
         assert heard.said[-1][0] == "lost"
     await gone(pool)
+
+
+# --- bodies that are sent ------------------------------------------------------------------------
+
+
+class Slow:
+    """An upstream that reads nothing of a request before it is told to."""
+
+    def __init__(self) -> None:
+        self.may_read = asyncio.Event()
+        self.read = b""
+
+    async def play(self, peer: Peer) -> None:
+        peer.writer.transport.pause_reading()
+        await self.may_read.wait()
+        peer.writer.transport.resume_reading()
+        self.read = await peer.request()
+        await peer.send(plain(b"hello"))
+        await peer.hang()
+
+
+def large_body(size: int) -> list[bytes | memoryview]:
+    """In pieces, as it is where another model's name stands in it."""
+    whole = b"".join(b"%07d " % number for number in range(size // 8))
+    view = memoryview(whole)
+    return [b"first", view[:100], b"", view[100 : size // 2], b"in between", view[size // 2 :]]
+
+
+async def test_of_a_body_that_is_not_read_little_waits_in_the_transport(raw_upstream) -> None:
+    """A slice at most, for some transports copy it; read later, it is whole and in order."""
+    slow, sent = Slow(), []
+    pool = pool_of((await raw_upstream(slow.play)).url)
+    connection, heard = await pool.connect(), Heard()
+    body = large_body(16 * 1024 * 1024)
+    size = sum(map(len, body))
+    head = b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % size
+    connection.send(head, heard, body, lambda: sent.append(True))
+    for _ in range(20):
+        await asyncio.sleep(0.01)
+        waiting = connection._transport.get_write_buffer_size()
+        assert 0 < waiting <= connection_module.SLICE_BYTES
+    assert not sent
+    slow.may_read.set()
+    await heard.over()
+    assert slow.read == head + b"".join(body)
+    assert sent == [True]
+    kept = pool.take_idle()
+    assert kept is connection
+    kept.abort()
+    await gone(pool)
+
+
+async def test_what_is_sent_at_once_is_told_before_send_returns(raw_upstream) -> None:
+    """A request as most are."""
+    sent: list[bool] = []
+
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(plain(b"hello"))
+        await peer.hang()
+
+    pool = pool_of((await raw_upstream(play)).url)
+    heard = Heard()
+    head = b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\n"
+    (await pool.connect()).send(head, heard, [b"wor", b"ld"], lambda: sent.append(True))
+    assert sent == [True]
+    await heard.over()
+    pool.close()
+    await gone(pool)
+
+
+async def test_a_connection_is_not_kept_whose_upstream_answered_before_it_had_all(
+    raw_upstream,
+) -> None:
+    """What follows would be taken for the rest of the body."""
+
+    async def play(peer: Peer) -> None:
+        peer.writer.transport.pause_reading()
+        await peer.send(plain(b'{"error":"too large"}', b"413 Too Large"))
+        await peer.hang()
+
+    pool = pool_of((await raw_upstream(play)).url)
+    connection, heard = await pool.connect(), Heard()
+    connection.send(ASK, heard, large_body(16 * 1024 * 1024))
+    await heard.over()
+    assert heard.said[0] == ("head", 413)
+    assert heard.said[-1] == ("end",)
+    assert pool.take_idle() is None
+    await gone(pool)
+
+
+async def test_a_body_is_let_go_of_with_its_connection(raw_upstream) -> None:
+    """Nothing of what was not sent is held on."""
+    slow = Slow()
+    pool = pool_of((await raw_upstream(slow.play)).url)
+    connection, heard = await pool.connect(), Heard()
+    body = bytearray(16 * 1024 * 1024)
+    connection.send(ASK, heard, [memoryview(body)])
+    connection.abort()
+    await gone(pool)
+    del connection
+    await until(lambda: _may_grow(body), DEADLINE_S, "the transport has let go of it too")
+    slow.may_read.set()
+
+
+def _may_grow(body: bytearray) -> bool:
+    try:
+        body.append(0)  # which fails as long as there is a view of it
+    except BufferError:
+        return False
+    return True

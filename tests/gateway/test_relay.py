@@ -927,3 +927,109 @@ async def test_an_error_in_the_middle_does_not_tell_the_key(rigs, raw_upstream) 
     replay = await get(rig.base_url, f"/v1/runs/{answer.run_id}/stream")
     assert b"wrong key: ***" in replay.body
     assert b"wrong key: ollama" not in replay.body
+
+
+# --- the request's body ---------------------------------------------------------------------------
+
+
+def large_question(stream: bool) -> bytes:
+    """8 MiB for an alias, so that the model's name is replaced in it."""
+    text = b"x" * (8 * 1024 * 1024)
+    head = b'{"model":"big","stream":%b,' % (b"true" if stream else b"false")
+    return head + b'"messages":[{"role":"user","content":"' + text + b'"}]}'
+
+
+async def ask_largely(rig: Rig, body: bytes) -> Stream:
+    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+    stream = Stream(reader, writer)
+    Stream.opened.append(stream)
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n"
+    writer.write(head % len(body) + body)
+    await writer.drain()
+    return stream
+
+
+async def test_a_body_is_charged_until_its_upstream_has_taken_it(rigs, raw_upstream) -> None:
+    """Also behind the first output, after which no further attempt needs it."""
+    may_read = asyncio.Event()
+    read = b""
+
+    async def play(peer: Peer) -> None:
+        nonlocal read
+        peer.writer.transport.pause_reading()
+        await peer.send(HEAD + chunked(*OK[:-1]))
+        await may_read.wait()
+        peer.writer.transport.resume_reading()
+        read = await peer.request()
+        await peer.send(chunked(OK[-1]) + LAST)
+        await peer.hang()
+
+    rig = await rigs(await raw_upstream(play), models={"big": ["box/other"]})
+    body = large_question(stream=True)
+    stream = await ask_largely(rig, body)
+    entries = rig.gateway.registry.ledger.entries
+    await until(
+        lambda: rig.gateway.registry.active_count == 1 and rig.relay().run.state is State.STREAMING,
+        DEADLINE_S,
+        "the answer has begun",
+    )
+    assert rig.relay().run.body == b""
+    assert len(body) <= entries[Entry.BODY] <= len(body) + 512 * 1024
+    may_read.set()
+    await until(lambda: not entries[Entry.BODY], DEADLINE_S, "all is sent, and not charged")
+    await asyncio.wait_for(stream.read_all(), DEADLINE_S)
+    assert told_whole(stream)
+    assert read.partition(b"\r\n\r\n")[2] == body.replace(b'"big"', b'"other"')
+
+
+def told_whole(stream: Stream) -> bool:
+    return stream.clean and stream.body.endswith(DONE)
+
+
+async def test_a_failover_sends_the_body_again_from_its_beginning(rigs, raw_upstream) -> None:
+    """The first upstream read a part of it and broke; the second one has all of it."""
+    read = b""
+
+    async def breaks(peer: Peer) -> None:
+        await peer.reader.readexactly(100_000)
+        peer.reset()
+
+    async def reads(peer: Peer) -> None:
+        nonlocal read
+        read = await peer.request()
+        await peer.send(HEAD + chunked(*OK) + LAST)
+        await peer.hang()
+
+    rig = await rigs(
+        await raw_upstream(breaks),
+        await raw_upstream(reads),
+        models={"big": ["box/first", "box1/second"]},
+    )
+    body = large_question(stream=True)
+    stream = await ask_largely(rig, body)
+    await asyncio.wait_for(stream.read_all(), DEADLINE_S)
+    assert told_whole(stream)
+    assert read.partition(b"\r\n\r\n")[2] == body.replace(b'"big"', b'"second"')
+    assert rig.gateway.registry.ledger.entries[Entry.BODY] == 0
+
+
+async def test_a_large_answer_waits_in_one_copy_that_is_charged(rigs, raw_upstream) -> None:
+    """A client that does not read it holds its bytes once, and a slice in its transport."""
+    answer = b'{"data":"' + b"y" * (8 * 1024 * 1024) + b'"}'
+    rig = await rigs(await raw_upstream(always(plain(answer))), models={"big": ["box/other"]})
+    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+    writer.transport.pause_reading()
+    body = b'{"model":"big","messages":[]}'
+    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+    writer.write(b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    entries = rig.gateway.registry.ledger.entries
+    await until(lambda: bool(entries[Entry.OUTBOUND]), DEADLINE_S, "it is being written")
+    assert len(answer) <= entries[Entry.OUTBOUND] <= len(answer) + 512 * 1024
+    (subscriber,) = rig.relay().subscribers
+    assert subscriber._client._transport.get_write_buffer_size() <= 256 * 1024
+    writer.transport.resume_reading()
+    whole = await asyncio.wait_for(reader.read(), DEADLINE_S)
+    assert whole.partition(b"\r\n\r\n")[2] == answer
+    writer.close()
+    await rig.idle()
+    assert entries[Entry.OUTBOUND] == 0

@@ -19,7 +19,15 @@ def test_worker_environment_has_nothing_of_the_manager() -> None:
         "NOTIFY_SOCKET": "x", "WATCHDOG_USEC": "1", "WATCHDOG_PID": "1", "LISTEN_FDS": "1",
         "LISTEN_PID": "1", "LISTEN_FDNAMES": "a", "MEMORY_PRESSURE_WATCH": "f", "PATH": "/bin",
     }  # fmt: skip
-    assert worker_environment(environ) == {"PATH": "/bin"}
+    given = worker_environment(environ)
+    assert given.pop("MALLOC_MMAP_THRESHOLD_") == "131072"
+    assert given == {"PATH": "/bin"}
+
+
+def test_what_is_said_of_malloc_already_holds() -> None:
+    """Whoever tunes it knows why."""
+    said = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    assert worker_environment(said) == said
 
 
 def test_lock_is_held_for_life(tmp_path: Path) -> None:

@@ -50,16 +50,19 @@ def fields(body: bytes, content_type: str, names: tuple[str, ...]) -> dict[str, 
     return found
 
 
-def with_fields(body: bytes, content_type: str, values: dict[str, str]) -> bytes:
-    """The same form with these fields replaced where they are there. Raises ValueError."""
-    pieces = []
+def with_fields(body: bytes, content_type: str, values: dict[str, str]) -> list[bytes | memoryview]:
+    """The same form with these fields replaced where they are there, in pieces.
+
+    What is not replaced is a view of `body`. Raises ValueError.
+    """
+    view = memoryview(body)
+    pieces: list[bytes | memoryview] = []
     taken = 0
     for part in _parts(body, content_type):
         if part.name in values:
-            pieces += [body[taken : part.start], values[part.name].encode("utf-8")]
+            pieces += [view[taken : part.start], values[part.name].encode("utf-8")]
             taken = part.end
-    pieces.append(body[taken:])
-    return b"".join(pieces)
+    return [*pieces, view[taken:]]
 
 
 def _parts(body: bytes, content_type: str) -> Iterator[_Part]:

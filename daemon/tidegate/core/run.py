@@ -185,6 +185,7 @@ class Run:
         "error_code",
         "format",
         "id",
+        "is_sending",
         "keep_running",
         "limits",
         "model",
@@ -238,6 +239,7 @@ class Run:
         self.streamed = streamed
         self.keep_running = keep_running  # nobody listening is no reason to stop
         self.body = body  # kept as long as another attempt may need it
+        self.is_sending = False  # an upstream has not taken all of it yet
         self.readers = 0  # subscribers attached
         self.abandoned_s: float | None = None  # since when nobody has been listening
         self.paused_s: float | None = None  # since when we have not been reading
@@ -563,15 +565,29 @@ class Run:
         before = self.account.total_bytes
         if self.attempts:
             self._drop_attempt()
+        self.is_sending = False
         self._drop_body()
         self.window.trim(0)
         self.account.set(Entry.WINDOW, 0)
         self.account.set(Entry.RECORD, 0)
         return before - self.account.total_bytes
 
+    def sending(self, held_bytes: int) -> None:
+        """An upstream is being sent the body, for which so much is held until it has taken it."""
+        self.is_sending = True
+        with suppress(LedgerFull):  # charged all the same: what comes next is refused, not this
+            self.account.set(Entry.BODY, held_bytes)
+
+    def sent(self) -> None:
+        """The upstream has taken all of the body, or will take no more of it."""
+        self.is_sending = False
+        self.account.set(Entry.BODY, len(self.body))
+
     def _drop_body(self) -> None:
+        """No further attempt can follow; what is being sent is held by its connection."""
         self.body = b""
-        self.account.set(Entry.BODY, 0)
+        if not self.is_sending:
+            self.account.set(Entry.BODY, 0)
 
     def _drop_attempt(self) -> None:
         self.attempt.drop()

@@ -20,7 +20,7 @@ from tidegate.core.run import Run, State
 from tidegate.core.window import START
 from tidegate.gateway import background
 from tidegate.gateway.body import read_body
-from tidegate.gateway.client import Client, Written
+from tidegate.gateway.client import SLICE_BYTES, Client, Written
 from tidegate.gateway.door import Caller
 from tidegate.gateway.errors import Refused
 from tidegate.gateway.ids import new_id
@@ -75,8 +75,8 @@ async def _new_relay(
 ) -> tuple[Relay, Wanted]:
     """Reads and understands the request. Raises Refused and LedgerFull."""
 
-    def charge(size: int) -> None:
-        account.set(Entry.BODY, account.entries[Entry.BODY] + size)
+    def charge(held_bytes: int) -> None:
+        account.set(Entry.BODY, held_bytes)
 
     check_welcome(gateway, request)
     limits = gateway.settings.limits
@@ -113,8 +113,8 @@ def understand(request: web.BaseRequest, form: Format, body: bytes) -> Question:
     content_type = request.headers.get("Content-Type", "application/json")
     if not content_type.lower().startswith("multipart/form-data"):
         content_type = "application/json"  # whatever it says, it is read as that
-    form = form.of_request(body, content_type)
     try:
+        form = form.of_request(body, content_type)
         wanted = form.parse_request(body, content_type)
     except ValueError as error:
         raise Refused(400, str(error), "bad_request") from None
@@ -213,16 +213,22 @@ def _raw_head(relay: Relay, client: Client) -> tuple[bytes, bool]:
 async def _write(
     gateway: Gateway, relay: Relay, subscriber: Subscriber, client: Client, answer: Answer
 ) -> web.StreamResponse:
-    """Writes a whole answer in one go, and waits until it has been read."""
+    """Writes a whole answer, and waits until it has been read."""
     relay.answer = None
-    length = ("Content-Length", str(len(answer.body)))
+    body = memoryview(answer.body)
+    length = ("Content-Length", str(len(body)))
     head = _head(relay, client, answer._replace(headers=(length, *answer.headers)))
-    subscriber.outbound_bytes = client.write(head + answer.body)
-    if subscriber.outbound_bytes:
-        relay.count_outbound()
+    first = body[:SLICE_BYTES]
+    client.kept_bytes = len(body) if len(body) > len(first) else 0  # else it is in what is written
+    subscriber.outbound_bytes = client.write(b"".join((head, first)))
+    if subscriber.outbound_bytes or client.kept_bytes:
         gateway.registry.look_soon(subscriber, subscriber.check(gateway.loop.time()))
+        relay.count_outbound()
+        for at in range(SLICE_BYTES, len(body), SLICE_BYTES):
+            await client.drained()
+            client.write(body[at : at + SLICE_BYTES])
         await client.flushed()
-        subscriber.outbound_bytes = 0
+        client.kept_bytes = subscriber.outbound_bytes = 0
     return Written(close=client.closes)
 
 

@@ -24,7 +24,7 @@ from tidegate.core import formats
 from tidegate.core.brake import Brake
 from tidegate.core.errors import LedgerFull
 from tidegate.core.formats.base import Format
-from tidegate.core.ledger import Ledger
+from tidegate.core.ledger import Entry, Ledger
 from tidegate.core.message import Facts, Token
 from tidegate.core.settings import MIB, Settings
 from tidegate.gateway import answers, demo, ollama, openapi, operations, runs, turns
@@ -284,7 +284,7 @@ class Gateway:
     async def _handle_inner(self, request: web.BaseRequest) -> web.StreamResponse:
         """The Unix socket: the demo upstream, and the other generation on a caller's behalf."""
         if request.path == "/demo/chat/completions":
-            return await demo.chat_completions(request)
+            return await demo.chat_completions(request, self.registry.ledger)
         if request.path.startswith("/demo/"):
             raise demo.other_format()
         if request.path == "/v1/adopt":
@@ -295,14 +295,23 @@ class Gateway:
 
     async def _adopt(self, request: web.BaseRequest) -> web.StreamResponse:
         """A finished run of the former generation."""
-        body = await read_body(request, max_bytes=MAX_HANDED_BYTES, deadline_s=5.0)
-        now_s = self.loop.time()
+        ledger = self.registry.ledger
+        account = ledger.open()
         try:
-            run = unpack(body, self.registry.ledger, self.settings.limits, now_s)
+            body = await read_body(
+                request,
+                max_bytes=MAX_HANDED_BYTES,
+                deadline_s=5.0,
+                # Not among what clients send: that may be full while there is room for answers.
+                charge=partial(account.set, Entry.HELD),
+            )
+            run = unpack(body, ledger, self.settings.limits, self.loop.time())
         except LedgerFull as full:
             raise answers.no_room(full) from None
         except (ValueError, msgspec.MsgspecError) as error:
             raise Refused(400, f"this is no finished run: {error}", "bad_run") from None
+        finally:
+            account.close()
         self.registry.adopt(Relay(self.registry, run, [], self.loop))
         return web.json_response({"id": run.id})
 

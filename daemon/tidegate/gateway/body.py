@@ -28,13 +28,14 @@ async def read_body(
     *,
     max_bytes: int,
     deadline_s: float,
-    charge: Callable[[int], None] | None = None,
+    charge: Callable[[int], None],
 ) -> bytes:
     """The body, inflated.
 
     `max_bytes` bounds it both as sent and as inflated; `deadline_s` bounds the time until the
-    last byte has arrived. `charge` is told of bytes before they are kept, and may raise. What it
-    was told of is the caller's to give back, after an error too, where it releases the rest.
+    last byte has arrived. `charge` is told, before each piece is kept, how much is held then, and
+    may raise: that is the memory taken, up to an eighth more than the content. It is the caller's
+    to give back, after an error too, where it releases the rest.
 
     Raises Refused: 400 for what can't be decoded, 408 late, 413 too large, 415 for another
     encoding, 417 for another expectation. 408 and 413 end the connection: the rest of such a
@@ -73,7 +74,7 @@ class _Kept:
 
     __slots__ = ("_buffer", "_charge", "_max_bytes", "room")
 
-    def __init__(self, max_bytes: int, charge: Callable[[int], None] | None) -> None:
+    def __init__(self, max_bytes: int, charge: Callable[[int], None]) -> None:
         self._max_bytes = max_bytes
         self._charge = charge
         self._buffer: io.BytesIO | None = None
@@ -82,9 +83,10 @@ class _Kept:
     def _take(self, size: int) -> None:
         if size > self.room:
             raise _too_large(self._max_bytes)
-        if self._charge is not None:
-            self._charge(size)
         self.room -= size
+        held_bytes = self._max_bytes - self.room
+        # A BytesIO that has to grow takes an eighth more, so as not to grow with every piece.
+        self._charge(held_bytes if size == held_bytes else held_bytes + held_bytes // 8)
 
     def add(self, piece: bytes) -> None:
         """Keeps one more piece. Raises Refused."""

@@ -12,11 +12,15 @@ from contextlib import suppress
 
 from aiohttp import HttpVersion10, web
 
+from tidegate.core.settings import KIB
 from tidegate.gateway.server import WRITE_HIGH_WATER_BYTES, ClientProtocol
 
 # Above this a subscriber lags, and `drained` waits. A fast reader never has this much in user
 # space; 4,096 slow ones with this much each are 256 MiB, which the ledger sees.
 HIGH_WATER_BYTES = WRITE_HIGH_WATER_BYTES
+# What is larger is written in slices, each when the former one has left: plain asyncio copies what
+# it can't send at once.
+SLICE_BYTES = 256 * KIB
 _NO_LINGER = struct.pack("ii", 1, 0)  # what is left unsent is forgotten, and RST sent
 
 
@@ -49,6 +53,7 @@ class Client:
         "closes",
         "high_water_bytes",
         "http10",
+        "kept_bytes",
         "loop",
     )
 
@@ -62,12 +67,13 @@ class Client:
         self._written = self._taken = 0
         self._former_bytes = self._last_bytes = 0  # of the last two writes
         self._progress_s: float | None = None
+        self.kept_bytes = 0  # an answer that is being written in slices
         self.http10 = request.version <= HttpVersion10
         self.closes = protocol.ends_after_answer or self.http10 or not request.keep_alive
         self._protocol = protocol
         self.high_water_bytes = HIGH_WATER_BYTES
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: bytes | memoryview) -> int:
         """Writes; returns the bytes that the kernel has not taken. A gone client takes all."""
         transport = self._transport
         if transport.is_closing():
@@ -93,8 +99,10 @@ class Client:
         """
         unsent = self._unsent_bytes
         if unsent > self._last_bytes:
-            return max(unsent, self._last_bytes + self._former_bytes)
-        return self._last_bytes if unsent else 0
+            unsent = max(unsent, self._last_bytes + self._former_bytes)
+        elif unsent:
+            unsent = self._last_bytes
+        return self.kept_bytes + unsent
 
     @property
     def _unsent_bytes(self) -> int:

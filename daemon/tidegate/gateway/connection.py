@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Protocol, cast
 
@@ -29,6 +29,9 @@ RECEIVE_BUFFER_BYTES = 256 * 1024
 # is also the most that one upstream brings in a turn of the event loop: uvloop would read a socket
 # 32 times, and with 24 fast upstreams a turn took more than a second.
 READ_BYTES = 64 * 1024
+# A body is given to the transport in slices, the next one when the kernel has taken the last. Plain
+# asyncio and TLS copy what they are given and can't send at once: that was all of it once more.
+SLICE_BYTES = 256 * 1024
 IDLE_S = 4.0  # llama.cpp announces 5 s and closes at 4.5
 LINGER_S = 1.0  # between the terminal marker and the end of the body
 
@@ -61,6 +64,17 @@ class _Discard:
 _DISCARD = _Discard()
 
 
+def _nothing() -> None:
+    """Whoever does not want to know that all is sent."""
+
+
+def _slices(body: Sequence[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    for piece in body:
+        view = memoryview(piece)
+        for at in range(0, len(view), SLICE_BYTES):
+            yield view[at : at + SLICE_BYTES]
+
+
 # All connections read into the same buffer: what is in it is taken before the next one reads.
 _buffer = memoryview(bytearray(READ_BYTES))
 
@@ -83,6 +97,9 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self._head_done = self._head_told = self._complete = self._paused = False
         self._resting = False
         self._reusable = True
+        self._unsent: Iterator[bytes | memoryview] | None = None  # of a body: what is left of it
+        self._on_sent: Callable[[], None] = _nothing
+        self._is_full = False  # the transport holds what the kernel has not taken
         self._linger: asyncio.TimerHandle | None = None
         self.exchanges = 0
         self.idle_until_s = 0.0
@@ -100,8 +117,18 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         """It has answered before, so that it may have died of idleness."""
         return self.exchanges > 1
 
-    def send(self, request: bytes, exchange: Exchange) -> None:
-        """Starts an exchange."""
+    def send(
+        self,
+        head: bytes,
+        exchange: Exchange,
+        body: Sequence[bytes | memoryview] = (),
+        on_sent: Callable[[], None] | None = None,
+    ) -> None:
+        """Starts an exchange.
+
+        What `body` points to must stay as it is until `on_sent` is called, which is before this
+        returns where the kernel takes it all, and never where the connection ends before.
+        """
         assert self._transport is not None
         assert self._exchange is None
         self._exchange = exchange
@@ -110,7 +137,26 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self._head_bytes = self._bodiless_bytes = 0
         self._head_done = self._head_told = self._complete = False
         self.exchanges += 1
-        self._transport.write(request)
+        if sum(map(len, body)) <= SLICE_BYTES:
+            self._transport.write(b"".join((head, *body)))
+            body = ()
+        else:
+            self._transport.write(head)
+        self._unsent, self._on_sent = _slices(body), on_sent or _nothing
+        self._send_on()
+
+    def _send_on(self) -> None:
+        """Writes slices as long as the kernel takes them."""
+        transport = self._transport
+        while self._unsent is not None and not self._is_full:
+            if transport is None or transport.is_closing():
+                return
+            piece = next(self._unsent, None)
+            if piece is not None:
+                transport.write(piece)
+            else:
+                on_sent, self._on_sent, self._unsent = self._on_sent, _nothing, None
+                on_sent()
 
     def pause(self) -> None:
         """Stops reading: the upstream feels it once the kernel's buffers are full."""
@@ -130,13 +176,16 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         The connection stays reusable if the answer's own end follows within LINGER_S.
         """
         self._exchange = _DISCARD
-        if not self._complete:
+        if self._unsent is not None:
+            self.abort()  # who asks the next thing here would be taken for the rest of this
+        elif not self._complete:
             self.resume()
             self._linger = self._loop.call_later(LINGER_S, self.abort)
 
     def abort(self) -> None:
         """Ends the connection now; the exchange hears nothing more."""
         self._exchange = None
+        self._unsent = None
         self._stop_lingering()
         if self._transport is not None:
             self._transport.abort()
@@ -161,6 +210,15 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         sock = transport.get_extra_info("socket")
         if sock is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+        # We are told of every byte that waits. Not 0: over TLS even an empty buffer would be full.
+        self._transport.set_write_buffer_limits(high=1, low=0)
+
+    def pause_writing(self) -> None:
+        self._is_full = True
+
+    def resume_writing(self) -> None:
+        self._is_full = False
+        self._send_on()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return _buffer
@@ -206,7 +264,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         exchange, self._exchange = self._exchange, None
-        self._transport = self._parser = None  # the parser holds us, and we would hold it
+        self._transport = self._unsent = None
+        self._parser = None  # it holds us, and we would hold it
         self._stop_lingering()
         self._on_free(self)
         if exchange is None:
@@ -282,7 +341,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         """The answer is complete: free the connection, then tell."""
         self._exchange = None
         self._stop_lingering()
-        if self._reusable:
+        if self._reusable and self._unsent is None:
             self.resume()
             self.idle_until_s = self._loop.time() + self._idle_s()
         else:

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 
 import msgspec
 from aiohttp import web
 
+from tidegate.core.errors import LedgerFull
 from tidegate.core.formats import CHAT
+from tidegate.core.formats.base import Wanted
 from tidegate.core.formats.openai import DONE
+from tidegate.core.ledger import Entry, Ledger
 from tidegate.core.settings import MIB
 from tidegate.gateway.body import read_body
-from tidegate.gateway.errors import Refused
+from tidegate.gateway.errors import SERVER_ERROR, Refused
 from tidegate.gateway.models import STUCK
 
 _WORD_S = 0.06  # about as fast as one reads
@@ -37,10 +41,9 @@ TEXT = (
 )
 
 
-async def chat_completions(request: web.BaseRequest) -> web.StreamResponse:
+async def chat_completions(request: web.BaseRequest, ledger: Ledger) -> web.StreamResponse:
     """OpenAI's chat completions, with one answer."""
-    body = await read_body(request, max_bytes=_MAX_BODY_BYTES, deadline_s=5.0)
-    wanted = CHAT.parse_request(body, "")
+    wanted = await _wanted(request, ledger)
     if not wanted.stream:
         if wanted.model == STUCK:
             await asyncio.Event().wait()
@@ -58,6 +61,23 @@ async def chat_completions(request: web.BaseRequest) -> web.StreamResponse:
         await asyncio.Event().wait()  # until the gateway goes away
     await response.write(_event(wanted.model, {}, "stop") + DONE)
     return response
+
+
+async def _wanted(request: web.BaseRequest, ledger: Ledger) -> Wanted:
+    """What is asked for; the body is not needed beyond. Raises Refused."""
+    account = ledger.open()
+    try:
+        body = await read_body(
+            request,
+            max_bytes=_MAX_BODY_BYTES,
+            deadline_s=5.0,
+            charge=partial(account.set, Entry.HELD),
+        )
+        return CHAT.parse_request(body, "")
+    except LedgerFull as full:
+        raise Refused(503, str(full), full.code, type=SERVER_ERROR) from None
+    finally:
+        account.close()
 
 
 def other_format() -> Refused:

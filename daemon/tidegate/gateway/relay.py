@@ -38,7 +38,7 @@ from tidegate.core.run import Happening, Run, State
 from tidegate.core.secret import NO_SECRET
 from tidegate.core.settings import Limits
 from tidegate.core.window import SEGMENT_BYTES
-from tidegate.gateway.connection import READ_BYTES, UpstreamConnection
+from tidegate.gateway.connection import READ_BYTES, SLICE_BYTES, UpstreamConnection
 from tidegate.gateway.metrics import Histogram
 from tidegate.gateway.reply import Answer, Reply
 from tidegate.gateway.subscriber import StreamSubscriber, Subscriber
@@ -217,21 +217,22 @@ class Relay:
         self._is_stream = False
         try:
             values = self._values(self.target)
-            body = with_values(run.body, sent.content_type, values) if values else run.body
+            body = with_values(run.body, sent.content_type, values) if values else [run.body]
         except ValueError as error:
             self._refuse(str(error))
             return
         head = pool.request_head(
             "POST",
             form.path,
-            len(body),
+            sum(map(len, body)),
             stream=run.streamed,
             accept=form.framing.accept if run.streamed else form.accept,
             content_type=sent.content_type,
             at_root=form.at_root,
             more=f"{HOPS_HEADER}: {sent.hops + 1}\r\n{sent.header_lines}",
         )
-        connection.send(head + body, self)
+        run.sending(len(run.body) + min(SLICE_BYTES, len(run.body)))
+        connection.send(head, self, body, run.sent)
         if self._held_back:
             self._balance()
 
@@ -625,6 +626,8 @@ class Relay:
             self._connection.abort()
             self._loop.call_later(GONE_AFTER_S, self._make_sure, self._connection)
             self._connection = None
+        if self.run.is_sending:
+            self.run.sent()
         if self._in_queue:
             assert self.target is not None
             self.target.pool.leave_queue(self)

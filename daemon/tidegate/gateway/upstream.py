@@ -349,19 +349,18 @@ class UpstreamPool:
     ) -> tuple[int, bytes]:
         """A whole small answer: its status and its body. Raises UpstreamError."""
         head = self.request_head(method, path, len(body), stream=False, more=more, at_root=at_root)
-        request = head + body
         try:
             async with asyncio.timeout(timeout_s):
                 idle = self.take_idle()
                 if idle is not None:
                     fetch = _Fetch()
                     try:
-                        return await fetch.over(idle, request)
+                        return await fetch.over(idle, head, body)
                     except UpstreamError:
                         if fetch.answered:
                             raise
                         # It died of idleness while our request was on its way: not a fault.
-                return await _Fetch().over(await self.connect(), request)
+                return await _Fetch().over(await self.connect(), head, body)
         except TimeoutError:
             raise UpstreamError(f"did not answer within {timeout_s:g} s") from None
 
@@ -376,9 +375,11 @@ class _Fetch:
         self._status = 0
         self._body = bytearray()
 
-    async def over(self, connection: UpstreamConnection, request: bytes) -> tuple[int, bytes]:
+    async def over(
+        self, connection: UpstreamConnection, head: bytes, body: bytes
+    ) -> tuple[int, bytes]:
         """Asks over this connection. Raises UpstreamError."""
-        connection.send(request, self)
+        connection.send(head, self, [body])
         try:
             return await self._answer
         finally:

@@ -30,6 +30,10 @@ WORKER_COMMAND = (sys.executable, "-m", "tidegate.service.worker")
 DESCRIPTORS = 8448  # 4,096 clients, as many upstream connections, and 256 for everything else
 _log = logging.getLogger(__name__)
 KILL_AGAIN_S = 1.0  # after a SIGKILL that could not be sent
+# glibc raises by itself the size from which on memory goes back to the system when it is freed, up
+# to 32 MiB once that much was freed. Then large requests lie in the heap and leave holes: 162 MiB
+# resident of 93 that were held, measured after 50 uploads of 31 MiB. Said, it stays as it begins.
+_MALLOC_LARGE, _LARGE_BYTES = "MALLOC_MMAP_THRESHOLD_", "131072"
 _MANAGERS = ("NOTIFY_", "WATCHDOG_", "LISTEN_", "MEMORY_PRESSURE_")
 
 
@@ -152,7 +156,8 @@ def spawn(
 
 def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Ours, without what speaks to the service manager, and with the log's place."""
-    kept = {k: v for k, v in environ.items() if not k.startswith(_MANAGERS)}
+    kept = {_MALLOC_LARGE: _LARGE_BYTES}
+    kept |= {k: v for k, v in environ.items() if not k.startswith(_MANAGERS)}
     if file := log.current_file():
         kept[log.FILE_VARIABLE] = str(file)
     return kept

@@ -16,9 +16,14 @@ from typing import NamedTuple, Protocol
 import msgspec
 from msgspec import Raw, Struct
 
-from tidegate.core import multipart
+from tidegate.core import members, multipart
 from tidegate.core.framing import SSE, Framing
 
+Piece = bytes | memoryview  # of a request's body
+
+# A body with more colons than this may have more members than can be decoded: 10 MB of objects.
+MOST_DECODED = 50_000
+LARGE_BYTES = 64 * 1024  # a value from here on is sent from where it lies
 TAIL_EVENTS = 8  # what ends an answer, usage and marker included; some upstreams add one or two
 COMMENT = b": tidegate\n"  # one newline: a comment that every client's parser skips
 
@@ -99,14 +104,30 @@ class _Request(Struct):
     stream: bool | None = None
 
 
+class _Answer(Struct):
+    error: Raw = Raw()
+
+
+class _Said(Struct):
+    """An error object, or what it lies in. Raw: what else is in it may be large."""
+
+    code: Raw = Raw()
+    type: Raw = Raw()
+    error: Raw = Raw()
+    response: Raw = Raw()
+
+
 # "rate_limit_exceeded", "InternalServerError", "429": words without digits, or a short number. A
 # key is neither.
 _LABEL = re.compile(r"(?=.{1,40}$)[A-Za-z]+(?:[_.-][A-Za-z]+)*|[0-9]{1,5}")
+MAX_WORD_BYTES = 200  # of an error's code or type, as JSON
 _ERROR_STATUS = re.compile(r"[45][0-9]{2}")
 _TOKENS = re.compile(rb'"(?:completion_tokens|output_tokens|eval_count)": ?(\d{1,9})\b')
 _ESCAPED = re.compile(rb"\\u00[2-7]")  # of ASCII; nobody does that, but everybody may
 _request = msgspec.json.Decoder(_Request)
 _fields = msgspec.json.Decoder(dict[str, Raw])
+_answer = msgspec.json.Decoder(_Answer)
+_said = msgspec.json.Decoder(_Said)
 _any = msgspec.json.Decoder(Raw).decode
 _many = msgspec.json.Decoder(list[Raw]).decode
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -259,24 +280,27 @@ class Format:
     def error_in(self, body: bytes) -> ToldError | None:
         """The error in a whole answer that claims to be none (OpenRouter sends such)."""
         try:
-            error = _fields.decode(body).get("error")
-        except (*_UNREADABLE, msgspec.ValidationError):
+            error = _answer.decode(body).error
+        except _UNREADABLE:
             return None
-        if error is None or bytes(error) in {b"null", b"false", b'""', b"{}"}:
+        if len(memoryview(error)) <= 5 and bytes(error) in {b"", b"null", b"false", b'""', b"{}"}:
             return None
         return ToldError(status_of_error(body), body, error_label(body))
 
 
-def with_values(body: bytes, content_type: str, values: Mapping[str, Raw | None]) -> bytes:
+def with_values(body: bytes, content_type: str, values: Mapping[str, Raw | None]) -> list[Piece]:
     """The same request with some values replaced, or left out; every other one keeps its bytes.
 
+    In pieces: whatever is large is a view of `body`, for a second copy of it would be in no ledger.
     Raises ValueError where the body cannot be taken apart.
     """
     if content_type.startswith("multipart/"):
         texts = {n: msgspec.json.decode(value, type=str) for n, value in values.items() if value}
         return multipart.with_fields(body, content_type, texts)
     try:
-        fields = _fields.decode(body)
+        many = body.count(b":") > MOST_DECODED
+        fields: dict[str, Raw | memoryview]
+        fields = dict(members.members(body) if many else _fields.decode(body))
     except UnicodeDecodeError as error:
         raise ValueError(f"the request body is not valid JSON: {error}") from None
     for name, value in values.items():
@@ -284,7 +308,17 @@ def with_values(body: bytes, content_type: str, values: Mapping[str, Raw | None]
             fields.pop(name, None)
         else:
             fields[name] = value
-    return msgspec.json.encode(fields)
+    pieces: list[Piece] = []
+    small = bytearray(b"{")
+    for number, (name, kept) in enumerate(fields.items()):
+        small += (b"," if number else b"") + msgspec.json.encode(name) + b":"
+        view = memoryview(kept)
+        if len(view) < LARGE_BYTES:
+            small += view
+        else:
+            pieces += (bytes(small), view)
+            small.clear()
+    return [*pieces, bytes(small + b"}")]
 
 
 def may_say(word: bytes, block: bytes) -> bool:
@@ -351,15 +385,18 @@ def status_of_error(data: bytes) -> int:
 def _error_values(data: bytes) -> Iterable[int | str]:
     """The code and the type of an error object, or of the one inside it."""
     try:
-        error: object = msgspec.json.decode(SSE.data(data) or data)
-    except _UNREADABLE:
-        return
-    if isinstance(error, dict) and isinstance(error.get("response"), dict):
-        error = error["response"]
-    if isinstance(error, dict) and isinstance(error.get("error"), dict):
-        error = error["error"]
-    if isinstance(error, dict):
-        for key in ("code", "type"):
-            value = error.get(key)
+        said = _said.decode(SSE.data(data) or data)
+        if _is_object(said.response):
+            said = _said.decode(said.response)
+        if _is_object(said.error):
+            said = _said.decode(said.error)
+        for raw in (said.code, said.type):
+            value = msgspec.json.decode(raw) if 0 < len(memoryview(raw)) <= MAX_WORD_BYTES else None
             if isinstance(value, int | str):
                 yield value
+    except _UNREADABLE:
+        return
+
+
+def _is_object(raw: Raw) -> bool:
+    return bytes(memoryview(raw)[:1]) == b"{"

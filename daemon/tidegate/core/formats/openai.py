@@ -6,15 +6,20 @@ openai-python and openai-node raise on.
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 from msgspec import Raw, Struct
 
 from tidegate.core.formats.base import About, ErrorText, Format, Meaning
 from tidegate.core.framing import SSE
+from tidegate.core.members import has_several
 
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 DONE = b"data: [DONE]\n\n"
+_LIST_OF_PROMPTS = re.compile(rb'\[\s*+["\[]')
+MAX_OPTIONS_BYTES = 4096  # of `stream_options`, which has two members
 _LAST_BYTES = 64  # of a block: the marker, and whatever blanks stand around it
 # An error of these is none, as openai-python sees it.
 NO_ERROR = frozenset({b"", b"null", b'""', b"{}", b"[]", b"false", b"0"})
@@ -32,7 +37,7 @@ class _Chunk(Struct):
 
 
 class _Options(Struct):
-    stream_options: dict[str, Raw] | None = None
+    stream_options: Raw = Raw()
 
 
 class _Several(Struct):
@@ -47,8 +52,8 @@ class _Usage(Struct):
 
 _chunk = msgspec.json.Decoder(_Chunk)
 _options = msgspec.json.Decoder(_Options)
+_members = msgspec.json.Decoder(dict[str, Raw] | None)
 _several = msgspec.json.Decoder(_Several)
-_list = msgspec.json.Decoder(list[Raw])
 _usage = msgspec.json.Decoder(_Usage)
 
 
@@ -110,15 +115,16 @@ class Chat(OpenAIFormat):
     def of_request(self, body: bytes, content_type: str) -> Format:
         try:
             asked = _several.decode(body)
-            prompts = _list.decode(asked.prompt) if bytes(asked.prompt)[:1] == b"[" else []
         except _UNREADABLE:
             return self
-        # A list of numbers is one prompt, in tokens.
-        each = len(prompts) if prompts and bytes(prompts[0])[:1] in {b'"', b"["} else 1
-        return type(self)(several=True) if each * (asked.n or 1) > 1 else self
+        several = (asked.n or 1) > 1 or _has_several(memoryview(asked.prompt))
+        return type(self)(several=True) if several else self
 
     def asking_usage(self, body: bytes) -> dict[str, Raw | None] | None:
-        options = _options.decode(body).stream_options or {}
+        asked = _options.decode(body).stream_options
+        if len(memoryview(asked)) > MAX_OPTIONS_BYTES:
+            return None  # no API has so many: its upstream will say so
+        options = (_members.decode(asked) if memoryview(asked) else None) or {}
         if bytes(options.get("include_usage", Raw(b""))) == b"true":
             return None
         options["include_usage"] = Raw(b"true")
@@ -173,6 +179,12 @@ class Plain(OpenAIFormat):
 
     def may_end(self, block: bytes) -> bool:
         return False
+
+
+def _has_several(prompt: memoryview) -> bool:
+    """Whether it is a list of several prompts. A list of numbers is one, in tokens."""
+    first = _LIST_OF_PROMPTS.match(prompt)
+    return first is not None and has_several(prompt)
 
 
 def _has_output(choice: _Choice) -> bool:
