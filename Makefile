@@ -16,7 +16,7 @@ TEST_LIMIT_S ?= 600
 help:
 	@echo "make run     serve on http://127.0.0.1:8433   (ARGS='--config FILE')"
 	@echo "make test    run the tests, some 10 minutes (ARGS='tests/core -k window')"
-	@echo "make check   formatting, lint, types and tests: what CI runs"
+	@echo "make check   formatting, lint, types, lock files and tests: what CI runs"
 	@echo "make format  put the code into the project's form"
 	@echo "make bench   measure it beside other gateways (ARGS=--help)"
 	@echo "make attacks  clients that try to fill its memory, beside honest ones, 20 minutes"
@@ -26,6 +26,9 @@ help:
 	@echo "make dist    build the wheel and the source archive, and note their SHA-256"
 	@echo "make deb     build the Debian package   (PYTHON=/usr/bin/python3: whose version it is for)"
 	@echo "make homebrew  write the formula for Homebrew anew, from requirements.lock"
+	@echo "make lock    write the hashes in the lock files anew, for the versions they pin"
+	@echo "make audit   ask for known holes in what is locked (needs the package index)"
+	@echo "make sbom    write what tidegate is made of, as CycloneDX"
 	@echo "make clean   remove .venv and every cache"
 
 run: $(VENV)/installed
@@ -38,6 +41,7 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check daemon tests bench packaging
 	$(BIN)/ruff check daemon tests bench packaging
 	$(BIN)/mypy
+	$(BIN)/python packaging/audit.py
 	$(MAKE) --no-print-directory test
 
 format: $(VENV)/installed-dev
@@ -74,25 +78,41 @@ deb: $(VENV)/installed
 homebrew: $(VENV)/installed
 	$(BIN)/python packaging/homebrew/generate.py
 
+lock: $(BIN)/python
+	$(BIN)/python packaging/locks.py
+
+sbom: $(BIN)/python
+	@$(BIN)/python packaging/sbom.py
+
+audit: $(VENV)/audit/installed
+	$(VENV)/audit/bin/pip-audit --strict --disable-pip --require-hashes \
+	  -r requirements.lock -r requirements-build.lock $(ARGS)
+
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find daemon tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip runs again only when what it would read has changed, so a second `make run` starts at once.
-$(VENV)/installed: pyproject.toml requirements.lock | $(BIN)/python
+# What has no SHA-256 in the locks, or another one, is not installed.
+$(VENV)/installed: pyproject.toml requirements.lock requirements-build.lock | $(BIN)/python
 	@echo "Installing into $(VENV) ..."
-	@$(PIP) install -r requirements.lock
+	@$(PIP) install --require-hashes -r requirements.lock -r requirements-build.lock
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/installed-dev: requirements-dev.lock $(VENV)/installed
 	@echo "Installing the tools for tests into $(VENV) ..."
-	@$(PIP) install -r requirements-dev.lock
+	@$(PIP) install --require-hashes -r requirements-dev.lock
 	@touch $@
 
 $(VENV)/installed-soak: bench/soak/requirements.txt $(VENV)/installed
 	@echo "Installing what the soak needs into $(VENV) ..."
 	@$(PIP) install -r bench/soak/requirements.txt
+	@touch $@
+
+$(VENV)/audit/installed: | $(BIN)/python
+	@$(BIN)/python -m venv $(VENV)/audit
+	@$(VENV)/audit/bin/python -m pip --disable-pip-version-check --quiet install 'pip-audit>=2.9'
 	@touch $@
 
 # A candidate counts only if it runs: pyenv, for one, leaves commands that find no Python.

@@ -106,7 +106,8 @@ def test_formula_has_the_locked_packages() -> None:
         )
     )
     assert set(urls) == set(locked)
-    for name, version in locked.items():
+    for name, package in locked.items():
+        version = package.version
         file = urls[name].rsplit("/", 1)[1].lower()
         assert re.sub(r"[-_.]+", "-", file) == re.sub(
             r"[-_.]+", "-", f"{name}-{version}.tar.gz".lower()
@@ -114,10 +115,33 @@ def test_formula_has_the_locked_packages() -> None:
         assert urls[name].startswith("https://files.pythonhosted.org/packages/")
 
 
+def test_formula_has_checksums_that_the_lock_has() -> None:
+    """Homebrew downloads no file that pip would refuse."""
+    sums = re.findall(r'resource "([\w-]+)" do\n.+\n +sha256 "(\w+)"', FORMULA.read_text())
+    assert len(sums) == len(generate.pins())
+    for name, checksum in sums:
+        assert checksum in generate.pins()[name].hashes, name
+
+
+def test_a_source_that_the_lock_does_not_have_is_refused() -> None:
+    """An archive of another content than the locked one gets no place in the formula."""
+    locked = generate.pins()
+    pylock = "".join(
+        f'[[packages]]\nname = "{name}"\nversion = "{each.version}"\n'
+        f'sdist = {{ url = "{generate.PUBLISHED}x", hashes = {{ sha256 = "{each.hashes[0]}" }} }}\n'
+        for name, each in locked.items()
+    )
+    assert len(generate._sources(pylock, locked)) == len(locked)
+    other = pylock.replace(locked["rich"].hashes[0], "0" * 64)
+    with pytest.raises(SystemExit, match=r"rich: .* has another SHA-256"):
+        generate._sources(other, locked)
+
+
 def test_formula_leaves_out_on_a_mac_what_is_for_linux() -> None:
     """A package that the lock has for Linux alone is a resource on Linux alone."""
     found = re.findall(r'on_linux do\n +resource "([\w-]+)"', FORMULA.read_text())
-    assert set(found) == generate.only_linux() == {"uvloop"}
+    only_linux = {name for name, package in generate.pins().items() if package.only_linux}
+    assert set(found) == only_linux == {"uvloop"}
 
 
 def test_formula_is_ruby() -> None:

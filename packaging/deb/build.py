@@ -123,12 +123,10 @@ def _environment(tree: Path, python: str, scratch: Path) -> Path:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     wheels = scratch / "wheels"
     _run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(wheels), str(ROOT)])
-    wanted = [*_locked(), *map(str, wheels.glob("tidegate-*.whl"))]
-    _run(
-        [*pip, "--python", python, "install", "--no-deps", "--no-compile"]
-        + ["--no-warn-script-location", "--root-user-action", "ignore"]
-        + ["--target", str(site), *wanted]
-    )
+    install = [*pip, "--python", python, "install", "--no-deps", "--no-compile"]
+    install += ["--no-warn-script-location", "--root-user-action", "ignore", "--target", str(site)]
+    _run([*install, "--require-hashes", "-r", str(ROOT / "requirements.lock")])
+    _run([*install, *map(str, wheels.glob("tidegate-*.whl"))])
     shutil.rmtree(site / "bin", ignore_errors=True)
     for name in NOT_SHIPPED:
         for file in site.glob(f"*.dist-info/{name}"):
@@ -145,12 +143,6 @@ def _environment(tree: Path, python: str, scratch: Path) -> Path:
 
 def _minor(python: str) -> str:
     return _said([python, "-I", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"])
-
-
-def _locked() -> list[str]:
-    """What `make run` installs, without what only builds the package."""
-    text = (ROOT / "requirements.lock").read_text().split("# To build the package")[0]
-    return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
 # --- the other files -----------------------------------------------------------------------------

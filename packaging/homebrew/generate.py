@@ -4,8 +4,9 @@
 `make homebrew ARGS="--sdist dist/tidegate-VERSION.tar.gz --output dist/tidegate.rb"`; without one
 the formula's own checksum is all zeros, which Homebrew refuses.
 
-Where each archive is published, and its SHA-256, is asked of the package index by `uv`, which
-writes a lock file of the standard form (pylock.toml) without building anything.
+Where each archive is published is asked of the package index by `uv`, which writes a lock file of
+the standard form (pylock.toml) without building anything; its SHA-256 must be one of those that
+requirements.lock has for that package.
 """
 
 from __future__ import annotations
@@ -13,17 +14,18 @@ from __future__ import annotations
 import argparse
 import hashlib
 import re
-import subprocess
 import sys
-import tempfile
 import tomllib
-import venv
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-UV = "uv>=0.7"  # the first that writes pylock.toml
+sys.path.insert(0, str(HERE.parent))
+
+import locks  # noqa: E402
+from locks import Locked  # noqa: E402
+
 PUBLISHED = "https://files.pythonhosted.org/"
 PYTHON = "3.13"
 UNKNOWN = "0" * 64
@@ -36,8 +38,15 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=HERE / "tidegate.rb", metavar="FILE")
     parser.add_argument("--pylock", type=Path, metavar="FILE", help="instead of asking the index")
     arguments = parser.parse_args()
-    pylock = arguments.pylock.read_text() if arguments.pylock else _ask_index(pins())
-    resources = "\n".join(_resource(package) for package in _sources(pylock))
+    locked = pins()
+    if arguments.pylock:
+        pylock = arguments.pylock.read_text()
+    else:
+        wanted = [f"{name}=={each.version}" for name, each in locked.items()]
+        pylock = locks.ask_index(wanted, "pylock.toml", "--python-version", PYTHON)
+    resources = "\n".join(
+        _resource(package, locked[package["name"]]) for package in _sources(pylock, locked)
+    )
     own = hashlib.sha256(arguments.sdist.read_bytes()).hexdigest() if arguments.sdist else UNKNOWN
     text = (HERE / "tidegate.rb.in").read_text()
     text = text.replace("@VERSION@", _version()).replace("@SHA256@", own)
@@ -46,17 +55,9 @@ def main() -> int:
     return 0
 
 
-def pins() -> dict[str, str]:
-    """What `make run` installs: names as the index spells them, and versions."""
-    text = (ROOT / "requirements.lock").read_text().split("# To build the package")[0]
-    found = re.findall(r"^([\w.-]+)==([^;\s]+)", text, re.MULTILINE)
-    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
-
-
-def only_linux() -> set[str]:
-    """Those that are not installed on a Mac."""
-    text = (ROOT / "requirements.lock").read_text()
-    return set(re.findall(r'^([\w.-]+)==\S+; sys_platform == "linux"', text, re.MULTILINE))
+def pins() -> dict[str, Locked]:
+    """What `make run` installs, by names as the index spells them."""
+    return {each.key: each for each in locks.read(locks.RUNTIME)}
 
 
 def _version() -> str:
@@ -66,35 +67,22 @@ def _version() -> str:
     return found[1]
 
 
-def _ask_index(wanted: dict[str, str]) -> str:
-    with tempfile.TemporaryDirectory() as scratch:
-        venv.create(Path(scratch, "venv"), with_pip=True)
-        python = Path(scratch, "venv/bin/python")
-        _run([str(python), "-m", "pip", "install", "--quiet", UV])
-        pinned = Path(scratch, "pins.txt")
-        pinned.write_text("".join(f"{name}=={version}\n" for name, version in wanted.items()))
-        written = Path(scratch, "pylock.toml")
-        _run(
-            [str(python.with_name("uv")), "pip", "compile", "--quiet", "--no-deps"]
-            + ["--format", "pylock.toml", "--python-version", PYTHON, "-o", str(written)]
-            + [str(pinned)]
-        )
-        return written.read_text()
-
-
-def _sources(pylock: str) -> list[dict[str, Any]]:
+def _sources(pylock: str, locked: dict[str, Locked]) -> list[dict[str, Any]]:
     packages: list[dict[str, Any]] = tomllib.loads(pylock)["packages"]
     found = {package["name"]: package["version"] for package in packages}
-    if found != pins():
+    if found != {name: each.version for name, each in locked.items()}:
         sys.exit(f"the index has something else than the lock: {found}")
     for package in packages:
+        name, sdist = package["name"], package["sdist"]
         # A mirror serves the same paths under a name of its own; a formula is for everybody.
-        if not package["sdist"]["url"].startswith(PUBLISHED):
-            sys.exit(f"{package['name']}: its address is that of a mirror; ask the index itself")
+        if not sdist["url"].startswith(PUBLISHED):
+            sys.exit(f"{name}: its address is that of a mirror; ask the index itself")
+        if sdist["hashes"]["sha256"] not in locked[name].hashes:
+            sys.exit(f"{name}: requirements.lock has another SHA-256 for its source archive")
     return packages
 
 
-def _resource(package: dict[str, Any]) -> str:
+def _resource(package: dict[str, Any], locked: Locked) -> str:
     sdist = package["sdist"]
     lines = [
         f'  resource "{package["name"]}" do',
@@ -102,15 +90,9 @@ def _resource(package: dict[str, Any]) -> str:
         f'    sha256 "{sdist["hashes"]["sha256"]}"',
         "  end",
     ]
-    if package["name"] in only_linux():
+    if locked.only_linux:
         lines = ["  on_linux do", *(f"  {line}" for line in lines), "  end"]
     return "\n".join(lines) + "\n"
-
-
-def _run(words: list[str]) -> None:
-    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(words)}\n{done.stdout.decode(errors='replace')}")
 
 
 if __name__ == "__main__":

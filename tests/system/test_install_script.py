@@ -255,6 +255,33 @@ def test_installed_upgraded_and_removed(home: Home, wheels: tuple[Path, Path]) -
     assert (home.path / "config.toml").exists()
 
 
+def test_the_lock_decides_what_is_installed(
+    home: Home, wheels: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """With --lock a package of another SHA-256 ends the installation; else its versions come."""
+    wheel = wheels[0]
+    lock, spoilt = ROOT / "requirements.lock", tmp_path / "spoilt.lock"
+    text = lock.read_text()
+    start = text.index("sdnotify==")
+    spoilt.write_text(text[:start] + re.sub("sha256:[0-9a-f]{8}", "sha256:00000000", text[start:]))
+    checked = ("--sha256", sha256(wheel), wheel)
+    code, said = home.install("--lock", spoilt, *checked)
+    assert code == 1, said
+    assert "DO NOT MATCH THE HASHES" in said
+    assert not (home.prefix / "current").exists()
+    code, said = home.install("--lock", lock, *checked)
+    assert code == 0, said
+    listed = subprocess.run(
+        [str(home.prefix / "current/bin/python"), "-m", "pip", "list", "--format=freeze"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=home.environment,
+    ).stdout.splitlines()
+    pinned = re.findall(r"^[\w.-]+==[^\s;]+", text, re.MULTILINE)
+    assert set(pinned) <= set(listed)
+
+
 @pytest.fixture(scope="module")
 def share(wheels: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All that a computer without a network needs to install either wheel."""
