@@ -296,7 +296,7 @@ def test_journals_lines_look_like_ours() -> None:
     )
     assert str(systemds).endswith(" warning systemd Started.")
     binary = from_journal(json.dumps(entry | {"MESSAGE": [119, 27, 255, 10]}).encode())
-    assert binary.text == "w\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"
+    assert binary.text == "w\\x1b\N{REPLACEMENT CHARACTER}"
     assert from_journal(json.dumps(entry | {"MESSAGE": None}).encode()).text == ""
 
 

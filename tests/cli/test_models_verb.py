@@ -71,7 +71,7 @@ def test_each_upstream_is_a_block_with_its_models(tidegate, watchdog):
     assert "llama3:8b yes 340 ms 52 tokens/s" in lines
     assert "[red]phi no 1 min 11 s -" in lines
     assert "cloud: set aside for 12 s more" in lines
-    assert "\ufffd[31mbig unknown - 7.2 events/s" in lines
+    assert "\\x1b[31mbig unknown - 7.2 events/s" in lines
     assert "and 300 more" in lines
     assert "new: not asked yet" in lines
     assert "it has listed no model yet" in lines

@@ -116,9 +116,9 @@ def test_journal_gets_the_priority_and_no_time(
 
 def test_event_cannot_begin_a_line_of_its_own(pipe: tuple[int, int], handler: Made) -> None:
     """Line ends and control characters from outside stay within the line."""
-    say(handler(pipe[1]), "a\nb\r\x1b[31mü\x85")
+    say(handler(pipe[1]), "a\nb\r\x1b[31mü\x85\u2028\u202e\ufeff\tc")
     text = os.read(pipe[0], 4096).decode()
-    assert text.endswith("a | b\\x0d\\x1b[31mü\\x85\n")
+    assert text.endswith("a | b\\x0d\\x1b[31mü\\x85\\u2028\\u202e\\ufeff c\n")
     assert text.count("\n") == 1
 
 

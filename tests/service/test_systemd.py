@@ -60,10 +60,11 @@ def test_words_arrive_as_utf_8(manager: socket.socket) -> None:
 def test_status_is_sent_when_it_changes(manager: socket.socket) -> None:
     """The same line twice is sent once, and a line end cannot smuggle another word in."""
     notifier = Notifier()
-    for text in ("a", "a", "b\nREADY=1", "a"):
+    for text in ("a", "a", "b\nREADY=1", "a", "c\x1b[2J\x9b\u202e\u2028"):
         notifier.status(text)
     notifier.close()
-    assert heard(manager) == ["STATUS=a", "STATUS=b READY=1", "STATUS=a"]
+    shown = "STATUS=c\\x1b[2J\\x9b\\u202e\\u2028"  # `systemctl status` prints it as it is
+    assert heard(manager) == ["STATUS=a", "STATUS=b READY=1", "STATUS=a", shown]
 
 
 def test_manager_that_does_not_read_holds_up_nobody(manager: socket.socket) -> None:

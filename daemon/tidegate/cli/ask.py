@@ -11,6 +11,7 @@ import msgspec
 
 from tidegate.cli.failure import NOT_RUNNING, NOT_YET, REFUSED, Failure
 from tidegate.cli.here import find_places
+from tidegate.cli.printable import say, say_json, say_lines
 from tidegate.core.message import ControlReply, ControlRequest
 from tidegate.places import Places, of_the_system
 from tidegate.service import control
@@ -68,7 +69,7 @@ def status(arguments: argparse.Namespace) -> int:
     """Print how it is."""
     result = ask(find_places(arguments), ControlRequest(verb="status"))
     if arguments.json:
-        print(bytes(result).decode())
+        say_json(result)
         return 0
     from tidegate.cli import answers, screen
 
@@ -80,7 +81,7 @@ def runs(arguments: argparse.Namespace) -> int:
     """Print the runs that are held, newest first."""
     result = ask(find_places(arguments), ControlRequest(verb="runs"))
     if arguments.json:
-        print(bytes(result).decode())
+        say_json(result)
         return 0
     from tidegate.cli import answers, screen
 
@@ -92,7 +93,7 @@ def models(arguments: argparse.Namespace) -> int:
     """Print the upstreams and what they have."""
     result = ask(find_places(arguments), ControlRequest(verb="models"))
     if arguments.json:
-        print(bytes(result).decode())
+        say_json(result)
         return 0
     from tidegate.cli import answers
     from tidegate.cli.models import show_models
@@ -106,11 +107,11 @@ def sweep(arguments: argparse.Namespace) -> int:
     request = ControlRequest(verb="sweep", finished=arguments.finished)
     result = ask(find_places(arguments), request)
     if arguments.json:
-        print(bytes(result).decode())
+        say_json(result)
         return 0
     from tidegate.cli import answers, screen
 
-    print(screen.swept_text(answers.read_sweep(result)))
+    say_lines(screen.swept_text(answers.read_sweep(result)))
     return 0
 
 
@@ -118,7 +119,7 @@ def recycle(arguments: argparse.Namespace) -> int:
     """Replace the worker; wait until the former one is gone unless told not to."""
     request = ControlRequest(verb="recycle", wait=not arguments.no_wait)
     ask(find_places(arguments), request, RECYCLE_LIMIT_S)
-    print("A new worker serves." if arguments.no_wait else "Recycled: the former worker is gone.")
+    say("A new worker serves." if arguments.no_wait else "Recycled: the former worker is gone.")
     return 0
 
 
@@ -128,7 +129,7 @@ def upgrade(arguments: argparse.Namespace) -> int:
     former = _version(places)
     request = ControlRequest(verb="upgrade", wait=not arguments.no_wait)
     ask(places, request, UPGRADE_LIMIT_S + RECYCLE_LIMIT_S)
-    print(f"{former} → {_version(places)}: a worker of the new version serves.")
+    say(f"{former} → {_version(places)}: a worker of the new version serves.")
     return 0
 
 

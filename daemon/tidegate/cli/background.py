@@ -19,6 +19,7 @@ from tidegate.cli.ask import ask, nobody_text
 from tidegate.cli.banner import base_url
 from tidegate.cli.failure import NOT_RUNNING, NOT_YET, REFUSED, Failure
 from tidegate.cli.here import find_places
+from tidegate.cli.printable import say
 from tidegate.core.message import ControlRequest
 from tidegate.core.settings import Drain
 from tidegate.install import manager, placing
@@ -42,7 +43,7 @@ def start(arguments: argparse.Namespace) -> int:
     places = find_places(arguments)
     if running := find_status(places):
         by = f", as a service of {running.manager}" if running.manager else ""
-        print(f"tidegate runs already, pid {running.watchdog.pid}{by}.")
+        say(f"tidegate runs already, pid {running.watchdog.pid}{by}.")
         return 0
     _leave_to_manager("start", places, None)
     return _start(places)
@@ -63,10 +64,10 @@ def _start(places: Places) -> int:
         status = _wait_ready(places, lifeline, seen)
     finally:
         os.close(lifeline)
-    print(f"tidegate is ready, pid {status.watchdog.pid}.")
+    say(f"tidegate is ready, pid {status.watchdog.pid}.")
     for address in status.listen:
-        print(f"  Base URL  {base_url(address)}")
-    print(f"  Log       {places.log_file}")
+        say(f"  Base URL  {base_url(address)}")
+    say(f"  Log       {places.log_file}")
     return 0
 
 
@@ -94,7 +95,7 @@ def _stop(places: Places) -> int:
         _terminate(pid_file, pid)
         if not detach.wait_for(is_over, TERM_LIMIT_S):
             raise Failure(f"pid {pid} has been told to stop and is still there", NOT_YET)
-    print("Stopped.")
+    say("Stopped.")
     return 0
 
 

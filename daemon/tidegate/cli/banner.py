@@ -12,6 +12,7 @@ import msgspec
 
 from tidegate import __version__
 from tidegate.core.message import Ready
+from tidegate.core.visible import visible
 from tidegate.places import Places
 
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104  (read, not bound)
@@ -92,7 +93,7 @@ def print_calmly(text: str) -> None:
         poller = select.poll()
         poller.register(fd, select.POLLOUT)
         if poller.poll(0):
-            os.write(fd, text.encode("utf-8", "replace"))
+            os.write(fd, visible(text, keep="\n").encode())
     except OSError:
         return  # nobody is there to read it; the log says the same
 

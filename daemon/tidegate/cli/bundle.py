@@ -7,12 +7,11 @@ import os
 import shutil
 from pathlib import Path
 
-import msgspec
-
 from tidegate.cli.answers import read_bundle
 from tidegate.cli.ask import ask
 from tidegate.cli.failure import REFUSED, USAGE, Failure
 from tidegate.cli.here import find_places
+from tidegate.cli.printable import say, say_json
 from tidegate.cli.screen import size_text
 from tidegate.core.message import ControlRequest
 
@@ -24,9 +23,9 @@ def bundle(arguments: argparse.Namespace) -> int:
     if arguments.output is not None:
         path = _copy(path, arguments.output)
     if arguments.json:
-        print(msgspec.json.encode({"path": str(path), "bytes": written.bytes}).decode())
+        say_json({"path": str(path), "bytes": written.bytes})
     else:
-        print(f"{path}, {size_text(written.bytes)}")
+        say(f"{path}, {size_text(written.bytes)}")
     return 0
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-import msgspec
-
 from tidegate import config
 from tidegate.cli.failure import BAD_CONFIG
 from tidegate.cli.here import find_places
+from tidegate.cli.printable import say, say_json
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -20,23 +19,19 @@ def check(arguments: argparse.Namespace) -> int:
     except config.ConfigError as error:
         if not arguments.json:
             raise
-        print(_json(ok=False, errors=str(error).splitlines(), warnings=[]))
+        say_json({"ok": False, "errors": str(error).split("\n"), "warnings": []})
         return BAD_CONFIG
     if arguments.json:
-        print(_json(ok=True, errors=[], warnings=loaded.warnings))
+        say_json({"ok": True, "errors": [], "warnings": loaded.warnings})
         return 0
     for warning in loaded.warnings:
-        print(f"tidegate: warning: {warning}", file=sys.stderr)
-    print(f"OK: {loaded.path or f'{places.config_file} is not there; the defaults are used'}")
+        say(f"tidegate: warning: {warning}", file=sys.stderr)
+    say(f"OK: {loaded.path or f'{places.config_file} is not there; the defaults are used'}")
     settings = loaded.settings
-    print(f"  listen     {', '.join(settings.listen)}")
+    say(f"  listen     {', '.join(settings.listen)}")
     names = ", ".join(upstream.name for upstream in settings.upstreams)
-    print(f"  upstreams  {names or 'none; tidegate looks for some on this computer'}")
+    say(f"  upstreams  {names or 'none; tidegate looks for some on this computer'}")
     if settings.models:
-        print(f"  models     {', '.join(model.name for model in settings.models)}")
-    print(f"  tokens     {len(loaded.tokens) or 'none; nobody is asked for one'}")
+        say(f"  models     {', '.join(model.name for model in settings.models)}")
+    say(f"  tokens     {len(loaded.tokens) or 'none; nobody is asked for one'}")
     return 0
-
-
-def _json(*, ok: bool, errors: list[str], warnings: list[str]) -> str:
-    return msgspec.json.encode({"ok": ok, "errors": errors, "warnings": warnings}).decode()

@@ -14,9 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from tidegate.cli.here import find_places
-from tidegate.cli.printable import printable
+from tidegate.cli.printable import printable, say
 from tidegate.cli.screen import new_console
 from tidegate.core.problem import Problem, Severity
+from tidegate.core.visible import visible_json
 from tidegate.doctor.examination import Check, Report, examine
 
 EXIT_CODES = {None: 0, Severity.NOTE: 0, Severity.WARNING: 1, Severity.ERROR: 2}
@@ -29,7 +30,7 @@ def doctor(arguments: argparse.Namespace) -> int:
     places = find_places(arguments)
     report = examine(places, asks_tokens=not arguments.no_tokens)
     if arguments.json:
-        print(report_json(report))
+        say(report_json(report))
     else:
         show_report(report)
     return EXIT_CODES[report.worst]
@@ -40,7 +41,7 @@ def report_json(report: Report) -> str:
     counts = {s.value: sum(p.severity is s for p in report.problems) for s in Severity}
     worst = report.worst.value if report.worst else None
     page = {"worst": worst, "counts": counts, "checks": report.checks, "problems": report.problems}
-    return msgspec.json.encode(page).decode()
+    return visible_json(msgspec.json.encode(page).decode())
 
 
 def show_report(report: Report, console: Console | None = None) -> None:

@@ -13,6 +13,7 @@ import msgspec
 
 from tidegate.cli.background import find_status
 from tidegate.cli.failure import BAD_CONFIG, REFUSED, Failure
+from tidegate.cli.printable import say, say_lines
 from tidegate.cli.which_service import is_installed, is_there, name_of, platform_of, read_settings
 from tidegate.core.settings import Settings
 from tidegate.install import account, launchd_plist, manager, placing
@@ -106,24 +107,24 @@ def check_alone(chosen: Manager, found: Places) -> None:
 def show(files: Sequence[File], supplied: Path | None) -> None:
     """Each file before it is written: whole when it is new, else what changes."""
     if supplied:
-        print(f"{supplied} does the same already; nothing is written.")
+        say(f"{supplied} does the same already; nothing is written.")
     for file in files:
         match file.compare():
             case Change.NEW:
-                print(f"{file.path} (new):")
-                print("".join(f"  {line}\n" for line in file.text.splitlines()))
+                say(f"{file.path} (new):")
+                say_lines("".join(f"  {line}\n" for line in file.text.splitlines()))
             case Change.NONE:
-                print(f"{file.path} is as it should be.")
+                say(f"{file.path} is as it should be.")
             case Change.OURS | Change.THEIRS:
-                print(f"{file.path} changes:")
-                print("".join(f"  {line}\n" for line in file.difference().splitlines()))
+                say(f"{file.path} changes:")
+                say_lines("".join(f"  {line}\n" for line in file.difference().splitlines()))
 
 
 def mention_other(chosen: Manager) -> None:
     """One of the system and one of a user are two, and may want the same address."""
     other = manager.find(Scope.USER if chosen.scope is Scope.SYSTEM else Scope.SYSTEM)
     if is_installed(other) and other.state().active:
-        print(f"{name_of(other)} runs a tidegate too; two cannot share an address.")
+        say(f"{name_of(other)} runs a tidegate too; two cannot share an address.")
 
 
 def prepare(chosen: Manager, job: Job) -> None:
@@ -131,16 +132,16 @@ def prepare(chosen: Manager, job: Job) -> None:
     try:
         if job.user and not account.exists(job.user):
             account.make_user(job.user, job.state_dir or Path("/"), platform_of(chosen))
-            print(f"Made the user {job.user}.")
+            say(f"Made the user {job.user}.")
         is_linux_system = job.scope is Scope.SYSTEM and chosen.name == "systemd"
         credentials = Path(CREDENTIALS) if is_linux_system else None
         wanted = account.directories(job, credentials)
         for path in account.make_directories(wanted):
-            print(f"Made the directory {path}.")
+            say(f"Made the directory {path}.")
         for advice in account.misowned(wanted):
-            print(f"{advice}")
+            say(f"{advice}")
         if job.scope is Scope.SYSTEM and job.config_file and account.make_config(job.config_file):
-            print(f"Made an empty config, {job.config_file}.")
+            say(f"Made an empty config, {job.config_file}.")
     except account.AccountError as error:
         raise Failure(str(error), REFUSED) from error
 
@@ -162,7 +163,7 @@ def advise_keys(settings: Settings, chosen: Manager) -> None:
             if isinstance(source, str) or source.env is None:
                 continue
             if chosen.key_advice(source.env, upstream.name):
-                print(
+                say(
                     f'The header {name} of upstream "{upstream.name}" is expected in the '
                     "environment, and the service's has none: write it into a 0600 file and name "
                     'that in the config with { file = "…" }.'
@@ -170,7 +171,7 @@ def advise_keys(settings: Settings, chosen: Manager) -> None:
         if upstream.api_key_env is None:
             continue
         if advice := chosen.key_advice(upstream.api_key_env, upstream.name):
-            print(
+            say(
                 # Not the variable: some people write the key itself there.
                 f'The key of upstream "{upstream.name}" is expected in the environment, and the '
                 f"service's has none: {advice}."
@@ -182,7 +183,7 @@ def advise_stop_limit(settings: Settings, chosen: Manager, job: Job) -> None:
     if chosen.name == "launchd":
         asked_s = launchd_plist.exit_timeout_s(job)
         if warning := launchd_plist.stop_limit_warning(settings.drain.stop_limit_s, asked_s):
-            print(f"{warning[0].upper()}{warning[1:]}.")
+            say(f"{warning[0].upper()}{warning[1:]}.")
 
 
 def say_what_stays(chosen: Manager, found: Places) -> None:
@@ -191,8 +192,8 @@ def say_what_stays(chosen: Manager, found: Places) -> None:
     left = [folder if folder.name == NAME else found.config_file, found.state_dir]
     there = sorted({str(path) for path in left if is_there(path)})
     if there:
-        print(f"Config and state stay. To remove them too: rm -r {shlex.join(there)}")
+        say(f"Config and state stay. To remove them too: rm -r {shlex.join(there)}")
     user = account.SERVICE_USERS[chosen.name]
     if chosen.scope is Scope.SYSTEM and account.exists(user):
         removal = account.removal(user, platform_of(chosen))
-        print(f"The user {user} stays, for files do; then: {removal}")
+        say(f"The user {user} stays, for files do; then: {removal}")

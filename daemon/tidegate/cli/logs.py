@@ -20,7 +20,6 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
-import msgspec
 from msgspec import Struct
 
 from tidegate.cli.answers import read_status
@@ -28,7 +27,7 @@ from tidegate.cli.ask import ask
 from tidegate.cli.failure import NOT_RUNNING, REFUSED, USAGE, Failure
 from tidegate.cli.here import find_places
 from tidegate.cli.log_reader import PROCESS, Line, LogReader, parse
-from tidegate.cli.printable import printable
+from tidegate.cli.printable import printable, say, say_json
 from tidegate.core.message import ControlRequest
 from tidegate.install.job import NAME, Scope
 from tidegate.places import Places
@@ -227,7 +226,10 @@ def _follow(reader: LogReader, wanted: Wanted) -> None:
 
 def _print(lines: Iterable[Line], wanted: Wanted) -> None:
     for line in lines:
-        print(msgspec.json.encode(line).decode() if wanted.json else line)
+        if wanted.json:
+            say_json(line)
+        else:
+            say(line)
     if wanted.follow:
         sys.stdout.flush()
 

@@ -22,7 +22,9 @@ from typing import NoReturn
 
 from tidegate import __version__
 from tidegate.cli.failure import BAD_CONFIG, OUTPUT_FAILED, USAGE, Failure
+from tidegate.cli.printable import say_lines
 from tidegate.config import ConfigError
+from tidegate.core.visible import visible
 from tidegate.places import PlacesError
 from tidegate.tokens import TokenError
 
@@ -118,14 +120,15 @@ def _call(arguments: argparse.Namespace) -> int:
 
 
 def _complain(text: str, code: int) -> int:
-    print(f"tidegate: {text}", file=sys.stderr)
+    say_lines(f"tidegate: {text}", file=sys.stderr)
     return code
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
-        self.exit(USAGE, f"{self.prog}: {message}{_meant(message)}\n")
+        text = visible(f"{message}{_meant(message)}", keep="\n")
+        self.exit(USAGE, f"{self.prog}: {text}\n")
 
 
 def _meant(message: str) -> str:

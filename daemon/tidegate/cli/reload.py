@@ -6,13 +6,11 @@ import argparse
 import sys
 from collections.abc import Iterator
 
-import msgspec
-
 from tidegate.cli import answers
 from tidegate.cli.ask import RELOAD_LIMIT_S, reply_to
 from tidegate.cli.failure import BAD_CONFIG, NOT_YET, Failure
 from tidegate.cli.here import find_places
-from tidegate.cli.printable import printable
+from tidegate.cli.printable import say, say_json
 from tidegate.config.changes import Change, Effect
 from tidegate.core.message import ControlReply, ControlRequest
 from tidegate.service.outcome import Reloaded, Why
@@ -29,16 +27,16 @@ def reload(arguments: argparse.Namespace) -> int:
     if not reply.ok:
         return _refused(reply, json=arguments.json)
     if arguments.json:
-        print(bytes(reply.result).decode())
+        say_json(reply.result)
         return 0
     done = answers.read_reload(reply.result)
     if done is None:
-        print("The config is good; tidegate starts with it.")
+        say("The config is good; tidegate starts with it.")
         return 0
     for warning in done.warnings:
-        print(f"tidegate: warning: {printable(warning)}", file=sys.stderr)
+        say(f"tidegate: warning: {warning}", file=sys.stderr)
     for line in reload_lines(done):
-        print(printable(line))
+        say(line)
     return 0
 
 
@@ -50,7 +48,7 @@ def _refused(reply: ControlReply, *, json: bool) -> int:
     if not json:
         raise Failure(error, code)
     shown = {"error": error, "refused": why.value if why else None}
-    print(msgspec.json.encode(shown).decode())
+    say_json(shown)
     return code
 
 

@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from tidegate import __version__
 from tidegate.cli.failure import REFUSED, USAGE, Failure
-from tidegate.cli.printable import printable
+from tidegate.cli.printable import say, say_json
 from tidegate.core.decision import Difference, Record, decide_again, describe, standing
 from tidegate.service import bundle
 
@@ -58,7 +58,7 @@ def replay(arguments: argparse.Namespace) -> int:
         raise Failure(f"{arguments.file}: no decisions are in it", USAGE)
     if not arguments.json:
         told = f"{different} differ" if different else "all the same"
-        print(f"{count} decisions made again by tidegate {__version__}: {told}.")
+        say(f"{count} decisions made again by tidegate {__version__}: {told}.")
     return REFUSED if different else 0
 
 
@@ -157,20 +157,20 @@ def _strange_fields(written: object, known: object, place: str) -> list[str]:
 
 def _print(verdict: Verdict, *, as_json: bool) -> None:
     if as_json:
-        print(msgspec.json.encode(verdict).decode())
+        say_json(verdict)
         return
     when = "-" if verdict.at is None else _when(verdict.at)
     decided = verdict.decided or f"record {verdict.number} {verdict.note}"
     if verdict.decided is None:
-        print(printable(f"{when}  {decided}"))
+        say(f"{when}  {decided}")
         return
     if verdict.same:
-        print(printable(f"{when}  {decided}  same"))
+        say(f"{when}  {decided}  same")
     for each in verdict.differences:
         change = f"{each.field} {_value(each.recorded)} -> {_value(each.now)}"
-        print(printable(f"{when}  {decided}  differs: {change}"))
+        say(f"{when}  {decided}  differs: {change}")
     if verdict.note:
-        print(printable(f"    {verdict.note}"))
+        say(f"    {verdict.note}")
 
 
 def _when(at: float) -> str:

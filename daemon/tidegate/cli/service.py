@@ -33,7 +33,7 @@ from tidegate.cli.installing import (
     say_what_stays,
     show,
 )
-from tidegate.cli.printable import printable
+from tidegate.cli.printable import printable, say, say_lines
 from tidegate.cli.which_service import (
     find,
     installed,
@@ -84,18 +84,18 @@ def install(arguments: argparse.Namespace) -> int:
     show(files, supplied)
     mention_other(chosen)
     if arguments.dry_run:
-        print(f"Nothing was changed. It would be enabled and started by {name_of(chosen)}.")
+        say(f"Nothing was changed. It would be enabled and started by {name_of(chosen)}.")
         return 0
     prepare(chosen, job)
     for file in files:
         if changes[file.path] is not Change.NONE and (kept := file.write()):
-            print(kept_text(file.path, kept, chosen))
+            say(kept_text(file.path, kept, chosen))
     for note in chosen.enable(files):
-        print(note)
+        say_lines(note)
     advise_keys(settings, chosen)
     advise_stop_limit(settings, chosen, job)
     if arguments.no_start:
-        print(f"Installed, not started. {own_words(chosen, 'start')} starts it.")
+        say(f"Installed, not started. {own_words(chosen, 'start')} starts it.")
         return 0
     is_changed = any(change is not Change.NONE for change in changes.values())
     return _bring_up(chosen, arguments, is_changed=is_changed, opens_sockets=bool(sockets))
@@ -106,15 +106,15 @@ def uninstall(arguments: argparse.Namespace) -> int:
     chosen = find(arguments)
     state = chosen.state()
     if not state.installed:
-        print(f"{name_of(chosen)} knows no tidegate; nothing to remove.")
+        say(f"{name_of(chosen)} knows no tidegate; nothing to remove.")
         return 0
     need_root(chosen, arguments)
     check_writable(chosen)
     found = places_of(chosen, arguments, state)
-    print("Stopping …", flush=True)
+    say("Stopping …", flush=True)
     chosen.stop(_stop_limit_s(found), _tell)
     for note in chosen.remove():
-        print(note)
+        say_lines(note)
     say_what_stays(chosen, found)
     return 0
 
@@ -124,7 +124,7 @@ def start(arguments: argparse.Namespace) -> int:
     chosen = installed(arguments)
     state = chosen.state()
     if state.running:
-        print(f"It runs already, pid {state.pid}.")
+        say(f"It runs already, pid {state.pid}.")
         return 0
     check_alone(chosen, places_of(chosen, arguments, state))
     # What waits to be started again would have a plain start wait, too.
@@ -136,14 +136,14 @@ def stop(arguments: argparse.Namespace) -> int:
     chosen = installed(arguments)
     state = chosen.state()
     if not state.active:
-        print(f"It is stopped already: {state.word}.")
+        say(f"It is stopped already: {state.word}.")
         return 0
     chosen.stop(_stop_limit_s(places_of(chosen, arguments, state)), _tell)
     after = chosen.state()
     if after.result:
-        print(f"Stopped, but not as it should: {after.result}")
+        say(f"Stopped, but not as it should: {after.result}")
         return REFUSED
-    print("Stopped, until the computer starts again." if after.enabled else "Stopped.")
+    say("Stopped, until the computer starts again." if after.enabled else "Stopped.")
     return 0
 
 
@@ -163,17 +163,17 @@ def status(arguments: argparse.Namespace) -> int:
     own = find_status(places_of(chosen, arguments, state)) if state.active else None
     code = 0 if state.running and state.pid else NOT_RUNNING
     if arguments.json:
-        print(_as_json(chosen, state, own))
+        say(_as_json(chosen, state, own))
         return code
     for line in _state_lines(chosen, state):
-        print(printable(line))
+        say(line)
     if own is not None:
         from tidegate.cli.screen import show_status
 
-        print()
+        say()
         show_status(own)
     elif state.running:
-        print(_silence_text(places_of(chosen, arguments, state)))
+        say(_silence_text(places_of(chosen, arguments, state)))
     return code
 
 
@@ -210,12 +210,12 @@ def _begin(
     except ManagerError as error:
         raise _failure(chosen, str(error)) from error
     own = _wait_serving(chosen, places_of(chosen, arguments))
-    print(f"tidegate is ready, pid {chosen.state().pid}.")
+    say(f"tidegate is ready, pid {chosen.state().pid}.")
     for address in own.listen if own else []:
-        print(f"  Base URL  {base_url(address)}")
-    print(f"  Status    {own_words(chosen, 'status')}")
+        say(f"  Base URL  {base_url(address)}")
+    say(f"  Status    {own_words(chosen, 'status')}")
     if own and own.reason:
-        print(f"  Note      {printable(own.reason)}")
+        say(f"  Note      {own.reason}")
     return 0
 
 
@@ -226,16 +226,16 @@ def _bring_up(
     if not state.active:
         return _begin(chosen, arguments, chosen.start)
     if is_changed or not state.running:
-        print("It was started before, and is restarted.", flush=True)
+        say("It was started before, and is restarted.", flush=True)
         limit_s = _stop_limit_s(places_of(chosen, arguments, state))
         if opens_sockets:  # sockets that are open stay as they were opened
             chosen.stop(limit_s, _tell)
             return _begin(chosen, arguments, chosen.start)
         return _begin(chosen, arguments, chosen.restart, limit_s)
-    print(f"It runs already, pid {state.pid}.")
+    say(f"It runs already, pid {state.pid}.")
     own = find_status(places_of(chosen, arguments, state))
     if own is not None and own.version != __version__:
-        print(f"It is still version {own.version}; `tidegate upgrade` cuts no stream.")
+        say(f"It is still version {own.version}; `tidegate upgrade` cuts no stream.")
     return 0
 
 
@@ -285,7 +285,7 @@ def _stop_limit_s(found: Places) -> float:
 
 
 def _tell(text: str) -> None:
-    print(f"  … {printable(text)}", flush=True)
+    say(f"  … {text}", flush=True)
 
 
 # --- telling -----------------------------------------------------------------------------------

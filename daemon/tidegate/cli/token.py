@@ -7,12 +7,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-
 from tidegate import config, tokens
 from tidegate.cli.ask import RELOAD_LIMIT_S, ask, system_text
 from tidegate.cli.failure import NOT_RUNNING, REFUSED, Failure
 from tidegate.cli.here import find_places
+from tidegate.cli.printable import say, say_json
 from tidegate.core.message import ControlRequest
 from tidegate.places import Places, make_private
 
@@ -22,8 +21,8 @@ def new(arguments: argparse.Namespace) -> int:
     places = find_places(arguments)
     make_private(places.state_dir)
     plaintext = tokens.new(_file(places), arguments.name)
-    print(plaintext, flush=True)
-    print("Keep it: it is stored as a hash and cannot be shown again.", file=sys.stderr)
+    say(plaintext, flush=True)
+    say("Keep it: it is stored as a hash and cannot be shown again.", file=sys.stderr)
     _tell_the_running_one(places, "the token is made, but not yet accepted")
     return 0
 
@@ -32,12 +31,12 @@ def listing(arguments: argparse.Namespace) -> int:
     """Print the names; a token itself is nowhere to be found."""
     known = tokens.read(_file(find_places(arguments)))
     if arguments.json:
-        print(msgspec.json.encode(known).decode())
+        say_json(known)
         return 0
     for token in known:
-        print(f"{token.sha256[:12]}  {token.created:<25}  {token.name}")
+        say(f"{token.sha256[:12]}  {token.created:<25}  {token.name}")
     if not known:
-        print("There is no token; nobody is asked for one.", file=sys.stderr)
+        say("There is no token; nobody is asked for one.", file=sys.stderr)
     return 0
 
 
@@ -45,9 +44,9 @@ def revoke(arguments: argparse.Namespace) -> int:
     """Take a token back."""
     places = find_places(arguments)
     token = tokens.revoke(_file(places), arguments.which)
-    print(f"Revoked {token.name}.", flush=True)
+    say(f"Revoked {token.name}.", flush=True)
     if not tokens.read(_file(places)):
-        print("That was the last one: from now on nobody is asked for a token.", file=sys.stderr)
+        say("That was the last one: from now on nobody is asked for a token.", file=sys.stderr)
     _tell_the_running_one(places, "the token is gone from the file, but is STILL ACCEPTED")
     return 0
 
@@ -63,7 +62,7 @@ def _tell_the_running_one(places: Places, otherwise: str) -> None:
         if failure.code != NOT_RUNNING:
             raise Failure(f"{otherwise}: {failure}", REFUSED) from failure
         if other := system_text(places):
-            print(f"That was the file in {_file(places).parent}; {other}.", file=sys.stderr)
+            say(f"That was the file in {_file(places).parent}; {other}.", file=sys.stderr)
 
 
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {

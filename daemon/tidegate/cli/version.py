@@ -6,9 +6,8 @@ import argparse
 import platform
 from importlib import metadata
 
-import msgspec
-
 from tidegate import __version__
+from tidegate.cli.printable import say_json, say_lines
 
 _SHOWN = ("aiohttp", "httptools", "msgspec", "psutil", "uvloop", "watchfiles")
 
@@ -22,9 +21,9 @@ def version(arguments: argparse.Namespace) -> int:
         **{name: _version_of(name) for name in _SHOWN},
     }
     if arguments.json:
-        print(msgspec.json.encode(versions).decode())
+        say_json(versions)
     else:
-        print("\n".join(f"{name} {value}" for name, value in versions.items()))
+        say_lines("\n".join(f"{name} {value}" for name, value in versions.items()))
     return 0
 
 

@@ -16,6 +16,7 @@ from msgspec import Struct
 from tidegate import small_file
 from tidegate.config.problem import ConfigError, Problem
 from tidegate.core.secret import hide_keys
+from tidegate.core.visible import visible
 
 MAX_FILE_BYTES = 1024 * 1024  # a config with a thousand upstreams is a tenth of it
 
@@ -43,7 +44,7 @@ class Document(Struct, frozen=True, kw_only=True):
 
     def _line(self, line: int | None, problem: Problem) -> str:
         place = "" if self.path is None else f"{self.path}:{line}: " if line else f"{self.path}: "
-        return f"{place}{hide_keys(f'{problem.key}: {problem.text}')}"
+        return f"{place}{visible(hide_keys(f'{problem.key}: {problem.text}'))}"
 
 
 def read(path: Path) -> Document:

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tidegate.core.repeats import Entry
+from tidegate.core.visible import visible
 from tidegate.service.log_file import LogFile, LogState, LogStream, Target
 from tidegate.service.log_writer import SETTLE_LIMIT_S, LogWriter
 
@@ -26,7 +27,7 @@ _HEAD_BYTES = 1000  # of a line that is too long; a traceback says the most at i
 _STDERR = 2
 _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
 # A name in a log line may come from outside; it must not begin a line of its own.
-_SAFE = {n: f"\\x{n:02x}" for n in (*range(32), *range(127, 160))} | {10: " | ", 9: " "}
+_WITHIN_A_LINE = {10: " | ", 9: " "}
 
 _handler: LineHandler | None = None
 
@@ -141,7 +142,7 @@ class LineHandler(logging.Handler):
         text = record.getMessage()
         if record.exc_info and record.exc_info[0] is not None:
             text += "\n" + (self.formatter or logging.Formatter()).formatException(record.exc_info)
-        return text.translate(_SAFE)
+        return visible(text.translate(_WITHIN_A_LINE))
 
     def _line(self, entry: Entry) -> bytes:
         if self.is_journal:

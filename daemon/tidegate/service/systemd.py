@@ -17,6 +17,8 @@ import socket
 from collections import deque
 from collections.abc import Mapping, MutableMapping
 
+from tidegate.core.visible import visible
+
 _VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 STORED_PREFIX = "listen-"
 _MAX_NAME = 255  # FDNAME, see sd_notify(3)
@@ -121,7 +123,7 @@ class Notifier:
 
     def status(self, text: str) -> None:
         """One line for `systemctl status`; sent when it has changed."""
-        line = text.replace("\n", " ")
+        line = visible(text.replace("\n", " "))
         if line != self._status and self._send(f"STATUS={line}"):
             self._status = line
 
