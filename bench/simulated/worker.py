@@ -137,6 +137,10 @@ class Worker:
             promised = self._rss - self._need
             freed = promised * (1 - TRIM_LEAVES)
             self._rss -= freed
+        elif step is Step.KEPT:
+            too_much = self.finished + self.live - self.limit_bytes / MIB / 2
+            promised = freed = min(self.finished, max(0.0, too_much))
+            self.finished -= freed
         elif step in FINISHED_SHARE:
             promised = freed = self.finished * FINISHED_SHARE[step]
             self.finished -= freed

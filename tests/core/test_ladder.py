@@ -147,6 +147,17 @@ def report(freed_bytes: int, promised_bytes: int = 100) -> tuple[StepReport, ...
     )
 
 
+def test_what_is_kept_goes_after_a_minute_at_level_1() -> None:
+    """Before, a finished answer is there as long as it was promised."""
+    played = Played()
+    played.ticks(5, reading(0.5))
+    first = played.ticks(60, reading(0.65), active_runs=0)
+    assert not any(Step.KEPT in decision.steps for decision in first)
+    assert Step.KEPT in played.tick(reading(0.65), active_runs=0).steps
+    played.ticks(30, reading(0.5), active_runs=0)
+    assert Step.KEPT not in played.tick(reading(0.65), active_runs=0).steps
+
+
 def test_a_step_that_twice_frees_next_to_nothing_is_skipped_for_a_while() -> None:
     """Under 5 % of what it promised, two times in a row."""
     played = Played()
@@ -390,6 +401,40 @@ def test_cuts_that_do_not_help_are_the_service_managers_affair() -> None:
     cuts, gave_up = last(may_give_up=False)
     assert cuts > 3
     assert gave_up == 0
+
+
+# --- from one generation to the next --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seen_between", [True, False])
+def test_a_worker_that_was_ended_takes_its_level_with_it(seen_between: bool) -> None:
+    """The next one serves at once: what it holds is judged, and nothing that was before."""
+    played = Played()
+    assert played.ticks(3, reading(0.9, used=BUDGET))[-1].level == 5
+    if seen_between:
+        assert played.tick(reading(0.0, used=60 * MIB), generation=0).level == 0
+    decision = played.tick(reading(0.02), generation=2)
+    assert (decision.level, decision.shed) == (0, None)
+    assert played.tick(reading(0.85), generation=2).level == 3
+
+
+def test_a_recycle_that_was_planned_keeps_the_level_while_the_former_worker_drains() -> None:
+    """Both hold memory, and a level is left only after its dwell."""
+    played = Played()
+    assert played.tick(reading(0.85)).level == 3
+    for decision in played.ticks(9, reading(0.5), generation=2, is_recycling=True):
+        assert decision.level == 3
+    assert played.ticks(3, reading(0.5), generation=2)[-1].level == 0
+
+
+def test_a_record_without_a_generation_decides_as_it_did() -> None:
+    """What a former version wrote down says nothing of whose level it was."""
+    before = ld.Ladder(mark=wm.Watermark(level=3))
+    raw = msgspec.json.decode(msgspec.json.encode(before))
+    del raw["generation"], raw["raised_s"]
+    read = msgspec.convert(raw, ld.Ladder)
+    _, decision = ld.decide(read, inputs(1.0, reading(0.5), generation=2))
+    assert decision.level == 3
 
 
 def test_a_gap_in_the_clock_never_harms() -> None:

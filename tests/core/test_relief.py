@@ -86,6 +86,18 @@ def test_who_reads_is_never_stalled() -> None:
     assert ids(Step.STALLED, run("a"), run("b", stalled_s=0.1), stale_after_s=0.0) == "b"
 
 
+def test_kept_takes_what_no_reader_wants_just_now() -> None:
+    """Finished answers first, then what its reader left; what goes on without one stays."""
+    found = (
+        run("a", readers=0, abandoned_s=NOW_S - 1),
+        finished("b", 1.0),
+        finished("r", 1.0)._replace(readers=1),
+        run("k", readers=0, abandoned_s=NOW_S - 1, keep_running=True),
+        run("l"),
+    )
+    assert ids(Step.KEPT, *found) == "ba"
+
+
 def test_finished_takes_all_that_nobody_reads() -> None:
     """Whatever its age."""
     assert ids(Step.FINISHED, finished("b", 0), finished("a", 1), run("l"), run("r")) == "ab"

@@ -146,6 +146,22 @@ def test_what_runs_hold_rises_no_further_than_the_ledgers_limit() -> None:
     assert mark.level == 1
 
 
+def test_a_rise_is_counted_on_only_while_something_grows() -> None:
+    """With no run active, 53 % that lie still are below the exit of level 1 and leave it."""
+    mark, _ = wm.judge(wm.Watermark(), share(0.1), LIMITS, 0.0)
+    mark, standing = wm.judge(mark, share(0.65), LIMITS, 1.0)
+    assert (mark.level, standing.ahead_bytes > 0) == (2, True)
+    for second in range(2, 40):
+        jitter = 200 * 1024 * (second % 2)
+        still = reading(int(0.53 * SPENDABLE) + jitter)
+        mark, standing = wm.judge(mark, still, LIMITS, float(second), is_active=False)
+        assert standing.ahead_bytes == 0
+    assert mark.level == 0
+    grown = share(0.57)
+    _, standing = wm.judge(mark, grown, LIMITS, 40.0, is_active=False)
+    assert standing.ahead_bytes > 0  # a body that arrives has no run yet
+
+
 def test_a_gap_in_the_clock_keeps_the_level_and_begins_its_dwell_anew() -> None:
     """Time that nobody saw pass counts for nothing."""
     mark, _ = wm.judge(wm.Watermark(), share(0.75), LIMITS, 0.0)

@@ -25,6 +25,7 @@ from tidegate.core.watermark import LAST_LEVEL, Limits, Reading, Standing, Water
 # From which level on each step is due, in the order in which they are taken: what costs nobody
 # anything first, and the trim last, because it gives back what the others freed.
 STEPS: tuple[tuple[int, Step], ...] = (
+    (1, Step.KEPT),
     (2, Step.STALE),
     (4, Step.FINISHED),
     (3, Step.STALLED),
@@ -32,6 +33,7 @@ STEPS: tuple[tuple[int, Step], ...] = (
     (4, Step.WINDOWS),
     (1, Step.TIDY),
 )
+KEPT_AFTER_S = 60.0  # at level 1 or above; before, what is kept may be asked for as promised
 TIDY_EVERY_S = 30.0  # a trim walks the whole heap
 TRIM_LIMIT_S = 5.0  # a worker that has not answered by then is judged without its answer
 SQUEEZE_LEVEL = 2
@@ -103,6 +105,8 @@ class Ladder(Struct, frozen=True, kw_only=True):
     """What is remembered from one decision to the next."""
 
     mark: Watermark = Watermark()
+    generation: int | None = None  # whose level that is; None: written by a version without it
+    raised_s: float | None = None  # since when it is level 1 or above
     ticked_s: float | None = None
     tidied_s: float | None = None
     useless: dict[str, int] = {}  # how often in a row a step freed next to nothing
@@ -142,9 +146,15 @@ class Decision(Struct, frozen=True, kw_only=True):
 
 def decide(ladder: Ladder, inputs: Inputs) -> tuple[Ladder, Decision]:
     """What to do now, and what to remember."""
-    ladder = _kept_time(ladder, inputs.now_s)
-    mark, standing = watermark.judge(ladder.mark, inputs.reading, inputs.limits, inputs.now_s)
-    ladder = replace(_measured(ladder, inputs), mark=mark)
+    ladder = _of_generation(_kept_time(ladder, inputs.now_s), inputs)
+    mark, standing = watermark.judge(
+        ladder.mark,
+        inputs.reading,
+        inputs.limits,
+        inputs.now_s,
+        is_active=inputs.active_runs > 0,
+    )
+    ladder = replace(_measured(ladder, inputs), mark=mark, raised_s=_raised_s(ladder, mark, inputs))
     unexplained = max(0, inputs.reading.held_bytes - inputs.reading.ledger_bytes)
     cause = _cause(ladder, inputs, standing, unexplained)
     forecast = _forecast_s(inputs, standing)
@@ -203,11 +213,37 @@ def _kept_time(ladder: Ladder, now_s: float) -> Ladder:
     return replace(
         ladder,
         mark=watermark.forget_time(ladder.mark),
+        raised_s=None,
         unexplained_since_s=None,
         last_readings=0,
         harm=None,
         planned_s=None,
     )
+
+
+def _of_generation(ladder: Ladder, inputs: Inputs) -> Ladder:
+    """What was remembered of a worker goes with it: the next one begins at its own level.
+
+    While the former one drains its memory counts, and so does what was remembered.
+    """
+    former = ladder.generation
+    ladder = replace(ladder, generation=inputs.generation)
+    if former is None or former == inputs.generation or inputs.is_recycling:
+        return ladder
+    return replace(
+        ladder,
+        mark=Watermark(),
+        raised_s=None,
+        unexplained_since_s=None,
+        last_readings=0,
+        harm=None,
+    )
+
+
+def _raised_s(ladder: Ladder, mark: Watermark, inputs: Inputs) -> float | None:
+    if not mark.level:
+        return None
+    return inputs.now_s if ladder.raised_s is None else ladder.raised_s
 
 
 def _measured(ladder: Ladder, inputs: Inputs) -> Ladder:
@@ -275,6 +311,9 @@ def _steps(
 ) -> tuple[Ladder, tuple[Step, ...], tuple[Step, ...]]:
     """The steps due at this level, and those left out because they were of no use."""
     due = [step for from_level, step in STEPS if level >= from_level]
+    raised_s = ladder.raised_s
+    if Step.KEPT in due and (raised_s is None or inputs.now_s - raised_s < KEPT_AFTER_S):
+        due.remove(Step.KEPT)
     if cause == "slack" and Step.TIDY not in due:
         due.append(Step.TIDY)
     skipped = tuple(step for step in due if step.value in ladder.skipped_until_s)

@@ -16,6 +16,7 @@ class Step(Enum):
     """A kind of relief. The ladder has the order."""
 
     TIDY = "tidy"  # caches, idle connections, a trim of the heap: no run loses anything
+    KEPT = "kept"  # what no reader wants just now, until the ledger is half full
     STALE = "stale"  # abandoned, finished and not being read, or stuck, for long enough
     STALLED = "stalled"  # runs whose every reader has read nothing for long enough
     FINISHED = "finished"  # every finished run that nobody is reading
@@ -77,6 +78,15 @@ def plan(
     return [victim for _, _, victim in sorted(found)[:most]]
 
 
+def _kept(run: Candidate, now_s: float, stale_after_s: float) -> _Judged:
+    if run.is_over:
+        return _finished(run, now_s, stale_after_s)
+    if run.keep_running or run.readers or run.abandoned_s is None:
+        return None
+    words = f"abandoned {now_s - run.abandoned_s:.0f} s ago"
+    return (1.0, run.abandoned_s), _released(run, "abandoned", words)
+
+
 def _stale(run: Candidate, now_s: float, stale_after_s: float) -> _Judged:
     if run.is_over:
         if run.readers or run.ended_s is None or now_s - run.ended_s < stale_after_s:
@@ -130,6 +140,7 @@ def _released(run: Candidate, kind: str, words: str) -> Victim:
 
 
 _JUDGES: dict[Step, Callable[[Candidate, float, float], _Judged]] = {
+    Step.KEPT: _kept,
     Step.STALE: _stale,
     Step.STALLED: _stalled,
     Step.FINISHED: _finished,

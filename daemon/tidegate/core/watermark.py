@@ -6,9 +6,10 @@ So an idle worker is level 0 whatever the budget, and the second generation of a
 raises the level. Only level 5 judges raw use, for that is what a killer sees.
 
 The level follows at once upwards, and counts on the fastest rise seen lately to go on until the
-next sample. Downwards it stays until the use has been under the exit point for `DWELL_S`, so that
-it cannot flap. Pressure is not a ratio: it raises the level to 2 and no further, because a
-neighbour who loads a model must not make us refuse clients.
+next sample; not when no run is active and nothing grows, for else what finished runs keep would
+hold a level until they expire. Downwards it stays until the use has been under the exit point for
+`DWELL_S`, so that it cannot flap. Pressure is not a ratio: it raises the level to 2 and no further,
+because a neighbour who loads a model must not make us refuse clients.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ DWELL_S = 10.0
 AHEAD_S = 1.0
 AHEAD_SHARE = 0.10
 RISE_HALF_LIFE_S = 60.0
+GROWS_BYTES = MIB  # from one sample to the next; an idle worker moves by less
 # Full of runs, a worker is not yet level 3: windows shrink before anybody is refused. The ledger
 # counts the capacity of our buffers, not the allocator's slack around them, which was a fifth after
 # bursts, nor what any worker that has served keeps beside its runs: 10 to 15 MiB under load.
@@ -94,15 +96,18 @@ def ledger_limit_bytes(spendable: int) -> int:
 
 
 def judge(
-    mark: Watermark, reading: Reading, limits: Limits, now_s: float
+    mark: Watermark, reading: Reading, limits: Limits, now_s: float, *, is_active: bool = True
 ) -> tuple[Watermark, Standing]:
-    """The level after this reading, and what the reading says."""
+    """The level after this reading, and what the reading says. `is_active`: some run is."""
     spendable = spendable_bytes(limits.budget_bytes, reading.base_bytes)
     ledger_limit = ledger_limit_bytes(spendable)
     held = max(0, reading.held_bytes)
+    former_bytes = mark.former.held_bytes if mark.former is not None else 0
+    goes_on = is_active or reading.held_bytes > former_bytes + GROWS_BYTES
     mark = _risen(mark, reading, now_s)
     room = max(0, ledger_limit - reading.ledger_bytes) + int(mark.loose_bytes_per_s * AHEAD_S)
     ahead = min(int(mark.rise_bytes_per_s * AHEAD_S), room, int(AHEAD_SHARE * spendable))
+    ahead = ahead if goes_on else 0
     alone = _reading_level(mark.level, (held + ahead) / spendable, reading, limits)
     mark = _level(mark, alone, now_s)
     return mark, Standing(

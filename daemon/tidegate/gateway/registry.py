@@ -267,7 +267,9 @@ class Registry:
         match step:
             case Step.FINISHED:
                 relays = finished
-            case Step.STALE:  # a stuck run that has readers is the sweep's, whatever the level
+            case (
+                Step.KEPT | Step.STALE
+            ):  # a stuck run that has readers is the sweep's, whatever the level
                 relays = chain(finished, unread)
             case Step.STALLED:
                 relays = (relay for relay in chain(finished, active) if relay.subscribers)

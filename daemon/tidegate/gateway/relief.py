@@ -87,6 +87,8 @@ class Relief:
         for n, victim in enumerate(victims):
             if n and not n % BITE:
                 await asyncio.sleep(0)
+            if step is Step.KEPT and not registry.ledger.has_much:
+                break
             now_due = victim if n < BITE else self._look_again(step, victim.id, order)
             if now_due is not None:
                 runs += 1

@@ -19,6 +19,7 @@ from tidegate.core import ladder
 from tidegate.core import lifecycle as life
 from tidegate.core import message as msg
 from tidegate.core.pace import Pace
+from tidegate.core.relief import Step
 from tidegate.core.settings import MIB
 from tidegate.core.words import count
 from tidegate.service.decisions import DecisionLog
@@ -123,7 +124,7 @@ class Guardian:
             self._awaited[worker.number] = (self._request, now_s + RELIEF_LIMIT_S)
             order = msg.Relieve(
                 request=self._request,
-                steps=[step.value for step in decision.steps],
+                steps=[step.value for step in decision.steps if _knows(worker, step)],
                 stale_after_s=decision.stale_after_s,
                 reason=f"memory level {decision.level}",
             )
@@ -220,6 +221,11 @@ class Guardian:
         self._delay_s = delay_s
         if delay_s >= self._worst_s or now_s - self._worst_at_s > WORST_KEPT_S:
             self._worst_s, self._worst_at_s = delay_s, now_s
+
+
+def _knows(worker: Worker, step: Step) -> bool:
+    """Whether a worker, which may be of the version before, can take a step."""
+    return step is not Step.KEPT or worker.known is None
 
 
 def _since(former: msg.StepReport | None, now: msg.StepReport) -> msg.StepReport | None:
