@@ -254,7 +254,7 @@ class Rigs:
             else [Model(name=n, targets=t) for n, t in (models or {}).items()],
             limits=Limits(**(short | limits)),
         )
-        gateway = Gateway(1 + len(self._started), self._peer_sockets() if peer else "")
+        gateway = Gateway(1 + len(self._started), self._peer_sockets())
         gateway.configure(settings, tokens or [], secrets or {})
         if peer:
             await gateway.open()
