@@ -1,10 +1,23 @@
 """A run's clocks: each limit ends it with a reason that names the limit."""
 
+import json
+
 import pytest
 
-from tidegate.core.clock import next_expiry
+from fakes.wire import DONE, FINISH, chunk
+from tidegate.core.clock import END_WITHIN_S, look_again_s, next_expiry
+from tidegate.core.formats import (
+    CHAT,
+    COMPLETIONS,
+    IMAGES,
+    MESSAGES,
+    OLLAMA_CHAT,
+    OLLAMA_GENERATE,
+    RESPONSES,
+)
+from tidegate.core.formats.base import Format, Meaning
 from tidegate.core.ledger import Ledger
-from tidegate.core.run import Happening, Run
+from tidegate.core.run import HOLD_EVENTS, LOOK_EVERY_S, Happening, Run, State
 from tidegate.core.settings import Limits
 
 LIMITS = Limits(
@@ -17,7 +30,17 @@ LIMITS = Limits(
 OUTPUT = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
 
 
-def make_run(limits: Limits = LIMITS, *, streamed: bool = True, keep_running: bool = False) -> Run:
+def message(kind: str, **values: object) -> bytes:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **values})}\n\n".encode()
+
+
+def make_run(
+    limits: Limits = LIMITS,
+    *,
+    streamed: bool = True,
+    keep_running: bool = False,
+    form: Format = CHAT,
+) -> Run:
     return Run(
         run_id="run_1",
         owner="",
@@ -29,7 +52,14 @@ def make_run(limits: Limits = LIMITS, *, streamed: bool = True, keep_running: bo
         created=0.0,
         streamed=streamed,
         keep_running=keep_running,
+        format=form,
     )
+
+
+def connecting(form: Format) -> Run:
+    run = make_run(form=form)
+    run.begin_attempt("box", "m", 100.0)
+    return run
 
 
 def expiry(run: Run) -> tuple[float, str, Happening]:
@@ -133,3 +163,184 @@ def test_a_run_that_is_over_has_no_clock(happening: Happening) -> None:
     run = make_run()
     run.end(happening, "because", None, 120.0, 0.0)
     assert next_expiry(run) is None
+
+
+# --- what says nothing ----------------------------------------------------------------------------
+
+# What an upstream may send for ever, in a row, without an answer; and the first of an answer.
+NO_PROGRESS = {
+    "empty delta": (CHAT, [chunk()], chunk(content="a")),
+    "empty content": (CHAT, [chunk(content="")], chunk(content="a")),
+    "role again": (CHAT, [chunk(role="assistant"), chunk(role="assistant", content="")],
+                   chunk(tool_calls=[{"index": 0}])),
+    "no choices": (CHAT, [b'data: {"choices":[]}\n\n'], chunk(reasoning_content="hm")),
+    "usage so far": (CHAT, [b'data: {"choices":[],"usage":{"total_tokens":1}}\n\n'],
+                     chunk(content="a")),
+    "no text": (COMPLETIONS, [b'data: {"choices":[{"text":""}]}\n\n'],
+                b'data: {"choices":[{"text":"a"}]}\n\n'),
+    "ping": (MESSAGES, [message("ping")],
+             message("content_block_delta", delta={"type": "thinking_delta", "thinking": "a"})),
+    "empty text": (
+        MESSAGES, [message("content_block_delta", delta={"type": "text_delta", "text": ""})],
+        message("content_block_delta", delta={"type": "text_delta", "text": "a"}),
+    ),
+    "keepalive": (RESPONSES, [message("keepalive", sequence_number=n) for n in range(3)],
+                  message("response.reasoning_text.delta", delta="hm")),
+    "in progress": (RESPONSES, [message("response.in_progress", response={})],
+                    message("response.function_call_arguments.delta", delta="{")),
+    "empty message": (
+        OLLAMA_CHAT, [b'{"message":{"role":"assistant","content":""},"done":false}\n'],
+        b'{"message":{"content":"a"},"done":false}\n',
+    ),
+    "empty response": (OLLAMA_GENERATE, [b'{"response":"","done":false}\n'],
+                       b'{"response":"","thinking":"hm","done":false}\n'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", NO_PROGRESS)
+def test_what_says_nothing_is_no_output(how: str) -> None:
+    """However much of it comes, the answer has not begun, and little is held."""
+    form, empty, output = NO_PROGRESS[how]
+    run = connecting(form)
+    for number in range(20 * HOLD_EVENTS):
+        assert run.feed(empty[number % len(empty)], 102.0 + number) == b""
+    assert run.state is State.CONNECTING
+    assert run.attempt.held_events <= HOLD_EVENTS
+    expiry = next_expiry(run)
+    assert expiry is not None
+    assert (expiry.limit, expiry.due_s) == ("first_output_s", 100.0 + run.limits.first_output_s)
+    sent = run.feed(output, 5000.0)
+    assert sent.endswith(output)
+    assert form.framing.split(sent)[:-1] == run.window.last_events(99)[:-1]
+
+
+@pytest.mark.parametrize("how", NO_PROGRESS)
+@pytest.mark.parametrize("together", [False, True])
+def test_what_says_nothing_is_passed_on_but_no_progress(how: str, together: bool) -> None:
+    """While an answer streams, the idle clock runs from what brought it further."""
+    form, empty, output = NO_PROGRESS[how]
+    run = connecting(form)
+    run.feed(output, 102.0)
+    for number in range(50):
+        event = b"".join(empty) if together else empty[number % len(empty)]
+        assert run.feed(event, 104.0 + 2 * number) == event
+    expiry = next_expiry(run)
+    assert expiry is not None
+    assert (expiry.limit, expiry.due_s) == ("idle_s", 102.0 + run.limits.idle_s)
+    run.feed(empty[0] + output + empty[0], 300.0)
+    run.feed(empty[0], 310.0)
+    expiry = next_expiry(run)
+    assert expiry is not None
+    assert expiry.due_s == 300.0 + run.limits.idle_s
+
+
+def test_progress_is_seen_at_every_pace() -> None:
+    """Events that come faster than they are looked at count all the same."""
+    run = connecting(CHAT)
+    run.feed(chunk(content="a"), 199.0)
+    for number in range(1000):
+        run.feed(chunk(content="a"), 200.0 + number / 10)
+        assert run.attempt.last_event_s == 200.0 + number / 10
+    run.feed(chunk(), 299.95)
+    assert run.attempt.last_event_s - 299.9 <= LOOK_EVERY_S
+
+
+# --- whole, but not ended -------------------------------------------------------------------------
+
+MESSAGE = [
+    message("message_start", message={}),
+    message("content_block_delta", delta={"type": "text_delta", "text": "a"}),
+    message("message_delta", delta={"stop_reason": "end_turn"}),
+]
+ENDS = {
+    "chat": (CHAT, [chunk(content="a"), FINISH], DONE),
+    "completion": (
+        COMPLETIONS,
+        [b'data: {"choices":[{"text":"a","finish_reason":"length"}]}\n\n'],
+        DONE,
+    ),
+    "message": (MESSAGES, MESSAGE, message("message_stop").replace(b': "', b':"')),
+    "image": (IMAGES, [message("image_generation.completed")], b""),
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_an_answer_that_said_why_it_ends_is_whole_soon(how: str) -> None:
+    """A few seconds after its last event, with the marker that its format's clients wait for."""
+    form, events, marker = ENDS[how]
+    run = connecting(form)
+    for event in events:
+        run.feed(event, 110.0)
+    assert expiry(run) == (110.0 + END_WITHIN_S, "end_within_s", Happening.COMPLETE)
+    assert form.end_marker == marker
+
+
+def test_usage_may_still_come_and_keep_alives_gain_no_time() -> None:
+    """Silence is counted from the finish_reason on; more output takes it back."""
+    run = connecting(CHAT)
+    run.feed(chunk(content="a"), 105.0)
+    run.feed(FINISH, 110.0)
+    run.feed(b'data: {"choices":[],"usage":{"completion_tokens":3}}\n\n', 112.0)
+    run.feed(chunk(), 114.0)
+    assert expiry(run)[:2] == (110.0 + END_WITHIN_S, "end_within_s")
+    run.feed(chunk(content="b"), 114.5)
+    assert expiry(run)[:2] == (114.5 + LIMITS.idle_s, "idle_s")
+
+
+def test_what_has_no_reason_to_end_is_not_whole() -> None:
+    """Responses say so in their marker alone, and one of several images is not all."""
+    response = connecting(RESPONSES)
+    response.feed(message("response.output_text.delta", delta="a"), 110.0)
+    response.feed(message("response.output_item.done", item={}), 110.0)
+    images = connecting(IMAGES.of_request(b'{"model":"m","n":2}', ""))
+    images.feed(message("image_generation.completed"), 110.0)
+    for run in (response, images):
+        assert expiry(run) == (110.0 + LIMITS.idle_s, "idle_s", Happening.EXPIRE)
+
+
+@pytest.mark.parametrize(
+    ("form", "body"),
+    [(CHAT, b'{"model":"m","n":3}'), (COMPLETIONS, b'{"prompt":["a","b","c"]}')],
+)
+def test_several_choices_are_whole_when_each_of_them_is(form: Format, body: bytes) -> None:
+    """However far apart they finish, and in whatever order."""
+    run = make_run(form=form.of_request(body, ""))
+    run.begin_attempt("box", "m", 100.0)
+    run.feed(choice(1, "stop"), 101.0)
+    for number in range(50):
+        run.feed(choice(2) + choice(0), 102.0 + number)
+    run.feed(choice(0, "length") + choice(0, "length"), 160.0)
+    assert expiry(run)[1] == "idle_s"
+    assert run.feed_end(161.0)[1] is Meaning.OPENING
+    run.feed(choice(2, "stop"), 170.0)
+    assert expiry(run)[:2] == (170.0 + END_WITHIN_S, "end_within_s")
+    assert run.feed_end(171.0)[1] is Meaning.FINISH
+
+
+def choice(index: int, finish: str | None = None) -> bytes:
+    part = {"index": index, "delta": {"content": "a"}, "text": "a", "finish_reason": finish}
+    return b"data: " + json.dumps({"choices": [part]}).encode() + b"\n\n"
+
+
+def test_a_whole_answer_is_never_ended_as_a_broken_one() -> None:
+    """Whatever limit would come first, it completes."""
+    for limits in (Limits(idle_s=1.0), Limits(total_s=12.0), Limits(idle_s=5.0)):
+        run = make_run(limits)
+        run.begin_attempt("box", "m", 100.0)
+        run.feed(chunk(content="a") + FINISH, 110.0)
+        due_s, _, happening = expiry(run)
+        assert due_s <= 115.0
+        assert happening is Happening.COMPLETE
+
+
+def test_a_finish_is_noticed_without_a_deadline_of_its_own() -> None:
+    """Whoever waits for the next limit looks again soon enough, and not all the time."""
+    run = connecting(CHAT)
+    assert look_again_s(run, 100.0) == float("inf")
+    run.feed(chunk(content="a"), 110.0)
+    assert look_again_s(run, 110.0) == 115.0
+    assert look_again_s(run, 120.0) == 125.0
+    run.feed(FINISH, 122.0)
+    assert look_again_s(run, 125.0) == expiry(run)[0] == 127.0
+    run.pause(123.0)
+    assert look_again_s(run, 125.0) == float("inf")

@@ -33,8 +33,8 @@ ERROR = event("error", error={"type": "overloaded_error", "message": "Overloaded
 
 ROWS = [
     (START, Meaning.OPENING),
-    (PING, Meaning.OPENING),
-    (event("ping"), Meaning.OPENING),
+    (PING, Meaning.KEEP_ALIVE),
+    (event("ping"), Meaning.KEEP_ALIVE),
     (block("text", text=""), Meaning.OPENING),
     (block("thinking", thinking="", signature=""), Meaning.OPENING),
     (block("text", text="a"), Meaning.OUTPUT),
@@ -50,8 +50,13 @@ ROWS = [
     (delta("text_delta", text="a"), Meaning.OUTPUT),
     (delta("thinking_delta", thinking="hm"), Meaning.OUTPUT),
     (delta("signature_delta", signature="EqQB"), Meaning.OUTPUT),
-    (delta("input_json_delta", partial_json=""), Meaning.OUTPUT),
+    (delta("input_json_delta", partial_json=""), Meaning.KEEP_ALIVE),
     (delta("input_json_delta", partial_json='{"a":'), Meaning.OUTPUT),
+    (delta("text_delta", text=""), Meaning.KEEP_ALIVE),
+    (delta("thinking_delta", thinking=""), Meaning.KEEP_ALIVE),
+    (delta("thinking_delta", thinking="hm"), Meaning.OUTPUT),
+    (event("message_stop", delta=5), Meaning.DONE),
+    (event("error", delta="x", error={"type": "overloaded_error"}), Meaning.ERROR),
     (delta("citations_delta", citation={"type": "page_location"}), Meaning.OUTPUT),
     (event("content_block_stop", index=0), Meaning.OUTPUT),
     (FINISH, Meaning.FINISH),
@@ -214,7 +219,8 @@ def test_what_is_asked_for() -> None:
 
 
 def test_a_keep_alive_is_no_output() -> None:
-    """Ours is Anthropic's own, and an upstream's is known by how it begins."""
+    """Ours is Anthropic's own, and an upstream's is known by its type or its name."""
     assert MESSAGES.keep_alive is PING
-    assert MESSAGES.meaning(PING) not in OUTPUT
-    assert PING.startswith(MESSAGES.ping)
+    for ping in (PING, b"event: ping\ndata: {}\n\n", b'data: {"type":"ping"}\n\n'):
+        assert MESSAGES.meaning(ping) not in OUTPUT
+        assert not MESSAGES.gets_on(ping)

@@ -24,9 +24,9 @@ LAST = line(message={"role": "assistant", "content": ""}, done=True, eval_count=
 ERROR = b'{"error":"model runner has unexpectedly stopped"}\n'
 
 ROWS = [
-    (message(), Meaning.OPENING),
-    (message(tool_calls=[]), Meaning.OPENING),
-    (message(tool_calls=None, images=None, thinking=""), Meaning.OPENING),
+    (message(), Meaning.KEEP_ALIVE),
+    (message(tool_calls=[]), Meaning.KEEP_ALIVE),
+    (message(tool_calls=None, images=None, thinking=""), Meaning.KEEP_ALIVE),
     (message(content="a"), Meaning.OUTPUT),
     (message(thinking="hm"), Meaning.OUTPUT),
     (message(tool_calls=[{"function": {"name": "f", "arguments": {}}}]), Meaning.OUTPUT),
@@ -34,10 +34,12 @@ ROWS = [
     (LAST, Meaning.DONE),
     (message(content="a", done=True), Meaning.DONE),
     (message(tool_calls=[{"function": {"name": "f"}}], done=True), Meaning.DONE),
-    (line(response="", done=False), Meaning.OPENING),
+    (line(error="no", message="m"), Meaning.ERROR),
+    (line(done=True, message="m"), Meaning.DONE),
+    (line(response="", done=False), Meaning.KEEP_ALIVE),
     (line(response="a", done=False), Meaning.OUTPUT),
     (line(response="", thinking="hm", done=False), Meaning.OUTPUT),
-    (line(completed=0, total=9, done=False), Meaning.OPENING),
+    (line(completed=0, total=9, done=False), Meaning.KEEP_ALIVE),
     (line(completed=1, total=9, done=False), Meaning.OUTPUT),
     (line(image="iVBOR", done=True), Meaning.DONE),
     (line(response="", done=True, done_reason="load"), Meaning.DONE),

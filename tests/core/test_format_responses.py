@@ -16,8 +16,12 @@ def event(kind: str, **values: object) -> bytes:
 
 ROWS = [
     (event("response.created", response={}), Meaning.OPENING),
-    (event("response.queued", response={}), Meaning.OPENING),
-    (event("response.in_progress", response={}), Meaning.OPENING),
+    (event("keepalive", sequence_number=3), Meaning.KEEP_ALIVE),
+    (event("response.output_text.delta", delta=""), Meaning.KEEP_ALIVE),
+    (event("response.completed", sequence_number="7", item=5), Meaning.DONE),
+    (event("error", sequence_number={}), Meaning.ERROR),
+    (event("response.queued", response={}), Meaning.KEEP_ALIVE),
+    (event("response.in_progress", response={}), Meaning.KEEP_ALIVE),
     (event("response.output_item.added", item={"type": "message"}), Meaning.OPENING),
     (event("response.output_item.added", item={"type": "reasoning"}), Meaning.OPENING),
     (event("response.output_item.added", item={"type": "function_call"}), Meaning.OUTPUT),

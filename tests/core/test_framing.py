@@ -1,11 +1,13 @@
 """What is asked of a block of events, whichever way they are divided."""
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tidegate.core.foreign_json import is_json
 from tidegate.core.formats import CHAT, OLLAMA_CHAT
 from tidegate.core.formats.base import Format
 from tidegate.core.framing import NDJSON, SSE, Framing
@@ -88,6 +90,7 @@ BROKEN = [
     b"1],[2",
     b"",
     b"[" * 100_000,
+    rb'{"a":"\ud83g"}',
 ]
 
 
@@ -134,3 +137,108 @@ def test_what_json_can_say_is_never_malformed(form: Format, values: list[object]
     """Any value in any number of events."""
     block = written(form.framing, values)
     assert form.whole_events(block, len(values)) == len(values)
+
+
+PAYLOADS = st.sampled_from([
+    b"[1", b"2]", b"3,4", b'"a', b'b"', b"{}", b"[]", b"", b" ", b"1", b"[DONE]", b" [DONE]",
+    b"null", rb'{"a":"\ud83d"}', b'{"a":"\xff"}', b'{"a":"\xc3\xa9"}', b"data: {}", b"{},{}",
+    b"],[", b"\xef\xbb\xbf{}",
+])  # fmt: skip
+LINE_ENDS = st.sampled_from([b"\n", b"\n", b"\n", b"\r\n", b"\r"])
+
+
+@st.composite
+def streams(draw, form: Format) -> bytes:
+    """Events of all kinds, with line ends of all kinds, some over several lines."""
+    stream = b""
+    for _ in range(draw(st.integers(1, 8))):
+        end = draw(LINE_ENDS)
+        if form.framing is NDJSON:
+            stream += draw(PAYLOADS) + (b"\r\n" if end == b"\r" else end)
+            continue
+        lines = draw(st.lists(PAYLOADS, min_size=1, max_size=3))
+        prefix = draw(st.sampled_from([b"data: ", b"data: ", b"data:"]))
+        stream += draw(st.sampled_from([b"", b"", b"event: x" + end, b": c" + end, end]))
+        stream += b"".join(prefix + line + draw(LINE_ENDS) for line in lines)
+        stream += draw(st.sampled_from([b"", b"", b",2]" + end, b"id: 1" + end])) + end
+    return stream
+
+
+@FORMS
+@given(data=st.data())
+def test_each_event_is_judged_by_itself(form: Format, data: st.DataObject) -> None:
+    """Whatever comes beside it in one read, and wherever the read was cut."""
+    stream = data.draw(streams(form))
+    cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=6).map(sorted))
+    framer = form.framing.framer()
+    for start, end in pairwise([0, *cuts, len(stream)]):
+        block, events = framer.feed(stream[start:end])
+        judge_alone(form, block, events, is_plain=framer.is_plain)
+    judge_alone(form, *framer.finish(), is_plain=framer.is_plain)
+
+
+def judge_alone(form: Format, block: bytes, events: int, *, is_plain: bool) -> None:
+    """The verdict over a block is that over each of its events, as a client reads it."""
+    framing = form.framing
+    if not events:
+        return
+    each = framing.split(block)
+    assert len(each) == events
+    good = []
+    for event in each:
+        said = client_reads(event) if framing is SSE else event
+        good.append(is_json(said) or (framing is SSE and said.strip() == b"[DONE]"))
+    expected = good.index(False) if False in good else events
+    assert form.whole_events(block, events, is_plain=is_plain) == expected
+    assert form.whole_events(block, events) == expected
+    assert [form.whole_events(event, 1) == 1 for event in each] == good
+    numbered = SSE.split(framing.numbered(block, 5))
+    assert [event.split(b"\n")[0] for event in numbered] == [
+        b"id: %d" % (5 + i) for i in range(events)
+    ]
+    assert framing.last(block, 3) == each[-3:]
+
+
+def client_reads(event: bytes) -> bytes:
+    """The data of one event, as the standard has it read."""
+    values = []
+    for line in event.splitlines():
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            values.append(value.removeprefix(b" "))
+    return b"\n".join(values)
+
+
+@pytest.mark.parametrize(
+    ("form", "block", "whole"),
+    [
+        (CHAT, b"data: [1\n\ndata: 2]\n\ndata: 3,4\n\n", 0),
+        (CHAT, b'data: "a\n\ndata: b"\n\ndata: 1,2\n\n', 0),
+        (CHAT, b"data: [1\n,2]\n\n", 0),
+        (CHAT, b"data: [1\r,2]\n\n", 0),
+        (CHAT, b"data: {}\n\ndata: [1\n,2]\n\n", 1),
+        (OLLAMA_CHAT, b"[1\n2]\n3,4\n", 0),
+        (OLLAMA_CHAT, b"data: {}\n", 0),
+        (OLLAMA_CHAT, b"{}\n[DONE]\n", 1),
+        (CHAT, rb'data: {"a":"\ud83d"}' + b"\n\n" + rb'data: {"a":"\ude00"}' + b"\n\n", 2),
+        (OLLAMA_CHAT, rb'{"a":"\ud83d"}' + b"\n" + rb'{"a":"\ude00"}' + b"\n", 2),
+    ],
+)
+def test_two_halves_of_a_value_are_none(form: Format, block: bytes, whole: int) -> None:
+    """Nor is a value in what a client takes for two lines; half a character is one."""
+    assert form.whole_events(block, len(form.framing.split(block))) == whole
+
+
+@pytest.mark.parametrize(
+    ("block", "events"),
+    [
+        (b"data: a\r\n\r\ndata: b\n\n", 2),
+        (b"data: a\r\rdata: b\n\n", 2),
+        (b"data: a\n\ndata: b\r\rdata: c\r\n\r\n", 3),
+        (b"data: a\r\n\r\n", 1),
+        (b"data: a\n\r\ndata: b\n\n", 2),
+    ],
+)
+def test_each_event_has_a_number_whatever_ends_its_lines(block: bytes, events: int) -> None:
+    """Of a block with all three line ends none is forgotten."""
+    assert SSE.numbered(block, 3).count(b"id: ") == events

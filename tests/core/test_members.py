@@ -12,7 +12,7 @@ from msgspec import Raw
 
 from tidegate.core.formats import CHAT
 from tidegate.core.formats.base import MOST_DECODED, with_values
-from tidegate.core.members import MAX_BRACKETS, MAX_MEMBERS, has_several, members
+from tidegate.core.members import MAX_BRACKETS, MAX_MEMBERS, count_texts, has_several, members
 
 MIB = 1024 * 1024
 VALUES = st.recursive(
@@ -52,6 +52,16 @@ def test_several_elements_are_told_from_one(array: list[object], indent: int | N
     text = memoryview(json.dumps(array, indent=indent).encode())
     if array:
         assert has_several(text) == (len(array) > 1)
+
+
+@given(st.lists(st.text()), st.sampled_from([None, 2]), st.integers(1, 5))
+def test_texts_are_counted_up_to_a_bound(texts: list[str], indent: int | None, most: int) -> None:
+    """However they are spaced; with anything else among them the number is not known."""
+    text = memoryview(json.dumps(texts, indent=indent).encode())
+    mixed = memoryview(json.dumps([*texts, 1]).encode())
+    if texts:
+        assert count_texts(text, most) == min(len(texts), most + 1)
+        assert count_texts(mixed, 1000) == 1001
 
 
 @pytest.mark.parametrize(
@@ -112,7 +122,7 @@ def test_a_flood_of_members_is_refused_before_it_is_decoded() -> None:
 
 @pytest.mark.parametrize("element", [b'"",', b"[1],", b"1,"])
 def test_a_flood_of_prompts_is_not_decoded(element: bytes) -> None:
-    """Whether there are several is seen at the second."""
+    """They are counted as far as they can be told apart."""
     body = b'{"model":"m","prompt":[' + element * 300_000 + element[:-1] + b"]}"
     tracemalloc.start()
     try:

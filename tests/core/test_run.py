@@ -34,6 +34,10 @@ def text(content: str) -> bytes:
     return b"data: " + json.dumps(chunk).encode() + b"\n\n"
 
 
+def message(kind: str, **values: object) -> bytes:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **values})}\n\n".encode()
+
+
 def make_run(ledger: Ledger | None = None, limits: Limits | None = None, **values: object) -> Run:
     return Run(
         run_id="run_1",
@@ -137,17 +141,19 @@ def test_a_failover_releases_what_the_first_attempt_held() -> None:
 
 def test_a_hold_is_bounded_by_events() -> None:
     """A chatty upstream cannot hide an answer behind its preamble."""
-    run = connecting()
-    for _ in range(HOLD_EVENTS - 1):
-        assert run.feed(ROLE, 102.0) == b""
-    assert run.feed(ROLE, 102.0) == ROLE * HOLD_EVENTS
+    block = message("content_block_start", index=0, content_block={"type": "text", "text": ""})
+    run = connecting(format=MESSAGES)
+    for _ in range(HOLD_EVENTS):
+        assert run.feed(block, 102.0) == b""
+    assert run.feed(block, 102.0) == block * (HOLD_EVENTS + 1)
 
 
 def test_a_hold_is_bounded_by_bytes() -> None:
-    """A preamble of 256 KiB is passed on."""
-    run = connecting()
-    padded = ROLE.replace(b'"index"', b'"pad":"' + b"x" * HOLD_BYTES + b'","index"')
-    assert run.feed(padded, 102.0) == padded
+    """What follows a preamble of 256 KiB is passed on with it."""
+    run = connecting(format=MESSAGES)
+    start = message("message_start", message={"pad": "x" * HOLD_BYTES})
+    assert run.feed(start, 102.0) == b""
+    assert run.feed(start, 102.0) == start * 2
 
 
 @pytest.mark.parametrize("preamble", [b"", ROLE, ROLE + ROLE])

@@ -233,6 +233,21 @@ async def comments(to: Connection) -> None:
         await to.pause(20)
 
 
+async def keep_alives(to: Connection, words: int) -> None:
+    await to.head()
+    await to.events(*to.wire.opening(), *(numbered(number, 0, to.wire) for number in range(words)))
+    while True:
+        await to.events(*to.wire.keep_alives())
+        await to.pause(20)
+
+
+async def open_end(to: Connection) -> None:
+    wire = to.wire
+    await to.head()
+    await to.events(*wire.opening(), *map(wire.word, WORDS), *wire.finish())
+    await to.hang()
+
+
 # --- refusals -----------------------------------------------------------------------------------
 
 
@@ -476,6 +491,8 @@ SCRIPTS: dict[str, Script] = {
     "silent": silent,
     "headers-then-silent": headers_then_silent,
     "comments": comments,
+    "keep-alives": keep_alives,
+    "open-end": open_end,
     "status": status,
     "times": times,
     "status-once": status_once,

@@ -38,6 +38,8 @@ waiting
   silent              the request is read, nothing is answered
   headers-then-silent  the head of a 200, and nothing more
   comments            a word, then comments without end
+  keep-alives:K       the opening, K words, then events that say nothing, without end
+  open-end            a reason to end, and silence with the connection open
 refusals
   status:S[:RETRY]    status S with a JSON error (and Retry-After)
   times:N:S[:RETRY]   the same for the first N requests of this name, "ok" afterwards

@@ -63,6 +63,10 @@ class Chat:
         """Why it ends."""
         return [chunk(finish="tool_calls" if reason == "tool" else reason)]
 
+    def keep_alives(self) -> list[bytes]:
+        """Events that say nothing."""
+        return [chunk(), chunk(role="assistant", content="")]
+
     def usage(self) -> list[bytes]:
         """The count of tokens that a client asked for."""
         counts = {"prompt_tokens": 1, "completion_tokens": 3, "total_tokens": 4}
@@ -123,6 +127,9 @@ class Completions(Chat):
 
     def finish(self, reason: str = "stop") -> list[bytes]:
         return [self._event("", "stop" if reason == "tool" else reason)]
+
+    def keep_alives(self) -> list[bytes]:
+        return [self._event("")]
 
     def whole(self, *, tool: bool = False) -> object:
         choice = {"index": 0, "text": "one two three", "finish_reason": "stop", "logprobs": None}
@@ -222,6 +229,9 @@ class Responses(Chat):
             self._event("response.output_item.done", output_index=0, item=item),
         ]
 
+    def keep_alives(self) -> list[bytes]:
+        return [self._event("keepalive")]
+
     def usage(self) -> list[bytes]:
         return []
 
@@ -299,6 +309,9 @@ class Messages(Chat):
         block = [self._event("content_block_stop", index=0)] if self.open else []
         return [*block, self._event("message_delta", delta=delta, usage=usage)]
 
+    def keep_alives(self) -> list[bytes]:
+        return [self._event("ping")]
+
     def usage(self) -> list[bytes]:
         return []
 
@@ -357,6 +370,9 @@ class Ollama(Chat):
 
     def finish(self, reason: str = "stop") -> list[bytes]:
         return []
+
+    def keep_alives(self) -> list[bytes]:
+        return [self.word("")]
 
     def usage(self) -> list[bytes]:
         return []

@@ -142,6 +142,8 @@ ROWS: dict[str, tuple[object, object]] = {
     "silent": (504, None),
     "headers-then-silent": (504, None),
     "comments": (BROKEN, None),
+    "keep-alives:0": (504, None),
+    "keep-alives:2": (BROKEN, None),
     "json": (502, WHOLE),
     "error-in-200": (None, None),  # see below: the error's own status
     "error-first": (None, None),
@@ -304,7 +306,7 @@ async def test_a_failing_target_is_passed_by(rigs, upstream, form: Form) -> None
     """Whatever fails before the first output, the next target answers, whole."""
     scripts = ["status:500", "status:429:1", "eof", "abort", "garbage", "html:503"]
     if form.streams:
-        scripts += ["error-first", "headers-then-silent", "malformed:0"]
+        scripts += ["error-first", "headers-then-silent", "malformed:0", "keep-alives:0"]
     names = {f"m{number}": [f"box/{script}", "box1/ok"] for number, script in enumerate(scripts)}
     upstream.tried.clear()
     rig = await rigs(upstream, upstream, models=names, **LIMITS)
@@ -325,22 +327,28 @@ async def test_a_failing_target_is_passed_by(rigs, upstream, form: Form) -> None
 async def test_odd_but_whole_streams_are_seen_to_be_whole(rigs, upstream, form: Form) -> None:
     """CRLF, members doubled and out of order, blanks: an answer is complete all the same."""
     rig = await played(rigs, upstream)
-    for script in ("crlf", "odd-fields", "tools", "finish-no-done"):
+    for script in ("crlf", "odd-fields", "tools", "finish-no-done", "open-end"):
         answer = await ask(rig, form, script, stream=True)
-        if script == "finish-no-done" and (form.path == "/v1/responses" or form.is_ollama):
+        is_unsaid = form.path == "/v1/responses" or form.is_ollama  # all that ends it is its marker
+        if script in {"finish-no-done", "open-end"} and is_unsaid:
             assert form.tells_error(bytes(answer.body))
             continue
         assert answer.status == 200
         assert rig.relay().run.state.value == "completed", script
         assert answer.clean
+        if script == "open-end":
+            assert bytes(answer.body) == form.whole_stream(script)
+            replay = await get(rig.base_url, f"/v1/runs/{answer.run_id}/stream")
+            assert form.marker() in replay.body
+            assert rig.pool().breaker.is_closed
 
 
 def test_every_script_is_tried_somewhere() -> None:
     """A new fault of the upstream is not forgotten here."""
     elsewhere = {
         "numbered", "bulk", "stuck", "preamble", "wait", "gap", "status-once", "flapping",
-        "cut", "end", "crlf", "odd-fields", "tools", "finish-no-done", "close-reused", "sse",
-        "too-long",
+        "cut", "end", "crlf", "odd-fields", "tools", "finish-no-done", "open-end", "sse",
+        "too-long", "close-reused",
     }  # fmt: skip
     here = {row.partition(":")[0] for row in ROWS}
     assert set(SCRIPTS) == here | elsewhere

@@ -7,9 +7,14 @@ before is computed anew when it comes up.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from tidegate.core.run import Happening, Run, State
+
+# After the reason why an answer ends only usage and the terminal marker are to come, at once. Some
+# upstreams send neither and leave the connection open. No setting: nothing of the answer lacks.
+END_WITHIN_S = 5.0
 
 
 class Expiry(NamedTuple):
@@ -27,7 +32,24 @@ def next_expiry(run: Run) -> Expiry | None:
     """The limit that will end `run` first if nothing more happens; None once it is over."""
     if run.is_over:
         return None
-    return min(_expiries(run), key=lambda expiry: expiry.due_s)
+    expiries = _expiries(run)  # of two at the same time the kinder one, which comes last
+    return min(reversed(expiries), key=lambda expiry: expiry.due_s)
+
+
+def look_again_s(run: Run, now_s: float) -> float:
+    """When to ask for the next limit anew, though no deadline has come.
+
+    An answer that has said why it ends has less time than one that goes on, and events set no
+    deadlines: so whoever waits looks as often as the shortest of these is long.
+    """
+    if run.state is not State.STREAMING or run.paused_s is not None:
+        return math.inf
+    quiet_s = run.attempt.last_event_s + _end_within_s(run)
+    return quiet_s if quiet_s > now_s else now_s + _end_within_s(run)
+
+
+def _end_within_s(run: Run) -> float:
+    return min(END_WITHIN_S, run.limits.idle_s)
 
 
 def _expiries(run: Run) -> list[Expiry]:
@@ -75,7 +97,17 @@ def _expiries(run: Run) -> list[Expiry]:
                 retryable=True,
             )
         )
-    if run.state is State.STREAMING and attempt is not None:
+    if run.state is State.STREAMING and attempt is not None and run.lacks_only_end():
+        whole_s = attempt.last_event_s + _end_within_s(run)
+        expiries.append(
+            Expiry(
+                min(whole_s, run.created_s + limits.total_s),
+                "end_within_s",
+                Happening.COMPLETE,
+                "was whole, and its upstream said no more",
+            )
+        )
+    elif run.state is State.STREAMING and attempt is not None:
         expiries.append(
             Expiry(
                 attempt.last_event_s + limits.idle_s,

@@ -12,12 +12,11 @@ from tidegate.core import ndjson, sse
 from tidegate.core.ndjson import NdjsonFramer
 from tidegate.core.sse import SseFramer
 
-_DONE = b"data: [DONE]\n\n"
-_NULL = b"data: null\n\n"
-
 
 class Framer(Protocol):
     """Cuts a byte stream into blocks of complete events."""
+
+    is_plain: bool  # whether the last block's events all have the framing's simplest form
 
     @property
     def partial_bytes(self) -> int:
@@ -40,6 +39,8 @@ class Framing:
     content_type = "text/event-stream; charset=utf-8"
     accept = "text/event-stream"
     accepted: tuple[str, ...] = ("text/event-stream",)  # what an upstream's content type may be
+    marker: bytes | None = b"[DONE]"  # what an event may say instead of JSON
+    plain = slice(len(b"data:"), -len(b"\n\n"))  # where a plain event says what it says
 
     def takes(self, content_type: str) -> bool:
         """Whether an answer of this content type, in lower case, is a stream of ours."""
@@ -72,13 +73,11 @@ class Framing:
         """The block as server-sent events."""
         return block
 
-    def payloads(self, block: bytes, events: int) -> bytes:
-        """What all events say as one JSON value, where that is easily made of them."""
-        if events == 1:
-            return sse.event_data(block)
-        if block.endswith(_DONE):
-            block = block[: -len(_DONE)] + _NULL
-        return b"[" + block[6:-2].replace(b"\n\ndata: ", b",") + b"]"
+    def payloads(self, block: bytes, *, is_plain: bool) -> list[bytes]:
+        """What each event says; `is_plain` is what the framer said of the block."""
+        if is_plain:
+            return block[self.plain].split(b"\n\ndata:")
+        return [sse.event_data(event) for event in sse.split_events(block)]
 
 
 class _Ndjson(Framing):
@@ -88,6 +87,8 @@ class _Ndjson(Framing):
     content_type = "application/x-ndjson"
     accept = "application/x-ndjson"
     accepted = ("application/x-ndjson", "application/jsonl", "application/json")
+    marker = None
+    plain = slice(0, -1)
 
     def framer(self) -> Framer:
         return NdjsonFramer()
@@ -112,13 +113,14 @@ class _Ndjson(Framing):
     def as_sse(self, block: bytes) -> bytes:
         return b"".join(b"data: %b\n\n" % self.data(line) for line in self.split(block))
 
-    def payloads(self, block: bytes, events: int) -> bytes:
-        return block if events == 1 else b"[" + block[:-1].replace(b"\n", b",") + b"]"
+    def payloads(self, block: bytes, *, is_plain: bool) -> list[bytes]:
+        return block.split(b"\n")[:-1]
 
 
 class _RawFramer:
     """Every read is an event."""
 
+    is_plain = True
     partial_bytes = 0
 
     def feed(self, data: bytes) -> tuple[bytes, int]:

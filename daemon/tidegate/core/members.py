@@ -10,6 +10,7 @@ The text has been found to be JSON before; what is not is refused, at the latest
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 
@@ -38,7 +39,7 @@ def members(text: bytes) -> Iterator[tuple[str, memoryview]]:
             break
         start = _behind(text, name.end(), b":")
         end = _value_end(text, start)
-        yield _text(name[0]), view[start:end]
+        yield _name(name[0]), view[start:end]
         at = _BLANK.match(text, end).end()  # type: ignore[union-attr]  # it matches anywhere
         if text[at : at + 1] == b"}":
             return
@@ -50,6 +51,27 @@ def has_several(array: memoryview) -> bool:
     """Whether an array has more than one element. Raises ValueError."""
     end = _value_end(array, _opened(array, b"["))
     return bytes(array[_BLANK.match(array, end).end() :][:1]) == b","  # type: ignore[union-attr]
+
+
+def count_texts(array: memoryview, most: int) -> int:
+    """How many strings an array holds; more than `most` where it holds more, or others as well."""
+    at = _opened(array, b"[")
+    for number in range(1, most + 1):
+        found = _STRING.match(array, at)
+        if found is None:
+            break
+        at = _BLANK.match(array, found.end()).end()  # type: ignore[union-attr]
+        if bytes(array[at : at + 1]) == b"]":
+            return number
+        at = _behind(array, at, b",")
+    return most + 1
+
+
+def _name(text: bytes) -> str:
+    try:
+        return _text(text)
+    except msgspec.DecodeError:  # half a character, which no string of msgspec's holds
+        return str(json.loads(text))
 
 
 def _opened(text: bytes | memoryview, bracket: bytes) -> int:

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import sys
 
-import msgspec
-
 from tidegate.core.errors import EventTooLarge
+from tidegate.core.foreign_json import is_json
 from tidegate.core.sse import MAX_EVENT_BYTES
-
-_any = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 def split_lines(block: bytes) -> list[bytes]:
@@ -24,11 +21,12 @@ def split_lines(block: bytes) -> list[bytes]:
 class NdjsonFramer:
     """Cuts a byte stream into blocks of complete lines."""
 
-    __slots__ = ("_limit_bytes", "_tail")
+    __slots__ = ("_limit_bytes", "_tail", "is_plain")
 
     def __init__(self, limit_bytes: int = MAX_EVENT_BYTES) -> None:
         self._tail = bytearray()
         self._limit_bytes = limit_bytes
+        self.is_plain = True  # a line is a line
 
     @property
     def partial_bytes(self) -> int:
@@ -59,11 +57,7 @@ class NdjsonFramer:
     def finish(self) -> tuple[bytes, int]:
         """The stream is over: a last line that is whole but for its end counts."""
         tail, self._tail = bytes(self._tail), bytearray()
-        try:
-            _any(tail)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return b"", 0
-        return tail + b"\n", 1
+        return (tail + b"\n", 1) if is_json(tail) else (b"", 0)
 
     def _check(self, size: int) -> None:
         if size > self._limit_bytes:

@@ -20,6 +20,7 @@ from tidegate.core.advice import advise
 from tidegate.core.errors import LedgerFull, UpstreamError
 from tidegate.core.formats import CHAT
 from tidegate.core.formats.base import (
+    KEEP_ALIVES,
     OUTPUT,
     RETRYABLE_STATUS,
     TAIL_EVENTS,
@@ -42,7 +43,11 @@ from tidegate.core.window import Cursor, Window
 # little enough that a chatty upstream cannot hide an answer from its reader.
 HOLD_EVENTS = 64
 HOLD_BYTES = 256 * 1024
+# How long after an event that brought the answer further the next ones are taken for such without
+# a look: to read each would cost as much as framing it.
+LOOK_EVERY_S = 0.25
 _TROUBLE = (b"error", b"failed")  # one of these is in every event that reports an error
+_NO_CHOICES: frozenset[int] = frozenset()
 PIECE_BYTES = sys.getsizeof(b"") + 8  # what a held piece costs beside its content
 
 
@@ -142,7 +147,8 @@ class Attempt:
     framer: Framer = field(default_factory=SseFramer)
     tries: int = 1  # asked again where that was no failure: told to wait, a dead idle connection
     waits: int = 0  # of these, because the upstream said when to come again
-    last_event_s: float = 0.0  # real events only
+    last_event_s: float = 0.0  # real events only, no keep-alives
+    proven_s: float = 0.0  # when one was last seen to be real
     request_id: str | None = None  # the upstream's own name for it
     ended_s: float | None = None
     held: list[bytes] = field(default_factory=list)
@@ -167,8 +173,11 @@ class Run:
     """One answer to one request."""
 
     __slots__ = (
+        "_finished",
         "_framing",
         "_is_taking",
+        "_is_whole",
+        "_judged_seq",
         "_said",
         "abandoned_s",
         "account",
@@ -246,6 +255,9 @@ class Run:
         self.attempts: list[Attempt] = []
         self._is_taking = True  # what an upstream still sends after the end is nobody's
         self._said = Meaning.OPENING  # what events said that the window could not hold
+        self._finished: frozenset[int] = _NO_CHOICES  # of several, those that said why they end
+        self._judged_seq = -1  # up to where it was asked whether the answer is whole
+        self._is_whole = False
         self._framing = format.framing if streamed else RAW
         self.window = Window(limits.window_bytes, self._framing)
         self.background = False  # its creator comes back for it
@@ -333,12 +345,14 @@ class Run:
         attempt = self.attempts[-1]
         block, events = attempt.framer.feed(data)
         self.account.set(Entry.PARTIAL, attempt.framer.partial_bytes)
-        return self._take(block, events, now_s) if events else b""
+        if not events:
+            return b""
+        return self._take(block, events, now_s, is_plain=attempt.framer.is_plain)
 
-    def _take(self, block: bytes, events: int, now_s: float) -> bytes:
+    def _take(self, block: bytes, events: int, now_s: float, *, is_plain: bool = False) -> bytes:
         """Whole events: to the window, or held as long as the answer has not begun."""
         form, attempt = self.format, self.attempts[-1]
-        readable = form.whole_events(block, events)
+        readable = form.whole_events(block, events, is_plain=is_plain)
         if readable < events:
             block, events = form.without_empty(block)
             if not events:
@@ -349,12 +363,12 @@ class Run:
                 block = b"".join(form.framing.split(block)[:readable])
                 self._append(block, readable)
             raise UpstreamError("sent an event that is not JSON", code="malformed_event")
-        if not form.ping or block.count(form.ping) < events:
-            attempt.last_event_s = now_s
-        elif self.state is not State.STREAMING and not self._awaits_ping():
-            return b""  # nobody waits for it, and held back they would add up
         if self.state is not State.STREAMING:
-            return self._hold(block, events)
+            return self._hold(block, now_s)
+        if now_s - attempt.proven_s < LOOK_EVERY_S:
+            attempt.last_event_s = now_s
+        elif form.gets_on(block):
+            attempt.last_event_s = attempt.proven_s = now_s
         return self._append(block, events)
 
     def _append(self, block: bytes, events: int) -> bytes:
@@ -369,6 +383,8 @@ class Run:
             block, events = self.rewrite(block, events, window.next_seq)
             if not events:
                 return b""
+        if self.format.choices > 1 and len(self._finished) < self.format.choices:
+            self._finished |= self.format.finished_choices(block)
         window.append(block, events)
         self.account.set(Entry.WINDOW, window.held_bytes)
         if window.first_seq and window.next_seq - window.first_seq < TAIL_EVENTS:
@@ -384,16 +400,18 @@ class Run:
             for event in form.framing.split(block)
         )
 
-    def _awaits_ping(self) -> bool:
-        """Whether a ping belongs to the preamble, in which one may follow another event."""
-        form, held = self.format, self.attempt.held
-        return bool(held) and not form.framing.split(held[-1])[-1].startswith(form.ping)
+    def _hold(self, block: bytes, now_s: float) -> bytes:
+        """Keeps a preamble back until the answer has begun.
 
-    def _hold(self, block: bytes, events: int) -> bytes:
-        """Keeps a preamble back until the answer has begun."""
-        form = self.format
+        What says nothing never makes it begin: it is not kept twice in a row, nor once the hold is
+        full. Any other preamble that outgrows the hold is let go before its first output.
+        """
+        form, attempt = self.format, self.attempt
         begun = False
-        for event in form.framing.split(block):
+        kept: list[bytes] = []
+        size = attempt.held_bytes
+        events = form.framing.split(block)
+        for number, event in enumerate(events):
             said = form.meaning(event)
             if said is Meaning.ERROR:
                 told = form.told_error(event)
@@ -406,15 +424,38 @@ class Run:
                 )
             self.learn_id(form.framing.data(event))
             if begun := said in OUTPUT:
+                kept += events[number:]
                 break
-        attempt = self.attempt
-        attempt.held.append(block)
-        attempt.held_events += events
-        attempt.held_bytes += len(block)
+            is_full = attempt.held_events + len(kept) >= HOLD_EVENTS or size >= HOLD_BYTES
+            if said in form.idle_meanings and (is_full or self._repeats(event, said, kept)):
+                continue
+            kept.append(event)
+            size += len(event)
+            if is_full:
+                begun = True
+                kept += events[number + 1 :]
+                break
+        if not kept:
+            return b""
+        attempt.held.append(block if len(kept) == len(events) else b"".join(kept))
+        attempt.held_events += len(kept)
+        attempt.held_bytes += len(attempt.held[-1])
         self.account.set(Entry.HELD, attempt.charged_bytes)
-        if begun or attempt.held_events >= HOLD_EVENTS or attempt.held_bytes >= HOLD_BYTES:
-            return self._let_go()
-        return b""
+        return self._let_go(now_s) if begun else b""
+
+    def _repeats(self, event: bytes, said: Meaning, kept: list[bytes]) -> bool:
+        """Whether it says nothing, as the event before it did."""
+        if said is not Meaning.KEEP_ALIVE:
+            return False
+        form, held = self.format, self.attempt.held
+        if kept:
+            before = kept[-1]
+        elif held:
+            before = form.framing.last(held[-1], 1)[0]
+        else:
+            return form.framing.event_name(event) in KEEP_ALIVES  # of no use before anything else
+        names = {form.framing.event_name(each) for each in (before, event)}
+        return len(names) == 1 and form.meaning(before) is Meaning.KEEP_ALIVE
 
     def learn_id(self, data: bytes) -> None:
         """What the upstream calls the answer; its creator does so too, unless told otherwise."""
@@ -423,9 +464,10 @@ class Run:
             if not self.background:  # a failover brings another one, until the first output
                 self.response_id = found
 
-    def _let_go(self) -> bytes:
+    def _let_go(self, now_s: float) -> bytes:
         """The answer has begun: what was held moves to the window and is sent."""
         attempt = self.attempt
+        attempt.last_event_s = attempt.proven_s = now_s
         self._become(step(self.state, Happening.OUTPUT))
         self._drop_body()  # no further attempt can follow
         block = b"".join(attempt.held)
@@ -471,13 +513,26 @@ class Run:
             held = self.format.framing.split(b"".join(self.attempt.held))
             said = self.format.verdict(held)
             if said in {Meaning.DONE, Meaning.FINISH}:
-                sent = self._let_go()
+                sent = self._let_go(now_s)
             return sent, said
         return sent, self.verdict()
 
     def verdict(self) -> Meaning:
         """How the answer ended, as far as it has come: see `Format.verdict`."""
-        return stronger(self._said, self.format.verdict(self.window.last_events(TAIL_EVENTS)))
+        said = stronger(self._said, self.format.verdict(self.window.last_events(TAIL_EVENTS)))
+        all_finished = len(self._finished) >= self.format.choices > 1
+        return Meaning.FINISH if all_finished and said is Meaning.OPENING else said
+
+    def lacks_only_end(self) -> bool:
+        """Whether it has said why it ends, so that nothing but the terminal marker is to come."""
+        if self._judged_seq != self.window.next_seq:
+            self._judged_seq = self.window.next_seq
+            self._is_whole = not self.format.needs_end and self.verdict() is Meaning.FINISH
+        return self._is_whole
+
+    def append_end(self) -> bytes:
+        """Records the terminal marker that the upstream left out, where the format has one."""
+        return self._append_ours([self.format.end_marker])
 
     def shrink(self, keep_bytes: int) -> None:
         """Drops the oldest events, for memory; what they say about the end is kept."""
@@ -495,10 +550,12 @@ class Run:
 
     def append_error(self) -> bytes:
         """Records the events that tell every reader why the answer broke off."""
-        events = self._error_events(self.error())
+        return self._append_ours(self._error_events(self.error()))
+
+    def _append_ours(self, events: list[bytes]) -> bytes:
         block = b"".join(events)
         self.window.append(block, len(events))
-        with suppress(LedgerFull):  # charged all the same; the reason must reach the reader
+        with suppress(LedgerFull):  # charged all the same; how it ended must reach the reader
             self.account.set(Entry.WINDOW, self.window.held_bytes)
         return block
 

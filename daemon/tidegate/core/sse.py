@@ -65,11 +65,11 @@ def last_events(block: bytes, most: int) -> list[bytes]:
 
 def event_data(event: bytes) -> bytes:
     """The payload of one event: its data lines joined with LF."""
-    if event.startswith(b"data: ") and event.endswith(b"\n\n") and event.count(b"\n") == 2:
-        return event[6:-2]  # nearly always
-    if event.startswith(b"event: ") and event.endswith(b"\n\n") and event.count(b"\n") == 3:
-        at = event.find(b"\ndata: ")
-        if at > 0:
+    if event.endswith(b"\n\n") and b"\r" not in event:  # nearly always
+        lines = event.count(b"\n")
+        if lines == 2 and event.startswith(b"data: "):
+            return event[6:-2]
+        if lines == 3 and event.startswith(b"event: ") and (at := event.find(b"\ndata: ")) > 0:
             return event[at + 7 : -2]
     return b"\n".join(line or b"" for line in _DATA_LINE.findall(event))
 
@@ -82,7 +82,7 @@ def event_name(event: bytes) -> str:
 
 def with_ids(block: bytes, first_seq: int) -> bytes:
     """The same events, each after its `id:` line, numbered from `first_seq`."""
-    if block.count(b"\n\n") == 1 and block.endswith(b"\n\n"):
+    if block.find(b"\n\n") == len(block) - 2 and b"\r" not in block:
         return b"id: %d\n%b" % (first_seq, block)
     events = split_events(block)
     return b"".join(b"id: %d\n%b" % (first_seq + i, event) for i, event in enumerate(events))
@@ -91,13 +91,15 @@ def with_ids(block: bytes, first_seq: int) -> bytes:
 class SseFramer:
     """Cuts a byte stream into blocks of complete events."""
 
-    __slots__ = ("_limit_bytes", "_scanned", "_started", "_tail")
+    __slots__ = ("_limit_bytes", "_scanned", "_started", "_tail", "is_plain")
 
     def __init__(self, limit_bytes: int = MAX_EVENT_BYTES) -> None:
         self._tail = bytearray()
         self._scanned = 0  # no event ends before this offset of the tail
         self._started = False
         self._limit_bytes = limit_bytes
+        # Whether each event of the last block is one `data:` line, ended by LF LF.
+        self.is_plain = False
 
     @property
     def partial_bytes(self) -> int:
@@ -110,7 +112,7 @@ class SseFramer:
         Raises EventTooLarge when one event exceeds the limit.
         """
         if not self._tail and (events := count_plain(data)) and len(data) <= self._limit_bytes:
-            self._started = True
+            self._started = self.is_plain = True
             return data, events
         self._tail += data
         if not self._started and not self._strip_bom():
@@ -136,6 +138,7 @@ class SseFramer:
         return True
 
     def _take(self, *, final: bool) -> tuple[bytes, int]:
+        self.is_plain = False
         tail = self._tail
         ends = []
         for end in _END.finditer(tail, self._scanned):
@@ -154,6 +157,7 @@ class SseFramer:
         if max(longest, len(self._tail)) > self._limit_bytes:
             raise EventTooLarge(self._limit_bytes)
         if events := count_plain(block):
+            self.is_plain = True
             return block, events
         kept = [event for raw in split_events(block) if (event := _clean(raw))]
         return b"".join(kept), len(kept)

@@ -12,15 +12,14 @@ import asyncio
 from enum import Enum
 from typing import TypeVar
 
-import msgspec
 from msgspec import Struct
 
 from tidegate.core.errors import UpstreamError
+from tidegate.core.foreign_json import Reader, Unreadable
 from tidegate.gateway.upstream import UpstreamPool
 
 LOOK_LIMIT_S = 2.0  # for all questions of one look: these routes answer from memory
 MOST_PROBES = 3  # one is enough where it is answered; a server that starts may leave it unanswered
-GARBLED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _Answer = TypeVar("_Answer", bound=Struct)
 
@@ -142,8 +141,8 @@ async def _ask(
 
 def _decode(body: bytes, kind: type[_Answer]) -> _Answer | None:
     try:
-        return msgspec.json.decode(body, type=kind)
-    except GARBLED:
+        return Reader(kind)(body)
+    except Unreadable:
         return None
 
 

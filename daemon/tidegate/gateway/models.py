@@ -12,13 +12,13 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
-import msgspec
 from msgspec import Struct
 
 from tidegate.core.errors import UpstreamError
+from tidegate.core.foreign_json import Reader, Unreadable
 from tidegate.core.message import ModelAlias, ModelState, UpstreamModels, UpstreamStatus
 from tidegate.core.settings import LimitOverrides, Limits, Model, Settings, Upstream
-from tidegate.gateway.engine import GARBLED, Engine, Kind
+from tidegate.gateway.engine import Engine, Kind
 from tidegate.gateway.errors import Refused
 from tidegate.gateway.relay import Target
 from tidegate.gateway.upstream import MAX_NAME_NOTED, ModelFigures, UpstreamPool
@@ -64,7 +64,7 @@ class _List(Struct):
     data: list[ListedModel]
 
 
-_decode = msgspec.json.Decoder(_List).decode
+_read = Reader(_List)
 _NO_FIGURES = ModelFigures()
 
 
@@ -174,8 +174,8 @@ class Catalog:
         pool.reachable = True
         if status == 200:
             try:
-                self._listed[pool.name] = _decode(body).data
-            except GARBLED:
+                self._listed[pool.name] = _read(body).data
+            except Unreadable:
                 return body
             pool.reached()
         return body

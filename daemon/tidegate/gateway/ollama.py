@@ -16,6 +16,7 @@ from aiohttp import web
 from msgspec import Raw, Struct
 
 from tidegate.core.errors import UpstreamError
+from tidegate.core.foreign_json import Reader, Unreadable, as_utf8
 from tidegate.gateway.door import Caller
 from tidegate.gateway.errors import Refused
 from tidegate.gateway.models import LATEST
@@ -36,8 +37,9 @@ class _Version(Struct):
     version: str
 
 
-_listed = msgspec.json.Decoder(_Listed).decode
-_version = msgspec.json.Decoder(_Version).decode
+_listed = Reader(_Listed)
+_version = Reader(_Version)
+_text = Reader(str)
 _encode = msgspec.json.encode
 
 
@@ -72,8 +74,8 @@ async def version(gateway: Gateway, request: web.BaseRequest, caller: Caller) ->
     """The version of the first Ollama that answers."""
     for _, body in await _ask(gateway, "/api/version"):
         try:
-            return _json({"version": _version(body).version})
-        except msgspec.MsgspecError:
+            return _json({"version": _version(as_utf8(body)).version})
+        except Unreadable:
             continue
     raise _nobody()
 
@@ -85,8 +87,8 @@ async def _lists(gateway: Gateway, path: str) -> list[tuple[str, str, dict[str, 
         raise _nobody()
     found = []
     for upstream, body in answers:
-        with suppress(msgspec.MsgspecError):
-            listed = _listed(body).models
+        with suppress(Unreadable):
+            listed = _listed(as_utf8(body)).models
             found += [(upstream, _name(model), model) for model in listed]
     return found
 
@@ -101,7 +103,7 @@ def _first_of_each(
 
 
 def _name(model: dict[str, Raw]) -> str:
-    return msgspec.json.decode(model.get("name", Raw(b'""')), type=str)
+    return _text(bytes(model.get("name", b'""')))
 
 
 async def _ask(gateway: Gateway, path: str) -> list[tuple[str, bytes]]:

@@ -21,14 +21,14 @@ from typing import NamedTuple, Protocol
 import msgspec
 from msgspec import Raw
 
-from tidegate.core.clock import Expiry, next_expiry
+from tidegate.core.clock import Expiry, look_again_s, next_expiry
 from tidegate.core.errors import LedgerFull, TidegateError, UpstreamError
+from tidegate.core.foreign_json import is_json
 from tidegate.core.formats.base import (
     RETRYABLE_STATUS,
     TAIL_EVENTS,
     ErrorText,
     Meaning,
-    is_json,
     with_values,
 )
 from tidegate.core.formats.openai import UsageStripper
@@ -528,6 +528,9 @@ class Relay:
 
     def expire(self, expiry: Expiry) -> None:
         """A limit has been reached."""
+        if expiry.happening is Happening.COMPLETE:
+            self._complete_in_its_place()
+            return
         if expiry.retryable and self._left:
             self._attempt_failed(UpstreamError(expiry.reason, code=expiry.limit))
             return
@@ -559,6 +562,14 @@ class Relay:
         if self._is_stream and not self._is_raw and self.target is not None:
             self._note_speed(self.target)
         self._end(Happening.COMPLETE, None, None)
+
+    def _complete_in_its_place(self) -> None:
+        """The answer is whole, but its upstream doesn't say so and holds the connection open."""
+        run = self.run
+        log.info("run %s: whole, but its upstream did not end it", run.id)
+        if run.format.end_marker and not run.end_disabled:
+            self._say_last(run.append_end)
+        self._complete()
 
     def _note_speed(self, target: Target) -> None:
         """How fast the answer came, for whoever chooses between models."""
@@ -602,8 +613,12 @@ class Relay:
         """Every reader of a stream learns why it broke off; a plain answer has a status."""
         if not self.run.streamed:
             return
+        self._say_last(self.run.append_error)
+
+    def _say_last(self, append: Callable[[], bytes]) -> None:
+        """Hands every reader what we append to the upstream's events ourselves."""
         before = self.run.window.end
-        block = self.run.append_error()
+        block = append()
         for subscriber in self.subscribers:
             if subscriber.cursor != before:
                 subscriber.live = False  # events that found no room in the ledger come first
@@ -711,10 +726,12 @@ class Relay:
         return self._due_s()
 
     def _due_s(self) -> float:
+        now_s = self._loop.time()
         expiry = next_expiry(self.run)
-        due_s = expiry.due_s if expiry is not None else self._loop.time()
+        due_s = expiry.due_s if expiry is not None else now_s
+        due_s = min(due_s, look_again_s(self.run, now_s))
         hold_s = self.run.created_s + self.run.limits.hold_s
-        return min(due_s, hold_s) if hold_s > self._loop.time() else due_s
+        return min(due_s, hold_s) if hold_s > now_s else due_s
 
     def squeeze(self, *, half: bool) -> None:
         """Memory is short, or no longer. Nobody loses what he has not read."""

@@ -11,7 +11,8 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from tidegate.core.errors import UpstreamError
-from tidegate.core.formats.base import RETRYABLE_STATUS, Format, error_label, is_json
+from tidegate.core.foreign_json import BOM, is_json
+from tidegate.core.formats.base import RETRYABLE_STATUS, Format, error_label
 
 # An upstream that says when to come again is asked once more, if that is soon: a client waits for
 # half a minute without a word of it, and official ones ask again themselves.
@@ -118,5 +119,5 @@ class Reply(NamedTuple):
             )
         if streamed:
             raise UpstreamError("answered a stream request without a stream", code="no_stream")
-        if form.answers_json and not is_json(body):
+        if form.answers_json and not is_json(body.removeprefix(BOM)):
             raise UpstreamError("answered with something that is not JSON", code="not_json")

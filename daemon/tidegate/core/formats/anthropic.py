@@ -7,9 +7,18 @@ anthropic-python and the TypeScript client raise on.
 from __future__ import annotations
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 
-from tidegate.core.formats.base import About, ErrorText, Format, Meaning, may_say
+from tidegate.core.foreign_json import OtherShape, Reader, Unreadable
+from tidegate.core.formats.base import (
+    EMPTY,
+    About,
+    ErrorText,
+    Format,
+    Meaning,
+    is_keep_alive,
+    may_say,
+)
 from tidegate.core.framing import SSE
 
 PING = b'event: ping\ndata: {"type": "ping"}\n\n'
@@ -28,7 +37,11 @@ _TYPES = {
 
 
 class _Delta(Struct):
+    type: str = ""
     stop_reason: str | None = None
+    text: Raw = Raw()
+    thinking: Raw = Raw()
+    partial_json: Raw = Raw()
 
 
 class _Block(Struct):
@@ -43,7 +56,12 @@ class _Event(Struct):
     content_block: _Block | None = None
 
 
-_event = msgspec.json.Decoder(_Event)
+class _Kind(Struct):
+    type: str = ""
+
+
+_event = Reader(_Event)
+_kind = Reader(_Kind)
 
 
 def error_body(error: ErrorText) -> bytes:
@@ -59,25 +77,29 @@ class Messages(Format):
     name = "message"
     path = "/messages"
     keep_alive = PING
-    ping = b"event: ping"
+    end_marker = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
     forwarded = ("anthropic-version", "anthropic-beta")
 
     def meaning(self, event: bytes) -> Meaning:
         try:
-            said = _event.decode(SSE.data(event))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            said = _read(SSE.data(event))
+        except Unreadable:
             return Meaning.OTHER
+        if is_keep_alive(said.type, event):
+            return Meaning.KEEP_ALIVE
         match said.type:
             case "message_stop":
                 return Meaning.DONE
             case "error":
                 return Meaning.ERROR
-            case "message_start" | "ping":
+            case "message_start":
                 return Meaning.OPENING
             case "content_block_start":
                 block = said.content_block or _Block()
                 empty = block.type in {"text", "thinking"} and not (block.text or block.thinking)
                 return Meaning.OPENING if empty else Meaning.OUTPUT
+            case "content_block_delta" if said.delta is not None and _is_empty(said.delta):
+                return Meaning.KEEP_ALIVE
             case "message_delta" if said.delta is not None and said.delta.stop_reason:
                 return Meaning.FINISH
             case "":
@@ -92,6 +114,26 @@ class Messages(Format):
 
     def error_events(self, error: ErrorText, about: About) -> list[bytes]:
         return [b"event: error\ndata: " + error_body(error) + b"\n\n"]
+
+
+def _read(data: bytes) -> _Event:
+    """Raises Unreadable."""
+    try:
+        return _event(data)
+    except OtherShape:  # a member of another kind than it should be
+        return _Event(type=_kind(data).type)
+
+
+def _is_empty(delta: _Delta) -> bool:
+    """Whether there is no text in a piece of text."""
+    match delta.type:
+        case "text_delta":
+            return bytes(delta.text) in EMPTY
+        case "thinking_delta":
+            return bytes(delta.thinking) in EMPTY
+        case "input_json_delta":
+            return bytes(delta.partial_json) in EMPTY
+    return False
 
 
 class CountTokens(Messages):

@@ -3,7 +3,8 @@
 Where the model's name is, what counts as output, what ends an answer, how an error is told, what
 keeps a silent connection alive. The relay itself handles bytes; a description looks into an event
 only before the first output and at the very end. In between an event is only asked whether it is
-JSON at all, for a client's parser would die of one that isn't.
+JSON at all, for a client's parser would die of one that isn't, and a few times a second whether
+the answer gets on.
 """
 
 from __future__ import annotations
@@ -16,8 +17,18 @@ from typing import NamedTuple, Protocol
 import msgspec
 from msgspec import Raw, Struct
 
-from tidegate.core import members, multipart
+from tidegate.core import multipart
+from tidegate.core.foreign_json import (
+    OtherShape,
+    Reader,
+    Unreadable,
+    as_name,
+    is_json,
+    is_utf8,
+    members_of,
+)
 from tidegate.core.framing import SSE, Framing
+from tidegate.core.members import members
 
 Piece = bytes | memoryview  # of a request's body
 
@@ -36,7 +47,8 @@ class Meaning(Enum):
 
     __hash__ = object.__hash__  # Enum's own is written in Python, and costs 0.3 us each time
 
-    OPENING = "opening"  # a role, an empty delta, a ping: the answer has not begun
+    KEEP_ALIVE = "keep-alive"  # says nothing: a ping, an empty delta
+    OPENING = "opening"  # a role, an empty block: the answer has not begun
     OUTPUT = "output"
     FINISH = "finish"  # says why the answer ends: a finish_reason, a stop_reason
     DONE = "done"  # the terminal marker
@@ -124,13 +136,15 @@ MAX_WORD_BYTES = 200  # of an error's code or type, as JSON
 _ERROR_STATUS = re.compile(r"[45][0-9]{2}")
 _TOKENS = re.compile(rb'"(?:completion_tokens|output_tokens|eval_count)": ?(\d{1,9})\b')
 _ESCAPED = re.compile(rb"\\u00[2-7]")  # of ASCII; nobody does that, but everybody may
-_request = msgspec.json.Decoder(_Request)
-_fields = msgspec.json.Decoder(dict[str, Raw])
-_answer = msgspec.json.Decoder(_Answer)
-_said = msgspec.json.Decoder(_Said)
+_request = Reader(_Request)
+_answer = Reader(_Answer)
+_said = Reader(_Said)
+_value = Reader(object)
 _any = msgspec.json.Decoder(Raw).decode
-_many = msgspec.json.Decoder(list[Raw]).decode
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+# The types of events that some upstreams send into a silence, whatever the format.
+KEEP_ALIVES = frozenset({"keepalive", "ping"})
+EMPTY = frozenset({b"null", b'""'})  # a piece of text without any
+NOTHING = EMPTY | {b"", b"[]"}  # a member that is as good as absent
 
 # What an error event that opens a 200 would have been as a status.
 _STATUS_OF_TYPE = {
@@ -162,7 +176,10 @@ class Format:
     accept = "application/json"
     needs_end = False  # what is done so far is all only where the body has its own end
     keep_alive: bytes | None = COMMENT  # None: nothing can be said, so the head is held back
-    ping = b""  # how an upstream's own keep-alive event begins, which is no progress
+    # What an upstream may say for ever without getting on.
+    idle_meanings = frozenset({Meaning.KEEP_ALIVE})
+    choices = 1  # answers in one; it is whole when each has said why it ends
+    end_marker = b""  # what an answer that is whole lacks, where its upstream left it out
     forwarded: tuple[str, ...] = ()  # the client's headers that the upstream needs
 
     # --- requests -----------------------------------------------------------------------------
@@ -180,12 +197,12 @@ class Format:
             wanted = _Request(fields["model"], fields.get("stream", "").lower() in {"true", "1"})
         else:
             try:
-                wanted = _request.decode(body)
-            except msgspec.ValidationError as error:
+                wanted = _request(body)
+            except OtherShape as error:
                 raise ValueError(
                     f"the request body is not a {self.name} request: {error}"
                 ) from None
-            except _UNREADABLE as error:
+            except Unreadable as error:
                 raise ValueError(f"the request body is not valid JSON: {error}") from None
         stream = self.streams_unasked if wanted.stream is None else wanted.stream
         return Wanted(wanted.model, self.streams and stream)
@@ -204,21 +221,38 @@ class Format:
         """Whether the terminal marker may be the last event; cheap enough for every block."""
         raise NotImplementedError
 
-    def whole_events(self, block: bytes, events: int) -> int:
-        """How many events there are before the first that a client's parser would die of."""
-        if events == 1:  # the most frequent case by far
+    def whole_events(self, block: bytes, events: int, *, is_plain: bool = False) -> int:
+        """How many events there are before the first that a client's parser would die of.
+
+        Each is judged by itself: two halves of a value are none. `is_plain` is the framer's word.
+        """
+        if events == 1 and is_plain:  # the most frequent case by far
             try:
-                _any(block[6:-2] if block.startswith(b"data: ") else self.framing.data(block))
-                if block.isascii() or block.decode():
+                _any(block[self.framing.plain])
+                if block.isascii() or is_utf8(block):
                     return 1
-            except _UNREADABLE:
+            except (msgspec.DecodeError, RecursionError):
                 pass  # the marker, perhaps
-        elif _count(self.framing.payloads(block, events)) == events:
-            return events
-        for number, event in enumerate(self.framing.split(block)):
-            if not _is_json(self.framing.data(event)):
+        payloads = self.framing.payloads(block, is_plain=is_plain)
+        is_text = block.isascii() or is_utf8(block)
+        for number, payload in enumerate(payloads):
+            try:
+                _any(payload)
+            except (msgspec.DecodeError, RecursionError):
+                if not (payload.strip() == self.framing.marker or is_json(payload)):
+                    return number
+            if not (is_text or is_utf8(payload)):
                 return number
         return events
+
+    def gets_on(self, block: bytes) -> bool:
+        """Whether any event of it brings the answer further."""
+        events = reversed(self.framing.split(block))
+        return any(self.meaning(event) not in self.idle_meanings for event in events)
+
+    def finished_choices(self, block: bytes) -> set[int]:
+        """Which of several choices say in it why they end, by number."""
+        return set()
 
     def without_empty(self, block: bytes) -> tuple[bytes, int]:
         """The block without events that say nothing, and its number of events.
@@ -280,8 +314,8 @@ class Format:
     def error_in(self, body: bytes) -> ToldError | None:
         """The error in a whole answer that claims to be none (OpenRouter sends such)."""
         try:
-            error = _answer.decode(body).error
-        except _UNREADABLE:
+            error = _answer(body).error
+        except Unreadable:
             return None
         if len(memoryview(error)) <= 5 and bytes(error) in {b"", b"null", b"false", b'""', b"{}"}:
             return None
@@ -300,8 +334,8 @@ def with_values(body: bytes, content_type: str, values: Mapping[str, Raw | None]
     try:
         many = body.count(b":") > MOST_DECODED
         fields: dict[str, Raw | memoryview]
-        fields = dict(members.members(body) if many else _fields.decode(body))
-    except UnicodeDecodeError as error:
+        fields = dict(members(body) if many else members_of(body))
+    except Unreadable as error:
         raise ValueError(f"the request body is not valid JSON: {error}") from None
     for name, value in values.items():
         if value is None:
@@ -311,7 +345,7 @@ def with_values(body: bytes, content_type: str, values: Mapping[str, Raw | None]
     pieces: list[Piece] = []
     small = bytearray(b"{")
     for number, (name, kept) in enumerate(fields.items()):
-        small += (b"," if number else b"") + msgspec.json.encode(name) + b":"
+        small += (b"," if number else b"") + as_name(name) + b":"
         view = memoryview(kept)
         if len(view) < LARGE_BYTES:
             small += view
@@ -326,37 +360,17 @@ def may_say(word: bytes, block: bytes) -> bool:
     return word in block or (b"\\u00" in block and _ESCAPED.search(block) is not None)
 
 
+def is_keep_alive(kind: str, event: bytes) -> bool:
+    """Whether a server-sent event is one by its type, or by its name where it has no type."""
+    return (kind or SSE.event_name(event)) in KEEP_ALIVES
+
+
 def stronger(one: Meaning, other: Meaning) -> Meaning:
     """Of two verdicts the one that says more about the end."""
     for end in (Meaning.ERROR, Meaning.DONE, Meaning.FINISH):
         if one is end or other is end:
             return end
     return Meaning.OPENING
-
-
-def is_json(body: bytes) -> bool:
-    """Whether it is one JSON value, in UTF-8."""
-    try:
-        _any(body)
-        if not body.isascii():
-            body.decode()
-    except _UNREADABLE:
-        return False
-    return True
-
-
-def _count(array: bytes) -> int:
-    """How many values are in it; -1 where it is none."""
-    try:
-        array.decode()
-        return len(_many(array))
-    except _UNREADABLE:
-        return -1
-
-
-def _is_json(data: bytes) -> bool:
-    data = data.strip()
-    return data == b"[DONE]" or is_json(data)
 
 
 def error_label(event_or_body: bytes) -> str:
@@ -385,17 +399,29 @@ def status_of_error(data: bytes) -> int:
 def _error_values(data: bytes) -> Iterable[int | str]:
     """The code and the type of an error object, or of the one inside it."""
     try:
-        said = _said.decode(SSE.data(data) or data)
+        said = _said(SSE.data(data) or data)
         if _is_object(said.response):
-            said = _said.decode(said.response)
+            said = _said(said.response)
         if _is_object(said.error):
-            said = _said.decode(said.error)
+            said = _said(said.error)
         for raw in (said.code, said.type):
-            value = msgspec.json.decode(raw) if 0 < len(memoryview(raw)) <= MAX_WORD_BYTES else None
+            value = _value(raw) if 0 < len(memoryview(raw)) <= MAX_WORD_BYTES else None
             if isinstance(value, int | str):
                 yield value
-    except _UNREADABLE:
+    except Unreadable:
         return
+
+
+def error_members(data: bytes) -> dict[str, Raw]:
+    """What an error object says, or the one inside it; nothing where it cannot be read."""
+    try:
+        error = members_of(data)
+        for inner in ("response", "error"):
+            if _is_object(error.get(inner, Raw())):
+                error = members_of(error[inner])
+    except Unreadable:
+        return {}
+    return error
 
 
 def _is_object(raw: Raw) -> bool:

@@ -11,11 +11,11 @@ only a broken connection can tell.
 
 from __future__ import annotations
 
-import msgspec
 from msgspec import Raw, Struct
 
 from tidegate.core import multipart
-from tidegate.core.formats.base import About, ErrorText, Format, Meaning
+from tidegate.core.foreign_json import Reader, Unreadable
+from tidegate.core.formats.base import EMPTY, About, ErrorText, Format, Meaning, is_keep_alive
 from tidegate.core.formats.openai import NO_ERROR, Chat, OpenAIFormat
 from tidegate.core.framing import RAW, SSE
 
@@ -26,6 +26,7 @@ _ERRORS = (".failed", ".error")
 class _Event(Struct):
     type: str = ""
     error: Raw = Raw()
+    delta: Raw = Raw()
 
 
 class _Request(Struct):
@@ -36,14 +37,15 @@ class _Several(Struct):
     n: int | None = None
 
 
-_event = msgspec.json.Decoder(_Event)
-_request = msgspec.json.Decoder(_Request)
-_several = msgspec.json.Decoder(_Several)
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_event = Reader(_Event)
+_request = Reader(_Request)
+_several = Reader(_Several)
 
 
 class Media(Chat):
     """Images and transcriptions, and speech as events: whole, or typed events."""
+
+    end_marker = b""  # the body's own end
 
     def __init__(
         self,
@@ -78,15 +80,19 @@ class Media(Chat):
 
     def meaning(self, event: bytes) -> Meaning:
         try:
-            said = _event.decode(SSE.data(event))
-        except _UNREADABLE:
+            said = _event(SSE.data(event))
+        except Unreadable:
             return super().meaning(event)
+        if is_keep_alive(said.type, event):
+            return Meaning.KEEP_ALIVE
         if not said.type:
             return super().meaning(event)
         if bytes(said.error) not in NO_ERROR or said.type == "error":
             return Meaning.ERROR
         if said.type.endswith(_ERRORS):
             return Meaning.ERROR
+        if said.type.endswith(".delta") and bytes(said.delta) in EMPTY:
+            return Meaning.KEEP_ALIVE
         return Meaning.FINISH if said.type.endswith(_ENDS) else Meaning.OUTPUT
 
 
@@ -106,8 +112,8 @@ class Speech(OpenAIFormat):
 
     def of_request(self, body: bytes, content_type: str) -> Format:
         try:
-            asked = _request.decode(body).stream_format
-        except _UNREADABLE:
+            asked = _request(body).stream_format
+        except Unreadable:
             return self
         return self._as_events if asked == "sse" else self
 
@@ -117,7 +123,7 @@ class Speech(OpenAIFormat):
     def may_end(self, block: bytes) -> bool:
         return False
 
-    def whole_events(self, block: bytes, events: int) -> int:
+    def whole_events(self, block: bytes, events: int, *, is_plain: bool = False) -> int:
         return events
 
     def verdict(self, last_events: list[bytes]) -> Meaning:
@@ -132,6 +138,6 @@ def _number(body: bytes, content_type: str) -> int:
     try:
         if content_type.startswith("multipart/"):
             return int(multipart.fields(body, content_type, ("n",)).get("n", "1"))
-        return _several.decode(body).n or 1
-    except (*_UNREADABLE, ValueError):
+        return _several(body).n or 1
+    except ValueError:
         return 1

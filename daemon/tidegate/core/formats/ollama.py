@@ -9,7 +9,8 @@ from __future__ import annotations
 import msgspec
 from msgspec import Raw, Struct
 
-from tidegate.core.formats.base import About, ErrorText, Format, Meaning, Wanted
+from tidegate.core.foreign_json import OtherShape, Reader, Unreadable
+from tidegate.core.formats.base import NOTHING, About, ErrorText, Format, Meaning, Wanted
 from tidegate.core.framing import NDJSON
 
 
@@ -29,14 +30,19 @@ class _Line(Struct):
     error: Raw = Raw()
 
 
+class _Ending(Struct):
+    done: bool | None = None
+    error: Raw = Raw()
+
+
 class _Named(Struct):
     model: str = ""
     name: str = ""  # what older clients call it
 
 
-_line = msgspec.json.Decoder(_Line)
-_named = msgspec.json.Decoder(_Named)
-_NOTHING = {b"", b"null", b"[]", b'""'}
+_line = Reader(_Line)
+_ending = Reader(_Ending)
+_named = Reader(_Named)
 
 
 def error_body(error: ErrorText) -> bytes:
@@ -58,19 +64,21 @@ class Ollama(Format):
 
     def meaning(self, event: bytes) -> Meaning:
         try:
-            line = _line.decode(event)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            line = _read(event)
+        except Unreadable:
             return Meaning.OTHER
-        if bytes(line.error) not in _NOTHING:
+        if bytes(line.error) not in NOTHING:
             return Meaning.ERROR
         if line.done:
             return Meaning.DONE
+        if isinstance(line, _Ending):
+            return Meaning.OTHER
         message = line.message or _Message()
         if line.response or line.thinking or message.content or message.thinking or line.completed:
             return Meaning.OUTPUT
-        if bytes(message.tool_calls) not in _NOTHING or bytes(message.images) not in _NOTHING:
+        if bytes(message.tool_calls) not in NOTHING or bytes(message.images) not in NOTHING:
             return Meaning.OUTPUT
-        return Meaning.OTHER if line.done is None else Meaning.OPENING
+        return Meaning.OTHER if line.done is None else Meaning.KEEP_ALIVE
 
     def may_end(self, block: bytes) -> bool:
         return b"true" in block  # which nothing but text says before the end
@@ -90,9 +98,17 @@ class Show(Ollama):
 
     def parse_request(self, body: bytes, content_type: str) -> Wanted:
         try:
-            named = _named.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            named = _named(body)
+        except Unreadable:
             named = _Named()
         if named.name and not named.model:
             return Wanted(named.name, stream=False)
         return super().parse_request(body, content_type)
+
+
+def _read(line: bytes) -> _Line | _Ending:
+    """As much of a line as has the kind that it should. Raises Unreadable."""
+    try:
+        return _line(line)
+    except OtherShape:
+        return _ending(line)

@@ -7,25 +7,36 @@ openai-python and openai-node raise on.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 
 import msgspec
 from msgspec import Raw, Struct
 
-from tidegate.core.formats.base import About, ErrorText, Format, Meaning
+from tidegate.core.foreign_json import OtherShape, Reader, Unreadable, as_object, members_of
+from tidegate.core.formats.base import (
+    KEEP_ALIVES,
+    NOTHING,
+    About,
+    ErrorText,
+    Format,
+    Meaning,
+    is_keep_alive,
+    may_say,
+)
 from tidegate.core.framing import SSE
-from tidegate.core.members import has_several
-
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+from tidegate.core.members import count_texts, has_several
 
 DONE = b"data: [DONE]\n\n"
 _LIST_OF_PROMPTS = re.compile(rb'\[\s*+["\[]')
 MAX_OPTIONS_BYTES = 4096  # of `stream_options`, which has two members
+MOST_CHOICES = 1024  # that are told apart; OpenAI's own bound is 128
 _LAST_BYTES = 64  # of a block: the marker, and whatever blanks stand around it
 # An error of these is none, as openai-python sees it.
 NO_ERROR = frozenset({b"", b"null", b'""', b"{}", b"[]", b"false", b"0"})
 
 
 class _Choice(Struct):
+    index: Raw = Raw(b"0")
     delta: dict[str, object] | None = None
     text: str | None = None
     finish_reason: str | None = None
@@ -34,10 +45,16 @@ class _Choice(Struct):
 class _Chunk(Struct):
     choices: list[_Choice] | None = None
     error: Raw = Raw()
+    usage: Raw = Raw()
+    type: Raw = Raw()
 
 
 class _Options(Struct):
     stream_options: Raw = Raw()
+
+
+class _Failed(Struct):
+    error: Raw = Raw()
 
 
 class _Several(Struct):
@@ -50,11 +67,12 @@ class _Usage(Struct):
     usage: dict[str, object]
 
 
-_chunk = msgspec.json.Decoder(_Chunk)
-_options = msgspec.json.Decoder(_Options)
-_members = msgspec.json.Decoder(dict[str, Raw] | None)
-_several = msgspec.json.Decoder(_Several)
-_usage = msgspec.json.Decoder(_Usage)
+_chunk = Reader(_Chunk)
+_failed = Reader(_Failed)
+_options = Reader(_Options)
+_several = Reader(_Several)
+_usage = Reader(_Usage)
+_QUIET_TYPES = {msgspec.json.encode(kind) for kind in KEEP_ALIVES}
 
 
 def error_body(error: ErrorText) -> bytes:
@@ -84,8 +102,8 @@ class UsageStripper:
 
     def _is_usage(self, event: bytes) -> bool:
         try:
-            chunk = _usage.decode(SSE.data(event))
-        except _UNREADABLE:
+            chunk = _usage(SSE.data(event))
+        except Unreadable:
             return False
         tokens = chunk.usage.get("completion_tokens")
         self.tokens = tokens if isinstance(tokens, int) else None
@@ -107,53 +125,70 @@ class Chat(OpenAIFormat):
 
     name = "chat completion"
     path = "/chat/completions"
+    # A role that is said again, or what was used so far, is no more progress than nothing.
+    idle_meanings = frozenset({Meaning.KEEP_ALIVE, Meaning.OPENING})
+    end_marker = DONE
 
-    def __init__(self, *, several: bool = False) -> None:
-        """With `several` choices, that one of them is finished ends nothing."""
-        self._several = several
+    def __init__(self, choices: int = 1) -> None:
+        """Of several choices, that one is finished ends nothing."""
+        self.choices = choices
 
     def of_request(self, body: bytes, content_type: str) -> Format:
         try:
-            asked = _several.decode(body)
-        except _UNREADABLE:
+            asked = _several(body)
+        except Unreadable:
             return self
-        several = (asked.n or 1) > 1 or _has_several(memoryview(asked.prompt))
-        return type(self)(several=True) if several else self
+        choices = (asked.n or 1) * _prompts(memoryview(asked.prompt))
+        return type(self)(choices) if choices > 1 else self
 
     def asking_usage(self, body: bytes) -> dict[str, Raw | None] | None:
-        asked = _options.decode(body).stream_options
+        asked = _options(body).stream_options
         if len(memoryview(asked)) > MAX_OPTIONS_BYTES:
             return None  # no API has so many: its upstream will say so
-        options = (_members.decode(asked) if memoryview(asked) else None) or {}
-        if bytes(options.get("include_usage", Raw(b""))) == b"true":
+        options = members_of(asked) if bytes(asked) not in NOTHING else {}
+        if bytes(options.get("include_usage", b"")) == b"true":
             return None
         options["include_usage"] = Raw(b"true")
-        return {"stream_options": Raw(msgspec.json.encode(options))}
+        return {"stream_options": Raw(as_object(options))}
 
     def meaning(self, event: bytes) -> Meaning:
         data = SSE.data(event).strip()
         if data == b"[DONE]":
             return Meaning.DONE
         try:
-            chunk = _chunk.decode(data)
-        except _UNREADABLE:
+            chunk = _read(data)
+        except Unreadable:
             return Meaning.OTHER
         if bytes(chunk.error) not in NO_ERROR:
             return Meaning.ERROR
-        if chunk.choices is None:
+        if isinstance(chunk, _Failed):
             return Meaning.OTHER
+        if chunk.choices is None:
+            quiet = bytes(chunk.type) in _QUIET_TYPES or is_keep_alive("", event)
+            return Meaning.KEEP_ALIVE if quiet else Meaning.OTHER
         if any(choice.finish_reason for choice in chunk.choices):
             return Meaning.FINISH
         if any(_has_output(choice) for choice in chunk.choices):
             return Meaning.OUTPUT
-        return Meaning.OPENING
+        has_role = any(choice.delta and choice.delta.get("role") for choice in chunk.choices)
+        if has_role or bytes(chunk.usage) not in NOTHING:
+            return Meaning.OPENING
+        return Meaning.KEEP_ALIVE
+
+    def finished_choices(self, block: bytes) -> set[int]:
+        found = set()
+        for event in SSE.split(block) if may_say(b"finish_reason", block) else ():
+            with suppress(Unreadable):
+                choices = _chunk(SSE.data(event)).choices or []
+                found |= {_number(choice.index) for choice in choices if choice.finish_reason}
+        return {number for number in found if number < min(self.choices, MOST_CHOICES)}
 
     def may_end(self, block: bytes) -> bool:
         return block[-_LAST_BYTES:].rstrip().endswith(b"[DONE]")
 
     def verdict(self, last_events: list[bytes]) -> Meaning:
         end = super().verdict(last_events)
-        return Meaning.OPENING if self._several and end is Meaning.FINISH else end
+        return Meaning.OPENING if self.choices > 1 and end is Meaning.FINISH else end
 
 
 class Completions(Chat):
@@ -181,10 +216,25 @@ class Plain(OpenAIFormat):
         return False
 
 
-def _has_several(prompt: memoryview) -> bool:
-    """Whether it is a list of several prompts. A list of numbers is one, in tokens."""
-    first = _LIST_OF_PROMPTS.match(prompt)
-    return first is not None and has_several(prompt)
+def _prompts(prompt: memoryview) -> int:
+    """How many there are. A list of numbers is one, in tokens; lists of lists are not counted."""
+    if not _LIST_OF_PROMPTS.match(prompt) or not has_several(prompt):
+        return 1
+    return count_texts(prompt, MOST_CHOICES)
+
+
+def _read(data: bytes) -> _Chunk | _Failed:
+    """As much of a chunk as has the kind that it should. Raises Unreadable."""
+    try:
+        return _chunk(data)
+    except OtherShape:
+        return _failed(data)
+
+
+def _number(index: Raw) -> int:
+    """The number of a choice; one that no answer has where it cannot be read."""
+    digits = bytes(index)
+    return int(digits) if digits.isdigit() and len(digits) < 5 else MOST_CHOICES
 
 
 def _has_output(choice: _Choice) -> bool:

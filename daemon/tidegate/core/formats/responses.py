@@ -10,13 +10,23 @@ from __future__ import annotations
 import msgspec
 from msgspec import Raw, Struct
 
+from tidegate.core.foreign_json import (
+    OtherShape,
+    Reader,
+    Unreadable,
+    as_object,
+    members_of,
+)
 from tidegate.core.formats.base import (
+    EMPTY,
     About,
     ErrorText,
     Meaning,
     ToldError,
     Wanted,
     error_label,
+    error_members,
+    is_keep_alive,
     may_say,
     status_of_error,
 )
@@ -33,8 +43,9 @@ _PARTS = (
 MOST_ITEMS = 1000  # outputs of one response that are told apart; real ones have a handful
 _MEANINGS = {
     "response.created": Meaning.OPENING,
-    "response.queued": Meaning.OPENING,
-    "response.in_progress": Meaning.OPENING,
+    # Some servers say these again and again.
+    "response.queued": Meaning.KEEP_ALIVE,
+    "response.in_progress": Meaning.KEEP_ALIVE,
     "response.completed": Meaning.DONE,
     "response.incomplete": Meaning.DONE,
     "response.failed": Meaning.ERROR,
@@ -56,9 +67,15 @@ class _Event(Struct):
     output_index: int | None = None
     item: _Item | None = None
     part: _Item | None = None
+    delta: Raw = Raw()
 
 
-_event = msgspec.json.Decoder(_Event)
+class _Kind(Struct):
+    type: str = ""
+
+
+_event = Reader(_Event)
+_kind = Reader(_Kind)
 
 
 class _Failed(Struct):
@@ -73,7 +90,7 @@ class _Request(Struct):
     previous_response_id: str | None = None
 
 
-_request = msgspec.json.Decoder(_Request)
+_request = Reader(_Request)
 
 
 class _Name(Struct):
@@ -85,10 +102,9 @@ class _Named(Struct):
     response: _Name | None = None
 
 
-_named = msgspec.json.Decoder(_Named)
-_failed = msgspec.json.Decoder(_Failed)
+_named = Reader(_Named)
+_failed = Reader(_Failed)
 _encode = msgspec.json.encode
-_fields = msgspec.json.Decoder(dict[str, Raw]).decode
 
 
 class Responses(OpenAIFormat):
@@ -100,8 +116,8 @@ class Responses(OpenAIFormat):
     def parse_request(self, body: bytes, content_type: str) -> Wanted:
         wanted = super().parse_request(body, "")
         try:
-            more = _request.decode(body)
-        except msgspec.ValidationError as error:
+            more = _request(body)
+        except Unreadable as error:
             raise ValueError(f"the request body is not a response request: {error}") from None
         store = more.store is not False
         if more.background and not store:
@@ -112,9 +128,11 @@ class Responses(OpenAIFormat):
 
     def meaning(self, event: bytes) -> Meaning:
         try:
-            said = _event.decode(SSE.data(event))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            said = _read(SSE.data(event))
+        except Unreadable:
             return Meaning.OTHER
+        if is_keep_alive(said.type, event):
+            return Meaning.KEEP_ALIVE
         known = _MEANINGS.get(said.type)
         if known is not None:
             return known
@@ -122,6 +140,8 @@ class Responses(OpenAIFormat):
             return Meaning.OPENING if said.item.type in {"message", "reasoning"} else Meaning.OUTPUT
         if said.type.endswith("_part.added") and said.part is not None:
             return Meaning.OUTPUT if said.part.text else Meaning.OPENING
+        if said.type.endswith(".delta") and bytes(said.delta) in EMPTY:
+            return Meaning.KEEP_ALIVE
         return Meaning.OUTPUT
 
     def may_end(self, block: bytes) -> bool:
@@ -129,8 +149,8 @@ class Responses(OpenAIFormat):
 
     def response_id(self, data: bytes) -> str | None:
         try:
-            said = _named.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            said = _named(data)
+        except Unreadable:
             return None
         return said.response.id if said.response is not None else said.id
 
@@ -157,20 +177,13 @@ class Responses(OpenAIFormat):
     def is_error_open(self, last_event: bytes) -> bool:
         """A flat error does not say what became of the response."""
         try:
-            return _event.decode(SSE.data(last_event)).type == "error"
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return _read(SSE.data(last_event)).type == "error"
+        except Unreadable:
             return False
 
     def told_error(self, event: bytes) -> ToldError:
         data = SSE.data(event)
-        try:
-            said = msgspec.json.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            said = {}
-        if isinstance(said, dict) and isinstance(said.get("response"), dict):
-            said = said["response"]
-        if isinstance(said, dict) and isinstance(said.get("error"), dict):
-            said = said["error"]
+        said = error_members(data)
         text = {key: said.get(key) for key in ("message", "code", "param")}
         body = _encode({"error": {"type": "upstream_error", **text}})
         return ToldError(status_of_error(data), body, error_label(data))
@@ -178,9 +191,9 @@ class Responses(OpenAIFormat):
     def error_in(self, body: bytes) -> ToldError | None:
         """A response that failed is a whole answer all the same: only a bare error is none."""
         try:
-            if _failed.decode(body).status:
+            if _failed(body).status:
                 return None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except Unreadable:
             return None
         return super().error_in(body)
 
@@ -207,21 +220,23 @@ class Rewriter:
     def _event(self, event: bytes, seq: int) -> bytes:
         data = SSE.data(event)
         try:
-            fields = _fields(data)
-            said = _event_in(data, fields)
+            fields = members_of(data)
+            said = _read(data)
             if "response" in fields:
-                fields["response"] = self._response(_fields(fields["response"]))
-        except (KeyError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                fields["response"] = self._response(members_of(fields["response"]))
+        except Unreadable:
             return event  # "[DONE]", and what is not ours to judge
         if not (said.type and said.type.isascii() and said.type.isprintable()):
             return event
         self._place(fields, said)
         fields["sequence_number"] = Raw(b"%d" % seq)
-        return as_event(said.type, fields)
+        return b"event: %b\ndata: %b\n\n" % (said.type.encode("ascii"), as_object(fields))
 
     def _response(self, response: dict[str, Raw]) -> Raw:
-        whole = bare_response(self._about, "in_progress") | response
-        return Raw(_encode(whole | {"id": self._about.response_id, "background": True}))
+        bare = bare_response(self._about, "in_progress")
+        ours = {"id": self._about.response_id, "background": True}
+        known = {name: Raw(_encode(value)) for name, value in bare.items()}
+        return Raw(as_object(known | response | members_of(_encode(ours))))
 
     def _place(self, fields: dict[str, Raw], said: _Event) -> None:
         """Which output an event belongs to, and which part of it, where it does not say."""
@@ -236,19 +251,19 @@ class Rewriter:
             fields.setdefault("content_index", Raw(b"0"))
 
 
-def _event_in(data: bytes, fields: dict[str, Raw]) -> _Event:
-    """What is looked at of an event; at least its type. Raises KeyError, MsgspecError."""
+def _read(data: bytes) -> _Event:
+    """What is looked at of an event; at least its type. Raises Unreadable."""
     try:
-        return _event.decode(data)
-    except msgspec.ValidationError:  # a member of another kind than it should be
-        return _Event(type=msgspec.json.decode(fields["type"], type=str))
+        return _event(data)
+    except OtherShape:  # a member of another kind than it should be
+        return _Event(type=_kind(data).type)
 
 
 def response_in(event: bytes) -> bytes | None:
     """The response object that an event carries."""
     try:
-        response = _fields(SSE.data(event)).get("response")
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+        response = members_of(SSE.data(event)).get("response")
+    except Unreadable:
         return None
     return None if response is None else bytes(response)
 
@@ -286,7 +301,7 @@ def failed_response(error: ErrorText, about: About) -> dict[str, object]:
 
 def _sequence_number(event: bytes) -> int:
     try:
-        number = _event.decode(SSE.data(event)).sequence_number
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        number = _read(SSE.data(event)).sequence_number
+    except Unreadable:
         return -1
     return -1 if number is None else number
