@@ -33,6 +33,22 @@ is written by `PYTHONPATH=tests .venv/bin/python -m clients.matrix --write`; the
 `tests/clients/drivers`.
 """
 
+CLAUDE_CODE = """\
+## Claude Code
+
+`tests/clients/test_claude_code.py` runs the real one against a gateway with tokens, on the genuine
+llama.cpp server. A key of another service that it has besides does not matter:
+
+```sh
+export ANTHROPIC_BASE_URL=http://127.0.0.1:8433
+export ANTHROPIC_AUTH_TOKEN=tg-…          # where the gateway has tokens
+export ANTHROPIC_DEFAULT_HAIKU_MODEL=qwen3 # its smaller model, for small questions
+claude --model qwen3                       # a model or an alias of the gateway
+```
+
+Its words and tools are 48 KiB, some 12,000 tokens, before the first question: the model needs room.
+"""
+
 
 def reasons() -> list[str]:
     """Why cells are not tried, or not wholly: each once, in the order of the table."""
@@ -80,7 +96,8 @@ def table(outcomes: dict[tuple[str, str], bool] | None = None) -> str:
 def fixed_part() -> str:
     """The page as far as it follows from the cells alone."""
     meanings = "".join(f"| {name} | {text} |\n" for name, text in SITUATIONS.items())
-    return f"{INTRODUCTION}\n{table()}\n## What is tried\n\n| | |\n|---|---|\n{meanings}\n"
+    tried = f"## What is tried\n\n| | |\n|---|---|\n{meanings}"
+    return "\n".join([INTRODUCTION, table(), tried, CLAUDE_CODE, ""])
 
 
 def page(versions: dict[str, str], day: datetime.date) -> str:
