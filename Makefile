@@ -22,6 +22,7 @@ help:
 	@echo "make attacks  clients that try to fill its memory, beside honest ones, 20 minutes"
 	@echo "make simulate  months of memory in minutes: leaks told, healthy weeks left alone"
 	@echo "make soak    watch it for growth under load that hangs, 6 minutes (SOAK_HOURS=8)"
+	@echo "make fuzz    attack it with changed inputs, 2 minutes (FUZZ_MINUTES=30)"
 	@echo "make generated  write completions and the manual page anew"
 	@echo "make dist    build the wheel and the source archive, and note their SHA-256"
 	@echo "make deb     build the Debian package   (PYTHON=/usr/bin/python3: whose version it is for)"
@@ -59,6 +60,9 @@ simulate: $(VENV)/installed-dev
 
 soak: $(VENV)/installed-soak
 	PYTHONPATH=bench:tests $(BIN)/python -m soak $(ARGS)
+
+fuzz: $(VENV)/installed-dev
+	PYTHONPATH=tests $(BIN)/python -m hostile.fuzz $(ARGS)
 
 generated: $(VENV)/installed
 	$(BIN)/tidegate completion bash >packaging/completions/tidegate.bash

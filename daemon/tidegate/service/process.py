@@ -15,13 +15,12 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tidegate.config import LoadedConfig
-from tidegate.config.secret import variables_of
 from tidegate.core.message import Heartbeat
 from tidegate.core.settings import Settings
 from tidegate.service import log
@@ -144,7 +143,7 @@ def spawn(
         popen = subprocess.Popen(  # noqa: S603  (our own command)
             [*command, "--channel", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
-            env=worker_environment(os.environ, frozenset(variables_of(config.settings))),
+            env=worker_environment(os.environ),
             pass_fds=(theirs.fileno(), *inherited),
         )
     except OSError:
@@ -155,16 +154,10 @@ def spawn(
     return Worker(number, popen, Channel(ours), socket_path, config)
 
 
-def worker_environment(
-    environ: Mapping[str, str], secret: Set[str] = frozenset()
-) -> dict[str, str]:
-    """Ours, without what speaks to the service manager, and with the log's place.
-
-    And without variables that are `secret`: a worker is told their values, and whoever can read
-    its environment need not be.
-    """
+def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Ours, without what speaks to the service manager, and with the log's place."""
     kept = {_MALLOC_LARGE: _LARGE_BYTES}
-    kept |= {k: v for k, v in environ.items() if not k.startswith(_MANAGERS) and k not in secret}
+    kept |= {k: v for k, v in environ.items() if not k.startswith(_MANAGERS)}
     if file := log.current_file():
         kept[log.FILE_VARIABLE] = str(file)
     return kept

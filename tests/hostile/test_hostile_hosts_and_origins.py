@@ -1,0 +1,205 @@
+"""Names that a request calls us by, and pages that it comes from: judged by rules written anew."""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+import re
+
+import pytest
+
+from hostile.conftest import Tried
+from hostile.exchange import try_all, try_one, willing
+from hostile.mutate import mutants
+from hostile.requests import CHAT, UPGRADE, request
+from tidegate.core.host import HostRules, parse_authority
+
+LIMITS = {"header_s": 0.5, "body_s": 0.5, "first_output_s": 3.0, "total_s": 20.0}
+MUTANTS = 20_000
+OURS = [
+    "127.0.0.1",
+    "127.0.0.1:80",
+    "localhost:8433",
+    "[::1]",
+    "LOCALHOST",
+    "box.local",
+    "10.0.0.7",
+]
+STRANGE = [
+    *("evil.example", "evil.example:8433", "127.0.0.1.evil.example", "localhost.evil.example"),
+    *("evil.example#127.0.0.1", "127.0.0.1@evil.example", "evil.example\\@127.0.0.1", "0.0.0.0"),
+    *("0", "127.1", "0x7f.0.0.1", "2130706433", "017700000001", "127.0.0.1 evil.example", "[::]"),
+    *("[::ffff:8.8.8.8]", "8.8.8.8", "169.254.169.254.nip.io", "localhost:", "localhost:0", ""),
+    *(
+        "localhost:99999",
+        "[::1",
+        "::1",
+        "[fe80::1%25eth0]",
+        "local",
+        "a..b",
+        "-a.local",
+        "\uff4cocalhost",
+    ),
+    *(
+        "evil.example/127.0.0.1",
+        "evil.example?localhost",
+        "xn--lcalhost-54a.example",
+        "localhost\t",
+    ),
+    *("192.168.1.1.xip.io", "box.local.evil.example", "1.1.1.1", "localhost,evil.example", "*"),
+]
+ORIGINS = [
+    *(
+        "http://evil.example",
+        "https://evil.example:8433",
+        "null",
+        "",
+        "http://127.0.0.1.evil.example",
+    ),
+    *("http://127.0.0.1:81", "http://localhost@evil.example", "file://", "chrome-extension://abc"),
+    *("http://evil.example http://127.0.0.1", "http://127.0.0.1/", "javascript:x", "http://[::1"),
+]
+# Written from the documents, without the code that is tried: who may call us what.
+_NETWORKS = [
+    *map(ipaddress.ip_network, ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")),
+    *map(
+        ipaddress.ip_network,
+        ("169.254.0.0/16", "100.64.0.0/10", "::1/128", "fe80::/10", "fc00::/7"),
+    ),
+]
+
+
+def may_call_us(text: str) -> bool:
+    """Whether a Host can only be meant for this machine or its network."""
+    found = re.fullmatch(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?", text.lower())
+    if not text.isascii() or not found or (found[2] and not 0 < int(found[2]) < 65536):
+        return False
+    name = found[1]
+    try:
+        address = ipaddress.ip_address(name.strip("[]") if name[0] == "[" else name.rstrip("."))
+    except ValueError:
+        if name[0] == "[" or re.fullmatch(
+            r"[0-9]+|0x[0-9a-f]*", name.removesuffix(".").split(".")[-1]
+        ):
+            return False
+    else:
+        if (address.version == 6) != (name[0] == "["):
+            return False
+        address = getattr(address, "ipv4_mapped", None) or address
+        return any(
+            address in network for network in _NETWORKS if network.version == address.version
+        )
+    labels = name.removesuffix(".").split(".")
+    good = all(re.fullmatch(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", label) for label in labels)
+    if not good or len(name.removesuffix(".")) > 253:
+        return False
+    return labels in (["localhost"], ["me"], ["me", "lan"]) or (
+        len(labels) > 1 and labels[-1] == "local"
+    )
+
+
+def test_no_name_of_a_stranger_is_taken_for_ours(tried: Tried) -> None:
+    """The rule in the code and the rule in the documents agree on every name, changed or not."""
+    rules = HostRules([], "me.lan")
+    corpus = [name.encode() for name in (*OURS, *STRANGE, "me", "me.lan", "a.localhost") if name]
+    words = [
+        b".evil.example",
+        b"127.0.0.1",
+        b"localhost",
+        b".local",
+        b":80",
+        b"[::1]",
+        b"%31",
+        b"@",
+    ]
+    wrong = []
+    for changed in mutants(corpus, words, "hosts", MUTANTS):
+        text = changed[:400].decode("latin-1")
+        try:
+            allowed = rules.allow(parse_authority(text))
+        except ValueError:
+            allowed = False
+        if allowed != may_call_us(text):
+            wrong.append((text, allowed))
+    assert not wrong, wrong[:10]
+    tried(MUTANTS)
+
+
+async def test_a_strange_host_reaches_no_route(rigs, raw_upstream, tried: Tried) -> None:
+    """Whatever is asked for under a name that is not ours is a 400 or 403 and asks no upstream."""
+    upstream = await raw_upstream(willing)
+    rig = await rigs(upstream, **LIMITS)
+    starts = (b"GET /healthz", b"GET /v1/models", b"GET /metrics", b"POST /v1/chat/completions")
+    inputs = [
+        start + b" HTTP/1.1\r\nHost: " + host.encode() + b"\r\nContent-Length: 0\r\n\r\n"
+        for start, host in itertools.product(starts, STRANGE)
+    ]
+    done = await try_all(rig, inputs)
+    assert [one.sent for one in done if not one.replies] == []
+    passed = [one.sent for one in done if one.replies[0].status not in {400, 403}]
+    trimmed = [sent for sent in passed if b"localhost\t" not in sent]  # blanks around it are none
+    assert trimmed == []
+    assert not upstream.peers
+    tried(len(inputs))
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"POST /v1/chat/completions",
+        b"POST /v1/runs/run_0/cancel",
+        b"DELETE /v1/responses/resp_0",
+        b"GET /v1/responses",
+    ],
+)
+async def test_a_page_of_another_site_changes_nothing(
+    rigs, raw_upstream, tried: Tried, start: bytes
+) -> None:
+    """With the Origin or the Sec-Fetch-Site of another page each changing request is a 403."""
+    upstream = await raw_upstream(willing)
+    rig = await rigs(upstream, **LIMITS)
+    upgrade = UPGRADE if start.startswith(b"GET") else ()
+    marks = [(b"Origin: " + origin.encode(),) for origin in ORIGINS]
+    marks += [(b"Sec-Fetch-Site: " + site,) for site in (b"cross-site", b"same-site", b"", b"None")]
+    marks += [(b"Origin: http://127.0.0.1", *mark) for mark in marks]
+    inputs = [request(start, *upgrade, *mark, body=b"{}") for mark in marks]
+    done = await try_all(rig, inputs)
+    let_in = [one.sent for one in done if [reply.status for reply in one.replies] != [403]]
+    assert let_in == []
+    assert not upstream.peers
+    tried(len(inputs))
+
+
+async def test_our_own_page_and_no_page_may(rigs, raw_upstream, tried: Tried) -> None:
+    """The same requests pass from the same origin, by a person's hand, or without a browser."""
+    rig = await rigs(await raw_upstream(willing), **LIMITS)
+    marks = [
+        (),
+        (b"Origin: http://127.0.0.1",),
+        (b"Sec-Fetch-Site: same-origin",),
+        (b"Sec-Fetch-Site: none",),
+        (b"Origin: http://127.0.0.1", b"Sec-Fetch-Site: same-origin"),
+    ]
+    head, _, body = CHAT.partition(b"\r\n\r\n")
+    for mark in marks:
+        one = await try_one(rig.port, b"\r\n".join((head, *mark)) + b"\r\n\r\n" + body)
+        assert [reply.status for reply in one.replies] == [200], one
+    tried(len(marks))
+
+
+async def test_no_answer_lets_a_page_read_it(rigs, raw_upstream, tried: Tried) -> None:
+    """Whatever Origin asks whatever way, no header allows another site's page to see the answer."""
+    rig = await rigs(await raw_upstream(willing), **LIMITS)
+    asks = (
+        (b"GET /v1/models",),
+        (b"OPTIONS /v1/chat/completions", b"Access-Control-Request-Method: POST"),
+        (b"OPTIONS /", b"Access-Control-Request-Private-Network: true"),
+        (b"GET /healthz",),
+    )
+    inputs = [
+        request(start, b"Origin: " + origin.encode(), *more)
+        for (start, *more), origin in itertools.product(asks, ORIGINS)
+    ]
+    for one in await try_all(rig, inputs):
+        assert b"access-control-" not in one.replies[0].head.lower(), one.sent
+    tried(len(inputs))
