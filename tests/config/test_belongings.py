@@ -53,7 +53,7 @@ def test_headers_are_texts_or_lead_to_secrets(load: Load, tmp_path: Path) -> Non
     assert loaded.headers == {"box": {"X-Env": f"{CANARY} one", "X-File": f"{CANARY} two"}}
     assert set(loaded.hidden) == {f"{CANARY} one", f"{CANARY} two"}
     assert CANARY not in repr(loaded)
-    assert list(variables_of(box)) == ["GATE"]
+    assert list(variables_of(loaded.settings)) == ["GATE"]
 
 
 def test_headers_may_come_from_credentials(load: Load, tmp_path: Path) -> None:

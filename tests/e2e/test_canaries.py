@@ -318,10 +318,10 @@ def processes_of(running: Gateway) -> dict[str, str]:
     for process in family(running.pid):
         with suppress(psutil.Error):
             texts[f"the command line of {process.pid}"] = "\n".join(process.cmdline())
+            # A worker is told the keys, and has none of their variables.
+            given = VARIABLES if process.pid == running.pid else {"OTHERS_SECRET": UNUSED}
             environ = {
-                name: value
-                for name, value in process.environ().items()
-                if VARIABLES.get(name) != value
+                name: value for name, value in process.environ().items() if given.get(name) != value
             }
             texts[f"the environment of {process.pid}"] = json.dumps(environ)
         texts.update(open_files_of(process.pid))

@@ -134,3 +134,13 @@ def test_a_full_disk_leaves_no_half_of_a_bundle(
 def test_what_is_no_bundle_has_no_decisions(text: bytes) -> None:
     """Whatever somebody gives us to read."""
     assert bundle.read_decisions(text) is None
+
+
+def test_a_bundle_steers_no_terminal(tmp_path: Path) -> None:
+    """What an upstream said is in it as escapes, within its bounds, and reads as it was said."""
+    said = "\x1b[2J\x9b\u202e\u2028" * 1000
+    path = bundle.write(tmp_path, {"runs": [{"reason": said}], "b": {said: 1}}, "kill", "hung", AT)
+    text = path.read_text()
+    assert text.replace("\n", "").isprintable()
+    assert json.loads(text) == {"runs": [{"reason": said}], "b": {said: 1}}
+    assert path.stat().st_size <= bundle.MAX_BUNDLE_BYTES

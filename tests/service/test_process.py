@@ -24,6 +24,14 @@ def test_worker_environment_has_nothing_of_the_manager() -> None:
     assert given == {"PATH": "/bin"}
 
 
+def test_worker_environment_has_no_secret() -> None:
+    """What a worker is told, it need not find in its environment, where others may look."""
+    environ = {"CLOUD_KEY": "sk-1", "OTHER": "x"}
+    given = worker_environment(environ, {"CLOUD_KEY"})
+    assert "CLOUD_KEY" not in given
+    assert given["OTHER"] == "x"
+
+
 def test_what_is_said_of_malloc_already_holds() -> None:
     """Whoever tunes it knows why."""
     said = {"MALLOC_MMAP_THRESHOLD_": "65536"}

@@ -119,6 +119,8 @@ def _listen_problem(address: str) -> str | None:
             f"{address[:80]!r} is no address; write it like 127.0.0.1:8433, [::1]:8433, "
             "0.0.0.0:8433 or unix:/path"
         )
+    if match["name"] and match["name"] != "localhost" and not _is_ip(socket.AF_INET, match["name"]):
+        return f'{address[:80]!r} has no IP address; names are not looked up, except "localhost"'
     return None
 
 

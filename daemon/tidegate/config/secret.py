@@ -16,7 +16,7 @@ from pathlib import Path
 from tidegate import small_file
 from tidegate.config.problem import Problem
 from tidegate.core.header import MAX_VALUE_BYTES, is_value
-from tidegate.core.settings import Settings, Upstream
+from tidegate.core.settings import Settings
 from tidegate.small_file import UnreadableFile
 
 MAX_KEY_BYTES = 16 * 1024  # some clouds use signed tokens of 2 to 4 KiB
@@ -108,13 +108,14 @@ def size_problem(
     return Problem("upstream", f"keys, headers and ca_files have more than {MAX_ALL_BYTES} bytes")
 
 
-def variables_of(upstream: Upstream) -> Iterator[str]:
-    """The environment variables that hold a secret of the upstream's."""
-    if upstream.api_key_env is not None:
-        yield upstream.api_key_env
-    for source in upstream.headers.values():
-        if not isinstance(source, str) and source.env is not None:
-            yield source.env
+def variables_of(settings: Settings) -> Iterator[str]:
+    """The environment variables that hold a secret of an upstream's."""
+    for upstream in settings.upstreams:
+        if upstream.api_key_env is not None:
+            yield upstream.api_key_env
+        for source in upstream.headers.values():
+            if not isinstance(source, str) and source.env is not None:
+                yield source.env
 
 
 def _certificates(name: str, config_dir: Path) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from tidegate.core.settings import KIB, MIB
+from tidegate.core.visible import visible_json
 
 FORMAT = 1
 DIRECTORY = "bundles"
@@ -107,12 +108,15 @@ def _shorten(name: str, section: Section, most: int) -> Section:
 
 
 def render(sections: dict[str, Section]) -> bytes:
-    """One section after the other: a list has an item a line, anything else is indented."""
+    """One section after the other: a list has an item a line, anything else is indented.
+
+    People look at it on a terminal, and reasons come from elsewhere.
+    """
     parts = [
         msgspec.json.encode(name) + b": " + _render_section(section)
         for name, section in sections.items()
     ]
-    return b"{\n" + b",\n".join(parts) + b"\n}\n"
+    return visible_json((b"{\n" + b",\n".join(parts) + b"\n}\n").decode()).encode()
 
 
 def _render_section(section: Section) -> bytes:

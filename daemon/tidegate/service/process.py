@@ -15,12 +15,13 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tidegate.config import LoadedConfig
+from tidegate.config.secret import variables_of
 from tidegate.core.message import Heartbeat
 from tidegate.core.settings import Settings
 from tidegate.service import log
@@ -143,7 +144,7 @@ def spawn(
         popen = subprocess.Popen(  # noqa: S603  (our own command)
             [*command, "--channel", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
-            env=worker_environment(os.environ),
+            env=worker_environment(os.environ, frozenset(variables_of(config.settings))),
             pass_fds=(theirs.fileno(), *inherited),
         )
     except OSError:
@@ -154,10 +155,16 @@ def spawn(
     return Worker(number, popen, Channel(ours), socket_path, config)
 
 
-def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Ours, without what speaks to the service manager, and with the log's place."""
+def worker_environment(
+    environ: Mapping[str, str], secret: Set[str] = frozenset()
+) -> dict[str, str]:
+    """Ours, without what speaks to the service manager, and with the log's place.
+
+    And without variables that are `secret`: a worker is told their values, and whoever can read
+    its environment need not be.
+    """
     kept = {_MALLOC_LARGE: _LARGE_BYTES}
-    kept |= {k: v for k, v in environ.items() if not k.startswith(_MANAGERS)}
+    kept |= {k: v for k, v in environ.items() if not k.startswith(_MANAGERS) and k not in secret}
     if file := log.current_file():
         kept[log.FILE_VARIABLE] = str(file)
     return kept
