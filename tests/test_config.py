@@ -510,6 +510,15 @@ def test_unusual_periods_of_growth_are_accepted_with_a_warning(load):
     assert load("[memory.growth]").warnings == []
 
 
+def test_a_budget_that_is_too_small_for_something_is_warned_of(load):
+    """Under the least, and for requests as large as they may be."""
+    [least, body] = load('memory.budget = "128MiB"').warnings
+    assert least.startswith("memory.budget: 128MiB counts as 160MiB")
+    assert body.startswith("limits.max_body: of 32MiB no more than about 8MiB fits")
+    assert load('memory.budget = "160MiB"\nlimits.max_body = "8MiB"').warnings == []
+    assert load('memory.budget = "512MiB"').warnings == []
+
+
 def test_recycle_limit_below_the_longest_run_is_warned_of(load):
     """A recycle that may cut answers is said so, also when only one upstream's limit is longer."""
     assert load("limits.total_s = 3599").warnings == []

@@ -105,6 +105,18 @@ def test_a_closed_account_cannot_be_charged() -> None:
     assert ledger.total_bytes == sum(each.total_bytes for each in ledger.accounts)
 
 
+def test_the_largest_body_that_ever_fits_does() -> None:
+    """With what it takes while it arrives, and with its own connection."""
+    ledger = Ledger(40 * 1024 * 1024)
+    most = ledger.largest_body_bytes
+    assert most is not None
+    assert 16 * 1024 * 1024 < most < 20 * 1024 * 1024
+    ledger.connections.set(Entry.CONNECTION, 64 * 1024)
+    ledger.open().set(Entry.BODY, most * 9 // 8)
+    assert Ledger().largest_body_bytes is None
+    assert Ledger(1000).largest_body_bytes == 0
+
+
 def test_requests_leave_half_of_the_book_to_answers() -> None:
     """What clients send is refused at half of the limit; an answer may still grow."""
     ledger = Ledger(1000)

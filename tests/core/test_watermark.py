@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tidegate.core import watermark as wm
 from tidegate.core.settings import MIB
@@ -41,7 +42,21 @@ def level_after(*steps: tuple[float, float], start: wm.Watermark | None = None) 
     return levels
 
 
-@pytest.mark.parametrize("budget", [128 * MIB, 256 * MIB, 1024 * MIB])
+BUDGETS = [wm.LEAST_BUDGET_BYTES, 200 * MIB, 256 * MIB, 512 * MIB, 1024 * MIB, 8192 * MIB]
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_a_worker_that_has_served_is_level_0_at_every_budget(budget: int) -> None:
+    """What it keeps beside its runs is no reason for a level, whatever its base is."""
+    limits = wm.Limits(budget_bytes=budget, hard=True, machine_bytes=8192 * MIB)
+    for base in (BASE, wm.USUAL_BASE_BYTES + 2 * MIB):
+        kept = replace(reading(wm.WORKER_KEEPS_BYTES), base_bytes=base)
+        mark, standing = wm.judge(wm.Watermark(level=5, lower_since_s=0.0), kept, limits, 10.0)
+        assert mark.level == 0
+        assert standing.ledger_limit_bytes >= 12 * MIB  # two windows, and as much for requests
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("generations", [1, 2])
 def test_idle_is_level_0_and_a_recycle_does_not_raise_it(budget: int, generations: int) -> None:
     """Workers that hold no more than their base are level 0 at every budget."""

@@ -364,6 +364,53 @@ async def test_readers_who_read_nothing_go_before_one_who_reads_has_to_fail(
     assert registry.ended["failed"] == 0
 
 
+async def test_readers_who_lag_go_before_one_who_keeps_up_has_to_fail(
+    rigs, raw_upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where no reader has stalled for long yet: what holds most goes, and is told why."""
+    monkeypatch.setattr("tidegate.gateway.registry.STALLED_S", 3600.0)
+    one_more, go_on = asyncio.Event(), asyncio.Event()
+
+    async def play(peer: Peer) -> None:
+        asked = await peer.request()
+        await peer.send(HEAD + chunked(ROLE, numbered(0)))
+        if b"blind" in asked:
+            await peer.send(*(chunked(numbered(n, 1000) * 20) for n in range(200)))
+            await peer.hang()
+        await one_more.wait()
+        await peer.send(chunked(numbered(1)))
+        await go_on.wait()
+        for n in range(2, 301):
+            await peer.send(chunked(numbered(n, 1000)))
+        await peer.send(*WHOLE_END)
+
+    rig = await rigs(await raw_upstream(play), stall_s=600.0, window_bytes=512 * 1024)
+    reader = await open_chat(rig.base_url, "m")
+    await reader.read_events(1)
+    runs = []
+    for _ in range(3):
+        blind = await open_chat(rig.base_url, "blind", receive_buffer=4096)
+        await blind.read_events(1)
+        runs.append(rig.relay().run)
+        await until(lambda: runs[-1].paused_s is not None, DEADLINE_S, "its upstream waits")
+    registry = rig.gateway.registry
+    rig.facts(ledger_limit_bytes=registry.ledger.total_bytes + 8 * 1024)
+    one_more.set()
+    await reader.read_events(3)
+    assert registry.swept.runs == 0  # what costs nobody anything was enough
+    rig.facts(ledger_limit_bytes=registry.ledger.total_bytes + 8 * 1024)
+    go_on.set()
+    answer = await reader.read_all()
+    assert numbers(answer.events) == list(range(301))
+    assert answer.body.endswith(DONE)
+    gone = [run for run in runs if run.released]
+    assert 1 <= len(gone) < 3
+    for run in gone:
+        assert run.state is State.EXPIRED
+        assert str(run.reason).startswith("swept: its readers lag by")
+    assert registry.ended["failed"] == 0
+
+
 async def test_who_keeps_up_is_not_held_back_by_his_own_event(rigs, raw_upstream) -> None:
     """The ledger gets tight, and stays so, while an event of his is being charged."""
     gate = asyncio.Event()

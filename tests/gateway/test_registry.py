@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from contextlib import suppress
 
 import pytest
 
@@ -12,6 +13,7 @@ from fakes.client import Stream, chat, get, open_chat
 from fakes.machine import until
 from fakes.upstream import DONE, FINISH, OK, ROLE, chunk, numbered
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked, plain
+from tidegate.core.errors import LedgerFull
 from tidegate.core.ledger import Entry
 from tidegate.core.message import Token
 from tidegate.core.run import State
@@ -266,11 +268,15 @@ async def test_where_nothing_helps_a_run_fails_with_the_reason(rigs, raw_upstrea
     assert [event.id for event in joined.events] == [str(n) for n in range(len(joined.events))]
     assert [event.data for event in joined.events] == [event.data for event in live.events]
     await rig.idle()
-    rig.facts(ledger_limit_bytes=1)
+    rig.facts(ledger_limit_bytes=200_000)
+    other = registry.ledger.open()
+    with suppress(LedgerFull):
+        other.set(Entry.WINDOW, 200_001)
     refused = await chat(rig.base_url, "m")
     assert refused.status == 503
     assert int(refused.headers["retry-after"]) > 0
     assert refused.json()["error"]["code"] == "memory_limit"  # type: ignore[index]
+    other.close()
 
 
 async def test_a_body_without_room_is_refused_and_charged_to_nobody(
@@ -278,12 +284,16 @@ async def test_a_body_without_room_is_refused_and_charged_to_nobody(
 ) -> None:
     """503 with Retry-After; health is still answered."""
     rig = await rigs(scripted_upstream)
-    rig.facts(ledger_limit_bytes=50_000)
+    rig.facts(ledger_limit_bytes=500_000)
+    ledger = rig.gateway.registry.ledger
+    other = ledger.open()
+    other.set(Entry.BODY, 200_000)
     refused = await open_chat(rig.base_url, "ok", padding="x" * 100_000)
     await refused.read_all()
     assert refused.status == 503
     assert "retry-after" in refused.headers
-    assert rig.gateway.registry.ledger.total_bytes == 0
+    other.close()
+    assert ledger.total_bytes == 0
     assert rig.gateway.registry.total == 0
     assert (await get(rig.base_url, "/healthz")).status == 200
     assert bytes((await chat(rig.base_url, "ok")).body) == b"".join(OK)

@@ -78,6 +78,14 @@ PROVOKED = {
         with_memory(limit_in_s=7200.0, growth_bytes_per_h=5 * MIB),
         "warning", "5.0 MiB an hour that no run explains; full in 2.0 h", "bundle",
     ),
+    "budget-small": (
+        replace(WELL, configured_budget_bytes=130 * MIB),
+        "warning", "memory.budget is 130 MiB and counts as 160", 'memory.budget = "160MiB"',
+    ),
+    "body-never-fits": (
+        replace(WELL, max_body_bytes=32 * MIB, fits_bytes=9 * MIB),
+        "warning", "over 9 MiB never fit", "memory.budget",
+    ),
     "disk-full": (replace(WELL, free_bytes=100 * MIB), "warning", "100 MiB", "make room"),
     "log-lines-lost": (replace(WELL, lost_lines=3), "warning", "3 log lines", "disk"),
     "stop-limit": (
@@ -92,6 +100,8 @@ def test_all_is_well() -> None:
     assert list(find(WELL)) == []
     assert list(find(with_status(restarts=[lost(4000)]))) == []
     assert list(find(with_memory(limit_in_s=30 * 86400.0, growth_bytes_per_h=1))) == []
+    roomy = replace(WELL, configured_budget_bytes=160 * MIB, max_body_bytes=9, fits_bytes=9)
+    assert list(find(roomy)) == []
 
 
 @pytest.mark.parametrize("name", PROVOKED)
@@ -123,6 +133,13 @@ def test_every_id_in_the_code_is_provoked_here() -> None:
     assert {name.rstrip("-") for name in written} == {
         "upstream" if name.startswith("upstream-") else name for name in PROVOKED
     }
+
+
+def test_a_system_that_leaves_less_than_the_least_is_named() -> None:
+    """It enforces its limit, so ours cannot count as more."""
+    (problem,) = find(with_memory(budget_bytes=100 * MIB, budget_source="memory.max of /a"))
+    assert problem.id == "budget-small"
+    assert "the system leaves 100 MiB (memory.max of /a)" in problem.cause
 
 
 def test_the_disk_is_really_read(tmp_path: Path) -> None:

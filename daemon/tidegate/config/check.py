@@ -13,8 +13,17 @@ from collections.abc import Iterator
 from tidegate.config.problem import Problem
 from tidegate.core.header import MAX_HEADERS, MAX_VALUE_BYTES, is_value, name_problem
 from tidegate.core.host import parse_pattern
-from tidegate.core.settings import API_KEY_HEADERS, Growth, LimitOverrides, Settings, Upstream
+from tidegate.core.ledger import largest_body_bytes
+from tidegate.core.settings import (
+    API_KEY_HEADERS,
+    MIB,
+    Growth,
+    LimitOverrides,
+    Settings,
+    Upstream,
+)
 from tidegate.core.url import Url, parse_url
+from tidegate.core.watermark import LEAST_BUDGET_BYTES, usual_ledger_limit_bytes
 from tidegate.places import MAX_SOCKET_PATH_BYTES
 
 _PORT = r"(?P<port>[0-9]{1,5})"
@@ -83,6 +92,7 @@ def find_warnings(settings: Settings) -> list[str]:
             "memory.growth: the periods are not the usual ones; short ones take warming up for a "
             "leak and recycle for nothing"
         )
+    found += _little_memory(settings)
     longest_s = max(total_s + grace_s for total_s, grace_s in _run_limits(settings))
     if settings.drain.recycle_limit_s < longest_s:
         found.append(
@@ -90,6 +100,25 @@ def find_warnings(settings: Settings) -> list[str]:
             f"run may take ({longest_s:g} s with its grace): a recycle can cut answers"
         )
     return found
+
+
+def _little_memory(settings: Settings) -> Iterator[str]:
+    """What a budget is too small for."""
+    budget_bytes = settings.memory.budget_bytes
+    if budget_bytes is None:
+        return  # it is known when it runs, see `service.repairs`
+    if budget_bytes < LEAST_BUDGET_BYTES:
+        yield (
+            f"memory.budget: {budget_bytes // MIB}MiB counts as {LEAST_BUDGET_BYTES // MIB}MiB, "
+            "the least with which readers are safe from each other; set at least that"
+        )
+    limit_bytes = usual_ledger_limit_bytes(max(budget_bytes, LEAST_BUDGET_BYTES))
+    fits_bytes = largest_body_bytes(limit_bytes)
+    if settings.limits.max_body_bytes > fits_bytes:
+        yield (
+            f"limits.max_body: of {settings.limits.max_body_bytes // MIB}MiB no more than about "
+            f"{fits_bytes // MIB}MiB fits into this memory.budget; larger requests get 413"
+        )
 
 
 def _run_limits(settings: Settings) -> Iterator[tuple[float, float]]:

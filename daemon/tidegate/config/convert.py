@@ -35,7 +35,7 @@ _LEAST: dict[str, float] = {
     "recycles_per_hour": 0,
     "window_bytes": 64 * KIB,  # one segment of a window
     "max_body_bytes": KIB,
-    "budget_bytes": 128 * MIB,  # two workers, for the time of a recycle, need this much
+    "budget_bytes": 128 * MIB,  # two workers need this much; see also LEAST_BUDGET_BYTES
 }
 _LEAST_SECONDS = 0.001
 _MOST_SECONDS = 366 * 86400.0  # timers of event loops overflow far beyond it

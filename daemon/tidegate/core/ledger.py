@@ -35,6 +35,15 @@ class Entry(IntEnum):
 
 
 _ENTRIES = len(Entry)
+_BESIDE_BODY_BYTES = 64 * 1024  # of the intake: the connection of a body, and its head
+
+
+def largest_body_bytes(limit_bytes: int) -> int:
+    """The largest body that a ledger with this limit ever has room for.
+
+    While it arrives it takes up to an eighth more, and all requests together have half the limit.
+    """
+    return max(0, limit_bytes // 2 - _BESIDE_BODY_BYTES) * 8 // 9
 
 
 class Ledger:
@@ -92,6 +101,11 @@ class Ledger:
     def intake_limit_bytes(self) -> int:
         """The most that it may be; 0: no limit."""
         return self.limit_bytes // 2
+
+    @property
+    def largest_body_bytes(self) -> int | None:
+        """The largest body that fits when nothing else is there; None: no limit."""
+        return largest_body_bytes(self.limit_bytes) if self.limit_bytes else None
 
     @property
     def is_intake_full(self) -> bool:

@@ -19,6 +19,10 @@ from msgspec.structs import replace
 
 from tidegate.core.settings import MIB
 
+# The least budget with which it can be quiet: what any worker keeps once it has served is then well
+# below level 1. At 128 MiB that was all of the spendable part: dead readers left level 3 behind.
+LEAST_BUDGET_BYTES = 160 * MIB
+USUAL_BASE_BYTES = 48 * MIB  # of a worker, where none has been measured yet
 RESERVE_BYTES = 16 * MIB  # the watchdog's own 13 MiB, and what the kernel rounds up
 SPENDABLE_FLOOR_BYTES = 8 * MIB  # a budget that two bases fill still lets two windows live
 ENTER = (0.60, 0.70, 0.80, 0.88)  # levels 1 to 4, of the spendable part
@@ -93,6 +97,11 @@ def ledger_limit_bytes(spendable: int) -> int:
     """What runs may hold of the spendable part."""
     below_shed = (ENTER[2] * spendable - WORKER_KEEPS_BYTES) / LEDGER_SLACK
     return int(max(LEDGER_LEAST_SHARE * spendable, below_shed))
+
+
+def usual_ledger_limit_bytes(budget_bytes: int) -> int:
+    """What it will be about, before a worker has been measured."""
+    return ledger_limit_bytes(spendable_bytes(budget_bytes, USUAL_BASE_BYTES))
 
 
 def judge(

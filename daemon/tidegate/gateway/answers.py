@@ -81,7 +81,11 @@ async def _new_relay(
     check_welcome(gateway, request)
     limits = gateway.settings.limits
     body = await read_body(
-        request, max_bytes=limits.max_body_bytes, deadline_s=limits.body_s, charge=charge
+        request,
+        max_bytes=limits.max_body_bytes,
+        deadline_s=limits.body_s,
+        charge=charge,
+        fits_bytes=gateway.registry.ledger.largest_body_bytes,
     )
     question = understand(request, form, body)
     return new_relay(gateway, caller, account, question), question.wanted

@@ -11,6 +11,7 @@ import asyncio
 import io
 import zlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 from aiohttp import HttpVersion11, StreamReader, hdrs, web
 from aiohttp.web import BaseRequest
@@ -29,13 +30,15 @@ async def read_body(
     max_bytes: int,
     deadline_s: float,
     charge: Callable[[int], None],
+    fits_bytes: int | None = None,
 ) -> bytes:
     """The body, inflated.
 
     `max_bytes` bounds it both as sent and as inflated; `deadline_s` bounds the time until the
-    last byte has arrived. `charge` is told, before each piece is kept, how much is held then, and
-    may raise: that is the memory taken, up to an eighth more than the content. It is the caller's
-    to give back, after an error too, where it releases the rest.
+    last byte has arrived. `fits_bytes` is what memory ever has room for, where that is known: who
+    sends more need not come again. `charge` is told, before each piece is kept, how much is held
+    then, and may raise: that is the memory taken, up to an eighth more than the content. It is the
+    caller's to give back, after an error too, where it releases the rest.
 
     Raises Refused: 400 for what can't be decoded, 408 late, 413 too large, 415 for another
     encoding, 417 for another expectation. 408 and 413 end the connection: the rest of such a
@@ -43,10 +46,13 @@ async def read_body(
     """
     encoding = _encoding(request)
     length = request.headers.get(hdrs.CONTENT_LENGTH)
-    if length is not None and int(length) > max_bytes:
-        raise _too_large(max_bytes)
+    bound = _Bound(max_bytes, "limits.max_body")
+    if fits_bytes is not None and fits_bytes < max_bytes:
+        bound = _Bound(fits_bytes, "which memory.budget leaves room for")
+    if length is not None and int(length) > bound.bytes:
+        raise bound.refusal()
     content = request.content
-    kept = _Kept(max_bytes, charge)
+    kept = _Kept(bound, charge)
     try:
         if encoding is None and content.is_eof():  # it came together with its head, as most do
             return kept.whole(content.read_nowait())
@@ -69,22 +75,42 @@ async def read_body(
     return kept.value()
 
 
+class _Bound(NamedTuple):
+    """How large a body may be, and which setting says so."""
+
+    bytes: int
+    why: str
+
+    def refusal(self) -> Refused:
+        return Refused(
+            413,
+            f"the body is larger than {self.bytes} bytes ({self.why});"
+            " send less at once, or raise that setting",
+            "body_too_large",
+            close=True,
+        )
+
+
 class _Kept:
     """The bytes read so far."""
 
-    __slots__ = ("_buffer", "_charge", "_max_bytes", "room")
+    __slots__ = ("_bound", "_buffer", "_charge", "room")
 
-    def __init__(self, max_bytes: int, charge: Callable[[int], None]) -> None:
-        self._max_bytes = max_bytes
+    def __init__(self, bound: _Bound, charge: Callable[[int], None]) -> None:
+        self._bound = bound
         self._charge = charge
         self._buffer: io.BytesIO | None = None
-        self.room = max_bytes
+        self.room = bound.bytes
+
+    def refusal(self) -> Refused:
+        """It is too large."""
+        return self._bound.refusal()
 
     def _take(self, size: int) -> None:
         if size > self.room:
-            raise _too_large(self._max_bytes)
+            raise self.refusal()
         self.room -= size
-        held_bytes = self._max_bytes - self.room
+        held_bytes = self._bound.bytes - self.room
         # A BytesIO that has to grow takes an eighth more, so as not to grow with every piece.
         self._charge(held_bytes if size == held_bytes else held_bytes + held_bytes // 8)
 
@@ -111,7 +137,7 @@ async def _inflate(content: StreamReader, encoding: str, kept: _Kept) -> None:
     sent_limit = kept.room  # blocks that inflate to nothing could be sent for ever
     while chunk := await content.readany():
         if content.total_bytes > sent_limit:
-            raise _too_large(sent_limit)
+            raise kept.refusal()
         if inflater is None:
             inflater = zlib.decompressobj(_window(encoding, chunk[0]))
         more = True
@@ -167,16 +193,6 @@ def _invite(request: BaseRequest) -> None:
     transport = request.transport
     if not request.content.is_eof() and transport is not None and not transport.is_closing():
         transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-
-def _too_large(max_bytes: int) -> Refused:
-    return Refused(
-        413,
-        f"the body is larger than {max_bytes} bytes (limits.max_body);"
-        " send less at once, or raise that limit",
-        "body_too_large",
-        close=True,
-    )
 
 
 def _undecodable(what: str) -> Refused:

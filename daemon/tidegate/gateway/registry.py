@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from heapq import nlargest
 from itertools import chain, islice
 
 from tidegate.core import relief, sweep
@@ -390,8 +391,8 @@ class Registry:
         Finished windows, then what readers have behind them, and slow readers' upstreams wait.
         What is kept of live runs that nobody reads shrinks to a fair share. When it is full all
         the same nothing is kept of those: they go on, and who comes later is told what is gone.
-        Then go runs whose readers read nothing, and last finished ones with readers who do; all
-        of them are told.
+        Then go runs whose readers read nothing, those whose readers lag most, and last finished
+        ones with readers who do; all of them are told.
         """
         if self._relieving:
             return  # a run that goes charges its last words
@@ -413,6 +414,7 @@ class Registry:
                 if not relay.subscribers:
                     relay.run.shrink(0)
             runs += self._evict_stalled()
+            runs += self._evict_lagging()
             runs += self._evict_while(lambda: self.ledger.is_full, self._finished.values())
         if freed := before - self.ledger.total_bytes:
             known = self.at_limit
@@ -452,6 +454,26 @@ class Registry:
             for victim in relief.plan(Step.STALLED, found, now_s, STALLED_S, 1):
                 self.evict(victim, "memory limit")
                 runs += 1
+        self.report()
+        return runs
+
+    def _evict_lagging(self) -> int:
+        """Then goes what is held for readers who lag, the most first; how many.
+
+        Else whichever run grows next would have to fail, and that is one whose reader keeps up.
+        All are looked at, so a little more goes than is needed just now.
+        """
+        if not self.ledger.is_full:
+            return 0
+        enough_bytes = self.ledger.limit_bytes - self.ledger.limit_bytes // 16
+        lags = ((relay.lag_bytes, relay.run.id) for relay in self._relays.values())
+        runs = 0
+        for lag_bytes, run_id in nlargest(MOST_PER_TICK, lags):
+            if not lag_bytes or self.ledger.total_bytes <= enough_bytes:
+                break
+            words = f"swept: its readers lag by {lag_bytes // 1024} KiB"
+            self.evict(Victim(run_id, Act.RELEASE, "lagging", words, lag_bytes), "memory limit")
+            runs += 1
         self.report()
         return runs
 

@@ -767,6 +767,13 @@ class Relay:
         lag = self.run.window.end.offset - min(s.cursor.offset for s in self.subscribers)
         return lag + 2 * SEGMENT_BYTES if lag else 0
 
+    @property
+    def lag_bytes(self) -> int:
+        """What is held for readers of whom none keeps up; 0 where one does."""
+        if not self.subscribers or any(each.live for each in self.subscribers):
+            return 0
+        return self.needed_bytes + self.run.account.entries[Entry.OUTBOUND]
+
     def _balance(self) -> None:
         """Pauses the upstream when every reader lags far behind, and reads on when one is near."""
         run = self.run

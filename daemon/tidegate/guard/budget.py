@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tidegate.core.settings import MIB
+from tidegate.core.watermark import LEAST_BUDGET_BYTES
 from tidegate.guard import cgroup, kept, machine
 from tidegate.guard.cgroup import Cgroup
 
@@ -61,13 +62,19 @@ def find(configured_bytes: int | None, root: Path = Path("/")) -> Budget:
         limits = [each for each in limits if each.bytes <= total_bytes]
         ignored += tuple(f"{source}: more than this computer has" for source in idle)
     if configured_bytes is not None:
-        limits.append(Budget(bytes=configured_bytes, source="setting memory.budget", hard=True))
+        source = "setting memory.budget"
+        if configured_bytes < LEAST_BUDGET_BYTES:
+            source += f", which counts as the least, {LEAST_BUDGET_BYTES // MIB} MiB"
+        budget_bytes = max(configured_bytes, LEAST_BUDGET_BYTES)
+        limits.append(Budget(bytes=budget_bytes, source=source, hard=True))
     found = min(limits, key=lambda each: each.bytes) if limits else _guess(total_bytes)
     return replace(found, ignored=ignored + unread)
 
 
 def _guess(total_bytes: int | None) -> Budget:
     share = FALLBACK_BYTES if total_bytes is None else int(FALLBACK_SHARE * total_bytes)
+    if share < LEAST_BUDGET_BYTES:
+        return Budget(bytes=LEAST_BUDGET_BYTES, source="no limit found: the least that will do")
     if share < FALLBACK_BYTES:
         return Budget(bytes=share, source="no limit found: a quarter of this computer's memory")
     return Budget(bytes=FALLBACK_BYTES, source="no limit found, so the default")

@@ -12,6 +12,7 @@ import os
 from msgspec.structs import replace
 
 from tidegate.core import growth, ladder, watermark
+from tidegate.core.ledger import largest_body_bytes
 from tidegate.core.lifecycle import HOUR_S
 from tidegate.core.message import GuardFigures, Heartbeat, StepReport
 from tidegate.core.relief import Step
@@ -202,6 +203,12 @@ class MemoryBook:
     def ledger_limit_bytes(self) -> int:
         """What a worker's ledger may hold; 0 is no limit."""
         return self.decision.ledger_limit_bytes if self.decision and self.enforces else 0
+
+    @property
+    def largest_body_bytes(self) -> int | None:
+        """What a worker ever has room for; None where there is no limit, or no worker yet."""
+        limit_bytes = self.ledger_limit_bytes if self.base_bytes else 0
+        return largest_body_bytes(limit_bytes) if limit_bytes else None
 
     def rss_bytes(self, pid: int) -> int | None:
         """Of one of our processes, as last sampled."""

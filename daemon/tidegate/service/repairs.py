@@ -20,6 +20,7 @@ from tidegate.core.lifecycle import HOUR_S
 from tidegate.core.problem import Problem, Severity
 from tidegate.core.repairs import Repair, Repairs
 from tidegate.core.settings import MIB
+from tidegate.core.watermark import LEAST_BUDGET_BYTES
 from tidegate.service.status import FAILING, Status
 
 DISK_EVERY_S = 60.0
@@ -44,6 +45,9 @@ class Seen(Struct, frozen=True, kw_only=True):
     free_bytes: int | None = None  # where the state is
     connections: int = 0
     max_connections: int = 0
+    configured_budget_bytes: int | None = None
+    max_body_bytes: int = 0
+    fits_bytes: int | None = None  # the largest body that memory ever has room for
     is_watched: bool = True  # by the service manager, where there is one
     stop_limit_s: float = 0.0  # what the config gives answers at a stop
     stop_s: float = 0.0  # what the service manager leaves of it
@@ -55,6 +59,7 @@ def find(seen: Seen) -> Iterator[Problem]:
     yield from _upstreams(seen)
     yield from _workers(seen)
     yield from _memory(seen)
+    yield from _little_memory(seen)
     yield from _machine(seen)
 
 
@@ -128,6 +133,34 @@ def _memory(seen: Seen) -> Iterator[Problem]:
             f"{(memory.growth_bytes_per_h or 0) / MIB:.1f} MiB an hour that no run explains; "
             f"full in {memory.limit_in_s / HOUR_S:.1f} h",
             "a new worker will take over before that; `tidegate bundle` is what to report",
+        )
+
+
+def _little_memory(seen: Seen) -> Iterator[Problem]:
+    """What a budget is too small for."""
+    budget_mib, least_mib = seen.status.memory.budget_bytes // MIB, LEAST_BUDGET_BYTES // MIB
+    if seen.configured_budget_bytes is not None and (
+        seen.configured_budget_bytes < LEAST_BUDGET_BYTES
+    ):
+        yield _warning(
+            "budget-small",
+            f"memory.budget is {seen.configured_budget_bytes // MIB} MiB and counts as {least_mib} "
+            "MiB, the least with which readers are safe from each other",
+            f'set memory.budget = "{least_mib}MiB" or more',
+        )
+    elif 0 < budget_mib < least_mib:
+        yield _warning(
+            "budget-small",
+            f"the system leaves {budget_mib} MiB ({seen.status.memory.budget_source}): a crowd of "
+            "slow readers can cost others their answers",
+            f"raise that limit to {least_mib} MiB or more",
+        )
+    if seen.fits_bytes is not None and seen.fits_bytes < seen.max_body_bytes:
+        yield _warning(
+            "body-never-fits",
+            f"requests over {seen.fits_bytes // MIB} MiB never fit into memory and get 413, though "
+            f"limits.max_body is {seen.max_body_bytes // MIB} MiB",
+            "raise memory.budget, or lower limits.max_body",
         )
 
 
