@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import ssl
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +16,8 @@ import trustme
 from fakes.client import chat
 from fakes.gateway import StartGateway
 from fakes.machine import stop_listening, until
-from fakes.upstream import OK
+from fakes.scenario import toml
+from fakes.upstream import OK, ScriptedUpstream
 from gateway.gateway_rig import HEAD, LAST, chunked, plain
 
 AUTHORITY = trustme.CA()
@@ -100,3 +102,33 @@ X-Env = {{ env = "GATE" }}
     await asyncio.to_thread(running.ask, "reload")
     await ask("open sesame two")
     assert "sesame" not in running.log.read_text()
+
+
+async def test_an_upstream_whose_certificates_tls_refuses_is_failing_and_the_others_serve(
+    gateway: StartGateway, scripted_upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    """The check sees the form of a certificate alone; what is in it costs that upstream alone."""
+    body = b"no certificate" * 20
+    der = b"\x30\x82" + len(body).to_bytes(2, "big") + body
+    pem = f"-----BEGIN CERTIFICATE-----\n{b64encode(der).decode()}\n-----END CERTIFICATE-----\n"
+    (tmp_path / "ca.pem").write_text(pem)
+    running = await asyncio.to_thread(
+        gateway,
+        toml(("box", scripted_upstream.url), ("bad", "https://localhost:1"))
+        + f'ca_file = "{tmp_path / "ca.pem"}"\n'
+        + '[[model]]\nname = "x"\ntargets = ["bad/ok", "box/ok"]\n',
+    )
+    assert (await chat(running.base_url, "x")).clean
+    refused = await chat(running.base_url, "bad/ok")
+    assert refused.status == 502
+    assert b"ca_file" in refused.body
+    await until(lambda: bool(running.status()["repairs"]), 30, "a repair is open")
+    status = running.status()
+    assert [(each["name"], each["state"]) for each in status["upstreams"]] == [
+        ("box", "ok"),
+        ("bad", "failing"),
+    ]
+    assert "the certificates of its ca_file cannot be used" in status["upstreams"][1]["last_error"]
+    [repair] = [each for each in status["repairs"] if "bad" in each["id"]]
+    assert "ca_file" in repair["cause"]
+    assert status["restarts"] == []
