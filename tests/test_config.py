@@ -65,12 +65,13 @@ def test_every_documented_key_arrives(load):
         max_concurrent = 4
         [upstream.limits]
         total_s = 60.5
+        plain_s = 30
         [[upstream]]
         name = "sock"
         url = "unix:/run/llama.sock:/v1"
         [[model]]
         name = "fast"
-        targets = ["box/qwen3", "sock/org/name:tag"]
+        targets = [["box/qwen3", "sock/org/name:tag"], "box/small"]
         [model.limits]
         window = "1MiB"
         """
@@ -83,7 +84,9 @@ def test_every_documented_key_arrives(load):
     assert settings.memory.mode == "observe"
     assert settings.drain.stop_limit_s == 0
     assert settings.upstreams[0].limits.over(settings.limits).total_s == 60.5
-    assert settings.models[0].targets[1] == "sock/org/name:tag"
+    assert settings.limits.plain_s is None
+    assert settings.upstreams[0].limits.over(settings.limits).plain_s == 30.0
+    assert settings.models[0].levels == [["box/qwen3", "sock/org/name:tag"], ["box/small"]]
     assert settings.models[0].limits.window_bytes == MIB
 
 
@@ -156,6 +159,14 @@ def test_one_address_may_stand_alone_and_auto_is_none(load):
         (f'{BOX}[[model]]\nname="f"\ntargets=["box"]', 6, "model[0].targets", "upstream/model"),
         (f'{BOX}[[model]]\nname="f"\ntargets=["box/"]', 6, "model[0].targets", "upstream/model"),
         (f'{BOX}[[model]]\nname="f"\ntargets=["box/m","box/m"]', 6, "model[0].targets", "twice"),
+        (f'{BOX}[[model]]\nname="f"\ntargets=[["box/m"],[]]', 6, "model[0].targets", "empty list"),
+        (f'{BOX}[[model]]\nname="f"\ntargets=["box/m",["box/m"]]', 6, "model[0].targets", "twice"),
+        (f'{BOX}[[model]]\nname="f"\ntargets=[["box/m","box/m"]]', 6, "model[0].targets", "twice"),
+        (f'{BOX}[[model]]\nname="f"\ntargets=[[["box/m"]]]', 6, "model[0].targets", "no deeper"),
+        (f'{BOX}[[model]]\nname="f"\ntargets=[["bax/m"]]', 6, "model[0].targets", "mean 'box'"),
+        (f'{BOX}[[model]]\nname="f"\ntargets=[1]', 6, "model[0].targets", "list of texts"),
+        (f'{BOX}[[model]]\nname="f"\ntargets="box/m"', 6, "model[0].targets", "list of texts"),
+        ("[limits]\nplain_s = 0", 2, "limits.plain_s", "at least"),
         (f'{BOX}[[model]]\nname=""\ntargets=["box/m"]', 5, "model[0].name", "printable"),
         (f'{BOX}[[model]]\nname="box/m"\ntargets=["box/m"]', 5, "model[0].name", "hide"),
     ],

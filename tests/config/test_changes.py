@@ -205,6 +205,10 @@ def test_upstreams_and_models_are_known_by_their_names() -> None:
     assert lines(Settings(upstreams=[BOX, CLOUD]), Settings(upstreams=[CLOUD, BOX])) == [
         "upstream (order): box, cloud → cloud, box"
     ]
+    equals = replace(FAST, targets=[["box/m", "cloud/m"], "box/small"])
+    assert lines(replace(FULL, models=[FAST]), replace(FULL, models=[equals])) == [
+        "model[fast].targets: box/m → box/m or cloud/m, box/small"
+    ]
     turned = replace(FAST, targets=["cloud/m", "box/m"])
     assert lines(Settings(models=[FAST]), Settings(models=[turned])) == [
         "model[fast].targets: box/m → cloud/m, box/m"

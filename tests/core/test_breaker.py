@@ -18,6 +18,7 @@ from tidegate.core.breaker import (
     Breaker,
     Happening,
     State,
+    Witness,
 )
 
 NOW_S = 1000.0
@@ -49,8 +50,10 @@ def befall(breaker: Breaker, happening: Happening) -> bool | None:
             return breaker.succeeded()
         case Happening.FAILED | Happening.FAILED_ENOUGH:
             return breaker.failed(NOW_S)
+        case Happening.REACHED:
+            return breaker.reached(NOW_S)
         case Happening.GAVE_UP:
-            return breaker.gave_up()
+            return breaker.gave_up(NOW_S)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +78,7 @@ def test_every_cell_of_the_table_is_what_happens(state: State, happening: Happen
         case Act.SET_ASIDE:
             assert breaker.due_s == NOW_S + FIRST_ASIDE_S
         case Act.SET_ASIDE_LONGER:
-            assert breaker.due_s == NOW_S + 2 * aside_s
+            assert breaker.due_s == NOW_S + min(2 * aside_s, MOST_ASIDE_S)
         case Act.LET_NEXT_TRY:
             assert breaker.admit(NOW_S)
         case Act.RESET:
@@ -107,8 +110,8 @@ def test_one_trial_at_a_time() -> None:
     assert all(breaker.admit(NOW_S) for _ in range(5))
 
 
-def test_each_failed_trial_doubles_the_time_up_to_a_minute() -> None:
-    """5, 10, 20, 40, 60 and again 60 s; after a success it begins with 5 again."""
+def test_each_failed_trial_doubles_the_time_up_to_15_s() -> None:
+    """5, 10, 15 and again 15 s; after a success it begins with 5 again."""
     breaker, now_s, waits = breaker_in(State.OPEN), NOW_S, []
     for _ in range(6):
         waits.append(breaker.aside_s)
@@ -117,7 +120,7 @@ def test_each_failed_trial_doubles_the_time_up_to_a_minute() -> None:
         breaker.failed(now_s)
         assert breaker.due_s is not None
         now_s = breaker.due_s
-    assert waits == [5.0, 10.0, 20.0, 40.0, 60.0, 60.0]
+    assert waits == [5.0, 10.0, 15.0, 15.0, 15.0, 15.0]
     breaker.succeeded()
     for _ in range(FAILURES_TO_OPEN):
         breaker.failed(now_s)
@@ -135,10 +138,80 @@ def test_a_trial_that_is_never_heard_of_is_forgotten() -> None:
 def test_a_trial_whose_client_went_away_decides_nothing() -> None:
     """The next may try at once, and the time has not been doubled."""
     breaker = breaker_in(State.HALF_OPEN)
-    breaker.gave_up()
+    breaker.gave_up(NOW_S)
     assert breaker.state == "open"
     assert breaker.aside_s == FIRST_ASIDE_S
     assert breaker.admit(NOW_S)
+
+
+# --- what may be a request's own mistake ----------------------------------------------------------
+
+PICTURE = Witness("a", 1)
+
+
+def test_one_request_s_own_mistake_sets_nothing_aside() -> None:
+    """However often one caller repeats it."""
+    breaker = Breaker()
+    for _ in range(50):
+        breaker.failed(NOW_S, PICTURE)
+    assert breaker.is_closed
+    assert breaker.is_suspect
+
+
+@pytest.mark.parametrize("other", [Witness("b", 1), Witness("a", 2)])
+def test_what_another_request_met_too_is_the_target_s_fault(other: Witness) -> None:
+    """Another caller, or another body; three failures in a row as ever."""
+    breaker = Breaker()
+    breaker.failed(NOW_S, PICTURE)
+    breaker.failed(NOW_S, other)
+    assert breaker.is_closed
+    breaker.failed(NOW_S, PICTURE)
+    assert breaker.state == "open"
+
+
+def test_a_success_in_between_clears_a_suspicion() -> None:
+    """And who had met it is forgotten."""
+    breaker = Breaker()
+    for _ in range(5):
+        breaker.failed(NOW_S, PICTURE)
+    breaker.succeeded()
+    assert not breaker.is_suspect
+    for _ in range(5):
+        breaker.failed(NOW_S, Witness("b", 1))
+    assert breaker.is_closed
+
+
+def test_a_probe_that_fails_too_confirms_a_suspicion() -> None:
+    """Three times one picture and a server that does not even list its models."""
+    breaker = Breaker()
+    for _ in range(3):
+        breaker.failed(NOW_S, PICTURE)
+    breaker.confirm(NOW_S)
+    assert breaker.state == "open"
+    assert breaker.due_s == NOW_S + FIRST_ASIDE_S
+
+
+def test_one_request_s_own_mistake_decides_no_trial() -> None:
+    """The next one may try at once, and the time is not doubled."""
+    breaker = breaker_in(State.HALF_OPEN)
+    breaker.failed(NOW_S, PICTURE)
+    assert breaker.state == "open"
+    assert breaker.aside_s == FIRST_ASIDE_S
+    assert breaker.admit(NOW_S)
+    breaker.failed(NOW_S, Witness("b", 2))
+    assert not breaker.admit(NOW_S)
+
+
+def test_an_upstream_that_is_reached_is_tried_at_once() -> None:
+    """By one request; a trial that is under way is left to decide."""
+    breaker = breaker_in(State.OPEN)
+    early_s = NOW_S - 4.0
+    assert not breaker.may_pass(early_s)
+    breaker.reached(early_s)
+    assert breaker.may_pass(early_s)
+    assert breaker.admit(early_s)
+    breaker.reached(early_s)
+    assert not breaker.admit(early_s)
 
 
 HISTORY = st.lists(
@@ -175,7 +248,7 @@ def test_no_history_breaks_a_promise(history: list[tuple[str, float]]) -> None:
                 breaker.failed(now_s)
                 in_a_row += 1
             else:
-                breaker.gave_up()
+                breaker.gave_up(now_s)
         assert breaker.is_closed == (in_a_row < FAILURES_TO_OPEN)
         assert breaker.is_closed == (breaker.due_s is None)
         if breaker.due_s is not None:

@@ -18,7 +18,7 @@ from tidegate.core.formats import (
 from tidegate.core.formats.base import Format, Meaning
 from tidegate.core.ledger import Ledger
 from tidegate.core.run import HOLD_EVENTS, LOOK_EVERY_S, Happening, Run, State
-from tidegate.core.settings import Limits
+from tidegate.core.settings import LimitOverrides, Limits
 
 LIMITS = Limits(
     first_output_s=50.0,
@@ -139,11 +139,42 @@ def test_a_grace_of_zero_is_due_at_once(stage: str) -> None:
     assert expiry(run) == (130.0, "disconnect_grace_s", Happening.CANCEL)
 
 
-def test_a_plain_answer_knows_only_the_total() -> None:
-    """It is its own first output: neither first_output_s nor idle_s applies."""
-    run = make_run(streamed=False)
+def test_a_plain_answer_has_a_limit_of_its_own() -> None:
+    """It is its own first output: plain_s counts from the request to the whole answer."""
+    run = make_run(Limits(first_output_s=1.0, idle_s=1.0, plain_s=30.0), streamed=False)
     run.begin_attempt("box", "m", 110.0)
-    assert expiry(run) == (1100.0, "total_s", Happening.EXPIRE)
+    run.feed_plain(b"{")
+    found = next_expiry(run)
+    assert found is not None
+    assert (found.due_s, found.limit, found.happening) == (140.0, "plain_s", Happening.EXPIRE)
+    assert found.reason == "sent no whole answer within plain_s = 30 s"
+    assert found.of_upstream
+    assert found.retryable
+    run.begin_attempt("cloud", "m", 150.0)
+    assert expiry(run)[0] == 180.0
+
+
+@pytest.mark.parametrize(
+    ("limits", "last_s", "before_others_s"),
+    [
+        (Limits(), 600.0, 240.0),
+        (Limits(plain_s=900.0), 900.0, 900.0),
+        (LimitOverrides(plain_s=5.0).over(Limits(plain_s=900.0)), 5.0, 5.0),
+    ],
+)
+def test_a_plain_answer_fails_over_before_its_client_gives_up(
+    limits: Limits, last_s: float, before_others_s: float
+) -> None:
+    """240 s where another target is left, 600 s at the last one; what is set holds for both."""
+    assert limits.at_target(is_last=True).plain_s == last_s
+    assert limits.at_target(is_last=False).plain_s == before_others_s
+
+
+def test_the_total_stands_above_a_plain_answer_s_limit() -> None:
+    """Whatever plain_s says, total_s ends the run."""
+    run = make_run(Limits(total_s=20.0, plain_s=30.0), streamed=False)
+    run.begin_attempt("box", "m", 110.0)
+    assert expiry(run) == (120.0, "total_s", Happening.EXPIRE)
 
 
 def test_while_we_do_not_read_the_upstream_cannot_be_late() -> None:

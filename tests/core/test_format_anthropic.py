@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core import spelling
+from tidegate.core.blame import VERDICTS, fault_of_answer
 from tidegate.core.formats import COUNT_TOKENS, MESSAGES
 from tidegate.core.formats.anthropic import PING
-from tidegate.core.formats.base import OUTPUT, RETRYABLE_STATUS, About, ErrorText, Meaning
+from tidegate.core.formats.base import OUTPUT, About, ErrorText, Meaning
 from tidegate.core.framing import SSE
 
 
@@ -171,9 +172,11 @@ def test_an_error_that_opens_a_stream_has_a_status(kind: str, status: int) -> No
 
 def test_overload_is_worth_another_try_and_a_mistake_is_not() -> None:
     """What the status of an error in a stream is for."""
-    assert MESSAGES.told_error(ERROR).status in RETRYABLE_STATUS
     mistake = event("error", error={"type": "invalid_request_error", "message": "m"})
-    assert MESSAGES.told_error(mistake).status not in RETRYABLE_STATUS
+    for told, goes_on in ((ERROR, True), (mistake, False)):
+        error = MESSAGES.told_error(told)
+        fault = fault_of_answer(error.status, error.body, names_ours=True, is_told=True)
+        assert VERDICTS[fault].goes_on is goes_on
 
 
 @pytest.mark.parametrize("form", [MESSAGES, COUNT_TOKENS])

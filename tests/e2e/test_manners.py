@@ -213,7 +213,7 @@ async def test_a_failure_before_the_first_output_fails_over(
         other.stop()
 
 
-@pytest.mark.parametrize("code", [400, 404, 422])
+@pytest.mark.parametrize("code", [400, 413, 422])
 async def test_a_mistake_of_the_client_does_not_fail_over(
     gateway, scripted_upstream: ScriptedUpstream, code: int
 ) -> None:

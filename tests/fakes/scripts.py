@@ -286,6 +286,18 @@ async def content_filter(to: Connection) -> None:
     await to.refuse(400, "the prompt was filtered", "content_filter")
 
 
+async def moderation(to: Connection) -> None:
+    await to.refuse(403, "the prompt was flagged by moderation", "content_policy_violation")
+
+
+async def no_model(to: Connection) -> None:
+    await to.refuse(404, "The model does not exist", "model_not_found")
+
+
+async def no_route(to: Connection) -> None:
+    await to.refuse(404, "File Not Found", "not_found_error")
+
+
 async def error_first(to: Connection) -> None:
     if not to.streams:
         await error_in_200(to)
@@ -500,6 +512,9 @@ SCRIPTS: dict[str, Script] = {
     "loading": loading,
     "context-length": context_length,
     "content-filter": content_filter,
+    "moderation": moderation,
+    "no-model": no_model,
+    "no-route": no_route,
     "error-first": error_first,
     "error-in-200": error_in_200,
     "html": html,

@@ -19,6 +19,7 @@ from fakes.wire import WORDS, wire_for
 from gateway.gateway_rig import Rig
 
 WHOLE, BROKEN = "whole", "broken"
+SILENT = "silent"  # 504, once plain_s is over
 LIMITS = {
     "first_output_s": 0.5,
     "idle_s": 0.4,
@@ -118,15 +119,20 @@ ROWS: dict[str, tuple[object, object]] = {
     "status:429": (429, 429),
     "status:429:999": (429, 429),
     "status:429:1": (429, 429),
-    "times:1:500": (500, 500),
+    "times:1:500": (WHOLE, WHOLE),  # a 500 at the last target is asked once more
+    "times:2:500": (500, 500),
     "status:408": (408, 408),
     "status:500": (500, 500),
     "status:502": (502, 502),
     "status:503": (503, 503),
     "status:529": (529, 529),
-    "status:401": (401, 401),
-    "status:403": (403, 403),
-    "status:404": (404, 404),
+    "status:401": (502, 502),  # the key is the gateway's own
+    "status:402": (502, 502),
+    "status:403": (502, 502),
+    "status:404": (404, 404),  # the client chose the name
+    "no-model": (404, 404),
+    "no-route": (404, 404),
+    "moderation": (403, 403),
     "status:413": (413, 413),
     "status:422": (422, 422),
     "context-length": (400, 400),
@@ -139,9 +145,9 @@ ROWS: dict[str, tuple[object, object]] = {
     "garbage": (502, 502),
     "big-head": (502, 502),
     "gzip": (502, 502),
-    "silent": (504, None),
-    "headers-then-silent": (504, None),
-    "comments": (BROKEN, None),
+    "silent": (504, SILENT),
+    "headers-then-silent": (504, SILENT),
+    "comments": (BROKEN, SILENT),
     "keep-alives:0": (504, None),
     "keep-alives:2": (BROKEN, None),
     "json": (502, WHOLE),
@@ -149,7 +155,7 @@ ROWS: dict[str, tuple[object, object]] = {
     "error-first": (None, None),
     "drop:2": (BROKEN, 502),
     "reset:2": (BROKEN, 502),
-    "stall:2": (BROKEN, None),
+    "stall:2": (BROKEN, SILENT),
     "no-terminal:2": (BROKEN, 502),
     "malformed:2": (BROKEN, 502),
     "error-middle": (BROKEN, 502),
@@ -246,8 +252,20 @@ async def test_a_stream(rigs, upstream: ScriptedUpstream, form: Form) -> None:
 async def test_a_whole_answer(rigs, upstream: ScriptedUpstream, form: Form) -> None:
     """The upstream's own bytes, or an error with a status; half of one is none."""
     rig = await played(rigs, upstream, first_output_s=6.0)  # a model may load for so long
-    scripts = [script for script, (_, outcome) in ROWS.items() if outcome is not None]
+    scripts = [row for row, (_, outcome) in ROWS.items() if outcome not in {None, SILENT}]
     await judge_all(rig, form, scripts, stream=False)
+
+
+@pytest.mark.parametrize("form", STREAMED + PLAIN, ids=lambda form: form.path)
+async def test_a_whole_answer_that_does_not_come(rigs, upstream, form: Form) -> None:
+    """plain_s ends the wait in every format, and is named beside the upstream."""
+    rig = await played(rigs, upstream, plain_s=0.5)
+    for script, (_, outcome) in ROWS.items():
+        if outcome == SILENT:
+            answer = await ask(rig, form, script, stream=False)
+            assert answer.status == 504, (script, bytes(answer.body))
+            assert form.is_error(answer.json())
+            assert b'upstream \\"box\\" sent no whole answer within plain_s = 0.5 s' in answer.body
 
 
 @pytest.mark.parametrize("form", STREAMED, ids=lambda form: form.path)
@@ -304,12 +322,12 @@ async def test_a_connection_that_died_of_idleness_is_no_fault(rigs, upstream, fo
 @pytest.mark.parametrize("form", STREAMED + PLAIN, ids=lambda form: form.path)
 async def test_a_failing_target_is_passed_by(rigs, upstream, form: Form) -> None:
     """Whatever fails before the first output, the next target answers, whole."""
-    scripts = ["status:500", "status:429:1", "eof", "abort", "garbage", "html:503"]
+    scripts = ["status:500", "status:429:1", "eof", "abort", "garbage", "html:503", "silent"]
     if form.streams:
         scripts += ["error-first", "headers-then-silent", "malformed:0", "keep-alives:0"]
     names = {f"m{number}": [f"box/{script}", "box1/ok"] for number, script in enumerate(scripts)}
     upstream.tried.clear()
-    rig = await rigs(upstream, upstream, models=names, **LIMITS)
+    rig = await rigs(upstream, upstream, models=names, plain_s=0.5, **LIMITS)
     for name, targets in names.items():
         answer = await ask(rig, form, name, stream=form.streams)
         assert answer.status == 200, (targets, bytes(answer.body))

@@ -104,7 +104,7 @@ def test_every_metric_says_what_it_is() -> None:
     """Each has its help and its type, and the content type names the format they are in."""
     text = render(view()).decode()
     names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
-    assert len(names) == len(set(names)) == text.count("# HELP") == 23
+    assert len(names) == len(set(names)) == text.count("# HELP") == 24
     assert all(name.startswith("tidegate_") for name in names)
     assert CONTENT_TYPE.startswith("text/plain; version=0.0.4")
 

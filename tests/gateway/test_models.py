@@ -15,6 +15,7 @@ from fakes.machine import until
 from fakes.upstream import OK
 from gateway.engine_rig import LM_STUDIO, OLLAMA, Fake
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked, plain
+from tidegate.core.blame import Held
 from tidegate.core.message import ModelAlias, ModelState
 from tidegate.core.settings import (
     HeaderSource,
@@ -280,22 +281,25 @@ async def test_a_name_without_a_tag_means_the_latest(rigs, raw_upstream) -> None
     assert targets(both.gateway.catalog, "llama3:latest") == [("box", "llama3:latest")]
 
 
-async def test_a_refresh_says_nothing_about_requests(rigs, raw_upstream) -> None:
-    """However often an upstream lists its models or does not, its breaker hears of requests."""
+async def test_a_refresh_only_lets_a_request_try(rigs, raw_upstream) -> None:
+    """However often an upstream lists its models or does not, requests alone set it aside."""
     library = Library("m")
     upstream = await raw_upstream(library.play)
     rig = await rigs(upstream, peer=True)
     for _ in range(3):
-        rig.pool().failed("answered 500")
+        rig.pool().failed("m", "answered 503", Held.TARGET)
+    health, now_s = rig.pool().health, rig.gateway.loop.time()
+    assert not health.may_ask("m", now_s)
     await rig.gateway.catalog.refresh()
-    assert (rig.pool().state, rig.pool().last_error) == ("set aside", "answered 500")
-    rig.pool().succeeded()
+    assert (rig.pool().state, rig.pool().last_error) == ("set aside", "answered 503")
+    assert health.may_ask("m", rig.gateway.loop.time())
+    rig.pool().succeeded("m")
     await upstream.stop()
     rig.pool().close_idle()
     for _ in range(5):
         await rig.gateway.catalog.refresh()
     assert rig.pool().state == "failing"
-    assert rig.pool().breaker.is_closed
+    assert health.may_ask("m", rig.gateway.loop.time())
 
 
 async def test_the_description_has_upstreams_models_and_aliases(rigs, raw_upstream) -> None:
@@ -313,7 +317,11 @@ async def test_the_description_has_upstreams_models_and_aliases(rigs, raw_upstre
     ]
     assert [model.name for model in other.models] == ["a", "b", "unlisted"]
     assert (other.kind, other.models[0].loaded, other.models[2].unit) == ("other", None, "events/s")
-    assert aliases == [ModelAlias(name="fast", targets=["box/qwen3:8b", "box1/a"])]
+    assert aliases == [
+        ModelAlias(
+            name="fast", targets=["box/qwen3:8b", "box1/a"], levels=[["box/qwen3:8b"], ["box1/a"]]
+        )
+    ]
     (box, other), _ = rig.gateway.catalog.describe(3)
     assert [len(box.models), box.total, len(other.models), other.total] == [2, 2, 1, 3]
 
@@ -331,12 +339,12 @@ async def test_the_description_says_how_each_upstream_is() -> None:
     pool.unreached("gone")
     assert described() == ("unreachable", None, False)
     for _ in range(3):
-        pool.failed("gone")
+        pool.failed("m", "gone", Held.UPSTREAM)
     state, aside_s, on_trial = described()
     assert (state, on_trial) == ("set aside", False)
     assert aside_s is not None
     assert 0 < aside_s <= 5.0
-    assert pool.breaker.admit(pool._loop.time() + 5.0)
+    assert pool.health.admit("m", pool._loop.time() + 5.0)
     assert described()[2]
 
 
@@ -438,7 +446,7 @@ async def test_a_reload_forgets_nothing_of_an_upstream_that_stays(rigs, raw_upst
     rig = await rigs(*upstreams, peer=True)
     for name in ("box", "box1"):
         for _ in range(3):
-            rig.pool(name).failed("answered 500")
+            rig.pool(name).failed("m", "answered 503", Held.TARGET)
     first, second = rig.settings.upstreams
     changed = msgspec.structs.replace(second, api_key_header="x-api-key")
     rig.reload(msgspec.structs.replace(rig.settings, upstreams=[first, changed]))

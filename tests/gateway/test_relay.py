@@ -119,7 +119,7 @@ async def test_a_failure_goes_on_to_the_next_target(rigs, raw_upstream, play, wh
     await until(lambda: pool._open <= set(pool._idle), DEADLINE_S, "the first is let go")
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422, 451])
+@pytest.mark.parametrize("status", [400, 409, 413, 422, 451])
 async def test_a_mistake_of_the_caller_is_passed_on_untouched(
     rigs, raw_upstream, status: int
 ) -> None:
@@ -489,15 +489,16 @@ async def test_a_kept_connection_that_died_is_replaced_once(rigs, raw_upstream) 
     answer = await chat(rig.base_url, "m")
     assert answer.status == 502
     assert "before an answer" in told(answer)
-    assert len(upstream.peers) == 3
+    assert len(upstream.peers) == 4  # the last one is the try once more that a reset is worth
 
 
-async def test_a_kept_connection_that_answers_in_part_is_not_retried(rigs, raw_upstream) -> None:
-    """The request was at work: asking again could do its work twice."""
+async def test_a_kept_connection_that_answers_in_part_is_a_fault(rigs, raw_upstream) -> None:
+    """It did not die of idleness: the request was at work. It is asked once more, and not twice."""
 
     async def play(peer: Peer) -> None:
-        await peer.request()
-        await peer.send(HEAD + chunked(*OK) + LAST)
+        if len(upstream.peers) == 1:
+            await peer.request()
+            await peer.send(HEAD + chunked(*OK) + LAST)
         await peer.request()
         await peer.send(HEAD[:10])
 
@@ -506,7 +507,8 @@ async def test_a_kept_connection_that_answers_in_part_is_not_retried(rigs, raw_u
     await chat(rig.base_url, "m")
     answer = await chat(rig.base_url, "m")
     assert answer.status == 502
-    assert len(upstream.peers) == 1
+    assert len(upstream.peers) == 2
+    assert rig.pool().state == "failing"
 
 
 # --- clocks ---------------------------------------------------------------------------------------
@@ -853,7 +855,7 @@ async def test_answers_that_break_off_one_after_the_other_set_an_upstream_aside(
 
 async def test_who_refuses_with_a_reason_is_alive(rigs, raw_upstream) -> None:
     """A mistake of a caller ends a row of failures as an answer does."""
-    answers = [b"500 X", b"500 X", b"400 X", b"500 X", b"500 X"]
+    answers = [b"503 X", b"503 X", b"400 X", b"503 X", b"503 X"]
 
     async def play(peer: Peer) -> None:
         while True:
@@ -861,18 +863,18 @@ async def test_who_refuses_with_a_reason_is_alive(rigs, raw_upstream) -> None:
             await peer.send(plain(b"{}", answers.pop(0)))
 
     rig = await rigs(await raw_upstream(play))
-    for status in (500, 500, 400, 500, 500):
+    for status in (503, 503, 400, 503, 503):
         assert (await chat(rig.base_url, "m")).status == status
-    assert rig.pool().breaker.is_closed
+    assert not rig.pool().health.is_aside
 
 
 async def test_no_wait_is_begun_that_a_limit_would_cut_short(rigs, raw_upstream) -> None:
     """The upstream's own 429 at once is worth more than a timeout later."""
     upstream = await raw_upstream(sends(plain(ERROR_BODY, b"429 X", b"Retry-After: 20")))
-    rig = await rigs(upstream, first_output_s=5.0)
+    rig = await rigs(upstream, first_output_s=5.0, hold_s=30.0)
     answer = await asyncio.wait_for(chat(rig.base_url, "m"), 4.0)
     assert (answer.status, bytes(answer.body)) == (429, ERROR_BODY)
-    assert rig.pool().breaker.is_closed
+    assert not rig.pool().health.is_aside
 
 
 # --- what an upstream says of itself --------------------------------------------------------------

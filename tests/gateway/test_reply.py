@@ -1,11 +1,14 @@
 """What an upstream's whole answer comes to."""
 
+import math
+
 import pytest
 
 from tidegate.core.errors import UpstreamError
 from tidegate.core.formats import CHAT, OLLAMA_CHAT, RESPONSES, SPEECH
-from tidegate.gateway.reply import MOST_WAIT_S, Reply
+from tidegate.gateway.reply import Reply
 
+NOW = 1795406400.0  # Mon, 23 Nov 2026 04:00:00 GMT
 JSON = {"content-type": "application/json; charset=utf-8"}
 
 
@@ -17,18 +20,30 @@ JSON = {"content-type": "application/json; charset=utf-8"}
         ({"retry-after": "0.5"}, 0.5),
         ({"retry-after": "0"}, 0.0),
         ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
-        ({"retry-after": f"{MOST_WAIT_S:g}"}, MOST_WAIT_S),
-        ({"retry-after": f"{MOST_WAIT_S + 1:g}"}, None),
-        ({"retry-after": "Mon, 23 Nov 2026 04:00:00 GMT"}, None),
+        ({"retry-after": "86400"}, 86400.0),
+        ({"retry-after": "Mon, 23 Nov 2026 04:00:40 GMT"}, 40.0),
+        ({"retry-after": "Mon, 23 Nov 2026 03:59:00 GMT"}, 0.0),
+        (
+            {
+                "retry-after": "Mon, 23 Nov 2026 09:00:40 GMT",
+                "date": "Mon, 23 Nov 2026 09:00:33 GMT",
+            },
+            7.0,
+        ),
+        ({"retry-after": "Mon, 23 Nov 99999 04:00:00 GMT"}, None),
+        ({"retry-after": "Someday, 23 Nov 2026"}, None),
         ({"retry-after": "-1"}, None),
         ({"retry-after": "1e3"}, None),
-        ({"retry-after": "9" * 400}, None),
+        ({"retry-after": "9" * 5000}, math.inf),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": ""}, None),
         ({"retry-after": "\u0663"}, None),
     ],
 )
 def test_when_to_come_again(headers: dict[str, str], wait_s: float | None) -> None:
-    """Seconds, fractions and milliseconds are understood; what is far off or strange is not."""
-    assert Reply(429, headers).retry_after_s == wait_s
+    """Seconds, fractions, milliseconds and dates are understood; what is strange is not there."""
+    assert Reply(429, headers).retry_after_s(NOW) == wait_s
+    assert Reply(500, headers).retry_after_s(NOW) is None
 
 
 def test_the_headers_that_a_client_looks_at_are_passed_on() -> None:
@@ -100,8 +115,8 @@ def test_the_status_of_an_error_inside_a_200_is_its_own() -> None:
     """What it would have been: a client then knows whether to ask again."""
     with pytest.raises(UpstreamError) as caught:
         Reply(200, JSON).check_answer(CHAT, b'{"error":{"code":429}}', streamed=False)
-    assert (caught.value.status, caught.value.retryable) == (429, True)
+    assert caught.value.status == 429
     body = b'{"error":{"code":"context_length_exceeded"}}'
     with pytest.raises(UpstreamError) as caught:
         Reply(200, JSON).check_answer(CHAT, body, streamed=False)
-    assert (caught.value.status, caught.value.retryable) == (400, False)
+    assert caught.value.status == 400

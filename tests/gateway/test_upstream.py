@@ -11,6 +11,7 @@ import pytest
 from fakes.machine import until
 from gateway.gateway_rig import DEADLINE_S, HEAD, Heard, Peer, plain
 from tidegate import __version__
+from tidegate.core.blame import FAULT_OF_CODE, VERDICTS, Held
 from tidegate.core.errors import UpstreamError
 from tidegate.core.settings import HeaderSource, Limits, Upstream
 from tidegate.gateway.upstream import (
@@ -156,7 +157,7 @@ async def test_an_upstream_that_cannot_be_used_is_there_and_says_why(url: str) -
     for ask in (pool.connect(), pool.fetch("/models", 1.0)):
         with pytest.raises(UpstreamError, match="its url must") as caught:
             await ask
-        assert caught.value.retryable
+        assert VERDICTS[FAULT_OF_CODE[caught.value.code]].goes_on
     with pytest.raises(UpstreamError, match="its url must"):
         pool.request_head("GET", "/models", 0, stream=False)
     assert "sesame" not in repr(pool.status())
@@ -186,42 +187,38 @@ async def test_three_failures_in_a_row_set_it_aside(caplog: pytest.LogCaptureFix
     pool = pool_of("http://h")
     states = [pool.state]
     for _ in range(5):
-        pool.failed("answered 500")
+        pool.failed("m", "answered 503", Held.TARGET)
         states.append(pool.state)
     assert states == ["unknown", "failing", "failing", *["set aside"] * 3]
-    assert not pool.breaker.admit(pool._loop.time())
-    pool.succeeded()
+    assert not pool.health.may_ask("m", pool._loop.time())
+    pool.succeeded("m")
     assert (pool.state, pool.last_error) == ("ok", None)
-    pool.succeeded()
+    pool.succeeded("m")
     assert caplog.messages == [
-        "upstream box is set aside for 5 s: answered 500",
-        "upstream box answers again",
+        "upstream box: its model m is set aside for 5 s: answered 503",
+        "upstream box answers again, asked for m",
     ]
 
 
-async def test_a_failed_trial_sets_it_aside_for_longer(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_failed_trial_sets_it_aside_for_longer(caplog: pytest.LogCaptureFixture) -> None:
     """Which is a line of its own."""
-    monkeypatch.setattr("tidegate.core.breaker.FIRST_ASIDE_S", 0.0)
-    monkeypatch.setattr("tidegate.core.breaker.MOST_ASIDE_S", 40.0)
     pool = pool_of("http://h")
     for _ in range(3):
-        pool.failed("answered 500")
-    pool.breaker._aside_s = 20.0
-    assert pool.breaker.admit(pool._loop.time())
-    assert (pool.breaker.state, pool.state) == ("half-open", "set aside")
-    pool.failed("hung up")
-    assert caplog.messages[1:] == ["upstream box is set aside for 40 s: hung up"]
+        pool.failed("m", "cannot be reached", Held.UPSTREAM)
+    pool.reached(is_well=True)
+    assert pool.health.admit("m", pool._loop.time())
+    assert (pool.health.whole.state, pool.state) == ("half-open", "set aside")
+    pool.failed("m", "hung up", Held.UPSTREAM)
+    assert caplog.messages[1:] == ["upstream box: it is set aside for 10 s: hung up"]
 
 
 async def test_a_failure_that_is_not_its_fault_does_not_count() -> None:
     """It is shown, and the breaker hears nothing of it."""
     pool = pool_of("http://h")
     for _ in range(5):
-        pool.failed("answered 429", counts=False)
+        pool.failed("m", "answered 429")
     assert (pool.state, pool.last_error) == ("failing", "answered 429")
-    assert pool.breaker.is_closed
+    assert pool.health.may_ask("m", pool._loop.time())
 
 
 async def test_being_reached_says_nothing_about_requests() -> None:
@@ -229,13 +226,13 @@ async def test_being_reached_says_nothing_about_requests() -> None:
     pool = pool_of("http://h")
     for _ in range(5):
         pool.unreached("is gone")
-    assert (pool.state, pool.reachable, pool.breaker.is_closed) == ("failing", False, True)
-    pool.reached()
+    assert (pool.state, pool.reachable, pool.health.is_aside) == ("failing", False, False)
+    pool.reached(is_well=True)
     assert (pool.state, pool.reachable, pool.last_error) == ("ok", True, None)
     for _ in range(3):
-        pool.failed("answered 500")
-    pool.reached()
-    assert (pool.state, pool.reachable, pool.last_error) == ("set aside", True, "answered 500")
+        pool.failed("m", "answered 503", Held.TARGET)
+    pool.reached(is_well=True)
+    assert (pool.state, pool.reachable, pool.last_error) == ("set aside", True, "answered 503")
 
 
 async def test_the_last_figures_of_each_model_are_kept() -> None:
@@ -274,7 +271,6 @@ async def test_a_refused_connection_names_the_upstream_and_leaves_nothing() -> N
         with pytest.raises(UpstreamError, match="cannot be reached at http://127") as caught:
             await pool.connect()
     assert caught.value.code == "connect_failed"
-    assert caught.value.retryable
     assert pool.status().connections == 0
 
 
@@ -414,7 +410,7 @@ class Guest:
         self.number = number
         self.served = served
 
-    def on_place(self) -> None:
+    def on_place(self, pool: UpstreamPool) -> None:
         self.served.append(self.number)
 
 
@@ -555,7 +551,7 @@ async def test_the_status_tells_what_happened() -> None:
     """Unknown at first, then as the last attempt went."""
     pool = pool_of("http://h")
     assert (pool.status().state, pool.reachable) == ("unknown", None)
-    pool.failed("it burns")
+    pool.failed("m", "it burns")
     assert (pool.status().state, pool.status().last_error) == ("failing", "it burns")
-    pool.succeeded()
+    pool.succeeded("m")
     assert (pool.status().state, pool.status().last_error, pool.reachable) == ("ok", None, True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from tidegate.core.message import UpstreamRefusal
 from tidegate.core.problem import Problem
 from tidegate.core.settings import MIB
 from tidegate.service import repairs
@@ -43,8 +44,15 @@ WELL = Seen(status=STATUS, now=NOW, free_bytes=1 << 40, connections=5, max_conne
 SOURCE = Path(repairs.__file__).read_text()
 
 
-def upstream(state: str) -> UpstreamState:
-    return UpstreamState(name="box", state=state, active=0, queued=0, last_error="answered 500")
+def upstream(state: str, *refusals: UpstreamRefusal) -> UpstreamState:
+    return UpstreamState(
+        name="box",
+        state=state,
+        active=0,
+        queued=0,
+        last_error="answered 500",
+        refusals=list(refusals),
+    )
 
 
 def lost(ago_s: float) -> Restart:
@@ -69,6 +77,14 @@ PROVOKED = {
     ),
     "upstream-set-aside:box": (
         with_status(upstreams=[upstream("set aside")]), "warning", "set aside", "tidegate doctor",
+    ),
+    "upstream-key-refused:box": (
+        with_status(upstreams=[upstream("failing", UpstreamRefusal(text="refused the key"))]),
+        "warning", "upstream box refused the key", "tidegate reload",
+    ),
+    "upstream-model-missing:box/m": (
+        with_status(upstreams=[upstream("ok", UpstreamRefusal(model="m", text="has no model"))]),
+        "warning", "upstream box has no model", "targets",
     ),
     "workers-lost": (with_status(restarts=[lost(30)]), "warning", "SIGKILL", "tidegate logs"),
     "connections-full": (replace(WELL, connections=90), "warning", "90 of 100", "max_connections"),
@@ -130,9 +146,9 @@ def test_every_id_in_the_code_is_provoked_here() -> None:
     """A new one needs a row of its own."""
     written = set(re.findall(r'(?:_warning|_error)\(\s*f?"([a-z-]+)', SOURCE))
     written |= set(re.findall(r'id="([a-z-]+)"', SOURCE))
-    assert {name.rstrip("-") for name in written} == {
-        "upstream" if name.startswith("upstream-") else name for name in PROVOKED
-    }
+    whole = {name.partition(":")[0] for name in PROVOKED}
+    states = {name for name in whole - written if name.startswith("upstream-")}
+    assert {name.rstrip("-") for name in written} == whole - states | {"upstream"}
 
 
 def test_a_system_that_leaves_less_than_the_least_is_named() -> None:

@@ -63,21 +63,34 @@ def _state_text(upstream: UpstreamModels) -> str:
 
 
 def _models_table(models: list[ModelState]) -> Table:
-    table = _table("model")
+    has_aside = any(model.aside_why for model in models)
+    table = _table("model", *(["set aside"] if has_aside else []))
     table.add_column("loaded", no_wrap=True)
     for name in ("first output", "speed"):
         table.add_column(name, justify="right", no_wrap=True)
     for model in models:
         speed = "-" if model.per_s is None else f"{_figure(model.per_s)} {model.unit}"
-        cells = (model.name, _LOADED[model.loaded], _wait_text(model.first_output_s), speed)
+        aside = [_aside_text(model)] if has_aside else []
+        cells = (model.name, *aside, _LOADED[model.loaded], _wait_text(model.first_output_s), speed)
         table.add_row(*(Text(printable(cell)) for cell in cells))
     return table
+
+
+def _aside_text(model: ModelState) -> str:
+    """ "for 4 s", "for 58 s, as it asked", "being tried", or nothing."""
+    if not model.aside_why or model.aside_s is None:
+        return "-"
+    if model.aside_why == "trial":
+        return "being tried"
+    asked = ", as it asked" if model.aside_why == "retry-after" else ""
+    return f"for {duration_text(model.aside_s + 0.999)}{asked}"
 
 
 def _aliases_table(aliases: list[ModelAlias]) -> Table:
     table = _table("alias", "answered by")
     for alias in aliases:
-        cells = (alias.name, ", then ".join(alias.targets))
+        levels = alias.levels or [[target] for target in alias.targets]
+        cells = (alias.name, ", then ".join(" or ".join(equals) for equals in levels))
         table.add_row(*(Text(printable(cell)) for cell in cells))
     return table
 

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from tidegate.cli.answers import SweepResult
 from tidegate.cli.printable import printable
-from tidegate.core.message import RunSummary
+from tidegate.core.message import ModelAside, RunSummary
 from tidegate.core.repairs import Repair
 from tidegate.service.status import (
     MemoryState,
@@ -180,7 +180,14 @@ def _restart_text(restart: Restart) -> str:
 
 def _upstream_text(upstream: UpstreamState) -> str:
     text = f"{upstream.name}: {upstream.state}, {upstream.active} active, {upstream.queued} queued"
+    if upstream.aside and upstream.state != "set aside":
+        text += f"; set aside: {', '.join(map(_aside_text, upstream.aside))}"
     return f"{text}; last error: {upstream.last_error}" if upstream.last_error else text
+
+
+def _aside_text(aside: ModelAside) -> str:
+    asked = " as it asked" if aside.why == "retry-after" else ""
+    return f"{aside.model} for {duration_text(aside.left_s + 0.999)}{asked}"  # never "0 s"
 
 
 def _of(used: int, budget: int) -> str:

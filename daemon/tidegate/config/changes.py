@@ -66,6 +66,7 @@ _NOW = Effect.AT_ONCE
 _LIMITS = {
     "connect_s": _LATER,
     "first_output_s": _LATER,
+    "plain_s": _LATER,
     "idle_s": _LATER,
     "total_s": _LATER,
     "grace_s": _LATER,
@@ -249,7 +250,8 @@ def _shown(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list):
-        text = ", ".join(map(str, value)) or "none"
+        equals = (" or ".join(each) if isinstance(each, list) else str(each) for each in value)
+        text = ", ".join(equals) or "none"
     elif name.endswith("_bytes"):
         text = show_size(value)
     elif name.endswith("_s"):

@@ -328,10 +328,15 @@ def _models(settings: Settings) -> Iterator[Problem]:
             yield Problem(f"{at}.name", f"{model.name!r} would hide a model of that upstream")
         if not model.targets:
             yield Problem(f"{at}.targets", 'is empty; name at least one "upstream/model"')
-        for target in model.targets:
+        if [] in model.targets:
+            yield Problem(
+                f"{at}.targets",
+                "has an empty list in it; a list there holds targets that are equal",
+            )
+        for target in model.all_targets:
             if text := _target_problem(target, names):
                 yield Problem(f"{at}.targets", text)
-        for _, target in _repeated(model.targets):
+        for _, target in _repeated(model.all_targets):
             yield Problem(f"{at}.targets", f"{target!r} is there twice")
     for n, name in _repeated([model.name for model in settings.models]):
         yield Problem(f"model[{n}].name", f"another one is called {name!r} already")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import get_args
+from typing import get_args, get_origin
 
 import msgspec
 from msgspec import NODEFAULT, Struct
@@ -56,6 +56,8 @@ _EXPECTED: dict[object, str] = {
     str: 'a text in quotes, "…"',
     bool: "true or false",
     list[str]: 'a list of texts, ["…", "…"]',
+    list[str | list[str]]: 'a list of texts, ["…", "…"]; equals stand in a list of their own, '
+    '[["…", "…"], "…"], and no deeper',
 }
 
 
@@ -83,7 +85,7 @@ def _table(
             cleaned[key] = good
     for key, info in known.items():
         if _is_required(info) and key not in cleaned:
-            cleaned[key] = [] if info.type == list[str] else ""
+            cleaned[key] = [] if get_origin(info.type) is list else ""
             if key not in table:
                 problems.append(Problem(f"{at}.{key}", "is missing"))
     return cleaned

@@ -12,6 +12,7 @@ _ADVICE = {
     "upstream_disconnected": "its own log may say why; ask again",
     "upstream_ended": "its own log may say why; ask again",
     "first_output_s": "if its model takes so long to load, raise limits.first_output_s",
+    "plain_s": "for longer answers raise limits.plain_s, or ask for a stream",
     "idle_s": "its own log may say why; if it pauses so long on purpose, raise limits.idle_s",
     "total_s": "for longer answers raise limits.total_s",
     "queue_s": "ask again later, or raise limits.queue_s or the upstream's max_concurrent",
@@ -26,6 +27,8 @@ _ADVICE = {
     "memory_limit": "ask again in a moment, or give memory.budget more room",
     "upstream_error_event": "ask again",
     "upstream_429": "ask again later",
+    "upstream_key_refused": "whoever runs this gateway has to mend the key or its account",
+    "upstream_model_missing": "whoever runs this gateway has to mend the targets in its config",
     "cursor_evicted": "read faster, or raise limits.window",
 }
 _BROKEN_STATUS = "its own log may say why; ask again"

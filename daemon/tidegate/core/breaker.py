@@ -1,23 +1,37 @@
-"""Whether an upstream that keeps failing is asked, or left alone for a while.
+"""Whether a target that keeps failing is asked, or left alone for a while.
 
-A failing upstream costs every request the wait for its failure. After a few in a row it is set
-aside; when its time is over one request is let through as a trial, and what becomes of that one
-decides. Only requests count: an engine can be dead while its health check still answers.
+A failing target costs every request the wait for its failure. After a few in a row it is set
+aside; when its time is over, or as soon as it is seen to be back, one request is let through as a
+trial, and what becomes of that one decides. Only requests count: an engine can be dead while its
+health check still answers.
+
+A failure without a `Witness` is the target's own. One with a witness may be the mistake of the
+request: llama.cpp answers 500 to a picture, and client libraries ask three times. It counts only
+when another caller or another body met it too, or when a probe fails as well.
 
 One table says what happens (state x happening, every cell filled). A request that began before the
-upstream was set aside is not told from the trial: what it met is news of the same upstream.
+target was set aside is not told from the trial: what it met is news of the same target.
 """
 
 from __future__ import annotations
 
 from enum import Enum
+from typing import NamedTuple
 
 FAILURES_TO_OPEN = 3  # one is chance, two may be one client's doing; a restart rarely breaks three
 FIRST_ASIDE_S = 5.0  # a crashed server's manager has it back in a few seconds
-MOST_ASIDE_S = 60.0  # nobody waits longer than a minute for an upstream that is back
+MOST_ASIDE_S = 15.0  # nothing that is back stays idle for longer, even where no probe sees it
 # A model that has to be loaded answers its trial after minutes: it is not hurried, but one that is
-# never heard of again must not shut the upstream out. Meanwhile one request a minute gets through.
-TRIAL_S = 60.0
+# never heard of again must not shut the target out. Meanwhile one request at a time gets through.
+TRIAL_S = 15.0
+ENOUGH_WITNESSES = 2  # callers, or bodies
+
+
+class Witness(NamedTuple):
+    """Which request met a failure: whose it was, and a digest of its body."""
+
+    caller: str
+    body: int
 
 
 class State(Enum):
@@ -37,6 +51,7 @@ class Happening(Enum):
     FAILED = "failed"
     FAILED_ENOUGH = "failed enough"  # and it was the last of `FAILURES_TO_OPEN` in a row
     GAVE_UP = "gave up"  # the client went away before anything was learned
+    REACHED = "reached"  # a question of ours was answered
 
 
 class Act(Enum):
@@ -58,6 +73,7 @@ TABLE: dict[tuple[State, Happening], tuple[State, Act]] = {
     (State.CLOSED, Happening.FAILED): (State.CLOSED, Act.NOTHING),
     (State.CLOSED, Happening.FAILED_ENOUGH): (State.OPEN, Act.SET_ASIDE),
     (State.CLOSED, Happening.GAVE_UP): (State.CLOSED, Act.NOTHING),
+    (State.CLOSED, Happening.REACHED): (State.CLOSED, Act.NOTHING),
     (State.OPEN, Happening.ASKED_EARLY): (State.OPEN, Act.NOTHING),
     (State.OPEN, Happening.ASKED_DUE): (State.HALF_OPEN, Act.TRY),
     (State.OPEN, Happening.SUCCEEDED): (State.CLOSED, Act.RESET),
@@ -65,26 +81,40 @@ TABLE: dict[tuple[State, Happening], tuple[State, Act]] = {
     (State.OPEN, Happening.FAILED): (State.OPEN, Act.NOTHING),
     (State.OPEN, Happening.FAILED_ENOUGH): (State.OPEN, Act.NOTHING),
     (State.OPEN, Happening.GAVE_UP): (State.OPEN, Act.NOTHING),
+    (State.OPEN, Happening.REACHED): (State.OPEN, Act.LET_NEXT_TRY),
     (State.HALF_OPEN, Happening.ASKED_EARLY): (State.HALF_OPEN, Act.NOTHING),
     (State.HALF_OPEN, Happening.ASKED_DUE): (State.HALF_OPEN, Act.TRY),  # the last is forgotten
     (State.HALF_OPEN, Happening.SUCCEEDED): (State.CLOSED, Act.RESET),
     (State.HALF_OPEN, Happening.FAILED): (State.OPEN, Act.SET_ASIDE_LONGER),
     (State.HALF_OPEN, Happening.FAILED_ENOUGH): (State.OPEN, Act.SET_ASIDE_LONGER),
     (State.HALF_OPEN, Happening.GAVE_UP): (State.OPEN, Act.LET_NEXT_TRY),
+    (State.HALF_OPEN, Happening.REACHED): (State.HALF_OPEN, Act.NOTHING),  # the trial will tell
 }
 
 
 class Breaker:
-    """One upstream's. Times are seconds on whatever clock the caller uses."""
+    """One target's, or a whole upstream's. Times are seconds on whatever clock the caller uses."""
 
-    __slots__ = ("_aside_s", "_due_s", "_failures", "_state", "_tried_s")
+    __slots__ = (
+        "_aside_s",
+        "_bodies",
+        "_callers",
+        "_due_s",
+        "_failures",
+        "_is_probed",
+        "_state",
+        "_suspicions",
+    )
 
     def __init__(self) -> None:
         self._state = State.CLOSED
-        self._failures = 0  # in a row, while closed
+        self._failures = 0  # in a row, that are its own beyond doubt
+        self._suspicions = 0  # in the same row, that may be a request's mistake
+        self._callers: set[str] = set()  # who met those
+        self._bodies: set[int] = set()
+        self._is_probed = False  # since the last failure, and found well
         self._aside_s = 0.0  # how long it is set aside this time
         self._due_s: float | None = None
-        self._tried_s = 0.0  # when the trial began
 
     def __repr__(self) -> str:
         return f"<Breaker {self.state} failures={self._failures} due_s={self._due_s}>"
@@ -100,6 +130,12 @@ class Breaker:
         return self._state is State.CLOSED
 
     @property
+    def is_suspect(self) -> bool:
+        """Whether one more reason, a failing probe, would set it aside, and none has looked yet."""
+        enough = self._failures + self._suspicions >= FAILURES_TO_OPEN
+        return self.is_closed and enough and not (self._is_enough or self._is_probed)
+
+    @property
     def due_s(self) -> float | None:
         """When the next request may pass, as a trial; None while all may."""
         return self._due_s
@@ -109,36 +145,81 @@ class Breaker:
         """For how long it is set aside this time; 0 while closed."""
         return self._aside_s
 
+    def may_pass(self, now_s: float) -> bool:
+        """Whether `admit` would let a request pass; changes nothing."""
+        return TABLE[self._state, self._asked(now_s)][1] in {Act.PASS, Act.TRY}
+
     def admit(self, now_s: float) -> bool:
         """Whether a request may pass. A True while it is set aside makes that one the trial."""
-        early = self._due_s is not None and now_s < self._due_s
-        act = self._step(Happening.ASKED_EARLY if early else Happening.ASKED_DUE)
+        act = self._step(self._asked(now_s))
         if act is Act.TRY:
-            self._tried_s, self._due_s = now_s, now_s + TRIAL_S
+            self._due_s = now_s + TRIAL_S
         return act in {Act.PASS, Act.TRY}
 
     def succeeded(self) -> None:
         """A request was answered."""
         if self._step(Happening.SUCCEEDED) is Act.RESET:
-            self._failures, self._aside_s, self._due_s = 0, 0.0, None
+            self._failures = self._suspicions = 0
+            self._callers.clear()
+            self._bodies.clear()
+            self._aside_s, self._due_s = 0.0, None
 
-    def failed(self, now_s: float) -> None:
-        """A request met a fault of the upstream."""
-        self._failures = min(self._failures + 1, FAILURES_TO_OPEN)
-        enough = self._failures == FAILURES_TO_OPEN
-        act = self._step(Happening.FAILED_ENOUGH if enough else Happening.FAILED)
+    def failed(self, now_s: float, witness: Witness | None = None) -> None:
+        """A request met a fault of the target, or, with a witness, what may be one."""
+        self._is_probed = False
+        if witness is None:
+            self._failures = min(self._failures + 1, FAILURES_TO_OPEN)
+        else:
+            self._suspicions = min(self._suspicions + 1, FAILURES_TO_OPEN)
+            if len(self._callers) < ENOUGH_WITNESSES:
+                self._callers.add(witness.caller)
+            if len(self._bodies) < ENOUGH_WITNESSES:
+                self._bodies.add(witness.body)
+            if self._state is State.HALF_OPEN and not self._is_corroborated:
+                self.gave_up(now_s)  # one request's own mistake is no trial
+                return
+        self._fail(now_s)
+
+    def confirm(self, now_s: float) -> None:
+        """A probe has failed too, so that what was suspected is the target's own fault."""
+        self._failures = min(self._failures + self._suspicions, FAILURES_TO_OPEN)
+        self._suspicions = 0
+        self._fail(now_s)
+
+    def gave_up(self, now_s: float) -> None:
+        """The trial's client went away, which says nothing: the next may try at once."""
+        if self._step(Happening.GAVE_UP) is Act.LET_NEXT_TRY:
+            self._due_s = now_s
+
+    def reached(self, now_s: float) -> None:
+        """The upstream answered a question of ours: the next request may try it at once."""
+        self._is_probed = True
+        if self._step(Happening.REACHED) is Act.LET_NEXT_TRY:
+            self._due_s = now_s
+
+    @property
+    def _is_corroborated(self) -> bool:
+        """Whether different requests have met what one alone could have brought about."""
+        return ENOUGH_WITNESSES in {len(self._callers), len(self._bodies)}
+
+    @property
+    def _is_enough(self) -> bool:
+        suspicions = self._suspicions if self._is_corroborated else 0
+        return self._failures + suspicions >= FAILURES_TO_OPEN
+
+    def _fail(self, now_s: float) -> None:
+        act = self._step(Happening.FAILED_ENOUGH if self._is_enough else Happening.FAILED)
         if act is Act.SET_ASIDE:
             self._set_aside(now_s, FIRST_ASIDE_S)
         elif act is Act.SET_ASIDE_LONGER:
             self._set_aside(now_s, min(2 * self._aside_s, MOST_ASIDE_S))
 
-    def gave_up(self) -> None:
-        """The trial's client went away, which says nothing: the next may try at once."""
-        if self._step(Happening.GAVE_UP) is Act.LET_NEXT_TRY:
-            self._due_s = self._tried_s
-
     def _set_aside(self, now_s: float, aside_s: float) -> None:
         self._aside_s, self._due_s = aside_s, now_s + aside_s
+
+    def _asked(self, now_s: float) -> Happening:
+        early = self._due_s is not None and now_s < self._due_s
+        return Happening.ASKED_EARLY if early else Happening.ASKED_DUE
 
     def _step(self, happening: Happening) -> Act:
         self._state, act = TABLE[self._state, happening]

@@ -11,6 +11,7 @@ import math
 from typing import NamedTuple
 
 from tidegate.core.run import Happening, Run, State
+from tidegate.core.settings import PLAIN_S
 
 # After the reason why an answer ends only usage and the terminal marker are to come, at once. Some
 # upstreams send neither and leave the connection open. No setting: nothing of the answer lacks.
@@ -86,6 +87,18 @@ def _expiries(run: Run) -> list[Expiry]:
         return expiries  # while we do not read, the upstream cannot be late
     attempt = run.attempts[-1] if run.attempts else None
     # An answer that is no stream of events is its own first output.
+    if run.state is State.CONNECTING and attempt is not None and not run.streamed:
+        plain_s = limits.plain_s or PLAIN_S
+        expiries.append(
+            Expiry(
+                attempt.started_s + plain_s,
+                "plain_s",
+                Happening.EXPIRE,
+                f"sent no whole answer within plain_s = {plain_s:g} s",
+                of_upstream=True,
+                retryable=True,
+            )
+        )
     if run.state is State.CONNECTING and attempt is not None and run.streamed:
         expiries.append(
             Expiry(

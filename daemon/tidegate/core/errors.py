@@ -14,7 +14,7 @@ class TidegateError(Exception):
 
 
 class UpstreamError(TidegateError):
-    """The upstream's fault. `retryable`: another target, or another try, may do better."""
+    """There is no answer from an upstream. What follows from it stands in `core.blame`."""
 
     code = "upstream_error"
 
@@ -23,7 +23,6 @@ class UpstreamError(TidegateError):
         message: str,
         *,
         code: str = "upstream_error",
-        retryable: bool = True,
         said: bytes = b"",
         status: int = 502,
     ):
@@ -35,7 +34,6 @@ class UpstreamError(TidegateError):
         self.said = said
         self.status = status
         self.code = code
-        self.retryable = retryable
 
 
 class EventTooLarge(UpstreamError):

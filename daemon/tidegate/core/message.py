@@ -39,6 +39,21 @@ class Listener(Struct, frozen=True, kw_only=True):
     address: str  # "127.0.0.1:8433" or "unix:/path"
 
 
+class ModelAside(Struct, frozen=True, kw_only=True):
+    """A model that is left alone for a while, at an upstream of which not all are."""
+
+    model: str
+    left_s: float
+    why: str  # "failures" | "retry-after"
+
+
+class UpstreamRefusal(Struct, frozen=True, kw_only=True):
+    """What an upstream refuses until the config is changed."""
+
+    model: str = ""  # which one is missing; empty: it is the key
+    text: str
+
+
 class UpstreamStatus(Struct, frozen=True, kw_only=True):
     """One upstream as the worker sees it."""
 
@@ -49,6 +64,8 @@ class UpstreamStatus(Struct, frozen=True, kw_only=True):
     queued: int = 0
     connections: int = 0
     last_error: str | None = None
+    aside: list[ModelAside] = []  # some of them at most
+    refusals: list[UpstreamRefusal] = []  # the same
 
 
 class ModelState(Struct, frozen=True, kw_only=True):
@@ -59,6 +76,8 @@ class ModelState(Struct, frozen=True, kw_only=True):
     first_output_s: float | None = None  # how long the last answer took to begin
     per_s: float | None = None  # how fast it came
     unit: str = "tokens/s"  # or "events/s"
+    aside_s: float | None = None  # for how much longer it is left alone
+    aside_why: str = ""  # "failures" | "trial" | "retry-after"
 
 
 class UpstreamModels(Struct, frozen=True, kw_only=True):
@@ -80,6 +99,7 @@ class ModelAlias(Struct, frozen=True, kw_only=True):
 
     name: str
     targets: list[str]  # "upstream/model"
+    levels: list[list[str]] = []  # the same, each with its equals
 
 
 class StepReport(Struct, frozen=True, kw_only=True):

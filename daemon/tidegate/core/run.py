@@ -22,7 +22,6 @@ from tidegate.core.formats import CHAT
 from tidegate.core.formats.base import (
     KEEP_ALIVES,
     OUTPUT,
-    RETRYABLE_STATUS,
     TAIL_EVENTS,
     About,
     ErrorText,
@@ -420,7 +419,6 @@ class Run:
                     code="upstream_error_event",
                     said=told.body,
                     status=told.status,
-                    retryable=told.status in RETRYABLE_STATUS,
                 )
             self.learn_id(form.framing.data(event))
             if begun := said in OUTPUT:

@@ -11,10 +11,16 @@ the same (`config.convert`).
 
 from __future__ import annotations
 
+import msgspec
 from msgspec import Struct, field
 
 KIB = 1024
 MIB = 1024 * KIB
+
+# Official clients give up after 600 s. What could still be answered by another target must have
+# time for that before they do.
+PLAIN_S = 600.0
+PLAIN_BEFORE_OTHERS_S = 240.0
 
 
 class Limits(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -22,6 +28,8 @@ class Limits(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     connect_s: float = 5.0  # TCP and TLS; a host on the LAN answers in milliseconds or is gone
     first_output_s: float = 300.0  # a large model on a slow disk needs minutes to load
+    # For a whole answer that is no stream; None: PLAIN_S, or PLAIN_BEFORE_OTHERS_S.
+    plain_s: float | None = None
     idle_s: float = 120.0  # between two events of one answer; keep-alives do not count
     total_s: float = 3600.0  # no honest answer takes longer than an hour
     grace_s: float = 30.0  # after total_s a run is swept whatever state it is in
@@ -39,12 +47,20 @@ class Limits(Struct, frozen=True, kw_only=True, omit_defaults=True):
     window_bytes: int = field(default=4 * MIB, name="window")  # events kept per run
     max_body_bytes: int = field(default=32 * MIB, name="max_body")  # request, or plain answer
 
+    def at_target(self, *, is_last: bool) -> Limits:
+        """These limits as they hold for one target, with `plain_s` filled in."""
+        if self.plain_s is not None:
+            return self
+        plain_s = PLAIN_S if is_last else PLAIN_BEFORE_OTHERS_S
+        return msgspec.structs.replace(self, plain_s=plain_s)
+
 
 class LimitOverrides(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The limits that one upstream or one model sets differently; None leaves them as they are."""
 
     connect_s: float | None = None
     first_output_s: float | None = None
+    plain_s: float | None = None
     idle_s: float | None = None
     total_s: float | None = None
     grace_s: float | None = None
@@ -127,8 +143,20 @@ class Model(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An alias: a name that clients ask for, and the upstream models that can answer it."""
 
     name: str
-    targets: list[str]  # "upstream/model", tried in this order before the first output
+    # "upstream/model", tried in this order before the first output. A list among them holds equals,
+    # of which the first with a free place is asked.
+    targets: list[str | list[str]]
     limits: LimitOverrides = LimitOverrides()
+
+    @property
+    def levels(self) -> list[list[str]]:
+        """The targets, each with its equals."""
+        return [[each] if isinstance(each, str) else each for each in self.targets]
+
+    @property
+    def all_targets(self) -> list[str]:
+        """The targets of all levels, in order."""
+        return [target for level in self.levels for target in level]
 
 
 class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -279,7 +279,7 @@ def _upstream(
         (
             target.partition("/")[2]
             for model in settings.models
-            for target in model.targets
+            for target in model.all_targets
             if target.partition("/")[0] == upstream.name
         ),
         None,

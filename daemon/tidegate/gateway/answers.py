@@ -5,6 +5,7 @@ What differs between formats is in their descriptions (`tidegate.core.formats`).
 
 from __future__ import annotations
 
+import re
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,7 +14,7 @@ from aiohttp import web
 
 from tidegate.core.errors import LedgerFull
 from tidegate.core.formats import RESPONSES
-from tidegate.core.formats.base import RETRYABLE_STATUS, Format, Wanted
+from tidegate.core.formats.base import Format, Wanted
 from tidegate.core.framing import RAW, Framing
 from tidegate.core.ledger import Account, Entry
 from tidegate.core.run import Run, State
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
 RETRY_AFTER_S = 5
 MAX_HOPS = 4  # one gateway before another is sensible; a longer row is a ring
 _BUSY = frozenset({"memory_limit", "queue_full", "queue_s"})
-_UPSTREAM_STATUS = {f"upstream_{status}": status for status in RETRYABLE_STATUS}
+# Asking again does not help before the config has been changed.
+_NO_USE = frozenset({"upstream_key_refused", "upstream_model_missing"})
+_STATUS_IN_CODE = re.compile(r"upstream_([45][0-9]{2})")
 _CLOSE = "Connection: close\r\n"
 _KEEP = f"Keep-Alive: timeout={KEEPALIVE_S:.0f}\r\n"
 _ON_DISCONNECT = {"": False, "cancel": False, "continue": True}
@@ -98,6 +101,7 @@ class Question(NamedTuple):
     body: bytes
     wanted: Wanted
     sent: Sent
+    address: str = ""  # whose it is where there are no tokens
 
 
 def check_welcome(gateway: Gateway, request: web.BaseRequest) -> None:
@@ -139,12 +143,12 @@ def understand(request: web.BaseRequest, form: Format, body: bytes) -> Question:
     ]
     sent = Sent(content_type, "".join(lines), hops=_hops(request))
     wanted = wanted._replace(keep_running=keep_running or wanted.background)
-    return Question(form, body, wanted, sent)
+    return Question(form, body, wanted, sent, request.remote or "")
 
 
 def new_relay(gateway: Gateway, caller: Caller, account: Account, question: Question) -> Relay:
     """A run for this question, ready to begin. Raises Refused and LedgerFull."""
-    form, body, wanted, sent = question
+    form, body, wanted, sent, address = question
     targets = gateway.catalog.route(wanted.model)
     run = Run(
         run_id=new_id("run"),
@@ -162,7 +166,7 @@ def new_relay(gateway: Gateway, caller: Caller, account: Account, question: Ques
     run.end_disabled = gateway.catalog.is_stuck_demo(wanted.model)
     if form is RESPONSES:
         sent, targets = background.prepare(gateway, run, wanted, sent, targets)
-    return Relay(gateway.registry, run, targets, gateway.loop, sent)
+    return Relay(gateway.registry, run, targets, gateway.loop, sent, caller=address)
 
 
 def _hops(request: web.BaseRequest) -> int:
@@ -276,9 +280,9 @@ def failure(relay: Relay) -> Answer:
     if error.code in _BUSY:
         error = error._replace(status=503)
         headers = (("Retry-After", str(RETRY_AFTER_S)),)
-    elif run.error_code in _UPSTREAM_STATUS:
-        error = error._replace(status=_UPSTREAM_STATUS[run.error_code])
-    elif run.state is State.CANCELLED:
+    elif found := _STATUS_IN_CODE.fullmatch(run.error_code or ""):
+        error = error._replace(status=int(found[1]))
+    elif run.state is State.CANCELLED or run.error_code in _NO_USE:
         headers = (("x-should-retry", "false"),)
     return Answer(error.status, "application/json", run.format.error_body(error), headers)
 

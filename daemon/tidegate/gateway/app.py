@@ -34,7 +34,7 @@ from tidegate.gateway.door import Access, Caller, Door
 from tidegate.gateway.errors import Refused
 from tidegate.gateway.handoff import OWNER_HEADER, PEER_NAME, Peer, unpack
 from tidegate.gateway.ids import id_headers, new_id
-from tidegate.gateway.models import REFRESH_S, Catalog
+from tidegate.gateway.models import PROBE_S, REFRESH_S, Catalog
 from tidegate.gateway.registry import Registry
 from tidegate.gateway.relay import Relay
 from tidegate.gateway.relief import Relief
@@ -245,14 +245,23 @@ class Gateway:
         self._refresh.set()
 
     async def _refresh_models(self) -> None:
-        """Keeps the list of models fresh, whatever catalog a reload put in place."""
+        """Keeps the list of models fresh, whatever catalog a reload put in place.
+
+        In between it looks often at the upstreams of whom a look decides something.
+        """
+        due_s = self.loop.time() + REFRESH_S
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(REFRESH_S):
+                async with asyncio.timeout(PROBE_S):
                     await self._refresh.wait()
+            is_due = self._refresh.is_set() or self.loop.time() >= due_s
             self._refresh.clear()
             try:
-                await self.catalog.refresh()
+                if is_due:
+                    due_s = self.loop.time() + REFRESH_S
+                    await self.catalog.refresh()
+                else:
+                    await self.catalog.probe()
             except Exception:
                 log.exception("the list of models could not be refreshed")
 

@@ -20,7 +20,8 @@ from tidegate.core.formats.responses import Rewriter, bare_response, failed_resp
 from tidegate.core.run import Run, State
 from tidegate.gateway.errors import Refused
 from tidegate.gateway.ids import id_headers
-from tidegate.gateway.relay import Relay, Sent, Target
+from tidegate.gateway.relay import Relay, Sent
+from tidegate.gateway.route import Target
 
 if TYPE_CHECKING:
     from tidegate.gateway.app import Gateway

@@ -84,6 +84,7 @@ class MetricsView:
     connections: Mapping[str, int] = field(default_factory=dict)  # by state
     upstream_active: Mapping[str, int] = field(default_factory=dict)  # by upstream
     upstream_aside: Mapping[str, int] = field(default_factory=dict)  # 1: set aside for its failures
+    models_aside: Mapping[str, int] = field(default_factory=dict)  # by upstream
     repairs: Mapping[str, int] = field(default_factory=dict)  # open ones, by severity
     relief_bytes: Mapping[str, int] = field(default_factory=dict)  # by step, since the start
     relief_seconds: Mapping[str, float] = field(default_factory=dict)
@@ -133,6 +134,12 @@ class _ViewCollector(Collector):
             "1 while an upstream is set aside for its failures.",
             "upstream",
             view.upstream_aside,
+        )
+        yield _gauges(
+            "upstream_models_set_aside",
+            "Models of an upstream that are left alone for a while.",
+            "upstream",
+            view.models_aside,
         )
         severities = {severity.value: 0 for severity in Severity} | dict(view.repairs)
         yield _gauges("repairs", "Open problems by severity.", "severity", severities)

@@ -10,22 +10,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
+from contextlib import suppress
 
 from msgspec import Struct
 
 from tidegate.core.errors import UpstreamError
 from tidegate.core.foreign_json import Reader, Unreadable
+from tidegate.core.health import Aside
 from tidegate.core.message import ModelAlias, ModelState, UpstreamModels, UpstreamStatus
 from tidegate.core.settings import LimitOverrides, Limits, Model, Settings, Upstream
 from tidegate.gateway.engine import Engine, Kind
 from tidegate.gateway.errors import Refused
-from tidegate.gateway.relay import Target
+from tidegate.gateway.route import Target
 from tidegate.gateway.upstream import MAX_NAME_NOTED, ModelFigures, UpstreamPool
 
 log = logging.getLogger("tidegate.models")
 
 REFRESH_S = 30.0
+PROBE_S = 3.0  # how soon an upstream that is back is noticed; asked only while one is in doubt
 ASK_LIMIT_S = 5.0
 DISCOVERY_LIMIT_S = 0.5  # a server on this computer answers in milliseconds, or is not there
 MAX_NAMES_SHOWN = 20
@@ -131,7 +134,14 @@ class Catalog:
         if self._is_discovering:
             await asyncio.gather(*(self._discover(*known) for known in _WELL_KNOWN))
         pools = [pool for name, pool in self._pools.items() if name != DEMO]
-        await asyncio.gather(*(self._look_guarded(pool) for pool in pools))
+        await asyncio.gather(*(self._guarded(pool, self._look(pool)) for pool in pools))
+
+    async def probe(self) -> None:
+        """Asks those of whom it would decide something: set aside, or suspected of a fault."""
+        pools = [pool for name, pool in self._pools.items() if name != DEMO]
+        doubtful = [pool for pool in pools if pool.health.wants_probe]
+        asked = (self._guarded(pool, self._ask(pool, ASK_LIMIT_S)) for pool in doubtful)
+        await asyncio.gather(*asked)
 
     async def _discover(self, title: str, name: str, url: str) -> None:
         if name in self._pools or url.rpartition(":")[2] in self._own_ports:
@@ -144,10 +154,10 @@ class Catalog:
         else:
             pool.close()
 
-    async def _look_guarded(self, pool: UpstreamPool) -> None:
+    async def _guarded(self, pool: UpstreamPool, look: Awaitable[object]) -> None:
         """One upstream's exception is that upstream's: the others are asked and serve."""
         try:
-            await self._look(pool)
+            await look
         except Exception as error:
             log.exception("upstream %s: internal error while it was asked", pool.name)
             pool.unreached(f'upstream "{pool.name}" cannot be asked: {type(error).__name__}')
@@ -171,13 +181,14 @@ class Catalog:
         except UpstreamError as error:
             pool.unreached(f'upstream "{pool.name}" {error}')
             return None
-        pool.reachable = True
+        is_list = False
         if status == 200:
-            try:
+            with suppress(Unreadable):
                 self._listed[pool.name] = _read(body).data
-            except Unreadable:
-                return body
-            pool.reached()
+                is_list = True
+        elif status >= 500:
+            pool.confirm(f'upstream "{pool.name}" answered {status} to a request for its models')
+        pool.reached(is_well=is_list)
         return body
 
     # --- answering clients ----------------------------------------------------------------
@@ -217,8 +228,11 @@ class Catalog:
         """Where a request for `model` may go, in order. Raises Refused naming the choices."""
         alias = self._aliases.get(model)
         if alias is not None:
-            parts = [target.partition("/") for target in alias.targets]
-            return [self._target(upstream, name, alias) for upstream, _, name in parts]
+            return [
+                self._target(upstream, name, alias, level)
+                for level, equals in enumerate(alias.levels)
+                for upstream, _, name in (target.partition("/") for target in equals)
+            ]
         upstream, slash, rest = model.partition("/")
         if slash and upstream in self._pools:
             return [self._target(upstream, rest, None)]
@@ -257,7 +271,7 @@ class Catalog:
         """Aliases that lead to one of these first, with its name and that of its model."""
         aliases = {}
         for name, alias in self._aliases.items():
-            upstream, _, model = alias.targets[0].partition("/")
+            upstream, _, model = alias.all_targets[0].partition("/")
             if self._engine(upstream).kind is Kind.OLLAMA:
                 aliases[name] = (upstream, model)
         return aliases
@@ -278,39 +292,55 @@ class Catalog:
                 models = self._model_states(pool)
                 described.append(self._describe(pool, models[:most], len(models)))
                 most -= min(most, len(models))
-        aliases = [ModelAlias(name=a.name, targets=a.targets) for a in self._aliases.values()]
+        aliases = [
+            ModelAlias(name=alias.name, targets=alias.all_targets, levels=alias.levels)
+            for alias in self._aliases.values()
+        ]
         return described, aliases
 
     def _describe(self, pool: UpstreamPool, models: list[ModelState], total: int) -> UpstreamModels:
-        breaker, kind, state = pool.breaker, self._engine(pool.name).kind, pool.state
-        aside_s = None if breaker.due_s is None else breaker.due_s - self._loop.time()
-        if breaker.is_closed and pool.reachable is False:
+        kind, state = self._engine(pool.name).kind, pool.state
+        aside_s, on_trial = self._aside(pool) if pool.health.is_aside else (None, False)
+        if aside_s is None and pool.reachable is False:
             state = "unreachable"
         return UpstreamModels(
             name=pool.name,
             url=pool.status().url,
             kind=kind.value if kind else None,
             state=state,
-            aside_s=max(0.0, aside_s) if aside_s is not None else None,
-            on_trial=breaker.state == "half-open",
+            aside_s=aside_s,
+            on_trial=on_trial,
             last_error=pool.last_error,
             models=models,
             total=total,
         )
 
+    def _aside(self, pool: UpstreamPool) -> tuple[float, bool]:
+        """Until when nothing of it is asked, in seconds from now, and whether one request tries."""
+        health, now_s = pool.health, self._loop.time()
+        if not health.whole.is_closed:
+            left_s = max(0.0, (health.whole.due_s or 0.0) - now_s)
+            return left_s, health.whole.state == "half-open"
+        aside = list(health.aside(now_s))
+        return min(each.left_s for each in aside), any(each.on_trial for each in aside)
+
     def _model_states(self, pool: UpstreamPool) -> list[ModelState]:
         """Those it lists, and those it answered for without listing them."""
         loaded = self._engine(pool.name).loaded
         names = dict.fromkeys(model.id for model in self._listed.get(pool.name, ()))
+        aside = {each.model: each for each in pool.health.aside(self._loop.time())}
         states = []
-        for name in names | dict.fromkeys(pool.figures):
+        for name in names | dict.fromkeys(pool.figures) | dict.fromkeys(aside):
             figures = pool.figures.get(name, _NO_FIGURES)
+            left = aside.get(name)
             state = ModelState(
                 name=name[:MAX_NAME_NOTED],
                 loaded=None if loaded is None else name in loaded,
                 first_output_s=figures.first_output_s,
                 per_s=figures.per_s,
                 unit=figures.unit,
+                aside_s=None if left is None else left.left_s,
+                aside_why="" if left is None else _why_aside(left),
             )
             states.append(state)
         return states
@@ -333,10 +363,10 @@ class Catalog:
         for pool in self._pools.values():
             pool.close()
 
-    def _target(self, upstream: str, model: str, alias: Model | None) -> Target:
+    def _target(self, upstream: str, model: str, alias: Model | None, level: int = 0) -> Target:
         pool = self._pools[upstream]
         limits = pool.limits if alias is None else alias.limits.over(pool.limits)
-        return Target(pool, model, limits)
+        return Target(pool, model, limits, level, names_ours=alias is not None)
 
     def _engine(self, upstream: str) -> Engine:
         return self._engines.setdefault(upstream, Engine())
@@ -352,6 +382,12 @@ class Catalog:
             self._headers.get(upstream.name, {}),
             None if upstream.ca_file is None else self._authorities.get(upstream.ca_file, ""),
         )
+
+
+def _why_aside(aside: Aside) -> str:
+    if aside.was_asked_for:
+        return "retry-after"
+    return "trial" if aside.on_trial else "failures"
 
 
 def _entry(name: str, created: int, owner: str) -> dict[str, object]:

@@ -81,8 +81,10 @@ async def metrics(gateway: Gateway, request: web.BaseRequest, caller: Caller) ->
         guard=facts.guard if facts else GuardFigures(),
         repairs=Counter(repair.severity for repair in facts.repairs) if facts else {},
         upstream_active={pool.name: pool.active for pool in gateway.catalog.pools()},
-        upstream_aside={
-            pool.name: int(not pool.breaker.is_closed) for pool in gateway.catalog.pools()
+        upstream_aside={pool.name: int(pool.health.is_aside) for pool in gateway.catalog.pools()},
+        models_aside={
+            pool.name: len(list(pool.health.aside(gateway.loop.time())))
+            for pool in gateway.catalog.pools()
         },
     )
     return web.Response(body=render(view), headers={"Content-Type": CONTENT_TYPE})

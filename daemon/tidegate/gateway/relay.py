@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -21,11 +22,13 @@ from typing import NamedTuple, Protocol
 import msgspec
 from msgspec import Raw
 
+from tidegate.core.advice import advise
+from tidegate.core.blame import FAULT_OF_CODE, VERDICTS, Fault, Held, fault_of_answer
+from tidegate.core.breaker import Witness
 from tidegate.core.clock import Expiry, look_again_s, next_expiry
-from tidegate.core.errors import LedgerFull, TidegateError, UpstreamError
+from tidegate.core.errors import LedgerFull, UpstreamError
 from tidegate.core.foreign_json import is_json
 from tidegate.core.formats.base import (
-    RETRYABLE_STATUS,
     TAIL_EVENTS,
     ErrorText,
     Meaning,
@@ -36,11 +39,11 @@ from tidegate.core.framing import RAW
 from tidegate.core.ledger import Entry
 from tidegate.core.run import Happening, Run, State
 from tidegate.core.secret import NO_SECRET
-from tidegate.core.settings import Limits
 from tidegate.core.window import SEGMENT_BYTES
 from tidegate.gateway.connection import READ_BYTES, SLICE_BYTES, UpstreamConnection
 from tidegate.gateway.metrics import Histogram
 from tidegate.gateway.reply import Answer, Reply
+from tidegate.gateway.route import Route, Target
 from tidegate.gateway.subscriber import StreamSubscriber, Subscriber
 from tidegate.gateway.upstream import UpstreamPool
 
@@ -52,19 +55,12 @@ PAUSE_LAG_BYTES = 256 * 1024
 
 MOST_WAITS = 1  # where an upstream says when to come again; official clients do the rest
 LOADING_AGAIN_S = 1.0  # llama.cpp answers 503 while it loads its model, and is quick to say so
+ONCE_MORE_S = 0.3  # after a 500 or a reset: what only stumbled is up again by then
 HOPS_HEADER = "x-tidegate-hops"  # so that a ring of gateways ends
 MAX_ERROR_BYTES = 256 * 1024
 GONE_AFTER_S = 0.5  # a connection that was given up is closed in the loop's next turn
 FEWEST_EVENTS = 8  # a shorter answer says nothing about speed
 TIMED_EVERY = 16  # events; timing each would cost as much as framing it
-
-
-class Target(NamedTuple):
-    """One place where an answer may come from, and the limits that hold there."""
-
-    pool: UpstreamPool
-    model: str
-    limits: Limits
 
 
 class Sent(NamedTuple):
@@ -104,14 +100,21 @@ class Relay:
         targets: list[Target],
         loop: asyncio.AbstractEventLoop,
         sent: Sent = Sent(),  # noqa: B008 - a constant
+        *,
+        caller: str = "",
     ) -> None:
+        """`caller` tells callers apart who have no token: an address."""
         self.run = run
         self.subscribers: list[Subscriber] = []
         self.answer: Answer | None = None  # for a creator that has not been sent a stream
         self.target: Target | None = None
         self._book = book
         self._loop = loop
-        self._left = list(targets)  # not tried yet
+        self._route = Route(targets)
+        self._caller = run.owner or caller
+        self._waiting: list[Target] = []  # in whose queues it stands
+        self._asked_again = False  # the last target, after a 500 or a reset
+        self._has_waited = False  # for the first of those that wanted to be left alone
         self._is_raw = run.format.framing is RAW  # bytes as they come, with no events among them
         self._sent = sent
         self._judged = False  # whether the try under way has told how its upstream does
@@ -119,7 +122,7 @@ class Relay:
         self._connection: UpstreamConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._again: asyncio.TimerHandle | None = None  # told to come again, or still loading
-        self._has_place = self._in_queue = False
+        self._has_place = False
         self._is_stream = False  # what the upstream is sending right now is the stream
         self._begun_s = 0.0  # when its first output came
         self._reply = Reply()
@@ -133,40 +136,103 @@ class Relay:
     # --- attempts -----------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Goes for the next target: at once, or when it has a place."""
-        self.target = target = self._choose()
-        self._judged = False
-        self.run.limits = target.limits
-        try:
-            self._has_place = target.pool.take_place(self, target.limits.max_queued)
-        except UpstreamError as error:
-            self._attempt_failed(error)
-            return
-        if self._has_place:
-            self._open()
-        else:
-            self._in_queue = True
-            self.run.wait_for_place(self._loop.time())
-        self._book.look_soon(self, self._due_s())
-
-    def _choose(self) -> Target:
-        """The next target that is not set aside; if all are, the one whose time comes first."""
+        """Goes for the next target: at once, or when one of its equals has a place."""
         now_s = self._loop.time()
-        for target in self._left:
-            if target.pool.breaker.admit(now_s):
-                self._on_trial = not target.pool.breaker.is_closed
-                self._left.remove(target)
-                return target
-        self._on_trial = False
-        target = min(self._left, key=lambda each: each.pool.breaker.due_s or 0.0)
-        self._left.remove(target)
-        return target
+        self.target = None
+        self._judged = False
+        equals = self._route.choose(now_s)
+        if not equals:
+            self._wait_until_told(now_s)
+            return
+        for target in equals:
+            if target.pool.is_free:
+                target.pool.take_place(self)
+                self._take(target)
+                return
+        self._wait_for_place(equals)
 
-    def on_place(self) -> None:
-        """Our turn has come."""
-        self._has_place, self._in_queue = True, False
+    def _take(self, target: Target) -> None:
+        """Our turn has come at this target."""
+        now_s = self._loop.time()
+        self._route.remove(target)
+        self.target, self._has_place = target, True
+        self._on_trial = target.pool.health.admit(target.model, now_s)
+        self.run.limits = target.limits.at_target(is_last=not self._route.has_more(now_s))
         self._open()
         self._book.look_soon(self, self._due_s())
+
+    def _wait_for_place(self, equals: list[Target]) -> None:
+        """Stands in the queues of all equals, and goes where a place is free first."""
+        busy = []
+        for pool, limits in {each.pool: each.limits for each in reversed(equals)}.items():
+            try:
+                pool.take_place(self, limits.max_queued)
+            except UpstreamError as error:
+                busy.append(f'upstream "{pool.name}" {error}')
+            else:
+                self._waiting += [each for each in equals if each.pool is pool]
+        if not self._waiting:
+            self._on_no_place(equals, "; ".join(busy), "queue_full", Happening.FAIL)
+            return
+        # Who waits for several waits as long as the most patient of them allows.
+        self.run.limits = max((each.limits for each in self._waiting), key=lambda it: it.queue_s)
+        self.run.wait_for_place(self._loop.time())
+        self._book.look_soon(self, self._due_s())
+
+    def on_place(self, pool: UpstreamPool) -> None:
+        """A place is free here; those who wait behind us at the equals move up."""
+        target = next(each for each in self._waiting if each.pool is pool)
+        self._leave_queues(but=pool)
+        self._take(target)
+
+    def _leave_queues(self, but: UpstreamPool | None = None) -> None:
+        pools = {each.pool for each in self._waiting}
+        self._waiting = []
+        for pool in pools:
+            if pool is not but:
+                pool.leave_queue(self)
+
+    def _on_no_place(
+        self, equals: list[Target], reason: str, code: str, happening: Happening
+    ) -> None:
+        """All equals are full, or were for too long: the next level, or the end."""
+        self._leave_queues()
+        self._route.remove(*equals)
+        if self._route.has_more(self._loop.time()):
+            log.info("run %s: %s; trying the next target", self.run.id, reason)
+            self.begin()
+        else:
+            self._end(happening, reason, code)
+
+    def _wait_until_told(self, now_s: float) -> None:
+        """Every target said when to come again: that is waited for if it is soon, or told."""
+        target = self._route.first_held(now_s)
+        assert target is not None, "a run has a target"
+        wait_s = target.held_s(now_s)
+        in_time = now_s + wait_s < self.run.queued_s + self.run.limits.queue_s
+        if not self._has_waited and in_time and self._fits_hold(wait_s):
+            self._has_waited = True
+            self._again = self._loop.call_later(wait_s, self._begin_again)
+            self._book.look_soon(self, self._due_s())
+            return
+        seconds = math.ceil(wait_s)
+        status = target.pool.health.held_status(target.model)
+        reason = f'upstream "{target.pool.name}" wants to hear nothing for {seconds} s more'
+        kind = "rate_limit_error" if status == 429 else "server_error"
+        error = ErrorText(status, advise(reason, "upstream_429"), kind, f"upstream_{status}")
+        body = self.run.format.error_body(error)
+        headers = (("Retry-After", str(seconds)),)
+        self.answer = Answer(status, "application/json", body, headers)
+        self._end(Happening.FAIL, reason, f"upstream_{status}")
+
+    def _begin_again(self) -> None:
+        self._again = None
+        self.begin()
+
+    def _fits_hold(self, wait_s: float) -> bool:
+        """Whether the status can be held back for so long: later it could not be passed on."""
+        run = self.run
+        return self._loop.time() + wait_s <= run.created_s + run.limits.hold_s
 
     def _open(self, *, fresh: bool = False, again: bool = False) -> None:
         """`again` goes on with the try under way, `fresh` over a connection of its own."""
@@ -204,7 +270,8 @@ class Relay:
             self._request(connection)
         except UpstreamError as error:
             self._connecting = None
-            self._attempt_failed(error)
+            hung_up = error.code == "upstream_disconnected"
+            self._attempt_failed(error, Fault.HUNG_UP if hung_up else Fault.UNREACHED)
         except Exception:
             self._connecting = None
             self._on_fault()
@@ -327,7 +394,10 @@ class Relay:
             return
         when = "in the middle of the answer" if self._is_stream else "before an answer"
         error = UpstreamError(f"{reason} {when}", code="upstream_disconnected")
-        self._guarded(self._finish_stream if self._is_stream else self._attempt_failed, error)
+        if self._is_stream:
+            self._guarded(self._finish_stream, error)
+        else:
+            self._attempt_failed(error, Fault.CUT if answered else Fault.HUNG_UP)
 
     def _finish_stream(self, broken: UpstreamError) -> None:
         """No more events come. Whether the answer is whole is seen in them, not in the framing."""
@@ -361,7 +431,7 @@ class Relay:
         """Nothing can fail over any more; the caller may know the status."""
         assert self.target is not None
         self._judged = True
-        self.target.pool.began()
+        self.target.pool.began(self.target.model)
         self._begun_s = self._loop.time()
         begun_s = self._begun_s - self.run.attempt.started_s
         self.target.pool.note_first_output(self.target.model, begun_s)
@@ -399,25 +469,37 @@ class Relay:
         assert self.target is not None
         body = b"".join(self.run.attempt.held)
         reply, status = self._reply, self._reply.status
-        if status in RETRYABLE_STATUS:
-            self._on_busy(body)
-        elif reply.is_success:
+        if reply.is_success:
             reply.check_answer(self.run.format, body, streamed=self.run.streamed)
             self._on_answer(body)
-        elif 300 <= status < 400:
-            what = f"answered {status}: redirects are not followed"
-            self._attempt_failed(UpstreamError(what, code="redirected", retryable=False))
-        elif status >= 600:
-            self._attempt_failed(UpstreamError(f"answered {status}, which is no HTTP status"))
-        else:
-            self._judge_well()  # whoever refuses with a reason is alive
-            body = self.target.pool.secret.hide_bytes(body)
-            reason = f'upstream "{self.target.pool.name}" refused with {reply.refusal(body)}'
-            if is_whole and not reply.is_compressed:
-                self.answer = reply.pass_on(body)
-            else:
-                self.answer = self._in_our_words(reason)
-            self._end(Happening.FAIL, reason, f"upstream_{status}")
+            return
+        body = self.target.pool.secret.hide_bytes(body)
+        fault = fault_of_answer(status, body, names_ours=self.target.names_ours)
+        if self._comes_again(fault, body):
+            return
+        match fault:
+            case Fault.MISLED:
+                what = f"answered {status}: redirects are not followed"
+                self._attempt_failed(UpstreamError(what, code="redirected"), fault)
+            case Fault.GARBLED:
+                what = f"answered {status}, which is no HTTP status"
+                self._attempt_failed(UpstreamError(what), fault)
+            case _:
+                self._on_refusal(fault, body, is_whole=is_whole)
+
+    def _on_refusal(self, fault: Fault, body: bytes, *, is_whole: bool) -> None:
+        """What the upstream said instead of an answer is passed on if no target is left."""
+        assert self.target is not None
+        reply, verdict = self._reply, VERDICTS[fault]
+        did = "refused with" if verdict.held is Held.ALIVE else "answered"
+        what = f"{did} {reply.refusal(body)}"
+        answer = None
+        if not is_whole or reply.is_compressed:
+            if verdict.held is Held.ALIVE:
+                answer = self._in_our_words(f'upstream "{self.target.pool.name}" {what}')
+        elif verdict.held is Held.ALIVE or is_json(body):
+            answer = reply.pass_on(body)  # a proxy's page of HTML tells no client library anything
+        self._attempt_failed(UpstreamError(what, code=f"upstream_{reply.status}"), fault, answer)
 
     def _in_our_words(self, reason: str) -> Answer:
         """A refusal whose body nobody could read: compressed unasked, or larger than we take."""
@@ -428,33 +510,30 @@ class Relay:
             content_type="application/json", body=self.run.format.error_body(error)
         )
 
-    def _on_busy(self, body: bytes) -> None:
-        """Overload or breakage: elsewhere at once, here again when it says when, or the end."""
+    def _comes_again(self, fault: Fault, body: bytes) -> bool:
+        """Notes when an upstream wants to be asked again, and waits if no other one is left."""
         assert self.target is not None
         run, reply = self.run, self._reply
-        body = self.target.pool.secret.hide_bytes(body)
-        what = f"answered {reply.refusal(body)}"
-        if not self._left and run.state is State.CONNECTING:
-            if reply.is_loading(body):
-                if self._has_time(LOADING_AGAIN_S, is_loading=True):
-                    loads = f'upstream "{run.attempt.upstream}" is loading its model'
-                    self._open_again_in(LOADING_AGAIN_S, loads)
-                    return
-            elif self._may_wait(reply):
-                run.attempt.waits += 1
-                why = f'upstream "{run.attempt.upstream}" {what}'
-                self._open_again_in(reply.retry_after_s or 0.0, why)
-                return
-        failure = UpstreamError(what, code=f"upstream_{reply.status}")
-        is_told = is_json(body)  # a proxy's page of HTML tells no client library anything
-        self._attempt_failed(failure, answer=reply.pass_on(body) if is_told else None)
-
-    def _may_wait(self, reply: Reply) -> bool:
-        """Whether to come again when the upstream says so, as often as is sensible."""
-        wait_s = reply.retry_after_s
-        if wait_s is None or reply.status not in {429, 503}:
+        now_s = self._loop.time()
+        wait_s = reply.retry_after_s(time.time())
+        if wait_s is not None:
+            self.target.pool.health.hold(self.target.model, wait_s, reply.status, now_s)
+        if self._route.has_more(now_s) or run.state is not State.CONNECTING:
             return False
-        return self.run.attempt.waits < MOST_WAITS and self._has_time(wait_s)
+        if fault is Fault.DOWN and reply.is_loading(body):
+            if not self._has_time(LOADING_AGAIN_S, is_loading=True):
+                return False
+            loads = f'upstream "{run.attempt.upstream}" is loading its model'
+            self._open_again_in(LOADING_AGAIN_S, loads)
+            return True
+        if wait_s is None or run.attempt.waits >= MOST_WAITS:
+            return False
+        if not (self._fits_hold(wait_s) and self._has_time(wait_s)):
+            return False
+        run.attempt.waits += 1
+        why = f'upstream "{run.attempt.upstream}" answered {reply.refusal(body)}'
+        self._open_again_in(wait_s, why)
+        return True
 
     def _has_time(self, wait_s: float, *, is_loading: bool = False) -> bool:
         """Whether the limits leave so long: else the upstream's own word is worth more at once."""
@@ -462,6 +541,8 @@ class Relay:
         due_s = run.created_s + limits.total_s
         if run.streamed or is_loading:
             due_s = min(due_s, run.attempt.started_s + limits.first_output_s)
+        if not run.streamed and limits.plain_s is not None:
+            due_s = min(due_s, run.attempt.started_s + limits.plain_s)
         return self._loop.time() + wait_s < due_s
 
     def _on_answer(self, body: bytes) -> None:
@@ -478,33 +559,83 @@ class Relay:
 
     # --- how it ends --------------------------------------------------------------------------
 
-    def _attempt_failed(self, error: TidegateError, *, answer: Answer | None = None) -> None:
-        """The try under way is over: the next target, or the end.
+    def _attempt_failed(
+        self,
+        error: UpstreamError | LedgerFull,
+        fault: Fault | None = None,
+        answer: Answer | None = None,
+    ) -> None:
+        """The try under way is over: see `core.blame` for what follows.
 
         `answer` is what the upstream itself said.
         """
         assert self.target is not None
-        run = self.run
-        name = self.target.pool.name
-        if answer is None and isinstance(error, UpstreamError) and error.said:
-            said = self.target.pool.secret.hide_bytes(error.said)
+        secret = self.target.pool.secret
+        if isinstance(error, LedgerFull):
+            self._let_go_of_upstream()
+            self._end(Happening.FAIL, secret.hide(str(error)), error.code)
+            return
+        if error.said:
+            said = secret.hide_bytes(error.said)
             answer = Answer(error.status, "application/json", said)
-        reason = self.target.pool.secret.hide(str(error))
-        if isinstance(error, UpstreamError):
-            after = "" if error.code == "first_output_s" else self._after()
-            reason = f'upstream "{name}" {reason}{after}'
-            self._judge_badly(reason, error.code)
+            fault = fault_of_answer(
+                error.status, said, names_ours=self.target.names_ours, is_told=True
+            )
+        if fault is None:
+            fault = FAULT_OF_CODE.get(error.code, Fault.GARBLED)
+        what = secret.hide(str(error))
+        after = "" if error.code in _LIMITS else self._after()
+        if VERDICTS[fault].is_ours:
+            self._on_our_fault(fault, error, what)
+        else:
+            reason = f'upstream "{self.target.pool.name}" {what}{after}'
+            self._settle(fault, reason, error.code, answer)
+
+    def _on_our_fault(self, fault: Fault, error: UpstreamError, what: str) -> None:
+        """It is the config's, and not the caller's: who runs this gateway has to know."""
+        assert self.target is not None
+        pool, model = self.target.pool, self.target.model
+        status = self._reply.status if not error.said else error.status
+        if fault is Fault.OUR_KEY:
+            code = "upstream_key_refused"
+            text = f"{_KEY_TEXTS.get(status, _KEY_TEXTS[401])} ({pool.key_name})"
+            pool.health.refuse("", text, self._loop.time())
+        else:
+            code = "upstream_model_missing"
+            text = f'has no model "{model}", which the config of this gateway names'
+            pool.health.refuse(model, text, self._loop.time())
+        said = what.removeprefix("refused with ")
+        self._settle(fault, f'upstream "{pool.name}" {text}: {said}', code, None)
+
+    def _settle(
+        self,
+        fault: Fault,
+        reason: str,
+        code: str,
+        answer: Answer | None,
+        end: Happening = Happening.FAIL,
+    ) -> None:
+        """Holds the fault against whom it is, and goes on: once more, elsewhere, or to the end."""
+        run, verdict = self.run, VERDICTS[fault]
+        has_begun = run.state not in {State.QUEUED, State.CONNECTING}
+        has_more = self._route.has_more(self._loop.time())
+        if verdict.once_more and not (has_begun or has_more) and self._may_ask_once_more():
+            self._asked_again = True
+            self._drop_connection()
+            self._open_again_in(ONCE_MORE_S, reason)
+            return
+        self._judge(fault, reason)
         self._let_go_of_upstream()
-        if isinstance(error, UpstreamError):
-            may_go_on = error.retryable and run.state in {State.QUEUED, State.CONNECTING}
-            if may_go_on and self._left:
-                if run.attempts and run.attempt.ended_s is None:  # else it failed while it waited
-                    run.end_attempt(reason, self._loop.time())
-                log.info("run %s: %s; trying the next target", run.id, reason)
-                self.begin()
-                return
+        if verdict.goes_on and has_more and not has_begun:
+            run.end_attempt(reason, self._loop.time())
+            log.info("run %s: %s; trying the next target", run.id, reason)
+            self.begin()
+            return
         self.answer = answer
-        self._end(Happening.FAIL, reason, error.code)
+        self._end(end, reason, code)
+
+    def _may_ask_once_more(self) -> bool:
+        return not self._asked_again and self._has_time(ONCE_MORE_S)
 
     def _after(self) -> str:
         """How long after the question it happened, for people."""
@@ -512,33 +643,38 @@ class Relay:
             return ""
         return f", {self._loop.time() - self.run.attempt.started_s:.1f} s after the request"
 
-    def _judge_well(self) -> None:
+    def _judge(self, fault: Fault, reason: str) -> None:
+        """Tells the upstream's health; what is only shown leaves a trial undecided."""
         assert self.target is not None
-        self._judged = True
-        self.target.pool.succeeded()
-
-    def _judge_badly(self, reason: str, code: str) -> None:
-        """Breakage and missing progress count against an upstream; to be busy does not."""
-        assert self.target is not None
-        if code in _FULL:
+        pool, model, held = self.target.pool, self.target.model, VERDICTS[fault].held
+        if held is Held.ALIVE and not VERDICTS[fault].is_ours:
+            self._judged = True
+            pool.alive(model)
             return
-        counts = code in _FAULTS or code.startswith("upstream_5")
-        self._judged = self._judged or counts
-        self.target.pool.failed(reason, counts=counts)
+        is_plain = fault is Fault.SILENT and not self.run.streamed
+        if is_plain and pool.health.answered_since(model, self.run.attempt.started_s):
+            held = Held.NOTHING  # it is slow, and answers others
+        self._judged = self._judged or held is not Held.NOTHING
+        witness = None
+        if held is Held.SUSPECTED:
+            witness = Witness(self._caller, hash(self.run.body))
+        pool.failed(model, reason, held, witness)
 
     def expire(self, expiry: Expiry) -> None:
         """A limit has been reached."""
         if expiry.happening is Happening.COMPLETE:
             self._complete_in_its_place()
-            return
-        if expiry.retryable and self._left:
-            self._attempt_failed(UpstreamError(expiry.reason, code=expiry.limit))
-            return
-        reason = expiry.reason
-        if expiry.of_upstream and self.target is not None:
-            reason = f'upstream "{self.target.pool.name}" {reason}'
-            self._judge_badly(reason, expiry.limit)
-        self._end(expiry.happening, reason, expiry.limit)
+        elif self._waiting and expiry.limit == "queue_s":
+            equals = self._waiting
+            names = " and ".join(dict.fromkeys(f'"{each.pool.name}"' for each in equals))
+            plural = "s" if len({each.pool for each in equals}) > 1 else ""
+            reason = f"upstream{plural} {names} {expiry.reason}"
+            self._on_no_place(equals, reason, expiry.limit, expiry.happening)
+        elif expiry.of_upstream and self.target is not None:
+            reason = f'upstream "{self.target.pool.name}" {expiry.reason}'
+            self._settle(FAULT_OF_CODE[expiry.limit], reason, expiry.limit, None, expiry.happening)
+        else:
+            self._end(expiry.happening, expiry.reason, expiry.limit)
 
     def cancel(self, reason: str) -> None:
         """Somebody wants no more of it."""
@@ -558,7 +694,8 @@ class Relay:
 
     def _complete(self) -> None:
         if self.target is not None:
-            self._judge_well()
+            self._judged = True
+            self.target.pool.succeeded(self.target.model, is_plain=not self.run.streamed)
         if self._is_stream and not self._is_raw and self.target is not None:
             self._note_speed(self.target)
         self._end(Happening.COMPLETE, None, None)
@@ -629,7 +766,7 @@ class Relay:
     def _let_go_of_upstream(self) -> None:
         if self.target is not None and not self._judged:
             if self._on_trial:
-                self.target.pool.breaker.gave_up()
+                self.target.pool.health.gave_up(self.target.model, self._loop.time())
             self._judged = True
         if self._again is not None:
             self._again.cancel()
@@ -637,20 +774,20 @@ class Relay:
         if self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None
+        self._drop_connection()
+        self._leave_queues()
+        if self._has_place:
+            assert self.target is not None
+            self._has_place = False
+            self.target.pool.leave_place()
+
+    def _drop_connection(self) -> None:
         if self._connection is not None:
             self._connection.abort()
             self._loop.call_later(GONE_AFTER_S, self._make_sure, self._connection)
             self._connection = None
         if self.run.is_sending:
             self.run.sent()
-        if self._in_queue:
-            assert self.target is not None
-            self.target.pool.leave_queue(self)
-            self._in_queue = False
-        if self._has_place:
-            assert self.target is not None
-            self._has_place = False
-            self.target.pool.leave_place()
 
     def _make_sure(self, connection: UpstreamConnection) -> None:
         """An upstream that was given up must know it: a GPU would go on for nobody."""
@@ -797,16 +934,11 @@ class Relay:
             self._book.look_soon(self, self._due_s())
 
 
-_FULL = frozenset({"queue_full", "queue_s"})
+# A reason that names a limit says how long it took already.
+_LIMITS = frozenset({"first_output_s", "plain_s", "idle_s"})
 
-# Against these an upstream is set aside; beside them what answers 5xx.
-_FAULTS = frozenset(
-    {
-        "connect_failed",
-        "connect_timeout",
-        "upstream_disconnected",
-        "upstream_ended",
-        "first_output_s",
-        "idle_s",
-    }
-)
+_KEY_TEXTS = {
+    401: "refused the key of this gateway",
+    402: "wants payment from the owner of this gateway's key",
+    403: "does not allow this to the key of this gateway",
+}

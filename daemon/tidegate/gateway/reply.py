@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from types import MappingProxyType
 from typing import NamedTuple
 
 from tidegate.core.errors import UpstreamError
 from tidegate.core.foreign_json import BOM, is_json
-from tidegate.core.formats.base import RETRYABLE_STATUS, Format, error_label
-
-# An upstream that says when to come again is asked once more, if that is soon: a client waits for
-# half a minute without a word of it, and official ones ask again themselves.
-MOST_WAIT_S = 30.0
+from tidegate.core.formats.base import Format, error_label
 
 # What a caller's library looks at. The upstream's own id gets another name, for ours has that one.
 _PASSED_HEADERS = (
@@ -29,7 +26,8 @@ _PASSED_HEADERS = (
     "request-id",
 )
 _RENAMED = {"x-request-id": "x-upstream-request-id", "request-id": "x-upstream-request-id"}
-_NUMBER = re.compile(r"[0-9]{1,8}(\.[0-9]{1,8})?")
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
+_OVERLOAD = frozenset({429, 503, 529})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
 
 
@@ -69,14 +67,22 @@ class Reply(NamedTuple):
         said = self.headers.get("x-request-id") or self.headers.get("request-id") or ""
         return said if _REQUEST_ID.fullmatch(said) else None
 
-    @property
-    def retry_after_s(self) -> float | None:
-        """When to come again, in seconds, if that is soon enough; None otherwise."""
+    def retry_after_s(self, now: float) -> float | None:
+        """When to come again, in seconds from `now` (Unix); None where it does not say.
+
+        Only overload says so: elsewhere the header means other things, of a redirect, say. A date
+        is measured by the upstream's own clock, if it tells the time.
+        """
+        if self.status not in _OVERLOAD:
+            return None
         for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
             if _NUMBER.fullmatch(text := self.headers.get(name, "")):
-                wait_s = float(text) * unit_s
-                return wait_s if wait_s <= MOST_WAIT_S else None
-        return None  # a date is for those who wait longer
+                return float(text) * unit_s  # of any number of digits: infinity is a float too
+        until = _moment(self.headers.get("retry-after", ""))
+        if until is None:
+            return None
+        theirs = _moment(self.headers.get("date", ""))
+        return max(0.0, until - (now if theirs is None else theirs))
 
     def is_loading(self, body: bytes) -> bool:
         """llama.cpp's 503 while it loads its model."""
@@ -115,9 +121,18 @@ class Reply(NamedTuple):
                 code="upstream_error_event",
                 said=told.body,
                 status=told.status,
-                retryable=told.status in RETRYABLE_STATUS,
             )
         if streamed:
             raise UpstreamError("answered a stream request without a stream", code="no_stream")
         if form.answers_json and not is_json(body.removeprefix(BOM)):
             raise UpstreamError("answered with something that is not JSON", code="not_json")
+
+
+def _moment(text: str) -> float | None:
+    """The Unix time that a date of HTTP stands for; None for what is none."""
+    if not 20 <= len(text) <= 40:  # "Sun, 29 Nov 2026 09:14:09 GMT"
+        return None
+    try:
+        return parsedate_to_datetime(text).timestamp()
+    except (ValueError, OverflowError):
+        return None

@@ -4,8 +4,7 @@ The pool keeps idle connections only as long as the upstream surely does. A plac
 `max_concurrent` counts: without a free one a relay waits in a queue that is fair (first come, first
 served) and bounded.
 
-Two things are known of its health, and kept apart: whether it can be reached at all, which the
-refresh of the model lists finds out, and how requests fare, which alone feeds the breaker.
+What is known of how it fares, and of how each of its models does, is in `core.health`.
 """
 
 from __future__ import annotations
@@ -14,14 +13,17 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Mapping
+from itertools import islice
 from typing import Protocol
 
 from msgspec import Struct
 
 from tidegate import __version__
-from tidegate.core.breaker import Breaker
+from tidegate.core.blame import Held
+from tidegate.core.breaker import Witness
 from tidegate.core.errors import UpstreamError
-from tidegate.core.message import UpstreamStatus
+from tidegate.core.health import Health
+from tidegate.core.message import ModelAside, UpstreamRefusal, UpstreamStatus
 from tidegate.core.secret import HIDDEN, Secret
 from tidegate.core.settings import Limits, Upstream
 from tidegate.core.url import parse_url
@@ -36,14 +38,15 @@ MAX_MODELS_NOTED = 256  # whose last figures are kept: more than anybody uses, s
 MAX_NAME_NOTED = 200  # characters; some servers answer to any name, and a name may be a novel
 # Clouds' edges refuse requests that do not say whose they are.
 USER_AGENT = f"tidegate/{__version__}"
+MOST_TOLD = 8  # models that are set aside, and refusals: a heartbeat a second carries them
 _KEY_LINES = {"authorization": "Authorization: Bearer {}\r\n", "x-api-key": "x-api-key: {}\r\n"}
 
 
 class Waiter(Protocol):
     """A relay that waits for a place."""
 
-    def on_place(self) -> None:
-        """A place is free and is now yours."""
+    def on_place(self, pool: UpstreamPool) -> None:
+        """A place is free at `pool` and is now yours."""
 
 
 class ModelFigures(Struct, frozen=True):
@@ -73,11 +76,8 @@ class UpstreamPool:
         self.limits = limits
         self.active = 0
         self._active_elsewhere = 0
-        self.last_error: str | None = None
-        self.reachable: bool | None = None  # None: not tried yet
-        self.breaker = Breaker()
+        self.health = Health()
         self.figures: dict[str, ModelFigures] = {}  # by model; the one used last is the last
-        self._state = "unknown"
         self._loop = asyncio.get_running_loop()
         self._idle: list[UpstreamConnection] = []
         self._reaper: asyncio.TimerHandle | None = None
@@ -106,6 +106,18 @@ class UpstreamPool:
             queued=len(self._queue),
             connections=len(self._open),
             last_error=self.last_error,
+            aside=[
+                ModelAside(
+                    model=each.model,
+                    left_s=round(each.left_s, 1),
+                    why="retry-after" if each.was_asked_for else "failures",
+                )
+                for each in islice(self.health.aside(self._loop.time()), MOST_TOLD)
+            ],
+            refusals=[
+                UpstreamRefusal(model=each.model, text=each.text)
+                for each in islice(self.health.refusals(), MOST_TOLD)
+            ],
         )
 
     # --- its health -----------------------------------------------------------------------------
@@ -113,42 +125,71 @@ class UpstreamPool:
     @property
     def state(self) -> str:
         """ "ok", "failing", "set aside" or "unknown"."""
-        return self._state if self.breaker.is_closed else "set aside"
+        return "set aside" if self.health.is_aside else self.health.state
 
-    def succeeded(self) -> None:
+    @property
+    def last_error(self) -> str | None:
+        """Why its last request failed, or why it could not be reached."""
+        return self.health.last_error
+
+    @property
+    def reachable(self) -> bool | None:
+        """Whether it answers at all; None: not tried yet."""
+        return self.health.reachable
+
+    @property
+    def key_name(self) -> str:
+        """Where the config has its key, for people; never the key."""
+        if self.upstream.api_key_env is not None:
+            return f"api_key_env {self.upstream.api_key_env}"
+        if self.upstream.api_key_file is not None:
+            return f"api_key_file {self.upstream.api_key_file.rpartition('/')[2]}"
+        return "neither api_key_env nor api_key_file is set"
+
+    def succeeded(self, model: str, *, is_plain: bool = False) -> None:
         """A request was answered."""
-        was_aside = not self.breaker.is_closed
-        self.breaker.succeeded()
-        self._state, self.last_error, self.reachable = "ok", None, True
-        if was_aside:
-            log.info("upstream %s answers again", self.name)
+        if self.health.succeeded(model, self._loop.time(), is_plain=is_plain):
+            self._log_back(model)
 
-    def began(self) -> None:
+    def began(self, model: str) -> None:
         """A request has its first output. Only a whole answer makes good for former failures."""
-        if self.breaker.is_closed:
-            self._state, self.last_error, self.reachable = "ok", None, True
-        else:
-            self.succeeded()
+        if self.health.began(model, self._loop.time()):
+            self._log_back(model)
 
-    def failed(self, reason: str, *, counts: bool = True) -> None:
-        """A request was not. With `counts` it was the upstream's fault, and the breaker hears."""
-        self._state, self.last_error = "failing", reason
-        if not counts:
-            return
-        breaker, former_s = self.breaker, self.breaker.due_s
-        breaker.failed(self._loop.time())
-        if breaker.state == "open" and breaker.due_s != former_s:
-            log.warning("upstream %s is set aside for %g s: %s", self.name, breaker.aside_s, reason)
+    def failed(
+        self, model: str, reason: str, held: Held = Held.NOTHING, witness: Witness | None = None
+    ) -> None:
+        """A request was not. `held` says against whom that counts."""
+        now_s = self._loop.time()
+        was_aside = self.health.is_aside
+        if news := self.health.failed(model, reason, held, now_s, witness):
+            log.warning("upstream %s: %s", self.name, news)
+        elif held is Held.ALIVE and was_aside and not self.health.is_aside:
+            self._log_back(model)
 
-    def reached(self) -> None:
+    def alive(self, model: str) -> None:
+        """A request was refused with a reason."""
+        if self.health.alive(model, self._loop.time()):
+            self._log_back(model)
+
+    def reached(self, *, is_well: bool) -> None:
         """It answered a question of ours, which promises nothing for a request."""
-        self.reachable = True
-        if self.breaker.is_closed:
-            self._state, self.last_error = "ok", None
+        self.health.reached(self._loop.time(), is_well=is_well)
 
     def unreached(self, reason: str) -> None:
         """It did not even answer that."""
-        self.reachable, self._state, self.last_error = False, "failing", reason
+        self._log_news(self.health.unreached(reason, self._loop.time()))
+
+    def confirm(self, reason: str) -> None:
+        """A question of ours found it broken as well, as requests seem to."""
+        self._log_news(self.health.confirm(reason, self._loop.time()))
+
+    def _log_news(self, news: list[str]) -> None:
+        for each in news:
+            log.warning("upstream %s: %s", self.name, each)
+
+    def _log_back(self, model: str) -> None:
+        log.info("upstream %s answers again, asked for %s", self.name, model[:MAX_NAME_NOTED])
 
     def note_first_output(self, model: str, seconds: float) -> None:
         """How long the model's last answer took to begin."""
@@ -170,13 +211,18 @@ class UpstreamPool:
 
     # --- places ---------------------------------------------------------------------------------
 
+    @property
+    def is_free(self) -> bool:
+        """Whether a request would have a place at once."""
+        return not self._queue and self._has_place()
+
     def take_place(self, waiter: Waiter, max_queued: int | None = None) -> bool:
         """True: go on. False: wait for `on_place`. Raises UpstreamError when too many do.
 
         Without `max_queued` the upstream's own limit holds; a model may have another.
         """
         most = self.limits.max_queued if max_queued is None else max_queued
-        if not self._queue and self._has_place():
+        if self.is_free:
             self.active += 1
             return True
         if len(self._queue) >= most:
@@ -203,7 +249,7 @@ class UpstreamPool:
     def _admit(self) -> None:
         while self._queue and self._has_place():
             self.active += 1
-            self._queue.popleft().on_place()
+            self._queue.popleft().on_place(self)
 
     def leave_queue(self, waiter: Waiter) -> None:
         """Waits no longer."""

@@ -86,7 +86,20 @@ def _config(seen: Seen) -> Iterator[Problem]:
 
 def _upstreams(seen: Seen) -> Iterator[Problem]:
     for upstream in seen.status.upstreams:
-        if upstream.state in FAILING:
+        for refusal in upstream.refusals:
+            if refusal.model:
+                yield _warning(
+                    f"upstream-model-missing:{upstream.name}/{refusal.model}",
+                    f"upstream {upstream.name} {refusal.text}",
+                    "load that model there, or correct the targets in the config",
+                )
+            else:
+                yield _warning(
+                    f"upstream-key-refused:{upstream.name}",
+                    f"upstream {upstream.name} {refusal.text}",
+                    "correct the key and run `tidegate reload`, or see to its account there",
+                )
+        if upstream.state == "set aside" or (upstream.state in FAILING and not upstream.refusals):
             yield _warning(
                 f"upstream-{upstream.state.replace(' ', '-')}:{upstream.name}",
                 f"upstream {upstream.name} is {upstream.state}: {upstream.last_error}",

@@ -11,7 +11,13 @@ from dataclasses import dataclass, field
 from msgspec import Struct
 
 from tidegate.core.lifecycle import Fleet, State
-from tidegate.core.message import Heartbeat, StepReport, UpstreamStatus
+from tidegate.core.message import (
+    Heartbeat,
+    ModelAside,
+    StepReport,
+    UpstreamRefusal,
+    UpstreamStatus,
+)
 from tidegate.core.repairs import Repair
 from tidegate.core.settings import MIB
 from tidegate.core.words import count
@@ -133,6 +139,8 @@ class UpstreamState(Struct, frozen=True, kw_only=True):
     active: int
     queued: int
     last_error: str | None
+    aside: list[ModelAside] = []  # models that are left alone for a while
+    refusals: list[UpstreamRefusal] = []  # what it refuses until the config is changed
 
 
 class Status(Struct, frozen=True, kw_only=True):
@@ -239,6 +247,8 @@ def merge_upstreams(lists: list[list[UpstreamStatus]]) -> list[UpstreamState]:
             active=upstream.active + (known.active if known else 0),
             queued=upstream.queued + (known.queued if known else 0),
             last_error=known.last_error if known else upstream.last_error,
+            aside=known.aside if known else upstream.aside,
+            refusals=known.refusals if known else upstream.refusals,
         )
     return list(merged.values())
 

@@ -38,9 +38,6 @@ LARGE_BYTES = 64 * 1024  # a value from here on is sent from where it lies
 TAIL_EVENTS = 8  # what ends an answer, usage and marker included; some upstreams add one or two
 COMMENT = b": tidegate\n"  # one newline: a comment that every client's parser skips
 
-# Worth a try elsewhere: overload and breakage, never the caller's own mistakes.
-RETRYABLE_STATUS = frozenset({408, 429, 500, 502, 503, 504, 507, 529})
-
 
 class Meaning(Enum):
     """What one event says."""
