@@ -11,7 +11,8 @@ ARGS ?=
 # minutes, expects more.
 TEST_LIMIT_S ?= 600
 
-.PHONY: help run test check format bench attacks simulate soak clean generated dist deb homebrew
+.PHONY: help run test check format bench attacks simulate soak clean generated dist deb homebrew \
+  lock sbom audit fuzz
 
 help:
 	@echo "make run     serve on http://127.0.0.1:8433   (ARGS='--config FILE')"
