@@ -17,7 +17,7 @@ from itertools import islice
 from fakes.client import get
 from gateway.gateway_rig import HEAD, LAST, Peer, Rig, chunked, plain
 
-AT_ONCE = 64
+AT_ONCE = 250
 # What is a part of a request waits for the rest of it; nothing more comes, so it is hung up on.
 SILENCE_S = 0.25
 MOST_S = 20.0
