@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 
+from tidegate.core.foreign_json import is_utf8
 from tidegate.core.formats import CHAT
 from tidegate.core.formats.base import MOST_DECODED, with_values
 from tidegate.core.members import MAX_BRACKETS, MAX_MEMBERS, count_texts, has_several, members
@@ -150,3 +151,16 @@ def test_usage_is_asked_for_where_that_is_sensible(options: str, asked: object) 
     else:
         assert values is not None
         assert json.loads(bytes(values["stream_options"] or b"")) == asked
+
+
+def test_text_is_told_from_other_bytes_without_decoding_it_as_a_whole() -> None:
+    """Decoded at once, a text with one emoji takes four times as much."""
+    text = b"x" * 65535 + "é".encode() + b"y" * 8 * MIB + "\U0001f600".encode()
+    tracemalloc.start()
+    try:
+        assert is_utf8(text)
+        assert not is_utf8(text + b"\xc3")
+        assert not is_utf8(text[:-1])
+        assert tracemalloc.get_traced_memory()[1] < len(text) * 3
+    finally:
+        tracemalloc.stop()

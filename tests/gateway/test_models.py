@@ -199,6 +199,17 @@ async def test_a_strange_list_disturbs_nothing(rigs, raw_upstream, answer: bytes
     assert bytes((await chat(rig.base_url, "m")).body) == b"".join(OK)
 
 
+async def test_of_an_endless_list_only_so_many_models_are_kept(rigs, raw_upstream) -> None:
+    """And none whose name could not be asked for; one of nothing but entries is not read."""
+    library = Library(*(f"m{n}" for n in range(6000)), "n" * 2000)
+    rig = await rigs(await raw_upstream(library.play), peer=True)
+    names = [model["id"] for model in rig.gateway.catalog.models()]
+    assert names == [f"m{n}" for n in range(5000)]
+    library.list = plain(b'{"data":[' + b",".join([b'{"id":"a"}'] * 100_001) + b"]}")
+    await rig.gateway.catalog.refresh()
+    assert len(rig.gateway.catalog.models()) == 5000
+
+
 async def test_a_list_is_kept_while_no_newer_one_comes(rigs, raw_upstream) -> None:
     """An upstream that is off for a while keeps its models, and is said to be off."""
     library = Library("m")

@@ -1023,3 +1023,39 @@ async def test_a_large_answer_waits_in_one_copy_that_is_charged(rigs, raw_upstre
     writer.close()
     await rig.idle()
     assert entries[Entry.OUTBOUND] == 0
+
+
+# --- what stays of heads --------------------------------------------------------------------------
+
+
+async def test_heads_are_charged_while_they_are_kept(rigs, raw_upstream) -> None:
+    """Those of the client that are passed on and those of the upstream go with the answer's end."""
+    go_on = asyncio.Event()
+    long = b"x-ratelimit-long: " + b"y" * 40_000
+
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(HEAD[:-2] + long + b"\r\n\r\n" + chunked(*OK[:-1]))
+        await go_on.wait()
+        await peer.send(chunked(OK[-1]) + LAST)
+        await peer.hang()
+
+    rig = await rigs(await raw_upstream(play))
+    entries = rig.gateway.registry.ledger.entries
+    stream = await open_chat(rig.base_url, "m")
+    await stream.read_events(1)
+    assert entries[Entry.RECORD] > RECORD_BYTES + 35_000
+    go_on.set()
+    await asyncio.wait_for(stream.read_rest(), DEADLINE_S)
+    await rig.idle()
+    assert entries[Entry.RECORD] == RECORD_BYTES
+    assert rig.gateway.registry.finished_count == 1
+
+
+async def test_a_models_name_that_is_a_novel_is_refused(rigs, raw_upstream) -> None:
+    """It would stay with its run, in no account, and make lines that the watchdog cannot read."""
+    rig = await rigs(await raw_upstream(whole))
+    answer = await chat(rig.base_url, "m" * 1025)
+    assert answer.status == 400
+    assert "1024 characters" in json.loads(answer.body)["error"]["message"]
+    assert (await chat(rig.base_url, "m" * 1024)).status == 200

@@ -10,6 +10,7 @@ A byte order mark before a body is no JSON either, but its readers may skip it, 
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -22,6 +23,8 @@ from tidegate.core.members import members
 
 T = TypeVar("T")
 
+SLICE_BYTES = 64 * 1024
+_utf8 = codecs.getincrementaldecoder("utf-8")
 BOM = b"\xef\xbb\xbf"
 _HALF = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
@@ -68,9 +71,12 @@ def is_json(data: bytes) -> bool:
 
 
 def is_utf8(data: bytes) -> bool:
-    """Whether it is text."""
+    """Whether it is text. In slices: as a whole it may be four times as large when decoded."""
+    decoder, view = _utf8(), memoryview(data)
     try:
-        data.decode()
+        for at in range(0, len(data), SLICE_BYTES):
+            decoder.decode(view[at : at + SLICE_BYTES])
+        decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         return False
     return True

@@ -21,6 +21,7 @@ from tidegate.core.errors import LedgerFull, UpstreamError
 from tidegate.core.formats import CHAT
 from tidegate.core.formats.base import (
     KEEP_ALIVES,
+    MAX_ID_CHARS,
     OUTPUT,
     TAIL_EVENTS,
     About,
@@ -457,7 +458,8 @@ class Run:
 
     def learn_id(self, data: bytes) -> None:
         """What the upstream calls the answer; its creator does so too, unless told otherwise."""
-        if (found := self.format.response_id(data)) is not None:
+        found = self.format.response_id(data)
+        if found is not None and len(found) <= MAX_ID_CHARS:
             self.upstream_response_id = found
             if not self.background:  # a failover brings another one, until the first output
                 self.response_id = found
@@ -626,6 +628,11 @@ class Run:
         self.account.set(Entry.WINDOW, 0)
         self.account.set(Entry.RECORD, 0)
         return before - self.account.total_bytes
+
+    def charge_record(self, beside_bytes: int) -> None:
+        """Counts what is kept of heads, the client's and the upstream's; usual ones are counted."""
+        with suppress(LedgerFull):  # charged all the same
+            self.account.set(Entry.RECORD, max(RECORD_BYTES, RECORD_BYTES - 1024 + beside_bytes))
 
     def sending(self, held_bytes: int) -> None:
         """An upstream is being sent the body, for which so much is held until it has taken it."""

@@ -344,6 +344,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         if self._reusable and self._unsent is None:
             self.resume()
             self.idle_until_s = self._loop.time() + self._idle_s()
+            self._headers = {}  # the exchange has them
         else:
             self.abort()
         self._on_free(self)

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from tidegate.core.errors import UpstreamError
 from tidegate.core.foreign_json import Reader, Unreadable
-from tidegate.gateway.upstream import UpstreamPool
+from tidegate.gateway.upstream import MAX_OBJECTS, UpstreamPool
 
 LOOK_LIMIT_S = 2.0  # for all questions of one look: these routes answer from memory
 MOST_PROBES = 3  # one is enough where it is answered; a server that starts may leave it unanswered
@@ -140,6 +140,8 @@ async def _ask(
 
 
 def _decode(body: bytes, kind: type[_Answer]) -> _Answer | None:
+    if body.count(b"{") > MAX_OBJECTS:
+        return None
     try:
         return Reader(kind)(body)
     except Unreadable:

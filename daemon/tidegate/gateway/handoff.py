@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from tidegate.core.errors import LedgerFull, UpstreamError
 from tidegate.core.formats import BY_PATH, CHAT
-from tidegate.core.ledger import Ledger
+from tidegate.core.ledger import Account, Entry, Ledger
 from tidegate.core.message import RunSummary
 from tidegate.core.run import Attempt, Run, State
 from tidegate.core.settings import Limits, Upstream
@@ -165,10 +165,14 @@ class Peer:
         status, _ = await self._pool.fetch("/adopt", ASK_LIMIT_S, method="POST", body=pack(run))
         return status == 200
 
-    async def open_stream(self, path: str, owner: str) -> PeerStream:
-        """The answer to GET `path`, as it comes. Raises UpstreamError."""
-        stream = PeerStream()
-        connection = await self._pool.connect()
+    async def open_stream(self, path: str, owner: str, account: Account) -> PeerStream:
+        """The answer to GET `path`, as it comes; what it holds is charged. Raises UpstreamError."""
+        stream = PeerStream(account)
+        try:
+            connection = await self._pool.connect()
+        except BaseException:
+            stream.close()
+            raise
         head = self._pool.request_head("GET", path, 0, stream=True, more=_owned_by(owner))
         stream.start(connection.abort, connection.pause, connection.resume)
         connection.send(head, stream)
@@ -195,7 +199,10 @@ def _owned_by(owner: str) -> str:
 class PeerStream:
     """An exchange whose body is read piece by piece, with back-pressure."""
 
-    def __init__(self) -> None:
+    def __init__(self, account: Account) -> None:
+        """`account` is closed with it."""
+        self._account = account
+        self._passed_bytes = 0  # the piece that its reader has in hand
         self.status = 0
         self.ids: dict[str, str] = {}  # headers that name the run
         self._pieces: list[bytes] = []
@@ -224,7 +231,7 @@ class PeerStream:
             if self._pieces:
                 piece = b"".join(self._pieces)
                 self._pieces.clear()
-                self._held_bytes = 0
+                self._held_bytes, self._passed_bytes = 0, len(piece)
                 self._resume()
                 yield piece
             elif self._over is not None:
@@ -237,6 +244,7 @@ class PeerStream:
 
     def close(self) -> None:
         """Reads no further."""
+        self._account.close()
         if self._over is None:
             self._abort()
 
@@ -250,6 +258,11 @@ class PeerStream:
         self._held_bytes += len(data)
         if self._held_bytes > HIGH_WATER_BYTES:
             self._pause()
+        try:
+            self._account.set(Entry.OUTBOUND, self._held_bytes + self._passed_bytes)
+        except LedgerFull as full:
+            self._over = str(full)
+            self._abort()
         self._changed.set()
 
     def on_end(self) -> None:

@@ -12,18 +12,20 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Mapping
 from contextlib import suppress
+from itertools import islice
 
 from msgspec import Struct
 
 from tidegate.core.errors import UpstreamError
 from tidegate.core.foreign_json import Reader, Unreadable
+from tidegate.core.formats.base import MAX_MODEL_CHARS
 from tidegate.core.health import Aside
 from tidegate.core.message import ModelAlias, ModelState, UpstreamModels, UpstreamStatus
 from tidegate.core.settings import LimitOverrides, Limits, Model, Settings, Upstream
 from tidegate.gateway.engine import Engine, Kind
 from tidegate.gateway.errors import Refused
 from tidegate.gateway.route import Target
-from tidegate.gateway.upstream import MAX_NAME_NOTED, ModelFigures, UpstreamPool
+from tidegate.gateway.upstream import MAX_NAME_NOTED, MAX_OBJECTS, ModelFigures, UpstreamPool
 
 log = logging.getLogger("tidegate.models")
 
@@ -32,6 +34,7 @@ PROBE_S = 3.0  # how soon an upstream that is back is noticed; asked only while 
 ASK_LIMIT_S = 5.0
 DISCOVERY_LIMIT_S = 0.5  # a server on this computer answers in milliseconds, or is not there
 MAX_NAMES_SHOWN = 20
+MAX_LISTED = 5000  # models of an upstream; OpenRouter has some 500
 # Anthropic refuses every request without one, also the one for its list; others do not mind it.
 _ANTHROPIC_VERSION = "anthropic-version: 2023-06-01\r\n"
 LATEST = ":latest"  # how Ollama calls a model that is asked for without a tag
@@ -68,6 +71,16 @@ class _List(Struct):
 
 
 _read = Reader(_List)
+
+
+def _list(body: bytes) -> list[ListedModel]:
+    """What a list names, as far as it is of use. Raises Unreadable."""
+    if body.count(b"{") > MAX_OBJECTS:
+        raise Unreadable("it is too long")
+    named = (model for model in _read(body).data if len(model.id) <= MAX_MODEL_CHARS)
+    return list(islice(named, MAX_LISTED))
+
+
 _NO_FIGURES = ModelFigures()
 
 
@@ -184,7 +197,7 @@ class Catalog:
         is_list = False
         if status == 200:
             with suppress(Unreadable):
-                self._listed[pool.name] = _read(body).data
+                self._listed[pool.name] = _list(body)
                 is_list = True
         elif status >= 500:
             pool.confirm(f'upstream "{pool.name}" answered {status} to a request for its models')

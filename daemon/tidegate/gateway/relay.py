@@ -129,11 +129,16 @@ class Relay:
         self._held_back = False  # the ledger is tight
         self._spare_bytes = 0  # what may then be kept of a run that nobody reads
         self._squeezed = False  # memory is short: windows and watermarks are half as large
+        self._charge_heads()
 
     def __repr__(self) -> str:
         return f"<Relay {self.run!r} {len(self.subscribers)} subscribers>"
 
     # --- attempts -----------------------------------------------------------------------------
+
+    def _charge_heads(self) -> None:
+        heads = (self._sent.header_lines, self._sent.content_type, *self._reply.headers.values())
+        self.run.charge_record(sum(map(len, heads)) + len(self.run.model))
 
     def begin(self) -> None:
         """Goes for the next target: at once, or when one of its equals has a place."""
@@ -320,6 +325,7 @@ class Relay:
         assert self.target is not None
         self._reply = reply = Reply(status, self.target.pool.secret.hide_values(headers))
         self.run.attempt.request_id = reply.request_id
+        self._charge_heads()
         if reply.is_success and reply.is_compressed:
             self._attempt_failed(
                 UpstreamError("compressed its answer, which nobody asked for", code="compressed")
@@ -738,6 +744,10 @@ class Relay:
         if not run.end(happening, reason, code, self._loop.time(), time.time()):
             return
         self._let_go_of_upstream()
+        self._sent = Sent()
+        if not self._is_raw:  # else its creator may still have to be sent that head
+            self._reply = Reply()
+        self._charge_heads()
         if run.state is not State.COMPLETED and not told:
             self.tell_error()
         for subscriber in self.subscribers:

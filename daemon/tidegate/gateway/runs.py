@@ -372,7 +372,8 @@ async def _stream_from_peer(
     gateway: Gateway, peer: Peer, request: web.BaseRequest, path: str, caller: Caller
 ) -> web.StreamResponse:
     """Relays the draining generation's own answer, status and all."""
-    stream = await peer.open_stream(path, caller.owner)
+    account = gateway.registry.ledger.open()
+    stream = await peer.open_stream(path, caller.owner, account)
     try:
         if stream.status != 200:
             body = b"".join([piece async for piece in stream.pieces()])
@@ -407,7 +408,8 @@ async def _websocket_from_peer(
     gateway: Gateway, peer: Peer, request: web.BaseRequest, path: str, caller: Caller
 ) -> web.StreamResponse:
     """The same over WebSocket: the peer's SSE, with its ids, becomes messages."""
-    stream = await peer.open_stream(path, caller.owner)
+    account = gateway.registry.ledger.open()
+    stream = await peer.open_stream(path, caller.owner, account)
     reader = _Reader(request, gateway.settings.limits.keepalive_s)
     try:
         if stream.status not in {200, 204}:

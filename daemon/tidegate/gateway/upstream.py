@@ -34,6 +34,7 @@ log = logging.getLogger("tidegate.upstream")
 
 MAX_IDLE = 64  # idle connections kept per upstream: a burst's worth, a few KiB each
 MAX_FETCH_BYTES = 4 * 1024 * 1024  # a list of models; OpenRouter's is half a MiB
+MAX_OBJECTS = 100_000  # in such a list, of which an entry has about five: 20 MB while it is read
 MAX_MODELS_NOTED = 256  # whose last figures are kept: more than anybody uses, some 60 KiB
 MAX_NAME_NOTED = 200  # characters; some servers answer to any name, and a name may be a novel
 # Clouds' edges refuse requests that do not say whose they are.

@@ -129,6 +129,8 @@ class _Said(Struct):
 # "rate_limit_exceeded", "InternalServerError", "429": words without digits, or a short number. A
 # key is neither.
 _LABEL = re.compile(r"(?=.{1,40}$)[A-Za-z]+(?:[_.-][A-Za-z]+)*|[0-9]{1,5}")
+MAX_ID_CHARS = 200  # of an answer; a longer one cannot be asked for by our routes
+MAX_MODEL_CHARS = 1024  # it stays with its run, in listings and in log lines
 MAX_WORD_BYTES = 200  # of an error's code or type, as JSON
 _ERROR_STATUS = re.compile(r"[45][0-9]{2}")
 _TOKENS = re.compile(rb'"(?:completion_tokens|output_tokens|eval_count)": ?(\d{1,9})\b')
@@ -201,6 +203,8 @@ class Format:
                 ) from None
             except Unreadable as error:
                 raise ValueError(f"the request body is not valid JSON: {error}") from None
+        if len(wanted.model) > MAX_MODEL_CHARS:
+            raise ValueError(f"the model's name is longer than {MAX_MODEL_CHARS} characters")
         stream = self.streams_unasked if wanted.stream is None else wanted.stream
         return Wanted(wanted.model, self.streams and stream)
 

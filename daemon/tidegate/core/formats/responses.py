@@ -19,6 +19,7 @@ from tidegate.core.foreign_json import (
 )
 from tidegate.core.formats.base import (
     EMPTY,
+    MAX_ID_CHARS,
     About,
     ErrorText,
     Meaning,
@@ -241,7 +242,7 @@ class Rewriter:
     def _place(self, fields: dict[str, Raw], said: _Event) -> None:
         """Which output an event belongs to, and which part of it, where it does not say."""
         item_id = said.item.id if said.item is not None else said.item_id
-        if not item_id:
+        if not item_id or len(item_id) > MAX_ID_CHARS:
             return
         if item_id not in self._outputs and len(self._outputs) < MOST_ITEMS:
             here = said.output_index
