@@ -16,8 +16,10 @@ from fakes.upstream import DONE, ERROR, FINISH, OK, ROLE, ScriptedUpstream, chun
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, RawUpstream, Rig, chunked, plain
 from tidegate.core.formats.base import COMMENT as KEEP_ALIVE
 from tidegate.core.ledger import RECORD_BYTES, Entry
+from tidegate.core.message import MAX_LINE_BYTES, RunList, encode
 from tidegate.core.run import HOLD_BYTES, HOLD_EVENTS, State
 from tidegate.core.settings import LimitOverrides, Model, Upstream
+from tidegate.gateway.registry import summarise
 from tidegate.gateway.relay import Relay
 
 ON_BOTH_LOOPS = True
@@ -1058,4 +1060,6 @@ async def test_a_models_name_that_is_a_novel_is_refused(rigs, raw_upstream) -> N
     answer = await chat(rig.base_url, "m" * 1025)
     assert answer.status == 400
     assert "1024 characters" in json.loads(answer.body)["error"]["message"]
-    assert (await chat(rig.base_url, "m" * 1024)).status == 200
+    assert (await chat(rig.base_url, "\x01" * 1024)).status == 200
+    listed = [summarise(rig.relay())] * 1000
+    assert len(encode(RunList(request=1, runs=listed, total=1000))) < MAX_LINE_BYTES

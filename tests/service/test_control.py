@@ -166,6 +166,31 @@ def test_a_client_that_hung_up_is_nothing_to_keep(
         assert kept[0] >= 0
 
 
+def test_answers_that_are_not_read_are_bounded_in_sum(
+    tmp_path: Path, server: tuple[ControlServer, selectors.BaseSelector]
+) -> None:
+    """One as long as any may wait; then others are told to ask again."""
+    control_server, selector = server
+    asked: list[control.Client] = []
+    control_server._on_request = lambda client, _: asked.append(client)
+    path = str(tmp_path / control.SOCKET_NAME)
+    with ExitStack() as stack:
+        clients = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(8)]
+        for client in clients:
+            client.connect(path)
+            client.sendall(msgspec.json.encode(REQUEST) + b"\n")
+            turn(selector)
+            turn(selector)
+        assert len(asked) == 8
+        large = msgspec.Raw(b'"' + b"x" * (2 * 1024 * 1024) + b'"')
+        for each in asked:
+            control_server.reply(each, ControlReply(ok=True, result=large))
+        waiting = sum(len(each.unsent) for each in control_server._clients)
+        assert 1024 * 1024 < waiting <= control.MAX_UNSENT_BYTES
+        clients[-1].settimeout(5)
+        assert b"ask again" in clients[-1].recv(4096)
+
+
 def test_no_descriptor_for_a_client_does_not_spin(
     server: tuple[ControlServer, selectors.BaseSelector], tmp_path: Path
 ) -> None:

@@ -30,6 +30,7 @@ from tidegate.core.words import count
 from tidegate.gateway.metrics import FIRST_OUTPUT_BOUNDS_S, RELAY_BOUNDS_S, Histogram
 from tidegate.gateway.relay import Relay
 from tidegate.gateway.subscriber import Subscriber
+from tidegate.gateway.upstream import MAX_NAME_NOTED
 
 log = logging.getLogger("tidegate.registry")
 
@@ -578,7 +579,7 @@ def summarise(relay: Relay) -> RunSummary:
         id=run.id,
         state=run.state.value,
         reason=run.reason,
-        model=run.model,
+        model=run.model[:MAX_NAME_NOTED],  # 1,000 of them must fit into a line of the channel
         upstream=run.attempts[-1].upstream if run.attempts else None,
         attempts=len(run.attempts),
         created=run.created,

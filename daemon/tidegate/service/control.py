@@ -24,6 +24,7 @@ SOCKET_NAME = "control.sock"
 MAX_CLIENTS = 32  # a person and a few scripts; more are told to come back
 REQUEST_LIMIT_S = 5.0  # for the line to arrive, and for the answer to be read
 MAX_REQUEST_BYTES = 4096
+MAX_UNSENT_BYTES = MAX_LINE_BYTES  # of all answers that wait to be read: one as long as any may be
 _READ_BYTES = 64 * 1024
 _RETRY_S = 0.05
 
@@ -94,7 +95,12 @@ class ControlServer:
         """Answer and hang up once the answer has been read. A client that went is no fault."""
         if client not in self._clients:
             return
-        client.unsent = msgspec.json.encode(answer) + b"\n"
+        line = msgspec.json.encode(answer) + b"\n"
+        waiting_bytes = sum(len(each.unsent) for each in self._clients)
+        if waiting_bytes and waiting_bytes + len(line) > MAX_UNSENT_BYTES:
+            busy = "too many answers wait to be read; ask again in a moment"
+            line = msgspec.json.encode(ControlReply(ok=False, error=busy)) + b"\n"
+        client.unsent = line
         client.deadline_s = self._clock() + REQUEST_LIMIT_S
         self._write(client)
 
