@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from tidegate import small_file
+from tidegate.core.decoding import Decoder, Undecodable
 from tidegate.core.message import Token
 
 TOKEN_BYTES = 32  # 256 bits of randomness
@@ -29,6 +30,7 @@ MIN_PREFIX = 6  # hex digits of the SHA-256 that may stand for a token, as `toke
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_tokens = Decoder(list[Token])
 
 
 class TokenError(Exception):
@@ -48,8 +50,8 @@ def read(path: Path) -> list[Token]:
     except small_file.UnreadableFile as error:
         raise TokenError(str(error)) from error
     try:
-        tokens = msgspec.json.decode(text, type=list[Token])
-    except msgspec.MsgspecError as error:
+        tokens = _tokens.decode(text)
+    except Undecodable as error:
         raise TokenError(f"{path}: not a file of tokens: {error}") from error
     for token in tokens:
         if not _NAME.fullmatch(token.name) or not _SHA256.fullmatch(token.sha256):

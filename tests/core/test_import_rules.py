@@ -1,6 +1,7 @@
 """Which part may import which: core <- {guard, gateway} <- service <- install <- doctor <- cli."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,27 @@ def test_the_rules_are_really_looked_at(tmp_path: Path) -> None:
     assert {"a.b", "c", "c.d"} <= at_import
     assert not at_import & {"e", "g"}
     assert len(FILES) > 10
+
+
+DECODES = re.compile(
+    r"(msgspec\.)?(json|toml|yaml|msgpack)\.(decode|Decoder|loads?)"
+    r"|(tomllib|plistlib|pickle|marshal)\.loads?"
+)
+
+
+def decodings_in(source: str) -> set[str]:
+    """The calls in it that make values of bytes by themselves."""
+    nodes = ast.walk(ast.parse(source))
+    names = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
+    return {name for name in names if DECODES.fullmatch(name)}
+
+
+def test_the_watchdog_decodes_in_one_place() -> None:
+    """What it reads from outside raises one error: no file but `core.decoding` decodes."""
+    reached = closure("tidegate.service.watchdog") & MODULES.keys()
+    reached |= {"tidegate.service.worker", "tidegate.cli.run", "tidegate.config.document"}
+    found = {name: decodings_in(MODULES[name].read_text()) for name in sorted(reached)}
+    assert {name for name, calls in found.items() if calls} == {"tidegate.core.decoding"}
+    assert decodings_in("msgspec.json.decode(b'')\njson.loads('')\ntomllib.load(f)") == {
+        "msgspec.json.decode", "json.loads", "tomllib.load"
+    }  # fmt: skip

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from tidegate.core import message as msg
+from tidegate.core.decoding import Undecodable
 from tidegate.core.settings import Limits, Settings
 
 FROM_WATCHDOG: list[msg.FromWatchdog] = [
@@ -86,7 +87,7 @@ def test_workers_words_survive(message: msg.FromWorker) -> None:
 )
 def test_nonsense_is_an_error(line: bytes) -> None:
     """A line that is no message of that side is refused, whatever it is."""
-    with pytest.raises(msgspec.MsgspecError):
+    with pytest.raises(Undecodable):
         msg.decode_from_worker(line)
 
 

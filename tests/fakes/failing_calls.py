@@ -83,7 +83,8 @@ class FailingCalls:
 
         class Socket(socket.socket):
             def __init__(self, *args: Any, **kwargs: Any) -> None:
-                turn()
+                if kwargs.get("fileno") is None:  # else it is no call, and `accept` was one
+                    turn()
                 super().__init__(*args, **kwargs)
 
             def connect(self, address: Any) -> None:

@@ -164,7 +164,7 @@ class FakeWorker:
             case "/config":
                 self.say(msg.ConfigChanged())
             case "/garbage":
-                self.channel._sock.send(b'{"type":"nonsense"}\n')
+                self.channel._sock.send(bytes.fromhex(self.options.garbage))
 
     def beat(self) -> None:
         upstream = msg.UpstreamStatus(
@@ -191,6 +191,7 @@ def main() -> None:
     parser.add_argument("--drain-s", type=float, default=0.0)
     parser.add_argument("--beat-s", type=float, default=0.1)
     parser.add_argument("--upstream", default="ok")
+    parser.add_argument("--garbage", default=b'{"type":"nonsense"}\n'.hex())
     parser.add_argument("--mute", action="store_true")
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from tidegate.cli.failure import REFUSED, Failure
+from tidegate.core.decoding import Decoder, Undecodable
 from tidegate.core.message import ModelAlias, RunSummary, UpstreamModels
 from tidegate.service.outcome import Refused, Reloaded, Why
 from tidegate.service.status import Status
@@ -80,15 +81,15 @@ def read_reload(answer: msgspec.Raw) -> Reloaded | None:
 def read_refusal(answer: msgspec.Raw) -> Why | None:
     """Why a reload was refused; None where that is not known."""
     try:
-        return msgspec.json.decode(answer, type=Refused).refused
-    except msgspec.MsgspecError:
+        return Decoder(Refused).decode(answer).refused
+    except Undecodable:
         return None
 
 
 def _read(answer: msgspec.Raw, kind: type[_Answer]) -> _Answer:
     try:
-        return msgspec.json.decode(answer, type=kind)
-    except msgspec.MsgspecError as error:
+        return Decoder(kind).decode(answer)
+    except Undecodable as error:
         raise Failure(
             f"the running tidegate is of another version ({error}); try --json", REFUSED
         ) from error

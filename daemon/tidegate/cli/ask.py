@@ -12,6 +12,7 @@ import msgspec
 from tidegate.cli.failure import NOT_RUNNING, NOT_YET, REFUSED, Failure
 from tidegate.cli.here import find_places
 from tidegate.cli.printable import say, say_json, say_lines
+from tidegate.core.decoding import Undecodable
 from tidegate.core.message import ControlReply, ControlRequest
 from tidegate.places import Places, of_the_system
 from tidegate.service import control
@@ -38,6 +39,11 @@ def reply_to(places: Places, request: ControlRequest, limit_s: float) -> Control
         is_closed = isinstance(error.__cause__, PermissionError)
         raise Failure(
             closed_text(places) if is_closed else nobody_text(places), NOT_RUNNING
+        ) from error
+    except Undecodable as error:
+        raise Failure(
+            f"what answers at {places.runtime_dir / control.SOCKET_NAME} is no tidegate: {error}",
+            NOT_RUNNING,
         ) from error
     except TimeoutError as error:
         raise Failure(

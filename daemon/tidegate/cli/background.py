@@ -138,7 +138,7 @@ def _manager_of(places: Places) -> Manager | None:
 def _unit_words(verb: str, pid: int) -> str | None:
     """systemctl's command, where the unit goes by another name than ours."""
     try:
-        groups = Path(f"/proc/{pid}/cgroup").read_text()
+        groups = Path(f"/proc/{pid}/cgroup").read_text(errors="replace")
     except OSError:
         return None
     found = re.search(r"/([^/\n]+\.service)$", groups, re.MULTILINE)

@@ -19,6 +19,7 @@ from msgspec import Struct
 from tidegate import __version__
 from tidegate.cli.failure import REFUSED, USAGE, Failure
 from tidegate.cli.printable import say, say_json
+from tidegate.core import decoding
 from tidegate.core.decision import Difference, Record, decide_again, describe, standing
 from tidegate.service import bundle
 
@@ -41,6 +42,10 @@ class Verdict(Struct, frozen=True, kw_only=True):
 
 class _Version(Struct, frozen=True):
     version: str = "unknown"
+
+
+_record = decoding.Decoder(Record)
+_version = decoding.Decoder(_Version)
 
 
 def replay(arguments: argparse.Namespace) -> int:
@@ -100,8 +105,8 @@ def _judge_line(number: int, line: bytes) -> Verdict:
 
 def _is_object(line: bytes) -> bool:
     try:
-        return isinstance(msgspec.json.decode(line), dict)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return isinstance(decoding.json(line), dict)
+    except decoding.Undecodable:
         return False
 
 
@@ -111,8 +116,8 @@ def _is_object(line: bytes) -> bool:
 def judge(number: int, line: bytes) -> Verdict:
     """One record, decided again."""
     try:
-        record = msgspec.json.decode(line, type=Record)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        record = _record.decode(line)
+    except decoding.Undecodable as error:
         return Verdict(number=number, note=f"cannot be read as a decision{_by(line)}: {error}")
     try:
         differences = decide_again(record)
@@ -120,7 +125,7 @@ def judge(number: int, line: bytes) -> Verdict:
         return Verdict(
             number=number, at=record.at, note=f"cannot be decided from what it says: {error!r}"
         )
-    strange = _strange_fields(msgspec.json.decode(line), msgspec.to_builtins(record), "")
+    strange = _strange_fields(decoding.json(line), msgspec.to_builtins(record), "")
     by = f"written by tidegate {record.version}: " if record.version != __version__ else ""
     return Verdict(
         number=number,
@@ -134,8 +139,8 @@ def judge(number: int, line: bytes) -> Verdict:
 
 def _by(line: bytes) -> str:
     try:
-        version = msgspec.json.decode(line, type=_Version).version
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        version = _version.decode(line).version
+    except decoding.Undecodable:
         return ""
     return f", it is of tidegate {version[:MAX_SHOWN]}"
 

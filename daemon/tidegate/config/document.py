@@ -8,13 +8,14 @@ be fooled, which costs a wrong line number in an error text and nothing else.
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
 
 from msgspec import Struct
 
 from tidegate import small_file
 from tidegate.config.problem import ConfigError, Problem
+from tidegate.core import decoding
+from tidegate.core.decoding import Undecodable
 from tidegate.core.secret import hide_keys
 from tidegate.core.visible import visible
 
@@ -51,11 +52,9 @@ def read(path: Path) -> Document:
     """The file at `path`. Raises ConfigError when it cannot be read or is no TOML."""
     text = _text(path)
     try:
-        return Document(path=path, text=text, table=tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+        return Document(path=path, text=text, table=decoding.toml(text))
+    except Undecodable as error:
         raise ConfigError(_syntax_error(path, text, hide_keys(str(error)))) from None
-    except RecursionError:
-        raise ConfigError(f"{path}: nested too deeply") from None
 
 
 def _text(path: Path) -> str:
@@ -66,10 +65,9 @@ def _text(path: Path) -> str:
     except small_file.UnreadableFile as error:
         raise ConfigError(str(error)) from error
     try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{path}:{line}: not UTF-8") from None
+        return decoding.text(data)
+    except Undecodable as error:
+        raise ConfigError(f"{path}:{error.line}: {error}") from None
 
 
 def _syntax_error(path: Path, text: str, message: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from msgspec import Struct, json
 
+from tidegate.core.decoding import Decoder
 from tidegate.core.ladder import Decision, Inputs, Ladder, decide
 from tidegate.core.relief import Step
 from tidegate.core.settings import MIB
@@ -62,10 +63,12 @@ def decide_again(record: Record) -> list[Difference]:
     ]
 
 
+_written = Decoder(dict[str, object])
+
+
 def _as_written(decision: Decision) -> dict[str, object]:
     """The fields as a record holds them, where an infinite figure is null."""
-    written: dict[str, object] = json.decode(json.encode(decision))
-    return written
+    return _written.decode(json.encode(decision))
 
 
 def describe(decision: Decision) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
+from tidegate.core.decoding import Decoder
 from tidegate.core.repairs import Repair
 from tidegate.core.settings import Settings
 
@@ -361,8 +362,8 @@ FromWorker = (
 )
 
 _encoder = msgspec.json.Encoder()
-_from_watchdog: msgspec.json.Decoder[FromWatchdog] = msgspec.json.Decoder(FromWatchdog)
-_from_worker: msgspec.json.Decoder[FromWorker] = msgspec.json.Decoder(FromWorker)
+_from_watchdog: Decoder[FromWatchdog] = Decoder(FromWatchdog)  # type: ignore[arg-type]
+_from_worker: Decoder[FromWorker] = Decoder(FromWorker)  # type: ignore[arg-type]
 
 
 def encode(message: Message) -> bytes:
@@ -371,12 +372,12 @@ def encode(message: Message) -> bytes:
 
 
 def decode_from_watchdog(line: bytes) -> FromWatchdog:
-    """A line that a worker received. Raises msgspec.MsgspecError."""
+    """A line that a worker received. Raises Undecodable."""
     return _from_watchdog.decode(line)
 
 
 def decode_from_worker(line: bytes) -> FromWorker:
-    """A line that the watchdog received. Raises msgspec.MsgspecError."""
+    """A line that the watchdog received. Raises Undecodable."""
     return _from_worker.decode(line)
 
 
@@ -397,3 +398,17 @@ class ControlReply(Struct, frozen=True, kw_only=True):
     ok: bool
     error: str | None = None
     result: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_request = Decoder(ControlRequest)
+_reply = Decoder(ControlReply)
+
+
+def decode_request(line: bytes) -> ControlRequest:
+    """A line that the command line sent. Raises Undecodable."""
+    return _request.decode(line)
+
+
+def decode_reply(line: bytes) -> ControlReply:
+    """A line that the watchdog answered. Raises Undecodable."""
+    return _reply.decode(line)

@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import msgspec
 from msgspec import Struct
 
+from tidegate.core.decoding import Decoder, Undecodable
 from tidegate.core.message import ControlRequest
 from tidegate.core.problem import Problem, Severity
 from tidegate.doctor.findings import finding
@@ -110,10 +110,10 @@ def ask(runtime_dir: Path, limit_s: float = ANSWER_S) -> Seen:
     """Ask it how it is."""
     try:
         reply = control.ask(runtime_dir, ControlRequest(verb="status"), limit_s)
-        return Seen(status=msgspec.json.decode(reply.result, type=Status))
+        return Seen(status=Decoder(Status).decode(reply.result))
     except control.NotRunning:
         return Seen()
-    except (TimeoutError, msgspec.MsgspecError):
+    except (TimeoutError, Undecodable):
         return Seen(silent=True)
 
 

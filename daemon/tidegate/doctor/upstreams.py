@@ -252,7 +252,10 @@ def _first_model(place: _Place, deadline_s: float) -> str:
             names = [str(each["id"]) for each in listed]
         except TimeoutError as error:
             raise _silent("began a list of its models and did not end it") from error
-        except (OSError, http.client.HTTPException, ValueError, TypeError, KeyError) as error:
+        except (
+            *(OSError, http.client.HTTPException, ValueError, TypeError, KeyError),
+            RecursionError,
+        ) as error:
             raise _Unwell(
                 "upstream-error",
                 "answers /models with something that is no list of models",
@@ -349,7 +352,7 @@ def _piece(data: bytes) -> str:
     """What an event holds of output. Raises _Unwell for an error event."""
     try:
         event = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
     if not isinstance(event, dict):
         return ""

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from xml.parsers.expat import ExpatError
 
 from tidegate.install import written
 from tidegate.install.call import CallError, Done, call, environment
@@ -288,7 +289,7 @@ class Launchd:
         """What the file says; nothing when there is none that can be read."""
         try:
             keys = plistlib.loads((self.directory / FILE_NAME).read_bytes())
-        except (OSError, plistlib.InvalidFileException, ValueError):
+        except (OSError, plistlib.InvalidFileException, ValueError, ExpatError):
             return {}
         return keys if isinstance(keys, dict) else {}
 

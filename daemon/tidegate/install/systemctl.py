@@ -152,7 +152,7 @@ class Systemd:
         for folder in _SUPPLIED[self.scope]:
             path = Path(folder, SERVICE)
             try:
-                theirs = _exec_start(path.read_text())
+                theirs = _exec_start(path.read_text(errors="replace"))
             except OSError:
                 continue
             if theirs == ours and not (self.directory / SERVICE).exists():

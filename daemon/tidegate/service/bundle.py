@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from tidegate.core.decoding import Decoder, Undecodable
 from tidegate.core.settings import KIB, MIB
 from tidegate.core.visible import visible_json
 
@@ -132,9 +133,12 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     decisions: list[msgspec.Raw] = []
 
 
+_head = Decoder(Head)
+
+
 def read_decisions(document: bytes) -> list[msgspec.Raw] | None:
     """The decision records in a bundle; None when it is none that we know."""
-    with suppress(msgspec.MsgspecError):
-        head = msgspec.json.decode(document, type=Head)
+    with suppress(Undecodable):
+        head = _head.decode(document)
         return head.decisions if head.format == FORMAT else None
     return None

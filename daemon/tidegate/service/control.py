@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import selectors
 import socket
+import stat
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
@@ -16,8 +17,16 @@ from pathlib import Path
 
 import msgspec
 
-from tidegate.core.message import MAX_LINE_BYTES, ControlReply, ControlRequest
+from tidegate.core.decoding import Undecodable
+from tidegate.core.message import (
+    MAX_LINE_BYTES,
+    ControlReply,
+    ControlRequest,
+    decode_reply,
+    decode_request,
+)
 from tidegate.service.channel import ChannelError, LineSplitter
+from tidegate.service.faults import Handler
 from tidegate.service.listen import ListenError
 
 SOCKET_NAME = "control.sock"
@@ -27,6 +36,7 @@ MAX_REQUEST_BYTES = 4096
 MAX_UNSENT_BYTES = MAX_LINE_BYTES  # of all answers that wait to be read: one as long as any may be
 _READ_BYTES = 64 * 1024
 _RETRY_S = 0.05
+OUR_FAULT = "a fault of tidegate's own; its log has the stack"
 
 
 class NotRunning(Exception):
@@ -69,9 +79,31 @@ class ControlServer:
         self._on_request = on_request
         self._clock = clock
         self._clients: set[Client] = set()
-        self._sock = _listen(path) if kept_fd is None else socket.socket(fileno=kept_fd)
-        self._sock.setblocking(False)
-        selector.register(self._sock, selectors.EVENT_READ, self._accept)
+        self._begin(_listen(path) if kept_fd is None else socket.socket(fileno=kept_fd))
+
+    def _begin(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._file = _identity(self._path)
+        handler = Handler("a new client of control.sock", self._accept, self.renew)
+        self._selector.register(sock, selectors.EVENT_READ, handler)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the command line can still find it."""
+        return self._file is not None and _identity(self._path) == self._file
+
+    def renew(self, path: Path | None = None) -> None:
+        """Listen anew, there or at `path`. Clients stay. Raises ListenError; then all is as it was.
+
+        As at the start, what lies there must be known to be dead.
+        """
+        sock = _listen(path or self._path)
+        with suppress(KeyError):
+            self._selector.unregister(self._sock)
+        self._sock.close()
+        self._path = path or self._path
+        self._begin(sock)
 
     def __repr__(self) -> str:
         return f"<ControlServer {self._path} clients={len(self._clients)}>"
@@ -120,7 +152,8 @@ class ControlServer:
         """Hang up on all and remove the socket."""
         for client in list(self._clients):
             self._drop(client)
-        self._selector.unregister(self._sock)
+        with suppress(KeyError, ValueError):
+            self._selector.unregister(self._sock)
         self._sock.close()
         with suppress(OSError):  # nobody listens behind it, whatever becomes of the file
             self._path.unlink()
@@ -134,15 +167,35 @@ class ControlServer:
             time.sleep(_RETRY_S)
             return
         client = Client(sock, self._clock() + REQUEST_LIMIT_S)
-        self._add(client)
+        try:
+            self._add(client)
+        except Exception:
+            self._drop(client)  # it must not wait for an answer that nobody will give
+            raise
         if len(self._clients) > MAX_CLIENTS:
             self._make_room(client)
 
     def _add(self, client: Client) -> None:
         self._clients.add(client)
-        self._selector.register(
-            client.sock, selectors.EVENT_READ, lambda mask: self._turn(client, mask)
+        self._selector.register(client.sock, selectors.EVENT_READ, self._handler(client))
+
+    def _handler(self, client: Client) -> Handler:
+        return Handler(
+            "a client of control.sock",
+            lambda mask: self._turn(client, mask),
+            lambda: self._give_up(client),
         )
+
+    def _give_up(self, client: Client) -> None:
+        """A fault of ours while it was served: it is told so, if that can be done."""
+        is_told = False
+        try:
+            if client in self._clients and not client.unsent:
+                self.reply(client, ControlReply(ok=False, error=OUR_FAULT))
+                is_told = True
+        finally:
+            if not is_told:
+                self._drop(client)
 
     def _make_room(self, newcomer: Client) -> None:
         """A silent client goes first, so that `status` is always answered."""
@@ -176,8 +229,8 @@ class ControlServer:
 
     def _request(self, client: Client, line: bytes) -> None:
         try:
-            request = msgspec.json.decode(line, type=ControlRequest)
-        except msgspec.MsgspecError as error:
+            request = decode_request(line)
+        except Undecodable as error:
             self.reply(client, ControlReply(ok=False, error=f"not a request: {error}"))
             return
         client.deadline_s = None  # the answer has its own limit from here
@@ -193,14 +246,22 @@ class ControlServer:
         if not client.unsent:
             self._drop(client)
             return
-        self._selector.modify(
-            client.sock, selectors.EVENT_WRITE, lambda mask: self._turn(client, mask)
-        )
+        self._selector.modify(client.sock, selectors.EVENT_WRITE, self._handler(client))
 
     def _drop(self, client: Client) -> None:
         self._clients.discard(client)
-        self._selector.unregister(client.sock)
+        with suppress(KeyError, ValueError):  # it never was registered
+            self._selector.unregister(client.sock)
         client.sock.close()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells the file of one socket from that of another; None when there is none."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if stat.S_ISSOCK(found.st_mode) else None
 
 
 def _listen(path: Path) -> socket.socket:
@@ -219,7 +280,10 @@ def _listen(path: Path) -> socket.socket:
 
 
 def ask(runtime_dir: Path, request: ControlRequest, timeout_s: float) -> ControlReply:
-    """Ask the running watchdog. Raises NotRunning, or TimeoutError when no answer comes."""
+    """Ask the running watchdog.
+
+    Raises NotRunning, TimeoutError when no answer comes, or Undecodable for one that is none.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout_s)
         try:
@@ -228,11 +292,13 @@ def ask(runtime_dir: Path, request: ControlRequest, timeout_s: float) -> Control
             line = next(_lines(sock), None)
         except TimeoutError:
             raise
+        except ChannelError as error:
+            raise Undecodable(str(error)) from error
         except OSError as error:
             raise NotRunning(f"{runtime_dir / SOCKET_NAME}: {error.strerror or error}") from error
     if line is None:
         raise NotRunning("tidegate ended before it answered")
-    return msgspec.json.decode(line, type=ControlReply)
+    return decode_reply(line)
 
 
 def _connect(sock: socket.socket, path: str, timeout_s: float) -> None:

@@ -22,6 +22,7 @@ import msgspec
 
 from tidegate import __version__
 from tidegate.core import decision as records
+from tidegate.core import decoding
 from tidegate.core.decision import Record
 from tidegate.core.ladder import Decision, Inputs, Ladder
 from tidegate.core.settings import MIB
@@ -104,6 +105,8 @@ class DecisionLog:
                 self._append(line)
             except OSError as error:
                 trouble = error.strerror or str(error)
+            except Exception as error:  # a thread that ended here would be waited for ever after
+                trouble = repr(error)
             with self._lock:
                 self._lost += trouble is not None
                 self._trouble = trouble
@@ -168,7 +171,7 @@ def _last_lines(path: Path, most_bytes: int) -> tuple[list[msgspec.Raw], bool]:
 
 
 def _checked(line: bytes) -> msgspec.Raw | None:
-    with suppress(msgspec.DecodeError):
-        msgspec.json.decode(line)
+    with suppress(decoding.Undecodable):
+        decoding.json(line)
         return msgspec.Raw(line)
     return None

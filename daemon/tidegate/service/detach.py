@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tidegate.core import decoding
 from tidegate.service.launchd import NAME_VARIABLE
 
 HELPER_LIMIT_S = 20.0  # python-daemon closes every descriptor that the limits allow for
@@ -73,7 +74,7 @@ def holder(pid_file: Path) -> int | None:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             text = file.read(32).strip()
-            return int(text) if text.isdigit() else None
+            return decoding.count(text.decode("ascii", "replace"), 2**31 - 1)
         return None
 
 

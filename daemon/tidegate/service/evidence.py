@@ -30,6 +30,7 @@ import msgspec
 
 from tidegate import __version__
 from tidegate.config import LoadedConfig
+from tidegate.core import decoding
 from tidegate.core.ladder import Decision, Inputs
 from tidegate.core.message import Inspect, Inspected, RunSummary
 from tidegate.core.secret import looks_like_key
@@ -257,7 +258,13 @@ class Evidence:
             self._trim()  # a megabyte or two of text
         except OSError as error:
             case.trouble = error.strerror or str(error)
-        except (ValueError, TypeError, msgspec.MsgspecError, RecursionError) as error:
+        except (
+            ValueError,
+            TypeError,
+            msgspec.MsgspecError,
+            RecursionError,
+            decoding.Undecodable,
+        ) as error:
             case.trouble = f"it cannot be put into words: {error}"
 
     def _give_up_waiting(self, case: _Case) -> None:
@@ -393,7 +400,7 @@ def _sections_without_keys(
     for name, section in sections.items():
         text = msgspec.json.encode(section).decode()
         clean = _without_keys(text, [msgspec.json.encode(each).decode()[1:-1] for each in secrets])
-        shown[name] = section if clean == text else msgspec.json.decode(clean)
+        shown[name] = section if clean == text else decoding.json(clean.encode())
     return shown
 
 

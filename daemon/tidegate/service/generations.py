@@ -18,13 +18,13 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
-
 from tidegate.config import LoadedConfig
 from tidegate.core import lifecycle as life
 from tidegate.core import message as msg
+from tidegate.core.decoding import Undecodable
 from tidegate.core.lifecycle import State
 from tidegate.service.channel import Channel, ChannelError
+from tidegate.service.faults import Faults, Handler
 from tidegate.service.listen import Bound
 from tidegate.service.process import Adopted, Worker, spawn
 from tidegate.service.upgrade import KeptWorker
@@ -44,6 +44,7 @@ class Generations:
         selector: selectors.BaseSelector,
         on_said: Callable[[Worker, msg.FromWorker], None],
         on_event: Callable[[life.Event], object],
+        faults: Faults,
     ) -> None:
         self.fleet = life.Fleet()
         self.policy = policy
@@ -52,6 +53,7 @@ class Generations:
         self._selector = selector
         self._on_said = on_said
         self._on_event = on_event
+        self._faults = faults
         self._workers: dict[int, Worker] = {}
 
     def __repr__(self) -> str:
@@ -116,10 +118,24 @@ class Generations:
 
     def _add(self, worker: Worker) -> None:
         self._workers[worker.number] = worker
-        self._selector.register(
-            worker.channel, selectors.EVENT_READ, functools.partial(self._turn, worker)
-        )
+        self._selector.register(worker.channel, selectors.EVENT_READ, self._handler(worker))
         self._watch(worker)
+
+    def _handler(self, worker: Worker) -> Handler:
+        return Handler(
+            "a worker's channel",
+            functools.partial(self._turn, worker),
+            functools.partial(self._give_up, worker),
+        )
+
+    def _give_up(self, worker: Worker) -> None:
+        """What we cannot talk to is of no use: another one takes its place."""
+        self._unwatch(worker)
+        self._on_event(life.Condemn(worker.number, "its channel failed, by a fault of tidegate's"))
+
+    def _unwatch(self, worker: Worker) -> None:
+        with suppress(KeyError, ValueError):  # its end of file came before
+            self._selector.unregister(worker.channel)
 
     # --- who is who ---------------------------------------------------------------------------
 
@@ -207,6 +223,11 @@ class Generations:
             wait_s = self.policy.timing.kill_wait_s
             worker.begin_end(time.monotonic(), wait_s, stacks=stacks)
 
+    def kill_soon(self, number: int) -> None:
+        """End a worker's process at the next turn, and ask it nothing."""
+        if (worker := self._workers.get(number)) is not None and worker.kill_at_s is None:
+            worker.kill_at_s = time.monotonic()
+
     def exit_code(self, number: int) -> int | None:
         """How a worker's process ended, if it has; negative for a signal."""
         worker = self._workers.get(number)
@@ -226,16 +247,19 @@ class Generations:
             worker.channel.flush()
             self._watch(worker)
         if mask & selectors.EVENT_READ and not self._hear(worker):
-            self._selector.unregister(worker.channel)  # its exit follows, or its beat is missed
+            self._unwatch(worker)  # its exit follows, or its beat is missed
 
     def _hear(self, worker: Worker) -> bool:
         """Take in all that a worker said; False when it will say no more."""
         try:
             for line in worker.channel.receive():
-                self._on_said(worker, msg.decode_from_worker(line))
+                said = msg.decode_from_worker(line)
+                self._faults.attempt(
+                    "a worker's line", functools.partial(self._on_said, worker, said)
+                )
         except ChannelError:
             return False
-        except msgspec.MsgspecError as error:
+        except Undecodable as error:
             why = f"it says what we do not understand: {error}"
             self._on_event(life.Condemn(worker.number, why))
             return False
@@ -247,7 +271,7 @@ class Generations:
         if worker.channel.unsent_bytes:
             mask |= selectors.EVENT_WRITE
         with suppress(KeyError):  # its end of file came before
-            self._selector.modify(worker.channel, mask, functools.partial(self._turn, worker))
+            self._selector.modify(worker.channel, mask, self._handler(worker))
 
     def _configure(
         self,
@@ -291,14 +315,13 @@ class Generations:
         """Those whose process is gone. Their last words have been heard."""
         ended = [worker for worker in self if worker.process.poll() is not None]
         for worker in ended:
-            self._hear(worker)
+            self._faults.attempt("a worker's last words", functools.partial(self._hear, worker))
             _log.info("worker %d is gone: %s", worker.number, worker.how_it_ended())
         return ended
 
     def forget(self, worker: Worker) -> None:
         """Give back what is left of a worker."""
-        with suppress(KeyError):  # its end of file came before
-            self._selector.unregister(worker.channel)
+        self._unwatch(worker)
         self._workers.pop(worker.number, None)
         worker.close()
 

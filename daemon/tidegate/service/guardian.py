@@ -137,9 +137,9 @@ class Guardian:
             del self._awaited[worker.number]
         self._tell(worker, answer.steps)
 
-    def heard(self, worker: Worker, beat: msg.Heartbeat) -> None:
-        """What the ledger's own limit took since the former heartbeat counts as a step too."""
-        former = worker.beat.at_limit if worker.beat else None
+    def heard(self, worker: Worker, before: msg.Heartbeat | None, beat: msg.Heartbeat) -> None:
+        """What the ledger's own limit took since the heartbeat `before` counts as a step too."""
+        former = before.at_limit if before else None
         if beat.at_limit is None or not beat.at_limit.freed_bytes:
             return
         if report := _since(former, beat.at_limit):

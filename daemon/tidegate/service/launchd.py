@@ -14,12 +14,14 @@ import stat
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
+from tidegate.core import decoding
 from tidegate.service.listen import Bound, ListenError, adopt
 
 SOCKETS_NAME = "Listeners"  # the key under `Sockets` in the plist
 NAME_VARIABLE = "XPC_SERVICE_NAME"
 EXIT_VARIABLE = "TIDEGATE_EXIT_TIMEOUT_S"  # what the plist has as ExitTimeOut
 DEFAULT_EXIT_S = 20  # by launchd.plist(5), for a plist of somebody else's
+MOST_EXIT_S = 10**9
 EXIT_MARGIN_S = 5.0  # beyond a drain's limit: the worker's end, the last words, a busy disk
 MOST_STDERR_BYTES = 256 * 1024  # 2,000 failed starts: six hours, at one every ten seconds
 _NO_JOB = {"", "0"}  # the latter is what a terminal has
@@ -45,8 +47,8 @@ def is_job(environ: Mapping[str, str] = os.environ) -> bool:
 
 def exit_timeout_s(environ: Mapping[str, str] = os.environ) -> int:
     """How long launchd waits for this job to stop before it kills."""
-    said = environ.get(EXIT_VARIABLE, "")
-    return int(said) if said.isascii() and said.isdigit() else DEFAULT_EXIT_S
+    said_s = decoding.count(environ.get(EXIT_VARIABLE, ""), MOST_EXIT_S)
+    return DEFAULT_EXIT_S if said_s is None else said_s
 
 
 def fitting_stop_s(wanted_s: float, exit_timeout_s: int) -> float:

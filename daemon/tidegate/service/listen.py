@@ -14,10 +14,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tidegate.core import decoding
 from tidegate.service.systemd import STORED_PREFIX
 
 BACKLOG = 1024  # clients that connect while a worker is being replaced wait here
 FIRST_PASSED_FD = 3  # SD_LISTEN_FDS_START
+MOST_PASSED = 4096  # systemd's own bound on what it stores for a unit is 128 by default
 _WHAT_TO_DO = {
     errno.EADDRINUSE: "another program listens there; stop it or change the setting `listen`",
     errno.EADDRNOTAVAIL: "this computer does not have that address (yet)",
@@ -77,13 +79,14 @@ def parse(address: str) -> tuple[socket.AddressFamily, str, int]:
             raise BadAddress(f'listen "{address}": the path must be absolute, "unix:/path"')
         return socket.AF_UNIX, path, 0
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+    number = decoding.count(port, 65535)
+    if not colon or not host or number is None:
         raise BadAddress(f'listen "{address}": write it as "127.0.0.1:8433" or "[::1]:8433"')
     if host.startswith("[") and host.endswith("]"):
-        return socket.AF_INET6, _numeric(host[1:-1], socket.AF_INET6, address), int(port)
+        return socket.AF_INET6, _numeric(host[1:-1], socket.AF_INET6, address), number
     if host == "localhost":
         host = "127.0.0.1"
-    return socket.AF_INET, _numeric(host, socket.AF_INET, address), int(port)
+    return socket.AF_INET, _numeric(host, socket.AF_INET, address), number
 
 
 def bind(address: str, beside: Iterable[Bound] = ()) -> Bound:
@@ -167,11 +170,11 @@ def adopt_passed(environ: MutableMapping[str, str], pid: int) -> list[Bound]:
     See sd_listen_fds(3). Raises ListenError for a descriptor that is no listening socket.
     """
     meant_for = environ.pop("LISTEN_PID", "")
-    count = environ.pop("LISTEN_FDS", "")
+    count = decoding.count(environ.pop("LISTEN_FDS", ""), MOST_PASSED) or 0
     names = environ.pop("LISTEN_FDNAMES", "").split(":")
-    if meant_for != str(pid) or not count.isdigit():
+    if meant_for != str(pid):
         return []
-    fds = range(FIRST_PASSED_FD, FIRST_PASSED_FD + int(count))
+    fds = range(FIRST_PASSED_FD, FIRST_PASSED_FD + count)
     passed = [(fd, names[n] if n < len(names) else "") for n, fd in enumerate(fds)]
     return [
         replace(adopt(fd, name), stored=name) if name.startswith(STORED_PREFIX) else adopt(fd, name)

@@ -83,7 +83,7 @@ def state() -> LogState:
     if _handler is None or not _handler.is_journal:
         return LogState()
     try:
-        unit, user = unit_of(Path("/proc/self/cgroup").read_text())
+        unit, user = unit_of(Path("/proc/self/cgroup").read_text(errors="replace"))
     except OSError:
         unit, user = None, os.geteuid() != 0
     return LogState(journal=True, unit=unit, user=user)
@@ -102,7 +102,8 @@ def is_journal(fd: int, environ: Mapping[str, str]) -> bool:
 def unit_of(cgroups: str) -> tuple[str | None, bool]:
     """The unit that /proc/PID/cgroup names, and whether it is of a user's service manager."""
     for line in cgroups.splitlines():
-        _, controllers, path = line.split(":", 2)
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
         parts = path.split("/")
         units = [part for part in parts if part.endswith(".service")]
         if controllers in {"", "name=systemd"} and units:

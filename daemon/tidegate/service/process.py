@@ -26,6 +26,7 @@ from tidegate.core.message import Heartbeat
 from tidegate.core.settings import Settings
 from tidegate.service import log
 from tidegate.service.channel import Channel
+from tidegate.service.signals import name_of
 
 WORKER_COMMAND = (sys.executable, "-m", "tidegate.service.worker")
 DESCRIPTORS = 8448  # 4,096 clients, as many upstream connections, and 256 for everything else
@@ -110,7 +111,7 @@ class Worker:
     def how_it_ended(self) -> str:
         """One phrase for the log: what was said or seen last, and the exit."""
         code = self.process.returncode or 0
-        exit_text = f"killed by {_signal_name(-code)}" if code < 0 else f"exit {code}"
+        exit_text = f"killed by {name_of(-code)}" if code < 0 else f"exit {code}"
         if why := self.condemned or self.last_words:
             return f"{why} ({exit_text})"
         return exit_text
@@ -195,13 +196,6 @@ def forbid_core_dumps() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     except (OSError, ValueError) as error:  # a sandbox may forbid even that
         _log.warning("core dumps cannot be switched off: %s", error)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time signal has no name
-        return f"signal {number}"
 
 
 @dataclass(slots=True)

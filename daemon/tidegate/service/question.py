@@ -57,8 +57,9 @@ class Questions:
         question.awaited.discard(generation)
         if question.awaited:
             return None
-        del self._open[answer.request]
-        return question.client, ControlReply(ok=True, result=merge(question.answers))
+        reply = ControlReply(ok=True, result=merge(question.answers))
+        del self._open[answer.request]  # last: what fails before is told at the question's limit
+        return question.client, reply
 
     def forget(self, generation: int) -> list[tuple[Client, ControlReply]]:
         """A worker is gone: replies to what only it had left to answer."""
@@ -69,13 +70,13 @@ class Questions:
             question.awaited.discard(generation)
             if question.awaited:
                 continue
-            del self._open[number]
             if question.answers:
                 reply = ControlReply(ok=True, result=merge(question.answers))
             else:
                 error = f"worker {generation} ended before it answered {question.verb}"
                 reply = ControlReply(ok=False, error=error)
             replies.append((question.client, reply))
+            del self._open[number]
         return replies
 
     def expire(self, now_s: float) -> list[tuple[Client, ControlReply]]:
@@ -85,7 +86,7 @@ class Questions:
             if now_s <= question.deadline_s:
                 continue
             del self._open[number]
-            silent = " and ".join(f"worker {n}" for n in sorted(question.awaited))
+            silent = " and ".join(f"worker {n}" for n in sorted(question.awaited)) or "tidegate"
             error = f"{silent} did not answer {question.verb} within {self._reply_s:g} s"
             replies.append((question.client, ControlReply(ok=False, error=error)))
         return replies

@@ -22,7 +22,8 @@ from tidegate.config import ConfigError, LoadedConfig
 from tidegate.config.changes import Change, Effect, compare, summary
 from tidegate.core.message import ControlReply
 from tidegate.core.words import count
-from tidegate.service.control import Client, ControlServer
+from tidegate.service.control import OUR_FAULT, Client, ControlServer
+from tidegate.service.faults import Faults
 from tidegate.service.generations import Generations
 from tidegate.service.listen import Bound, ListenError
 from tidegate.service.listeners import Listeners
@@ -65,6 +66,7 @@ class Reloader:
         on_config: Callable[[LoadedConfig], None],
         has_served: Callable[[], bool],
         limit_s: float,
+        faults: Faults,
     ) -> None:
         """`recycle` starts a new generation or says why not; `on_config` follows a new config.
 
@@ -82,6 +84,7 @@ class Reloader:
         self._on_config = on_config
         self._has_served = has_served
         self._limit_s = limit_s
+        self._faults = faults
         self._reload: Reload | None = None
         self._clients: list[Client] = []  # who asked while it was under way
         self._asked = False  # somebody did, if only by a signal
@@ -153,6 +156,22 @@ class Reloader:
             return
         clients, asked = self._clients, self._asked
         self._clients, self._asked, self._changed = [], False, False
+        if not self._faults.attempt("a reload", lambda: self._try_to_serve(clients, asked=asked)):
+            self.abandon(clients)
+
+    def abandon(self, clients: Sequence[Client] = ()) -> None:
+        """A fault of ours: whoever waits is told, and the next reload is a new one."""
+        reload, self._reload = self._reload, None
+        waiting = [*clients, *self._clients, *(reload.clients if reload is not None else ())]
+        self._clients, self._asked, self._changed = [], False, False
+        try:
+            if reload is not None:
+                self._listeners.discard(reload.bound)
+            self._ready()
+        finally:
+            self._answer(waiting, Refusal(Why.WORKER, OUR_FAULT))
+
+    def _try_to_serve(self, clients: list[Client], *, asked: bool) -> None:
         if self._generations.fleet.stopping:
             self._answer(clients, Refusal(Why.BUSY, "tidegate is stopping"))
             return
@@ -315,6 +334,8 @@ class Reloader:
         if self._postponed and not self._is_recycling:
             self._postponed = False
             self.look_again()
+        if self._reload is None:
+            self._tell_ready_workers()  # should that have failed
 
     def _starts_with_reload(self, worker: Worker) -> bool:
         reload = self._reload
@@ -325,25 +346,32 @@ class Reloader:
         reload = self._reload
         assert reload is not None, "there is a reload to finish"
         self._reload = None
+        if not self._faults.attempt("the end of a reload", lambda: self._end(reload, refusal)):
+            self.abandon(reload.clients)
+        self._begin_next()
+
+    def _end(self, reload: Reload, refusal: Refusal | None) -> None:
         if refusal is None:
             self._put_in_force(reload)
         else:
             self._listeners.discard(reload.bound)
             self._refuse(reload.clients, refusal, asked=True)
-        self._begin_next()
 
     def _put_in_force(self, reload: Reload) -> None:
+        """Whole, whatever fails of it: half of a config would be neither."""
         was_parked = self._is_parked
         self.config = reload.config
         self._refused, self._postponed = None, False
         if reload.awaits is not None:
             reload.awaits.config = reload.config
-        self._listeners.use(reload.bound)
-        self._tell_ready_workers()
-        self._on_config(reload.config)
-        if reload.config.parked is None:
-            self._log_done(reload)
-        self._ready()
+        for step in (
+            lambda: self._listeners.use(reload.bound),
+            self._tell_ready_workers,
+            lambda: self._on_config(reload.config),
+            lambda: self._log_done(reload),
+            self._ready,
+        ):
+            self._faults.attempt("a new config", step)
         result = Reloaded(
             changes=reload.changes,
             generation=self._new_generation(reload),
@@ -362,8 +390,8 @@ class Reloader:
         """
         for worker in self._generations.ready():
             if self.config is not None and worker.config is not self.config:
-                worker.config = self.config
                 self._generations.reconfigure(worker, self.config, 0)
+                worker.config = self.config
 
     def _new_generation(self, reload: Reload) -> int | None:
         serving = self._generations.serving
@@ -399,6 +427,8 @@ class Reloader:
             )
 
     def _log_done(self, reload: Reload) -> None:
+        if reload.config.parked is not None:
+            return
         addresses = ", ".join(self._listeners.addresses)
         moved = f"; listening on {addresses}" if reload.recycle is not None else ""
         text = summary(reload.changes)

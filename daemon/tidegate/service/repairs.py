@@ -51,6 +51,7 @@ class Seen(Struct, frozen=True, kw_only=True):
     is_watched: bool = True  # by the service manager, where there is one
     stop_limit_s: float = 0.0  # what the config gives answers at a stop
     stop_s: float = 0.0  # what the service manager leaves of it
+    fault: str | None = None  # a recent one of the watchdog's own
 
 
 def find(seen: Seen) -> Iterator[Problem]:
@@ -197,6 +198,12 @@ def _machine(seen: Seen) -> Iterator[Problem]:
             f"drain.stop_limit_s is {seen.stop_limit_s:g}, and launchd leaves a stop "
             f"{seen.stop_s:g} s: answers that take longer are cut",
             f"set drain.stop_limit_s to at most {seen.stop_s:g}, or install the service again",
+        )
+    if seen.fault is not None:
+        yield _warning(
+            "watchdog-fault",
+            f"a fault of tidegate's own, which goes on: {seen.fault}",
+            "`tidegate logs` has the stack; that and `tidegate bundle` are what to report",
         )
     if not seen.is_watched:
         yield Problem(

@@ -17,11 +17,13 @@ import socket
 from collections import deque
 from collections.abc import Mapping, MutableMapping
 
+from tidegate.core import decoding
 from tidegate.core.visible import visible
 
 _VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 STORED_PREFIX = "listen-"
 _MAX_NAME = 255  # FDNAME, see sd_notify(3)
+_MOST_USEC = 2**53  # centuries
 _MAX_KEPT = 8  # READY, RELOADING and STOPPING, each more than once, never reach it
 
 
@@ -184,7 +186,7 @@ def _connect(environ: MutableMapping[str, str]) -> socket.socket | None:
 def _ping_every_s(environ: MutableMapping[str, str]) -> float | None:
     """Half of systemd's limit, as sd_watchdog_enabled(3) advises; None when it watches not us."""
     meant_for = environ.get("WATCHDOG_PID", str(os.getpid()))
-    usec = environ.get("WATCHDOG_USEC", "")
-    if meant_for != str(os.getpid()) or not usec.isdigit() or int(usec) == 0:
+    usec = decoding.count(environ.get("WATCHDOG_USEC", ""), _MOST_USEC)
+    if meant_for != str(os.getpid()) or not usec:
         return None
-    return int(usec) / 1e6 / 2
+    return usec / 1e6 / 2

@@ -27,12 +27,14 @@ from msgspec import Struct
 
 from tidegate import __version__
 from tidegate.config import LoadedConfig
+from tidegate.core import decoding
+from tidegate.core.decoding import Decoder, Undecodable
 from tidegate.core.lifecycle import Fleet
 from tidegate.core.message import PROTOCOL, Heartbeat
 from tidegate.core.settings import Settings
 from tidegate.service import log
 from tidegate.service.process import worker_environment
-from tidegate.service.signals import HEARD
+from tidegate.service.signals import hold_early
 from tidegate.service.status import StepState, Totals
 
 FORMAT = 1  # of the estate; another one is refused in the rehearsal
@@ -40,6 +42,7 @@ STATE_VARIABLE = "TIDEGATE_ESTATE_FD"
 REHEARSAL_VARIABLE = "TIDEGATE_REHEARSAL"
 REHEARSAL_LIMIT_S = 60.0  # imports from a Raspberry Pi's cold SD card take ten
 QUIET_LIMIT_S = 10.0  # for commands and a reload under way to come to their end
+_MOST_FD = 2**31 - 1
 _SAID_BYTES = 2000
 
 
@@ -136,7 +139,7 @@ def read(fd: int) -> Estate:
         os.lseek(fd, 0, os.SEEK_SET)
         with os.fdopen(os.dup(fd), "rb") as file:
             text = file.read()
-        about = msgspec.json.decode(text, type=_About)
+        about = _about.decode(text)
         if about.format != FORMAT:
             raise UpgradeError(f"what {about.version} leaves has another format; restart instead")
         if about.protocol != PROTOCOL:
@@ -144,8 +147,8 @@ def read(fd: int) -> Estate:
                 f"the workers of {about.version} speak protocol {about.protocol} and {__version__} "
                 f"speaks {PROTOCOL}; restart instead"
             )
-        return msgspec.json.decode(text, type=Estate, dec_hook=_to_path)
-    except (OSError, msgspec.MsgspecError) as error:
+        return _estate.decode(text)
+    except (OSError, Undecodable) as error:
         raise UpgradeError(f"what the former version left cannot be read: {error}") from error
 
 
@@ -163,6 +166,10 @@ def _to_path(wanted: type, value: object) -> object:
     return Path(str(value))
 
 
+_about = Decoder(_About)
+_estate = Decoder(Estate, _to_path)
+
+
 # --- the new program's side ------------------------------------------------------------------
 
 
@@ -171,13 +178,14 @@ def inherited(environ: MutableMapping[str, str]) -> Estate | None:
 
     Raises UpgradeError.
     """
-    fd = environ.pop(STATE_VARIABLE, "")
-    if not fd.isdigit():
+    fd = decoding.count(environ.pop(STATE_VARIABLE, ""), _MOST_FD)
+    if fd is None:
         return None
     try:
-        estate = read(int(fd))
+        estate = read(fd)
     finally:
-        os.close(int(fd))
+        with suppress(OSError):  # it was no descriptor at all
+            os.close(fd)
     for each in estate.descriptors:
         os.set_inheritable(each, False)
     return estate
@@ -190,10 +198,10 @@ def is_rehearsal(environ: Mapping[str, str]) -> bool:
 
 def rehearse(environ: Mapping[str, str]) -> Estate:
     """What would be inherited. Raises UpgradeError."""
-    fd = environ.get(STATE_VARIABLE, "")
-    if not fd.isdigit():
+    fd = decoding.count(environ.get(STATE_VARIABLE, ""), _MOST_FD)
+    if fd is None:
         raise UpgradeError("nothing was handed on")
-    return read(int(fd))
+    return read(fd)
 
 
 # --- the former program's side ------------------------------------------------------------------
@@ -276,7 +284,8 @@ def become(words: Sequence[str], estate: Estate, notify: Mapping[str, str]) -> N
 def _execute(
     words: Sequence[str], kept: Sequence[int], state: int, notify: Mapping[str, str]
 ) -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    hold_early()
     try:
         for fd in kept:
             os.set_inheritable(fd, True)
@@ -286,7 +295,7 @@ def _execute(
         for fd in kept:
             with suppress(OSError):
                 os.set_inheritable(fd, False)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Upgrade:

@@ -3,7 +3,8 @@
 One `selectors` loop, no asyncio, no HTTP. It owns the listening sockets, the pid file, the
 config and the conversation with the service manager; it starts workers, ends those that hang,
 and judges memory from outside. `core.lifecycle` decides what becomes of workers, and this file
-does what it says and writes a line about it. It waits for nothing but its next happening.
+does what it says and writes a line about it. It waits for nothing but its next happening, and a
+fault of its own costs that happening alone (`faults`).
 
 The parts it turns between: `generations` (the processes), `listeners` (the sockets), `reload`
 (the config), `guardian` (memory), `evidence` (what is kept of trouble), `command` (the command
@@ -13,7 +14,7 @@ line), `overview` (what it tells of itself).
 from __future__ import annotations
 
 import errno
-import faulthandler
+import functools
 import logging
 import os
 import selectors
@@ -21,6 +22,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tidegate import __version__
@@ -31,11 +33,12 @@ from tidegate.core.lifecycle import Timing
 from tidegate.core.settings import MIB
 from tidegate.guard import pressure
 from tidegate.guard.heap import heap_trimmer
-from tidegate.service import launchd, listen, log, status, upgrade
+from tidegate.service import launchd, listen, log, signals, status, upgrade
 from tidegate.service.command import Commands
-from tidegate.service.control import SOCKET_NAME, Client, ControlServer
+from tidegate.service.control import OUR_FAULT, SOCKET_NAME, Client, ControlServer
 from tidegate.service.decisions import DecisionLog
 from tidegate.service.evidence import Evidence
+from tidegate.service.faults import CLOCK, EXIT, PAUSE_S, SAMPLE, TICK, WAIT, Faults, Handler
 from tidegate.service.generations import Generations
 from tidegate.service.guardian import Guardian
 from tidegate.service.listen import Bound, ListenError
@@ -90,13 +93,14 @@ def run(
     """
     if upgrade.is_rehearsal(os.environ):
         return _rehearse(load)
+    signals.hold_early()
     try:
         log.setup("watchdog", log_file)
     except OSError as error:
         log.setup("watchdog")
         _log.error("cannot write the log file: %s", error)
         return _exit_code(error)
-    faulthandler.enable()  # the service manager's SIGABRT leaves our stacks in the log
+    signals.write_stacks_when_asked()
     forbid_core_dumps()
     allow_many_descriptors()
     try:
@@ -191,6 +195,7 @@ class Watchdog:
         self._pid_file = pid_file
         self._estate = estate  # what an upgrade left, until it is taken up
         self._timing = timing
+        self._faults = Faults()
         self._selector = selectors.DefaultSelector()
         self._signals = Signals(self._selector, self._signalled)
         self._notifier = Notifier()
@@ -204,6 +209,7 @@ class Watchdog:
             selector=self._selector,
             on_said=self._heard,
             on_event=self._do,
+            faults=self._faults,
         )
         self._control = ControlServer(
             runtime_dir / SOCKET_NAME,
@@ -214,7 +220,7 @@ class Watchdog:
         )
         self._commands = Commands(self, self._generations, self._control, timing.reply_s)
         self._reloader = Reloader(
-            load=load,
+            load=functools.partial(self._judged, load),
             stand_in=stand_in,
             listeners=self._listeners,
             generations=self._generations,
@@ -224,6 +230,7 @@ class Watchdog:
             on_config=self._follow,
             has_served=lambda: self._banner is None,
             limit_s=timing.configured_s,
+            faults=self._faults,
         )
         self._overview = Overview(
             generations=self._generations,
@@ -266,13 +273,42 @@ class Watchdog:
             self._begin()
         else:
             self._resume(self._estate)
+        return self._run()
+
+    def _run(self) -> int:
+        """Turn until it is over, and clear up; the exit code."""
         while not self._is_over():
-            for key, mask in self._selector.select(self._wait_s()):
-                key.data(mask)
-            self._reap()
-            self._keep_time()
-            self._go_on_upgrading()
+            self._turn()
+            if (why := self._faults.fatal) is not None:
+                _log.critical("giving up: %s", why)
+                self._why, self._exit_code = why, os.EX_TEMPFAIL
+                break
         return self._end()
+
+    def _turn(self) -> None:
+        """Wait for the next happenings, and handle each: a fault in one costs that one."""
+        attempt, stirred = self._faults.attempt, []
+        if not attempt(WAIT, lambda: stirred.extend(self._selector.select(self._wait_s()))):
+            time.sleep(PAUSE_S)
+        for key, mask in stirred:
+            self._faults.handle(key.data, mask)
+        attempt(EXIT, self._reap)
+        attempt(CLOCK, self._keep_time)
+        if not attempt("the upgrade", self._go_on_upgrading):
+            attempt("the upgrade, given up", self._give_up_upgrading)
+
+    def _judged(self, load: Callable[[], LoadedConfig]) -> LoadedConfig:
+        """Read the config. Raises ConfigError, also for a fault of ours over what it says."""
+        try:
+            return load()
+        except ConfigError:
+            raise
+        except Exception as error:
+            self._faults.note("reading the config", error)
+            raise ConfigError(
+                "the config cannot be judged, by a fault of tidegate's own "
+                f"({type(error).__name__}); the log has the stack"
+            ) from error
 
     def _begin(self) -> str | None:
         """Read the config, open the sockets, start the first worker; why not, if it failed."""
@@ -334,23 +370,28 @@ class Watchdog:
             _log.warning("config: %s", warning)
 
     def _end(self) -> int:
-        self._commands.stopped()
-        self._generations.close()
-        self._listeners.close()
-        self._control.close()
-        self._signals.close()
-        self._selector.close()
-        self._memory.close()
-        self._guardian.close()
-        self._evidence.close()
-        if self._pressure is not None:
-            self._pressure.close()
+        for close in (
+            self._commands.stopped,
+            self._generations.close,
+            self._listeners.close,
+            self._control.close,
+            self._signals.close,
+            self._selector.close,
+            self._memory.close,
+            self._guardian.close,
+            self._evidence.close,
+            self._unwatch_pressure,
+            self._say_goodbye,
+            self._notifier.close,
+        ):
+            self._faults.attempt("the end", close)
+        _log.info("ended with exit code %d", self._exit_code)
+        return self._exit_code
+
+    def _say_goodbye(self) -> None:
         self._notifier.status(self._last_words())
         self._notifier.stopping()
         self._notifier.barrier(BARRIER_S)
-        self._notifier.close()
-        _log.info("ended with exit code %d", self._exit_code)
-        return self._exit_code
 
     def _last_words(self) -> str:
         if self._exit_code == os.EX_OK:
@@ -379,36 +420,47 @@ class Watchdog:
             self._evidence.next_s(),
         )
         due = (self._next_tick_s, *(due_s for due_s in others if due_s is not None))
-        return max(0.0, min(due) - time.monotonic())
+        least_s = PAUSE_S if self._faults.is_fresh else 0.0
+        return max(least_s, min(due) - time.monotonic())
 
     def _keep_time(self) -> None:
         """Do what is due: the end of a hung worker, a restart, a ping, and the tick."""
-        now_s = time.monotonic()
+        attempt, now_s = self._faults.attempt, time.monotonic()
         fleet = self._generations.fleet
-        self._generations.kill_due(now_s)
-        self._evidence.tick(now_s)
+        attempt("the end of a worker that hangs", lambda: self._generations.kill_due(now_s))
+        attempt("evidence", lambda: self._evidence.tick(now_s))
         if now_s >= self._next_tick_s:
             delay_s = now_s - self._next_tick_s
             self._next_tick_s = now_s + self._timing.tick_s
             self._tick(now_s, delay_s)
         elif fleet.spawn_at_s is not None and now_s >= fleet.spawn_at_s:
-            self._do(life.Tick())
+            attempt(TICK, lambda: self._do(life.Tick()))
+        attempt("the service manager's watchdog", lambda: self._vouch(now_s))
+
+    def _vouch(self, now_s: float) -> None:
+        """Tell the service manager that all is well, if it is."""
         is_well = life.vouches(self._generations.fleet, now_s, self._timing)
-        self._notifier.keep_alive(now_s, is_well=is_well or self._parked is not None)
+        is_well = (is_well or self._parked is not None) and self._faults.fatal is None
+        self._notifier.keep_alive(now_s, is_well=is_well)
 
     def _tick(self, now_s: float, delay_s: float) -> None:
-        """Once a second, and so much later."""
-        self._do(life.Tick())
-        self._commands.give_up_waiting(now_s)
-        self._reloader.tick(now_s)
-        self._control.drop_late()
+        """Once a second, and so much later. What fails of it keeps nothing else from being done."""
+        attempt = self._faults.attempt
+        attempt(TICK, lambda: self._do(life.Tick()))
+        attempt("the limits of commands", lambda: self._commands.give_up_waiting(now_s))
+        if not attempt("a reload", lambda: self._reloader.tick(now_s)):
+            attempt("a reload, given up", self._reloader.abandon)
+        attempt("late commands", self._control.drop_late)
         if self._wants_recycle:
-            self._recycle_for_upgrade()
+            attempt("the recycle after an upgrade", self._recycle_for_upgrade)
         if self._parked is not None and now_s >= self._next_load_s:
-            self._try_again(now_s)
+            attempt("the next try of a parked config", lambda: self._try_again(now_s))
         if self._reloader.config is not None:
-            self._guardian.tick(now_s, delay_s)
-        self._care(now_s)
+            attempt(SAMPLE, lambda: self._guardian.tick(now_s, delay_s))
+        attempt("the repairs", lambda: self._care(now_s))
+        attempt("the service manager", self._tell_manager)
+
+    def _tell_manager(self) -> None:
         self._notifier.flush()
         self._notifier.status(status.status_line(self._status()))
         if self._generations.fleet.stopping or self._is_starting:
@@ -438,6 +490,7 @@ class Watchdog:
             is_watched=self._notifier.is_watched,
             stop_limit_s=config.settings.drain.stop_limit_s if config else 0.0,
             stop_s=self._stop_s(),
+            fault=self._faults.recent,
         )
         self._caretaker.look(seen)
 
@@ -469,10 +522,19 @@ class Watchdog:
             _log.warning("memory pressure is not signalled: %s", error)
             return None
         if watch is not None:
-            self._selector.register(watch, selectors.EVENT_READ, lambda mask: self._pressed())
+            handler = Handler("memory pressure", self._pressed, self._unwatch_pressure)
+            self._selector.register(watch, selectors.EVENT_READ, handler)
         return watch
 
-    def _pressed(self) -> None:
+    def _unwatch_pressure(self) -> None:
+        """Listen no more; the figures are read once a second anyway."""
+        watch, self._pressure = self._pressure, None
+        if watch is not None:
+            with suppress(KeyError, ValueError, RuntimeError):  # the selector is closed
+                self._selector.unregister(watch)
+            watch.close()
+
+    def _pressed(self, _mask: int) -> None:
         assert self._pressure is not None
         if self._pressure.took():
             self._memory.pressed(time.monotonic(), self._pressure.source)
@@ -484,13 +546,36 @@ class Watchdog:
 
         The facts go out first: whoever is told to drain already knows its successor, and when
         somebody hears that the new generation serves, it knows the one that drains.
+
+        A transition is applied whole or not at all: if the decision fails, the state is as it was;
+        an effect that fails keeps no other from being done, and lifecycle hears what it amounts to.
         """
         effects = self._generations.step(event, time.monotonic())
         if effects:
-            self._tell_facts()
+            self._faults.attempt("telling the workers", self._tell_facts)
         for effect in effects:
-            self._perform(effect)
+            if not self._faults.attempt("an effect", functools.partial(self._perform, effect)):
+                self._undone(effect)
         return effects
+
+    def _undone(self, effect: life.Effect) -> None:
+        """What could not be performed must not stand in the state as if it had been."""
+        why = "by a fault of tidegate's own"
+        match effect:
+            case life.Spawn(number):
+                self._generations.kill_soon(number)
+                self._do(life.Exited(number, f"cannot be started, {why}"))
+            case life.Drain(number):
+                self._do(life.Condemn(number, f"cannot be told to drain, {why}"))
+            case life.Kill(number):
+                self._generations.kill_soon(number)
+            case life.GiveUp():
+                self._over_at_s = time.monotonic()
+            case life.Recycled():
+                tell = functools.partial(self._commands.recycled, OUR_FAULT)
+                self._faults.attempt("telling of a recycle", tell)
+            case _:
+                pass  # it was only to be told
 
     def _perform(self, effect: life.Effect) -> None:
         match effect:
@@ -503,7 +588,8 @@ class Watchdog:
                     self._commands.taken_over()
             case life.Kill(number, reason, stacks, notice):
                 if stacks:
-                    self._evidence.gather_now("kill", reason)
+                    gather = functools.partial(self._evidence.gather_now, "kill", reason)
+                    self._faults.attempt("evidence", gather)
                 self._generations.end(number, reason, stacks=stacks, notice=notice)
             case life.Replace(number, reason, delay_s):
                 self._replace(number, reason, delay_s)
@@ -512,9 +598,8 @@ class Watchdog:
             case life.ClockGap(gap_s):
                 _log.info("the clock stood still for %.0f s; all deadlines start afresh", gap_s)
             case life.GiveUp(reason):
+                self._why, self._exit_code = reason, os.EX_TEMPFAIL
                 _log.critical("giving up: %s", reason)
-                self._why = reason
-                self._exit_code = os.EX_TEMPFAIL
                 self.stop()
             case life.Over():
                 self._over_at_s = time.monotonic()
@@ -582,13 +667,17 @@ class Watchdog:
     def stop(self) -> None:
         """Drain and end; the second time, end at once."""
         if self._upgrade is not None:
-            self._upgrade.cancel()
-            self._upgrade = None
-            self._commands.upgrade_failed("tidegate is stopping")
+            self._faults.attempt("the end of an upgrade", self._cancel_upgrade)
         self._notifier.extend_timeout(EXTEND_S)
         self._cannot = None
-        self._listeners.refuse_newcomers()
+        self._faults.attempt("the listening sockets", self._listeners.refuse_newcomers)
         self._do(life.Stop(limit_s=self._stop_s()))
+
+    def _cancel_upgrade(self) -> None:
+        cancelled, self._upgrade = self._upgrade, None
+        self._commands.upgrade_failed("tidegate is stopping")
+        if cancelled is not None:
+            cancelled.cancel()
 
     def _stop_s(self) -> float:
         """How long answers may go on at a stop: what the config says, if the manager lets us."""
@@ -603,14 +692,18 @@ class Watchdog:
     def _heard(self, worker: Worker, said: msg.FromWorker) -> None:
         match said:
             case msg.Heartbeat():
-                self._totals.add_beat(worker.beat, said)
-                self._guardian.heard(worker, said)
-                worker.beat = said
+                self._do(life.Beat(worker.number))
+                former, worker.beat = worker.beat, said
+                self._totals.add_beat(former, said)
+                self._guardian.heard(worker, former, said)
                 if worker is self._generations.serving:
                     self._memory.heard(worker, said, time.monotonic())
-                self._do(life.Beat(worker.number))
             case msg.Ready():
-                self._became_ready(worker, said)
+                if not self._faults.attempt(
+                    "a new worker", lambda: self._became_ready(worker, said)
+                ):
+                    why = "that it is ready was lost, by a fault of tidegate's own"
+                    self._do(life.Condemn(worker.number, why))  # it says so only once
             case msg.Configured(request=request, error=error):
                 self._reloader.confirmed(worker, request, error)
             case msg.Swept() | msg.RunList() | msg.ModelList():
@@ -632,41 +725,61 @@ class Watchdog:
             reason = f"it speaks protocol {ready.protocol}, we speak {msg.PROTOCOL}"
             self._do(life.Condemn(worker.number, reason))
             return
-        self._memory.read(self._generations)
-        worker.base_bytes = self._memory.rss_bytes(worker.pid)
-        worker.ready_s = time.monotonic()
+        attempt = self._faults.attempt
+        attempt("measuring a worker", lambda: self._measure_new(worker))
         _log.info("worker %d is ready, %d MiB", worker.number, (worker.base_bytes or 0) // MIB)
         self._do(life.BecameReady(worker.number))
-        self._reloader.became_ready(worker)
+        attempt("a reload", lambda: self._reloader.became_ready(worker))
+        attempt("the first words", lambda: self._tell_first(worker, ready))
+
+    def _measure_new(self, worker: Worker) -> None:
+        worker.ready_s = time.monotonic()
+        self._memory.read(self._generations)
+        worker.base_bytes = self._memory.rss_bytes(worker.pid)
+
+    def _tell_first(self, worker: Worker, ready: msg.Ready) -> None:
+        """That we serve, once: to the service manager and on the terminal."""
         serves = worker.config.parked is None and not self._generations.fleet.stopping
         if serves and self._banner is not None:
+            banner, self._banner = self._banner, None
             self._notifier.ready()
             self._notifier.status(status.status_line(self._status()))
-            self._banner(ready, self._listeners.addresses)
-            self._banner = None
+            banner(ready, self._listeners.addresses)
             heap_trimmer()()  # a megabyte of what the imports left behind
 
     def _reap(self) -> None:
         """See which processes are gone, and which sockets nobody accepts from any more."""
         for worker in self._generations.gone():
-            self._reloader.worker_gone(worker)
-            self._guardian.worker_gone(worker.number)
-            self._evidence.worker_gone(worker.number)
-            self._do(life.Exited(worker.number, worker.how_it_ended()))
+            number = worker.number
+            self._tell_gone(lambda: self._reloader.worker_gone(worker))  # noqa: B023  (called now)
+            self._tell_gone(lambda: self._guardian.worker_gone(number))  # noqa: B023
+            self._tell_gone(lambda: self._evidence.worker_gone(number))  # noqa: B023
+            self._do(life.Exited(number, worker.how_it_ended()))
             self._generations.forget(worker)
-            self._commands.worker_gone(worker.number)
+            self._tell_gone(lambda: self._commands.worker_gone(number))  # noqa: B023
         if not self._generations.former_accepts():
             self._listeners.close_retired()
 
+    def _tell_gone(self, tell: Callable[[], object]) -> None:
+        self._faults.attempt("telling of a worker's exit", tell)
+
     def _signalled(self, numbers: list[int]) -> None:
-        for number in numbers:
-            if number in {signal.SIGTERM, signal.SIGINT}:
-                _log.info("%s: stopping", signal.Signals(number).name)
-                self.stop()
-        if signal.SIGHUP in numbers:
+        """Stops first; of others it is enough to hear one."""
+        stops = [number for number in numbers if number in signals.STOPS]
+        for number in [*stops, *sorted(set(numbers) - signals.STOPS)]:
+            self._faults.attempt(signals.name_of(number), functools.partial(self._obey, number))
+
+    def _obey(self, number: int) -> None:
+        """Do what a signal means here."""
+        if number in signals.STOPS:
+            _log.info("%s: stopping", signals.name_of(number))
+            self.stop()
+        elif number == signal.SIGHUP:
             self.reload(None)
-        if signal.SIGUSR2 in numbers:
+        elif number == signal.SIGUSR2:
             self.upgrade()
+        elif number != signal.SIGCHLD:  # which has woken the loop
+            _log.info("%s means nothing to tidegate", signals.name_of(number))
 
     # --- the upgrade, see `upgrade` ---------------------------------------------------------------
 
@@ -686,6 +799,10 @@ class Watchdog:
         except UpgradeError as error:
             self._signals.release()
             self._upgrade_failed(error)
+
+    def _give_up_upgrading(self) -> None:
+        self._signals.release()
+        self._upgrade_failed(UpgradeError("a fault of tidegate's own; its log has the stack"))
 
     def _upgrade_failed(self, error: UpgradeError) -> None:
         self._upgrade = None

@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import contextlib
 import ctypes
-import faulthandler
 import logging
 import os
 import signal
@@ -22,8 +21,7 @@ import sys
 import time
 from pathlib import Path
 
-import msgspec
-
+from tidegate.core.decoding import Undecodable
 from tidegate.core.errors import UpstreamError
 from tidegate.core.message import (
     PROTOCOL,
@@ -61,7 +59,7 @@ from tidegate.guard.heap import (
     resident_meter,
     volunteer_for_oom,
 )
-from tidegate.service import config_watch
+from tidegate.service import config_watch, signals
 from tidegate.service import log as log_lines
 from tidegate.service.channel import ChannelError, LineSplitter
 
@@ -100,7 +98,7 @@ class WatchdogLine(asyncio.Protocol):
         try:
             for line in self._splitter.feed(data):
                 self.inbox.put_nowait(decode_from_watchdog(line))
-        except (ChannelError, msgspec.MsgspecError) as error:
+        except (ChannelError, Undecodable) as error:
             log.error("the watchdog's message cannot be read: %s", error)
             _leave()
 
@@ -398,10 +396,8 @@ def main(argv: list[str] | None = None) -> int:
     log_lines.setup("worker")
     _die_with_parent()
     volunteer_for_oom()  # the watchdog must outlive us, and can replace us
-    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ignored, signal.SIG_IGN)  # sent to a whole group: the watchdog decides
-    faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    signals.ignore_all()
+    signals.write_stacks_when_asked()
     channel = socket.socket(fileno=arguments.channel)
     with _new_loop_runner() as runner:
         return runner.run(_run(channel))

@@ -1,0 +1,179 @@
+"""A watchdog's loop in this very process, turned by the test; its workers are real processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tidegate.config import LoadedConfig
+from tidegate.core.lifecycle import Timing
+from tidegate.core.message import ControlReply, ControlRequest
+from tidegate.core.settings import Drain, Memory, Settings
+from tidegate.service.control import SOCKET_NAME
+from tidegate.service.process import PidFile
+from tidegate.service.watchdog import PID_FILE_NAME, Watchdog
+
+HERE = Path(__file__).parent
+Socket = socket.socket  # also while a test has calls of the watchdog fail
+LIMIT_S = 12.0
+QUICK = Timing(
+    tick_s=0.05,
+    kill_wait_s=0.1,
+    backoff_first_s=0.01,
+    backoff_max_s=0.02,
+    drain_margin_s=0.2,
+    reply_s=0.5,
+    configured_s=0.5,
+)
+
+
+class Loop:
+    """What a test does with it. `load` may be replaced to be what the config file says."""
+
+    def __init__(self, directory: Path, timing: Timing = QUICK, environment: str = "") -> None:
+        self.directory = directory
+        self.load: Callable[[], LoadedConfig] = self.good
+        self.ready = False
+        self.pid_file = PidFile(directory / PID_FILE_NAME)
+        self.pid_file.hold()
+        self.watchdog = Watchdog(
+            load=lambda: self.load(),  # noqa: PLW0108  (a test replaces it)
+            stand_in=lambda reason: msgspec.structs.replace(self.good(), parked=reason),  # type: ignore[type-var]
+            runtime_dir=directory,
+            state_dir=directory,
+            pid_file=self.pid_file,
+            estate=None,
+            park=False,
+            banner=self._ready,
+            worker_command=[sys.executable, str(HERE / "fake_worker.py")],
+            timing=timing,
+        )
+
+    def _ready(self, *_: object) -> None:
+        self.ready = True
+
+    def good(self) -> LoadedConfig:
+        """A config that listens on a free port."""
+        return LoadedConfig(
+            settings=Settings(
+                listen=["127.0.0.1:0"],
+                memory=Memory(budget_bytes=512 << 20),
+                drain=Drain(stop_limit_s=0.2, recycle_limit_s=5.0),
+            ),
+            secrets={},
+            tokens=[],
+            path=self.directory / "config.toml",
+            place=self.directory / "config.toml",
+            warnings=[],
+        )
+
+    def begin(self) -> None:
+        """Start, and turn until the first worker serves."""
+        self.watchdog._generations.clear()
+        self.watchdog._begin()
+        self.until(lambda: self.ready and self.serving is not None, "a worker serves")
+
+    @property
+    def serving(self) -> Any:
+        """The worker."""
+        return self.watchdog._generations.serving
+
+    @property
+    def faults(self) -> Any:
+        """What went wrong."""
+        return self.watchdog._faults
+
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        """Turn until it comes true."""
+        over_s = time.monotonic() + LIMIT_S
+        while not condition():
+            assert time.monotonic() < over_s, f"never: {what}; {self.faults!r}"
+            assert self.faults.fatal is None, self.faults.fatal
+            self.watchdog._turn()
+
+    def turns(self, count: int) -> None:
+        """So many turns."""
+        for _ in range(count):
+            self.watchdog._turn()
+
+    def connect(self) -> socket.socket:
+        """To the control socket."""
+        sock = Socket(socket.AF_UNIX)
+        sock.connect(str(self.directory / SOCKET_NAME))
+        sock.setblocking(False)
+        return sock
+
+    def ask_raw(self, line: bytes) -> bytes:
+        """What is answered to a line; empty if it hung up."""
+        with self.connect() as sock:
+            sock.sendall(line)
+            got = bytearray()
+            is_over = False
+
+            def hears() -> bool:
+                nonlocal is_over
+                with contextlib.suppress(BlockingIOError, ConnectionResetError):
+                    data = sock.recv(1 << 20)
+                    is_over = not data
+                    got.extend(data)
+                return is_over or got.endswith(b"\n")
+
+            self.until(hears, f"an answer to {line[:60]!r}")
+            return bytes(got)
+
+    def ask(self, verb: str, **fields: bool) -> ControlReply:
+        """One request."""
+        request = ControlRequest(verb=verb, **fields)
+        return msgspec.json.decode(
+            self.ask_raw(msgspec.json.encode(request) + b"\n"), type=ControlReply
+        )
+
+    def is_well(self) -> None:
+        """Asserts that it answers, and that its worker beats."""
+        self.until(lambda: self.serving is not None, "a worker serves")
+        self.until(lambda: self.ask("status").ok, "status is answered")
+        worker = self.serving
+        beat = worker.beat
+        self.until(lambda: self.serving is not worker or worker.beat is not beat, "it beats")
+
+    def end(self) -> None:
+        """Stop it, whatever state it is in."""
+        for worker in self.watchdog._generations:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGKILL)
+            worker.process.wait() if hasattr(worker.process, "wait") else None
+        self.watchdog._end()
+        self.pid_file.release()
+
+
+@contextmanager
+def loop(directory: Path, timing: Timing = QUICK) -> Iterator[Loop]:
+    """A loop; this process's signals are as before afterwards."""
+    numbers = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+    def put_back(numbers: set[int]) -> None:
+        for number in numbers:
+            handler = handlers[number]
+            if handler is not None and signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+
+    made = Loop(directory, timing)
+    put_back(numbers - {signal.SIGHUP, signal.SIGCHLD})  # pytest's own time limit is an alarm
+    try:
+        yield made
+    finally:
+        made.end()
+        put_back(numbers)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
