@@ -40,6 +40,7 @@ from tidegate.gateway.relay import Relay
 from tidegate.gateway.relief import Relief
 from tidegate.gateway.server import GatewayServer
 from tidegate.gateway.subscriber import Subscriber
+from tidegate.gateway.websocket import Sockets
 
 log = logging.getLogger("tidegate.gateway")
 
@@ -119,6 +120,9 @@ class Gateway:
         self.loop = asyncio.get_running_loop()
         self.settings = Settings()
         self.registry = Registry(Ledger(), self.loop)
+        self.sockets = Sockets(self.registry.ledger)
+        self._relieve_runs = self.registry.ledger.relieve
+        self.registry.ledger.relieve = self._relieve
         self.facts: Facts | None = None
         self.parked: str | None = None  # why nothing is served
         self.relief: Relief | None = None  # what it gave back, for the metrics
@@ -235,8 +239,14 @@ class Gateway:
         if self._peer_socket:
             _unlink(self._peer_socket)
 
+    def _relieve(self) -> None:
+        """The ledger is tight or the intake full: what clients can send again goes first."""
+        self.sockets.relieve(self.loop.time())
+        self._relieve_runs()
+
     def tidy(self) -> None:
-        """Gives up what can be had again: idle connections to upstreams."""
+        """Gives up what can be had again: idle connections to upstreams, what sockets remember."""
+        self.sockets.forget()
         for pool in self.catalog.pools():
             pool.close_idle()
 

@@ -12,10 +12,11 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from heapq import nlargest
 from itertools import chain, islice
+from typing import Protocol
 
 from tidegate.core import relief, sweep
 from tidegate.core.deadline import Deadlines
@@ -29,7 +30,6 @@ from tidegate.core.window import SEGMENT_BYTES
 from tidegate.core.words import count
 from tidegate.gateway.metrics import FIRST_OUTPUT_BOUNDS_S, RELAY_BOUNDS_S, Histogram
 from tidegate.gateway.relay import Relay
-from tidegate.gateway.subscriber import Subscriber
 from tidegate.gateway.upstream import MAX_NAME_NOTED
 
 log = logging.getLogger("tidegate.registry")
@@ -43,6 +43,13 @@ MOST_CANDIDATES = 1000  # finished runs that one plan looks at, the oldest
 # longer than a socket takes to drain or Wi-Fi to roam. Looking for them costs some 5 us a run.
 STALLED_S = 2.0
 LOOK_STALLED_S = 0.25
+
+
+class Watched(Hashable, Protocol):
+    """What has clocks: a relay, a subscriber, a WebSocket."""
+
+    def check(self, now_s: float) -> float | None:
+        """Looks at them; returns when to look again, None when there is nothing to see."""
 
 
 @dataclass(slots=True)
@@ -88,7 +95,7 @@ class Registry:
         self._census = empty_census()
         self._of_owner: dict[str, dict[str, Relay]] = {}
         self._of_response: dict[str, dict[str, Relay]] = {}  # of those that are over
-        self._clocks: Deadlines[Relay | Subscriber] = Deadlines()
+        self._clocks: Deadlines[Watched] = Deadlines()
         self._sweeps: Deadlines[str] = Deadlines()
         self._loop = loop
         self._timer: asyncio.TimerHandle | None = None
@@ -205,7 +212,7 @@ class Registry:
 
     # --- what relays report -------------------------------------------------------------------
 
-    def look_soon(self, who: Relay | Subscriber, due_s: float) -> None:
+    def look_soon(self, who: Watched, due_s: float) -> None:
         """Calls `who.check` at `due_s`, or earlier if that was asked before."""
         if self._clocks.set_earlier(who, due_s):
             self._arm(due_s)
@@ -234,7 +241,7 @@ class Registry:
         else:
             self._plan_sweep(relay)
 
-    def forget(self, who: Relay | Subscriber) -> None:
+    def forget(self, who: Watched) -> None:
         """Nothing of it is due any more."""
         self._clocks.drop(who)
 

@@ -16,24 +16,28 @@ from typing import TYPE_CHECKING
 import msgspec
 from aiohttp import web
 
-from tidegate.core.errors import CursorEvicted, UpstreamError
+from tidegate.core.errors import CursorEvicted, LedgerFull, UpstreamError
 from tidegate.core.framing import SSE, Framing
-from tidegate.core.run import State
+from tidegate.core.ledger import Entry
+from tidegate.core.run import Run, State
+from tidegate.core.websocket import CloseCode
 from tidegate.core.window import Cursor
 from tidegate.gateway import background
 from tidegate.gateway.answers import stream_head
 from tidegate.gateway.client import Client, Written
 from tidegate.gateway.door import Caller
 from tidegate.gateway.errors import Refused
-from tidegate.gateway.handoff import Peer
+from tidegate.gateway.handoff import Peer, PeerStream
 from tidegate.gateway.registry import attempts_of, summarise
 from tidegate.gateway.relay import Relay
 from tidegate.gateway.subscriber import StreamSubscriber, Subscriber
+from tidegate.gateway.websocket import WRITE_BYTES, SocketEnded, WebSocket, text_frame
 
 if TYPE_CHECKING:
     from tidegate.gateway.app import Gateway
 
 MOST_LISTED = 1000
+MOST_SAID_BYTES = 64 * 1024  # in a message, where what a client says means nothing
 _MAX_SEQ = 2**53
 _ID_LINE = re.compile(rb"(?:^|\n)id: (\d+)\n")
 
@@ -101,7 +105,7 @@ async def stream_run(
     if relay.run.is_over and cursor == relay.run.window.end and not over_websocket:
         return web.Response(status=204)
     if over_websocket:
-        return await _websocket(gateway, relay, request, cursor)
+        return await _websocket(gateway, relay, request, caller, cursor)
     client = Client(request)
     return await _follow(gateway, relay, client, cursor, ids=True)
 
@@ -219,32 +223,33 @@ def _cursor(relay: Relay, after: int) -> Cursor:
 # --- over WebSocket -----------------------------------------------------------------------------
 
 
-def _message(seq: int, event: bytes, framing: Framing = SSE) -> str:
+def _message(seq: int, event: bytes, framing: Framing = SSE) -> bytes:
     data = framing.data(event).decode("utf-8", "replace")
-    return _encode({"seq": seq, "event": framing.event_name(event), "data": data}).decode()
+    return _encode({"seq": seq, "event": framing.event_name(event), "data": data})
 
 
 class _Reader:
     """A WebSocket that events are sent to, and that may close at any time."""
 
-    def __init__(self, request: web.BaseRequest, keepalive_s: float) -> None:
-        self.socket = web.WebSocketResponse(
-            heartbeat=keepalive_s, compress=False, max_msg_size=64 * 1024
-        )
-        self._request = request
+    def __init__(self, gateway: Gateway, request: web.BaseRequest, caller: Caller) -> None:
+        self.socket = WebSocket(gateway, request, caller.owner, MOST_SAID_BYTES)
         self._listener: asyncio.Task[None] | None = None
 
-    async def open(self) -> None:
+    def open(self) -> None:
         """Shakes hands; from then on whoever opened it is cancelled when the client leaves."""
-        await self.socket.prepare(self._request)
+        self.socket.open(keeps=False)
         owner = asyncio.current_task()
         assert owner is not None
         self._listener = asyncio.create_task(self._listen(owner))
 
     async def _listen(self, owner: asyncio.Task[object]) -> None:
         """Pings are answered while somebody receives; what a client says means nothing here."""
-        async for _ in self.socket:
-            pass
+        with suppress(ConnectionError):
+            try:
+                while True:
+                    await self.socket.receive()
+            except SocketEnded as ended:
+                await self.socket.close(ended.code, ended.reason)
         owner.cancel()
 
     async def close(self, last: dict[str, object]) -> None:
@@ -253,54 +258,65 @@ class _Reader:
             self._listener.cancel()
             with suppress(asyncio.CancelledError):
                 await self._listener
-        if not self.socket.closed:
-            await self.socket.send_str(_encode(last).decode())
-            await self.socket.close()
+        await self.socket.send(_encode(last))
+        await self.socket.close(CloseCode.OK)
 
     def drop(self) -> None:
         """Leaves nothing behind."""
         if self._listener is not None:
             self._listener.cancel()
+        self.socket.drop()
 
 
 async def _websocket(
-    gateway: Gateway, relay: Relay, request: web.BaseRequest, cursor: Cursor
+    gateway: Gateway, relay: Relay, request: web.BaseRequest, caller: Caller, cursor: Cursor
 ) -> web.StreamResponse:
-    run = relay.run
-    client = Client(request)
-    reader = _Reader(request, run.limits.keepalive_s)
-    subscriber = Subscriber(run, cursor, client)
-    with gateway.reading(relay, subscriber):
-        await reader.open()
-        try:
-            last = await _pump(subscriber, client, reader)
-            await reader.close(last)
-        finally:
-            reader.drop()
-    return reader.socket
+    reader = _Reader(gateway, request, caller)
+    try:
+        subscriber = Subscriber(relay.run, cursor, reader.socket.client)
+        reader.socket.reader = subscriber
+        with gateway.reading(relay, subscriber):
+            reader.open()
+            await reader.close(await _pump(subscriber, reader.socket))
+    finally:
+        reader.drop()
+    return Written(close=True)
 
 
-async def _pump(subscriber: Subscriber, client: Client, reader: _Reader) -> dict[str, object]:
-    """Sends events until the run is over; returns the last word."""
-    run, framing = subscriber.run, subscriber.run.format.framing
+async def _pump(subscriber: Subscriber, socket: WebSocket) -> dict[str, object]:
+    """Sends events until the run is over, at the pace of the client; returns the last word."""
+    run = subscriber.run
     while True:
         try:
-            block, end = run.window.read(subscriber.cursor)
+            frames, subscriber.cursor = _frames(run, subscriber.cursor)
         except CursorEvicted as evicted:
             reason = run.reason if run.released else f"read too slowly: {evicted}"
             return {"state": run.state.value, "reason": reason}
-        for seq, event in enumerate(framing.split(block), subscriber.cursor.seq):
-            message = _message(seq, event, framing)
-            await reader.socket.send_str(message)
-            client.wrote(len(message))
-        if block:
-            subscriber.cursor = end
-            subscriber.outbound_bytes = client.outbound_bytes
+        if frames:
+            keeps_up = socket.write(frames)
+            del frames  # they may be waited with for long: they would be in no account
             subscriber.on_progress()
+            if not keeps_up:
+                await socket.drained()
         elif run.is_over:
             return {"state": run.state.value, "reason": run.reason}
         else:
             await subscriber.wait()
+
+
+def _frames(run: Run, cursor: Cursor) -> tuple[bytes, Cursor]:
+    """The next events as frames, and the cursor behind them. Raises CursorEvicted."""
+    framing = run.format.framing
+    block, _ = run.window.read(cursor)
+    frames: list[bytes] = []
+    size = 0
+    for event in framing.split(block):
+        frames.append(text_frame(_message(cursor.seq, event, framing)))
+        size += len(event)
+        cursor = Cursor(cursor.seq + 1, cursor.offset + len(event))
+        if size >= WRITE_BYTES:
+            break
+    return b"".join(frames), cursor
 
 
 # --- through the other generation -----------------------------------------------------------------
@@ -410,28 +426,39 @@ async def _websocket_from_peer(
     """The same over WebSocket: the peer's SSE, with its ids, becomes messages."""
     account = gateway.registry.ledger.open()
     stream = await peer.open_stream(path, caller.owner, account)
-    reader = _Reader(request, gateway.settings.limits.keepalive_s)
+    reader = None
     try:
         if stream.status not in {200, 204}:
             body = b"".join([piece async for piece in stream.pieces()])
             return web.Response(status=stream.status, body=body, content_type="application/json")
-        await reader.open()
-        unfinished = bytearray()
-        async for piece in stream.pieces():
-            unfinished += piece
-            for seq, event in _take_numbered(unfinished):
-                await reader.socket.send_str(_message(seq, event))
+        reader = _Reader(gateway, request, caller)
+        reader.open()
+        await _pass_on(stream, reader.socket)
         status, body = await peer.ask("GET", path.rpartition("/")[0], caller.owner)
         summary = msgspec.json.decode(body) if status == 200 else {}
         state, reason = summary.get("state", State.FAILED.value), summary.get("reason")
         await reader.close({"state": state, "reason": reason})
-        return reader.socket
+        return Written(close=True)
     except UpstreamError as error:
+        if reader is None:
+            raise
         await reader.close({"state": State.FAILED.value, "reason": str(error)})
-        return reader.socket
+        return Written(close=True)
     finally:
         stream.close()
-        reader.drop()
+        if reader is not None:
+            reader.drop()
+
+
+async def _pass_on(stream: PeerStream, socket: WebSocket) -> None:
+    """Sends the peer's numbered events, at the pace of the client."""
+    unfinished = bytearray()
+    async for piece in stream.pieces():
+        unfinished += piece
+        for seq, event in _take_numbered(unfinished):
+            await socket.send(_message(seq, event))
+        with suppress(LedgerFull):  # one event of our own, which was charged where it came from
+            socket.account.set(Entry.PARTIAL, len(unfinished))
 
 
 def _take_numbered(unfinished: bytearray) -> list[tuple[int, bytes]]:

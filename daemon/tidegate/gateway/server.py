@@ -337,6 +337,7 @@ class ClientProtocol(RequestHandler):
         "loop",
         "over_unix",
         "phase",
+        "upgrades",
         "wrote_raw",
     )
 
@@ -363,6 +364,7 @@ class ClientProtocol(RequestHandler):
         # Whoever writes an answer past aiohttp sets this, for aiohttp can't know that one has
         # begun: an error can then only end the connection.
         self.wrote_raw = False
+        self.upgrades = False  # the request in hand asks for a WebSocket, and is the last one
 
     def __repr__(self) -> str:
         return f"<ClientProtocol {self.phase.name} {self.peername!r}>"
@@ -420,6 +422,7 @@ class ClientProtocol(RequestHandler):
         """A request's turn has come."""
         self._body = body
         self._chunked = bool(message.chunked)
+        self.upgrades = bool(message.upgrade)
         self.wrote_raw = False
         self.enter(Phase.BUSY)
 
