@@ -49,6 +49,27 @@ claude --model qwen3                       # a model or an alias of the gateway
 Its words and tools are 48 KiB, some 12,000 tokens, before the first question: the model needs room.
 """
 
+CODEX = """\
+## Codex
+
+`tests/clients/test_codex.py` runs the real one over WebSocket, two turns, on the genuine llama.cpp
+server. In `~/.codex/config.toml`:
+
+```toml
+model = "qwen3"            # a model or an alias of the gateway
+model_provider = "tidegate"
+
+[model_providers.tidegate]
+name = "tidegate"
+base_url = "http://127.0.0.1:8433/v1"
+wire_api = "responses"
+supports_websockets = true
+env_key = "TIDEGATE_TOKEN" # where the gateway has tokens
+```
+
+With `supports_websockets` a turn sends only what is new; without it Codex sends everything by POST.
+"""
+
 
 def reasons() -> list[str]:
     """Why cells are not tried, or not wholly: each once, in the order of the table."""
@@ -97,7 +118,7 @@ def fixed_part() -> str:
     """The page as far as it follows from the cells alone."""
     meanings = "".join(f"| {name} | {text} |\n" for name, text in SITUATIONS.items())
     tried = f"## What is tried\n\n| | |\n|---|---|\n{meanings}"
-    return "\n".join([INTRODUCTION, table(), tried, CLAUDE_CODE, ""])
+    return "\n".join([INTRODUCTION, table(), tried, CLAUDE_CODE, CODEX, ""])
 
 
 def page(versions: dict[str, str], day: datetime.date) -> str:

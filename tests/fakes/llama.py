@@ -34,7 +34,9 @@ def missing_packages() -> list[str]:
     return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 
 
-def write_model(path: Path, *, width: int = 64, layers: int = 2, seed: int = 11) -> None:
+def write_model(
+    path: Path, *, width: int = 64, layers: int = 2, seed: int = 11, context: int = 8192
+) -> None:
     """A llama with random weights and a vocabulary of bytes and a few words."""
     import gguf
     import numpy as np
@@ -49,7 +51,7 @@ def write_model(path: Path, *, width: int = 64, layers: int = 2, seed: int = 11)
     vocabulary += [(p.encode(), -1.0 - i / 100, kind.NORMAL) for i, p in enumerate(pieces)]
 
     out = gguf.GGUFWriter(str(path), "llama")
-    out.add_context_length(8192)
+    out.add_context_length(context)
     out.add_embedding_length(width)
     out.add_block_count(layers)
     out.add_feed_forward_length(2 * width)
@@ -126,14 +128,19 @@ class LlamaServer:
         self.process.wait(10)
 
 
-def start(folder: Path) -> LlamaServer:
-    """Writes the model into `folder`, starts a server on it and waits until it can answer."""
+def start(
+    folder: Path, *, context: int = 4096, slots: int = SLOTS, answer: int = -1
+) -> LlamaServer:
+    """Writes the model into `folder`, starts a server on it and waits until it can answer.
+
+    `context` is a slot's, in tokens, and so is `answer`, the most of an answer that names no bound.
+    """
     model = folder / "tiny.gguf"
-    write_model(model)
+    write_model(model, context=max(8192, context))
     port = free_port()
     with (folder / "llama.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, __file__, str(model), str(port)],
+            [sys.executable, __file__, str(model), *map(str, (port, context, slots, answer))],
             stdout=log,
             stderr=log,
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
@@ -143,7 +150,7 @@ def start(folder: Path) -> LlamaServer:
     return server
 
 
-def _serve(model: str, port: int) -> None:
+def _serve(model: str, port: int, context: int, slots: int, answer: int) -> None:
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -151,8 +158,9 @@ def _serve(model: str, port: int) -> None:
     params.model_alias = {MODEL}
     params.hostnames = ["127.0.0.1"]
     params.port = port
-    params.n_ctx = 16384
-    params.n_parallel = SLOTS
+    params.n_ctx = context * slots
+    params.n_parallel = slots
+    params.n_predict = answer
     params.n_gpu_layers = 0
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     params.endpoint_slots = True
@@ -165,4 +173,4 @@ def _serve(model: str, port: int) -> None:
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1], int(sys.argv[2]))
+    _serve(sys.argv[1], *map(int, sys.argv[2:]))
