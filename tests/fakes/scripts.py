@@ -238,7 +238,7 @@ async def keep_alives(to: Connection, words: int) -> None:
     await to.events(*to.wire.opening(), *(numbered(number, 0, to.wire) for number in range(words)))
     while True:
         await to.events(*to.wire.keep_alives())
-        await to.pause(20)
+        await to.pause(5)
 
 
 async def open_end(to: Connection) -> None:

@@ -216,6 +216,8 @@ def judge_stream(rig: Rig, form: Form, script: str, answer: Stream) -> None:
         assert form.is_error(answer.json()), body
     relay = rig.gateway.registry.find(answer.headers["x-run-id"], None)
     assert relay is not None
+    if script in LIMITED:
+        assert relay.run.error_code == LIMITED[script]
     assert (relay.run.state.value == "completed") is (outcome == WHOLE), relay.run.state
     assert answer.headers["x-request-id"] == answer.headers["request-id"]
 
@@ -232,6 +234,13 @@ def judge_whole(rig: Rig, form: Form, script: str, answer: Stream) -> None:
         assert form.is_error(answer.json()), bytes(answer.body)
 
 
+# Which limit must have come up, for what keeps an upstream's connection busy and says nothing.
+LIMITED = {
+    "comments": "idle_s",
+    "stall:2": "idle_s",
+    "keep-alives:0": "first_output_s",
+    "keep-alives:2": "idle_s",
+}
 # An upstream that says when to come again is waited for within the first output's limit.
 PATIENT = ("loading", "times", "status:429:")
 

@@ -31,7 +31,7 @@ from tidegate.gateway import answers, demo, ollama, openapi, operations, runs, t
 from tidegate.gateway.body import read_body
 from tidegate.gateway.client import Written
 from tidegate.gateway.door import Access, Caller, Door
-from tidegate.gateway.errors import Refused
+from tidegate.gateway.errors import DEMO_PATH, Refused
 from tidegate.gateway.handoff import OWNER_HEADER, PEER_NAME, Peer, unpack
 from tidegate.gateway.ids import id_headers, new_id
 from tidegate.gateway.models import PROBE_S, REFRESH_S, Catalog
@@ -142,7 +142,7 @@ class Gateway:
 
     @property
     def _demo_url(self) -> str:
-        return f"unix:{self._peer_socket}:/demo"
+        return f"unix:{self._peer_socket}:{DEMO_PATH}"
 
     def configure(
         self,
@@ -302,9 +302,9 @@ class Gateway:
 
     async def _handle_inner(self, request: web.BaseRequest) -> web.StreamResponse:
         """The Unix socket: the demo upstream, and the other generation on a caller's behalf."""
-        if request.path == "/demo/chat/completions":
+        if request.path == f"{DEMO_PATH}/chat/completions":
             return await demo.chat_completions(request, self.registry.ledger)
-        if request.path.startswith("/demo/"):
+        if request.path.startswith(f"{DEMO_PATH}/"):
             raise demo.other_format()
         if request.path == "/v1/adopt":
             return await self._adopt(request)

@@ -16,6 +16,7 @@ from tidegate.core.formats import anthropic, ollama, openai
 from tidegate.core.formats.base import ErrorText, Shape
 from tidegate.gateway.ids import id_headers, new_id
 
+DEMO_PATH = "/demo"  # the built-in upstream's, in place of /v1
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
 
@@ -52,10 +53,14 @@ class Refused(Exception):
 
 
 def shape_for(path: str) -> Shape:
-    """How errors look to the clients of a path."""
-    if path.startswith("/v1/messages"):
+    """How errors look to the clients of a path, be it as they wrote it or as the demo is asked."""
+    path = path.partition("?")[0]
+    if path.startswith(DEMO_PATH):
+        inner = path.removeprefix(DEMO_PATH)
+        path = inner if inner.startswith("/api/") else f"/v1{inner}"
+    if f"{path}/".startswith("/v1/messages/"):
         return anthropic.error_body
-    if path.startswith("/api/"):
+    if f"{path}/".startswith("/api/"):
         return ollama.error_body
     return openai.error_body
 
