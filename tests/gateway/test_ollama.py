@@ -472,6 +472,36 @@ async def test_aliases_that_lead_to_an_ollama_are_listed_as_its_models(rigs, raw
     assert loaded == {"models": []}
 
 
+@pytest.mark.parametrize("path", ["/api/tags", "/api/ps"])
+async def test_what_is_no_text_in_a_list_is_mended(rigs, raw_upstream, path: str) -> None:
+    """A list of an Ollama that is not UTF-8 ends in JSON that is, with the others' models."""
+    one, two = ollama("a:1"), ollama("b:1", loaded=("b:1",))
+    rig = await rigs(*[await raw_upstream(each.play) for each in (one, two)], peer=True)
+    one.routes[path] = plain(
+        b'{"models":[{"name":"a:\xff","details":{"family":"\xe2\x82"}},{"name":"\\ud83d","n":1e400}]}'
+    )
+    one.routes["/api/version"] = plain(b'{"version":"0.1\xff"}')
+    answer = await get(rig.base_url, path)
+    assert answer.status == 200
+    assert [each["name"] for each in answer.json()["models"]] == ["a:\ufffd", "\ufffd", "b:1"]
+    assert b'"n":1e400' in answer.body
+    assert (await get(rig.base_url, "/api/version")).json() == {"version": "0.1\ufffd"}
+
+
+@pytest.mark.parametrize("path", ["/api/tags", "/api/ps", "/api/version"])
+@pytest.mark.parametrize("status", [b"200 OK", b"500 Broken", b"404 Not Found"])
+async def test_an_error_that_is_no_text_is_ollama_s_own(
+    rigs, raw_upstream, path: str, status: bytes
+) -> None:
+    """Where every Ollama fails, in whatever words, its clients read an error or an empty list."""
+    one = ollama("a:1")
+    rig = await rigs(await raw_upstream(one.play), peer=True)
+    one.routes[path] = plain(b'{"error":"caf\xe9 \xff"}', status)
+    answer = await get(rig.base_url, path)
+    said = answer.json()
+    assert (answer.status, set(said)) in [(502, {"error"}), (200, {"models"})]
+
+
 @pytest.mark.parametrize("broken", [NOT_FOUND, plain(b"<html>"), plain(b'{"models":7}')])
 async def test_one_that_answers_badly_is_left_out(rigs, raw_upstream, broken: bytes) -> None:
     """The others answer as if it were not there."""
