@@ -17,6 +17,7 @@ from fakes.client import Stream, get
 from fakes.upstream import ScriptedUpstream
 from gateway.gateway_rig import DEADLINE_S, Rig
 from tidegate.core import formats
+from tidegate.core.ledger import Entry
 from tidegate.core.message import Token
 from tidegate.gateway import models
 
@@ -97,7 +98,9 @@ def parks(rig: Rig) -> None:
 
 
 def fills_the_book(rig: Rig) -> None:
-    rig.gateway.registry.ledger.limit_bytes = 1
+    ledger = rig.gateway.registry.ledger
+    ledger.limit_bytes = 1 << 20
+    ledger.open().set(Entry.WINDOW, ledger.limit_bytes)
 
 
 def breaks(rig: Rig) -> None:
@@ -166,7 +169,8 @@ async def test_every_route_tells_every_fault_in_its_own_shape(rigs, upstream, fa
 
     wrong = [said for said in await asyncio.gather(*(play(*route) for route in routes)) if said]
     rig.gateway.parked = None
-    rig.gateway.registry.ledger.limit_bytes = 0
+    for account in list(rig.gateway.registry.ledger.accounts):
+        account.close()
     if fault == "a mistake of ours":
         assert rig.errors
         rig.errors.clear()

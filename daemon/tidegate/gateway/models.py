@@ -379,7 +379,8 @@ class Catalog:
     def _target(self, upstream: str, model: str, alias: Model | None, level: int = 0) -> Target:
         pool = self._pools[upstream]
         limits = pool.limits if alias is None else alias.limits.over(pool.limits)
-        return Target(pool, model, limits, level, names_ours=alias is not None)
+        is_named = alias is not None and upstream != DEMO  # the demo's is in no config
+        return Target(pool, model, limits, level, names_ours=is_named)
 
     def _engine(self, upstream: str) -> Engine:
         return self._engines.setdefault(upstream, Engine())
