@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from tidegate.core.ledger import Ledger
 from tidegate.core.settings import Limits
 from tidegate.gateway.server import GatewayServer
 
@@ -86,8 +87,9 @@ class RawClient:
 class Rig:
     """A server and its clients."""
 
-    def __init__(self, server: GatewayServer, port: int, limits: Limits) -> None:
+    def __init__(self, server: GatewayServer, port: int, limits: Limits, ledger: Ledger) -> None:
         self.server = server
+        self.ledger = ledger
         self.port = port
         self.limits = limits
         self.clients: list[RawClient] = []
@@ -117,12 +119,17 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @asynccontextmanager
 async def serving(
-    handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], **limits: Any
+    handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+    *,
+    open_paths: Collection[str] = (),
+    **limits: Any,
 ) -> AsyncIterator[Rig]:
-    """A running server; at the end nothing of it is left."""
-    server = GatewayServer(handler, lambda: rig.limits)
+    """A running server; at the end nothing of it is left, and nothing is charged."""
+    ledger = Ledger()
+    server = GatewayServer(handler, lambda: rig.limits, ledger=ledger, open_paths=open_paths)
+    ledger.relieve = lambda: server.make_room(lambda: ledger.is_tight or ledger.is_intake_full)
     sock = socket.create_server(("127.0.0.1", 0))
-    rig = Rig(server, sock.getsockname()[1], Limits(**limits))
+    rig = Rig(server, sock.getsockname()[1], Limits(**limits), ledger)
     before = asyncio.all_tasks()
     await server.listen(sock)
     try:
@@ -135,6 +142,7 @@ async def serving(
         await until(lambda: asyncio.all_tasks() <= before)
         assert server.statistics().open == 0
         await until(lambda: not server.connections)
+        assert ledger.total_bytes == 0
 
 
 def get(path: str = "/", *fields: str) -> bytes:

@@ -67,7 +67,7 @@ async def test_what_is_no_request_is_a_400(rigs, scripted_upstream, body: bytes)
     assert answer.status == 400
     assert error_of(answer)["code"] == "bad_request"
     assert answer.headers.get("connection") != "close"
-    assert (rig.gateway.registry.total, rig.gateway.registry.ledger.total_bytes) == (0, 0)
+    assert (rig.gateway.registry.total, rig.held_bytes) == (0, 0)
 
 
 async def test_what_we_do_not_understand_is_passed_on(rigs, scripted_upstream) -> None:
@@ -91,7 +91,7 @@ async def test_an_unknown_policy_is_refused(rigs, scripted_upstream, policy: str
     rig = await rigs(scripted_upstream)
     answer = await post(rig, b'{"model":"ok","stream":true}', f"x-on-disconnect: {policy}")
     assert error_of(answer)["code"] == "bad_on_disconnect"
-    assert rig.gateway.registry.ledger.total_bytes == 0
+    assert rig.held_bytes == 0
 
 
 async def test_only_a_stream_can_continue(rigs, scripted_upstream) -> None:
@@ -437,7 +437,7 @@ async def test_a_client_that_is_gone_before_its_run_begins_leaves_none(
     stream = await open_chat(rig.base_url, "ok")
     await asyncio.wait_for(stream.reader.read(), DEADLINE_S)
     registry = rig.gateway.registry
-    assert (registry.active_count, registry.ledger.total_bytes) == (0, 0)
+    assert (registry.active_count, rig.held_bytes) == (0, 0)
     rig.errors.clear()  # this client is not really gone, which is worth a line
 
 

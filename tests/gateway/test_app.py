@@ -247,8 +247,7 @@ async def judge(rig: Rig, *, stream: bool) -> None:
     pool.close_idle()
     assert (pool.active, pool.status().queued) == (0, 0)
     rig.gateway.registry.sweep(rig.gateway.loop.time(), finished=True)
-    ledger = rig.gateway.registry.ledger
-    assert (ledger.total_bytes, ledger.accounts) == (0, frozenset())
+    assert (rig.held_bytes, rig.gateway.registry.ledger.accounts) == (0, frozenset())
 
 
 @pytest.mark.parametrize(

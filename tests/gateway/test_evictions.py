@@ -19,6 +19,7 @@ from tidegate.core.run import State
 from tidegate.core.window import SEGMENT_BYTES
 from tidegate.gateway import relief
 from tidegate.gateway.relief import Relief
+from tidegate.gateway.server import CONNECTION_BYTES, FRESH_S
 
 MIB = 1024 * 1024
 
@@ -84,18 +85,83 @@ async def test_what_is_finished_and_stale_goes_and_its_bytes_are_counted(
     kept = [await chat(rig.base_url, "m") for _ in range(3)]
     await rig.idle()
     registry = rig.gateway.registry
-    held = registry.ledger.total_bytes
+    held = rig.held_bytes
     assert (await take(rig, "stale", stale_after_s=60.0))[0].runs == 0
-    assert registry.ledger.total_bytes == held
+    assert rig.held_bytes == held
     (report,) = await take(rig, "stale", stale_after_s=0.0)
     assert (report.step, report.runs) == ("stale", 3)
     assert report.promised_bytes == report.freed_bytes == held
-    assert registry.ledger.total_bytes == 0
+    assert rig.held_bytes == 0
     assert (registry.swept.runs, registry.swept.bytes) == (3, held)
     assert (await get(rig.base_url, f"/v1/runs/{kept[0].run_id}/stream")).status == 404
     scraped = (await get(rig.base_url, "/metrics")).body.decode()
     assert f'tidegate_relief_bytes_total{{step="stale"}} {float(held)}' in scraped
     assert f'tidegate_swept_bytes_total{{reason="finished"}} {float(held)}' in scraped
+
+
+@pytest.mark.parametrize("step", ["tidy", "stale"])
+async def test_open_heads_and_idle_connections_go_and_no_reader(
+    rigs, raw_upstream, step: str
+) -> None:
+    """The first steps of relief take what no run needs, if it has waited for half a second."""
+    gate = asyncio.Event()
+    rig = await rigs(await raw_upstream(counting(50, gate)))
+    server = rig.gateway.server
+    reading = await open_chat(rig.base_url, "m")
+    await reading.read_events(1)
+    half, idle = [await asyncio.open_connection("127.0.0.1", rig.port) for _ in range(2)]
+    half[1].write(b"GET /v1/runs HTTP/1.1\r\n" + b"X: y\r\n" * 100)
+    idle[1].write(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    assert await idle[0].readuntil(b"\r\n\r\n")
+    await until(lambda: server.statistics().connections["head"] == 1, DEADLINE_S, "half a head")
+    await until(lambda: server.statistics().connections["idle"] == 1, DEADLINE_S, "an idle one")
+    await take(rig, step)
+    assert server.statistics().evicted == 0
+    await asyncio.sleep(FRESH_S + 0.05)
+    await take(rig, step)
+    assert server.statistics().evicted == 2
+    assert (await half[0].read()).startswith(b"HTTP/1.1 503")
+    await idle[0].read()
+    assert rig.gateway.registry.ledger.connections.total_bytes < 2 * CONNECTION_BYTES
+    for _, writer in (half, idle):
+        writer.close()
+    gate.set()
+    await reading.read_all()
+    assert numbers(reading.events) == list(range(100))
+
+
+async def test_connections_go_behind_kept_answers_and_before_any_run(rigs, raw_upstream) -> None:
+    """At the ledger's own limit: an answer nobody reads, half a head, and only then a run."""
+    gate = asyncio.Event()
+    rig = await rigs(await raw_upstream(counting(50, gate)))
+    registry, ledger = rig.gateway.registry, rig.gateway.registry.ledger
+    gate.set()
+    await chat(rig.base_url, "m")
+    gate.clear()
+    await rig.idle()
+    reading = await open_chat(rig.base_url, "m")
+    await reading.read_events(1)
+    await until(lambda: rig.relay().run.window.next_seq > 50, DEADLINE_S, "its events have come")
+    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+    writer.write(b"GET /v1/runs HTTP/1.1\r\n" + b"X: %b\r\n" % (b"y" * 900) * 30)
+    await until(lambda: ledger.connections.total_bytes > 40_000, DEADLINE_S, "half a head")
+    await asyncio.sleep(FRESH_S + 0.05)
+    account = ledger.open()
+    rig.facts(ledger_limit_bytes=(ledger.total_bytes + 4096) * 8 // 7)
+    account.set(Entry.WINDOW, 4096)  # tight by little: the kept answer is enough
+    account.set(Entry.WINDOW, 4200)
+    assert (registry.finished_count, rig.gateway.server.statistics().evicted) == (0, 0)
+    rig.facts(ledger_limit_bytes=(ledger.total_bytes + 100) * 8 // 7)
+    account.set(Entry.WINDOW, 4400)  # now the head goes
+    assert rig.gateway.server.statistics().evicted == 1
+    assert not ledger.is_tight
+    assert (await reader.read()).startswith(b"HTTP/1.1 503")
+    writer.close()
+    account.close()
+    rig.facts(ledger_limit_bytes=0)
+    gate.set()
+    await reading.read_all()
+    assert numbers(reading.events) == list(range(100))
 
 
 async def test_a_reader_of_a_finished_run_is_spared_by_the_step_for_finished_ones(

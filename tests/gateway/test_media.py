@@ -90,7 +90,7 @@ async def test_a_speech_arrives_as_it_was_made(
     assert answer.headers["x-run-id"].startswith("run_")
     await rig.idle()
     assert rig.gateway.registry.finished_count == 0
-    assert rig.gateway.registry.ledger.total_bytes == 0
+    assert rig.held_bytes == 0
 
 
 async def test_sound_is_heard_while_it_is_made(rigs, raw_upstream) -> None:

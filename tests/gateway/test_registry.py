@@ -85,7 +85,7 @@ async def test_a_run_whose_end_never_comes_is_swept_at_every_stage(
     assert registry.swept.runs == 1
     assert "swept: stuck" in str(registry.last_sweep)
     assert registry.swept_bytes["stuck"] > 0
-    await until(lambda: not registry.ledger.total_bytes, DEADLINE_S, "no byte is held")
+    await until(lambda: not rig.held_bytes, DEADLINE_S, "no byte is held")
     if stage == "queued":
         rig.pool().active = 0
 
@@ -112,7 +112,7 @@ async def test_a_finished_run_is_kept_for_its_time_and_then_forgotten(rigs, raw_
     registry = rig.gateway.registry
     path = f"/v1/runs/{answer.run_id}"
     assert (await get(rig.base_url, path)).status == 200
-    assert registry.ledger.total_bytes > 20_000
+    assert rig.held_bytes > 20_000
     await until(lambda: not registry.ledger.accounts, DEADLINE_S, "it was released")
     for verb, method in (("", "GET"), ("/stream", "GET"), ("/cancel", "POST")):
         assert (await get(rig.base_url, path + verb, method=method)).status == 404
@@ -136,11 +136,11 @@ async def test_a_sweep_that_was_asked_for_takes_what_is_finished(rigs, raw_upstr
         await chat(rig.base_url, "m")
     await rig.idle()
     registry = rig.gateway.registry
-    held = registry.ledger.total_bytes
+    held = rig.held_bytes
     assert registry.sweep(rig.gateway.loop.time()).runs == 0
     swept = registry.sweep(rig.gateway.loop.time(), finished=True)
     assert (swept.runs, swept.bytes, swept.reasons) == (3, held, {"finished": 3})
-    assert registry.ledger.total_bytes == 0
+    assert rig.held_bytes == 0
 
 
 # --- when memory is short -------------------------------------------------------------------------
@@ -174,7 +174,7 @@ async def test_windows_shrink_to_what_their_readers_need_before_anybody_waits(
     assert (answer.status, answer.clean) == (200, True)
     assert len(answer.events) == 8000 + 3
     assert rig.relay().run.window.first_seq > 0
-    assert rig.gateway.registry.ledger.total_bytes <= 2 * MIB
+    assert rig.held_bytes <= 2 * MIB
 
 
 async def test_upstreams_wait_while_readers_catch_up(rigs, raw_upstream) -> None:
@@ -194,7 +194,7 @@ async def test_upstreams_wait_while_readers_catch_up(rigs, raw_upstream) -> None
         )
     for _ in range(2):  # longer than idle_s, in which they are not late
         await asyncio.sleep(0.7)
-        assert registry.ledger.total_bytes <= 3 * MIB
+        assert rig.held_bytes <= 3 * MIB
         assert registry.active_count == len(slow)
     for stream in await asyncio.gather(*(asyncio.wait_for(s.read_all(), 40) for s in slow)):
         assert (stream.clean, len(stream.events)) == (True, 6003)
@@ -293,7 +293,7 @@ async def test_a_body_without_room_is_refused_and_charged_to_nobody(
     assert refused.status == 503
     assert "retry-after" in refused.headers
     other.close()
-    assert ledger.total_bytes == 0
+    assert rig.held_bytes == 0
     assert rig.gateway.registry.total == 0
     assert (await get(rig.base_url, "/healthz")).status == 200
     assert bytes((await chat(rig.base_url, "ok")).body) == b"".join(OK)

@@ -834,7 +834,7 @@ async def test_the_sweep_is_the_net_beneath_an_end_that_never_comes(
         assert "swept: stuck" in errors(stream)[-1]
         assert stream.clean
     assert run.state is State.EXPIRED
-    await until(lambda: not rig.gateway.registry.ledger.total_bytes, DEADLINE_S, "no byte is held")
+    await until(lambda: not rig.held_bytes, DEADLINE_S, "no byte is held")
     await until(lambda: not rig.pool()._open, DEADLINE_S, "the upstream is let go")
 
 

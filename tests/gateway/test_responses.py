@@ -283,7 +283,7 @@ async def test_a_whole_response_is_found_by_its_upstreams_id(
     rig = await rigs(await raw_upstream(play))
     await ask(rig, "", {"model": "m", "input": "hi"})
     assert bytes((await ask(rig, f"/{identity}")).body) == body
-    assert rig.gateway.registry.ledger.total_bytes >= len(body)
+    assert rig.held_bytes >= len(body)
     for path, method in (("?stream=true", "GET"), ("/cancel", "POST")):
         answer = await ask(rig, f"/{identity}{path}", method=method)
         assert (answer.status, told(answer)["error"]["code"]) == (400, "not_background")
@@ -316,7 +316,7 @@ async def test_what_is_not_to_be_stored_is_not_found(rigs, raw_upstream) -> None
     await ask(rig, "", {"model": "m", "input": "hi", "store": False})
     await rig.idle()
     assert (await ask(rig, "/resp_theirs")).status == 404
-    assert rig.gateway.registry.ledger.total_bytes == 0
+    assert rig.held_bytes == 0
 
 
 async def test_background_needs_to_be_stored(rigs, raw_upstream) -> None:

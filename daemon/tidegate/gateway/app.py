@@ -27,7 +27,7 @@ from tidegate.core.formats.base import Format
 from tidegate.core.ledger import Entry, Ledger
 from tidegate.core.message import Facts, Token
 from tidegate.core.settings import MIB, Settings
-from tidegate.gateway import answers, demo, ollama, openapi, operations, runs, turns
+from tidegate.gateway import answers, demo, descriptors, ollama, openapi, operations, runs, turns
 from tidegate.gateway.body import read_body
 from tidegate.gateway.client import Written
 from tidegate.gateway.door import Access, Caller, Door
@@ -129,7 +129,13 @@ class Gateway:
         self._peer: Peer | None = None  # the other generation, while there is one
         self.loop_lag_s = 0.0
         self.resident_bytes: Callable[[], int] = lambda: 0
-        self.server = GatewayServer(self._handle, lambda: self.settings.limits)
+        self.server = GatewayServer(
+            self._handle,
+            lambda: self.settings.limits,
+            ledger=self.registry.ledger,
+            open_paths=[route.path.pattern for route in _ROUTES if route.access is Access.OPEN],
+        )
+        self.registry.make_room = self.server.make_room
         self._inner = GatewayServer(self._handle_inner, lambda: self.settings.limits)
         self._peer_socket = peer_socket
         self._refresh = asyncio.Event()
@@ -165,6 +171,7 @@ class Gateway:
         catalog = Catalog(settings, secrets, self._demo_url, headers or {}, authorities or {})
         catalog.adopt(self.catalog)
         self.settings, self._door, self.catalog = settings, door, catalog
+        self.server.places = descriptors.places_for(settings.limits.max_connections)
 
     def accept_facts(self, facts: Facts) -> None:
         """The watchdog's view, once a second: the ledger's limit, and where the other one is."""

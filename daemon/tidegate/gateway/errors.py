@@ -19,6 +19,18 @@ from tidegate.gateway.ids import id_headers, new_id
 DEMO_PATH = "/demo"  # the built-in upstream's, in place of /v1
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
+NO_MEMORY = ErrorText(
+    503,
+    "memory is short (memory.budget), so there is no new connection now",
+    SERVER_ERROR,
+    "memory_limit",
+)
+ALL_IN_USE = ErrorText(
+    503,
+    "all connections are in use (limits.max_connections, or fewer where descriptors are few)",
+    SERVER_ERROR,
+    "too_many_connections",
+)
 
 
 class Refused(Exception):
@@ -78,14 +90,13 @@ def error_response(
 
 
 def closing_answer(
-    status: int, message: str, code: str, *, headers: Mapping[str, str] | None = None
+    error: ErrorText, path: str = "", *, headers: Mapping[str, str] | None = None
 ) -> bytes:
     """An error as the bytes of a whole answer, for a connection that has no request to answer.
 
     It always announces the end of the connection.
     """
-    kind = SERVER_ERROR if status >= 500 else INVALID_REQUEST
-    body = openai.error_body(ErrorText(status, message, kind, code))
+    body = shape_for(path)(error)
     fields = {
         "Content-Type": "application/json",
         "Content-Length": str(len(body)),
@@ -94,4 +105,7 @@ def closing_answer(
         **(headers or {}),
     }
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{head}\r\n".encode("ascii") + body
+    return (
+        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n{head}\r\n".encode("ascii")
+        + body
+    )

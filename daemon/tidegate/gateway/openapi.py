@@ -309,7 +309,7 @@ _ALWAYS = {
     "400": "A request that is no request, or a Host that is no host.",
     "403": "A Host that is not allowed, or a page of another site.",
     "408": "The head or the body took longer than header_s or body_s.",
-    "431": "A header or the target is longer than 8190 bytes.",
+    "431": "A header or the target is longer than 8190 bytes, or the whole head than 32 KiB.",
     "500": "A fault of the gateway's own; its log says more.",
     "503": "No place, no memory or no connection now.",
 }

@@ -106,6 +106,8 @@ class Registry:
         self._relieving = False
         self._stalled: list[Victim] = []  # the least valuable last
         self._look_stalled_s = float("-inf")
+        # What connections give back while memory is short, before any run is harmed.
+        self.make_room: Callable[[Callable[[], bool]], int] = lambda is_short: 0
         ledger.relieve = self._relieve
 
     # --- the runs -----------------------------------------------------------------------------
@@ -394,9 +396,10 @@ class Registry:
     # --- when memory is short -----------------------------------------------------------------
 
     def _relieve(self) -> None:
-        """Called when the ledger is tight: what costs nobody anything goes first.
+        """Called when the ledger is tight, or its intake full: what costs nobody anything first.
 
-        Finished windows, then what readers have behind them, and slow readers' upstreams wait.
+        Finished windows, heads that are arriving, idle connections, then what readers have behind
+        them, and slow readers' upstreams wait.
         What is kept of live runs that nobody reads shrinks to a fair share. When it is full all
         the same nothing is kept of those: they go on, and who comes later is told what is gone.
         Then go runs whose readers read nothing, those whose readers lag most, and last finished
@@ -412,8 +415,12 @@ class Registry:
 
     def _relieve_once(self) -> None:
         started_s, before = time.perf_counter(), self.ledger.total_bytes
-        unread = (relay for relay in self._finished.values() if not relay.subscribers)
-        runs = self._evict_while(lambda: self.ledger.has_much, unread)
+        ledger = self.ledger
+        runs = 0
+        if ledger.is_tight:
+            unread = (relay for relay in self._finished.values() if not relay.subscribers)
+            runs = self._evict_while(lambda: ledger.has_much, unread)
+        self.make_room(lambda: ledger.is_tight or ledger.is_intake_full)
         if self.ledger.is_tight and not self._held_back:
             log.warning("the ledger is tight: windows shrink, and slow readers' upstreams wait")
             self._hold_back(back=True)

@@ -20,6 +20,8 @@ from tidegate.gateway.registry import Registry
 
 log = logging.getLogger("tidegate.relief")
 
+# With these go heads that are arriving, and connections between two requests.
+_WITH_CONNECTIONS = frozenset({Step.TIDY, Step.STALE})
 BITE = 10  # victims between two turns of the loop; each costs some 10 us and its readers' goodbye
 
 
@@ -69,6 +71,8 @@ class Relief:
 
     async def _take(self, name: str, order: Relieve, most: int) -> tuple[int, int, int]:
         step = Step(name)
+        if step in _WITH_CONNECTIONS:
+            self._registry.make_room(lambda: True)
         return await (self._take_tidy() if step is Step.TIDY else self._evict(step, order, most))
 
     async def _take_tidy(self) -> tuple[int, int, int]:
