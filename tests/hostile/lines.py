@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,6 +37,8 @@ ASKED = [
     b'{"verb": "status", "wait": true, "finished": false}',
 ]
 FORBIDDEN = (b"stop", b"recycle", b"upgrade", b"restart", b"reload", b"bundle", b"sweep")
+
+WAIT_S = 10.0
 
 
 def whole(message: Message) -> bytes:
@@ -80,15 +83,26 @@ class Control:
     def __init__(self, runtime_dir: Path) -> None:
         self._path = str(runtime_dir / "control.sock")
 
-    def tell(self, line: bytes, *, wait_s: float = 10.0) -> bytes:
+    def connect(self) -> socket.socket:
+        """A connection. Where the queue before the watchdog is full, it is tried again."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(WAIT_S)
+        deadline_s = time.monotonic() + WAIT_S
+        while True:
+            try:
+                sock.connect(self._path)
+            except BlockingIOError:
+                assert time.monotonic() < deadline_s, "the queue stays full"
+                time.sleep(0.01)
+            else:
+                return sock
+
+    def tell(self, line: bytes) -> bytes:
         """Sends it and hangs up the sending side; what came back until the other side closed."""
         came = b""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(wait_s)
-            sock.connect(self._path)
-            with suppress(ConnectionError, BrokenPipeError):
-                sock.sendall(line)
-                sock.shutdown(socket.SHUT_WR)
-                while data := sock.recv(65536):
-                    came += data
+        with self.connect() as sock, suppress(ConnectionError, BrokenPipeError):
+            sock.sendall(line)
+            sock.shutdown(socket.SHUT_WR)
+            while data := sock.recv(65536):
+                came += data
         return came
