@@ -8,6 +8,7 @@ import msgspec
 
 from fakes.wire import wire_for
 from tidegate.core import formats
+from tidegate.core.decoding import Undecodable
 from tidegate.core.errors import UpstreamError
 from tidegate.core.formats.base import Format, with_values
 from tidegate.core.ledger import Ledger
@@ -101,5 +102,5 @@ def refused(decode: Callable[[bytes], object], line: bytes) -> None:
     """Decodes it, or refuses it with the one error that is caught where it is called."""
     try:
         decode(line)
-    except msgspec.MsgspecError:
+    except Undecodable:
         return

@@ -129,6 +129,7 @@ class ControlSocket:
     def __init__(self, running: Daemon) -> None:
         self._running = running
         self._control = Control(running.runtime_dir)
+        self._log = running.log.open("rb")
 
     def batch(self, inputs: list[bytes]) -> dict[bytes, str]:
         """One after the other; what ends the watchdog is the last one."""
@@ -143,6 +144,8 @@ class ControlSocket:
                 return {one: f"this is no reply: {came[:200]!r}"}
             if self._running.process.poll() is not None:
                 return {one: "the watchdog has ended"}
+            if b"Traceback" in self._log.read():
+                return {one: "the watchdog logged a fault"}
         return {}
 
 
