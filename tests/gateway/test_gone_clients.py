@@ -22,7 +22,7 @@ SPEECH = Form("/v1/audio/speech", streams=False)
 
 # Where a stream can stand when its client goes: nothing answered, a head, an opening, an answer
 # under way, one that is waited for because the upstream said so, and one whose model is loading.
-WAITING = ["status:429:20", "loading:99"]
+WAITING = ["status:429:5", "loading:99"]
 STREAMING = ["silent", "headers-then-silent", "wait:60000", "stall:2", *WAITING]
 WHOLE = ["silent", *WAITING]
 

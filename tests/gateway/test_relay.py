@@ -14,6 +14,7 @@ from fakes.client import chat as unlimited_chat
 from fakes.machine import until
 from fakes.upstream import DONE, ERROR, FINISH, OK, ROLE, ScriptedUpstream, chunk, numbered
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, RawUpstream, Rig, chunked, plain
+from tidegate.core import clock
 from tidegate.core.formats.base import COMMENT as KEEP_ALIVE
 from tidegate.core.ledger import RECORD_BYTES, Entry
 from tidegate.core.message import MAX_LINE_BYTES, RunList, encode
@@ -357,6 +358,33 @@ async def test_little_of_what_says_nothing_is_held(rigs, raw_upstream) -> None:
 
 
 # --- after the first output -----------------------------------------------------------------------
+
+
+async def test_an_answer_that_lacks_only_its_end_is_completed(
+    rigs, raw_upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long before any other limit; readers, a replay and the record all have the marker."""
+    monkeypatch.setattr(clock, "END_WITHIN_S", 0.3)
+    words = [numbered(number) for number in range(8)]
+
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(HEAD + chunked(ROLE))
+        for word in words:
+            await peer.send(chunked(word))
+            await asyncio.sleep(0.1)
+        await peer.send(chunked(FINISH))
+        await peer.hang()
+
+    upstream = await raw_upstream(play)
+    rig = await rigs(upstream, idle_s=100.0, hold_s=0.05)
+    answer = await asyncio.wait_for(chat(rig.base_url, "m"), DEADLINE_S)
+    whole = b"".join([ROLE, *words, FINISH, DONE])
+    assert (bytes(answer.body), answer.clean) == (whole, True)
+    run = rig.relay().run
+    assert (run.state, run.reason, run.attempt.outcome) == (State.COMPLETED, None, "completed")
+    assert run.window.next_seq == len(words) + 3
+    await until(lambda: upstream.peers[0].gone, DEADLINE_S, "the upstream is let go of")
 
 
 @pytest.mark.parametrize(
