@@ -82,7 +82,7 @@ async def try_one(port: int, sent: bytes) -> Tried:
         one.wrong = "it never ended"
         return one
     try:
-        one.replies = _parse(came, is_head=sent.startswith(b"HEAD "))
+        one.replies = list(parse(came, may_lack_body=b"HEAD " in sent))
     except NotHttp as error:
         one.wrong = str(error)
         return one
@@ -109,16 +109,11 @@ async def _exchange(port: int, sent: bytes) -> bytes:
     return bytes(came)
 
 
-def _parse(came: bytes, *, is_head: bool) -> list[Reply]:
-    """The answers. What cannot be read as a request is answered with a body, be it HEAD or not."""
-    if is_head:
-        with suppress(NotHttp):
-            return list(parse(came, is_head=True))
-    return list(parse(came))
+def parse(came: bytes, *, may_lack_body: bool = False) -> Iterator[Reply]:
+    """The answers, one behind the other. Raises NotHttp.
 
-
-def parse(came: bytes, *, is_head: bool = False) -> Iterator[Reply]:
-    """The answers, one behind the other. Raises NotHttp."""
+    An answer to HEAD says a length and has no body, but what cannot be read as a request has one.
+    """
     while came:
         found = _STATUS.match(came)
         head, end, rest = came.partition(b"\r\n\r\n")
@@ -129,7 +124,8 @@ def parse(came: bytes, *, is_head: bool = False) -> Iterator[Reply]:
         if status == 101:
             yield Reply(status, head, rest)
             return
-        if is_head or status in {204, 304} or status < 200:
+        lacks_body = may_lack_body and (not rest or rest.startswith(b"HTTP/1."))
+        if lacks_body or status in {204, 304} or status < 200:
             body, came, whole = b"", rest, True
         elif length := _LENGTH.search(head):
             size = int(length[1])
