@@ -10,7 +10,7 @@ import re
 import socket
 from collections.abc import Iterator
 
-from tidegate.config.problem import Problem
+from tidegate.config.problem import MAX_PROBLEMS, Problem
 from tidegate.core.header import MAX_HEADERS, MAX_VALUE_BYTES, is_value, name_problem
 from tidegate.core.host import parse_pattern
 from tidegate.core.ledger import largest_body_bytes
@@ -31,6 +31,8 @@ _NAME_OR_V4 = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9])?"
 _V6 = r"\[(?P<v6>[0-9A-Fa-f:.]{2,45})\]"
 _LISTEN = re.compile(rf"(?:(?P<name>{_NAME_OR_V4})|{_V6}):{_PORT}")
 _UPSTREAM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+MAX_LISTEN = 32  # each is a socket, and each upstream is compared with each of them
+MAX_GUESSED = 100  # names that a mistyped one is compared with
 LEAST_AGE_S = 3600.0  # of a worker that is replaced for its age; below it, a warning
 _MODEL_NAME = re.compile(r"[!-~](?:[ -~]{0,198}[!-~])?")
 
@@ -67,16 +69,18 @@ def without_consequences(found: list[Problem], mistakes: list[Problem]) -> list[
 
     Those stand at their defaults by now, and what is said of a default would mislead.
     """
-    keys = [mistake.key for mistake in mistakes]
-    return [problem for problem in found if not any(_may_follow(problem.key, key) for key in keys)]
-
-
-def _may_follow(key: str, mistake: str) -> bool:
-    if key.startswith(mistake) or (key == "listen" and mistake.startswith("auth")):
-        return True
+    keys = tuple({mistake.key for mistake in mistakes})
     # A target may name an upstream whose own name could not be read, or whose `[[upstreams]]`.
-    unread = re.fullmatch(r"up[^.\[]*(\[\d+\]\.name)?", mistake) is not None
-    return key.endswith(".targets") and unread
+    unread = any(re.fullmatch(r"up[^.\[]*(\[\d+\]\.name)?", key) for key in keys)
+    is_auth = any(key.startswith("auth") for key in keys)
+    above = set(keys)
+
+    def may_follow(key: str) -> bool:
+        if (key == "listen" and is_auth) or (key.endswith(".targets") and unread):
+            return True
+        return any(key[:end] in above for end in range(1, len(key) + 1))
+
+    return [problem for problem in found if not may_follow(problem.key)]
 
 
 def find_warnings(settings: Settings) -> list[str]:
@@ -131,6 +135,9 @@ def _run_limits(settings: Settings) -> Iterator[tuple[float, float]]:
 def _listen(settings: Settings) -> Iterator[Problem]:
     if not settings.listen:
         yield Problem("listen", 'is empty; the default is "127.0.0.1:8433"')
+    if len(settings.listen) > MAX_LISTEN:
+        yield Problem("listen", f"has more than {MAX_LISTEN} addresses; 0.0.0.0 is all of a port")
+        return
     for address in settings.listen:
         if text := _listen_problem(address):
             yield Problem("listen", text)
@@ -220,7 +227,9 @@ def _upstreams(settings: Settings) -> Iterator[Problem]:
                 "must be 1 to 64 letters, digits, '.', '_' or '-', and begin with a letter or "
                 "digit; '/' divides it from a model's name",
             )
-        if text := _url_problem(upstream.url) or _loop_problem(upstream.url, settings.listen):
+        if text := _url_problem(upstream.url) or _loop_problem(
+            upstream.url, settings.listen[:MAX_LISTEN]
+        ):
             yield Problem(f"{at}.url", text)
         if upstream.api_key_env is not None and upstream.api_key_file is not None:
             yield Problem(f"{at}.api_key_file", "is there beside api_key_env; keep one of them")
@@ -320,6 +329,7 @@ def _is_of_this_computer(packed: bytes) -> bool:
 
 def _models(settings: Settings) -> Iterator[Problem]:
     names = {upstream.name for upstream in settings.upstreams}
+    guesses = MAX_PROBLEMS  # what a target may have meant takes some time, and no more are told
     for n, model in enumerate(settings.models):
         at = f"model[{n}]"
         if not _MODEL_NAME.fullmatch(model.name):
@@ -334,7 +344,8 @@ def _models(settings: Settings) -> Iterator[Problem]:
                 "has an empty list in it; a list there holds targets that are equal",
             )
         for target in model.all_targets:
-            if text := _target_problem(target, names):
+            if text := _target_problem(target, names, guess=guesses > 0):
+                guesses -= 1
                 yield Problem(f"{at}.targets", text)
         for _, target in _repeated(model.all_targets):
             yield Problem(f"{at}.targets", f"{target!r} is there twice")
@@ -342,7 +353,7 @@ def _models(settings: Settings) -> Iterator[Problem]:
         yield Problem(f"model[{n}].name", f"another one is called {name!r} already")
 
 
-def _target_problem(target: str, upstreams: set[str]) -> str | None:
+def _target_problem(target: str, upstreams: set[str], *, guess: bool) -> str | None:
     from difflib import get_close_matches  # noqa: PLC0415  (only once something is wrong)
 
     upstream, slash, model = target.partition("/")
@@ -350,7 +361,8 @@ def _target_problem(target: str, upstreams: set[str]) -> str | None:
         return f'{target[:80]!r} must be "upstream/model"'
     if upstream in upstreams:
         return None
-    near = get_close_matches(upstream, upstreams, 1)
+    guess = guess and len(upstreams) <= MAX_GUESSED
+    near = get_close_matches(upstream, upstreams, 1) if guess else []
     return f"there is no upstream called {upstream!r}" + (
         f"; did you mean {near[0]!r}?" if near else ""
     )

@@ -7,6 +7,7 @@ What is wrong is left out, so that the rest can be judged too.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ import msgspec
 from msgspec import NODEFAULT, Struct
 from msgspec.structs import FieldInfo, fields
 
-from tidegate.config.problem import Problem
+from tidegate.config.problem import MAX_PROBLEMS, Problem
 from tidegate.core.settings import KIB, MIB, Settings
 
 GIB = 1024 * MIB
@@ -37,7 +38,9 @@ _LEAST: dict[str, float] = {
     "max_body_bytes": KIB,
     "budget_bytes": 128 * MIB,  # two workers need this much; see also LEAST_BUDGET_BYTES
 }
+_fields = functools.cache(fields)  # it evaluates every annotation anew
 _LEAST_SECONDS = 0.001
+_MOST_SHOWN = 80  # characters of a key that nobody knows
 _MOST_SECONDS = 366 * 86400.0  # timers of event loops overflow far beyond it
 _MOST_COUNT = 1_000_000
 _MOST_BYTES = 1024 * GIB
@@ -72,12 +75,15 @@ def to_settings(table: Mapping[str, object], problems: list[Problem]) -> Setting
 def _table(
     kind: type[Struct], table: Mapping[str, object], at: str, problems: list[Problem]
 ) -> dict[str, object]:
-    known = {info.encode_name: info for info in fields(kind)}
+    known = {info.encode_name: info for info in _fields(kind)}
     cleaned: dict[str, object] = {}
     for key, value in table.items():
-        path = f"{at}.{key}" if at else key
+        shown = key if len(key) <= _MOST_SHOWN else f"{key[:_MOST_SHOWN]}…"
+        path = f"{at}.{shown}" if at else shown
         if key not in known:
-            problems.append(Problem(path, _unknown(key, known)))
+            # To look for what was meant takes some time, and only so many are told.
+            text = _unknown(shown, known) if len(problems) < MAX_PROBLEMS else "unknown key"
+            problems.append(Problem(path, text))
             continue
         before = len(problems)
         good = _value(known[key], value, path, problems)
@@ -175,7 +181,7 @@ def _check_range(info: FieldInfo, value: float, path: str, problems: list[Proble
         least, most, show = _LEAST[info.name], _MOST_BYTES, show_size
     else:
         least, most, show = _LEAST.get(info.name, 1), _MOST_COUNT, "{:.0f}".format
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):  # whole numbers may be any size
         problems.append(Problem(path, "must be a finite number"))
     elif value < least:
         problems.append(Problem(path, f"must be at least {show(least)}"))
@@ -202,9 +208,9 @@ def _unknown(key: str, known: Mapping[str, object]) -> str:
     near = [_ELSEWHERE[key]] if _ELSEWHERE.get(key) in known else get_close_matches(key, known, 1)
     if near:
         return f"unknown key; did you mean {near[0]}?"
-    for info in fields(Settings):
+    for info in _fields(Settings):
         table = _struct_in(info.type)
-        if table and key in {inner.encode_name for inner in fields(table)}:
+        if table and key in {inner.encode_name for inner in _fields(table)}:
             return f"unknown key here; it belongs under [{info.encode_name}]"
     return "unknown key"
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from msgspec import Struct
 
 from tidegate import small_file
-from tidegate.config.problem import ConfigError, Problem
+from tidegate.config import bounds
+from tidegate.config.problem import MAX_PROBLEMS, ConfigError, Problem
 from tidegate.core import decoding
 from tidegate.core.decoding import Undecodable
 from tidegate.core.secret import hide_keys
@@ -21,7 +22,7 @@ from tidegate.core.visible import visible
 
 MAX_FILE_BYTES = 1024 * 1024  # a config with a thousand upstreams is a tenth of it
 
-_HEADER = re.compile(r"\s*(\[\[?)\s*([^\[\]#]+?)\s*\]")
+_HEADER = re.compile(r"\s*+(\[\[?)([^\[\]#]++)\]")
 _KEY = re.compile(r"\s*([A-Za-z0-9_.\"'-]+)\s*=")
 _TOML_PLACE = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", re.DOTALL)
 
@@ -41,7 +42,10 @@ class Document(Struct, frozen=True, kw_only=True):
         lines = _lines_of_keys(self.text)
         placed = [(_nearest(problem.key, lines), problem) for problem in problems]
         placed.sort(key=lambda each: each[0] or 0)
-        return ConfigError("\n".join(self._line(line, problem) for line, problem in placed))
+        told = [self._line(line, problem) for line, problem in placed[:MAX_PROBLEMS]]
+        if len(placed) > MAX_PROBLEMS:
+            told.append(f"and {len(placed) - MAX_PROBLEMS} more")
+        return ConfigError("\n".join(told))
 
     def _line(self, line: int | None, problem: Problem) -> str:
         place = "" if self.path is None else f"{self.path}:{line}: " if line else f"{self.path}: "
@@ -52,8 +56,11 @@ def read(path: Path) -> Document:
     """The file at `path`. Raises ConfigError when it cannot be read or is no TOML."""
     text = _text(path)
     try:
+        bounds.check(text)
         return Document(path=path, text=text, table=decoding.toml(text))
     except Undecodable as error:
+        if error.line is not None:
+            raise ConfigError(f"{path}:{error.line}: {error}") from None
         raise ConfigError(_syntax_error(path, text, hide_keys(str(error)))) from None
 
 
@@ -86,7 +93,7 @@ def _lines_of_keys(text: str) -> dict[str, int]:
     table = ""
     for number, line in enumerate(text.splitlines(), start=1):
         if header := _HEADER.match(line):
-            table = _table_name(header[1], header[2], counts)
+            table = _table_name(header[1], header[2].strip(), counts)
             lines.setdefault(table, number)
             lines.setdefault(table.partition("[")[0], number)  # the list itself is where it begins
         elif key := _KEY.match(line):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+MAX_PROBLEMS = 100  # are told; whoever mends those is told the rest
+
 
 class Problem(Struct, frozen=True):
     """One thing that is wrong. `key` is a path such as `upstream[1].limits.idle_s`."""
