@@ -2,10 +2,12 @@
 
 Such a file may be anything: a directory, a named pipe that would be waited for without end, the
 wrong gigabyte. One careful way of reading serves the config, the tokens and the upstreams' keys.
+What tidegate writes itself (pid file, decisions, logs) is opened by `open_own`.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -43,6 +45,35 @@ def read(path: Path, *, max_bytes: int, private: bool) -> bytes:
     if len(content) > max_bytes:
         raise UnreadableFile(f"{path}: larger than {max_bytes} bytes")
     return content
+
+
+def open_own(path: Path, flags: int, mode: int = 0o600) -> int:
+    """Open a file of ours to write it or to read it back; a descriptor. Raises OSError.
+
+    No link is followed that somebody may have put in its place, to have us overwrite or show what
+    it leads to; and nothing but a regular file is taken, for a pipe could be waited for without
+    end.
+    """
+    try:
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, mode)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, f"{path} is a symbolic link; remove it") from error
+        raise
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    raise OSError(errno.EINVAL, f"{path} is not a regular file; remove it")
+
+
+def check_own_directory(path: Path) -> None:
+    """Raises OSError when `path` is a link or anything else but a directory."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.ENOTDIR, f"{path} is no directory; remove it")
+    finally:
+        os.close(fd)
 
 
 def _check_private(path: Path, found: os.stat_result) -> None:

@@ -27,6 +27,7 @@ from tidegate.install.job import NAME, Scope
 from tidegate.install.manager import Manager
 from tidegate.places import Places, PlacesError, make_private
 from tidegate.service import detach
+from tidegate.service.log_file import refuse_strange_link
 from tidegate.service.status import Status
 
 READY_LIMIT_S = 45.0  # a worker has 30 s to become ready; a slow disk loads Python before that
@@ -151,7 +152,9 @@ def _unit_words(verb: str, pid: int) -> str | None:
 def _open_log(log_file: Path) -> int:
     """How long the log is before the start. Raises Failure when it cannot be written."""
     try:
-        fd = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        refuse_strange_link(log_file)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
+        fd = os.open(log_file, flags | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise Failure(f"cannot write the log {log_file}: {error.strerror}", NOT_RUNNING) from error
     try:

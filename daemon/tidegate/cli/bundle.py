@@ -14,6 +14,7 @@ from tidegate.cli.here import find_places
 from tidegate.cli.printable import say, say_json
 from tidegate.cli.screen import size_text
 from tidegate.core.message import ControlRequest
+from tidegate.service.log_file import refuse_strange_link
 
 
 def bundle(arguments: argparse.Namespace) -> int:
@@ -40,6 +41,7 @@ def _copy(bundle: Path, output: Path) -> Path:
         raise Failure(f"{bundle}: {error.strerror}", REFUSED) from error
     with source:
         try:
+            refuse_strange_link(place)
             fd = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(fd, "wb") as target:
                 os.fchmod(fd, 0o600)

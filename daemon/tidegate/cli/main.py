@@ -31,6 +31,7 @@ from tidegate.tokens import TokenError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    _have_standard_streams()
     try:
         arguments = command_line().parse_args(argv)
     except SystemExit as stop:  # argparse has printed the help, the version or what is wrong
@@ -56,6 +57,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _write_no_more()
         return _complain(f"cannot be printed: {error.strerror}", OUTPUT_FAILED)
+
+
+def _have_standard_streams() -> None:
+    """Where descriptor 0, 1 or 2 was closed (`2>&-`), let it be /dev/null.
+
+    Else the next socket that is opened would get the number, and what is meant for a terminal or
+    the log would go to whoever is at its other end.
+    """
+    for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != fd:
+                os.dup2(null, fd)
+                os.close(null)
+            os.set_inheritable(fd, True)  # for workers, and for a new program in our place
+        if getattr(sys, name) is None:  # which is what Python makes of a closed one
+            setattr(sys, name, open(fd, mode, closefd=False))  # noqa: SIM115
 
 
 def _write_no_more() -> None:

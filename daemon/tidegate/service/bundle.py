@@ -18,6 +18,7 @@ import msgspec
 from tidegate.core.decoding import Decoder, Undecodable
 from tidegate.core.settings import KIB, MIB
 from tidegate.core.visible import visible_json
+from tidegate.small_file import check_own_directory
 
 FORMAT = 1
 DIRECTORY = "bundles"
@@ -36,7 +37,10 @@ _TEMPORARY = ".unfinished-"
 def write(state_dir: Path, sections: dict[str, Section], kind: str, reason: str, at: float) -> Path:
     """Write a bundle and make room for it; its path. `at` is Unix seconds. Raises OSError."""
     directory = state_dir / DIRECTORY
-    directory.mkdir(mode=0o700, exist_ok=True)
+    try:
+        directory.mkdir(mode=0o700)
+    except FileExistsError:
+        check_own_directory(directory)  # a link would have us remove what is elsewhere
     directory.chmod(0o700)
     document = fit(sections)
     make_room(directory, len(document))
@@ -70,7 +74,7 @@ def make_room(directory: Path, new_bytes: int) -> None:
     """Remove the oldest bundles until one more fits, and what was never finished."""
     for unfinished in directory.glob(f"{_TEMPORARY}*"):
         unfinished.unlink(missing_ok=True)
-    sizes = {path: path.stat().st_size for path in sorted(directory.glob("*.json"))}
+    sizes = {path: path.lstat().st_size for path in sorted(directory.glob("*.json"))}
     for oldest in list(sizes):
         if len(sizes) < MAX_FILES and sum(sizes.values()) + new_bytes <= MAX_TOTAL_BYTES:
             break

@@ -27,12 +27,13 @@ from tidegate.core.decision import Record
 from tidegate.core.ladder import Decision, Inputs, Ladder
 from tidegate.core.settings import MIB
 from tidegate.service.signals import start_aside
+from tidegate.small_file import open_own
 
 FILE_NAME, FORMER_NAME = "decisions.jsonl", "decisions.1.jsonl"
 MAX_FILE_BYTES = MIB  # some 500 decisions
 MAX_WAITING = 32  # lines of 2 KiB, a quarter of an hour of relief
 CLOSE_LIMIT_S = 0.5
-_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT
 _log = logging.getLogger(__name__)
 
 
@@ -113,14 +114,14 @@ class DecisionLog:
 
     def _append(self, line: bytes) -> None:
         """The file is opened each time: it may have been moved away, and this is rare."""
-        fd = os.open(self._path, _FLAGS, 0o600)
+        fd = open_own(self._path, _FLAGS)
         try:
             size = os.fstat(fd).st_size
             if size and size + len(line) > MAX_FILE_BYTES:
                 os.close(fd)
                 fd = -1
                 self._path.replace(self._former_path)
-                fd, size = os.open(self._path, _FLAGS, 0o600), 0
+                fd, size = open_own(self._path, _FLAGS), 0
             try:
                 if os.write(fd, line) < len(line):
                     raise OSError(0, "no room for a whole line")
@@ -160,7 +161,7 @@ def tail(directory: Path, most_bytes: int) -> list[msgspec.Raw]:
 def _last_lines(path: Path, most_bytes: int) -> tuple[list[msgspec.Raw], bool]:
     """The whole lines at the end of a file, and whether they are all that it has."""
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_own(path, os.O_RDONLY), "rb") as file:
             start = max(0, os.fstat(file.fileno()).st_size - most_bytes)
             file.seek(start)
             text = file.read(most_bytes)

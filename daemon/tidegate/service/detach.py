@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tidegate import small_file
 from tidegate.core import decoding
 from tidegate.service.launchd import NAME_VARIABLE
 
@@ -66,7 +67,7 @@ def holder(pid_file: Path) -> int | None:
     with the process, and so can be believed.
     """
     try:
-        fd = os.open(pid_file, os.O_RDONLY | os.O_CLOEXEC)
+        fd = small_file.open_own(pid_file, os.O_RDONLY)
     except FileNotFoundError:
         return None
     with os.fdopen(fd, "rb") as file:

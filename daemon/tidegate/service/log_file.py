@@ -20,6 +20,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from tidegate.core.settings import MIB
+from tidegate.small_file import open_own
 
 ROTATE_BYTES = 10 * MIB  # three of them: a month of a busy home, and no disk fills up
 ROTATIONS = 2  # beside the file itself
@@ -93,6 +94,7 @@ class LogFile:
     ) -> None:
         """Raises OSError when it cannot be opened."""
         self._path = Path(os.path.realpath(path))  # a link is not what is to be renamed
+        refuse_strange_link(path)
         self._rotates = rotates
         self._rotate_bytes = rotate_bytes
         self._full_bytes = rotate_bytes + rotate_bytes // 10
@@ -160,17 +162,27 @@ class LogFile:
         return None
 
     def _open(self) -> None:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
-        fd = os.open(self._path, flags, 0o600)
+        fd = open_own(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise OSError(f"{self._path} is not a regular file")
             shared = _is_same(_STDOUT, self._fd)
             os.dup2(fd, self._fd)  # inheritable, as a worker's stderr has to be
             if shared:  # `start` sends both here; the old file must not be kept alive by the other
                 os.dup2(fd, _STDOUT)
         finally:
             os.close(fd)
+
+
+def refuse_strange_link(path: Path) -> None:
+    """Raises OSError when `path` is a link that neither we nor root made.
+
+    Their own link keeps the log on another disk; that of another user may lead anywhere.
+    """
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(found.st_mode) and found.st_uid not in (os.geteuid(), 0):
+        raise OSError(errno.ELOOP, f"{path} is a symbolic link of another user; remove it")
 
 
 def _is_same(one: int, other: int) -> bool:

@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tidegate import small_file
 from tidegate.config import LoadedConfig
 from tidegate.config.secret import variables_of
 from tidegate.core.message import Heartbeat
@@ -37,6 +38,14 @@ KILL_AGAIN_S = 1.0  # after a SIGKILL that could not be sent
 # resident of 93 that were held, measured after 50 uploads of 31 MiB. Said, it stays as it begins.
 _MALLOC_LARGE, _LARGE_BYTES = "MALLOC_MMAP_THRESHOLD_", "131072"
 _MANAGERS = ("NOTIFY_", "WATCHDOG_", "LISTEN_", "MEMORY_PRESSURE_")
+
+
+# Of Python, the C library, TLS, the log, and where tidegate is.
+_NEEDED = {
+    *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TZDIR", "TMPDIR"),
+    *("JOURNAL_STREAM", "SSL_CERT_FILE", "SSL_CERT_DIR", "VIRTUAL_ENV"),
+}
+_NEEDED_BEGIN = ("LC_", "PYTHON", "LD_", "DYLD_", "MALLOC_", "GLIBC_", "TIDEGATE_", "__CF_")
 
 
 class AlreadyRunning(Exception):
@@ -145,7 +154,10 @@ def spawn(
         popen = subprocess.Popen(  # noqa: S603  (our own command)
             [*command, "--channel", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
-            env=worker_environment(os.environ, frozenset(variables_of(config.settings))),
+            env=worker_environment(
+                {name: value for name, value in os.environ.items() if _is_needed(name)},
+                frozenset(variables_of(config.settings)),
+            ),
             pass_fds=(theirs.fileno(), *inherited),
         )
     except OSError:
@@ -154,6 +166,15 @@ def spawn(
     finally:
         theirs.close()
     return Worker(number, popen, Channel(ours), socket_path, config)
+
+
+def _is_needed(name: str) -> bool:
+    """Whether a worker needs that variable.
+
+    Others are left out, for a key may be in any of them: that of an upstream which a reload adds
+    later, or of a config that cannot be read yet.
+    """
+    return name in _NEEDED or name.startswith(_NEEDED_BEGIN)
 
 
 def worker_environment(
@@ -225,7 +246,7 @@ class PidFile:
         os.close(self.fd)
 
     def _lock(self) -> int:
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = small_file.open_own(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -240,6 +261,6 @@ class PidFile:
     def _is_ours(self, fd: int) -> bool:
         """Whether what was locked is still what others find at the path."""
         try:
-            return os.path.samestat(os.fstat(fd), self.path.stat())
-        except FileNotFoundError:
+            return os.path.samestat(os.fstat(fd), self.path.lstat())
+        except OSError:  # it is not there, or its directory is not
             return False

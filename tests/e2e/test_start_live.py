@@ -1,0 +1,86 @@
+"""`tidegate run` in odd surroundings: descriptors that are closed, keys in its environment."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fakes.gateway import StartGateway
+from fakes.machine import free_port, wait_until
+from tidegate.core.message import ControlRequest
+from tidegate.service.control import NotRunning, ask
+
+KEY = "sk-canary-3141592653"
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "1>&-", "0<&-", "0<&- 1>&- 2>&-"])
+def test_it_serves_with_its_descriptors_closed(tmp_path: Path, closed: str) -> None:
+    """It serves, upgrades and stops; 0, 1 and 2 of it and its worker are no sockets."""
+    (tmp_path / "config.toml").write_text(f'listen = "127.0.0.1:{free_port()}"\n')
+    places = f"--config {tmp_path}/config.toml --state-dir {tmp_path}/s --runtime-dir {tmp_path}/r"
+    command = f"exec {sys.executable} -m tidegate run {places} {closed}"
+    process = subprocess.Popen(["/bin/sh", "-c", command], stdout=-1, stderr=-1)
+    try:
+
+        def serves() -> bool:
+            assert process.poll() is None, process.communicate()
+            try:
+                reply = ask(tmp_path / "r", ControlRequest(verb="status"), 20)
+            except NotRunning:
+                return False
+            return b'"state":"serving"' in bytes(reply.result)
+
+        wait_until(serves, 30, "it serves")
+        assert ask(tmp_path / "r", ControlRequest(verb="upgrade", wait=False), 60).ok
+        wait_until(serves, 30, "it serves after an upgrade")
+        for pid in (process.pid, *children(process.pid)):
+            for fd in range(3):
+                assert "socket" not in str(Path(f"/proc/{pid}/fd/{fd}").readlink()), (pid, fd)
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def children(pid: int) -> list[int]:
+    """Of a process."""
+    return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_key_is_in_no_workers_environment(gateway: StartGateway) -> None:
+    """Not while parked, not after a reload that names it, not after an upgrade or a death."""
+    running = gateway("oops = [", env={"CLOUD_KEY": KEY}, flags=("--park",), until_ready=False)
+
+    def has_worker() -> bool:
+        try:
+            return running.status()["worker"] is not None
+        except NotRunning:
+            return False
+
+    def check() -> None:
+        pid = running.worker_pid()
+        environ = Path(f"/proc/{pid}/environ").read_bytes()
+        assert KEY.encode() not in environ
+        assert b"PATH=" in environ
+
+    wait_until(has_worker, 30, "a parked worker")
+    check()
+    upstream = '[[upstream]]\nname = "cloud"\nurl = "http://127.0.0.1:9"\n'
+    listen = f'listen = "127.0.0.1:{running.port}"\n'
+    running.config.write_text(listen + upstream)
+    wait_until(lambda: running.status()["state"] != "parked", 30, "it serves")
+    check()
+    running.config.write_text(f'{listen}{upstream}api_key_env = "CLOUD_KEY"\n')
+    running.ask("reload")
+    check()
+    running.ask("upgrade")
+    check()
+    former = running.worker_pid()
+    os.kill(former, 9)
+    wait_until(lambda: has_worker() and running.worker_pid() != former, 30, "another worker")
+    check()
