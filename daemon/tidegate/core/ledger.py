@@ -35,7 +35,7 @@ class Entry(IntEnum):
 
 
 _ENTRIES = len(Entry)
-_BESIDE_BODY_BYTES = 64 * 1024  # of the intake: the connection of a body, and its head
+_BESIDE_BODY_BYTES = 128 * 1024  # of the intake: the connection of a body, and its head
 
 
 def largest_body_bytes(limit_bytes: int) -> int:
