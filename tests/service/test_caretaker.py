@@ -107,6 +107,9 @@ PROVOKED = {
     "stop-limit": (
         replace(WELL, stop_limit_s=90.0, stop_s=55.0), "warning", "stop 55 s", "at most 55",
     ),
+    "watchdog-fault": (
+        replace(WELL, fault="a tick failed"), "warning", "a tick failed", "tidegate bundle",
+    ),
     "not-watched": (replace(WELL, is_watched=False), "note", "hung watchdog", "WatchdogSec"),
 }  # fmt: skip
 
