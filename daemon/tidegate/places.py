@@ -22,6 +22,7 @@ from msgspec import Struct
 
 # sockaddr_un holds 104 bytes on macOS and 108 on Linux, each with a closing zero.
 MAX_SOCKET_PATH_BYTES = 103
+STANDS_IN_NAME = "stands-in-for"  # a file that names the runtime directory which is gone
 _LONGEST_SOCKET_NAME = "worker-99999.sock"
 
 SYSTEM_CONFIG_DIR = Path("/etc/tidegate")
@@ -67,7 +68,7 @@ def find(
     named_state = state_dir or _from_environment(environ, "TIDEGATE_STATE_DIR")
     named_runtime = runtime_dir or _from_environment(environ, "TIDEGATE_RUNTIME_DIR")
     state = (named_state or usual.state_dir).absolute()
-    fallback = state / "run"
+    fallback = fallback_dir(state)
     runtime = (named_runtime or usual.runtime_dir or fallback).absolute()
     _check_socket_room(runtime)
     return Places(
@@ -77,6 +78,23 @@ def find(
         runtime_dir=runtime,
         log_file=usual.log_file if named_state is None else state / "tidegate.log",
     )
+
+
+def fallback_dir(state_dir: Path) -> Path:
+    """The runtime directory of a computer that has none, and of one where it went."""
+    return state_dir / "run"
+
+
+def serving_dir(places: Places) -> Path:
+    """Where a running tidegate is to be asked: its runtime directory, or what stands in for it."""
+    fallback = fallback_dir(places.state_dir)
+    if (places.runtime_dir / "control.sock").exists():
+        return places.runtime_dir
+    try:
+        named = (fallback / STANDS_IN_NAME).read_bytes()
+    except OSError:
+        return places.runtime_dir
+    return fallback if named == os.fsencode(places.runtime_dir) else places.runtime_dir
 
 
 def default_config_file() -> Path:

@@ -69,6 +69,10 @@ class Gateway:
         """Notes the processes of now, so that none of them can stay behind unseen."""
         self.ever.update(family(self.pid))
 
+    def worker_pid_of_process(self) -> int:
+        """The youngest child of the watchdog, whether or not it can be asked."""
+        return max(psutil.Process(self.pid).children(), key=lambda each: each.create_time()).pid
+
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`tidegate ARGUMENTS` against this gateway."""
         return subprocess.run(

@@ -14,7 +14,7 @@ from tidegate.cli.here import find_places
 from tidegate.cli.printable import say, say_json, say_lines
 from tidegate.core.decoding import Undecodable
 from tidegate.core.message import ControlReply, ControlRequest
-from tidegate.places import Places, of_the_system
+from tidegate.places import Places, of_the_system, serving_dir
 from tidegate.service import control
 
 ANSWER_LIMIT_S = 15.0  # the watchdog gives a worker 5 s
@@ -34,7 +34,7 @@ def ask(places: Places, request: ControlRequest, limit_s: float = ANSWER_LIMIT_S
 def reply_to(places: Places, request: ControlRequest, limit_s: float) -> ControlReply:
     """The answer to a request, a refusal included. Raises Failure when there is none."""
     try:
-        return control.ask(places.runtime_dir, request, limit_s)
+        return control.ask(serving_dir(places), request, limit_s)
     except control.NotRunning as error:
         is_closed = isinstance(error.__cause__, PermissionError)
         raise Failure(

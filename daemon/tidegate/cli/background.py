@@ -25,7 +25,7 @@ from tidegate.core.settings import Drain
 from tidegate.install import manager, placing
 from tidegate.install.job import NAME, Scope
 from tidegate.install.manager import Manager
-from tidegate.places import Places, PlacesError, make_private
+from tidegate.places import Places, PlacesError, make_private, serving_dir
 from tidegate.service import detach
 from tidegate.service.log_file import refuse_strange_link
 from tidegate.service.status import Status
@@ -80,7 +80,7 @@ def stop(arguments: argparse.Namespace) -> int:
 
 
 def _stop(places: Places) -> int:
-    pid_file = places.runtime_dir / "tidegate.pid"
+    pid_file = serving_dir(places) / "tidegate.pid"
     pid = detach.holder(pid_file)
     if pid is None:
         raise Failure(nobody_text(places), NOT_RUNNING)
@@ -105,7 +105,7 @@ def restart(arguments: argparse.Namespace) -> int:
     places = find_places(arguments)
     _leave_to_manager("restart", places, find_status(places))
     config.load(places.named_config, places.state_dir)
-    if detach.holder(places.runtime_dir / "tidegate.pid") is not None:
+    if detach.holder(serving_dir(places) / "tidegate.pid") is not None:
         _stop(places)
     return _start(places)
 

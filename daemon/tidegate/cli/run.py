@@ -9,9 +9,10 @@ import os
 from tidegate import config
 from tidegate.cli.here import find_places
 from tidegate.core.message import Ready
-from tidegate.places import make_private
+from tidegate.places import PlacesError, make_private
 from tidegate.service import launchd
 from tidegate.service.systemd import is_service
+from tidegate.service.upgrade import STATE_VARIABLE
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -22,7 +23,11 @@ def run(arguments: argparse.Namespace) -> int:
     log_file = arguments.log_file.absolute() if arguments.log_file else None
     os.umask(0o077)  # logs, evidence and sockets are their owner's affair
     make_private(places.state_dir)
-    make_private(places.runtime_dir)
+    try:
+        make_private(places.runtime_dir)
+    except PlacesError:
+        if STATE_VARIABLE not in os.environ:  # else it goes on from where it serves now
+            raise
 
     loaded: config.LoadedConfig | None = None
 

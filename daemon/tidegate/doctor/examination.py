@@ -30,7 +30,7 @@ from tidegate.doctor import computer, files, ports, running, services, software,
 from tidegate.doctor.findings import finding
 from tidegate.gateway.extensions import are_compiled
 from tidegate.guard import budget, neighbours
-from tidegate.places import Places
+from tidegate.places import Places, serving_dir
 from tidegate.service.status import Status
 
 LIMIT_S = 30.0
@@ -95,7 +95,7 @@ def examine(
 
 def read(places: Places, environ: Mapping[str, str]) -> Subject:
     """The config and the running tidegate, on which the checks depend."""
-    seen = running.ask(places.runtime_dir)
+    seen = running.ask(serving_dir(places))
     loaded: LoadedConfig | ConfigError
     good: LoadedConfig | None
     try:

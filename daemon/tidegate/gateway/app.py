@@ -138,6 +138,7 @@ class Gateway:
         self.registry.make_room = self.server.make_room
         self._inner = GatewayServer(self._handle_inner, lambda: self.settings.limits)
         self._peer_socket = peer_socket
+        self._peer_is_open = False
         self._refresh = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._brake = Brake()
@@ -211,8 +212,20 @@ class Gateway:
         """Opens the inner socket, and learns what models there are."""
         if self._peer_socket:
             await self._inner.listen(_bind_unix(self._peer_socket))
+            self._peer_is_open = True
         await self.catalog.refresh()
         self._spawn(self._refresh_models())
+
+    async def listen_for_peers(self, path: str) -> None:
+        """Opens the inner socket again, if it is not at `path` any more. Raises OSError."""
+        if not path or not self._peer_is_open:
+            return
+        if path == self._peer_socket and _is_socket(path):
+            return
+        sock = _bind_unix(path)
+        self._inner.stop_accepting()
+        self._peer_socket = path
+        await self._inner.listen(sock)
 
     async def accept_clients(self, listeners: list[socket.socket]) -> None:
         """Serves on these sockets, which the watchdog bound."""
@@ -398,6 +411,10 @@ def _bind_unix(path: str) -> socket.socket:
     sock.listen(128)
     sock.setblocking(False)
     return sock
+
+
+def _is_socket(path: str) -> bool:
+    return Path(path).is_socket()
 
 
 def _unlink(path: str) -> None:

@@ -273,6 +273,13 @@ class Generations:
         with suppress(KeyError):  # its end of file came before
             self._selector.modify(worker.channel, mask, self._handler(worker))
 
+    def move(self, place: Path) -> None:
+        """Have the workers listen for each other there; those of an older version stay unheard."""
+        self._runtime_dir = place
+        for worker in self.ready():
+            worker.socket_path = self._socket_path(worker.number)
+            self.reconfigure(worker, worker.config, 0)
+
     def _configure(
         self,
         worker: Worker,

@@ -238,6 +238,20 @@ class PidFile:
         os.write(fd, f"{os.getpid()}\n".encode())
         self.fd = fd
 
+    @property
+    def is_in_place(self) -> bool:
+        """Whether others find it there."""
+        return self._is_ours(self.fd)
+
+    def renew(self, path: Path) -> None:
+        """Hold it there from now on. Raises AlreadyRunning or OSError; then all is as it was."""
+        if path == self.path and self.is_in_place:
+            return
+        new = PidFile(path)
+        new.hold()
+        self.release()
+        self.path, self.fd = new.path, new.fd
+
     def release(self) -> None:
         """Remove it and let go, in that order: what stands at the path is always locked."""
         if self._is_ours(self.fd):

@@ -51,6 +51,8 @@ class Seen(Struct, frozen=True, kw_only=True):
     is_watched: bool = True  # by the service manager, where there is one
     stop_limit_s: float = 0.0  # what the config gives answers at a stop
     stop_s: float = 0.0  # what the service manager leaves of it
+    runtime_dir: Path | None = None  # what stands in for the one that is configured
+    homeless: str | None = None  # why neither can be used
     fault: str | None = None  # a recent one of the watchdog's own
 
 
@@ -198,6 +200,14 @@ def _machine(seen: Seen) -> Iterator[Problem]:
             f"drain.stop_limit_s is {seen.stop_limit_s:g}, and launchd leaves a stop "
             f"{seen.stop_s:g} s: answers that take longer are cut",
             f"set drain.stop_limit_s to at most {seen.stop_s:g}, or install the service again",
+        )
+    if seen.runtime_dir is not None or seen.homeless is not None:
+        where = f"it serves from {seen.runtime_dir}" if seen.runtime_dir else "it cannot be asked"
+        yield _warning(
+            "runtime-directory-gone",
+            f"the runtime directory was removed, {where}: {seen.homeless}",
+            "make it again; it is taken up within a minute. A user who logs out keeps it with "
+            "`loginctl enable-linger`",
         )
     if seen.fault is not None:
         yield _warning(

@@ -104,6 +104,7 @@ class Estate(Struct, frozen=True, kw_only=True):
     listeners: list[KeptListener]
     pid_fd: int
     control_fd: int
+    runtime_dir: str | None = None  # where pid file and control socket are
     clients: KeptClients
     config: LoadedConfig | None
     totals: Totals

@@ -41,6 +41,7 @@ from tidegate.service.evidence import Evidence
 from tidegate.service.faults import CLOCK, EXIT, PAUSE_S, SAMPLE, TICK, WAIT, Faults, Handler
 from tidegate.service.generations import Generations
 from tidegate.service.guardian import Guardian
+from tidegate.service.home import Home
 from tidegate.service.listen import Bound, ListenError
 from tidegate.service.listeners import Listeners
 from tidegate.service.memory import MemoryBook
@@ -108,6 +109,9 @@ def run(
     except UpgradeError as error:  # not in the rehearsal, yet now: a start from nothing is left
         _log.critical("%s", error)
         return os.EX_TEMPFAIL
+    first_runtime_dir = runtime_dir
+    if estate and estate.runtime_dir is not None:  # which may stand in for another one
+        runtime_dir = Path(estate.runtime_dir)
     pid_file = PidFile(runtime_dir / PID_FILE_NAME, estate.pid_fd if estate else -1)
     try:
         pid_file.hold()
@@ -122,6 +126,7 @@ def run(
             load=load,
             stand_in=stand_in,
             runtime_dir=runtime_dir,
+            first_runtime_dir=first_runtime_dir,
             state_dir=state_dir,
             pid_file=pid_file,
             estate=estate,
@@ -180,6 +185,7 @@ class Watchdog:
         load: Callable[[], LoadedConfig],
         stand_in: Callable[[str], LoadedConfig],
         runtime_dir: Path,
+        first_runtime_dir: Path | None = None,
         state_dir: Path,
         pid_file: PidFile,
         estate: Estate | None,
@@ -217,6 +223,9 @@ class Watchdog:
             lambda client, request: self._commands.asked(client, request),  # noqa: PLW0108
             time.monotonic,
             estate.control_fd if estate else None,
+        )
+        self._home = Home(
+            first_runtime_dir or runtime_dir, state_dir, pid_file, self._control, self._moved
         )
         self._commands = Commands(self, self._generations, self._control, timing.reply_s)
         self._reloader = Reloader(
@@ -446,6 +455,7 @@ class Watchdog:
     def _tick(self, now_s: float, delay_s: float) -> None:
         """Once a second, and so much later. What fails of it keeps nothing else from being done."""
         attempt = self._faults.attempt
+        attempt("the runtime directory", self._home.look)
         attempt(TICK, lambda: self._do(life.Tick()))
         attempt("the limits of commands", lambda: self._commands.give_up_waiting(now_s))
         if not attempt("a reload", lambda: self._reloader.tick(now_s)):
@@ -459,6 +469,9 @@ class Watchdog:
             attempt(SAMPLE, lambda: self._guardian.tick(now_s, delay_s))
         attempt("the repairs", lambda: self._care(now_s))
         attempt("the service manager", self._tell_manager)
+
+    def _moved(self, place: Path) -> None:
+        self._generations.move(place)
 
     def _tell_manager(self) -> None:
         self._notifier.flush()
@@ -491,6 +504,8 @@ class Watchdog:
             stop_limit_s=config.settings.drain.stop_limit_s if config else 0.0,
             stop_s=self._stop_s(),
             fault=self._faults.recent,
+            runtime_dir=self._home.place if self._home.is_elsewhere else None,
+            homeless=self._home.trouble,
         )
         self._caretaker.look(seen)
 
@@ -580,6 +595,7 @@ class Watchdog:
     def _perform(self, effect: life.Effect) -> None:
         match effect:
             case life.Spawn(number):
+                self._faults.attempt("the runtime directory", self._home.look)
                 self._generations.start(number, *self._reloader.for_new_worker())
             case life.Drain(number, limit_s, successor):
                 self._generations.drain(number, limit_s, successor)
@@ -819,6 +835,7 @@ class Watchdog:
             listeners=self._listeners.kept(),
             pid_fd=self._pid_file.fd,
             control_fd=self._control.fileno(),
+            runtime_dir=str(self._home.place),
             clients=self._commands.kept(),
             config=self._reloader.config,
             totals=self._totals,

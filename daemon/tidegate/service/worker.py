@@ -250,6 +250,7 @@ class Worker:
                     self._gateway.accept_facts(message)
                 case Configure():
                     self._line.send(self._reconfigure(message))
+                    await self._listen_for_peers(message.peer_socket)
                 case Sweep():
                     self._line.send(await self._sweep(message))
                 case Relieve():
@@ -287,6 +288,13 @@ class Worker:
         if message.parked is None:
             self._gateway.refresh_models_soon()
         return Configured(request=message.request)
+
+    async def _listen_for_peers(self, path: str) -> None:
+        """The runtime directory may have been made anew, or be another one."""
+        try:
+            await self._gateway.listen_for_peers(path)
+        except OSError as error:
+            log.error("the other generation will not reach this one: %s", error)
 
     async def _relieve(self, order: Relieve) -> None:
         """Carries out one order after the other; what a step could not do must not end us."""
