@@ -52,6 +52,15 @@ def test_one_trial_finds_out_for_the_upstream_and_the_model() -> None:
     assert health.may_ask("m", later_s)
 
 
+def test_who_passes_early_for_want_of_another_place_is_no_trial() -> None:
+    """That its client goes away says nothing of the trial that is under way."""
+    health = failing("m")
+    later_s = NOW_S + FIRST_ASIDE_S
+    assert not health.admit("m", NOW_S)
+    assert health.admit("m", later_s)
+    assert not health.admit("m", later_s)
+
+
 def test_an_upstream_that_answers_can_be_reached() -> None:
     """Whatever it answers: then only the model is to blame."""
     health = failing("m", held=Held.UPSTREAM)

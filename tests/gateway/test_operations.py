@@ -56,7 +56,7 @@ async def test_every_reason_not_to_be_ready_is_named(rigs, raw_upstream) -> None
 async def test_an_answer_makes_an_upstream_reachable_again(rigs, scripted_upstream) -> None:
     """It need not wait for the next look."""
     rig = await rigs(scripted_upstream)
-    rig.pool().reachable = False
+    rig.pool().unreached("is gone")
     assert (await ready(rig))[0] == 503
     await chat(rig.base_url, "ok")
     assert await ready(rig) == (200, [])

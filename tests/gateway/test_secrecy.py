@@ -15,12 +15,12 @@ BODY = json.dumps({"error": {"message": f"bad input: {CANARY}", "code": "bad_inp
 
 
 def sends(answer: bytes) -> Play:
-    """Answers one request."""
+    """Answers every request with this."""
 
     async def play(peer: Peer) -> None:
-        await peer.request()
-        await peer.send(answer)
-        await peer.hang()
+        while True:
+            await peer.request()
+            await peer.send(answer)
 
     return play
 

@@ -78,11 +78,11 @@ PROVOKED = {
     "upstream-set-aside:box": (
         with_status(upstreams=[upstream("set aside")]), "warning", "set aside", "tidegate doctor",
     ),
-    "upstream-key-refused:box": (
+    "upstream-key:box": (
         with_status(upstreams=[upstream("failing", UpstreamRefusal(text="refused the key"))]),
         "warning", "upstream box refused the key", "tidegate reload",
     ),
-    "upstream-model-missing:box/m": (
+    "upstream-model:box/m": (
         with_status(upstreams=[upstream("ok", UpstreamRefusal(model="m", text="has no model"))]),
         "warning", "upstream box has no model", "targets",
     ),

@@ -100,13 +100,15 @@ class Health:
         return max(self.whole.due_s or 0.0, of_model or 0.0)
 
     def admit(self, model: str, now_s: float) -> bool:
-        """Let a request pass that `may_ask` let through; whether it is the trial."""
+        """Let a request pass; whether it is the trial of what is set aside.
+
+        One that passes early, for want of another place, is none.
+        """
         known = self._known(model)
         breakers = [self.whole] if known is None else [self.whole, known.breaker]
-        is_trial = not all(breaker.is_closed for breaker in breakers)
-        for breaker in breakers:
-            breaker.admit(now_s)
-        return is_trial
+        was_closed = all(breaker.is_closed for breaker in breakers)
+        passes = [breaker.admit(now_s) for breaker in breakers]
+        return not was_closed and all(passes)
 
     # --- how a request fared ------------------------------------------------------------------
 

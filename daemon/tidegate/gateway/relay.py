@@ -169,13 +169,14 @@ class Relay:
     def _wait_for_place(self, equals: list[Target]) -> None:
         """Stands in the queues of all equals, and goes where a place is free first."""
         busy = []
-        for pool, limits in {each.pool: each.limits for each in reversed(equals)}.items():
+        for pool in dict.fromkeys(each.pool for each in equals):
+            here = [each for each in equals if each.pool is pool]
             try:
-                pool.take_place(self, limits.max_queued)
+                pool.take_place(self, here[0].limits.max_queued)
             except UpstreamError as error:
                 busy.append(f'upstream "{pool.name}" {error}')
             else:
-                self._waiting += [each for each in equals if each.pool is pool]
+                self._waiting += here
         if not self._waiting:
             self._on_no_place(equals, "; ".join(busy), "queue_full", Happening.FAIL)
             return

@@ -92,13 +92,13 @@ def _upstreams(seen: Seen) -> Iterator[Problem]:
         for refusal in upstream.refusals:
             if refusal.model:
                 yield _warning(
-                    f"upstream-model-missing:{upstream.name}/{refusal.model}",
+                    f"upstream-model:{upstream.name}/{refusal.model}",
                     f"upstream {upstream.name} {refusal.text}",
                     "load that model there, or correct the targets in the config",
                 )
             else:
                 yield _warning(
-                    f"upstream-key-refused:{upstream.name}",
+                    f"upstream-key:{upstream.name}",
                     f"upstream {upstream.name} {refusal.text}",
                     "correct the key and run `tidegate reload`, or see to its account there",
                 )
