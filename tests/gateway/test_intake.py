@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 from collections.abc import AsyncIterator
@@ -20,6 +21,7 @@ from tidegate.gateway.server import (
     FRESH_S,
     READ_BUFFER_BYTES,
     WAITING_BYTES,
+    ClientProtocol,
 )
 
 ON_BOTH_LOOPS = True
@@ -172,6 +174,42 @@ async def test_many_cookies_are_many_fields() -> None:
         cookies = [f"Cookie: c{n}={n}" for n in range(127)]
         assert (await rig.ask(get("/", *cookies))).status == 200
         assert (await rig.ask(get("/", *cookies, "Cookie: one=more"))).status == 431
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(get("/", "Connection: close"), id="good"),
+        pytest.param(b"nonsense\r\n\r\n", id="nonsense"),
+        pytest.param(large_head("/", 1), id="a head too large"),
+        pytest.param(half_head(3000), id="half a head"),
+        pytest.param(request("POST", "/", CHUNKED) + b"fffffff\r\n", id="a chunk too large"),
+        pytest.param(request("POST", "/", CHUNKED) + b"1\r\nx\r\nzz\r\n", id="no chunk"),
+        pytest.param(request("POST", "/", "Content-Length: 9") + b"x", id="half a body"),
+        pytest.param(get() * 50, id="many"),
+    ],
+)
+async def test_a_connection_leaves_nothing_for_the_collector(data: bytes) -> None:
+    """What was read goes with it at once, for the collector may come much later."""
+
+    def connections() -> int:
+        return sum(isinstance(each, ClientProtocol) for each in gc.get_objects())
+
+    async with serving(echo) as rig:
+        gc.collect()
+        gc.disable()
+        try:
+            before = connections()
+            client = await rig.client()
+            await client.send(data)
+            await until(lambda: rig.server.statistics().connections["fresh"] == 0)
+            if not data.startswith((half_head(30), b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nCon")):
+                await client.reader.readuntil(b"\r\n\r\n")
+            client.writer.transport.abort()
+            await until(lambda: rig.server.open_connections == 0)
+            await until(lambda: connections() == before)
+        finally:
+            gc.enable()
 
 
 # --- what the parser lets through ------------------------------------------------------------

@@ -38,6 +38,18 @@ _RETRY_AFTER = {"Retry-After": "5"}
 _VERSIONS = (HttpVersion11, HttpVersion10)
 
 
+def _never() -> bool:
+    return False
+
+
+def _none(path: str) -> None:
+    return None
+
+
+def _free(held_bytes: int) -> None:
+    """It costs nothing any more."""
+
+
 class HeadRefused(HttpProcessingError):
     """A head that is refused before its request begins; aiohttp queues it as it does its own."""
 
@@ -128,6 +140,12 @@ class Intake:
         self._kept.clear()
         self._waiting = b""
         self._head = HeadCounter()
+
+    def let_go(self) -> None:
+        """The connection is gone: what holds us is held no more, so no collector is needed."""
+        self.end()
+        self._is_free, self._refusal_of, self._charge = _never, _none, _free
+        self._parser = self._payload = None
 
     def answered(self) -> None:
         """The request in hand is over, and its head is gone."""

@@ -550,7 +550,7 @@ class ClientProtocol(RequestHandler):
         self._server.leave(self)
         super().connection_lost(exc)
         self._client = None
-        self._intake.end()
+        self._intake.let_go()
         self._discards = None
 
     def enter(self, phase: Phase) -> None:
@@ -664,7 +664,10 @@ class ClientProtocol(RequestHandler):
             self.data_received(b"")  # what waits behind it
             return answer, lost
         self.enter(Phase.CLOSING)
-        if self._malformed or request.content.exception() is not None:
+        broken = request.content.exception()
+        if self._malformed or broken is not None:
+            if broken is not None:
+                _forget_frames(broken)
             self.close()  # nothing more is read
             await self._linger()
             self.force_close()
@@ -705,6 +708,7 @@ class ClientProtocol(RequestHandler):
         """What the parser says may quote a key, so neither the client nor the log is told."""
         self.close()
         self._malformed = True
+        _forget_frames(error)
         headers = None
         if isinstance(error, HeadRefused):
             fault, headers = error.error, error.more
@@ -766,6 +770,15 @@ _FAULTS: dict[type[HttpProcessingError], str] = {
     BadHttpMethod: "no HTTP method (TLS or another protocol on this port?)",
     LineTooLong: "its target or a header is too long",
 }
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Let go of what the frames of an error hold, when it has been told.
+
+    aiohttp's own hold the error, directly or by the body's reader. In such a ring what was read
+    would stay until the collector comes: 117 KB for each of 1,200 heads that were too large.
+    """
+    error.__traceback__ = error.__context__ = None
 
 
 def _begin_request(
