@@ -32,7 +32,9 @@ def test_llama_cpp_is_known_with_what_it_has_loaded(gateway, llama_server: Llama
     assert [(model["name"], model["loaded"]) for model in llama["models"]] == [(MODEL, True)]
     assert (other["state"], other["models"], other["kind"]) == ("unreachable", [], None)
     assert "cannot be reached" in other["last_error"]
-    assert listing["aliases"] == [{"name": "fast", "targets": [f"llama/{MODEL}", "off/other"]}]
+    targets = [f"llama/{MODEL}", "off/other"]
+    levels = [[target] for target in targets]
+    assert listing["aliases"] == [{"name": "fast", "targets": targets, "levels": levels}]
     screen = running.command("models").stdout
     assert "llama (llama.cpp): ok" in screen
     assert "off: unreachable" in screen
