@@ -23,6 +23,7 @@ FROM_WATCHDOG: list[msg.FromWatchdog] = [
         shed="memory level 3",
         guard=msg.GuardFigures(used_bytes=2, growth_bytes_per_h=0.5),
     ),
+    msg.AskBeat(request=4),
     msg.Sweep(request=1, reason="level 2"),
     msg.Relieve(request=1, steps=["stale"], stale_after_s=600.0, reason="memory level 2"),
     msg.Inspect(request=1),

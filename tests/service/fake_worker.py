@@ -71,6 +71,9 @@ class FakeWorker:
                     print(f"worker {self.number} hears of never.answer", file=sys.stderr)
             case msg.Facts():
                 self.facts = said
+            case msg.AskBeat():
+                assert not self.options.former, "it would not know that message"
+                self.beat(said.request)
             case msg.Sweep():
                 freed, self.ledger_bytes = self.ledger_bytes, 0
                 if freed:
@@ -131,7 +134,10 @@ class FakeWorker:
             listener.setblocking(False)
             self.listeners.append(listener)
             self.selector.register(listener, selectors.EVENT_READ, self.accept)
-        self.say(msg.Ready(pid=os.getpid(), found=["Fake at nowhere"]))
+        ready = msg.Ready(
+            pid=os.getpid(), found=["Fake at nowhere"], beats_when_asked=not self.options.former
+        )
+        self.say(ready)
 
     def accept(self, listener: socket.socket) -> None:
         try:
@@ -166,12 +172,13 @@ class FakeWorker:
             case "/garbage":
                 self.channel._sock.send(bytes.fromhex(self.options.garbage))
 
-    def beat(self) -> None:
+    def beat(self, request: int = 0) -> None:
         upstream = msg.UpstreamStatus(
             name="box", url="http://127.0.0.1:1", state=self.options.upstream, active=1
         )
         self.say(
             msg.Heartbeat(
+                request=request,
                 rss_bytes=1, ledger_bytes=self.ledger_bytes, loop_lag_ms=0.1, runs_active=0,
                 runs_finished=self.runs_total, runs_total=self.runs_total,
                 swept_runs=self.swept_runs, swept_bytes=self.swept_bytes,
@@ -192,6 +199,7 @@ def main() -> None:
     parser.add_argument("--beat-s", type=float, default=0.1)
     parser.add_argument("--upstream", default="ok")
     parser.add_argument("--garbage", default=b'{"type":"nonsense"}\n'.hex())
+    parser.add_argument("--former", action="store_true")
     parser.add_argument("--mute", action="store_true")
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

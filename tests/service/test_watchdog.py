@@ -563,3 +563,32 @@ def test_a_shortage_is_no_mistake_of_the_configuration(error: int | None, code: 
     """A service manager tries again after 75, and never after 78."""
     cause = None if error is None else OSError(error, os.strerror(error))
     assert watchdog._exit_code(cause) == code
+
+
+def test_status_tells_what_is_not_what_was(daemon: Daemon) -> None:
+    """A worker whose last heartbeat is older than a fifth of a second is asked for one."""
+    daemon.start("--beat-s", "8")
+    for served in range(1, 4):
+        daemon.get()
+        wait_until(lambda: daemon.status()["runs"]["total"] == served, "it is counted", 5)  # noqa: B023
+
+
+def test_status_does_not_wait_for_a_worker_that_hangs(daemon: Daemon) -> None:
+    """It is answered with the age of the last heartbeat."""
+    daemon.start()
+    pid = daemon.worker()["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_until(lambda: daemon.status()["worker"]["heartbeat_age_s"] > 2, "it tells the age")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_a_former_worker_is_not_asked_to_beat(daemon: Daemon) -> None:
+    """It would end at a message that it does not know."""
+    daemon.start("--former", "--beat-s", "2")
+    pid = daemon.worker()["pid"]
+    for _ in range(5):
+        assert daemon.status()["worker"]["pid"] == pid
+    wait_until(lambda: daemon.status()["worker"]["heartbeat_age_s"] > 0.5, "its beat ages")
+    assert daemon.worker()["pid"] == pid

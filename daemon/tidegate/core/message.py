@@ -242,6 +242,12 @@ class ListModels(Message, frozen=True, kw_only=True):
     limit: int = 2000  # over all upstreams: with names of 200 characters well below a line's limit
 
 
+class AskBeat(Message, frozen=True, kw_only=True):
+    """Asks for a heartbeat out of turn. Only a worker that said in `Ready` that it can is asked."""
+
+    request: int
+
+
 class StartDraining(Message, frozen=True, kw_only=True):
     """Accept nothing new, finish what is in flight, exit 0; end what is left at the limit."""
 
@@ -260,11 +266,13 @@ class Ready(Message, frozen=True, kw_only=True):
     pid: int
     found: list[str] = []  # upstreams discovered on this computer, "Ollama at http://…"
     model: str = "demo"  # a model that answers, for the first curl line
+    beats_when_asked: bool = False  # it knows `AskBeat`
 
 
 class Heartbeat(Message, frozen=True, kw_only=True):
     """The loop turned. RSS and ledger are read in the same callback."""
 
+    request: int = 0  # of the AskBeat that it answers; 0: it came in its turn
     rss_bytes: int
     ledger_bytes: int
     loop_lag_ms: float
@@ -346,7 +354,9 @@ class Failed(Message, frozen=True, kw_only=True):
     reason: str
 
 
-FromWatchdog = Configure | Facts | Sweep | Relieve | Inspect | ListRuns | ListModels | StartDraining
+FromWatchdog = (
+    Configure | Facts | Sweep | Relieve | AskBeat | Inspect | ListRuns | ListModels | StartDraining
+)
 FromWorker = (
     Ready
     | Heartbeat

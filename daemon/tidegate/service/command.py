@@ -10,13 +10,22 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
-from tidegate.core.message import ControlReply, ControlRequest, ListModels, ListRuns, Sweep, Swept
-from tidegate.service.control import Client, ControlServer
+from tidegate.core.message import (
+    AskBeat,
+    ControlReply,
+    ControlRequest,
+    ListModels,
+    ListRuns,
+    Sweep,
+    Swept,
+)
+from tidegate.service.control import OUR_FAULT, Client, ControlServer
 from tidegate.service.generations import Generations
 from tidegate.service.process import Worker
 from tidegate.service.question import Answer, Questions
@@ -48,6 +57,19 @@ class Daemon(Protocol):
         """Write a bundle of evidence, and let `Commands.bundled` answer `client`."""
 
 
+FRESH_S = 0.2  # a heartbeat that is no older tells the truth
+BEAT_LIMIT_S = 0.5  # a loop that turns beats at once; `status` waits no longer for one that hangs
+
+
+@dataclass(slots=True)
+class _Beats:
+    """A client that waits for the status, and the workers that first give a heartbeat."""
+
+    client: Client
+    deadline_s: float
+    generations: set[int] = field(default_factory=set)
+
+
 class Commands:
     """Answers clients."""
 
@@ -58,6 +80,7 @@ class Commands:
         self._generations = generations
         self._control = control
         self._questions = Questions(reply_s)
+        self._beats: dict[int, _Beats] = {}  # by request; who asks for the status waits
         self._until_takeover: list[Client] = []
         self._until_recycled: list[Client] = []
         self._until_upgraded: list[tuple[Client, bool]] = []  # and whether until it is recycled
@@ -70,8 +93,7 @@ class Commands:
         """A client wants something."""
         match request.verb:
             case "status":
-                status = msgspec.Raw(msgspec.json.encode(self._daemon.take_status()))
-                self._control.reply(client, ControlReply(ok=True, result=status))
+                self._ask_beats(client)
             case "runs":
                 number = self._questions.next_number()
                 everybody = self._generations.ready()
@@ -111,6 +133,53 @@ class Commands:
             self._control.answer(client, None)
         if not self._generations.fleet.stopping:
             self._daemon.stop()
+
+    # --- status: what a worker last said may be over ----------------------------------------------
+
+    def _ask_beats(self, client: Client) -> None:
+        """Answer with the truth now: workers whose last heartbeat is older first give a new one."""
+        now_s = time.monotonic()
+        number = self._questions.next_number()
+        awaited = _Beats(client, now_s + BEAT_LIMIT_S)
+        self._beats[number] = awaited
+        for worker in self._generations.stale(now_s, FRESH_S):
+            awaited.generations.add(worker.number)
+            self._generations.send(worker, AskBeat(request=number))
+        self._answer_if_beaten(number)
+
+    def beaten(self, generation: int, request: int) -> None:
+        """A worker gave the heartbeat that it was asked for."""
+        if (awaited := self._beats.get(request)) is not None:
+            awaited.generations.discard(generation)
+            self._answer_if_beaten(request)
+
+    def next_s(self) -> float | None:
+        """When `answer_late` has something to do; monotonic."""
+        return min((each.deadline_s for each in self._beats.values()), default=None)
+
+    def answer_late(self, now_s: float) -> None:
+        """A worker that hangs is not waited for: its heartbeat's age tells of it."""
+        for number, awaited in list(self._beats.items()):
+            if now_s >= awaited.deadline_s:
+                del self._beats[number]
+                self._tell_status(awaited.client)
+
+    def _answer_if_beaten(self, number: int) -> None:
+        if self._beats[number].generations:
+            return
+        client = self._beats[number].client
+        del self._beats[number]
+        self._tell_status(client)
+
+    def _tell_status(self, client: Client) -> None:
+        try:
+            status = self._daemon.take_status()
+        except Exception:
+            self._control.answer(client, OUR_FAULT)
+            raise
+        self._control.reply(
+            client, ControlReply(ok=True, result=msgspec.Raw(msgspec.json.encode(status)))
+        )
 
     def _ask_workers(
         self,
@@ -174,6 +243,8 @@ class Commands:
 
     def worker_gone(self, number: int) -> None:
         """Generation `number` will answer no more."""
+        for request in list(self._beats):
+            self.beaten(number, request)
         self._reply_all(self._questions.forget(number))
 
     def give_up_waiting(self, now_s: float) -> None:

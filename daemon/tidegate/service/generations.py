@@ -86,6 +86,7 @@ class Generations:
                 unsent=worker.channel.unsent,
                 unfinished=worker.channel.unfinished,
                 beat=worker.beat,
+                beats_when_asked=worker.beats_when_asked,
                 known=worker.known,
                 base_bytes=worker.base_bytes,
                 ready_s=worker.ready_s,
@@ -108,6 +109,7 @@ class Generations:
                 config=config,
                 accepts=each.accepts,
                 beat=each.beat,
+                beats_when_asked=each.beats_when_asked,
                 known=each.known or config.settings,
                 base_bytes=each.base_bytes,
                 ready_s=each.ready_s,
@@ -152,6 +154,17 @@ class Generations:
     def ready(self) -> list[Worker]:
         """The serving one first, then the draining one."""
         return [worker for worker in (self.serving, self.draining) if worker is not None]
+
+    def stale(self, now_s: float, fresh_s: float) -> list[Worker]:
+        """Those who are ready, last beat longer ago than that, and can be asked to beat."""
+        return [
+            worker
+            for worker in self.ready()
+            if worker.beats_when_asked
+            and not worker.channel.unsent_bytes
+            and (known := self.fleet.by_number(worker.number)) is not None
+            and now_s - known.beat_s > fresh_s
+        ]
 
     def peer(self, number: int) -> Worker | None:
         """The other generation as that one sees it, while it is ready."""

@@ -85,6 +85,7 @@ class Worker:
     channel: Channel
     socket_path: Path  # where it listens for the other generation
     config: LoadedConfig  # what it was last told
+    beats_when_asked: bool = False
     known: Settings | None = None  # of another version, which may not be able to read others
     accepts: bool = True  # until it says that it drains
     beat: Heartbeat | None = None  # the last one

@@ -70,6 +70,7 @@ class KeptWorker(Struct, frozen=True, kw_only=True):
     unsent: bytes = b""  # of the channel
     unfinished: bytes = b""
     beat: Heartbeat | None = None
+    beats_when_asked: bool = False
     known: Settings | None = None  # what its own version could say; None: the config in force
     base_bytes: int | None = None
     ready_s: float | None = None

@@ -427,6 +427,7 @@ class Watchdog:
             generations.fleet.spawn_at_s,
             self._notifier.ping_at_s,
             self._evidence.next_s(),
+            self._commands.next_s(),
         )
         due = (self._next_tick_s, *(due_s for due_s in others if due_s is not None))
         least_s = PAUSE_S if self._faults.is_fresh else 0.0
@@ -438,6 +439,7 @@ class Watchdog:
         fleet = self._generations.fleet
         attempt("the end of a worker that hangs", lambda: self._generations.kill_due(now_s))
         attempt("evidence", lambda: self._evidence.tick(now_s))
+        attempt("a status", lambda: self._commands.answer_late(now_s))
         if now_s >= self._next_tick_s:
             delay_s = now_s - self._next_tick_s
             self._next_tick_s = now_s + self._timing.tick_s
@@ -714,6 +716,8 @@ class Watchdog:
                 self._guardian.heard(worker, former, said)
                 if worker is self._generations.serving:
                     self._memory.heard(worker, said, time.monotonic())
+                if said.request:
+                    self._commands.beaten(worker.number, said.request)
             case msg.Ready():
                 if not self._faults.attempt(
                     "a new worker", lambda: self._became_ready(worker, said)
@@ -742,14 +746,15 @@ class Watchdog:
             self._do(life.Condemn(worker.number, reason))
             return
         attempt = self._faults.attempt
-        attempt("measuring a worker", lambda: self._measure_new(worker))
+        attempt("measuring a worker", lambda: self._measure_new(worker, ready))
         _log.info("worker %d is ready, %d MiB", worker.number, (worker.base_bytes or 0) // MIB)
         self._do(life.BecameReady(worker.number))
         attempt("a reload", lambda: self._reloader.became_ready(worker))
         attempt("the first words", lambda: self._tell_first(worker, ready))
 
-    def _measure_new(self, worker: Worker) -> None:
+    def _measure_new(self, worker: Worker, ready: msg.Ready) -> None:
         worker.ready_s = time.monotonic()
+        worker.beats_when_asked = ready.beats_when_asked
         self._memory.read(self._generations)
         worker.base_bytes = self._memory.rss_bytes(worker.pid)
 

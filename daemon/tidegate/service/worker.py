@@ -26,6 +26,7 @@ from tidegate.core.errors import UpstreamError
 from tidegate.core.message import (
     PROTOCOL,
     Allocator,
+    AskBeat,
     ConfigChanged,
     Configure,
     Configured,
@@ -161,7 +162,14 @@ class Worker:
         self._collector.start(time.monotonic())  # what is here now stays
         self._base_bytes = self._resident_bytes()
         catalog = gateway.catalog
-        self._line.send(Ready(pid=os.getpid(), found=catalog.found, model=catalog.first_model))
+        self._line.send(
+            Ready(
+                pid=os.getpid(),
+                found=catalog.found,
+                model=catalog.first_model,
+                beats_when_asked=True,
+            )
+        )
         self._line.send(self._heartbeat())  # so that `status` knows of it as soon as it serves
         async with asyncio.TaskGroup() as tasks:
             chores = [
@@ -200,9 +208,10 @@ class Worker:
     def _measure_allocator(self) -> None:
         self._allocator = self._measure()
 
-    def _heartbeat(self) -> Heartbeat:
+    def _heartbeat(self, request: int = 0) -> Heartbeat:
         registry = self._gateway.registry
         return Heartbeat(
+            request=request,
             rss_bytes=self._resident_bytes(),
             ledger_bytes=registry.ledger.total_bytes,
             loop_lag_ms=round(self._gateway.loop_lag_s * 1000, 3),
@@ -251,6 +260,8 @@ class Worker:
                 case Configure():
                     self._line.send(self._reconfigure(message))
                     await self._listen_for_peers(message.peer_socket)
+                case AskBeat():
+                    self._line.send(self._heartbeat(message.request))
                 case Sweep():
                     self._line.send(await self._sweep(message))
                 case Relieve():
