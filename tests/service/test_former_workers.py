@@ -20,6 +20,7 @@ from tidegate.config import stand_in
 from tidegate.core import lifecycle as life
 from tidegate.core.message import Token
 from tidegate.core.settings import Limits, Settings, Upstream
+from tidegate.service.faults import Faults
 from tidegate.service.generations import Generations
 from tidegate.service.upgrade import KeptWorker
 
@@ -48,6 +49,7 @@ def generations(folder: Path) -> Generations:
         policy=life.Policy(),
         selector=SELECTOR,
         on_said=lambda worker, message: None,
+        faults=Faults(),
         on_event=lambda event: None,
     )
 
