@@ -6,12 +6,14 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import msgspec
 
@@ -169,11 +171,28 @@ def loop(directory: Path, timing: Timing = QUICK) -> Iterator[Loop]:
             if handler is not None and signal.getsignal(number) is not handler:
                 signal.signal(number, handler)
 
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Popen(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            started.append(self)
+            super().__init__(*args, **kwargs)
+
+        def __del__(self, *_: Any) -> None:
+            """One that a fault had the watchdog forget is no warning: it is ended below."""
+
+    patch = mock.patch.object(subprocess, "Popen", Popen)
+    patch.start()
     made = Loop(directory, timing)
     put_back(numbers - {signal.SIGHUP, signal.SIGCHLD})  # pytest's own time limit is an alarm
     try:
         yield made
     finally:
+        patch.stop()
         made.end()
+        for process in started:  # also of those that a fault had the watchdog forget
+            if hasattr(process, "pid"):
+                process.kill()
+                process.wait()
         put_back(numbers)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
