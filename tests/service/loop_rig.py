@@ -191,7 +191,7 @@ def loop(directory: Path, timing: Timing = QUICK) -> Iterator[Loop]:
         patch.stop()
         made.end()
         for process in started:  # also of those that a fault had the watchdog forget
-            if hasattr(process, "pid"):
+            if getattr(process, "pid", None) is not None:  # else it was never started
                 process.kill()
                 process.wait()
         put_back(numbers)
