@@ -107,6 +107,10 @@ PROVOKED = {
     "stop-limit": (
         replace(WELL, stop_limit_s=90.0, stop_s=55.0), "warning", "stop 55 s", "at most 55",
     ),
+    "runtime-directory-gone": (
+        replace(WELL, runtime_dir=Path("/var/lib/x/run"), homeless="no such directory"),
+        "warning", "serves from /var/lib/x/run: no such directory", "make it again",
+    ),
     "watchdog-fault": (
         replace(WELL, fault="a tick failed"), "warning", "a tick failed", "tidegate bundle",
     ),

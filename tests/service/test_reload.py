@@ -358,7 +358,8 @@ def test_a_reload_while_no_worker_serves_is_announced_too(daemon: Daemon, manage
         os.kill(daemon.worker()["pid"], signal.SIGKILL)
     wait_until(lambda: daemon.status()["worker"] is None, "nobody serves")
     assert daemon.ask("reload").ok
-    assert manager.states() == ["READY", "RELOADING", "READY"]
+    told = ["READY", "RELOADING", "READY"]
+    wait_until(lambda: manager.states() == told, "the manager is told of the reload")
 
 
 def test_what_did_not_change_is_not_announced(daemon: Daemon, manager: Manager) -> None:
