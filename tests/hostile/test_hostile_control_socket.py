@@ -66,7 +66,7 @@ def test_changed_questions_and_messages_of_the_channel(running: Gateway, tried: 
 
 
 def test_a_line_that_never_ends(running: Gateway, tried: Tried) -> None:
-    """What is longer than a question can be is hung up on, and held by nothing."""
+    """What is longer than a question can be is refused, and held by nothing."""
     lines = [
         b"x" * (4 * MIB),
         b" " * (2 * MIB) + b'{"verb":"status"}\n',

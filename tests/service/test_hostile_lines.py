@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import socket
 from contextlib import suppress
@@ -9,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.service.control import SOCKET_NAME
+from tidegate.service.control import MAX_IGNORED_BYTES, MAX_REQUEST_BYTES, SOCKET_NAME
 
 from .conftest import Daemon, wait_until
 
 REQUEST = b'{"verb":"status"}'
+TOO_LONG = f"a line of more than {MAX_REQUEST_BYTES} bytes"
 
 
 def send(directory: Path, data: bytes) -> bytes:
@@ -46,6 +48,46 @@ def test_lines_that_are_none(daemon: Daemon) -> None:
         send(daemon.directory, line)
     assert daemon.status()["watchdog"]["pid"] == daemon.pid
     assert "fault" not in daemon.log()
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b'{"verb":"status","x":' + b"9" * 5000 + b"}\n", TOO_LONG),
+        (b"x" * (MAX_REQUEST_BYTES + 1), TOO_LONG),
+        (b"x" * 2_000_000 + b"\n", TOO_LONG),
+        (b"\n" * 2_000_000, "truncated"),
+        (b"\xff\n" + b"x" * 100_000, "malformed"),
+        (b'{"verb":"status"}', "the end of the line is missing"),
+    ],
+    ids=("digits", "no-end", "megabytes", "empty-lines", "noise", "cut"),
+)
+def test_what_is_no_request_is_answered_in_one_line(daemon: Daemon, data: bytes, why: str) -> None:
+    """The client can send all of it, and then reads what is wrong with it."""
+    daemon.start()
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(20)
+        sock.connect(str(daemon.directory / SOCKET_NAME))
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+        with sock.makefile("rb") as answers:
+            (answer,) = answers.readlines()
+    reply = json.loads(answer)
+    assert reply["ok"] is False
+    assert reply["error"].startswith("not a request: ")
+    assert why in reply["error"]
+
+
+def test_a_client_that_goes_on_after_its_answer_is_dropped(daemon: Daemon) -> None:
+    """What comes behind a line that is none is read away up to a bound."""
+    daemon.start()
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(20)
+        sock.connect(str(daemon.directory / SOCKET_NAME))
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            sock.sendall(b"x" * (4 * MAX_IGNORED_BYTES))
+        assert TOO_LONG in sock.recv(4096).decode()
+    assert daemon.status()["state"] == "serving"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """control.sock: the command line asks one line, the watchdog answers one line.
 
 The socket is for its owner alone (0600), which is all the authority there is. Clients are few,
-their line is short and has a deadline, and none of them can make the watchdog wait.
+their line is short and has a deadline, and none of them can make the watchdog wait. A line that is
+no request is answered too: the client is told what is wrong with it before the end.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ MAX_CLIENTS = 32  # a person and a few scripts; more are told to come back
 REQUEST_LIMIT_S = 5.0  # for the line to arrive, and for the answer to be read
 MAX_REQUEST_BYTES = 4096
 MAX_UNSENT_BYTES = MAX_LINE_BYTES  # of all answers that wait to be read: one as long as any may be
+MAX_IGNORED_BYTES = MAX_LINE_BYTES  # behind the first line, or of one that is too long
 _READ_BYTES = 64 * 1024
 _RETRY_S = 0.05
 OUR_FAULT = "a fault of tidegate's own; its log has the stack"
@@ -52,11 +54,13 @@ class Client:
         self.deadline_s: float | None = deadline_s  # None while the watchdog owes the answer
         self.splitter = LineSplitter(MAX_REQUEST_BYTES)
         self.unsent = b""
+        self.is_refused = False  # what it sent was no request; what is left of that is read away
+        self.ignored_bytes = 0
 
     @property
     def is_asking(self) -> bool:
         """Whether its line is still to come."""
-        return self.deadline_s is not None and not self.unsent
+        return self.deadline_s is not None and not self.unsent and not self.is_refused
 
 
 class ControlServer:
@@ -199,7 +203,12 @@ class ControlServer:
 
     def _make_room(self, newcomer: Client) -> None:
         """A silent client goes first, so that `status` is always answered."""
-        silent = [c for c in self._clients if c.is_asking and c is not newcomer]
+        silent = [
+            client
+            for client in self._clients
+            if client is not newcomer
+            and (client.is_asking or (client.is_refused and not client.unsent))
+        ]
         if silent:
             self._drop(min(silent, key=lambda c: c.deadline_s or 0.0))
         else:
@@ -216,37 +225,73 @@ class ControlServer:
     def _read(self, client: Client) -> None:
         try:
             data = client.sock.recv(_READ_BYTES)
-            lines = list(client.splitter.feed(data))
         except BlockingIOError:
             return
-        except (OSError, ChannelError):
+        except OSError:
             self._drop(client)
             return
-        if not data:  # it gave up waiting
+        if not client.is_asking:
+            self._ignore(client, data)
+            return
+        try:
+            line = next(client.splitter.feed(data), None)
+        except ChannelError as error:
+            self._refuse(client, str(error))
+            return
+        if line is not None:
+            self._request(client, line)
+        elif not data and client.splitter.unfinished:
+            self._refuse(client, "the end of the line is missing")
+        elif not data:  # it gave up
             self._drop(client)
-        elif lines and client.is_asking:
-            self._request(client, lines[0])
+
+    def _ignore(self, client: Client, data: bytes) -> None:
+        """What comes behind its line has no meaning, and is not read for ever."""
+        client.ignored_bytes += len(data)
+        if not data or client.ignored_bytes > MAX_IGNORED_BYTES:
+            self._drop(client)
 
     def _request(self, client: Client, line: bytes) -> None:
         try:
             request = decode_request(line)
         except Undecodable as error:
-            self.reply(client, ControlReply(ok=False, error=f"not a request: {error}"))
+            self._refuse(client, str(error))
             return
         client.deadline_s = None  # the answer has its own limit from here
         self._on_request(client, request)
+
+    def _refuse(self, client: Client, why: str) -> None:
+        """Say what is wrong with what it sent.
+
+        It may still be sending. A socket that is closed with something unread fails the client's
+        next write, and a client that sees this does not look for the answer.
+        """
+        client.is_refused = True
+        self.reply(client, ControlReply(ok=False, error=f"not a request: {why}"))
 
     def _write(self, client: Client) -> None:
         try:
             client.unsent = client.unsent[client.sock.send(client.unsent) :]
         except BlockingIOError:
             pass
-        except OSError:
-            client.unsent = b""
-        if not client.unsent:
+        except OSError:  # it went
             self._drop(client)
             return
-        self._selector.modify(client.sock, selectors.EVENT_WRITE, self._handler(client))
+        if client.unsent:
+            self._selector.modify(client.sock, selectors.EVENT_WRITE, self._handler(client))
+        elif client.is_refused:
+            self._await_end(client)
+        else:
+            self._drop(client)
+
+    def _await_end(self, client: Client) -> None:
+        """Tell a client that was refused that there is no more; it has until its deadline to go."""
+        try:
+            client.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._drop(client)
+            return
+        self._selector.modify(client.sock, selectors.EVENT_READ, self._handler(client))
 
     def _drop(self, client: Client) -> None:
         self._clients.discard(client)
