@@ -64,6 +64,7 @@ def test_every_status_is_some_fault() -> None:
         (413, body(), Fault.CALLER),
         (422, body(), Fault.CALLER),
         (429, body("the prompt is too long"), Fault.BUSY),
+        (429, body(), Fault.BUSY),
         (500, body(), Fault.BROKEN),
         (500, body("image input is not supported", type="server_error"), Fault.BROKEN),
         (500, b'{"error":{"message":"half an emoji \\ud83d"}}', Fault.BROKEN),
@@ -187,6 +188,55 @@ def test_whose_a_missing_model_is_depends_on_who_named_it(said: bytes) -> None:
 def test_what_else_may_be_missing_or_refused(status: int, said: bytes, fault: Fault) -> None:
     """A route, an earlier response, a capability; and clouds that say 400 to a key."""
     assert of(status, said) is fault
+
+
+ACCOUNT = "visit https://platform.openai.com/account/billing to add a payment method"
+NO_QUOTA = {
+    "openai": body("You exceeded your current quota", type="insufficient_quota",
+                   code="insufficient_quota"),
+    "openai, inactive": body("Your account is not active", code="billing_not_active"),
+    "anthropic": typed("billing_error", "no"),
+    "anthropic, spend limit": typed(
+        "rate_limit_error", "This workspace has reached its monthly spend limit."
+    ),
+    "anthropic, own limit": typed(
+        "rate_limit_error", "You have reached your specified API usage limits."
+    ),
+    "deepseek": body("Insufficient Balance", type="unknown_error"),
+    "litellm": body("Budget has been exceeded! Current cost: 9", type="budget_exceeded"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("said", NO_QUOTA.values(), ids=NO_QUOTA)
+def test_an_account_without_credit_is_the_gateway_s_own(said: bytes) -> None:
+    """As 429, where no waiting helps, and as 400, which some send for it."""
+    assert of(429, said) is Fault.OUR_QUOTA
+    assert of(429, said, told=True) is Fault.OUR_QUOTA
+    assert of(400, said) is Fault.OUR_KEY
+    assert of(402, said) is Fault.OUR_KEY
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        body(f"Rate limit reached for x; {ACCOUNT}", type="tokens", code="rate_limit_exceeded"),
+        typed("rate_limit_error", "This request would exceed your organization's rate limit"),
+        body("You exceeded your current quota, please check your plan and billing details",
+             status="RESOURCE_EXHAUSTED"),
+        body("You exceeded your current quota. Please retry in 34.1s.", code=429),
+        body("Requests rate limit exceeded", type="rate_limited"),
+    ],
+)  # fmt: skip
+def test_a_rate_that_is_too_high_is_over_soon(said: bytes) -> None:
+    """However much it says of bills and quotas."""
+    assert of(429, said) is Fault.BUSY
+
+
+def test_who_says_when_to_come_again_has_credit_unless_a_code_says_otherwise() -> None:
+    """Anthropic sends Retry-After with every limit but that of what may be spent."""
+    spent, coded = NO_QUOTA["anthropic, spend limit"], NO_QUOTA["openai"]
+    assert fault_of_answer(429, spent, names_ours=True, says_when=True) is Fault.BUSY
+    assert fault_of_answer(429, coded, names_ours=True, says_when=True) is Fault.OUR_QUOTA
 
 
 def test_an_error_event_that_only_says_error_is_a_suspicion() -> None:

@@ -290,6 +290,10 @@ async def moderation(to: Connection) -> None:
     await to.refuse(403, "the prompt was flagged by moderation", "content_policy_violation")
 
 
+async def no_quota(to: Connection) -> None:
+    await to.refuse(429, "You exceeded your current quota", "insufficient_quota")
+
+
 async def no_model(to: Connection) -> None:
     await to.refuse(404, "The model does not exist", "model_not_found")
 
@@ -514,6 +518,7 @@ SCRIPTS: dict[str, Script] = {
     "content-filter": content_filter,
     "moderation": moderation,
     "no-model": no_model,
+    "no-quota": no_quota,
     "no-route": no_route,
     "error-first": error_first,
     "error-in-200": error_in_200,

@@ -48,6 +48,7 @@ refusals
   loading:N           llama.cpp's 503 "Loading model" for the first N requests
   context-length  content-filter   400 as OpenAI and Anthropic say it
   moderation          403 for what the prompt says
+  no-quota            429 for want of credit
   no-model  no-route  404 for the model, or for the path
   error-first         an error event as the first event of a 200
   error-in-200        an error object as a whole answer of 200

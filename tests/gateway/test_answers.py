@@ -225,15 +225,15 @@ async def test_a_busy_upstream_is_no_failing_one(rigs, raw_upstream) -> None:
     await first.read_all()
 
 
-async def test_a_place_in_another_upstream_is_better_than_a_full_queue(rigs, raw_upstream) -> None:
-    """The next target is asked."""
+async def test_a_place_at_an_equal_is_better_than_a_full_queue(rigs, raw_upstream) -> None:
+    """It is asked."""
     turnstile = Turnstile()
     upstream, other = await raw_upstream(turnstile.play), await raw_upstream(Turnstile().play)
     other.play = scripted_ok
     rig = await rigs(
         Upstream(name="box", url=upstream.url, max_concurrent=1),
         Upstream(name="box1", url=other.url),
-        models={"both": ["box/m", "box1/m"]},
+        models={"both": [["box/m", "box1/m"]]},
         max_queued=0,
     )
     first = await open_chat(rig.base_url, "both")

@@ -14,6 +14,7 @@ from fakes.client import chat as unlimited_chat
 from fakes.machine import until
 from fakes.upstream import OK, ScriptedUpstream
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked, plain
+from tidegate.core.blame import Held
 from tidegate.core.message import Token
 from tidegate.core.settings import LimitOverrides, Model, Upstream
 
@@ -336,6 +337,32 @@ async def test_one_500_at_the_last_target_is_asked_once_more(
     assert len(scripted_upstream.seen("ok")) == 1
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_what_is_told_of_the_try_once_more_is_what_came_of_it(
+    rigs, raw_upstream, stream: bool
+) -> None:
+    """A 500 and then nothing: both are named, and the time is that of both."""
+    asked = 0
+
+    async def play(peer: Peer) -> None:
+        nonlocal asked
+        while True:
+            await peer.request()
+            asked += 1
+            if asked == 1:
+                await peer.send(BROKEN)
+            else:
+                await peer.hang()
+
+    rig = await rigs(await raw_upstream(play), first_output_s=1.0, plain_s=1.0)
+    answer = await chat(rig, "m", stream=stream)
+    assert (answer.status, asked) == (504, 2)
+    message = answer.json()["error"]["message"]  # type: ignore[index,call-overload]
+    assert message.startswith('upstream "box" answered 500, ')
+    what = "output for 1 s" if stream else "whole answer within plain_s = 1 s"
+    assert f" after the request; asked again, it sent no {what} in all; " in message
+
+
 # --- a plain answer -------------------------------------------------------------------------------
 
 
@@ -448,22 +475,25 @@ async def test_whichever_equal_is_free_first_takes_the_longest_waiting(rigs, raw
     await rig.idle()
 
 
-async def test_a_level_that_stays_busy_is_left_after_queue_s(rigs, raw_upstream) -> None:
-    """All of its queues at once, and the reason names each."""
+async def test_a_level_that_stays_busy_is_told_after_queue_s(rigs, raw_upstream) -> None:
+    """All of its queues are left, the reason names each, and the next level is not asked."""
     targets = [["a/x", "b/x"], "c/x"]
     rig, (a, b, cloud) = await desks(rigs, raw_upstream, 3, targets, queue_s=0.3)
     cloud.may_answer.set()
     for _ in range(2):
         await open_chat(rig.base_url, "m")
     await until(lambda: (a.asked, b.asked) == (1, 1), DEADLINE_S, "both are at work")
-    answer = await chat(rig, "m")
-    assert (answer.status, upstream_of(rig)) == (200, "c")
-    assert [rig.pool(name).status().queued for name in "ab"] == [0, 0]
-    rig.reload(_with_targets(rig, [["a/x", "b/x"]]))
-    answer = await chat(rig, "m")
-    assert answer.status == 503
-    message = answer.json()["error"]["message"]  # type: ignore[index,call-overload]
-    assert message.startswith('upstreams "a" and "b" had no free place within queue_s = 0.3 s')
+    for behind in (True, False):
+        answer = await chat(rig, "m")
+        assert answer.status == 503
+        assert "retry-after" in answer.headers
+        message = answer.json()["error"]["message"]  # type: ignore[index,call-overload]
+        assert message.startswith('upstreams "a" and "b" had no free place within queue_s = 0.3 s')
+        assert "raise limits.queue_s or the upstream's max_concurrent" in message
+        assert ("asked only when it fails" in message) is behind
+        assert [rig.pool(name).status().queued for name in "ab"] == [0, 0]
+        rig.reload(_with_targets(rig, [["a/x", "b/x"]]))
+    assert cloud.asked == 0
     a.may_answer.set()
     b.may_answer.set()
     await rig.idle()
@@ -471,6 +501,74 @@ async def test_a_level_that_stays_busy_is_left_after_queue_s(rigs, raw_upstream)
 
 def _with_targets(rig: Rig, targets):
     return replace(rig.settings, models=[Model(name="m", targets=targets)])
+
+
+async def test_a_full_home_sends_no_prompt_to_the_cloud(rigs, raw_upstream) -> None:
+    """One is answered, one waits, and of three more none leaves the house, streamed or not."""
+    limits = {"max_queued": 1, "queue_s": 0.5}
+    rig, (home, cloud) = await desks(rigs, raw_upstream, 2, ["a/x", "b/x"], **limits)
+    cloud.may_answer.set()
+    first = await open_chat(rig.base_url, "m")
+    await until(lambda: home.asked == 1, DEADLINE_S, "home is busy")
+    waiting = await open_chat(rig.base_url, "m")
+    await until(lambda: rig.pool("a").status().queued == 1, DEADLINE_S, "its queue is full")
+    answers = await asyncio.gather(*(chat(rig, "m", stream=each) for each in (True, True, False)))
+    for answer in answers:
+        assert answer.status == 503
+        assert "retry-after" in answer.headers
+        error = answer.json()["error"]
+        assert error["code"] == "queue_full"  # type: ignore[index,call-overload]
+        message = error["message"]  # type: ignore[index,call-overload]
+        assert message.startswith(
+            'upstream "a" is busy: 1 active, 1 waiting (limits.max_queued = 1); '
+            "the targets behind it are asked only when it fails (put equals into an inner list"
+        )
+        assert message.endswith("raise limits.max_queued or the upstream's max_concurrent")
+    await waiting.read_all()
+    assert waiting.status == 503
+    assert b"queue_s = 0.5 s" in waiting.body
+    assert (home.asked, cloud.asked, rig.pool("a").state) == (1, 0, "unknown")
+    home.may_answer.set()
+    await first.read_all()
+    assert bytes(first.body) == b"".join(OK)
+
+
+async def test_a_level_is_full_only_when_all_of_its_equals_are(rigs, raw_upstream) -> None:
+    """Where one of them has room in its queue, that one is waited for."""
+    made = [Desk(), Desk(), Desk()]
+    urls = [(await raw_upstream(desk.play)).url for desk in made]
+    none = LimitOverrides(max_queued=0)
+    rig = await rigs(
+        Upstream(name="a", url=urls[0], max_concurrent=1, limits=none),
+        Upstream(name="b", url=urls[1], max_concurrent=1),
+        Upstream(name="c", url=urls[2]),
+        models=[Model(name="m", targets=[["a/x", "b/x"], "c/x"])],
+    )
+    streams = [await open_chat(rig.base_url, "m") for _ in range(3)]
+    await until(lambda: rig.pool("b").status().queued == 1, DEADLINE_S, "one waits")
+    assert rig.pool("a").status().queued == 0
+    for desk in made:
+        desk.may_answer.set()
+    for stream in streams:
+        await stream.read_all()
+    assert made[2].asked == 0
+
+
+async def test_who_waits_for_what_fails_meanwhile_goes_on(rigs, raw_upstream) -> None:
+    """A home that was set aside while it was waited for has failed, and is not merely busy."""
+    rig, (home, cloud) = await desks(rigs, raw_upstream, 2, ["a/x", "b/x"], queue_s=0.5)
+    cloud.may_answer.set()
+    first = await open_chat(rig.base_url, "m")
+    await until(lambda: home.asked == 1, DEADLINE_S, "home is busy")
+    waiting = await open_chat(rig.base_url, "m")
+    await until(lambda: rig.pool("a").status().queued == 1, DEADLINE_S, "one waits")
+    for _ in range(3):
+        rig.pool("a").failed("x", "broken", Held.TARGET)
+    await waiting.read_all()
+    assert bytes(waiting.body) == b"".join(OK)
+    assert (home.asked, cloud.asked) == (1, 1)
+    home.may_answer.set()
+    await first.read_all()
 
 
 async def test_an_equal_that_fails_is_followed_by_its_equal(rigs, raw_upstream) -> None:
@@ -547,6 +645,43 @@ async def test_a_refused_key_is_ours_and_is_said_to_be(
     refuses = False
     assert (await chat(rig, "m")).status == 200
     assert rig.pool("cloud").status().refusals == []
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("fields", "should_retry"),
+    [([], "false"), ([b"Retry-After: 1"], "false"), ([b"x-should-retry: true"], "true")],
+)
+async def test_an_account_without_credit_is_ours_and_told_as_it_came(
+    rigs, raw_upstream, stream: bool, fields: list[bytes], should_retry: str
+) -> None:
+    """The 429 is passed on, asks nobody to try again, and is a repair; the next target answers."""
+    asked = 0
+    said = b'{"error":{"message":"You exceeded your current quota","code":"insufficient_quota"}}'
+
+    async def play(peer: Peer) -> None:
+        nonlocal asked
+        while True:
+            await peer.request()
+            asked += 1
+            await peer.send(plain(said, b"429 X", *fields))
+
+    cloud = Upstream(name="cloud", url=(await raw_upstream(play)).url, api_key_env="CLOUD_KEY")
+    there = await raw_upstream(whole if stream else json_only)
+    rig = await rigs(
+        cloud, Upstream(name="box", url=there.url),
+        models={"both": ["cloud/m", "box/m"]}, secrets={"cloud": "sk-secret"}, hold_s=30.0,
+    )  # fmt: skip
+    answer = await chat(rig, "cloud/m", stream=stream)
+    assert (answer.status, bytes(answer.body), asked) == (429, said, 1)
+    assert answer.headers["x-should-retry"] == should_retry
+    (refusal,) = rig.pool("cloud").status().refusals
+    assert refusal.text == (
+        "has no credit left for the owner of this gateway's key (api_key_env CLOUD_KEY)"
+    )
+    assert not rig.pool("cloud").health.is_aside
+    assert (await chat(rig, "both", stream=stream)).status == 200
+    assert len(there.peers) == 1
 
 
 async def test_a_target_that_is_missing_is_ours_and_a_made_up_name_is_not(

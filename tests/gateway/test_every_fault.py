@@ -132,6 +132,7 @@ ROWS: dict[str, tuple[object, object]] = {
     "status:404": (404, 404),  # the client chose the name
     "no-model": (404, 404),
     "no-route": (404, 404),
+    "no-quota": (429, 429),
     "moderation": (403, 403),
     "status:413": (413, 413),
     "status:422": (422, 422),

@@ -40,6 +40,7 @@ CELLS: dict[Fault, list[Cell]] = {
     Fault.BROKEN: [Cell("status:500", 500, 500)],
     Fault.BUSY: [Cell("status:408", 408, 408), Cell("status:429", 429, 429)],
     Fault.OUR_KEY: [Cell(f"status:{code}", 502, 502) for code in (401, 402, 403)],
+    Fault.OUR_QUOTA: [Cell("no-quota", 429, 429)],
     Fault.OUR_MODEL: [Cell("no-model", 502, 502), Cell("status:404", 502, 502)],
     Fault.NO_ROUTE: [Cell("no-route", 404, 404), Cell("status:405", 405, 405)],
     Fault.TOO_LONG: [Cell("context-length", 400, 400)],

@@ -250,8 +250,8 @@ async def test_a_failure_in_the_queue_tells_the_limit(rigs, raw_upstream) -> Non
     assert rig.pool("box1").status().queued == 0
 
 
-async def test_a_full_house_is_left_for_the_next_target(rigs, raw_upstream) -> None:
-    """Who has waited queue_s for one upstream asks the next; to be busy is no failure."""
+async def test_a_full_house_is_not_left_for_the_next_target(rigs, raw_upstream) -> None:
+    """Who has waited queue_s for one upstream is told so; to be busy is no failure."""
     busy = await raw_upstream(sends())
     free = await raw_upstream(sends(HEAD + chunked(*OK) + LAST))
     rig = await rigs(
@@ -264,7 +264,12 @@ async def test_a_full_house_is_left_for_the_next_target(rigs, raw_upstream) -> N
     await until(lambda: rig.pool("box").active, DEADLINE_S, "the first one is busy")
     before = rig.pool("box").status().state
     answer = await chat(rig.base_url, "both")
-    assert (answer.status, answer.body) == (200, b"".join(OK))
+    assert answer.status == 503
+    assert told(answer).startswith(
+        'upstream "box" had no free place within queue_s = 0.3 s; the targets behind it are asked'
+        " only when it fails"
+    )
+    assert not free.peers
     assert rig.pool("box").status().state == before
     assert rig.pool("box").status().queued == 0
 

@@ -29,7 +29,7 @@ class Fault(Enum):
 
     __hash__ = object.__hash__
 
-    FULL = "full"  # no place, within queue_s or even in the queue
+    FULL = "full"  # no place within queue_s, or not even in the queue: busy, and not broken
     UNREACHED = "unreached"  # no connection, or no TLS over it
     HUNG_UP = "hung up"  # the connection ended before any byte of an answer
     CUT = "cut"  # the connection ended within the answer
@@ -40,6 +40,7 @@ class Fault(Enum):
     BROKEN = "broken"  # a 500 with a reason in JSON: a request's own doing, perhaps
     BUSY = "busy"  # 408, 429
     OUR_KEY = "our key"  # 401, 402, 403: the key is the gateway's, never the caller's
+    OUR_QUOTA = "our quota"  # 429 for want of credit, which no waiting brings back
     OUR_MODEL = "our model"  # there is no model of the name that the config has
     NO_ROUTE = "no route"  # it does not have what was asked for at this path
     TOO_LONG = "too long"  # more than this model's context holds; another may hold more
@@ -69,10 +70,11 @@ class Verdict(NamedTuple):
     held: Held
     once_more: bool = False  # where no other target is left, the same one is asked once more
     is_ours: bool = False  # the caller is told 502 and whose mistake it was, and a repair opens
+    keeps_words: bool = False  # though it is ours, the upstream's own answer is passed on
 
 
 VERDICTS: Mapping[Fault, Verdict] = {
-    Fault.FULL: Verdict(True, Held.NOTHING),
+    Fault.FULL: Verdict(False, Held.NOTHING),
     Fault.UNREACHED: Verdict(True, Held.UPSTREAM),
     Fault.HUNG_UP: Verdict(True, Held.UPSTREAM, once_more=True),
     Fault.CUT: Verdict(True, Held.TARGET, once_more=True),
@@ -83,6 +85,7 @@ VERDICTS: Mapping[Fault, Verdict] = {
     Fault.BROKEN: Verdict(True, Held.SUSPECTED, once_more=True),
     Fault.BUSY: Verdict(True, Held.NOTHING),
     Fault.OUR_KEY: Verdict(True, Held.ALIVE, is_ours=True),
+    Fault.OUR_QUOTA: Verdict(True, Held.ALIVE, is_ours=True, keeps_words=True),
     Fault.OUR_MODEL: Verdict(True, Held.ALIVE, is_ours=True),
     Fault.NO_ROUTE: Verdict(True, Held.ALIVE),
     Fault.TOO_LONG: Verdict(True, Held.ALIVE),
@@ -148,6 +151,20 @@ _KEY = re.compile(
     r"(?:invalid|incorrect|missing|expired|no|wrong)[ _-]api[ _-]?key|api[ _-]?key (?:is )?"
     r"(?:not valid|invalid|missing|expired)|api_key_invalid|credit balance is too low"
 )
+# The account behind our key has no credit left. OpenAI: "insufficient_quota", "billing_not_active",
+# "billing_hard_limit_reached"; Anthropic: "billing_error", "specified API usage limits"; DeepSeek:
+# "Insufficient Balance"; LiteLLM: "budget_exceeded".
+_QUOTA_CODE = re.compile(
+    r"insufficient[ _-]?(?:quota|balance|credits?|funds)|billing_?(?:error|hard_limit|limit|"
+    r"not_active|disabled)|spend(?:ing)?_?limit|payment_?required|budget_?exceeded"
+)
+_QUOTA = re.compile(
+    r"exceeded your current quota|insufficient (?:quota|balance|credits?|funds)|out of credits?\b"
+    r"|(?:spend(?:ing)?|billing)(?: hard)? (?:limit|cap)|budget has been exceeded"
+    r"|reached your (?:specified )?(?:api )?usage limit"
+)
+# Google says the same of what is over in a minute, and when to come again.
+_OVER_SOON = re.compile(r"resource_exhausted|(?:retry|try again) (?:in|after) [0-9]")
 _MODEL_CODE = re.compile(r"model_?not_?(?:found|available)|invalid_model|deployment_?not_?found")
 _NO_MODEL = re.compile(r"not a valid model|^invalid model\b")
 _MODEL = re.compile(r"\bmodels?\b|\bdeployment\b|model_|_model")
@@ -176,16 +193,27 @@ class _Said(NamedTuple):
         return bool(pattern.search(self.words) or pattern.search(self.message))
 
 
-def fault_of_answer(status: int, body: bytes, *, names_ours: bool, is_told: bool = False) -> Fault:
+def fault_of_answer(
+    status: int,
+    body: bytes,
+    *,
+    names_ours: bool,
+    is_told: bool = False,
+    says_when: bool = False,
+) -> Fault:
     """The fault behind an answer of status `status` that is no success.
 
     `names_ours`: the name of the model comes from the config and not from the caller. `is_told`:
-    the error stood in a 200, and `status` is what it would have been.
+    the error stood in a 200, and `status` is what it would have been. `says_when`: its head says
+    when to come again.
     """
     fault = _of_status(status)
-    if fault in {Fault.BUSY, Fault.MISLED, Fault.GARBLED}:
+    if fault in {Fault.MISLED, Fault.GARBLED}:
         return fault
     said = _read(body)
+    if fault is Fault.BUSY:
+        is_empty = status == 429 and _lacks_quota(said, says_when=says_when)
+        return Fault.OUR_QUOTA if is_empty else fault
     if is_told and status == 502:  # what an error event is that says no more than that it is one
         fault = Fault.BROKEN
     if fault is Fault.DOWN:
@@ -215,12 +243,20 @@ def _of_words(fault: Fault, status: int, said: _Said, *, names_ours: bool) -> Fa
     if fault is Fault.OUR_MODEL:
         return _of_404(said, names_ours=names_ours)
     if fault is Fault.CALLER and status in {400, 422}:
-        if said.matches(_KEY):
+        if said.matches(_KEY) or _lacks_quota(said):
             return Fault.OUR_KEY
         is_missing = _MODEL_CODE.search(said.words) or _NO_MODEL.search(said.message)
         if names_ours and is_missing:
             return Fault.OUR_MODEL
     return fault
+
+
+def _lacks_quota(said: _Said, *, says_when: bool = False) -> bool:
+    """Whether the account has no credit left; a code says so for certain, a message perhaps."""
+    if _QUOTA_CODE.search(said.words):
+        return True
+    is_over_soon = says_when or said.matches(_OVER_SOON)
+    return not is_over_soon and bool(_QUOTA.search(said.message))
 
 
 def _of_404(said: _Said, *, names_ours: bool) -> Fault:

@@ -26,7 +26,6 @@ class Expiry(NamedTuple):
     happening: Happening
     reason: str
     of_upstream: bool = False  # the reason is said of the upstream: 'upstream "box" …'
-    retryable: bool = False  # another target may still answer
 
 
 def next_expiry(run: Run) -> Expiry | None:
@@ -80,7 +79,6 @@ def _expiries(run: Run) -> list[Expiry]:
                 Happening.EXPIRE,
                 f"had no free place within queue_s = {limits.queue_s:g} s",
                 of_upstream=True,
-                retryable=True,
             )
         )
     if run.paused_s is not None:
@@ -96,7 +94,6 @@ def _expiries(run: Run) -> list[Expiry]:
                 Happening.EXPIRE,
                 f"sent no whole answer within plain_s = {plain_s:g} s",
                 of_upstream=True,
-                retryable=True,
             )
         )
     if run.state is State.CONNECTING and attempt is not None and run.streamed:
@@ -107,7 +104,6 @@ def _expiries(run: Run) -> list[Expiry]:
                 Happening.EXPIRE,
                 f"sent no output for {limits.first_output_s:g} s",
                 of_upstream=True,
-                retryable=True,
             )
         )
     if run.state is State.STREAMING and attempt is not None and run.lacks_only_end():

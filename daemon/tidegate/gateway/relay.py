@@ -114,6 +114,8 @@ class Relay:
         self._caller = run.owner or caller
         self._waiting: list[Target] = []  # in whose queues it stands
         self._asked_again = False  # the last target, after a 500 or a reset
+        self._former = ""  # why the target under way is asked again: what came of the try before
+        self._asked_s = 0.0  # when it was asked the last time
         self._has_waited = False  # for the first of those that wanted to be left alone
         self._is_raw = run.format.framing is RAW  # bytes as they come, with no events among them
         self._sent = sent
@@ -145,6 +147,7 @@ class Relay:
         now_s = self._loop.time()
         self.target = None
         self._judged = False
+        self._former = ""
         equals = self._route.choose(now_s)
         if not equals:
             self._wait_until_told(now_s)
@@ -174,7 +177,8 @@ class Relay:
             try:
                 pool.take_place(self, here[0].limits.max_queued)
             except UpstreamError as error:
-                busy.append(f'upstream "{pool.name}" {error}')
+                most = f"limits.max_queued = {here[0].limits.max_queued}"
+                busy.append(f'upstream "{pool.name}" {error} ({most})')
             else:
                 self._waiting += here
         if not self._waiting:
@@ -201,14 +205,21 @@ class Relay:
     def _on_no_place(
         self, equals: list[Target], reason: str, code: str, happening: Happening
     ) -> None:
-        """All equals are full, or were for too long: the next level, or the end."""
+        """All equals are full, or were for too long: the end, for to be busy is no failure.
+
+        The next level may be somebody else's computer. Only what failed meanwhile is followed by
+        it, as if it had been set aside before.
+        """
+        now_s = self._loop.time()
         self._leave_queues()
         self._route.remove(*equals)
-        if self._route.has_more(self._loop.time()):
-            log.info("run %s: %s; trying the next target", self.run.id, reason)
-            self.begin()
-        else:
+        if not self._route.has_more(now_s):
             self._end(happening, reason, code)
+        elif any(each.may_be_asked(now_s) for each in equals):
+            self._end(happening, f"{reason}; {_BEHIND}", code)
+        else:
+            log.info("run %s: %s and is set aside; trying the next target", self.run.id, reason)
+            self.begin()
 
     def _wait_until_told(self, now_s: float) -> None:
         """Every target said when to come again: that is waited for if it is soon, or told."""
@@ -244,6 +255,7 @@ class Relay:
         """`again` goes on with the try under way, `fresh` over a connection of its own."""
         assert self.target is not None
         pool = self.target.pool
+        self._asked_s = self._loop.time()
         try:
             if again:
                 self.run.try_again()
@@ -262,6 +274,7 @@ class Relay:
         """Comes again after a while; the clocks of the try run on."""
         if self.run.attempt.tries == 1:  # a model that loads for minutes is one line, not hundreds
             log.info("run %s: %s; asking again in %g s", self.run.id, why, wait_s)
+        self._former = why
         self._again = self._loop.call_later(wait_s, self._open_again)
 
     def _open_again(self) -> None:
@@ -481,7 +494,12 @@ class Relay:
             self._on_answer(body)
             return
         body = self.target.pool.secret.hide_bytes(body)
-        fault = fault_of_answer(status, body, names_ours=self.target.names_ours)
+        fault = fault_of_answer(
+            status,
+            body,
+            names_ours=self.target.names_ours,
+            says_when=reply.retry_after_s(time.time()) is not None,
+        )
         if self._comes_again(fault, body):
             return
         match fault:
@@ -526,6 +544,8 @@ class Relay:
         if wait_s is not None:
             self.target.pool.health.hold(self.target.model, wait_s, reply.status, now_s)
         if self._route.has_more(now_s) or run.state is not State.CONNECTING:
+            return False
+        if VERDICTS[fault].is_ours:  # no credit comes back by waiting
             return False
         if fault is Fault.DOWN and reply.is_loading(body):
             if not self._has_time(LOADING_AGAIN_S, is_loading=True):
@@ -593,17 +613,19 @@ class Relay:
         what = secret.hide(str(error))
         after = "" if error.code in _LIMITS else self._after()
         if VERDICTS[fault].is_ours:
-            self._on_our_fault(fault, error, what)
+            self._on_our_fault(fault, error, what, answer)
         else:
             reason = f'upstream "{self.target.pool.name}" {what}{after}'
             self._settle(fault, reason, error.code, answer)
 
-    def _on_our_fault(self, fault: Fault, error: UpstreamError, what: str) -> None:
+    def _on_our_fault(
+        self, fault: Fault, error: UpstreamError, what: str, answer: Answer | None
+    ) -> None:
         """It is the config's, and not the caller's: who runs this gateway has to know."""
         assert self.target is not None
         pool, model = self.target.pool, self.target.model
         status = self._reply.status if not error.said else error.status
-        if fault is Fault.OUR_KEY:
+        if fault in {Fault.OUR_KEY, Fault.OUR_QUOTA}:
             code = "upstream_key_refused"
             text = f"{_KEY_TEXTS.get(status, _KEY_TEXTS[401])} ({pool.key_name})"
             pool.health.refuse("", text, self._loop.time())
@@ -612,7 +634,8 @@ class Relay:
             text = f'has no model "{model}", which the config of this gateway names'
             pool.health.refuse(model, text, self._loop.time())
         said = what.removeprefix("refused with ")
-        self._settle(fault, f'upstream "{pool.name}" {text}: {said}', code, None)
+        own = answer.never_again() if answer and VERDICTS[fault].keeps_words else None
+        self._settle(fault, f'upstream "{pool.name}" {text}: {said}', code, own)
 
     def _settle(
         self,
@@ -648,7 +671,7 @@ class Relay:
         """How long after the question it happened, for people."""
         if self.run.state not in {State.CONNECTING, State.STREAMING}:
             return ""
-        return f", {self._loop.time() - self.run.attempt.started_s:.1f} s after the request"
+        return f", {self._loop.time() - self._asked_s:.1f} s after the request"
 
     def _judge(self, fault: Fault, reason: str) -> None:
         """Tells the upstream's health; what is only shown leaves a trial undecided."""
@@ -679,6 +702,9 @@ class Relay:
             self._on_no_place(equals, reason, expiry.limit, expiry.happening)
         elif expiry.of_upstream and self.target is not None:
             reason = f'upstream "{self.target.pool.name}" {expiry.reason}'
+            if self._former and self.run.state is State.CONNECTING:
+                # The clock of the try before ran on: that one had an answer, if no good one.
+                reason = f"{self._former}; asked again, it {expiry.reason} in all"
             self._settle(FAULT_OF_CODE[expiry.limit], reason, expiry.limit, None, expiry.happening)
         else:
             self._end(expiry.happening, expiry.reason, expiry.limit)
@@ -948,8 +974,13 @@ class Relay:
 # A reason that names a limit says how long it took already.
 _LIMITS = frozenset({"first_output_s", "plain_s", "idle_s"})
 
+_BEHIND = (
+    "the targets behind it are asked only when it fails (put equals into an inner list of targets)"
+)
+
 _KEY_TEXTS = {
     401: "refused the key of this gateway",
     402: "wants payment from the owner of this gateway's key",
     403: "does not allow this to the key of this gateway",
+    429: "has no credit left for the owner of this gateway's key",
 }

@@ -39,6 +39,12 @@ class Answer(NamedTuple):
     body: bytes
     headers: tuple[tuple[str, str], ...] = ()
 
+    def never_again(self) -> Answer:
+        """The same, which no client library repeats by itself, unless it says something else."""
+        if any(name.lower() == "x-should-retry" for name, _ in self.headers):
+            return self
+        return self._replace(headers=(*self.headers, ("x-should-retry", "false")))
+
 
 class Reply(NamedTuple):
     """The head of an upstream's answer; header names are in lower case."""

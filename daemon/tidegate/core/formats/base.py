@@ -154,6 +154,7 @@ _STATUS_OF_TYPE = {
     "request_too_large": 413,
     "rate_limit_error": 429,
     "rate_limit_exceeded": 429,
+    "insufficient_quota": 429,
     "timeout_error": 504,
     "overloaded_error": 529,
     "context_length_exceeded": 400,
