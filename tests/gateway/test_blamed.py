@@ -15,6 +15,7 @@ from fakes.machine import until
 from fakes.upstream import OK, ScriptedUpstream
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked, plain
 from tidegate.core.blame import Held
+from tidegate.core.clock import next_expiry
 from tidegate.core.message import Token
 from tidegate.core.settings import LimitOverrides, Model, Upstream
 
@@ -339,9 +340,10 @@ async def test_one_500_at_the_last_target_is_asked_once_more(
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_what_is_told_of_the_try_once_more_is_what_came_of_it(
-    rigs, raw_upstream, stream: bool
+    rigs, raw_upstream, monkeypatch, stream: bool
 ) -> None:
     """A 500 and then nothing: both are named, and the time is that of both."""
+    monkeypatch.setattr("tidegate.gateway.relay.ONCE_MORE_S", 0.01)
     asked = 0
 
     async def play(peer: Peer) -> None:
@@ -503,9 +505,10 @@ def _with_targets(rig: Rig, targets):
     return replace(rig.settings, models=[Model(name="m", targets=targets)])
 
 
-async def test_a_full_home_sends_no_prompt_to_the_cloud(rigs, raw_upstream) -> None:
+@pytest.mark.parametrize("queue_s", [60.0, 0.5])
+async def test_a_full_home_sends_no_prompt_to_the_cloud(rigs, raw_upstream, queue_s: float) -> None:
     """One is answered, one waits, and of three more none leaves the house, streamed or not."""
-    limits = {"max_queued": 1, "queue_s": 0.5}
+    limits = {"max_queued": 1, "queue_s": queue_s}
     rig, (home, cloud) = await desks(rigs, raw_upstream, 2, ["a/x", "b/x"], **limits)
     cloud.may_answer.set()
     first = await open_chat(rig.base_url, "m")
@@ -517,6 +520,9 @@ async def test_a_full_home_sends_no_prompt_to_the_cloud(rigs, raw_upstream) -> N
         assert answer.status == 503
         assert "retry-after" in answer.headers
         error = answer.json()["error"]
+        if queue_s == 0.5:  # a busy machine may be slow enough for a place in the queue
+            assert error["code"] in {"queue_full", "queue_s"}  # type: ignore[index,call-overload]
+            continue
         assert error["code"] == "queue_full"  # type: ignore[index,call-overload]
         message = error["message"]  # type: ignore[index,call-overload]
         assert message.startswith(
@@ -524,13 +530,16 @@ async def test_a_full_home_sends_no_prompt_to_the_cloud(rigs, raw_upstream) -> N
             "the targets behind it are asked only when it fails (put equals into an inner list"
         )
         assert message.endswith("raise limits.max_queued or the upstream's max_concurrent")
-    await waiting.read_all()
-    assert waiting.status == 503
-    assert b"queue_s = 0.5 s" in waiting.body
+    if queue_s == 0.5:
+        await waiting.read_all()
+        assert waiting.status == 503
+        assert b"queue_s = 0.5 s" in waiting.body
     assert (home.asked, cloud.asked, rig.pool("a").state) == (1, 0, "unknown")
     home.may_answer.set()
-    await first.read_all()
-    assert bytes(first.body) == b"".join(OK)
+    for stream in (first,) if queue_s == 0.5 else (first, waiting):
+        await stream.read_all()
+        assert bytes(stream.body) == b"".join(OK)
+    assert cloud.asked == 0
 
 
 async def test_a_level_is_full_only_when_all_of_its_equals_are(rigs, raw_upstream) -> None:
@@ -556,7 +565,7 @@ async def test_a_level_is_full_only_when_all_of_its_equals_are(rigs, raw_upstrea
 
 async def test_who_waits_for_what_fails_meanwhile_goes_on(rigs, raw_upstream) -> None:
     """A home that was set aside while it was waited for has failed, and is not merely busy."""
-    rig, (home, cloud) = await desks(rigs, raw_upstream, 2, ["a/x", "b/x"], queue_s=0.5)
+    rig, (home, cloud) = await desks(rigs, raw_upstream, 2, ["a/x", "b/x"])
     cloud.may_answer.set()
     first = await open_chat(rig.base_url, "m")
     await until(lambda: home.asked == 1, DEADLINE_S, "home is busy")
@@ -564,6 +573,11 @@ async def test_who_waits_for_what_fails_meanwhile_goes_on(rigs, raw_upstream) ->
     await until(lambda: rig.pool("a").status().queued == 1, DEADLINE_S, "one waits")
     for _ in range(3):
         rig.pool("a").failed("x", "broken", Held.TARGET)
+    relay = rig.gateway.registry.active()[1]
+    expiry = next_expiry(relay.run)
+    assert expiry is not None
+    assert expiry.limit == "queue_s"
+    relay.expire(expiry)
     await waiting.read_all()
     assert bytes(waiting.body) == b"".join(OK)
     assert (home.asked, cloud.asked) == (1, 1)
