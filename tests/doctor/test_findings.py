@@ -17,6 +17,7 @@ from doctor.bench import AWAKE, GIB, GOOD_JOB, Bench, disk, job, judged, memory,
 from fakes.upstream import ScriptedUpstream
 from service.test_caretaker import PROVOKED as REPAIRS
 from tidegate import tokens
+from tidegate.core.descriptors import places
 from tidegate.core.problem import Problem, Severity
 from tidegate.core.repairs import Repair
 from tidegate.core.settings import MIB, Drain, Limits, Settings, Upstream
@@ -333,7 +334,7 @@ def _(bench: Bench) -> list[Problem]:
     return judged(unit(MemoryMax=str(512 * MIB)))
 
 
-@provokes("service-open-files", "LimitNOFILE=8320")
+@provokes("service-open-files", "LimitNOFILE=8448")
 def _(bench: Bench) -> list[Problem]:
     return judged(unit(LimitNOFILE="1024"))
 
@@ -400,7 +401,7 @@ def _(bench: Bench) -> list[Problem]:
     return memory(available_bytes=GIB // 2)
 
 
-@provokes("descriptors-few", "ulimit -Hn")
+@provokes("descriptors-few", "ulimit -Hn 8448")
 def _(bench: Bench) -> Iterator[Problem]:
     return computer.check_descriptors(1024, Settings())
 
@@ -570,8 +571,16 @@ def test_launchds_exit_timeout_is_a_stop_limit_too() -> None:
 
 def test_few_connections_need_few_descriptors() -> None:
     """The limit is compared with what the config allows."""
-    few = Settings(limits=Limits(max_connections=100))
+    few = Settings(limits=Limits(max_connections=384))
     assert not list(computer.check_descriptors(1024, few))
+
+
+@pytest.mark.parametrize(("files", "is_few"), [(8447, True), (8448, False)])
+def test_the_doctor_counts_descriptors_as_the_daemon_does(files: int, is_few: bool) -> None:
+    """Two for each of 4,096 clients and 256: one less, and a client has no place."""
+    assert places(files).clients == 4096 - is_few
+    assert bool(list(computer.check_descriptors(files, Settings()))) == is_few
+    assert bool(judged(unit(LimitNOFILE=str(files)))) == is_few
 
 
 def test_a_disk_behind_a_closed_door_is_looked_at_from_outside(

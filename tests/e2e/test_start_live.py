@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fakes.gateway import StartGateway
@@ -99,3 +102,27 @@ def test_a_key_is_in_no_workers_environment(gateway: StartGateway) -> None:
     former = running.worker_pid()
     os.kill(former, 9)
     check(but=former)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another process's limits are set")
+def test_a_bound_that_few_descriptors_lower_is_a_repair_when_it_is_reached(
+    gateway: StartGateway,
+) -> None:
+    """The worker has room for 96 clients, whatever the setting says: 90 are nine tenths of that."""
+    running = gateway()
+    psutil.Process(running.worker_pid()).rlimit(psutil.RLIMIT_NOFILE, (256, 256))
+    listen = f'listen = "127.0.0.1:{running.port}"\n'
+    running.config.write_text(listen + "[limits]\nmax_connections = 4000\n")
+    running.ask("reload")
+    with ExitStack() as clients:
+        for _ in range(90):
+            client = socket.create_connection(("127.0.0.1", running.port), timeout=30)
+            clients.enter_context(client)
+            client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert client.recv(65536).startswith(b"HTTP/1.1 200")
+        wait_until(lambda: running.status()["repairs"], 30, "a repair is open")
+        (found,) = running.status()["repairs"]
+    assert found["id"] == "connections-full"
+    assert "90 of 96" in found["cause"]
+    assert "limits.max_connections is 4000" in found["cause"]
+    assert "open files to 8256" in found["fix"]

@@ -12,7 +12,6 @@ import pytest
 
 from gateway.door_rig import DEADLINE_S, RawClient, get, request, until
 from gateway.gateway_rig import Peer
-from tidegate.gateway import descriptors
 
 PROGRAM = Path(__file__).parent.parent / "fakes" / "few_descriptors.py"
 ASK = request("POST", "/v1/chat/completions", body=b'{"model": "m", "stream": true}')
@@ -64,17 +63,6 @@ async def few(loop: str, limit: int, url: str, folder: Path) -> AsyncIterator[Fe
     finally:
         with suppress(ProcessLookupError):
             process.kill()
-
-
-@pytest.mark.parametrize(
-    ("limit", "clients", "beyond"),
-    [(8448, 4096, 64), (65536, 32640, 64), (1024, 384, 64), (256, 96, 16), (16, 6, 1), (3, 1, 1)],
-)
-def test_a_client_is_two_descriptors_and_the_rest_stays_free(
-    limit: int, clients: int, beyond: int
-) -> None:
-    """Its own, and that of its upstream; 256 are for everything else, of few a quarter."""
-    assert descriptors.places(limit) == (clients, beyond)
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])

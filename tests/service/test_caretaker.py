@@ -165,6 +165,17 @@ def test_a_system_that_leaves_less_than_the_least_is_named() -> None:
     assert "the system leaves 100 MiB (memory.max of /a)" in problem.cause
 
 
+def test_a_bound_that_few_descriptors_lowered_is_the_one_that_counts() -> None:
+    """The repair names it, the setting, and how many open files that needs."""
+    few = replace(WELL, connections=346, most_connections=384, max_connections=4096)
+    (problem,) = find(few)
+    assert problem.id == "connections-full"
+    assert "346 of 384" in problem.cause
+    assert "limits.max_connections is 4096, but" in problem.cause
+    assert "open files to 8448" in problem.fix
+    assert list(find(replace(few, connections=345))) == []
+
+
 def test_the_disk_is_really_read(tmp_path: Path) -> None:
     """Room where the state is kept; a directory that is not there is not guessed at."""
     assert (repairs.Caretaker(tmp_path).free_bytes(1e6) or 0) > 0

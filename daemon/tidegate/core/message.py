@@ -283,6 +283,7 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     swept_bytes: int
     swept_last_reason: str | None = None
     connections: int = 0  # clients
+    most_connections: int = 0  # of them; fewer than the setting where descriptors are few
     allocator: Allocator = Allocator()
     at_limit: StepReport | None = None  # what the ledger's own limit took, since the start
     upstreams: list[UpstreamStatus] = []

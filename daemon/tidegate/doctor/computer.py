@@ -14,10 +14,10 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from tidegate.core import descriptors
 from tidegate.core.problem import Problem
 from tidegate.core.settings import MIB, Settings
 from tidegate.doctor.findings import finding
-from tidegate.doctor.services import SPARE_DESCRIPTORS
 from tidegate.guard import kept, machine
 from tidegate.install.call import CallError, call, environment
 
@@ -105,12 +105,14 @@ def check_memory(memory: Memory) -> Iterator[Problem]:
 
 def check_descriptors(hard: int, settings: Settings) -> Iterator[Problem]:
     """`hard`: what a process may raise its own limit to; tidegate does so at its start."""
-    needed = settings.limits.max_connections + SPARE_DESCRIPTORS
-    if hard < needed:
+    wanted, there_are = settings.limits.max_connections, descriptors.places(hard).clients
+    if there_are < wanted:
+        enough = descriptors.needed(wanted)
         yield finding(
             "descriptors-few",
-            f"a process may open {hard} files here, and limits.max_connections needs {needed}",
-            f"raise it (ulimit -Hn {2 * needed}, or /etc/security/limits.conf), or set a smaller "
+            f"a process may open {hard} files here, enough for {there_are} clients; "
+            f"limits.max_connections is {wanted} and needs {enough}",
+            f"raise it (ulimit -Hn {enough}, or /etc/security/limits.conf), or set a smaller "
             "limits.max_connections",
         )
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from tidegate.core import descriptors
 from tidegate.core.host import is_local_address
 from tidegate.core.problem import Problem
 from tidegate.core.settings import MIB, Settings
@@ -29,7 +30,6 @@ from tidegate.install.manager import NO_CREDENTIALS, exit_text
 from tidegate.install.systemd_unit import CREDENTIALS
 
 STOP_MARGIN_S = 5.0  # what a stop takes beside the answers that it lets finish
-SPARE_DESCRIPTORS = 64  # files, sockets of our own, and those towards the upstreams
 LIMIT_S = 8.0
 _LINGER = Path("/var/lib/systemd/linger")
 _SHOWN = (
@@ -189,12 +189,15 @@ def _check_resources(
                 name,
             )
     files = shown.get("LimitNOFILE", "")
-    needed = settings.limits.max_connections + SPARE_DESCRIPTORS
-    if files.isdigit() and int(files) < needed:
+    wanted = settings.limits.max_connections
+    there_are = descriptors.places(int(files)).clients if files.isdigit() else wanted
+    if there_are < wanted:
+        enough = descriptors.needed(wanted)
         yield finding(
             "service-open-files",
-            f"LimitNOFILE is {files}, and limits.max_connections needs {needed}",
-            f"{edit} LimitNOFILE={2 * needed}",
+            f"LimitNOFILE is {files}, enough for {there_are} clients; limits.max_connections is "
+            f"{wanted} and needs {enough}",
+            f"{edit} LimitNOFILE={enough}, or a smaller limits.max_connections",
         )
 
 

@@ -1,38 +1,14 @@
-"""How many clients there are descriptors for.
-
-A client that is being answered takes two: its own connection, and the one to the upstream. When
-none is left even the log can't be opened anew, so the bound on connections is kept below.
-"""
+"""Descriptors for as many clients as the config allows, or fewer clients where that can't be."""
 
 from __future__ import annotations
 
 import logging
 import resource
 import sys
-from typing import NamedTuple
+
+from tidegate.core.descriptors import Places, needed, places
 
 log = logging.getLogger(__name__)
-
-# For everything else: listeners, logs, evidence, the other generation, the demo, clients beyond
-# the bound that look whether we are well. Of a very small limit a quarter.
-_RESERVED = 256
-_RESERVED_SHARE = 4
-_BEYOND_SHARE = 4  # of what is reserved
-_A_CLIENT = 2
-
-
-class Places(NamedTuple):
-    """How many connections there are descriptors for."""
-
-    clients: int
-    beyond: int  # more of them, which may only look whether we are well
-
-
-def places(limit: int) -> Places:
-    """What a process may serve that may have `limit` descriptors."""
-    reserved = min(_RESERVED, limit // _RESERVED_SHARE)
-    clients = max(1, (limit - reserved) // _A_CLIENT)
-    return Places(clients, max(1, reserved // _BEYOND_SHARE))
 
 
 def places_for(wanted: int) -> Places:
@@ -41,9 +17,9 @@ def places_for(wanted: int) -> Places:
     The hard limit is what the service manager or the system allows; nothing here passes it.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = _A_CLIENT * wanted + _RESERVED
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    enough = needed(wanted)
+    if soft != resource.RLIM_INFINITY and soft < enough:
+        soft = enough if hard == resource.RLIM_INFINITY else min(enough, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     found = places(sys.maxsize if soft == resource.RLIM_INFINITY else soft)
     if found.clients < wanted:
@@ -54,6 +30,6 @@ def places_for(wanted: int) -> Places:
             wanted,
             soft,
             found.clients,
-            needed,
+            enough,
         )
     return found

@@ -42,12 +42,12 @@ from aiohttp.http import HttpProcessingError, RawRequestMessage, WebSocketReader
 from aiohttp.http_exceptions import BadHttpMethod, LineTooLong
 from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
 
+from tidegate.core.descriptors import Places
 from tidegate.core.errors import LedgerFull
 from tidegate.core.formats.base import ErrorText
 from tidegate.core.ledger import Entry, Ledger
 from tidegate.core.settings import KIB, Limits
 from tidegate.core.words import count
-from tidegate.gateway.descriptors import Places
 from tidegate.gateway.errors import (
     ALL_IN_USE,
     INVALID_REQUEST,

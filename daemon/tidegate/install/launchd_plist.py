@@ -28,6 +28,8 @@ from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
 
+from tidegate.core.descriptors import needed
+from tidegate.core.settings import Limits
 from tidegate.install.job import LABEL, Job, Scope
 from tidegate.places import of_the_system
 from tidegate.service.launchd import EXIT_VARIABLE, SOCKETS_NAME, fitting_stop_s
@@ -36,7 +38,7 @@ from tidegate.service.listen import parse
 MOST_EXIT_S = 60  # what a loaded job gets at most
 EXIT_MARGIN_S = 15.0  # beyond drain.stop_limit_s: the last error events, and the way out
 THROTTLE_S = 10
-DESCRIPTORS = 8448
+DESCRIPTORS = needed(Limits().max_connections)  # a worker asks for more where the config does
 SERVICE_USER = "_tidegate"
 
 

@@ -23,14 +23,15 @@ from pathlib import Path
 from tidegate import small_file
 from tidegate.config import LoadedConfig
 from tidegate.config.secret import variables_of
+from tidegate.core.descriptors import needed
 from tidegate.core.message import Heartbeat
-from tidegate.core.settings import Settings
+from tidegate.core.settings import Limits, Settings
 from tidegate.service import log
 from tidegate.service.channel import Channel
 from tidegate.service.signals import name_of
 
 WORKER_COMMAND = (sys.executable, "-m", "tidegate.service.worker")
-DESCRIPTORS = 8448  # 4,096 clients, as many upstream connections, and 256 for everything else
+DESCRIPTORS = needed(Limits().max_connections)  # until a worker knows what the config says
 _log = logging.getLogger(__name__)
 KILL_AGAIN_S = 1.0  # after a SIGKILL that could not be sent
 # glibc raises by itself the size from which on memory goes back to the system when it is freed, up
@@ -196,18 +197,12 @@ def worker_environment(
 def allow_many_descriptors() -> None:
     """Raises the soft limit, which is often 1,024: clients and upstreams need two a stream.
 
-    Workers inherit it. Says so where the hard limit forbids it.
+    Workers inherit it, and say so where the hard limit leaves less than their config needs.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    if wanted < DESCRIPTORS:
-        _log.warning(
-            "only %d descriptors are allowed; limits.max_connections may need %d",
-            wanted,
-            DESCRIPTORS,
-        )
 
 
 def forbid_core_dumps() -> None:

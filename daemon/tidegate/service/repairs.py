@@ -16,6 +16,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from tidegate.core import descriptors
 from tidegate.core.lifecycle import HOUR_S
 from tidegate.core.problem import Problem, Severity
 from tidegate.core.repairs import Repair, Repairs
@@ -27,7 +28,7 @@ DISK_EVERY_S = 60.0
 LITTLE_DISK_BYTES = 256 * MIB  # logs and evidence are bounded to less
 NO_DISK_BYTES = 16 * MIB
 MANY_LOST_WORKERS = 3  # within the hour
-FULL_SHARE = 0.9  # of limits.max_connections
+FULL_SHARE = 0.9  # of the connections that a worker may have
 SOON_S = 24 * HOUR_S  # a leak that fills memory later than this is told, but no warning
 _LEVELS = {Severity.NOTE: logging.INFO, Severity.WARNING: logging.WARNING}
 _log = logging.getLogger(__name__)
@@ -43,8 +44,9 @@ class Seen(Struct, frozen=True, kw_only=True):
     refused_upgrade: str | None = None
     lost_lines: int = 0  # of the log, not yet said
     free_bytes: int | None = None  # where the state is
-    connections: int = 0
-    max_connections: int = 0
+    connections: int = 0  # of the worker that has the most
+    most_connections: int = 0  # as that worker has it; 0: it does not say
+    max_connections: int = 0  # as the config has it
     configured_budget_bytes: int | None = None
     max_body_bytes: int = 0
     fits_bytes: int | None = None  # the largest body that memory ever has room for
@@ -120,13 +122,22 @@ def _workers(seen: Seen) -> Iterator[Problem]:
             cause=f"{len(lost)} lost within the hour, the last one: {lost[-1].reason}",
             fix="see `tidegate logs` around that time; `tidegate bundle` is what to report",
         )
-    limit = seen.max_connections
-    if limit and seen.connections >= FULL_SHARE * limit:
-        yield _warning(
-            "connections-full",
-            f"{seen.connections} of {limit} connections are in use",
-            "see who connects (`ss -tnp`), or raise limits.max_connections",
+    yield from _connections(seen)
+
+
+def _connections(seen: Seen) -> Iterator[Problem]:
+    limit = seen.most_connections or seen.max_connections
+    if not limit or seen.connections < FULL_SHARE * limit:
+        return
+    cause = f"{seen.connections} of {limit} connections are in use"
+    raise_it = "raise limits.max_connections"
+    if limit < seen.max_connections:
+        cause += f"; limits.max_connections is {seen.max_connections}, but descriptors are few"
+        raise_it = (
+            f"raise the limit of open files to {descriptors.needed(seen.max_connections)} "
+            "(LimitNOFILE in a unit, ulimit -Hn elsewhere)"
         )
+    yield _warning("connections-full", cause, f"see who connects (`ss -tnp`), or {raise_it}")
 
 
 def _memory(seen: Seen) -> Iterator[Problem]:

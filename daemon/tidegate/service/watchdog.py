@@ -489,6 +489,8 @@ class Watchdog:
     def _care(self, now_s: float) -> None:
         """Look for what somebody should mend."""
         config = self._reloader.config
+        beats = [worker.beat for worker in self._generations if worker.beat]
+        fullest = max(beats, key=lambda beat: beat.connections, default=None)
         seen = Seen(
             status=self._status(),
             now=time.time(),
@@ -497,7 +499,8 @@ class Watchdog:
             refused_upgrade=self._refused_upgrade,
             lost_lines=log.lost(),
             free_bytes=self._caretaker.free_bytes(now_s),
-            connections=sum(w.beat.connections for w in self._generations if w.beat),
+            connections=fullest.connections if fullest else 0,
+            most_connections=fullest.most_connections if fullest else 0,
             max_connections=config.settings.limits.max_connections if config else 0,
             configured_budget_bytes=config.settings.memory.budget_bytes if config else None,
             max_body_bytes=config.settings.limits.max_body_bytes if config else 0,

@@ -222,6 +222,7 @@ class Worker:
             swept_bytes=registry.swept.bytes,
             swept_last_reason=registry.last_sweep,
             connections=self._gateway.server.open_connections,
+            most_connections=self._gateway.server.most_connections,
             allocator=self._allocator,
             at_limit=registry.at_limit,
             upstreams=self._gateway.catalog.statuses(),
