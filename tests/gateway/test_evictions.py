@@ -477,6 +477,52 @@ async def test_readers_who_lag_go_before_one_who_keeps_up_has_to_fail(
     assert registry.ended["failed"] == 0
 
 
+async def test_last_words_that_stay_unread_go_before_a_reader_who_keeps_up_has_to_fail(
+    rigs, raw_upstream
+) -> None:
+    """Readers of released runs have time to take what was written, while there is room for it."""
+    go_on = asyncio.Event()
+
+    async def play(peer: Peer) -> None:
+        asked = await peer.request()
+        await peer.send(HEAD + chunked(ROLE, numbered(0)))
+        if b"blind" in asked:
+            await peer.send(*(chunked(numbered(n, 1000) * 20) for n in range(200)))
+            await peer.hang()
+        await go_on.wait()
+        for n in range(1, 301):
+            await peer.send(chunked(numbered(n, 1000)))
+        await peer.send(*WHOLE_END)
+
+    rig = await rigs(await raw_upstream(play), stall_s=600.0, close_flush_s=600.0)
+    reader = await open_chat(rig.base_url, "m")
+    await reader.read_events(1)
+    relays = []
+    for _ in range(3):
+        blind = await open_chat(rig.base_url, "blind", receive_buffer=4096)
+        await blind.read_events(1)
+        relays.append(rig.relay())
+        await until(lambda: relays[-1].run.paused_s is not None, DEADLINE_S, "its upstream waits")
+    loop, ledger = rig.gateway.loop, rig.gateway.registry.ledger
+    await until(
+        lambda: all(
+            each.stalled_s(loop.time()) > 0.2 for relay in relays for each in relay.subscribers
+        ),
+        DEADLINE_S,
+        "they stall",
+    )
+    (report,) = await take(rig, "stalled", stale_after_s=0.2)
+    assert report.runs == 3
+    unread_bytes = ledger.statistics()["outbound"]
+    assert unread_bytes > ledger.total_bytes // 2
+    rig.facts(ledger_limit_bytes=ledger.total_bytes + 8 * 1024)
+    go_on.set()
+    answer = await reader.read_all()
+    assert numbers(answer.events) == list(range(301))
+    assert answer.body.endswith(DONE)
+    assert ledger.statistics()["outbound"] < unread_bytes
+
+
 async def test_who_keeps_up_is_not_held_back_by_his_own_event(rigs, raw_upstream) -> None:
     """The ledger gets tight, and stays so, while an event of his is being charged."""
     gate = asyncio.Event()

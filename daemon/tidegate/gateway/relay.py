@@ -872,6 +872,12 @@ class Relay:
         self.count_outbound()
         self._balance()
 
+    def cut_readers(self) -> None:
+        """Drop every reader with what it has not read, so that its memory is free at once."""
+        for subscriber in self.subscribers:
+            subscriber.cut()
+        self.count_outbound()
+
     def count_outbound(self) -> None:
         """Charges what the kernel has not taken yet."""
         outbound = sum(subscriber.outbound_bytes for subscriber in self.subscribers)

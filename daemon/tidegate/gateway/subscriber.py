@@ -78,6 +78,12 @@ class Subscriber:
         """For how long there has been something to read and nothing was read."""
         return self._client.stalled_s(now_s)
 
+    def cut(self) -> None:
+        """Drop the client at once, with what it has not read: memory is short."""
+        self.dropped = self.dropped or "memory is short"
+        self._client.abort()
+        self.outbound_bytes = 0
+
     def check(self, now_s: float) -> float:
         """Drops a client that reads nothing; returns when to look again.
 
