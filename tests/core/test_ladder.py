@@ -273,14 +273,14 @@ def test_a_spent_budget_closes_the_door_and_says_so() -> None:
 
 
 def test_a_second_worker_needs_room() -> None:
-    """Its base must fit into what is left of the budget."""
-    full = reading(0.75, explained=0.0, used=BUDGET - BASE + MIB)
+    """Its base must fit into what is left below level 5, which would end one of the two."""
+    full = reading(0.75, explained=0.0, used=int(wm.LAST_ENTER * BUDGET) - BASE + MIB)
     decision = Played().ticks(20, full)[-1]
     assert decision.recycle is None
     assert decision.refused == "no room for a second worker, 43 MiB are left of 44"
 
 
-@pytest.mark.parametrize("budget", [128 * MIB, 256 * MIB, 1024 * MIB])
+@pytest.mark.parametrize("budget", [wm.LEAST_BUDGET_BYTES, 256 * MIB, 1024 * MIB])
 def test_at_level_2_there_is_room_for_a_second_worker_at_every_budget(budget: int) -> None:
     """The spendable part leaves it out from the beginning."""
     held = max(17 * MIB, int(0.80 * wm.spendable_bytes(budget, BASE)))

@@ -35,6 +35,8 @@ STEPS: tuple[tuple[int, Step], ...] = (
 )
 KEPT_AFTER_S = 60.0  # at level 1 or above; before, what is kept may be asked for as promised
 TIDY_EVERY_S = 30.0  # a trim walks the whole heap
+# While new runs are refused: what an attack leaves free in the heap must not refuse them any longer.
+TIDY_SOON_S = 5.0
 TRIM_LIMIT_S = 5.0  # a worker that has not answered by then is judged without its answer
 SQUEEZE_LEVEL = 2
 SHED_LEVEL = 3
@@ -334,7 +336,8 @@ def _is_tidy_due(ladder: Ladder, inputs: Inputs) -> bool:
     since_s = ladder.unexplained_since_s
     if since_s is not None and ladder.tidied_s < since_s:
         return True
-    return inputs.now_s - ladder.tidied_s >= TIDY_EVERY_S
+    every_s = TIDY_SOON_S if ladder.mark.level >= SHED_LEVEL else TIDY_EVERY_S
+    return inputs.now_s - ladder.tidied_s >= every_s
 
 
 def _shed(level: int, no_way_out: str | None) -> str | None:
@@ -400,9 +403,9 @@ def _why_not(wanted: Harm | None, inputs: Inputs) -> str | None:
     if inputs.recycles_left <= 0:
         return "the hour's recycles are spent"
     need_bytes, reading, limits = inputs.reading.base_bytes, inputs.reading, inputs.limits
-    ceiling = limits.budget_bytes
-    if not limits.hard:
-        ceiling = int(watermark.SOFT_EXCESS * ceiling)
+    # Where level 5 begins: two workers that reach it together would cost the one that drains.
+    share = watermark.LAST_ENTER if limits.hard else watermark.SOFT_EXCESS
+    ceiling = int(share * limits.budget_bytes)
     left_bytes = min(ceiling - reading.used_bytes, reading.available_bytes)
     if left_bytes < need_bytes:
         left_mib, need_mib = max(0, left_bytes) // MIB, need_bytes // MIB
