@@ -17,6 +17,7 @@ from gateway.door_rig import DEADLINE_S, RawClient, Rig, get, request, serving, 
 from tidegate.gateway import server as server_module
 from tidegate.gateway.errors import Refused
 from tidegate.gateway.server import (
+    RECEIVE_BUFFER_BYTES,
     SEND_BUFFER_BYTES,
     WAITING_BYTES,
     ClientProtocol,
@@ -611,7 +612,8 @@ async def test_a_client_that_reads_nothing_is_cut_after_close_flush_s() -> None:
 
 
 async def test_the_kernel_may_hide_little() -> None:
-    """A client's send buffer is bounded, so that what it does not read shows in our books."""
+    """A client's buffers there are bounded: what it does not read shows in our books, and what it
+    sends comes in small reads."""
     async with serving(hello) as rig:
         client = await rig.client()
         assert (await client.ask(get())).status == 200
@@ -620,6 +622,8 @@ async def test_the_kernel_may_hide_little() -> None:
         sock = transport.get_extra_info("socket")
         size = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         assert size <= 2 * SEND_BUFFER_BYTES
+        size = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        assert size <= 2 * RECEIVE_BUFFER_BYTES
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 

@@ -167,6 +167,7 @@ async def _inflate(content: StreamReader, encoding: str, kept: _Kept) -> None:
             chunk = inflater.unconsumed_tail or inflater.unused_data
             # After a full step zlib may hold more without needing input for it.
             more = bool(chunk) or (len(piece) == step_bytes and not inflater.eof)
+            del piece  # a step of each of many bodies would be held while others have their turn
             if more:
                 await asyncio.sleep(0)
     if inflater is not None and not inflater.eof:
