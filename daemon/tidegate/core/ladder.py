@@ -35,7 +35,7 @@ STEPS: tuple[tuple[int, Step], ...] = (
 )
 KEPT_AFTER_S = 60.0  # at level 1 or above; before, what is kept may be asked for as promised
 TIDY_EVERY_S = 30.0  # a trim walks the whole heap
-# While new runs are refused: what an attack leaves free in the heap must not refuse them any longer.
+# While new runs are refused: what lies free in the heap must not be why they still are.
 TIDY_SOON_S = 5.0
 TRIM_LIMIT_S = 5.0  # a worker that has not answered by then is judged without its answer
 SQUEEZE_LEVEL = 2
