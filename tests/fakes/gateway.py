@@ -62,8 +62,17 @@ class Gateway:
         return self.ask("status")
 
     def worker_pid(self) -> int:
-        """The serving worker."""
-        return int(self.status()["worker"]["pid"])
+        """The serving worker, once there is one: it may just be replaced."""
+        found: list[int] = []
+
+        def has_one() -> bool:
+            worker = self.status()["worker"]
+            if worker is not None:
+                found.append(int(worker["pid"]))
+            return bool(found)
+
+        wait_until(has_one, 30, "a worker serves")
+        return found[0]
 
     def remember(self) -> None:
         """Notes the processes of now, so that none of them can stay behind unseen."""
