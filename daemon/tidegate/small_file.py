@@ -50,9 +50,9 @@ def read(path: Path, *, max_bytes: int, private: bool) -> bytes:
 def open_own(path: Path, flags: int, mode: int = 0o600) -> int:
     """Open a file of ours to write it or to read it back; a descriptor. Raises OSError.
 
-    No link is followed that somebody may have put in its place, to have us overwrite or show what
-    it leads to; and nothing but a regular file is taken, for a pipe could be waited for without
-    end.
+    No link is followed that another user may have put in its place, to have us overwrite or show
+    what it leads to; and nothing but a regular file is taken, for a pipe could be waited for
+    without end.
     """
     try:
         fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, mode)

@@ -277,11 +277,11 @@ def test_revoked_token_that_is_still_accepted_is_said_aloud(tidegate, watchdog):
 
 
 def test_revoking_the_last_token_says_what_follows(tidegate):
-    """Without any token nobody is asked for one, which is said when the last one goes."""
+    """Without any token no client is asked for one, which is said when the last one goes."""
     tidegate("token", "new", "laptop")
     code, _, err = tidegate("token", "revoke", "laptop")
     assert code == 0
-    assert "nobody is asked" in err
+    assert "no client is asked" in err
 
 
 def test_revoking_nobody_is_exit_64(tidegate):

@@ -63,7 +63,7 @@ def _have_standard_streams() -> None:
     """Where descriptor 0, 1 or 2 was closed (`2>&-`), let it be /dev/null.
 
     Else the next socket that is opened would get the number, and what is meant for a terminal or
-    the log would go to whoever is at its other end.
+    the log would go to the program at its other end.
     """
     for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:

@@ -1,4 +1,4 @@
-"""The only way to the terminal: what is printed steers nothing there, whoever wrote it.
+"""The only way to the terminal: what is printed steers nothing there, wherever it comes from.
 
 A test holds the verbs to it: none calls `print` itself. Tables are rich's, whose cells go through
 `printable` one by one; what only programs read (completions, the manual page) is our own text.

@@ -36,7 +36,7 @@ def listing(arguments: argparse.Namespace) -> int:
     for token in known:
         say(f"{token.sha256[:12]}  {token.created:<25}  {token.name}")
     if not known:
-        say("There is no token; nobody is asked for one.", file=sys.stderr)
+        say("There is no token; no client is asked for one.", file=sys.stderr)
     return 0
 
 
@@ -46,7 +46,7 @@ def revoke(arguments: argparse.Namespace) -> int:
     token = tokens.revoke(_file(places), arguments.which)
     say(f"Revoked {token.name}.", flush=True)
     if not tokens.read(_file(places)):
-        say("That was the last one: from now on nobody is asked for a token.", file=sys.stderr)
+        say("That was the last one: from now on no client is asked for a token.", file=sys.stderr)
     _tell_the_running_one(places, "the token is gone from the file, but is STILL ACCEPTED")
     return 0
 

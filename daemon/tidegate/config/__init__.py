@@ -50,7 +50,7 @@ class LoadedConfig:
 
     @property
     def hidden(self) -> list[str]:
-        """Every text that nobody may see."""
+        """Every text that must not be seen."""
         return [
             *self.secrets.values(),
             *(v for each in self.headers.values() for v in each.values()),

@@ -40,7 +40,7 @@ _LEAST: dict[str, float] = {
 }
 _fields = functools.cache(fields)  # it evaluates every annotation anew
 _LEAST_SECONDS = 0.001
-_MOST_SHOWN = 80  # characters of a key that nobody knows
+_MOST_SHOWN = 80  # characters of an unknown key
 _MOST_SECONDS = 366 * 86400.0  # timers of event loops overflow far beyond it
 _MOST_COUNT = 1_000_000
 _MOST_BYTES = 1024 * GIB

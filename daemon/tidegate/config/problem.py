@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-MAX_PROBLEMS = 100  # are told; whoever mends those is told the rest
+MAX_PROBLEMS = 100  # are told; when those are mended the rest is told
 
 
 class Problem(Struct, frozen=True):

@@ -27,8 +27,8 @@ _ADVICE = {
     "memory_limit": "ask again in a moment, or give memory.budget more room",
     "upstream_error_event": "ask again",
     "upstream_429": "ask again later",
-    "upstream_key_refused": "whoever runs this gateway has to mend the key or its account",
-    "upstream_model_missing": "whoever runs this gateway has to mend the targets in its config",
+    "upstream_key_refused": "the owner of this gateway has to mend the key or its account",
+    "upstream_model_missing": "the owner of this gateway has to mend the targets in its config",
     "cursor_evicted": "read faster, or raise limits.window",
 }
 _BROKEN_STATUS = "its own log may say why; ask again"

@@ -2,9 +2,9 @@
 
 A leaky bucket for each address: `FREE` wrong keys at once, and one more every `EVERY_S`. What comes
 faster is told to come back later. The brake says nothing of a key that is good: behind one address
-there may be a whole house, and a neighbour's wrong key must lock nobody out. So it slows no attack
-on 256 random bits, of which none can be guessed; it keeps a client with a wrong key from asking
-without end, and tells its owner.
+there may be a whole house, and a neighbour's wrong key must not lock the others out. So it slows no
+attack on 256 random bits, of which none can be guessed; it keeps a client with a wrong key from
+asking without end, and tells its owner.
 
 The book is bounded: of more than `MOST_ADDRESSES` the one that was wrong longest ago is forgotten,
 which at worst gives it its free tries again.

@@ -40,7 +40,7 @@ def look_again_s(run: Run, now_s: float) -> float:
     """When to ask for the next limit anew, though no deadline has come.
 
     An answer that has said why it ends has less time than one that goes on, and events set no
-    deadlines: so whoever waits looks as often as the shortest of these is long.
+    deadlines: so each wait looks as often as the shortest of these is long.
     """
     if run.state is not State.STREAMING or run.paused_s is not None:
         return math.inf

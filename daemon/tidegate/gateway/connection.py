@@ -65,7 +65,7 @@ _DISCARD = _Discard()
 
 
 def _nothing() -> None:
-    """Whoever does not want to know that all is sent."""
+    """A caller that does not want to know that all is sent."""
 
 
 def _slices(body: Sequence[bytes | memoryview]) -> Iterator[bytes | memoryview]:

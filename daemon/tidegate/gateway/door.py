@@ -170,7 +170,7 @@ class Door:
         return next(iter(callers), None)
 
     def _wrong_key(self, source: Source) -> Refused:
-        """What is answered to a key that nobody has; the log hears of it in time."""
+        """What is answered to a key that is no client's; the log hears of it in time."""
         now_s = self._clock()
         wait_s = self._brake.wrong(source, now_s)
         self.tell_wrong_keys(now_s)

@@ -400,7 +400,7 @@ class Registry:
     # --- when memory is short -----------------------------------------------------------------
 
     def _relieve(self) -> None:
-        """Called when the ledger is tight, or its intake full: what costs nobody anything first.
+        """Called when the ledger is tight, or its intake full: what costs no reader anything first.
 
         Finished windows, heads that are arriving, idle connections, then what readers have behind
         them, and slow readers' upstreams wait.

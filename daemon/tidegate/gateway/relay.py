@@ -207,7 +207,7 @@ class Relay:
     ) -> None:
         """All equals are full, or were for too long: the end, for to be busy is no failure.
 
-        The next level may be somebody else's computer. Only what failed meanwhile is followed by
+        The next level may be another owner's computer. Only what failed meanwhile is followed by
         it, as if it had been set aside before.
         """
         now_s = self._loop.time()

@@ -83,7 +83,7 @@ READ_BUFFER_BYTES = 64 * KIB
 # clients that pipeline send ahead, and as much as a body whose reader is busy.
 WAITING_BYTES = 64 * KIB
 # When all places are taken, so many connections at most beyond them may ask for health. Each one
-# more puts out the one that has waited longest, so that silent ones keep nobody out.
+# more puts out the one that has waited longest, so that silent ones keep no other out.
 BEYOND = 64
 FRESH_S = 0.5  # a head that is younger may be there in a moment, and is spared when memory is short
 

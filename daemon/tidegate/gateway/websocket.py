@@ -128,7 +128,7 @@ class _Share:
 
 
 class WebSocket:
-    """One connection. Whoever opens it drops it in the end, whatever happened meanwhile."""
+    """One connection. Its opener drops it in the end, whatever happened meanwhile."""
 
     def __init__(
         self, gateway: Gateway, request: web.BaseRequest, owner: str, max_bytes: int

@@ -174,7 +174,7 @@ class ControlServer:
         try:
             self._add(client)
         except Exception:
-            self._drop(client)  # it must not wait for an answer that nobody will give
+            self._drop(client)  # it must not wait for an answer that will not come
             raise
         if len(self._clients) > MAX_CLIENTS:
             self._make_room(client)

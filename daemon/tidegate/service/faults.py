@@ -3,7 +3,7 @@
 A happening is a readable descriptor, a line, a signal, a tick's part, a worker's exit. Each is
 handled through `Faults.attempt`, the one place that catches everything: what goes wrong is logged
 with its stack, counted for the repair, and the loop goes on. Who was served by the handler that
-failed is told or let go by whoever called `attempt`, for only there it is known.
+failed is told or let go by the caller of `attempt`, for only there it is known.
 
 Some happenings must not fail for ever: a watchdog that cannot tick, sample memory or see a worker
 end is worse than none. Three times in a row of one of these, and it is over.

@@ -184,8 +184,8 @@ def worker_environment(
 ) -> dict[str, str]:
     """Ours, without what speaks to the service manager, and with the log's place.
 
-    And without variables that are `secret`: a worker is told their values, and whoever can read
-    its environment need not be.
+    And without variables that are `secret`: a worker is told their values, and a program that can
+    read its environment need not be.
     """
     kept = {_MALLOC_LARGE: _LARGE_BYTES}
     kept |= {k: v for k, v in environ.items() if not k.startswith(_MANAGERS) and k not in secret}

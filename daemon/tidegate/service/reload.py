@@ -160,7 +160,7 @@ class Reloader:
             self.abandon(clients)
 
     def abandon(self, clients: Sequence[Client] = ()) -> None:
-        """A fault of ours: whoever waits is told, and the next reload is a new one."""
+        """A fault of ours: the client that waits is told, and the next reload is a new one."""
         reload, self._reload = self._reload, None
         waiting = [*clients, *self._clients, *(reload.clients if reload is not None else ())]
         self._clients, self._asked, self._changed = [], False, False
