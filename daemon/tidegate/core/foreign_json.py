@@ -129,6 +129,8 @@ def _again(decode: Callable[[bytes | bytearray], T], data: bytes, refused: Excep
         raise Unreadable("it is nested too deeply") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Unreadable(str(error)) from None
+    finally:
+        del refused  # raised again it holds this frame, and the callers' with the body
 
 
 def _is_json_with_halves(data: bytes, refused: Exception) -> bool:

@@ -263,8 +263,9 @@ class _Reader:
 
     def drop(self) -> None:
         """Leaves nothing behind."""
-        if self._listener is not None:
-            self._listener.cancel()
+        listener, self._listener = self._listener, None  # how it ended holds us
+        if listener is not None:
+            listener.cancel()
         self.socket.drop()
 
 

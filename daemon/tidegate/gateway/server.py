@@ -699,6 +699,7 @@ class ClientProtocol(RequestHandler):
             self.enter(Phase.CLOSING)
             raise ConnectionResetError("an answer had begun")
         if isinstance(exc, Refused):
+            _forget_frames(exc)
             return exc.response(request.raw_path)
         if isinstance(exc, HttpProcessingError):
             return self._answer_malformed(request, exc)
@@ -778,12 +779,16 @@ _FAULTS: dict[type[HttpProcessingError], str] = {
 
 
 def _forget_frames(error: BaseException) -> None:
-    """Let go of what the frames of an error hold, when it has been told.
+    """Let go of what the frames of an error hold, and of those before it, when it has been told.
 
     aiohttp's own hold the error, directly or by the body's reader. In such a ring what was read
     would stay until the collector comes: 117 KB for each of 1,200 heads that were too large.
     """
-    error.__traceback__ = error.__context__ = None
+    each: BaseException | None = error
+    while each is not None:
+        former = each.__context__
+        each.__traceback__ = each.__context__ = each.__cause__ = None
+        each = former
 
 
 def _begin_request(

@@ -53,6 +53,10 @@ WRITE_BYTES = 32 * 1024
 MOST_FRAMES = 64  # between two turns of the event loop; each costs some 5 us
 
 
+def _nothing() -> None:
+    """There is nothing that the client can send again."""
+
+
 class SocketEnded(Exception):
     """Nothing more comes from this client, and why: `error` is what it is told before the end."""
 
@@ -142,7 +146,7 @@ class WebSocket:
         self.owner = owner or request.remote or ""
         self.account = gateway.registry.ledger.open()
         self.reader: Subscriber | None = None  # of a run, whose account has what is outbound
-        self.forget: Callable[[], None] = lambda: None  # drops what the client can send again
+        self.forget: Callable[[], None] = _nothing  # drops what the client can send again
         self.grew_s = 0.0  # when the message that is arriving last took more memory
         self._gateway = gateway
         self._loop = gateway.loop
@@ -187,7 +191,10 @@ class WebSocket:
         self._gateway.sockets.remove(self)
         self._gateway.registry.forget(self)
         self._ready = None
+        self.forget = _nothing  # it holds the dialogue, which holds us
         self.feed_eof()
+        if self._ended is not None:
+            self._ended.__traceback__ = None  # of frames that hold us
         self.account.close()
 
     # --- what is written ----------------------------------------------------------------------
