@@ -142,8 +142,9 @@ class Loop:
 
     def is_well(self) -> None:
         """Asserts that it answers, and that its worker beats."""
-        self.until(lambda: self.serving is not None, "a worker serves")
         self.until(lambda: self.ask("status").ok, "status is answered")
+        # Behind the question: a fault in a worker's line has that worker replaced.
+        self.until(lambda: self.serving is not None, "a worker serves")
         worker = self.serving
         beat = worker.beat
         self.until(lambda: self.serving is not worker or worker.beat is not beat, "it beats")
