@@ -19,6 +19,17 @@ RUN_LONG = "1" in map(os.environ.get, ("TIDEGATE_TEST_LONG", "TIDEGATE_TEST_REQU
 RawUpstreams = Callable[[Play], Awaitable[RawUpstream]]
 
 
+def waking_uvloop() -> asyncio.AbstractEventLoop:
+    """A uvloop that turns now and then: while it waits, no timeout would reach a hanging test."""
+    loop = uvloop.new_event_loop()
+
+    def turn() -> None:
+        loop.call_later(1.0, turn)
+
+    turn()
+    return loop
+
+
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -26,7 +37,7 @@ def pytest_asyncio_loop_factories(
 
     That costs minutes, so without long tests there is only the loop that serves here.
     """
-    plain, fast = {"asyncio": asyncio.new_event_loop}, {"uvloop": uvloop.new_event_loop}
+    plain, fast = {"asyncio": asyncio.new_event_loop}, {"uvloop": waking_uvloop}
     if not getattr(item.getparent(pytest.Module).obj, "ON_BOTH_LOOPS", False):  # type: ignore[union-attr]
         return plain
     if RUN_LONG:

@@ -582,10 +582,14 @@ class ClientProtocol(RequestHandler):
                 intake.end()
         if intake.has_open_head and (self.phase is Phase.IDLE or self.phase is Phase.FRESH):
             self.enter(Phase.HEAD)
+        self._discard()
+        self._watch_intake()
+
+    def _discard(self) -> None:
+        """Drops what came of a body that no handler reads; a full one would stop the reading."""
         unread = self._discards
         if unread is not None and self.phase is Phase.BUSY and unread.exception() is None:
             unread.read_nowait()
-        self._watch_intake()
 
     def _watch_intake(self) -> None:
         """Charges what is held, and stops reading while too much of it waits."""
@@ -638,6 +642,7 @@ class ClientProtocol(RequestHandler):
         self._discards = body if message.method in _BODILESS and not body.is_eof() else None
         self.wrote_raw = False
         self.enter(Phase.BUSY)
+        self._discard()  # of what came along with the head
 
     @property
     def ends_after_answer(self) -> bool:
