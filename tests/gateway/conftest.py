@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import inspect
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
@@ -19,15 +22,21 @@ RUN_LONG = "1" in map(os.environ.get, ("TIDEGATE_TEST_LONG", "TIDEGATE_TEST_REQU
 RawUpstreams = Callable[[Play], Awaitable[RawUpstream]]
 
 
-def waking_uvloop() -> asyncio.AbstractEventLoop:
-    """A uvloop that turns now and then: while it waits, no timeout would reach a hanging test."""
-    loop = uvloop.new_event_loop()
+LIMIT_S = 100.0  # of a test; the signal that ends all others does not wake a waiting uvloop
 
-    def turn() -> None:
-        loop.call_later(1.0, turn)
 
-    turn()
-    return loop
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Gives each test a limit of its loop's own."""
+    if not (isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj)):
+        return
+    test = item.obj
+
+    @functools.wraps(test)
+    async def limited(*arguments: Any, **named: Any) -> None:
+        async with asyncio.timeout(LIMIT_S):
+            await test(*arguments, **named)
+
+    item.obj = limited
 
 
 def pytest_asyncio_loop_factories(
@@ -37,7 +46,7 @@ def pytest_asyncio_loop_factories(
 
     That costs minutes, so without long tests there is only the loop that serves here.
     """
-    plain, fast = {"asyncio": asyncio.new_event_loop}, {"uvloop": waking_uvloop}
+    plain, fast = {"asyncio": asyncio.new_event_loop}, {"uvloop": uvloop.new_event_loop}
     if not getattr(item.getparent(pytest.Module).obj, "ON_BOTH_LOOPS", False):  # type: ignore[union-attr]
         return plain
     if RUN_LONG:

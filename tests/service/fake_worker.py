@@ -124,6 +124,7 @@ class FakeWorker:
 
     def begin(self, configure: msg.Configure) -> None:
         self.configure = configure
+        print(f"worker {self.number} may hold {configure.ledger_limit_bytes}", file=sys.stderr)
         if self.options.fail_from and configure.generation >= self.options.fail_from:
             self.say(msg.Failed(reason="told to fail"))
             sys.exit(1)

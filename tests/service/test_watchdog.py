@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.core.watermark import LEAST_BUDGET_BYTES
+from tidegate.core.watermark import LEAST_BUDGET_BYTES, usual_ledger_limit_bytes
 from tidegate.service import watchdog
 
 from .conftest import HANGS, SILENT, Daemon, is_alive, wait_until
@@ -34,6 +34,16 @@ def test_first_start_tells_where_it_listens(daemon: Daemon) -> None:
     assert status["memory"]["budget_source"] == "setting memory.budget"
     assert status["memory"]["used_bytes"] > status["watchdog"]["rss_bytes"] > 0
     assert (daemon.directory / "control.sock").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_worker_is_bounded_from_its_first_moment(daemon: Daemon) -> None:
+    """Its limit comes with its settings: clients may be there before the next second is."""
+    daemon.start()
+    assert daemon.ask("recycle").ok
+    said = dict(re.findall(r"worker (\d) may hold (\d+)", daemon.log()))
+    assert said.keys() == {"1", "2"}
+    usual_bytes = usual_ledger_limit_bytes(daemon.status()["memory"]["budget_bytes"])
+    assert all(0 < int(limit) <= usual_bytes for limit in said.values())
 
 
 def test_killed_worker_is_replaced_and_no_connection_refused(daemon: Daemon) -> None:

@@ -171,6 +171,7 @@ class Configure(Message, frozen=True, kw_only=True):
     other_socket: str | None = None  # where the other one listens, if there is one
     config_file: str | None = None  # which the worker looks at for changes
     parked: str | None = None  # why nothing is served; health routes say so
+    ledger_limit_bytes: int = 0  # until the first Facts; only in the first one; 0: no limit
 
     def __repr__(self) -> str:
         return f"<Configure request={self.request} generation={self.generation}>"  # no secrets

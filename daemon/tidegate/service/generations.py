@@ -45,6 +45,7 @@ class Generations:
         on_said: Callable[[Worker, msg.FromWorker], None],
         on_event: Callable[[life.Event], object],
         faults: Faults,
+        first_limit_bytes: Callable[[int], int] = lambda _number: 0,
     ) -> None:
         self.fleet = life.Fleet()
         self.policy = policy
@@ -54,6 +55,7 @@ class Generations:
         self._on_said = on_said
         self._on_event = on_event
         self._faults = faults
+        self._first_limit_bytes = first_limit_bytes
         self._workers: dict[int, Worker] = {}
 
     def __repr__(self) -> str:
@@ -200,7 +202,10 @@ class Generations:
         _log.info("worker %d starts, pid %d", number, worker.pid)
         self._add(worker)
         listeners = [msg.Listener(fd=b.sock.fileno(), address=b.address) for b in bound]
-        self.send(worker, self._configure(worker, config, listeners=listeners))
+        limit_bytes = self._first_limit_bytes(number)
+        self.send(
+            worker, self._configure(worker, config, listeners=listeners, limit_bytes=limit_bytes)
+        )
 
     def reconfigure(self, worker: Worker, config: LoadedConfig, request: int) -> None:
         """Tell a worker a new config; it answers with `request`.
@@ -300,6 +305,7 @@ class Generations:
         *,
         request: int = 0,
         listeners: Sequence[msg.Listener] = (),
+        limit_bytes: int = 0,
     ) -> msg.Configure:
         peer = self.peer(worker.number)
         return msg.Configure(
@@ -315,6 +321,7 @@ class Generations:
             other_socket=str(peer.socket_path) if peer else None,
             config_file=str(config.place),
             parked=config.parked,
+            ledger_limit_bytes=limit_bytes,
         )
 
     def _socket_path(self, number: int) -> Path:

@@ -205,6 +205,14 @@ class MemoryBook:
         return self.decision.ledger_limit_bytes if self.decision and self.enforces else 0
 
     @property
+    def first_ledger_limit_bytes(self) -> int:
+        """The same for a worker whose base is not known yet: it begins with what is usual."""
+        if not self.enforces:
+            return 0
+        usual_bytes = watermark.usual_ledger_limit_bytes(self.budget.bytes)
+        return min(usual_bytes, self.ledger_limit_bytes or usual_bytes)
+
+    @property
     def largest_body_bytes(self) -> int | None:
         """What a worker ever has room for; None where there is no limit, or no worker yet."""
         limit_bytes = self.ledger_limit_bytes if self.base_bytes else 0

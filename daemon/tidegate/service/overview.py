@@ -111,6 +111,10 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             peer_active=_active(peer),
         )
 
+    def first_ledger_limit_bytes(self, number: int) -> int:
+        """What generation `number` may hold until it hears the facts; 0 is no limit."""
+        return _share(self.memory.first_ledger_limit_bytes, self.generations.peer(number))
+
     def _worker_state(self, worker: Worker, now_s: float) -> status.WorkerState:
         generation = self.generations.fleet.by_number(worker.number)
         state = generation.state if generation else State.GONE

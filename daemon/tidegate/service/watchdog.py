@@ -216,6 +216,7 @@ class Watchdog:
             on_said=self._heard,
             on_event=self._do,
             faults=self._faults,
+            first_limit_bytes=lambda number: self._overview.first_ledger_limit_bytes(number),  # noqa: PLW0108
         )
         self._control = ControlServer(
             runtime_dir / SOCKET_NAME,

@@ -156,6 +156,7 @@ class Worker:
             first.settings, first.tokens, first.secrets, first.headers, first.authorities
         )
         gateway.parked = first.parked
+        gateway.registry.ledger.limit_bytes = first.ledger_limit_bytes
         gateway.meet(first.other_socket)
         await gateway.open()
         await gateway.accept_clients([socket.socket(fileno=each.fd) for each in first.listeners])
