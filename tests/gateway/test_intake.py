@@ -598,6 +598,8 @@ async def test_heads_go_before_idle_connections_and_requests_stay() -> None:
         busy, idle, silent, half = [await rig.client() for _ in range(4)]
         await busy.send(get("/busy"))
         assert (await idle.ask(get())).status == 200
+        await until(lambda: rig.server.open_connections == 4)  # one is accepted at each turn
+        await asyncio.sleep(0.01)  # uvloop's clock counts milliseconds
         await half.send(half_head(20_000))
         await until(lambda: rig.ledger.total_bytes > 4 * CONNECTION_BYTES + 20_000)
         await waited(rig)
