@@ -69,7 +69,7 @@ generated: $(VENV)/installed
 	$(BIN)/tidegate completion bash >packaging/completions/tidegate.bash
 	$(BIN)/tidegate completion zsh >packaging/completions/_tidegate
 	$(BIN)/tidegate completion fish >packaging/completions/tidegate.fish
-	$(BIN)/python -m tidegate.cli.manual >packaging/man/tidegate.1
+	$(BIN)/python -m tidegate.cli.shell.manual >packaging/man/tidegate.1
 
 dist: $(VENV)/installed
 	@rm -f dist/tidegate-*.whl dist/tidegate-*.tar.gz

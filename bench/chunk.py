@@ -11,10 +11,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from tidegate.core.ledger import Ledger
-from tidegate.core.run import Happening, Run
+from tidegate.core.formats.sse import SseFramer
+from tidegate.core.runs.ledger import Ledger
+from tidegate.core.runs.run import Happening, Run
 from tidegate.core.settings import Limits
-from tidegate.core.sse import SseFramer
 
 PASSES = 7
 CHUNKS = 20_000

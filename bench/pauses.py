@@ -177,7 +177,7 @@ def _get(port: int, path: str) -> bytes:
 def be_watchdog(notes: str, arguments: list[str]) -> int:
     """A tidegate whose workers note their collections."""
     from tidegate.cli.main import main as tidegate  # noqa: PLC0415  (each process loads its part)
-    from tidegate.service import watchdog  # noqa: PLC0415
+    from tidegate.watchdog import watchdog  # noqa: PLC0415
 
     command = (sys.executable, __file__, "worker-with-notes", notes)
     watchdog.run = functools.partial(watchdog.run, worker_command=command)
@@ -187,7 +187,7 @@ def be_watchdog(notes: str, arguments: list[str]) -> int:
 
 def be_worker(notes: str, arguments: list[str]) -> int:
     """A worker that writes a line for every collection."""
-    from tidegate.service import worker  # noqa: PLC0415
+    from tidegate.gateway import worker  # noqa: PLC0415
 
     file = os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     began_s = cpu_s = 0.0

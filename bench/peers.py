@@ -111,7 +111,7 @@ http {{
 @contextmanager
 def start_tidegate(stub: Stub, core: int, folder: Path) -> Iterator[Peer]:
     """As people run it: every default, a token asked for, answers recorded, the guard acting."""
-    from tidegate import tokens  # noqa: PLC0415  (the other peers run without tidegate)
+    from tidegate.config import tokens  # noqa: PLC0415  (the other peers run without tidegate)
 
     port = free_port()
     config, state_dir, runtime_dir = folder / "config.toml", folder / "state", folder / "run"

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate import config, tokens
-from tidegate.config import ConfigError
+from tidegate import config
+from tidegate.config import ConfigError, tokens
 from tidegate.core.settings import MIB, Settings
 
 CANARY = "sk-CANARY-5d1f"
@@ -356,7 +356,7 @@ def test_a_listen_that_the_environment_overrules_is_warned_of(load):
 
 def test_named_file_must_exist_and_usual_one_need_not(tmp_path, monkeypatch):
     """A missing file is an error only when somebody asked for it by name."""
-    monkeypatch.setattr("tidegate.places.SYSTEM_CONFIG_DIR", tmp_path / "nowhere")
+    monkeypatch.setattr("tidegate.config.places.SYSTEM_CONFIG_DIR", tmp_path / "nowhere")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     with pytest.raises(ConfigError, match="there is no such file"):
         config.load(tmp_path / "config.toml", tmp_path, {})
@@ -367,7 +367,7 @@ def test_named_file_must_exist_and_usual_one_need_not(tmp_path, monkeypatch):
 
 def test_usual_file_is_read_once_it_is_there(tmp_path, monkeypatch):
     """Without a named file, the one in the usual place is read."""
-    monkeypatch.setattr("tidegate.places.SYSTEM_CONFIG_DIR", tmp_path / "nowhere")
+    monkeypatch.setattr("tidegate.config.places.SYSTEM_CONFIG_DIR", tmp_path / "nowhere")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     usual = tmp_path / "tidegate" / "config.toml"
     usual.parent.mkdir()

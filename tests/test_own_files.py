@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.service import bundle, decisions, detach, log_file, process
-from tidegate.small_file import check_own_directory, open_own
+from tidegate.logs import file
+from tidegate.machine.private_file import check_own_directory, open_own
+from tidegate.watchdog import detach
+from tidegate.watchdog.guard import bundle, decision_log
+from tidegate.watchdog.workers import process
 
 TEXT = "not to be touched\n"
 
@@ -29,8 +32,8 @@ def hold(place: Path) -> None:
 
 def append(place: Path) -> None:
     """Append a decision."""
-    place.rename(place.with_name(decisions.FILE_NAME))
-    decisions.DecisionLog(place.parent)._append(b"{}\n")
+    place.rename(place.with_name(decision_log.FILE_NAME))
+    decision_log.DecisionLog(place.parent)._append(b"{}\n")
 
 
 def write(place: Path) -> None:
@@ -80,8 +83,8 @@ def test_a_directory_of_bundles_that_is_a_link(tmp_path: Path) -> None:
 def test_decisions_behind_a_link_are_not_shown(tmp_path: Path, victim: Path) -> None:
     """A bundle has what we wrote, and nothing of another file."""
     victim.write_text('{"secret":1}\n')
-    (tmp_path / decisions.FILE_NAME).symlink_to(victim)
-    assert decisions.tail(tmp_path, 1000) == []
+    (tmp_path / decision_log.FILE_NAME).symlink_to(victim)
+    assert decision_log.tail(tmp_path, 1000) == []
 
 
 def test_a_pid_file_that_is_a_link_names_nobody(tmp_path: Path, victim: Path) -> None:
@@ -96,8 +99,8 @@ def test_a_log_behind_a_link_of_another_user(tmp_path: Path, victim: Path) -> No
     """Our own keeps the log on another disk; that of another user may lead anywhere."""
     link = tmp_path / "log"
     link.symlink_to(victim)
-    log_file.refuse_strange_link(link)
+    file.refuse_strange_link(link)
     os.lchown(link, 12345, 12345)
     with pytest.raises(OSError, match="link of another user"):
-        log_file.LogFile(link, rotates=False)
+        file.LogFile(link, rotates=False)
     assert victim.read_text() == TEXT

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tidegate import places
-from tidegate.places import PlacesError
+from tidegate.config import places
+from tidegate.config.places import PlacesError
 
 
 @pytest.fixture(autouse=True)

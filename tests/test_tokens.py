@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from tidegate import tokens
-from tidegate.tokens import TokenError
+from tidegate.config import tokens
+from tidegate.config.tokens import TokenError
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from random import Random
 from simulated.scenarios import Scenario
 from simulated.worker import Habits
 from simulated.world import TICK_S, World
-from tidegate.core import lifecycle as life
-from tidegate.core.watermark import DWELL_S
+from tidegate.core.fleet import lifecycle as life
+from tidegate.core.memory.levels import DWELL_S
 
 IDLE = Habits(warm=2.0, noise=0.1)
 BUDGETS = (128, 256, 1024)

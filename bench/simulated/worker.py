@@ -12,8 +12,8 @@ from math import exp, sqrt
 from random import Random
 from typing import NamedTuple
 
-from tidegate.core.message import StepReport
-from tidegate.core.relief import Step
+from tidegate.core.protocol.worker import StepReport
+from tidegate.core.runs.eviction import Step
 from tidegate.core.settings import MIB
 
 HOUR_S = 3600.0

@@ -14,9 +14,10 @@ from msgspec.structs import replace
 
 from simulated.scenarios import Load, Scenario
 from simulated.worker import Worker
-from tidegate.core import growth, ladder, settings, watermark
-from tidegate.core import lifecycle as life
-from tidegate.core.message import StepReport
+from tidegate.core import settings
+from tidegate.core.fleet import lifecycle as life
+from tidegate.core.memory import growth, levels, policy
+from tidegate.core.protocol.worker import StepReport
 from tidegate.core.settings import MIB
 
 HOUR_S = 3600.0
@@ -54,7 +55,7 @@ class World:
         self.now_s = BEGIN_S
         self.policy = life.Policy()
         self.fleet = life.Fleet()
-        self.ladder = ladder.Ladder()
+        self.ladder = policy.Ladder()
         self.workers: dict[int, Worker] = {}
         self.is_reachable = True  # False: no worker starts well
         self._chance = Random(f"{scenario.name} {seed}")
@@ -64,7 +65,7 @@ class World:
         self._periods = settings.Growth()
         self._reports: tuple[StepReport, ...] = ()
         self._shed = False
-        self._limits = watermark.Limits(
+        self._limits = levels.Limits(
             budget_bytes=scenario.budget * MIB, hard=True, machine_bytes=MACHINE_BYTES
         )
         self._level, self._rose_s = 0, float("-inf")
@@ -133,7 +134,7 @@ class World:
             self._catch_up(self.now_s - TICK_S)
         self.do(life.Tick())
         inputs = self._inputs()
-        self.ladder, decision = ladder.decide(self.ladder, inputs)
+        self.ladder, decision = policy.decide(self.ladder, inputs)
         self._reports = ()
         self._note(decision)
         self._obey(decision)
@@ -149,14 +150,14 @@ class World:
         if now.mark.level or now.harm or now.planned_s is not None:
             return False
         base = serving.base_bytes or 0
-        spendable = watermark.spendable_bytes(self._limits.budget_bytes, base)
+        spendable = levels.spendable_bytes(self._limits.budget_bytes, base)
         return serving.held_bytes < CALM_RATIO * spendable
 
     def _catch_up(self, now_s: float) -> None:
         """As if the quiet time had been ticked second by second."""
         generations = tuple(replace(g, beat_s=now_s) for g in self.fleet.generations)
         self.fleet = replace(self.fleet, ticked_s=now_s, generations=generations)
-        mark = watermark.Watermark(former=self._reading(), read_s=now_s)  # level 0, no rise
+        mark = levels.Watermark(former=self._reading(), read_s=now_s)  # level 0, no rise
         self.ladder = replace(self.ladder, ticked_s=now_s, mark=mark)
         self._was_quiet = False
 
@@ -206,9 +207,9 @@ class World:
 
     # --- what is decided, and done ----------------------------------------------------------------
 
-    def _reading(self) -> watermark.Reading:
+    def _reading(self) -> levels.Reading:
         workers = list(self.workers.values())
-        return watermark.Reading(
+        return levels.Reading(
             used_bytes=sum(w.rss_bytes for w in workers) + WATCHDOG_BYTES,
             held_bytes=sum(w.held_bytes for w in workers),
             base_bytes=max((w.base_bytes or 0 for w in workers), default=0),
@@ -216,13 +217,13 @@ class World:
             available_bytes=AVAILABLE_BYTES,
         )
 
-    def _inputs(self) -> ladder.Inputs:
+    def _inputs(self) -> policy.Inputs:
         workers = list(self.workers.values())
         generation = self.fleet.in_state(life.State.SERVING)
         serving = self.serving
         planned = sum(self.now_s - at_s < HOUR_S for at_s in self.fleet.planned)
         fleet = self.fleet
-        return ladder.Inputs(
+        return policy.Inputs(
             now_s=self.now_s,
             reading=self._reading(),
             limits=self._limits,
@@ -238,7 +239,7 @@ class World:
             growth=self._periods,
         )
 
-    def _note(self, decision: ladder.Decision) -> None:
+    def _note(self, decision: policy.Decision) -> None:
         told = self.told
         if decision.alarm:
             since_h = self.load.leak_from_h if self.scenario.leaks else 0.0
@@ -246,12 +247,12 @@ class World:
         level = self.ladder.mark.level
         if level > self._level:
             self._rose_s = self.now_s
-        elif level < self._level and self.now_s - self._rose_s < watermark.DWELL_S:
+        elif level < self._level and self.now_s - self._rose_s < levels.DWELL_S:
             told.flaps += 1
         self._level = level
         told.worst_level = max(told.worst_level, level)
 
-    def _obey(self, decision: ladder.Decision) -> None:
+    def _obey(self, decision: policy.Decision) -> None:
         self._shed = decision.shed is not None
         for worker in self.workers.values():
             worker.limit_bytes = decision.ledger_limit_bytes

@@ -21,12 +21,12 @@ def main() -> int:
     """Be the watchdog or a worker, as the second argument says."""
     rate, *rest = sys.argv[1:]
     if rest[0] == "worker":
-        from tidegate.service import worker  # noqa: PLC0415  (each process loads its own part)
+        from tidegate.gateway import worker  # noqa: PLC0415  (each process loads its own part)
 
         threading.Thread(target=leak, args=(int(rate),), daemon=True).start()
         return worker.main(rest[1:])
     from tidegate.cli.main import main as tidegate  # noqa: PLC0415
-    from tidegate.service import watchdog  # noqa: PLC0415
+    from tidegate.watchdog import watchdog  # noqa: PLC0415
 
     command = (sys.executable, "-m", "soak.leaky", rate, "worker")
     watchdog.run = functools.partial(watchdog.run, worker_command=command)

@@ -73,11 +73,10 @@ def test_a_guard_that_flinches_is_seen(
 ) -> None:
     """With a rule that knows no dwell, and one that takes a gap for a hang, promises break."""
     from simulated import mishaps
-    from tidegate.core import lifecycle, watermark
+    from tidegate.core.fleet import lifecycle
+    from tidegate.core.memory import levels
 
-    monkeypatch.setattr(
-        watermark, "_level", lambda mark, alone, _: watermark.replace(mark, level=alone)
-    )
+    monkeypatch.setattr(levels, "_level", lambda mark, alone, _: levels.replace(mark, level=alone))
     assert mishaps.storm() is not None
     monkeypatch.setattr(lifecycle, "_moved", lambda fleet, gap_s, now_s: fleet)
     assert mishaps.naps() is not None

@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 from tidegate.cli.main import main
-from tidegate.core.message import ControlReply, ControlRequest
-from tidegate.service.control import Client, ControlServer
+from tidegate.core.protocol.worker import ControlReply, ControlRequest
+from tidegate.watchdog.control.server import Client, ControlServer
 
 
 class ScriptedWatchdog:

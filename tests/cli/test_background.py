@@ -9,8 +9,14 @@ import sys
 
 import pytest
 
-from tidegate.service import detach
-from tidegate.service.status import MemoryState, RunCounts, Status, SweptState, WatchdogState
+from tidegate.watchdog import detach
+from tidegate.watchdog.control.status import (
+    MemoryState,
+    RunCounts,
+    Status,
+    SweptState,
+    WatchdogState,
+)
 
 HOLD = """
 import fcntl, os, signal, sys

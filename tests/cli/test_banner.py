@@ -10,9 +10,9 @@ import sys
 
 import pytest
 
-from tidegate import places
-from tidegate.cli import banner
-from tidegate.core.message import Ready
+from tidegate.cli.show import banner
+from tidegate.config import places
+from tidegate.core.protocol.worker import Ready
 
 
 @pytest.fixture

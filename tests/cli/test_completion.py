@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.cli import completion
-from tidegate.cli.grammar import Kind, read
 from tidegate.cli.main import command_line, main
-from tidegate.cli.manual import manual
+from tidegate.cli.shell import completion
+from tidegate.cli.shell.grammar import Kind, read
+from tidegate.cli.shell.manual import manual
 
 PACKAGING = Path(__file__).parents[2] / "packaging"
 FILES = {"bash": "tidegate.bash", "zsh": "_tidegate", "fish": "tidegate.fish"}

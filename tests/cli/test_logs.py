@@ -16,13 +16,19 @@ from typing import Any
 
 import pytest
 
-from tidegate.cli import logs as verb
 from tidegate.cli.failure import NOT_RUNNING, REFUSED, USAGE, Failure
-from tidegate.cli.log_reader import Line, LogReader, parse
-from tidegate.cli.logs import Wanted, from_journal, show_file, show_journal
-from tidegate.install.job import Scope
-from tidegate.service.log_file import LogState
-from tidegate.service.status import MemoryState, RunCounts, Status, SweptState, WatchdogState
+from tidegate.cli.show.log_reader import Line, LogReader, parse
+from tidegate.cli.verbs import logs as verb
+from tidegate.cli.verbs.logs import Wanted, from_journal, show_file, show_journal
+from tidegate.logs.file import LogState
+from tidegate.managers.job import Scope
+from tidegate.watchdog.control.status import (
+    MemoryState,
+    RunCounts,
+    Status,
+    SweptState,
+    WatchdogState,
+)
 
 LIMIT_S = 20.0
 

@@ -8,9 +8,9 @@ import json
 import pytest
 from rich.console import Console
 
-from tidegate.cli.answers import ModelListing
-from tidegate.cli.models import show_models
-from tidegate.core.message import ModelAlias, ModelState, UpstreamModels
+from tidegate.cli.show.decode import ModelListing
+from tidegate.cli.show.models import show_models
+from tidegate.core.protocol.worker import ModelAlias, ModelState, UpstreamModels
 
 LISTING = {
     "object": "list",

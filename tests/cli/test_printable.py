@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from tidegate import cli, tokens
-from tidegate.cli.banner import print_calmly
+from tidegate import cli
 from tidegate.cli.main import main
+from tidegate.cli.show.banner import print_calmly
+from tidegate.config import tokens
 
 # One of each kind: escape, C1, a direction, line ends, one without width, and a line of its own.
 HOSTILE = "a\x1b[2J\x9b1m\u202e\u2028\u0085\u200b\x7f\rb\ntidegate: forged"

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from tidegate.config.changes import Change, Effect
-from tidegate.core.message import ControlReply
-from tidegate.service.outcome import Earlier, Refused, Reloaded, Why
+from tidegate.core.protocol.reload import Earlier, Refused, Reloaded, Why
+from tidegate.core.protocol.worker import ControlReply
 
 IDLE = Change(
     key="limits.idle_s", what="changed", old="120 s", new="60 s", effect=Effect.NEW_ANSWERS

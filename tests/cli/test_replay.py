@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.guard_records import log_of
-from tidegate.cli.replay import judge
-from tidegate.service import bundle, decisions
+from tidegate.cli.verbs.replay import judge
+from tidegate.watchdog.guard import bundle, decision_log
 
 RATIOS = [0.1, 0.65, 0.75, 0.95]
 
@@ -66,7 +66,7 @@ def test_what_differs_is_named_with_both_values(tidegate, log):
 
 def test_a_bundle_is_replayed_as_well(tidegate, log, tmp_path):
     """Its decisions are records like any other."""
-    sections = {"format": 1, "why": [], "decisions": decisions.tail(tmp_path, 10**6)}
+    sections = {"format": 1, "why": [], "decisions": decision_log.tail(tmp_path, 10**6)}
     path = bundle.write(tmp_path, sections, "kill", "hung", 1e9)
     code, out, _ = tidegate("replay", str(path))
     assert code == 0

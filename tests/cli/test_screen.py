@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tidegate.cli.screen import duration_text, size_text
+from tidegate.cli.show.screen import duration_text, size_text
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tidegate import places
-from tidegate.cli import ask
 from tidegate.cli.main import main
-from tidegate.service import control
+from tidegate.cli.verbs import ask
+from tidegate.config import places
+from tidegate.watchdog.control import server
 
 STATUS = {
     "state": "serving",
@@ -315,7 +315,7 @@ def test_closed_pipe_is_no_error():
 def test_run_loads_nothing_that_only_prints():
     """What `run` needs before it becomes the watchdog leaves out asyncio, aiohttp and rich."""
     code = (
-        "import sys, tidegate.cli.main, tidegate.cli.run, tidegate.service.watchdog;"
+        "import sys, tidegate.cli.main, tidegate.cli.verbs.run, tidegate.watchdog.watchdog;"
         "print([m for m in ('asyncio','aiohttp','rich','daemon') if m in sys.modules])"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
@@ -358,7 +358,7 @@ def system_service(tmp_path, monkeypatch):
     there = tmp_path / "system"
     there.mkdir()
     usual = msgspec.structs.replace(places.of_the_system("linux"), runtime_dir=there)
-    monkeypatch.setattr("tidegate.cli.ask.of_the_system", lambda _platform: usual)
+    monkeypatch.setattr("tidegate.cli.verbs.ask.of_the_system", lambda _platform: usual)
     monkeypatch.setattr("os.geteuid", lambda: 1234)
     return there
 
@@ -379,8 +379,8 @@ def test_a_socket_of_somebody_else_is_no_daemon_that_is_gone(tmp_path, monkeypat
     """What we may not ask may well run."""
 
     def closed(*_: object) -> None:
-        raise control.NotRunning("closed") from PermissionError()
+        raise server.NotRunning("closed") from PermissionError()
 
-    monkeypatch.setattr("tidegate.service.control.ask", closed)
+    monkeypatch.setattr("tidegate.watchdog.control.server.ask", closed)
     assert main(["status", "--runtime-dir", str(tmp_path)]) == 69
     assert "answers only the user whose it is" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import trustme
 
 from tidegate import config
 from tidegate.config import ConfigError, LoadedConfig
-from tidegate.config.secret import MAX_ALL_BYTES, MAX_AUTHORITIES_BYTES, variables_of
+from tidegate.config.keys import MAX_ALL_BYTES, MAX_AUTHORITIES_BYTES, variables_of
 from tidegate.core.settings import HeaderSource
 
 CANARY = "sk-CANARY-5d1f"

@@ -11,7 +11,7 @@ import pytest
 
 from tidegate import config
 from tidegate.config import bounds
-from tidegate.config.problem import MAX_PROBLEMS
+from tidegate.config.mistake import MAX_PROBLEMS
 from tidegate.core.decoding import Undecodable
 
 MANY = 500_000

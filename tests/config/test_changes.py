@@ -15,7 +15,7 @@ from msgspec.structs import fields, replace
 
 from tidegate.config import LoadedConfig
 from tidegate.config.changes import EFFECTS, MAX_LINES, Effect, compare, summary
-from tidegate.core.message import Token
+from tidegate.core.protocol.worker import Token
 from tidegate.core.settings import (
     MIB,
     Drain,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tidegate.config.check import find_problems
 from tidegate.core.settings import Settings, Upstream
-from tidegate.gateway.app import Gateway
+from tidegate.gateway.gateway import Gateway
 
 LONG = "a" * 64
 parts = st.sampled_from(

@@ -5,7 +5,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tidegate.core.framing import NDJSON, Framing
+from tidegate.core.formats.framing import NDJSON, Framing
 
 _BLANKS = st.sampled_from(["", "", "", " ", "  ", "\t", " \t "])
 _ENDS = st.sampled_from([b"\n", b"\r\n"])

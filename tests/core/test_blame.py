@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tidegate.core.blame import (
+from tidegate.core.upstreams.blame import (
     FAULT_OF_CODE,
     FAULT_OF_STATUS,
     VERDICTS,

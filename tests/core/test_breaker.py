@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.core.breaker import (
+from tidegate.core.upstreams.breaker import (
     FAILURES_TO_OPEN,
     FIRST_ASIDE_S,
     MOST_ASIDE_S,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.core.chunks import (
+from tidegate.core.http.chunks import (
     MAX_EXTENSION_BYTES,
     MAX_SIZE_LINE_BYTES,
     MAX_TRAILER_BYTES,

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from fakes.wire import DONE, FINISH, chunk
-from tidegate.core.clock import END_WITHIN_S, look_again_s, next_expiry
 from tidegate.core.formats import (
     CHAT,
     COMPLETIONS,
@@ -16,8 +15,9 @@ from tidegate.core.formats import (
     RESPONSES,
 )
 from tidegate.core.formats.base import Format, Meaning
-from tidegate.core.ledger import Ledger
-from tidegate.core.run import HOLD_EVENTS, LOOK_EVERY_S, Happening, Run, State
+from tidegate.core.runs.ledger import Ledger
+from tidegate.core.runs.limits import END_WITHIN_S, look_again_s, next_expiry
+from tidegate.core.runs.run import HOLD_EVENTS, LOOK_EVERY_S, Happening, Run, State
 from tidegate.core.settings import LimitOverrides, Limits
 
 LIMITS = Limits(

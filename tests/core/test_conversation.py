@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tidegate.core import conversation
-from tidegate.core.conversation import Exchange
+from tidegate.core.formats import conversation
+from tidegate.core.formats.conversation import Exchange
 
 
 def asked(**fields: Any) -> bytes:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.core import deadline
-from tidegate.core.deadline import Deadlines
+from tidegate.core.runs import deadlines as deadline
+from tidegate.core.runs.deadlines import Deadlines
 
 
 class Counter:

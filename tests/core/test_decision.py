@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from service.guard_records import AT, inputs
-from tidegate.core.decision import Record, decide_again, describe, is_news, standing
-from tidegate.core.ladder import Decision, Ladder, decide
+from tidegate.core.memory.policy import Decision, Ladder, decide
+from tidegate.core.memory.record import Record, decide_again, describe, is_news, standing
 
 
 def decided(ratio: float, ladder: Ladder | None = None, now_s: float = 0.0) -> Decision:

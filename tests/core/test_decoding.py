@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from tidegate.core import decoding
-from tidegate.core import message as msg
 from tidegate.core.decoding import Undecodable
+from tidegate.core.protocol import worker as msg
 
 REQUEST = b'{"verb":"status","wait":true}'
 READY = msg.encode(msg.Ready(pid=1, found=["a"]))[:-1]

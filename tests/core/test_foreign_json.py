@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw, Struct
 
-from tidegate.core.foreign_json import (
+from tidegate.core.formats.foreign_json import (
     OtherShape,
     Reader,
     Unreadable,

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core import spelling
-from tidegate.core.blame import VERDICTS, fault_of_answer
 from tidegate.core.formats import COUNT_TOKENS, MESSAGES
 from tidegate.core.formats.anthropic import PING
 from tidegate.core.formats.base import OUTPUT, About, ErrorText, Meaning
-from tidegate.core.framing import SSE
+from tidegate.core.formats.framing import SSE
+from tidegate.core.upstreams.blame import VERDICTS, fault_of_answer
 
 
 def event(kind: str, **values: object) -> bytes:

@@ -16,7 +16,7 @@ from tidegate.core.formats import (
     TRANSLATIONS,
 )
 from tidegate.core.formats.base import About, ErrorText, Meaning
-from tidegate.core.framing import RAW, SSE
+from tidegate.core.formats.framing import RAW, SSE
 
 
 def event(kind: str, **values: object) -> bytes:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from core import spelling
 from tidegate.core.formats import OLLAMA_CHAT, OLLAMA_EMBED, OLLAMA_GENERATE, OLLAMA_SHOW
 from tidegate.core.formats.base import About, ErrorText, Meaning
-from tidegate.core.framing import NDJSON
+from tidegate.core.formats.framing import NDJSON
 
 
 def line(**values: object) -> bytes:

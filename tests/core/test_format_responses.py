@@ -6,8 +6,8 @@ import pytest
 
 from tidegate.core.formats import RESPONSES
 from tidegate.core.formats.base import About, ErrorText, Meaning
+from tidegate.core.formats.framing import SSE
 from tidegate.core.formats.responses import MOST_ITEMS, Rewriter, as_event, response_in
-from tidegate.core.framing import SSE
 
 
 def event(kind: str, **values: object) -> bytes:

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.core.foreign_json import is_json
 from tidegate.core.formats import CHAT, OLLAMA_CHAT
 from tidegate.core.formats.base import Format
-from tidegate.core.framing import NDJSON, SSE, Framing
+from tidegate.core.formats.foreign_json import is_json
+from tidegate.core.formats.framing import NDJSON, SSE, Framing
 
 TEXT = st.text(max_size=20)
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import settings as example_settings
 from hypothesis import strategies as st
 
-from tidegate.core.growth import (
+from tidegate.core.memory.growth import (
     CONFIRMING_HITS,
     GROWTH_BYTES,
     GROWTH_SHARE,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.core.head import MAX_FIELDS, MAX_HEAD_BYTES, HeadCounter, HeadTooLarge
+from tidegate.core.http.head import MAX_FIELDS, MAX_HEAD_BYTES, HeadCounter, HeadTooLarge
 
 START = b"GET /v1/models?limit=3 HTTP/1.1\r\n"
 HOST = b"Host: a\r\n"

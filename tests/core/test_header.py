@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.core.header import MAX_VALUE_BYTES, is_value, name_problem
+from tidegate.core.http.header import MAX_VALUE_BYTES, is_value, name_problem
 
 
 @pytest.mark.parametrize(

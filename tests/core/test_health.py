@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tidegate.core.blame import Held
-from tidegate.core.breaker import FIRST_ASIDE_S, MOST_ASIDE_S, Witness
-from tidegate.core.health import MOST_HELD_S, MOST_MODELS, MOST_NAME, Aside, Health
+from tidegate.core.upstreams.blame import Held
+from tidegate.core.upstreams.breaker import FIRST_ASIDE_S, MOST_ASIDE_S, Witness
+from tidegate.core.upstreams.health import MOST_HELD_S, MOST_MODELS, MOST_NAME, Aside, Health
 
 NOW_S = 1000.0
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.core.host import HostRules, is_same_origin, parse_authority, parse_pattern
+from tidegate.core.http.host import HostRules, is_same_origin, parse_authority, parse_pattern
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tidegate.core import ladder as ld
-from tidegate.core import watermark as wm
-from tidegate.core.growth import Finding
-from tidegate.core.message import StepReport
-from tidegate.core.relief import Step
+from tidegate.core.memory import levels as wm
+from tidegate.core.memory import policy as ld
+from tidegate.core.memory.growth import Finding
+from tidegate.core.protocol.worker import StepReport
+from tidegate.core.runs.eviction import Step
 from tidegate.core.settings import MIB, Growth
 
 BASE = 44 * MIB

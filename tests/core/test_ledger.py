@@ -3,7 +3,7 @@
 import pytest
 
 from tidegate.core.errors import LedgerFull
-from tidegate.core.ledger import Entry, Ledger
+from tidegate.core.runs.ledger import Entry, Ledger
 
 
 def test_the_total_is_the_sum_of_the_accounts() -> None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.core import lifecycle as life
-from tidegate.core.lifecycle import Act, Happening, State, Timing
+from tidegate.core.fleet import lifecycle as life
+from tidegate.core.fleet.lifecycle import Act, Happening, State, Timing
 
 POLICY = life.Policy()
 TIMING = Timing()

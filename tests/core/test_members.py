@@ -10,10 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from tidegate.core.foreign_json import is_utf8
 from tidegate.core.formats import CHAT
 from tidegate.core.formats.base import MOST_DECODED, with_values
-from tidegate.core.members import MAX_BRACKETS, MAX_MEMBERS, count_texts, has_several, members
+from tidegate.core.formats.foreign_json import is_utf8
+from tidegate.core.formats.members import (
+    MAX_BRACKETS,
+    MAX_MEMBERS,
+    count_texts,
+    has_several,
+    members,
+)
 
 MIB = 1024 * 1024
 VALUES = st.recursive(

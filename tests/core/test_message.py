@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from tidegate.core import message as msg
 from tidegate.core.decoding import Undecodable
+from tidegate.core.protocol import worker as msg
 from tidegate.core.settings import Limits, Settings
 
 FROM_WATCHDOG: list[msg.FromWatchdog] = [

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.core.formats import TRANSCRIPTIONS
-from tidegate.core.multipart import MAX_PARTS, MAX_VALUE_BYTES, fields, with_fields
+from tidegate.core.formats.multipart import MAX_PARTS, MAX_VALUE_BYTES, fields, with_fields
 
 TYPE = "multipart/form-data; boundary=abc"
 FILE = b'Content-Disposition: form-data; name="file"; filename="a.wav"\r\nContent-Type: audio/wav'

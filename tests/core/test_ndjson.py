@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.core.errors import EventTooLarge
-from tidegate.core.ndjson import NdjsonFramer, split_lines
+from tidegate.core.formats.ndjson import NdjsonFramer, split_lines
 
 ROWS = [
     (b"", []),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tidegate.core.pace import EVERY_S, FEW, QUIET_S, Pace
+from tidegate.logs.pace import EVERY_S, FEW, QUIET_S, Pace
 
 
 def play(grows_at: list[float], until_s: float) -> list[float]:

@@ -16,17 +16,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle as States
 from hypothesis.stateful import RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from tidegate.core.clock import next_expiry
-from tidegate.core.deadline import Deadlines
 from tidegate.core.errors import CursorEvicted, LedgerFull, UpstreamError
 from tidegate.core.formats.base import Meaning
 from tidegate.core.formats.openai import DONE as CHAT_DONE
-from tidegate.core.ledger import RECORD_BYTES, Entry, Ledger
-from tidegate.core.run import TERMINAL, Happening, Run, State, empty_census
+from tidegate.core.formats.sse import split_events
+from tidegate.core.runs.deadlines import Deadlines
+from tidegate.core.runs.ledger import RECORD_BYTES, Entry, Ledger
+from tidegate.core.runs.limits import next_expiry
+from tidegate.core.runs.retention import due_s, verdict
+from tidegate.core.runs.run import TERMINAL, Happening, Run, State, empty_census
+from tidegate.core.runs.window import START, Cursor
 from tidegate.core.settings import Limits
-from tidegate.core.sse import split_events
-from tidegate.core.sweep import due_s, verdict
-from tidegate.core.window import START, Cursor
 
 # What a piece of a list costs beside its content, at most: an object's header and its place.
 PIECE_BYTES = 64

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.core import relief
-from tidegate.core.relief import Act, Candidate, Step, plan
+from tidegate.core.runs import eviction
+from tidegate.core.runs.eviction import Act, Candidate, Step, plan
 
 NOW_S = 10_000.0
 
@@ -218,6 +218,6 @@ def test_the_order_of_candidates_does_not_matter(candidates: list[Candidate], ra
 
 def test_every_step_has_a_place_in_the_ladder() -> None:
     """None can be ordered that is never due."""
-    from tidegate.core.ladder import STEPS
+    from tidegate.core.memory.policy import STEPS
 
-    assert {step for _, step in STEPS} == set(Step) == set(relief.Step)
+    assert {step for _, step in STEPS} == set(Step) == set(eviction.Step)

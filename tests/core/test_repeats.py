@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
-from tidegate.core import repeats
-from tidegate.core.repeats import Entry, Repeats
+from tidegate.logs import repeats
+from tidegate.logs.repeats import Entry, Repeats
 
 
 class Log:

@@ -9,8 +9,8 @@ from tidegate.core.errors import LedgerFull, UpstreamError
 from tidegate.core.formats import CHAT, MESSAGES
 from tidegate.core.formats.base import Meaning
 from tidegate.core.formats.openai import DONE as CHAT_DONE
-from tidegate.core.ledger import RECORD_BYTES, Entry, Ledger
-from tidegate.core.run import (
+from tidegate.core.runs.ledger import RECORD_BYTES, Entry, Ledger
+from tidegate.core.runs.run import (
     HOLD_BYTES,
     HOLD_EVENTS,
     TERMINAL,

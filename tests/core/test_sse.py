@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.core.errors import EventTooLarge
-from tidegate.core.sse import (
+from tidegate.core.formats.sse import (
     SseFramer,
     count_plain,
     event_data,

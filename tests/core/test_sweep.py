@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.core.ledger import Ledger
-from tidegate.core.run import Happening, Run
+from tidegate.core.runs.ledger import Ledger
+from tidegate.core.runs.retention import due_s, verdict
+from tidegate.core.runs.run import Happening, Run
 from tidegate.core.settings import Limits
-from tidegate.core.sweep import due_s, verdict
 
 LIMITS = Limits(
     total_s=600.0,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tidegate.core.url import Url, parse_url
+from tidegate.core.http.url import Url, parse_url
 
 LONG = "a" * 64
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tidegate.core import watermark as wm
+from tidegate.core.memory import levels as wm
 from tidegate.core.settings import MIB
 
 BASE = 44 * MIB

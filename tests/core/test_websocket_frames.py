@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.core.websocket import (
+from tidegate.core.http.frames import (
     CloseCode,
     Frame,
     FrameReader,

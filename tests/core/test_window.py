@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.core.errors import CursorEvicted
-from tidegate.core.window import SEGMENT_BYTES, START, Cursor, Window
+from tidegate.core.runs.window import SEGMENT_BYTES, START, Cursor, Window
 
 MIB = 1024 * 1024
 

@@ -13,12 +13,12 @@ import pytest
 from fakes.upstream import ScriptedUpstream
 from tidegate import config
 from tidegate.config import ConfigError, LoadedConfig
+from tidegate.config.places import Places
 from tidegate.core.problem import Problem
 from tidegate.core.settings import MIB, Settings, Upstream
 from tidegate.doctor import computer, services, upstreams
-from tidegate.install.job import Scope
-from tidegate.places import Places
-from tidegate.service import status
+from tidegate.managers.job import Scope
+from tidegate.watchdog.control import status
 
 GIB = 1024 * MIB
 

@@ -21,13 +21,13 @@ from fakes.canaries import found
 from fakes.machine import free_port
 from fakes.upstream import ScriptedUpstream
 from tidegate import __version__
-from tidegate.cli.doctor import EXIT_CODES, report_json, show_report
+from tidegate.cli.verbs.doctor import EXIT_CODES, report_json, show_report
 from tidegate.core.problem import Severity
 from tidegate.core.settings import HeaderSource, Upstream
 from tidegate.doctor import examination, upstreams
 from tidegate.doctor.examination import Check, Report
 from tidegate.doctor.findings import finding
-from tidegate.guard.neighbours import is_watchdog
+from tidegate.machine.processes import is_watchdog
 
 KEY = "sk-canary-0123456789-abcdefghij"
 

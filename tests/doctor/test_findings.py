@@ -16,17 +16,17 @@ import pytest
 from doctor.bench import AWAKE, GIB, GOOD_JOB, Bench, disk, job, judged, memory, running, unit
 from fakes.upstream import ScriptedUpstream
 from service.test_caretaker import PROVOKED as REPAIRS
-from tidegate import tokens
+from tidegate.config import tokens
 from tidegate.core.descriptors import places
 from tidegate.core.problem import Problem, Severity
-from tidegate.core.repairs import Repair
+from tidegate.core.problems import Repair
 from tidegate.core.settings import MIB, Drain, Limits, Settings, Upstream
 from tidegate.doctor import computer, examination, files, ports, services, software, upstreams
 from tidegate.doctor import running as daemon
 from tidegate.doctor.findings import SEVERITIES, finding, kind_of
-from tidegate.guard.neighbours import Neighbour
-from tidegate.install.job import Scope
-from tidegate.service import listen
+from tidegate.machine.processes import Neighbour
+from tidegate.managers import sockets
+from tidegate.managers.job import Scope
 
 Provoke = Callable[[Bench], "list[Problem] | Iterator[Problem]"]
 PROVOKED: dict[str, tuple[Provoke, str]] = {}
@@ -183,10 +183,10 @@ def _(bench: Bench) -> Iterator[Problem]:
 
 @provokes("address-forbidden", "above 1023")
 def _(bench: Bench) -> Iterator[Problem]:
-    def refuse(address: str) -> listen.Bound:  # root, who often runs tests, may open every port
-        raise listen.ListenError("no") from PermissionError(13, "Permission denied")
+    def refuse(address: str) -> sockets.Bound:  # root, who often runs tests, may open every port
+        raise sockets.ListenError("no") from PermissionError(13, "Permission denied")
 
-    bench.monkeypatch.setattr(listen, "bind", refuse)
+    bench.monkeypatch.setattr(sockets, "bind", refuse)
     return ports.check_ports(["127.0.0.1:80"], None)
 
 

@@ -31,8 +31,9 @@ from fakes.machine import family, free_port, wait_until
 from fakes.upstream import chunk
 from gateway.gateway_rig import HEAD, LAST, Peer, RawUpstream, chunked, plain
 from tidegate import config
-from tidegate.install import launchd_plist, systemd_unit
-from tidegate.install.job import Job, Scope
+from tidegate.managers.job import Job, Scope
+from tidegate.managers.launchd import plist
+from tidegate.managers.systemd import unit
 
 LIMIT_S = 20.0  # for answers that come at once
 ENV_KEY = 'sk-CANARYenv-4f1c/9b+7e"22\\d0a8'  # what a JSON or a shell would escape is in it
@@ -622,9 +623,9 @@ def test_no_unit_and_no_property_list_holds_a_key(
         user="tidegate",
     )
     texts = {
-        "a unit": systemd_unit.service_unit(job, 257),
-        "a socket unit": systemd_unit.socket_unit(job, ["127.0.0.1:8433"], 257),
-        "a property list": launchd_plist.plist(job, ["127.0.0.1:8433"]).decode(),
+        "a unit": unit.service_unit(job, 257),
+        "a socket unit": unit.socket_unit(job, ["127.0.0.1:8433"], 257),
+        "a property list": plist.plist(job, ["127.0.0.1:8433"]).decode(),
     }
     assert all("ExecStart" in text or "Socket" in text for text in texts.values())
     for words in (("--user",), ("--system",), ("--user", "--socket")):

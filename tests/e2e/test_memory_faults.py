@@ -36,7 +36,7 @@ url = "{url}"
 """
 # What nobody reads is stale after a second or two, not after minutes.
 STALE = {
-    "tidegate.core.ladder": CONSTANTS["tidegate.core.ladder"]
+    "tidegate.core.memory.policy": CONSTANTS["tidegate.core.memory.policy"]
     | {"STALE_MOST_S": 2.0, "STALE_LEAST_S": 0.3}
 }
 STEP_BYTES = 118 * MIB  # three quarters of what two bases leave of 256 MiB

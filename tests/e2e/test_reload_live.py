@@ -20,7 +20,7 @@ from fakes.client import chat, get, numbers, open_chat
 from fakes.gateway import Gateway, gateways
 from fakes.machine import free_port, until, wait_until
 from fakes.upstream import ScriptedUpstream
-from tidegate import places
+from tidegate.config import places
 
 # As systemd does it: the socket is descriptor 3 of a process that is told that it is meant.
 ACTIVATE = """

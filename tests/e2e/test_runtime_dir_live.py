@@ -9,7 +9,7 @@ from typing import Any
 
 from fakes.gateway import Gateway, StartGateway
 from fakes.machine import wait_until
-from tidegate.service.control import NotRunning
+from tidegate.watchdog.control.server import NotRunning
 
 
 def finds(running: Gateway) -> Any:

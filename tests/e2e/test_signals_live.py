@@ -7,7 +7,7 @@ import signal
 
 from fakes.gateway import StartGateway
 from fakes.machine import wait_until
-from tidegate.service import signals
+from tidegate.watchdog import signals
 
 # What a thread does wrong itself, KILL, and what stops the process until CONT.
 ENDING = {

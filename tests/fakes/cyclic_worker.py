@@ -15,8 +15,8 @@ import time
 import weakref
 from pathlib import Path
 
-from tidegate.guard import collector
-from tidegate.service import worker
+from tidegate.gateway import worker
+from tidegate.machine import collector
 
 COUNT = 1_000
 EVERY_S = 0.02

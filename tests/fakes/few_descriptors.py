@@ -17,7 +17,7 @@ from pathlib import Path
 import uvloop
 
 from tidegate.core.settings import Settings, Upstream
-from tidegate.gateway.app import Gateway
+from tidegate.gateway.gateway import Gateway
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 

@@ -18,7 +18,7 @@ import threading
 import time
 from pathlib import Path
 
-from tidegate.service import worker
+from tidegate.gateway import worker
 
 PIECE_BYTES = 64 * 1024
 EVERY_S = 0.02

@@ -14,14 +14,14 @@ from typing import Any
 from fakes.gateway import Gateway
 from fakes.scaled_gateway import StartScaled
 from fakes.scene import Meter, crowd, flood_upstream
-from tidegate.service.process import WORKER_COMMAND
+from tidegate.watchdog.workers.process import WORKER_COMMAND
 
 MIB = 1024 * 1024
 BUDGET_MIB = 200
 FLOOD_KILOBYTES = 4400  # more than a window of 4 MiB
 # The age at which something is stale under pressure goes from 6 s down to 0.3 s instead of from ten
 # minutes to half of one; finished answers are kept for 12 s. Nothing else is scaled.
-STALE = {"tidegate.core.ladder": {"STALE_MOST_S": 6.0, "STALE_LEAST_S": 0.3}}
+STALE = {"tidegate.core.memory.policy": {"STALE_MOST_S": 6.0, "STALE_LEAST_S": 0.3}}
 CONFIG = """
 [limits]
 keep_finished_s = 12.0

@@ -21,10 +21,10 @@ from typing import Any
 
 from fakes.faults import plant
 from tidegate import config
-from tidegate.core.lifecycle import Timing
-from tidegate.places import make_private
-from tidegate.service import watchdog
-from tidegate.service.process import WORKER_COMMAND
+from tidegate.config.places import make_private
+from tidegate.core.fleet.lifecycle import Timing
+from tidegate.watchdog import watchdog
+from tidegate.watchdog.workers.process import WORKER_COMMAND
 
 
 def scale(module_name: str, constants: dict[str, float]) -> None:

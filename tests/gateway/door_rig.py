@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from tidegate.core.ledger import Ledger
+from tidegate.core.runs.ledger import Ledger
 from tidegate.core.settings import Limits
-from tidegate.gateway.server import GatewayServer
+from tidegate.gateway.server.connections import GatewayServer
 
 DEADLINE_S = 30.0  # what must happen at all has this long on a busy machine
 

@@ -16,11 +16,11 @@ from typing import Any
 
 from fakes.client import Stream
 from fakes.machine import stop_listening, until
-from tidegate.core.message import Facts, Token
+from tidegate.core.protocol.worker import Facts, Token
 from tidegate.core.settings import Limits, Model, Settings, Upstream
-from tidegate.gateway.app import Gateway
-from tidegate.gateway.relay import Relay
-from tidegate.gateway.upstream import UpstreamPool
+from tidegate.gateway.gateway import Gateway
+from tidegate.gateway.relay.relay import Relay
+from tidegate.gateway.upstreams.pool import UpstreamPool
 
 DEADLINE_S = 30.0  # what must happen at all has this long on a busy machine
 ALARM_S = 90.0  # a test that hangs on uvloop hears no signal, so it is ended from inside

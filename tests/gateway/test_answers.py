@@ -13,9 +13,9 @@ from fakes.machine import until
 from fakes.upstream import DONE, OK, ScriptedUpstream
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked, plain
 from tidegate.core.formats.base import COMMENT as KEEP_ALIVE
-from tidegate.core.ledger import Entry
+from tidegate.core.runs.ledger import Entry
 from tidegate.core.settings import Upstream
-from tidegate.gateway.ids import new_id
+from tidegate.gateway.server.ids import new_id
 
 
 def error_of(stream: Stream) -> dict[str, str]:
@@ -427,13 +427,13 @@ async def test_a_client_that_is_gone_before_its_run_begins_leaves_none(
     rigs, scripted_upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is registered that nobody would ever end."""
-    from tidegate.gateway import answers
+    from tidegate.gateway.api import create
 
     def gone(*_: object) -> None:
         raise ConnectionResetError("the client is gone")
 
     rig = await rigs(scripted_upstream)
-    monkeypatch.setattr(answers, "Client", gone)
+    monkeypatch.setattr(create, "Client", gone)
     stream = await open_chat(rig.base_url, "ok")
     await asyncio.wait_for(stream.reader.read(), DEADLINE_S)
     registry = rig.gateway.registry

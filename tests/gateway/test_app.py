@@ -26,10 +26,10 @@ from gateway.gateway_rig import (
     chunked,
     plain,
 )
-from tidegate.core.message import Token
-from tidegate.core.run import State
-from tidegate.gateway.app import find_route
-from tidegate.gateway.errors import Refused
+from tidegate.core.protocol.worker import Token
+from tidegate.core.runs.run import State
+from tidegate.gateway.gateway import find_route
+from tidegate.gateway.server.errors import Refused
 
 # --- routes ---------------------------------------------------------------------------------------
 

@@ -14,10 +14,10 @@ from fakes.client import chat as unlimited_chat
 from fakes.machine import until
 from fakes.upstream import OK, ScriptedUpstream
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked, plain
-from tidegate.core.blame import Held
-from tidegate.core.clock import next_expiry
-from tidegate.core.message import Token
+from tidegate.core.protocol.worker import Token
+from tidegate.core.runs.limits import next_expiry
 from tidegate.core.settings import LimitOverrides, Model, Upstream
+from tidegate.core.upstreams.blame import Held
 
 ANNE, BERT = "tg-anne", "tg-bert"
 TOKENS = [Token(name=key, sha256=sha256(key.encode()).hexdigest()) for key in (ANNE, BERT)]
@@ -148,7 +148,7 @@ async def test_what_cannot_be_reached_is_set_aside_with_all_its_models(rigs, raw
 
 async def test_a_suspicion_is_looked_into(rigs, raw_upstream, monkeypatch) -> None:
     """Three times one picture, and the upstream does not even list its models: it is broken."""
-    monkeypatch.setattr("tidegate.gateway.app.PROBE_S", 0.05)
+    monkeypatch.setattr("tidegate.gateway.gateway.PROBE_S", 0.05)
     is_well = True
 
     async def play(peer: Peer) -> None:
@@ -177,9 +177,9 @@ async def test_an_upstream_that_is_back_is_asked_as_soon_as_a_probe_reaches_it(
     rigs, raw_upstream, monkeypatch
 ) -> None:
     """Long before its time is over."""
-    monkeypatch.setattr("tidegate.gateway.app.PROBE_S", 0.05)
-    monkeypatch.setattr("tidegate.core.breaker.FIRST_ASIDE_S", 3600.0)
-    monkeypatch.setattr("tidegate.core.breaker.MOST_ASIDE_S", 3600.0)
+    monkeypatch.setattr("tidegate.gateway.gateway.PROBE_S", 0.05)
+    monkeypatch.setattr("tidegate.core.upstreams.breaker.FIRST_ASIDE_S", 3600.0)
+    monkeypatch.setattr("tidegate.core.upstreams.breaker.MOST_ASIDE_S", 3600.0)
     home = ScriptedUpstream().start()
     there = await raw_upstream(picky)
     rig = await rigs(
@@ -343,7 +343,7 @@ async def test_what_is_told_of_the_try_once_more_is_what_came_of_it(
     rigs, raw_upstream, monkeypatch, stream: bool
 ) -> None:
     """A 500 and then nothing: both are named, and the time is that of both."""
-    monkeypatch.setattr("tidegate.gateway.relay.ONCE_MORE_S", 0.01)
+    monkeypatch.setattr("tidegate.gateway.relay.relay.ONCE_MORE_S", 0.01)
     asked = 0
 
     async def play(peer: Peer) -> None:

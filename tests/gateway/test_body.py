@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.door_rig import Rig, request, serving, until
-from tidegate.gateway.body import read_body
-from tidegate.gateway.errors import Refused
+from tidegate.gateway.server.body import read_body
+from tidegate.gateway.server.errors import Refused
 
 KIB = 1024
 MIB = 1024 * KIB

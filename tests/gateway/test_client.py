@@ -13,7 +13,7 @@ from fakes.client import Stream, open_chat
 from fakes.machine import until
 from fakes.upstream import DONE, OK, ROLE, chunk, numbered
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked
-from tidegate.gateway.client import Client
+from tidegate.gateway.server.writer import Client
 
 ON_BOTH_LOOPS = True
 
@@ -134,7 +134,7 @@ async def test_a_fault_behind_the_head_ends_the_connection_only(
     rigs, scripted_upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No second head is written into a body."""
-    from tidegate.gateway.subscriber import StreamSubscriber
+    from tidegate.gateway.relay.subscriber import StreamSubscriber
 
     async def serve(self: StreamSubscriber) -> None:
         self.commit()

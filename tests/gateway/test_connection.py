@@ -12,9 +12,9 @@ from fakes.machine import until
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Heard, Peer, chunked, plain
 from tidegate.core.errors import UpstreamError
 from tidegate.core.settings import Limits, Upstream
-from tidegate.gateway import connection as connection_module
-from tidegate.gateway.connection import MAX_HEAD_BYTES, UpstreamConnection
-from tidegate.gateway.upstream import UpstreamPool
+from tidegate.gateway.upstreams import connection as connection_module
+from tidegate.gateway.upstreams.connection import MAX_HEAD_BYTES, UpstreamConnection
+from tidegate.gateway.upstreams.pool import UpstreamPool
 
 ON_BOTH_LOOPS = True
 ASK = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"

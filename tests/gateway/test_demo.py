@@ -13,15 +13,16 @@ from fakes.client import chat, open_chat, words
 from fakes.machine import until
 from fakes.upstream import DONE
 from gateway.gateway_rig import DEADLINE_S, Rig
-from tidegate.core.run import State
-from tidegate.gateway import demo, models
+from tidegate.core.runs.run import State
+from tidegate.gateway.api import demo
+from tidegate.gateway.upstreams import catalog
 
 
 @pytest.fixture
 async def rig(rigs, monkeypatch: pytest.MonkeyPatch) -> Rig:
     """A gateway without upstreams on a machine without models; the demo speaks quickly."""
     nobody: Any = ()
-    monkeypatch.setattr(models, "_WELL_KNOWN", nobody)
+    monkeypatch.setattr(catalog, "_WELL_KNOWN", nobody)
     monkeypatch.setattr(demo, "_WORD_S", 0.001)
     return await rigs(peer=True, keep_finished_s=600.0)
 

@@ -15,10 +15,10 @@ from multidict import CIMultiDict
 
 from gateway.door_rig import Answer, Rig, get, request, serving
 from tidegate.core.brake import EVERY_S, FREE, Brake
-from tidegate.core.message import Token
+from tidegate.core.protocol.worker import Token
 from tidegate.core.settings import Upstream
-from tidegate.gateway.door import Access, Caller, Door
-from tidegate.gateway.errors import Refused
+from tidegate.gateway.server.auth import Access, Caller, Door
+from tidegate.gateway.server.errors import Refused
 
 KEY = "tg-3f9c2b7d51"
 OTHER_KEY = "tg-a8e60419cc"

@@ -21,9 +21,9 @@ from gateway.engine_rig import (
 )
 from gateway.gateway_rig import DEADLINE_S, Peer, plain
 from tidegate.core.settings import Limits, Upstream
-from tidegate.gateway import engine as engine_module
-from tidegate.gateway.engine import MOST_PROBES, Engine, Kind
-from tidegate.gateway.upstream import UpstreamPool
+from tidegate.gateway.upstreams import probe as engine_module
+from tidegate.gateway.upstreams.pool import UpstreamPool
+from tidegate.gateway.upstreams.probe import MOST_PROBES, Engine, Kind
 
 
 class Look:

@@ -17,9 +17,9 @@ from fakes.client import Stream, get
 from fakes.upstream import ScriptedUpstream
 from gateway.gateway_rig import DEADLINE_S, Rig
 from tidegate.core import formats
-from tidegate.core.ledger import Entry
-from tidegate.core.message import Token
-from tidegate.gateway import models
+from tidegate.core.protocol.worker import Token
+from tidegate.core.runs.ledger import Entry
+from tidegate.gateway.upstreams import catalog
 
 KEY = "tg-" + "k" * 40
 TOKENS = [Token(name="one", sha256=hashlib.sha256(KEY.encode()).hexdigest(), created=0)]
@@ -206,7 +206,7 @@ async def test_the_demo_refuses_in_the_shape_that_was_asked(
 ) -> None:
     """A client of another format reads why, in one piece and as a stream."""
     nobody: Any = ()
-    monkeypatch.setattr(models, "_WELL_KNOWN", nobody)
+    monkeypatch.setattr(catalog, "_WELL_KNOWN", nobody)
     rig = await rigs(peer=True)
     for stream in (True, False):
         answer = await get(rig.base_url, path, {**BODY, "model": "demo", "stream": stream})

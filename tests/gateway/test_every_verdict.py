@@ -10,9 +10,9 @@ import pytest
 from fakes.upstream import ScriptedUpstream
 from gateway.gateway_rig import Rig
 from gateway.test_every_fault import PLAIN, STREAMED, Form, ask
-from tidegate.core.blame import VERDICTS, Fault, Held
 from tidegate.core.settings import LimitOverrides, Model, Upstream
-from tidegate.gateway.upstream import UpstreamPool
+from tidegate.core.upstreams.blame import VERDICTS, Fault, Held
+from tidegate.gateway.upstreams.pool import UpstreamPool
 
 DEAD = "http://127.0.0.1:9"  # where nothing listens
 NONE = None  # cannot be played in this way
@@ -60,7 +60,7 @@ PLAYED = [
 @pytest.fixture(autouse=True)
 def _soon_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """The try once more follows at once, so that a busy machine has the limits for itself."""
-    monkeypatch.setattr("tidegate.gateway.relay.ONCE_MORE_S", 0.01)
+    monkeypatch.setattr("tidegate.gateway.relay.relay.ONCE_MORE_S", 0.01)
 
 
 def test_every_fault_is_played() -> None:

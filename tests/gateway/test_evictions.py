@@ -12,14 +12,14 @@ from fakes.machine import until
 from fakes.upstream import DONE, ROLE, numbered
 from gateway.gateway_rig import DEADLINE_S, HEAD, Peer, Rig, chunked
 from gateway.test_registry import WHOLE_END, bulk
-from tidegate.core.ledger import Entry
-from tidegate.core.message import Relieve, StepReport
-from tidegate.core.relief import Act, Victim
-from tidegate.core.run import State
-from tidegate.core.window import SEGMENT_BYTES
-from tidegate.gateway import relief
-from tidegate.gateway.relief import Relief
-from tidegate.gateway.server import CONNECTION_BYTES, FRESH_S
+from tidegate.core.protocol.worker import Relieve, StepReport
+from tidegate.core.runs.eviction import Act, Victim
+from tidegate.core.runs.ledger import Entry
+from tidegate.core.runs.run import State
+from tidegate.core.runs.window import SEGMENT_BYTES
+from tidegate.gateway.relay import evictor
+from tidegate.gateway.relay.evictor import Relief
+from tidegate.gateway.server.connections import CONNECTION_BYTES, FRESH_S
 
 MIB = 1024 * 1024
 
@@ -268,7 +268,7 @@ async def test_an_order_takes_few_at_a_time_and_lets_the_loop_turn(
     monkeypatch.setattr(registry, "evict", counted)
     reports = await take(rig, "stale", "finished", stale_after_s=0.0, most=25)
     assert [report.runs for report in reports] == [25, 0]
-    assert max(turns) <= relief.BITE
+    assert max(turns) <= evictor.BITE
     assert registry.finished_count == 5
 
 
@@ -276,7 +276,7 @@ async def test_who_comes_between_two_bites_loses_nothing(
     rigs, raw_upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The plan is looked at again before it is carried out."""
-    monkeypatch.setattr(relief, "BITE", 1)
+    monkeypatch.setattr(evictor, "BITE", 1)
     rig = await rigs(await raw_upstream(bulk(5, *WHOLE_END)))
     for _ in range(3):
         await chat(rig.base_url, "m")
@@ -378,7 +378,7 @@ async def test_readers_who_read_nothing_go_before_one_who_reads_has_to_fail(
     rigs, raw_upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the ledger's limit the longest stalled run goes, no more than needed, and is told why."""
-    monkeypatch.setattr("tidegate.gateway.registry.STALLED_S", 0.3)
+    monkeypatch.setattr("tidegate.gateway.relay.registry.STALLED_S", 0.3)
     one_more, go_on = asyncio.Event(), asyncio.Event()
 
     async def play(peer: Peer) -> None:
@@ -434,7 +434,7 @@ async def test_readers_who_lag_go_before_one_who_keeps_up_has_to_fail(
     rigs, raw_upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where no reader has stalled for long yet: what holds most goes, and is told why."""
-    monkeypatch.setattr("tidegate.gateway.registry.STALLED_S", 3600.0)
+    monkeypatch.setattr("tidegate.gateway.relay.registry.STALLED_S", 3600.0)
     one_more, go_on = asyncio.Event(), asyncio.Event()
 
     async def play(peer: Peer) -> None:

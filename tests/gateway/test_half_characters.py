@@ -15,7 +15,7 @@ from fakes.client import Stream, get, parse_events
 from fakes.upstream import ScriptedUpstream
 from fakes.wire import WORDS, Chat, wire_for
 from gateway.gateway_rig import DEADLINE_S, LAST, Peer, Rig, chunked, plain
-from tidegate.core.foreign_json import is_json
+from tidegate.core.formats.foreign_json import is_json
 from tidegate.core.settings import Upstream
 
 STREAMED = [

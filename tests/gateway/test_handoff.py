@@ -17,11 +17,11 @@ from fakes.machine import stop_listening, until
 from fakes.upstream import FINISH, OK, ROLE, numbered
 from gateway.gateway_rig import DEADLINE_S, HEAD, Peer, RawUpstream, Rig, chunked
 from tidegate.core.errors import LedgerFull
-from tidegate.core.ledger import Ledger
-from tidegate.core.run import Happening, Run
+from tidegate.core.runs.ledger import Ledger
+from tidegate.core.runs.run import Happening, Run
 from tidegate.core.settings import Limits
-from tidegate.gateway.handoff import Peer as OtherGeneration
-from tidegate.gateway.handoff import pack, unpack
+from tidegate.gateway.relay.handover import Peer as OtherGeneration
+from tidegate.gateway.relay.handover import pack, unpack
 
 
 def finished_run(*events: bytes, window_bytes: int = 4 * 1024 * 1024) -> Run:

@@ -9,9 +9,9 @@ import threading
 import msgspec
 
 from fakes.client import open_chat
-from tidegate.core.message import MAX_LINE_BYTES, encode
-from tidegate.gateway import inspection
-from tidegate.gateway.inspection import count_types, inspect, show_stacks
+from tidegate.core.protocol.worker import MAX_LINE_BYTES, encode
+from tidegate.gateway import snapshot
+from tidegate.gateway.snapshot import count_types, inspect, show_stacks
 
 ON_BOTH_LOOPS = True
 CANARY = "CANARY-a-value-in-a-local-variable"
@@ -44,7 +44,7 @@ async def test_runs_are_shown_by_size_with_the_ledger_that_holds_them(
     assert sum(shown.ledger.values()) == rig.gateway.registry.ledger.total_bytes > 90_000
     assert shown.runs_total == 2
     assert shown.descriptors > 5
-    assert any("gateway/relay.py" in stack or "asyncio" in stack for stack in shown.stacks)
+    assert any("gateway/relay/relay.py" in stack or "asyncio" in stack for stack in shown.stacks)
 
 
 async def test_a_task_shows_every_coroutine_that_it_waits_in() -> None:
@@ -79,12 +79,12 @@ async def test_stacks_are_bounded(monkeypatch) -> None:
     async def deep(levels: int) -> None:
         await (deep(levels - 1) if levels else event.wait())
 
-    monkeypatch.setattr(inspection, "MOST_STACKS", 10)
+    monkeypatch.setattr(snapshot, "MOST_STACKS", 10)
     tasks = {asyncio.create_task(deep(n)) for n in range(60)}
     await asyncio.sleep(0)
     stacks = show_stacks(tasks)
     assert len(stacks) == 10
-    assert {len(stack.splitlines()) for stack in stacks} <= set(range(inspection.MOST_FRAMES + 2))
+    assert {len(stack.splitlines()) for stack in stacks} <= set(range(snapshot.MOST_FRAMES + 2))
     event.set()
     await asyncio.gather(*tasks)
 
@@ -113,7 +113,7 @@ def test_types_are_counted_by_name() -> None:
     counts = count_types()
     assert counts[f"{Planted.__module__}.Planted"] == len(planted)
     assert list(counts.values()) == sorted(counts.values(), reverse=True)
-    assert len(counts) <= inspection.MOST_TYPES
+    assert len(counts) <= snapshot.MOST_TYPES
 
 
 def test_what_the_collector_froze_is_counted_and_stays_frozen() -> None:

@@ -13,9 +13,9 @@ import pytest
 from aiohttp import web
 
 from gateway.door_rig import RawClient, Rig, get, request, serving, until
-from tidegate.core.head import MAX_HEAD_BYTES
-from tidegate.gateway.body import read_body
-from tidegate.gateway.server import (
+from tidegate.core.http.head import MAX_HEAD_BYTES
+from tidegate.gateway.server.body import read_body
+from tidegate.gateway.server.connections import (
     BEYOND,
     CONNECTION_BYTES,
     FRESH_S,

@@ -13,10 +13,10 @@ from fakes.client import Stream, get, parse_events
 from fakes.machine import until
 from gateway.gateway_rig import DEADLINE_S, LAST, Peer, Rig, chunked, plain
 from gateway.gateway_rig import HEAD as EVENTS_HEAD
-from tidegate.core.ledger import Entry, Ledger
-from tidegate.core.run import State
+from tidegate.core.runs.ledger import Entry, Ledger
+from tidegate.core.runs.run import State
 from tidegate.core.settings import MIB, Limits
-from tidegate.gateway.handoff import pack, unpack
+from tidegate.gateway.relay.handover import pack, unpack
 
 ON_BOTH_LOOPS = True
 SPEECH = "/v1/audio/speech"

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tidegate.core.message import GuardFigures
-from tidegate.gateway.metrics import CONTENT_TYPE, Histogram, MetricsView, render
+from tidegate.core.protocol.worker import GuardFigures
+from tidegate.gateway.api.metrics import CONTENT_TYPE, Histogram, MetricsView, render
 
 
 def view() -> MetricsView:

@@ -15,8 +15,7 @@ from fakes.machine import until
 from fakes.upstream import OK
 from gateway.engine_rig import LM_STUDIO, OLLAMA, Fake
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked, plain
-from tidegate.core.blame import Held
-from tidegate.core.message import ModelAlias, ModelState
+from tidegate.core.protocol.worker import ModelAlias, ModelState
 from tidegate.core.settings import (
     HeaderSource,
     LimitOverrides,
@@ -25,9 +24,10 @@ from tidegate.core.settings import (
     Settings,
     Upstream,
 )
-from tidegate.gateway import models as models_module
-from tidegate.gateway.errors import Refused
-from tidegate.gateway.models import Catalog
+from tidegate.core.upstreams.blame import Held
+from tidegate.gateway.server.errors import Refused
+from tidegate.gateway.upstreams import catalog as models_module
+from tidegate.gateway.upstreams.catalog import Catalog
 
 CERTIFICATES = [trustme.CA().cert_pem.bytes().decode() for _ in range(2)]
 

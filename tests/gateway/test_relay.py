@@ -14,14 +14,14 @@ from fakes.client import chat as unlimited_chat
 from fakes.machine import until
 from fakes.upstream import DONE, ERROR, FINISH, OK, ROLE, ScriptedUpstream, chunk, numbered
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, RawUpstream, Rig, chunked, plain
-from tidegate.core import clock
 from tidegate.core.formats.base import COMMENT as KEEP_ALIVE
-from tidegate.core.ledger import RECORD_BYTES, Entry
-from tidegate.core.message import MAX_LINE_BYTES, RunList, encode
-from tidegate.core.run import HOLD_BYTES, HOLD_EVENTS, State
+from tidegate.core.protocol.worker import MAX_LINE_BYTES, RunList, encode
+from tidegate.core.runs import limits as clock
+from tidegate.core.runs.ledger import RECORD_BYTES, Entry
+from tidegate.core.runs.run import HOLD_BYTES, HOLD_EVENTS, State
 from tidegate.core.settings import LimitOverrides, Model, Upstream
-from tidegate.gateway.registry import summarise
-from tidegate.gateway.relay import Relay
+from tidegate.gateway.relay.registry import summarise
+from tidegate.gateway.relay.relay import Relay
 
 ON_BOTH_LOOPS = True
 BOTH = {"both": ["box/first", "box1/second"]}
@@ -773,7 +773,7 @@ async def test_a_fault_of_ours_ends_the_run_and_nothing_else(
     rigs, scripted_upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """The client is told, the log has it, the upstream is let go, and the next run is served."""
-    from tidegate.core.run import Run
+    from tidegate.core.runs.run import Run
 
     rig = await rigs(scripted_upstream)
     real = getattr(Run, where)

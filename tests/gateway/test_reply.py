@@ -6,7 +6,7 @@ import pytest
 
 from tidegate.core.errors import UpstreamError
 from tidegate.core.formats import CHAT, OLLAMA_CHAT, RESPONSES, SPEECH
-from tidegate.gateway.reply import Reply
+from tidegate.gateway.upstreams.reply import Reply
 
 NOW = 1795406400.0  # Mon, 23 Nov 2026 04:00:00 GMT
 JSON = {"content-type": "application/json; charset=utf-8"}

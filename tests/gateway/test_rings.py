@@ -9,7 +9,7 @@ import zlib
 import pytest
 
 from fakes.machine import until
-from tidegate.gateway.server import ClientProtocol
+from tidegate.gateway.server.connections import ClientProtocol
 
 MIB = 1024 * 1024
 LIMIT_S = 10.0

@@ -14,9 +14,8 @@ import uvloop
 from aiohttp import web
 
 from gateway.door_rig import DEADLINE_S, RawClient, Rig, get, request, serving, until
-from tidegate.gateway import server as server_module
-from tidegate.gateway.errors import Refused
-from tidegate.gateway.server import (
+from tidegate.gateway.server import connections as server_module
+from tidegate.gateway.server.connections import (
     RECEIVE_BUFFER_BYTES,
     SEND_BUFFER_BYTES,
     WAITING_BYTES,
@@ -24,6 +23,7 @@ from tidegate.gateway.server import (
     GatewayServer,
     Phase,
 )
+from tidegate.gateway.server.errors import Refused
 
 CANARY = "sk-canary-7f3a"
 KIB = 1024

@@ -11,10 +11,10 @@ import pytest
 from fakes.machine import until
 from gateway.gateway_rig import DEADLINE_S, HEAD, Heard, Peer, plain
 from tidegate import __version__
-from tidegate.core.blame import FAULT_OF_CODE, VERDICTS, Held
 from tidegate.core.errors import UpstreamError
 from tidegate.core.settings import HeaderSource, Limits, Upstream
-from tidegate.gateway.upstream import (
+from tidegate.core.upstreams.blame import FAULT_OF_CODE, VERDICTS, Held
+from tidegate.gateway.upstreams.pool import (
     MAX_FETCH_BYTES,
     MAX_IDLE,
     MAX_MODELS_NOTED,
@@ -355,7 +355,7 @@ async def test_an_idle_connection_is_closed_in_time(
     raw_upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also by itself, when nobody asks for one: an upstream that never closes keeps nothing."""
-    monkeypatch.setattr("tidegate.gateway.connection.IDLE_S", 0.1)
+    monkeypatch.setattr("tidegate.gateway.upstreams.connection.IDLE_S", 0.1)
     upstream = await raw_upstream(answers)
     pool = pool_of(upstream.url)
     await kept(pool, 3)

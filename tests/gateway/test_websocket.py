@@ -15,10 +15,10 @@ import pytest
 
 from fakes.machine import until
 from gateway.gateway_rig import DEADLINE_S, HEAD, Peer, Rig, chunked
-from tidegate.core.ledger import Entry
-from tidegate.core.message import Token
-from tidegate.core.websocket import Opcode, frame, unmasked
-from tidegate.gateway.websocket import WebSocket
+from tidegate.core.http.frames import Opcode, frame, unmasked
+from tidegate.core.protocol.worker import Token
+from tidegate.core.runs.ledger import Entry
+from tidegate.gateway.server.websocket import WebSocket
 
 ON_BOTH_LOOPS = True
 KIB = 1024
@@ -254,7 +254,7 @@ async def test_messages_that_do_not_grow_go_when_clients_have_sent_too_much(
     rigs, raw_upstream, monkeypatch
 ) -> None:
     """Those that grow go on."""
-    monkeypatch.setattr("tidegate.gateway.websocket.STALLED_S", 0.3)
+    monkeypatch.setattr("tidegate.gateway.server.websocket.STALLED_S", 0.3)
     rig = await rigs(await raw_upstream(answers), tokens=TOKENS)
     rig.facts(ledger_limit_bytes=8 * MIB)
     part = sent(Opcode.TEXT, create(input="x" * (3 * MIB)))

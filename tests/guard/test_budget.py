@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tidegate.core.settings import MIB
-from tidegate.guard import budget
+from tidegate.machine import budget
 
 MACHINES = Path(__file__).parent / "machines"  # written after such machines, shortened
 V2_MOUNT = "30 20 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate"
@@ -241,7 +241,7 @@ def test_machine_without_proc_has_no_cgroups(tmp_path: Path) -> None:
 def test_resource_limit_counts() -> None:
     """A real RLIMIT_AS of this size becomes the budget of the process that has it."""
     code = (
-        "import resource; from tidegate.guard import budget;"
+        "import resource; from tidegate.machine import budget;"
         "resource.setrlimit(resource.RLIMIT_AS, (900 << 20, 900 << 20));"
         "b = budget.find(None); print(b.bytes >> 20, b.source)"
     )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from tidegate.guard import collector
+from tidegate.machine import collector
 
 BEGIN = """
 import gc, weakref
-from tidegate.guard import collector
-from tidegate.guard.collector import Collector
+from tidegate.machine import collector
+from tidegate.machine.collector import Collector
 
 class Node:
     def __init__(self):

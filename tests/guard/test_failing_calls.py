@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from fakes.failing_calls import ERRORS, FailingCalls, fail_each
-from tidegate.guard import budget, heap, kept, pressure, sample
-from tidegate.guard.cgroup import Cgroup
+from tidegate.machine import budget, heap, pressure, procfile, sample
+from tidegate.machine.cgroup import Cgroup
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the guard of Linux")
 
@@ -49,7 +49,7 @@ def test_a_group_that_cannot_be_read_is_one_kind_of_error(code: int) -> None:
     """Reading what a group uses gives the figure or says that it is unreadable."""
 
     def act(_: None) -> None:
-        with suppress(kept.Unreadable):
+        with suppress(procfile.Unreadable):
             assert SERVICE.used_bytes() >= 0
 
     assert fail_each(code, nothing, act, nothing) > 3

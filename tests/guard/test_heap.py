@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.core.message import Allocator
+from tidegate.core.protocol.worker import Allocator
 from tidegate.core.settings import MIB
-from tidegate.guard import heap
+from tidegate.machine import heap
 
 
 def has_mallinfo2() -> bool:
@@ -45,7 +45,7 @@ def test_a_large_buffer_is_a_mapping_of_its_own() -> None:
     So a process of its own is asked: what ran before in this one may have left that much.
     """
     code = (
-        "from tidegate.guard import heap\n"
+        "from tidegate.machine import heap\n"
         "read = heap.allocator_meter()\n"
         "before = read().malloc_mapped_bytes\n"
         f"held = bytearray({48 * MIB})\n"
@@ -78,7 +78,7 @@ def test_another_c_library_says_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_trim_gives_pages_back() -> None:
     """Most of what a burst of segments left free is no longer resident afterwards."""
     code = (
-        "from tidegate.guard import heap\n"
+        "from tidegate.machine import heap\n"
         "resident, trim = heap.resident_meter(), heap.heap_trimmer()\n"
         "held = [b'x' * 65_000 for _ in range(1_000)]\n"
         "full = resident(); kept = held[::10]; held.clear(); trim()\n"
@@ -96,7 +96,7 @@ def test_a_process_volunteers_for_real() -> None:
     """The kernel's own file says so afterwards, also in a process without any privilege."""
     code = (
         "import os\n"
-        "from tidegate.guard import heap\n"
+        "from tidegate.machine import heap\n"
         "nobody = (65534, 65534, 65534)\n"
         "if os.geteuid() == 0: os.setresgid(*nobody); os.setresuid(*nobody)\n"
         "import ctypes; ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)\n"  # dumpable again: /proc is ours

@@ -10,23 +10,23 @@ from unittest import mock
 import pytest
 
 from fakes.failing_calls import open_descriptors
-from tidegate.guard import kept
+from tidegate.machine import procfile
 
 
 def test_each_reading_is_a_new_one(tmp_path: Path) -> None:
     """The descriptor is kept, what it says is not."""
     path = tmp_path / "memory.current"
     path.write_text("1\n")
-    file = kept.KeptFile(path)
-    assert file.parse(kept.number) == 1
+    file = procfile.KeptFile(path)
+    assert file.parse(procfile.number) == 1
     before = open_descriptors()
     path.write_text("22\n")
-    assert file.parse(kept.number) == 22
+    assert file.parse(procfile.number) == 22
     assert open_descriptors() == before
     file.close()
     file.close()
     assert len(open_descriptors()) == len(before) - 1
-    assert file.parse(kept.number) == 22  # opened again
+    assert file.parse(procfile.number) == 22  # opened again
     file.close()
 
 
@@ -35,7 +35,7 @@ def test_a_stale_descriptor_is_replaced_at_once(tmp_path: Path, code: int) -> No
     """A control group that was removed and came back is read in the same call."""
     path = tmp_path / "memory.current"
     path.write_text("1\n")
-    file = kept.KeptFile(path)
+    file = procfile.KeptFile(path)
     file.read()
     path.unlink()
     path.write_text("2\n")
@@ -51,10 +51,10 @@ def test_a_stale_descriptor_is_replaced_at_once(tmp_path: Path, code: int) -> No
 @pytest.mark.skipif(not os.access("/proc/self/statm", os.R_OK), reason="statm is Linux's")
 def test_a_vanished_file_is_said_and_its_descriptor_given_back(tmp_path: Path) -> None:
     """What is not there is named in the error, with the kernel's reason."""
-    file = kept.KeptFile(tmp_path / "memory.current")
+    file = procfile.KeptFile(tmp_path / "memory.current")
     before = open_descriptors()
-    with pytest.raises(kept.Unreadable, match=r"memory\.current of .*: No such file"):
-        file.parse(kept.number)
+    with pytest.raises(procfile.Unreadable, match=r"memory\.current of .*: No such file"):
+        file.parse(procfile.number)
     assert open_descriptors() == before
 
 
@@ -62,13 +62,13 @@ def test_a_vanished_file_is_said_and_its_descriptor_given_back(tmp_path: Path) -
 def test_what_is_no_number(text: bytes) -> None:
     """Only digits are: the kernel writes nothing else."""
     with pytest.raises(ValueError, match="not a number"):
-        kept.number(text)
+        procfile.number(text)
 
 
 def test_a_long_table_is_read_to_its_end(tmp_path: Path) -> None:
     """The kernel gives a table out by the page, so one reading is not all of it."""
     path = tmp_path / "mountinfo"
     path.write_bytes(b"x" * 100_000 + b"end")
-    assert kept.read_whole(path).endswith(b"xend")
+    assert procfile.read_whole(path).endswith(b"xend")
     path.write_bytes(b"x" * 10_000_000)
-    assert len(kept.read_whole(path)) <= 4 << 20
+    assert len(procfile.read_whole(path)) <= 4 << 20

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from fakes.failing_calls import open_descriptors
-from tidegate.guard import pressure
-from tidegate.guard.pressure import Pressure, PressureMeter, PressureWatch
+from tidegate.machine import pressure
+from tidegate.machine.pressure import Pressure, PressureMeter, PressureWatch
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="signals are Linux's")
 MACHINES = Path(__file__).parent / "machines"

@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from tidegate.core.settings import MIB
-from tidegate.guard.cgroup import Cgroup
-from tidegate.guard.sample import SampleError, Sampler, machine_bytes
+from tidegate.machine.cgroup import Cgroup
+from tidegate.machine.sample import SampleError, Sampler, machine_bytes
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 
@@ -90,7 +90,7 @@ def test_an_open_sampler_needs_no_descriptor() -> None:
     """With every descriptor of the process taken the next sample is as good as the last."""
     code = (
         "import os, resource\n"
-        "from tidegate.guard.sample import Sampler\n"
+        "from tidegate.machine.sample import Sampler\n"
         "me, sampler = os.getpid(), Sampler()\n"
         "sampler.read([me])\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))\n"
@@ -204,7 +204,7 @@ def test_psutil_is_not_loaded_on_linux() -> None:
     """It would be a quarter of the watchdog's memory."""
     code = (
         "import os, sys\n"
-        "from tidegate.guard import budget, pressure, sample\n"
+        "from tidegate.machine import budget, pressure, sample\n"
         "budget.find(None); sample.Sampler().read([os.getpid()]); sample.machine_bytes()\n"
         "print('psutil' in sys.modules)"
     )

@@ -11,11 +11,11 @@ from tidegate.core import formats
 from tidegate.core.decoding import Undecodable
 from tidegate.core.errors import UpstreamError
 from tidegate.core.formats.base import Format, with_values
-from tidegate.core.ledger import Ledger
-from tidegate.core.ndjson import NdjsonFramer
-from tidegate.core.run import Run
+from tidegate.core.formats.ndjson import NdjsonFramer
+from tidegate.core.formats.sse import SseFramer
+from tidegate.core.runs.ledger import Ledger
+from tidegate.core.runs.run import Run
 from tidegate.core.settings import Limits
-from tidegate.core.sse import SseFramer
 
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/api/chat")
 WORDS = [

@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from tidegate.core.message import (
+from tidegate.core.protocol.worker import (
     ConfigChanged,
     Configure,
     Draining,

@@ -11,9 +11,9 @@ from fakes.gateway import Gateway, StartGateway
 from hostile.configs import CONFIGS, WORDS, read
 from hostile.conftest import Tried
 from hostile.mutate import every_byte, mutants
-from tidegate import tokens
-from tidegate.core.message import ControlRequest
-from tidegate.service.control import ask
+from tidegate.config import tokens
+from tidegate.core.protocol.worker import ControlRequest
+from tidegate.watchdog.control.server import ask
 
 MUTANTS = 2_500
 RELOAD = ControlRequest(verb="reload")

@@ -11,7 +11,7 @@ from fakes.gateway import Gateway, StartGateway
 from hostile.conftest import Tried
 from hostile.lines import ASKED, FORBIDDEN, FROM_WATCHDOG, FROM_WORKER, WORDS, Control
 from hostile.mutate import every_byte, every_cut, mutants
-from tidegate.service.control import MAX_CLIENTS
+from tidegate.watchdog.control.server import MAX_CLIENTS
 
 MUTANTS = 4_000
 MIB = 1024 * 1024

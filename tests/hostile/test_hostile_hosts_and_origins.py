@@ -12,7 +12,7 @@ from hostile.conftest import Tried
 from hostile.exchange import try_all, try_one, willing
 from hostile.mutate import mutants
 from hostile.requests import CHAT, UPGRADE, request
-from tidegate.core.host import HostRules, parse_authority
+from tidegate.core.http.host import HostRules, parse_authority
 
 LIMITS = {"header_s": 0.5, "body_s": 0.5, "first_output_s": 3.0, "total_s": 20.0}
 MUTANTS = 20_000

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.install import account
-from tidegate.install.account import AccountError
-from tidegate.install.job import Job, Scope
+from tidegate.managers import account
+from tidegate.managers.account import AccountError
+from tidegate.managers.job import Job, Scope
 
 
 def test_user_on_linux_has_no_shell_and_no_home_of_its_own() -> None:

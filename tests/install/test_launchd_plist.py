@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from fakes.launchd_keys import complaints
-from tidegate.install.job import LABEL, Job, Scope
-from tidegate.install.launchd_plist import exit_timeout_s, plist, shipped, stop_limit_warning
-from tidegate.service.listen import BadAddress
+from tidegate.managers.job import LABEL, Job, Scope
+from tidegate.managers.launchd.plist import exit_timeout_s, plist, shipped, stop_limit_warning
+from tidegate.managers.sockets import BadAddress
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,7 +51,7 @@ def test_launchd_knows_every_key_and_type(
 
 @pytest.mark.parametrize("name", shipped())
 def test_shipped_plists_are_what_is_rendered(name: str) -> None:
-    """`python -m tidegate.install.launchd_plist launchd` writes them anew."""
+    """`python -m tidegate.managers.launchd.plist launchd` writes them anew."""
     assert (ROOT / "launchd" / name).read_bytes() == shipped()[name]
     assert complaints(plistlib.loads(shipped()[name])) == []
 

@@ -18,9 +18,10 @@ import pytest
 
 from fakes import launchd as standin
 from tidegate.cli.main import main
-from tidegate.install import launchctl, manager
-from tidegate.install.job import LABEL, Scope
-from tidegate.install.manager import ManagerError
+from tidegate.managers import base
+from tidegate.managers.base import ManagerError
+from tidegate.managers.job import LABEL, Scope
+from tidegate.managers.launchd import control
 
 TARGET = f"gui/{os.getuid()}/{LABEL}"
 
@@ -71,12 +72,12 @@ def mac(
     home = Path(tempfile.mkdtemp(prefix="mac"))
     folder = home / "launchd"
     folder.mkdir()
-    on_a_mac: Callable[..., manager.Manager] = functools.partial(manager.find, platform="darwin")
+    on_a_mac: Callable[..., base.Manager] = functools.partial(base.find, platform="darwin")
     gui = "no_screen" not in request.fixturenames
     with standin.launchd(folder, shim=standin.compiled(folder), gui=gui) as running:
         for name, value in (running.environ | {"HOME": str(home)}).items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr("tidegate.install.manager.find", on_a_mac)
+        monkeypatch.setattr("tidegate.managers.base.find", on_a_mac)
         yield Mac(home, running, capsys)
     shutil.rmtree(home)
 
@@ -297,7 +298,7 @@ def test_stop_waits_for_a_job_that_takes_its_time(mac: Mac) -> None:
     """launchctl gives up waiting after two seconds; the verb goes on until the job is gone."""
     slow = "trap 'sleep 3; exit 0' TERM; while :; do sleep 0.1; done"
     write_job(mac, ["/bin/sh", "-c", slow])
-    job = launchctl.Launchd(Scope.USER)
+    job = control.Launchd(Scope.USER)
     job.start(20, print)
     job.stop(20, print)
     assert mac.tell("print", TARGET) != 0
@@ -307,7 +308,7 @@ def test_stop_waits_for_a_job_that_takes_its_time(mac: Mac) -> None:
 def test_job_that_cannot_be_stopped_in_time_is_said(mac: Mac) -> None:
     """What outlasts the limit is an error with the command that looks at it."""
     write_job(mac, ["/bin/sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"])
-    job = launchctl.Launchd(Scope.USER)
+    job = control.Launchd(Scope.USER)
     job.start(20, print)
     with pytest.raises(ManagerError, match=f"still there after 1 s, see: launchctl print {TARGET}"):
         job.stop(1, print)
@@ -318,14 +319,14 @@ def test_plist_that_launchd_refuses_is_said_with_where_to_look(mac: Mac) -> None
     """A property list that is none is refused without a reason; the verb says where that is."""
     write_job(mac, [])
     with pytest.raises(ManagerError, match="launchctl bootstrap: "):
-        launchctl.Launchd(Scope.USER).start(20, print)
+        control.Launchd(Scope.USER).start(20, print)
 
 
 @pytest.mark.long
 def test_program_that_ends_at_once_is_said_with_its_exit_code(mac: Mac) -> None:
     """A job that does not stay is no success."""
     write_job(mac, ["/bin/sh", "-c", "exit 75"])
-    job = launchctl.Launchd(Scope.USER)
+    job = control.Launchd(Scope.USER)
     with contextlib.suppress(ManagerError):  # it may be seen running for a moment
         job.start(3, print)
     deadline_s = time.monotonic() + 20

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.install import placing
-from tidegate.install.job import Job, Scope
+from tidegate.managers import placing
+from tidegate.managers.job import Job, Scope
 
 PROGRAM = ("/usr/bin/tidegate",)
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.install import manager, systemctl
-from tidegate.install.job import Scope
-from tidegate.install.manager import ManagerError, exit_text
-from tidegate.install.systemctl import Systemd, span_s
+from tidegate.managers import base
+from tidegate.managers.base import ManagerError, exit_text
+from tidegate.managers.job import Scope
+from tidegate.managers.systemd import control
+from tidegate.managers.systemd.control import Systemd, span_s
 
 FAKE = """#!/bin/sh
 echo "$@" >>"$0.calls"
@@ -92,7 +93,7 @@ def test_state_is_what_systemd_has_in_force(fake: Path) -> None:
     assert (state.exit_code, state.restarts) == (75, 3)
     assert [path.name for path in state.drop_ins] == ["a.conf", "b.conf"]
     assert state.command == "/usr/bin/tidegate run --config /a ; b/c.toml"
-    assert state.limits == manager.Limits(
+    assert state.limits == base.Limits(
         stop_s=45.0, watchdog_s=60.0, memory_bytes=512 << 20, open_files=65536
     )
 
@@ -151,9 +152,9 @@ def test_computer_without_a_manager_is_told_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Where systemd is not the init, the verb for such computers is named."""
-    monkeypatch.setattr(systemctl, "_BOOTED", tmp_path / "nothing")
+    monkeypatch.setattr(control, "_BOOTED", tmp_path / "nothing")
     with pytest.raises(ManagerError, match="use `tidegate start`"):
-        manager.find(platform="linux")
+        base.find(platform="linux")
 
 
 @pytest.mark.parametrize(
@@ -169,7 +170,7 @@ def test_root_means_the_system_and_others_themselves(
     uid: int, asked: Scope | None, scope: Scope
 ) -> None:
     """Without a wish root gets the system's manager, anybody else their own."""
-    found = manager.find(asked, platform="darwin", environ={"HOME": "/Users/ann"}, uid=uid)
+    found = base.find(asked, platform="darwin", environ={"HOME": "/Users/ann"}, uid=uid)
     assert (found.name, found.scope) == ("launchd", scope)
     folder = (
         "/Library/LaunchDaemons" if scope is Scope.SYSTEM else "/Users/ann/Library/LaunchAgents"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.install.job import Job, Scope
-from tidegate.install.systemd_unit import package_job, service_unit, socket_unit
+from tidegate.managers.job import Job, Scope
+from tidegate.managers.systemd.unit import package_job, service_unit, socket_unit
 
 VERSIONS = [252, 253, 254, 257]
 HOSTILE = "/opt/my $HOME 100% \"x\" 'y' a\\b ${z};"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.install import written
-from tidegate.install.written import Change, File, WriteError, marked
+from tidegate.managers import files
+from tidegate.managers.files import Change, File, WriteError, marked
 
 
 def comment(text: str) -> str:
@@ -95,8 +95,8 @@ def test_difference_shows_what_changes_and_not_the_mark(file: File) -> None:
 def test_removing_ours_leaves_nothing(file: File) -> None:
     """What we wrote is removed; a second time there is nothing to remove."""
     file.write()
-    assert written.remove(file.path) is None
-    assert written.remove(file.path) is None
+    assert files.remove(file.path) is None
+    assert files.remove(file.path) is None
     assert list(file.path.parent.iterdir()) == []
 
 
@@ -104,7 +104,7 @@ def test_removing_keeps_what_was_changed(file: File) -> None:
     """A file that was edited after we wrote it is moved aside instead of removed."""
     file.write()
     file.path.write_text(file.text + "Nice=5\n")
-    kept = written.remove(file.path)
+    kept = files.remove(file.path)
     assert kept is not None
     assert kept.read_text().endswith("Nice=5\n")
     assert not file.path.exists()
@@ -115,7 +115,7 @@ def test_mark_may_stand_on_any_line() -> None:
     text = "<?xml?>\n<!DOCTYPE>\n<plist/>\n"
     whole = marked(text, lambda mark: f"<!-- {mark} -->", 2)
     assert whole.splitlines()[2].startswith("<!-- tidegate wrote this file, sha256 ")
-    assert written.unmarked(whole) == text
+    assert files.unmarked(whole) == text
 
 
 def test_what_cannot_be_written_names_the_file(tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ import socket
 import sys
 import time
 
-from tidegate.core import message as msg
-from tidegate.service import log
-from tidegate.service.channel import Channel, ChannelError
+from tidegate.core.protocol import worker as msg
+from tidegate.logs import handler
+from tidegate.watchdog.workers.channel import Channel, ChannelError
 
 
 class FakeWorker:
@@ -208,7 +208,7 @@ def main() -> None:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     if sys.platform == "linux":  # a hung worker sees no end of file
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    log.setup("worker")
+    handler.setup("worker")
     FakeWorker(options).serve()
 
 

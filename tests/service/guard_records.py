@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 
 from tidegate import __version__
-from tidegate.core import watermark as wm
-from tidegate.core.decision import Record
-from tidegate.core.ladder import Decision, Inputs, Ladder, decide
+from tidegate.core.memory import levels as wm
+from tidegate.core.memory.policy import Decision, Inputs, Ladder, decide
+from tidegate.core.memory.record import Record
 from tidegate.core.settings import MIB
-from tidegate.service.decisions import DecisionLog
+from tidegate.watchdog.guard.decision_log import DecisionLog
 
 LIMITS = wm.Limits(budget_bytes=256 * MIB, hard=True, machine_bytes=8192 * MIB)
 BASE_BYTES = 44 * MIB

@@ -18,12 +18,12 @@ from unittest import mock
 import msgspec
 
 from tidegate.config import LoadedConfig
-from tidegate.core.lifecycle import Timing
-from tidegate.core.message import ControlReply, ControlRequest
+from tidegate.core.fleet.lifecycle import Timing
+from tidegate.core.protocol.worker import ControlReply, ControlRequest
 from tidegate.core.settings import Drain, Memory, Settings
-from tidegate.service.control import SOCKET_NAME
-from tidegate.service.process import PidFile
-from tidegate.service.watchdog import PID_FILE_NAME, Watchdog
+from tidegate.watchdog.control.server import SOCKET_NAME
+from tidegate.watchdog.watchdog import PID_FILE_NAME, Watchdog
+from tidegate.watchdog.workers.process import PidFile
 
 HERE = Path(__file__).parent
 Socket = socket.socket  # also while a test has calls of the watchdog fail

@@ -10,10 +10,10 @@ from pathlib import Path
 import msgspec
 
 from tidegate.config import ConfigError, LoadedConfig
-from tidegate.core.lifecycle import Timing
-from tidegate.core.message import Ready
+from tidegate.core.fleet.lifecycle import Timing
+from tidegate.core.protocol.worker import Ready
 from tidegate.core.settings import Settings
-from tidegate.service import watchdog
+from tidegate.watchdog import watchdog
 
 HERE = Path(__file__).parent
 

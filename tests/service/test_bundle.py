@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.service import bundle
+from tidegate.watchdog.guard import bundle
 
 AT = 1795391112.0  # 2026-11-22 23:45:12 UTC
 

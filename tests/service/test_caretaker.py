@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from tidegate.core.message import UpstreamRefusal
 from tidegate.core.problem import Problem
+from tidegate.core.protocol.worker import UpstreamRefusal
 from tidegate.core.settings import MIB
-from tidegate.service import repairs
-from tidegate.service.repairs import Seen, find
-from tidegate.service.status import (
+from tidegate.watchdog import repairs
+from tidegate.watchdog.control.status import (
     MemoryState,
     Restart,
     RunCounts,
@@ -22,6 +21,7 @@ from tidegate.service.status import (
     UpstreamState,
     WatchdogState,
 )
+from tidegate.watchdog.repairs import Seen, find
 
 NOW = 1_000_000.0
 STATUS = Status(

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.core import message as msg
-from tidegate.service import channel
-from tidegate.service.channel import Channel, ChannelError, LineSplitter
+from tidegate.core.protocol import worker as msg
+from tidegate.watchdog.workers import channel
+from tidegate.watchdog.workers.channel import Channel, ChannelError, LineSplitter
 
 
 @given(st.lists(st.binary(max_size=30).map(lambda b: b.replace(b"\n", b"-"))), st.data())

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.service import config_watch
-from tidegate.service.config_watch import changes, look
+from tidegate.gateway import config_watch
+from tidegate.gateway.config_watch import changes, look
 
 LIMIT_S = 20.0
 

@@ -15,10 +15,10 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from tidegate.core.message import ControlReply, ControlRequest
-from tidegate.service import control
-from tidegate.service.command import Commands
-from tidegate.service.control import ControlServer
+from tidegate.core.protocol.worker import ControlReply, ControlRequest
+from tidegate.watchdog.control import server as control
+from tidegate.watchdog.control.commands import Commands
+from tidegate.watchdog.control.server import ControlServer
 
 REQUEST = ControlRequest(verb="status")
 

@@ -16,10 +16,10 @@ from msgspec.structs import replace
 
 from service.guard_records import AT, inputs, log_of, play
 from tidegate import __version__
-from tidegate.core.decision import Record, decide_again
-from tidegate.core.ladder import Ladder, decide
-from tidegate.service import decisions
-from tidegate.service.decisions import DecisionLog, tail
+from tidegate.core.memory.policy import Ladder, decide
+from tidegate.core.memory.record import Record, decide_again
+from tidegate.watchdog.guard import decision_log
+from tidegate.watchdog.guard.decision_log import DecisionLog, tail
 
 
 def records(directory: Path) -> list[Record]:
@@ -51,7 +51,7 @@ def test_while_relief_goes_on_a_record_comes_every_half_minute(tmp_path: Path) -
 
 def test_it_is_at_most_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The older one is replaced when the newer one is full."""
-    monkeypatch.setattr(decisions, "MAX_FILE_BYTES", 10_000)
+    monkeypatch.setattr(decision_log, "MAX_FILE_BYTES", 10_000)
     log = DecisionLog(tmp_path)
     for _ in range(12):
         play(log, [0.1, 0.65, 0.75, 0.85])
@@ -65,7 +65,7 @@ def test_the_tail_is_whole_lines_over_both_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The newest last; as many as fit."""
-    monkeypatch.setattr(decisions, "MAX_FILE_BYTES", 6_500)
+    monkeypatch.setattr(decision_log, "MAX_FILE_BYTES", 6_500)
     log = DecisionLog(tmp_path)
     play(log, [0.1, 0.65, 0.75, 0.85])
     everything = [json.loads(bytes(raw)) for raw in tail(tmp_path, 10**6)]
@@ -111,8 +111,8 @@ def test_a_write_that_fails_midway_does_not_spoil_the_next_line(
 ) -> None:
     """A disk that is full takes half a line; the half is taken back."""
     path = log_of(tmp_path, [0.1])
-    write = decisions.os.write
-    monkeypatch.setattr(decisions.os, "write", lambda fd, data: write(fd, data[:100]))
+    write = decision_log.os.write
+    monkeypatch.setattr(decision_log.os, "write", lambda fd, data: write(fd, data[:100]))
     play(DecisionLog(tmp_path), [0.1])
     monkeypatch.undo()
     play(DecisionLog(tmp_path), [0.1])
@@ -135,8 +135,10 @@ def test_a_disk_that_hangs_holds_up_nobody(
     """What waits for it is bounded, what is lost is counted, and it goes on when it is back."""
     caplog.set_level(logging.INFO)
     back = threading.Event()
-    write = decisions.os.write
-    monkeypatch.setattr(decisions.os, "write", lambda fd, line: back.wait(60) and write(fd, line))
+    write = decision_log.os.write
+    monkeypatch.setattr(
+        decision_log.os, "write", lambda fd, line: back.wait(60) and write(fd, line)
+    )
     log, given = DecisionLog(tmp_path), inputs(0.0, 0.5)
     calm = decide(Ladder(), given)[1]
     path, deadline_s = tmp_path / "decisions.jsonl", time.monotonic() + 30
@@ -147,11 +149,11 @@ def test_a_disk_that_hangs_holds_up_nobody(
             time.sleep(0.01)
     assert "the disk takes none" in caplog.text
     back.set()
-    while len(records(tmp_path)) < 1 + decisions.MAX_WAITING:
+    while len(records(tmp_path)) < 1 + decision_log.MAX_WAITING:
         assert time.monotonic() < deadline_s
         time.sleep(0.01)
     log.close()
-    assert f"{60 - 1 - decisions.MAX_WAITING} were lost" in caplog.text
+    assert f"{60 - 1 - decision_log.MAX_WAITING} were lost" in caplog.text
     assert [record.at for record in records(tmp_path)] == [
-        AT + n for n in range(1 + decisions.MAX_WAITING)
+        AT + n for n in range(1 + decision_log.MAX_WAITING)
     ]

@@ -20,12 +20,18 @@ import pytest
 from service.guard_records import inputs, log_of
 from tidegate.config import LoadedConfig
 from tidegate.core import settings
-from tidegate.core.ladder import Ladder, decide
-from tidegate.core.message import Inspect, Inspected, Message, RunSummary
+from tidegate.core.memory.policy import Ladder, decide
+from tidegate.core.protocol.worker import Inspect, Inspected, Message, RunSummary
 from tidegate.core.settings import Settings, Upstream
-from tidegate.service import bundle, evidence
-from tidegate.service.evidence import LIMIT_S, WRITE_LIMIT_S, Evidence, show_settings
-from tidegate.service.status import MemoryState, RunCounts, Status, SweptState, WatchdogState
+from tidegate.watchdog.control.status import (
+    MemoryState,
+    RunCounts,
+    Status,
+    SweptState,
+    WatchdogState,
+)
+from tidegate.watchdog.guard import bundle, evidence
+from tidegate.watchdog.guard.evidence import LIMIT_S, WRITE_LIMIT_S, Evidence, show_settings
 
 KEY = "sk-CANARY-of-the-config"
 LIMIT = 30.0  # for what must happen at all
@@ -400,7 +406,7 @@ def test_a_large_daemon_fits_into_a_bundle(rig: Rig) -> None:
         upstream="u" * 40, attempts=3, created=1.0, ended=None, first_seq=10**9, next_seq=10**9,
         bytes=10**9, subscribers=100,
     )  # fmt: skip
-    deep = "\n".join(["task", *["gateway/relay.py:123 Relay.something_long"] * 20])
+    deep = "\n".join(["task", *["gateway/relay/relay.py:123 Relay.something_long"] * 20])
     for n in range(720):
         given = inputs(10.0 * n, 0.5)
         rig.evidence.sampled(given, decide(Ladder(), given)[1])

@@ -17,12 +17,12 @@ import pytest
 from msgspec.structs import replace as replaced
 
 from tidegate.config import stand_in
-from tidegate.core import lifecycle as life
-from tidegate.core.message import Token
+from tidegate.core.fleet import lifecycle as life
+from tidegate.core.protocol.worker import Token
 from tidegate.core.settings import Limits, Settings, Upstream
-from tidegate.service.faults import Faults
-from tidegate.service.generations import Generations
-from tidegate.service.upgrade import KeptWorker
+from tidegate.watchdog.faults import Faults
+from tidegate.watchdog.upgrade.upgrade import KeptWorker
+from tidegate.watchdog.workers.generations import Generations
 
 # By a former version's own grammar, which knew no key beside those.
 KNOWN = {"listen", "allowed_hosts", "limits", "memory", "drain", "auth", "upstream", "model"}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.service.control import MAX_IGNORED_BYTES, MAX_REQUEST_BYTES, SOCKET_NAME
+from tidegate.watchdog.control.server import MAX_IGNORED_BYTES, MAX_REQUEST_BYTES, SOCKET_NAME
 
 from .conftest import Daemon, wait_until
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.service import kernel
+from tidegate.watchdog.guard import kernel
 
 
 def write(path: Path, text: str) -> None:

@@ -20,13 +20,14 @@ import pytest
 from fakes.launchd import Running, compiled
 from fakes.launchd import launchd as stand_in
 from fakes.machine import free_port, wait_until
-from tidegate.service import detach, launchd
+from tidegate.managers.launchd import activation
+from tidegate.watchdog import detach
 
 # What a job finds of itself. It says so, and ends as a success.
 PROBE = """
 import json, os, subprocess, sys
-from tidegate.service import launchd
-from tidegate.service.listen import ListenError
+from tidegate.managers.launchd import activation as launchd
+from tidegate.managers.sockets import ListenError
 
 def open_fds():
     return sorted(os.listdir("/proc/self/fd"))
@@ -39,7 +40,10 @@ except ListenError as error:
 else:
     why = None
 heard = [[b.address, os.get_inheritable(b.sock.fileno())] for b in found]
-code = "from tidegate.service import launchd; print(launchd.is_job(), launchd.adopt_activated())"
+code = (
+    "from tidegate.managers.launchd import activation;"
+    "print(activation.is_job(), activation.adopt_activated())"
+)
 child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 again = [b.address for b in launchd.adopt_activated(*sys.argv[2:])]
 for bound in found:
@@ -193,7 +197,7 @@ def test_refusal_is_told_in_words(tmp_path: Path) -> None:
 )
 def test_name_alone_makes_no_job(name: str | None) -> None:
     """A terminal has such a name, and so has everything that a job starts."""
-    assert not launchd.is_job({} if name is None else {"XPC_SERVICE_NAME": name})
+    assert not activation.is_job({} if name is None else {"XPC_SERVICE_NAME": name})
 
 
 def test_daemon_that_a_job_starts_is_none_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +228,7 @@ def test_daemon_that_a_job_starts_is_none_itself(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has that function")
 def test_another_system_has_no_sockets_for_us() -> None:
     """Without the function there is nobody to ask."""
-    assert launchd.adopt_activated() == []
+    assert activation.adopt_activated() == []
 
 
 @pytest.mark.parametrize(("size_bytes", "kept_bytes"), [(1000, 1000), (300 * 1024, 0)])
@@ -235,7 +239,7 @@ def test_file_that_launchd_appends_to_is_bounded(
     path = tmp_path / "launchd.err"
     path.write_bytes(b"x" * size_bytes)
     with path.open("ab") as file:
-        launchd.limit_stderr(file.fileno())
+        activation.limit_stderr(file.fileno())
         file.write(b"news")
     assert path.stat().st_size == kept_bytes + 4
 
@@ -243,10 +247,10 @@ def test_file_that_launchd_appends_to_is_bounded(
 def test_standard_error_that_is_no_file_is_left_alone() -> None:
     """A pipe has no size, and a descriptor that is closed is nobody's."""
     reading, writing = os.pipe()
-    launchd.limit_stderr(writing)
+    activation.limit_stderr(writing)
     os.close(reading)
     os.close(writing)
-    launchd.limit_stderr(writing)
+    activation.limit_stderr(writing)
 
 
 @pytest.mark.parametrize(
@@ -263,8 +267,8 @@ def test_drain_fits_into_what_launchd_allows(
     said: str | None, wanted_s: float, given_s: float
 ) -> None:
     """The loaded plist says how long that is; one that does not has launchd's own 20 s."""
-    environ = {} if said is None else {launchd.EXIT_VARIABLE: said}
-    assert launchd.fitting_stop_s(wanted_s, launchd.exit_timeout_s(environ)) == given_s
+    environ = {} if said is None else {activation.EXIT_VARIABLE: said}
+    assert activation.fitting_stop_s(wanted_s, activation.exit_timeout_s(environ)) == given_s
 
 
 def test_connection_before_the_job_is_up_waits_for_it(running: Running) -> None:
@@ -272,7 +276,7 @@ def test_connection_before_the_job_is_up_waits_for_it(running: Running) -> None:
     port = free_port()
     entry = {"SockNodeName": "127.0.0.1", "SockServiceName": str(port)}
     code = (
-        "from tidegate.service import launchd\n"
+        "from tidegate.managers.launchd import activation as launchd\n"
         "[bound] = launchd.adopt_activated()\n"
         "bound.sock.setblocking(True)\n"
         "conn, _ = bound.sock.accept()\n"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.service import listen
-from tidegate.service.listen import BadAddress, ListenError
+from tidegate.managers import sockets
+from tidegate.managers.sockets import BadAddress, ListenError
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from tidegate.service.listen import BadAddress, ListenError
 )
 def test_addresses(address: str, parsed: tuple[socket.AddressFamily, str, int]) -> None:
     """What the setting may say, and what it means."""
-    assert listen.parse(address) == parsed
+    assert sockets.parse(address) == parsed
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_addresses(address: str, parsed: tuple[socket.AddressFamily, str, int]) 
 def test_what_is_no_address_is_named(address: str) -> None:
     """The error repeats the address as it was written."""
     with pytest.raises(BadAddress) as raised:
-        listen.bind(address)
+        sockets.bind(address)
     assert f'"{address}"' in str(raised.value)
 
 
@@ -44,7 +44,7 @@ def test_what_is_no_address_is_named(address: str) -> None:
 def test_port_0_is_resolved(address: str) -> None:
     """The bound address names the port that the system chose."""
     try:
-        bound = listen.bind(address)
+        bound = sockets.bind(address)
     except ListenError as error:
         pytest.skip(f"no IPv6 here: {error}")
     host, _, port = bound.address.rpartition(":")
@@ -56,9 +56,9 @@ def test_port_0_is_resolved(address: str) -> None:
 
 def test_both_families_share_a_port() -> None:
     """ "[::]" listens for IPv6 alone, so "0.0.0.0" of the same port can stand beside it."""
-    four = listen.bind("0.0.0.0:0")
+    four = sockets.bind("0.0.0.0:0")
     try:
-        six = listen.bind(f"[::]:{four.address.rpartition(':')[2]}")
+        six = sockets.bind(f"[::]:{four.address.rpartition(':')[2]}")
     except ListenError as error:
         pytest.skip(f"no IPv6 here: {error}")
     finally:
@@ -73,7 +73,7 @@ def test_both_families_share_a_port() -> None:
 def test_error_says_what_to_do(address: str, hint: str) -> None:
     """Address and hint are both in the text."""
     with pytest.raises(ListenError, match=hint) as raised:
-        listen.bind(address)
+        sockets.bind(address)
     assert address in str(raised.value)
     assert not isinstance(raised.value, BadAddress)
 
@@ -83,10 +83,10 @@ def test_unix_socket_of_a_dead_process_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "door"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
-    bound = listen.bind(f"unix:{path}")
+    bound = sockets.bind(f"unix:{path}")
     assert path.stat().st_mode & 0o007 == 0
     with pytest.raises(ListenError, match="another program listens"):
-        listen.bind(f"unix:{path}")
+        sockets.bind(f"unix:{path}")
     bound.close()
     assert not path.exists()
 
@@ -96,13 +96,13 @@ def test_file_in_the_way_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "precious"
     path.write_text("data")
     with pytest.raises(ListenError):
-        listen.bind(f"unix:{path}")
+        sockets.bind(f"unix:{path}")
     assert path.read_text() == "data"
 
 
 ADOPT = """
 import os, sys
-from tidegate.service import listen
+from tidegate.managers import sockets as listen
 os.environ["LISTEN_PID"] = str(os.getpid())
 try:
     print([b.address for b in listen.adopt_passed(os.environ, os.getpid())])
@@ -142,5 +142,5 @@ def test_passed_socket_that_does_not_listen_is_refused() -> None:
 def test_sockets_meant_for_another_process_are_left() -> None:
     """LISTEN_PID of somebody else: nothing is adopted, and nobody after us is misled."""
     environ = {"LISTEN_PID": "1", "LISTEN_FDS": "3", "LISTEN_FDNAMES": "a:b:c"}
-    assert listen.adopt_passed(environ, os.getpid()) == []
+    assert sockets.adopt_passed(environ, os.getpid()) == []
     assert environ == {}

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.service import listen
-from tidegate.service.listen import Bound
-from tidegate.service.listeners import Listeners
-from tidegate.service.systemd import Notifier, stored_name
+from tidegate.managers import sockets
+from tidegate.managers.sockets import Bound
+from tidegate.managers.systemd.notify import Notifier, stored_name
+from tidegate.watchdog.listeners import Listeners
 
 
 class Store(Notifier):
@@ -34,9 +34,9 @@ class Store(Notifier):
 
 def kept(address: str) -> Bound:
     """A socket for `address` as it comes back from the store."""
-    bound = listen.bind(address)
-    name = stored_name(listen.canonical(address))
-    return Bound(bound.sock, listen.ADOPTED, bound.address, stored=name)
+    bound = sockets.bind(address)
+    name = stored_name(sockets.canonical(address))
+    return Bound(bound.sock, sockets.ADOPTED, bound.address, stored=name)
 
 
 def test_what_we_bound_is_stored_and_what_retired_is_dropped() -> None:
@@ -72,7 +72,7 @@ def test_a_kept_socket_outlives_an_address_that_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         both = ["127.0.0.1:0", f"127.0.0.1:{other.getsockname()[1]}"]
         for _ in range(2):
-            with pytest.raises(listen.ListenError, match="another program"):
+            with pytest.raises(sockets.ListenError, match="another program"):
                 listeners.open(both)
     listeners.use(listeners.open(both))
     assert listeners.addresses[0] == socket_kept.address
@@ -115,8 +115,8 @@ def test_a_kept_unix_socket_that_nobody_asks_for_takes_its_file_along(tmp_path: 
 @pytest.mark.parametrize("heard", [True, False])
 def test_sockets_of_a_socket_unit_stand_above_the_setting(heard: bool) -> None:
     """They are neither stored nor replaced, whatever the setting says."""
-    bound = listen.bind("127.0.0.1:0")
-    passed = Bound(bound.sock, listen.ADOPTED, bound.address)
+    bound = sockets.bind("127.0.0.1:0")
+    passed = Bound(bound.sock, sockets.ADOPTED, bound.address)
     store = Store()
     listeners = Listeners([passed, kept("[::1]:0")] if heard else [passed], store)
     listeners.use(listeners.open(["127.0.0.1:1"]))
@@ -154,8 +154,8 @@ def test_a_wider_or_narrower_address_may_have_the_same_port(former: str, new: st
             return bool(name == client.getsockname())
 
     def others_are_refused() -> None:
-        with pytest.raises(listen.ListenError, match="another program listens there"):
-            listen.bind(f"{new}:{port}")
+        with pytest.raises(sockets.ListenError, match="another program listens there"):
+            sockets.bind(f"{new}:{port}")
 
     assert is_accepted_by(listeners.bound[0])
     others_are_refused()
@@ -222,7 +222,7 @@ def test_another_program_on_the_port_is_not_taken_for_ours() -> None:
     port = listeners.bound[0].sock.getsockname()[1]
     with (
         socket.create_server(("127.0.0.2", port)),
-        pytest.raises(listen.ListenError, match="another program listens there"),
+        pytest.raises(sockets.ListenError, match="another program listens there"),
     ):
         listeners.open([f"0.0.0.0:{port}"])
     assert listeners.bound[0].sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)

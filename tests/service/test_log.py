@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.service import log, log_writer
-from tidegate.service.log_file import LogStream, Target
+from tidegate.logs import handler as log
+from tidegate.logs import writer
+from tidegate.logs.file import LogStream, Target
 
 LIMIT_S = 20.0
 Made = Callable[..., log.LineHandler]
@@ -187,7 +188,7 @@ def test_full_queue_drops_counts_and_says_so_in_place(
     handler: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beyond the bound lines are dropped; the count is between what was kept and what came."""
-    monkeypatch.setattr(log_writer, "QUEUE_BYTES", 1000)
+    monkeypatch.setattr(writer, "QUEUE_BYTES", 1000)
     disk = Disk()
     made = handler(disk)
     disk.flows.clear()
@@ -209,7 +210,7 @@ def test_full_disk_is_said_when_there_is_room_again(
     handler: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lines wait for the disk; how long it failed, and why, is in the log afterwards."""
-    monkeypatch.setattr(log_writer, "RETRY_S", 0.01)
+    monkeypatch.setattr(writer, "RETRY_S", 0.01)
     disk = Disk()
     disk.fails = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     made = handler(disk)
@@ -242,7 +243,7 @@ def test_pipe_that_nobody_reads_holds_up_nobody(
     pipe: tuple[int, int], handler: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reader that does not read later learns what it missed: every line is there or counted."""
-    monkeypatch.setattr(log_writer, "QUEUE_BYTES", 20_000)
+    monkeypatch.setattr(writer, "QUEUE_BYTES", 20_000)
     made = handler(pipe[1])
     for n in range(150):
         made.emit(record(f"{chr(97 + n % 26)}{chr(97 + n // 26)} {'x' * 1000}"))
@@ -271,7 +272,7 @@ def test_closed_reader_is_survived(handler: Made) -> None:
 def test_lines_are_written_when_a_process_ends(tmp_path: Path) -> None:
     """Also the last ones before an exit, and the count of what was repeated."""
     script = (
-        "import logging, sys; from pathlib import Path; from tidegate.service import log\n"
+        "import logging, sys; from pathlib import Path; from tidegate.logs import handler as log\n"
         "log.setup('watchdog', Path(sys.argv[1]))\n"
         "ours = logging.getLogger('tidegate')\n"
         "[ours.info('same') for _ in range(9)]\n"
@@ -290,7 +291,7 @@ def test_traceback_and_stacks_land_in_the_file(tmp_path: Path) -> None:
     """What Python itself says of a crash is where one looks for it, after what led to it."""
     script = (
         "import faulthandler, logging, os, sys; from pathlib import Path\n"
-        "from tidegate.service import log\n"
+        "from tidegate.logs import handler as log\n"
         "log.setup('watchdog', Path(sys.argv[1])); faulthandler.enable()\n"
         "logging.getLogger('tidegate').info('before')\n"
         "if sys.argv[2] == 'raise': raise RuntimeError('why')\n"
@@ -307,7 +308,7 @@ def test_traceback_and_stacks_land_in_the_file(tmp_path: Path) -> None:
 def test_libraries_are_heard_when_they_warn(tmp_path: Path) -> None:
     """What a library tells of its daily work is not the owner's affair; its warnings are."""
     script = (
-        "import logging, sys; from pathlib import Path; from tidegate.service import log\n"
+        "import logging, sys; from pathlib import Path; from tidegate.logs import handler as log\n"
         "log.setup('worker', Path(sys.argv[1])); theirs = logging.getLogger('watchfiles.main')\n"
         "theirs.info('1 change detected'); theirs.warning('out of watches')\n"
     )

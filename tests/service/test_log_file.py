@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.service.log_file import LogFile, family
+from tidegate.logs.file import LogFile, family
 
 LIMIT_S = 30.0
 WRITER = """
 import logging, sys
 from pathlib import Path
-from tidegate.service.log import LineHandler
-from tidegate.service.log_file import LogFile
-from tidegate.core import repeats
-from tidegate.service import log_writer
+from tidegate.logs.handler import LineHandler
+from tidegate.logs.file import LogFile
+from tidegate.logs import repeats
+from tidegate.logs import writer as log_writer
 repeats.MOST_KINDS = repeats.MOST_A_MINUTE = 1 << 30  # and writes every line
 log_writer.QUEUE_BYTES = 1 << 30  # this one may remember everything
 log_writer.LOOK_S = 0.02
@@ -136,7 +136,7 @@ def test_file_that_cannot_be_rotated_begins_again_and_says_so(
 def test_stdout_follows_where_it_was_the_same_file(tmp_path: Path) -> None:
     """`start` sends both to the log; neither may keep a rotated file alive."""
     script = (
-        "import os, sys; from pathlib import Path; from tidegate.service.log_file import LogFile\n"
+        "import os, sys; from pathlib import Path; from tidegate.logs.file import LogFile\n"
         "made = LogFile(Path(sys.argv[1]), rotates=True, rotate_bytes=5)\n"
         "os.write(1, b'before\\n'); made.tend(); os.write(1, b'after\\n')\n"
     )

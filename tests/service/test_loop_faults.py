@@ -20,29 +20,15 @@ import pytest
 from fakes.failing_calls import ERRORS, MOST_CALLS, FailingCalls
 from service.loop_rig import Loop, loop
 from tidegate.config import LoadedConfig
-from tidegate.core import lifecycle
-from tidegate.core import message as msg
-from tidegate.core import repairs as core_repairs
-from tidegate.service import (
-    channel,
-    command,
-    control,
-    decisions,
-    evidence,
-    generations,
-    guardian,
-    listeners,
-    memory,
-    overview,
-    process,
-    question,
-    reload,
-    repairs,
-    status,
-    systemd,
-    watchdog,
-)
-from tidegate.service.faults import EXIT, SAMPLE, TICK, WAIT
+from tidegate.core import problems as core_repairs
+from tidegate.core.fleet import lifecycle
+from tidegate.core.protocol import worker as msg
+from tidegate.managers.systemd import notify
+from tidegate.watchdog import listeners, reload, repairs, watchdog
+from tidegate.watchdog.control import commands, overview, pending, server, status
+from tidegate.watchdog.faults import EXIT, SAMPLE, TICK, WAIT
+from tidegate.watchdog.guard import book, decision_log, evidence, guard
+from tidegate.watchdog.workers import channel, generations, process
 
 # What a function that fails had in its hands is left to Python's garbage collector, which warns.
 pytestmark = [
@@ -50,8 +36,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 MODULES = [
-    *(channel, command, control, decisions, evidence, generations, guardian, listeners, memory),
-    *(overview, process, question, reload, repairs, status, systemd, watchdog, lifecycle, msg),
+    *(channel, commands, server, decision_log, evidence, generations, guard, listeners, book),
+    *(overview, process, pending, reload, repairs, status, notify, watchdog, lifecycle, msg),
 ]
 # What turns, begins and ends the loop is not a handler of it; `__init__` is of the start.
 NOT_HANDLERS = {
@@ -204,7 +190,7 @@ def failing(_: object = None) -> None:
     ("vital", "break_it"),
     [
         (TICK, lambda m: m.setattr(watchdog.life, "step", lambda *_: failing())),
-        (SAMPLE, lambda m: m.setattr(guardian.Guardian, "tick", lambda *_: failing())),
+        (SAMPLE, lambda m: m.setattr(guard.Guardian, "tick", lambda *_: failing())),
         (EXIT, lambda m: m.setattr(generations.Generations, "gone", failing)),
         (WAIT, lambda m: m.setattr(watchdog.Watchdog, "_wait_s", failing)),
     ],
@@ -218,7 +204,7 @@ def test_what_must_not_fail_for_ever(
     """A tick, sample, exit or wait that fails three times in a row ends it with 75, unvouched."""
     vouched: list[bool] = []
     monkeypatch.setattr(
-        systemd.Notifier, "keep_alive", lambda _, __, *, is_well: vouched.append(is_well)
+        notify.Notifier, "keep_alive", lambda _, __, *, is_well: vouched.append(is_well)
     )
     with loop(directory) as daemon:
         daemon.begin()
@@ -237,16 +223,16 @@ def test_two_faults_and_a_success_end_nothing(
 ) -> None:
     """Only what fails in a row counts."""
     turns = 0
-    tick = guardian.Guardian.tick
+    tick = guard.Guardian.tick
 
-    def mostly_failing(self: guardian.Guardian, now_s: float, delay_s: float) -> None:
+    def mostly_failing(self: guard.Guardian, now_s: float, delay_s: float) -> None:
         nonlocal turns
         turns += 1
         if turns % 3:
             failing()
         tick(self, now_s, delay_s)
 
-    monkeypatch.setattr(guardian.Guardian, "tick", mostly_failing)
+    monkeypatch.setattr(guard.Guardian, "tick", mostly_failing)
     with loop(directory) as daemon:
         daemon.begin()
         daemon.until(lambda: turns > 12, "twelve samples")
@@ -261,7 +247,7 @@ def test_a_fault_is_a_repair_and_one_stack_a_minute(
     monkeypatch.setattr(repairs.Caretaker, "free_bytes", failing)
     with loop(directory) as daemon:
         daemon.begin()
-        monkeypatch.setattr(command.Commands, "give_up_waiting", failing)
+        monkeypatch.setattr(commands.Commands, "give_up_waiting", failing)
         monkeypatch.setattr(repairs.Caretaker, "free_bytes", lambda *_: None)
 
         def is_told() -> bool:

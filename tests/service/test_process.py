@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.service.process import AlreadyRunning, PidFile, worker_environment
+from tidegate.watchdog.workers.process import AlreadyRunning, PidFile, worker_environment
 
 
 def test_worker_environment_has_nothing_of_the_manager() -> None:
@@ -42,7 +42,8 @@ def test_lock_is_held_for_life(tmp_path: Path) -> None:
     """While one holds it nobody else gets it; its end, however sudden, frees it."""
     path = tmp_path / "tidegate.pid"
     code = (
-        "import sys; from pathlib import Path; from tidegate.service.process import PidFile;"
+        "import sys; from pathlib import Path;"
+        "from tidegate.watchdog.workers.process import PidFile;"
         "p = PidFile(Path(sys.argv[1])); p.hold(); print('held', flush=True); input()"
     )
     holder = subprocess.Popen(

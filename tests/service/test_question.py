@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from tidegate.core.message import RunList, RunSummary, Swept
-from tidegate.service.control import Client
-from tidegate.service.question import Questions
+from tidegate.core.protocol.worker import RunList, RunSummary, Swept
+from tidegate.watchdog.control.pending import Questions
+from tidegate.watchdog.control.server import Client
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from tidegate.core.message import ControlReply
-from tidegate.service.outcome import Reloaded
+from tidegate.core.protocol.reload import Reloaded
+from tidegate.core.protocol.worker import ControlReply
 
 from .conftest import Daemon, wait_until
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from tidegate.service import samples
-from tidegate.service.samples import COLUMNS, EVERY_S, KEPT, Samples
+from tidegate.watchdog.guard import samples
+from tidegate.watchdog.guard.samples import COLUMNS, EVERY_S, KEPT, Samples
 
 
 def add(ring: Samples, now_s: float, used: int, level: int = 0) -> None:

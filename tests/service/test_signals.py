@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tidegate.service.signals import HEARD, Signals
+from tidegate.watchdog.signals import HEARD, Signals
 
 
 @pytest.fixture

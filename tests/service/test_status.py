@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from tidegate.core import lifecycle as life
-from tidegate.core.lifecycle import Fleet, Generation, State
-from tidegate.core.message import Heartbeat, StepReport, UpstreamStatus
-from tidegate.service import status
+from tidegate.core.fleet import lifecycle as life
+from tidegate.core.fleet.lifecycle import Fleet, Generation, State
+from tidegate.core.protocol.worker import Heartbeat, StepReport, UpstreamStatus
+from tidegate.watchdog.control import status
 
 
 def fleet(*states: State, stopping: bool = False) -> Fleet:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.service.systemd import Notifier, stored_name
+from tidegate.managers.systemd.notify import Notifier, stored_name
 
 
 @pytest.fixture(params=["path", "abstract"])

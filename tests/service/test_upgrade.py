@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tidegate.service import upgrade
-from tidegate.service.upgrade import UpgradeError
+from tidegate.watchdog.upgrade import upgrade
+from tidegate.watchdog.upgrade.upgrade import UpgradeError
 
 from .conftest import HANGS, Daemon, is_alive, wait_until
 
@@ -221,8 +221,8 @@ def test_a_program_that_is_not_there_is_no_upgrade() -> None:
 
 
 def _estate() -> upgrade.Estate:
-    from tidegate.core.lifecycle import Fleet
-    from tidegate.service.status import Totals
+    from tidegate.core.fleet.lifecycle import Fleet
+    from tidegate.watchdog.control.status import Totals
 
     reading, writing = os.pipe()
     os.close(reading)

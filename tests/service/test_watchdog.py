@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.core.watermark import LEAST_BUDGET_BYTES, usual_ledger_limit_bytes
-from tidegate.service import watchdog
+from tidegate.core.memory.levels import LEAST_BUDGET_BYTES, usual_ledger_limit_bytes
+from tidegate.watchdog import watchdog
 
 from .conftest import HANGS, SILENT, Daemon, is_alive, wait_until
 

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tidegate.install.job import Job, Scope
-from tidegate.install.systemd_unit import service_unit
+from tidegate.managers.job import Job, Scope
+from tidegate.managers.systemd.unit import service_unit
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 60.0

@@ -45,7 +45,7 @@ api_key_file = "box-key"
 DEFECT = """
 import os, sys
 if sys.orig_argv[2:4] == ["tidegate", "run"]:
-    from tidegate.service.watchdog import Watchdog
+    from tidegate.watchdog.watchdog import Watchdog
     tick = Watchdog._tick
     def broken(*arguments):
         if os.path.exists("/var/lib/tidegate/defect"):
@@ -395,7 +395,7 @@ def life() -> dict[str, Any]:
     seen["bad_config"] = show()
 
     write_config(upstream)
-    slow = "import sys, time\nif 'tidegate.service.worker' in sys.orig_argv: time.sleep(6)\n"
+    slow = "import sys, time\nif 'tidegate.gateway.worker' in sys.orig_argv: time.sleep(6)\n"
     break_with(slow, "TimeoutStartSec=3\n")
     run("systemctl", "start", "tidegate.service")
     seen["slow_start"] = show()
@@ -487,7 +487,7 @@ def activation() -> dict[str, Any]:
 
     # A worker that cannot even be imported.
     break_with(
-        "import os, sys\nif 'tidegate.service.worker' in sys.orig_argv: os._exit(3)\n",
+        "import os, sys\nif 'tidegate.gateway.worker' in sys.orig_argv: os._exit(3)\n",
         "[Unit]\nStartLimitBurst=2\n",
     )
     run("systemctl", "reset-failed", "tidegate.service", check=False)

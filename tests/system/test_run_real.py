@@ -16,7 +16,7 @@ import pytest
 
 from fakes.gateway import Gateway, StartGateway
 from fakes.machine import free_port, is_alive, wait_until
-from tidegate import places
+from tidegate.config import places
 
 BOX = '[[upstream]]\nname = "box"\nurl = "http://127.0.0.1:9"\n'
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.install import systemd_unit
+from tidegate.managers.systemd import unit as systemd_unit
 
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = sorted(ROOT.glob("systemd/*.service"))
@@ -57,7 +57,7 @@ def test_system_unit_is_exposed_to_little(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", systemd_unit.shipped())
 def test_shipped_units_are_what_is_rendered(name: str) -> None:
-    """`python -m tidegate.install.systemd_unit systemd` writes them anew."""
+    """`python -m tidegate.managers.systemd.unit systemd` writes them anew."""
     assert (ROOT / "systemd" / name).read_text() == systemd_unit.shipped()[name]
 
 

@@ -22,11 +22,11 @@ from typing import NoReturn
 
 from tidegate import __version__
 from tidegate.cli.failure import BAD_CONFIG, OUTPUT_FAILED, USAGE, Failure
-from tidegate.cli.printable import say_lines
+from tidegate.cli.show.printable import say_lines
 from tidegate.config import ConfigError
-from tidegate.core.visible import visible
-from tidegate.places import PlacesError
-from tidegate.tokens import TokenError
+from tidegate.config.places import PlacesError
+from tidegate.config.tokens import TokenError
+from tidegate.core.text import visible
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,55 +86,55 @@ def _write_no_more() -> None:
 def _call(arguments: argparse.Namespace) -> int:
     match arguments.verb:
         case "run":
-            from tidegate.cli.run import run
+            from tidegate.cli.verbs.run import run
 
             return run(arguments)
         case "start" | "stop" | "restart":
-            from tidegate.cli import background
+            from tidegate.cli.verbs import detached
 
-            return background.VERBS[arguments.verb](arguments)
+            return detached.VERBS[arguments.verb](arguments)
         case "token":
-            from tidegate.cli import token
+            from tidegate.cli.verbs import token
 
             return token.VERBS[arguments.token_verb](arguments)
         case "reload":
-            from tidegate.cli.reload import reload
+            from tidegate.cli.verbs.reload import reload
 
             return reload(arguments)
         case "check":
-            from tidegate.cli.check import check
+            from tidegate.cli.verbs.check import check
 
             return check(arguments)
         case "bundle":
-            from tidegate.cli.bundle import bundle
+            from tidegate.cli.verbs.bundle import bundle
 
             return bundle(arguments)
         case "replay":
-            from tidegate.cli.replay import replay
+            from tidegate.cli.verbs.replay import replay
 
             return replay(arguments)
         case "completion":
-            from tidegate.cli.completion import completion
+            from tidegate.cli.shell.completion import completion
 
             return completion(arguments, command_line())
         case "service":
-            from tidegate.cli.service import run as service
+            from tidegate.cli.service.verbs import run as service
 
             return service(arguments)
         case "logs":
-            from tidegate.cli.logs import logs
+            from tidegate.cli.verbs.logs import logs
 
             return logs(arguments)
         case "doctor":
-            from tidegate.cli.doctor import doctor
+            from tidegate.cli.verbs.doctor import doctor
 
             return doctor(arguments)
         case "version":
-            from tidegate.cli.version import version
+            from tidegate.cli.verbs.version import version
 
             return version(arguments)
         case _:
-            from tidegate.cli import ask
+            from tidegate.cli.verbs import ask
 
             return ask.VERBS[arguments.verb](arguments)
 

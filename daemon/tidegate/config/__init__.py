@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tidegate import places, tokens
+from tidegate.config import places, tokens
 from tidegate.config.check import (
     find_open_doors,
     find_problems,
@@ -25,9 +25,9 @@ from tidegate.config.check import (
 )
 from tidegate.config.convert import to_settings
 from tidegate.config.document import Document, read
-from tidegate.config.problem import ConfigError, Problem
-from tidegate.config.secret import read_authorities, read_headers, read_keys, size_problem
-from tidegate.core.message import Token
+from tidegate.config.keys import read_authorities, read_headers, read_keys, size_problem
+from tidegate.config.mistake import ConfigError, Problem
+from tidegate.core.protocol.worker import Token
 from tidegate.core.settings import Auth, Settings
 
 __all__ = ["ConfigError", "LoadedConfig", "load", "stand_in", "tokens_path"]

@@ -16,7 +16,7 @@ from msgspec import Struct
 from msgspec.structs import fields, replace
 
 from tidegate.config.convert import show_size
-from tidegate.core.message import Token
+from tidegate.core.protocol.worker import Token
 from tidegate.core.settings import (
     Auth,
     Drain,

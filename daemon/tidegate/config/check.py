@@ -10,10 +10,13 @@ import re
 import socket
 from collections.abc import Iterator
 
-from tidegate.config.problem import MAX_PROBLEMS, Problem
-from tidegate.core.header import MAX_HEADERS, MAX_VALUE_BYTES, is_value, name_problem
-from tidegate.core.host import parse_pattern
-from tidegate.core.ledger import largest_body_bytes
+from tidegate.config.mistake import MAX_PROBLEMS, Problem
+from tidegate.config.places import MAX_SOCKET_PATH_BYTES
+from tidegate.core.http.header import MAX_HEADERS, MAX_VALUE_BYTES, is_value, name_problem
+from tidegate.core.http.host import parse_pattern
+from tidegate.core.http.url import Url, parse_url
+from tidegate.core.memory.levels import LEAST_BUDGET_BYTES, usual_ledger_limit_bytes
+from tidegate.core.runs.ledger import largest_body_bytes
 from tidegate.core.settings import (
     API_KEY_HEADERS,
     MIB,
@@ -22,9 +25,6 @@ from tidegate.core.settings import (
     Settings,
     Upstream,
 )
-from tidegate.core.url import Url, parse_url
-from tidegate.core.watermark import LEAST_BUDGET_BYTES, usual_ledger_limit_bytes
-from tidegate.places import MAX_SOCKET_PATH_BYTES
 
 _PORT = r"(?P<port>[0-9]{1,5})"
 _NAME_OR_V4 = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9])?"

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import NODEFAULT, Struct
 from msgspec.structs import FieldInfo, fields
 
-from tidegate.config.problem import MAX_PROBLEMS, Problem
+from tidegate.config.mistake import MAX_PROBLEMS, Problem
 from tidegate.core.settings import KIB, MIB, Settings
 
 GIB = 1024 * MIB

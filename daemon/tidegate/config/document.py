@@ -12,13 +12,13 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from tidegate import small_file
 from tidegate.config import bounds
-from tidegate.config.problem import MAX_PROBLEMS, ConfigError, Problem
+from tidegate.config.mistake import MAX_PROBLEMS, ConfigError, Problem
 from tidegate.core import decoding
 from tidegate.core.decoding import Undecodable
 from tidegate.core.secret import hide_keys
-from tidegate.core.visible import visible
+from tidegate.core.text import visible
+from tidegate.machine import private_file
 
 MAX_FILE_BYTES = 1024 * 1024  # a config with a thousand upstreams is a tenth of it
 
@@ -66,10 +66,10 @@ def read(path: Path) -> Document:
 
 def _text(path: Path) -> str:
     try:
-        data = small_file.read(path, max_bytes=MAX_FILE_BYTES, private=False)
+        data = private_file.read(path, max_bytes=MAX_FILE_BYTES, private=False)
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file") from None
-    except small_file.UnreadableFile as error:
+    except private_file.UnreadableFile as error:
         raise ConfigError(str(error)) from error
     try:
         return decoding.text(data)

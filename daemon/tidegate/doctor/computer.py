@@ -18,8 +18,9 @@ from tidegate.core import descriptors
 from tidegate.core.problem import Problem
 from tidegate.core.settings import MIB, Settings
 from tidegate.doctor.findings import finding
-from tidegate.guard import kept, machine
-from tidegate.install.call import CallError, call, environment
+from tidegate.machine import meminfo as machine
+from tidegate.machine import procfile
+from tidegate.managers.commands import CallError, call, environment
 
 FIRST_YEAR = 2024  # before this program was made
 LAST_YEAR = 2100
@@ -144,7 +145,7 @@ def read_memory(budget_bytes: int, used_bytes: int = 0) -> Memory:
     try:
         available = meter.read()
         total = machine.total_bytes()
-    except kept.Unreadable:
+    except procfile.Unreadable:
         return Memory(budget_bytes=budget_bytes, used_bytes=used_bytes)
     finally:
         meter.close()

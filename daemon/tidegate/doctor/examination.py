@@ -22,16 +22,16 @@ from tidegate.config import ConfigError, LoadedConfig
 from tidegate.config import document as config_document
 from tidegate.config.check import find_problems
 from tidegate.config.convert import to_settings
-from tidegate.config.problem import Problem as Mistake
-from tidegate.config.secret import read_authorities, read_headers, read_keys
+from tidegate.config.keys import read_authorities, read_headers, read_keys
+from tidegate.config.mistake import Problem as Mistake
+from tidegate.config.places import Places, serving_dir
 from tidegate.core.problem import Problem, Severity
 from tidegate.core.settings import MIB, Settings, Upstream
 from tidegate.doctor import computer, files, ports, running, services, software, upstreams
 from tidegate.doctor.findings import finding
 from tidegate.gateway.extensions import are_compiled
-from tidegate.guard import budget, neighbours
-from tidegate.places import Places, serving_dir
-from tidegate.service.status import Status
+from tidegate.machine import budget, processes
+from tidegate.watchdog.control.status import Status
 
 LIMIT_S = 30.0
 MOST_UPSTREAMS = 20  # a thread each
@@ -203,7 +203,7 @@ def _unfinished(name: str, why: str) -> Check:
 
 
 def _running(subject: Subject) -> Result:
-    others = neighbours.watchdogs()
+    others = processes.watchdogs()
     problems = list(
         running.check_running(
             subject.seen,

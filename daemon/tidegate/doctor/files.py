@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tidegate.config import ConfigError, LoadedConfig
+from tidegate.config.places import Places
 from tidegate.core.problem import Problem
 from tidegate.core.settings import MIB
 from tidegate.doctor.findings import finding
-from tidegate.install.systemd_unit import CREDENTIALS
-from tidegate.places import Places
+from tidegate.managers.systemd.unit import CREDENTIALS
 
 FULL_BYTES = 64 * MIB  # less than the state of a few days: bundles, decisions, a log's rotation
 LOW_BYTES = 512 * MIB

@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Iterator
 
 from tidegate.core.problem import Problem
 from tidegate.doctor.findings import finding
-from tidegate.guard.neighbours import OURS, Neighbour, who_listens
-from tidegate.service import listen
+from tidegate.machine.processes import OURS, Neighbour, who_listens
+from tidegate.managers import sockets
 
 
 def check_ports(
@@ -40,9 +40,9 @@ def _is_held(address: str, held: Collection[str]) -> bool:
     if address in held:
         return True
     try:
-        port = listen.parse(address)[2]
-        return port > 0 and port in {listen.parse(each)[2] for each in held}
-    except listen.BadAddress:
+        port = sockets.parse(address)[2]
+        return port > 0 and port in {sockets.parse(each)[2] for each in held}
+    except sockets.BadAddress:
         return False
 
 
@@ -51,16 +51,16 @@ def _try(address: str, who: Callable[[int], Neighbour | None]) -> Problem | None
     if address.startswith("unix:"):
         return None  # one that is left over is replaced at the start
     try:
-        listen.bind(address).sock.close()
-    except listen.BadAddress as error:
+        sockets.bind(address).sock.close()
+    except sockets.BadAddress as error:
         return finding("config-bad", str(error), "correct `listen` in the config", address)
-    except listen.ListenError as error:
+    except sockets.ListenError as error:
         return _explain(address, error, who)
     return None
 
 
 def _explain(
-    address: str, error: listen.ListenError, who: Callable[[int], Neighbour | None]
+    address: str, error: sockets.ListenError, who: Callable[[int], Neighbour | None]
 ) -> Problem:
     cause = error.__cause__
     number = cause.errno if isinstance(cause, OSError) else None
@@ -99,7 +99,7 @@ def _explain(
 
 def says_tidegate(address: str, limit_s: float = 2.0) -> bool:
     """Whether what answers there calls itself so: another user's process may not be looked at."""
-    _, host, port = listen.parse(address)
+    _, host, port = sockets.parse(address)
     wildcard = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  (asked, not bound)
     connection = http.client.HTTPConnection(wildcard.get(host, host), port, timeout=limit_s)
     try:

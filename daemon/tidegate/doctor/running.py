@@ -9,13 +9,13 @@ from pathlib import Path
 from msgspec import Struct
 
 from tidegate.core.decoding import Decoder, Undecodable
-from tidegate.core.message import ControlRequest
 from tidegate.core.problem import Problem, Severity
+from tidegate.core.protocol.worker import ControlRequest
 from tidegate.doctor.findings import finding
-from tidegate.guard.neighbours import Neighbour
-from tidegate.service import control
-from tidegate.service.status import Status
-from tidegate.service.watchdog import PID_FILE_NAME
+from tidegate.machine.processes import Neighbour
+from tidegate.watchdog.control import server
+from tidegate.watchdog.control.status import Status
+from tidegate.watchdog.watchdog import PID_FILE_NAME
 
 ANSWER_S = 5.0  # the watchdog answers this by itself and at once
 
@@ -109,9 +109,9 @@ def _check_status(status: Status, installed: str) -> Iterator[Problem]:
 def ask(runtime_dir: Path, limit_s: float = ANSWER_S) -> Seen:
     """Ask it how it is."""
     try:
-        reply = control.ask(runtime_dir, ControlRequest(verb="status"), limit_s)
+        reply = server.ask(runtime_dir, ControlRequest(verb="status"), limit_s)
         return Seen(status=Decoder(Status).decode(reply.result))
-    except control.NotRunning:
+    except server.NotRunning:
         return Seen()
     except (TimeoutError, Undecodable):
         return Seen(silent=True)

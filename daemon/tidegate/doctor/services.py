@@ -18,16 +18,16 @@ from pathlib import Path
 from msgspec import Struct
 
 from tidegate.core import descriptors
-from tidegate.core.host import is_local_address
+from tidegate.core.http.host import is_local_address
+from tidegate.core.http.url import parse_url
 from tidegate.core.problem import Problem
 from tidegate.core.settings import MIB, Settings
-from tidegate.core.url import parse_url
 from tidegate.doctor.findings import finding
-from tidegate.install import systemctl
-from tidegate.install.call import CallError, call, environment
-from tidegate.install.job import LABEL, Scope
-from tidegate.install.manager import NO_CREDENTIALS, exit_text
-from tidegate.install.systemd_unit import CREDENTIALS
+from tidegate.managers.base import NO_CREDENTIALS, exit_text
+from tidegate.managers.commands import CallError, call, environment
+from tidegate.managers.job import LABEL, Scope
+from tidegate.managers.systemd import control
+from tidegate.managers.systemd.unit import CREDENTIALS
 
 STOP_MARGIN_S = 5.0  # what a stop takes beside the answers that it lets finish
 LIMIT_S = 8.0
@@ -107,7 +107,7 @@ def check_systemd(service: Service, settings: Settings, budget_bytes: int) -> It
             f"nothing, if that is meant; to see the whole: {_systemctl(service.scope, 'cat')}",
         )
     yield from _check_stopping(
-        systemctl.span_s(shown.get("TimeoutStopUSec", "")),
+        control.span_s(shown.get("TimeoutStopUSec", "")),
         settings,
         f"{edit} TimeoutStopSec={settings.drain.stop_limit_s + 15:.0f}",
     )
@@ -126,8 +126,8 @@ def _check_failed(shown: Mapping[str, str], scope: Scope) -> Iterator[Problem]:
     is_given_up = shown.get("ActiveState") == "failed"
     if not is_given_up and shown.get("SubState") != "auto-restart":
         return
-    code = systemctl.exit_code(shown)
-    how = exit_text(code) if code else systemctl.ending(shown) or "failed"
+    code = control.exit_code(shown)
+    how = exit_text(code) if code else control.ending(shown) or "failed"
     mend = "see `tidegate logs`, mend what it says"
     if code == NO_CREDENTIALS:
         mend = f"run: sudo install -d -m 700 {CREDENTIALS}"
@@ -154,7 +154,7 @@ def _check_protocol(shown: Mapping[str, str], edit: str) -> Iterator[Problem]:
         )
     # While it does not run, systemd 252 shows none, whatever the unit says.
     runs = shown.get("ActiveState", "active") == "active"
-    if runs and not systemctl.span_s(shown.get("WatchdogUSec", "")):
+    if runs and not control.span_s(shown.get("WatchdogUSec", "")):
         yield finding(
             "service-no-watchdog",
             "systemd does not watch it: a hung tidegate stays hung",
@@ -273,7 +273,7 @@ def read(platform: str = sys.platform, uid: int | None = None) -> list[Service]:
     uid = os.geteuid() if uid is None else uid
     if platform == "darwin":
         return [_read_launchd(scope, uid) for scope in Scope]
-    if not systemctl.is_booted():
+    if not control.is_booted():
         return []
     found = [_read_systemd(scope, uid) for scope in Scope]
     # Root seldom has a manager of its own, and nobody misses it.
@@ -287,7 +287,7 @@ def parse_shown(text: str) -> dict[str, str]:
 
 def _read_systemd(scope: Scope, uid: int) -> Service:
     user = ["--user"] if scope is Scope.USER else []
-    words = ["systemctl", *user, "--no-ask-password", "show", "-p", _SHOWN, systemctl.SERVICE]
+    words = ["systemctl", *user, "--no-ask-password", "show", "-p", _SHOWN, control.SERVICE]
     extra = {"XDG_RUNTIME_DIR": os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}"}
     try:
         done = call(words, environment(extra if user else None), LIMIT_S)

@@ -23,14 +23,14 @@ from typing import Any
 from msgspec import Struct
 
 from tidegate import __version__
-from tidegate.core.host import is_local_address
+from tidegate.core.http.host import is_local_address
+from tidegate.core.http.url import parse_url
 from tidegate.core.problem import Problem
 from tidegate.core.secret import Secret
 from tidegate.core.settings import Upstream
-from tidegate.core.url import parse_url
 from tidegate.doctor.findings import finding
 from tidegate.doctor.services import is_neighbour
-from tidegate.gateway.tls import trusting
+from tidegate.gateway.upstreams.tls import trusting
 
 MOST_LOCAL = 16
 MOST_PAID = 4

@@ -9,7 +9,6 @@ from __future__ import annotations
 import msgspec
 from msgspec import Raw, Struct
 
-from tidegate.core.foreign_json import OtherShape, Reader, Unreadable
 from tidegate.core.formats.base import (
     EMPTY,
     About,
@@ -19,7 +18,8 @@ from tidegate.core.formats.base import (
     is_keep_alive,
     may_say,
 )
-from tidegate.core.framing import SSE
+from tidegate.core.formats.foreign_json import OtherShape, Reader, Unreadable
+from tidegate.core.formats.framing import SSE
 
 PING = b'event: ping\ndata: {"type": "ping"}\n\n'
 

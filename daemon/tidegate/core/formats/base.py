@@ -17,8 +17,8 @@ from typing import NamedTuple, Protocol
 import msgspec
 from msgspec import Raw, Struct
 
-from tidegate.core import multipart
-from tidegate.core.foreign_json import (
+from tidegate.core.formats import multipart
+from tidegate.core.formats.foreign_json import (
     OtherShape,
     Reader,
     Unreadable,
@@ -27,8 +27,8 @@ from tidegate.core.foreign_json import (
     is_utf8,
     members_of,
 )
-from tidegate.core.framing import SSE, Framing
-from tidegate.core.members import members
+from tidegate.core.formats.framing import SSE, Framing
+from tidegate.core.formats.members import members
 
 Piece = bytes | memoryview  # of a request's body
 

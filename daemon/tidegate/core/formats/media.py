@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from msgspec import Raw, Struct
 
-from tidegate.core import multipart
-from tidegate.core.foreign_json import Reader, Unreadable
+from tidegate.core.formats import multipart
 from tidegate.core.formats.base import EMPTY, About, ErrorText, Format, Meaning, is_keep_alive
+from tidegate.core.formats.foreign_json import Reader, Unreadable
+from tidegate.core.formats.framing import RAW, SSE
 from tidegate.core.formats.openai import NO_ERROR, Chat, OpenAIFormat
-from tidegate.core.framing import RAW, SSE
 
 _ENDS = (".done", ".completed")
 _ERRORS = (".failed", ".error")

@@ -9,9 +9,9 @@ from __future__ import annotations
 import msgspec
 from msgspec import Raw, Struct
 
-from tidegate.core.foreign_json import OtherShape, Reader, Unreadable
 from tidegate.core.formats.base import NOTHING, About, ErrorText, Format, Meaning, Wanted
-from tidegate.core.framing import NDJSON
+from tidegate.core.formats.foreign_json import OtherShape, Reader, Unreadable
+from tidegate.core.formats.framing import NDJSON
 
 
 class _Message(Struct):

@@ -12,7 +12,6 @@ from contextlib import suppress
 import msgspec
 from msgspec import Raw, Struct
 
-from tidegate.core.foreign_json import OtherShape, Reader, Unreadable, as_object, members_of
 from tidegate.core.formats.base import (
     KEEP_ALIVES,
     NOTHING,
@@ -23,8 +22,9 @@ from tidegate.core.formats.base import (
     is_keep_alive,
     may_say,
 )
-from tidegate.core.framing import SSE
-from tidegate.core.members import count_texts, has_several
+from tidegate.core.formats.foreign_json import OtherShape, Reader, Unreadable, as_object, members_of
+from tidegate.core.formats.framing import SSE
+from tidegate.core.formats.members import count_texts, has_several
 
 DONE = b"data: [DONE]\n\n"
 _LIST_OF_PROMPTS = re.compile(rb'\[\s*+["\[]')

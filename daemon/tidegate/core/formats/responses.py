@@ -10,13 +10,6 @@ from __future__ import annotations
 import msgspec
 from msgspec import Raw, Struct
 
-from tidegate.core.foreign_json import (
-    OtherShape,
-    Reader,
-    Unreadable,
-    as_object,
-    members_of,
-)
 from tidegate.core.formats.base import (
     EMPTY,
     MAX_ID_CHARS,
@@ -31,8 +24,9 @@ from tidegate.core.formats.base import (
     may_say,
     status_of_error,
 )
+from tidegate.core.formats.foreign_json import OtherShape, Reader, Unreadable, as_object, members_of
+from tidegate.core.formats.framing import SSE
 from tidegate.core.formats.openai import OpenAIFormat
-from tidegate.core.framing import SSE
 
 _ENDS = (b"response.completed", b"response.incomplete", b"response.failed")
 _PARTS = (

@@ -1,0 +1,121 @@
+"""Which service a verb of `tidegate service` means, and what it is called to a person."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from pathlib import Path
+
+from tidegate.cli.failure import NOT_RUNNING, REFUSED, USAGE, Failure
+from tidegate.config import places
+from tidegate.config.check import find_problems
+from tidegate.config.convert import to_settings
+from tidegate.config.document import read
+from tidegate.config.mistake import Problem
+from tidegate.config.places import Places
+from tidegate.core.settings import Settings
+from tidegate.managers import base, placing
+from tidegate.managers.base import Manager, ManagerError, State
+from tidegate.managers.job import Scope
+
+
+def find(arguments: argparse.Namespace, *, to_install: bool = False) -> Manager:
+    """The manager that is meant; without a flag the one that has the service. Raises Failure."""
+    asked = Scope.SYSTEM if arguments.system else Scope.USER if arguments.user else None
+    if asked is Scope.USER and os.geteuid() == 0 and os.environ.get("SUDO_UID", "0") != "0":
+        raise Failure("with sudo, --user would mean root's own service: leave out the sudo", USAGE)
+    try:
+        first = base.find(asked)
+    except ManagerError as error:
+        raise Failure(str(error), NOT_RUNNING) from error
+    if asked or to_install or is_installed(first):
+        return first
+    other = base.find(Scope.USER if first.scope is Scope.SYSTEM else Scope.SYSTEM)
+    return other if is_installed(other) else first
+
+
+def is_installed(chosen: Manager) -> bool:
+    try:
+        return chosen.state().installed
+    except ManagerError:
+        return False
+
+
+def installed(arguments: argparse.Namespace) -> Manager:
+    """For a verb that changes something: it is installed, and we may. Raises Failure."""
+    chosen = find(arguments)
+    if not chosen.state().installed:
+        raise Failure(unknown_text(chosen), NOT_RUNNING)
+    need_root(chosen, arguments)
+    return chosen
+
+
+def places_of(chosen: Manager, arguments: argparse.Namespace, state: State | None = None) -> Places:
+    """Where the service keeps its things: as its flags say, unless ours say otherwise."""
+    command = (state or chosen.state()).command
+    found = placing.places_of(command, chosen.scope, platform_of(chosen))
+    return places.find(
+        config=arguments.config or found.config_file,
+        state_dir=arguments.state_dir or found.state_dir,
+        runtime_dir=arguments.runtime_dir or found.runtime_dir,
+    )
+
+
+def need_root(chosen: Manager, arguments: argparse.Namespace) -> None:
+    if chosen.scope is Scope.SYSTEM and os.geteuid() != 0:
+        words = shlex.join(["sudo", *placing.program(), *_typed(arguments)])
+        raise Failure(f"only root may change a service of the system; run:\n  {words}", REFUSED)
+
+
+def _typed(arguments: argparse.Namespace) -> list[str]:
+    """The command again, with paths that mean the same from anywhere."""
+    words = ["service", arguments.service_verb, "--system"]
+    for flag, value in vars(arguments).items():
+        if flag in {"verb", "service_verb", "system", "user"} or value in (None, False):
+            continue
+        words.append(f"--{flag.replace('_', '-')}")
+        if value is not True:
+            words.append(str(value.absolute() if isinstance(value, Path) else value))
+    return words
+
+
+def platform_of(chosen: Manager) -> str:
+    return "darwin" if chosen.name == "launchd" else "linux"
+
+
+def name_of(chosen: Manager) -> str:
+    whose = "of the system" if chosen.scope is Scope.SYSTEM else "of this user"
+    return f"{chosen.name} {whose}"
+
+
+def unknown_text(chosen: Manager) -> str:
+    return f"{name_of(chosen)} knows no tidegate; run: {own_words(chosen, 'install')}"
+
+
+def own_words(chosen: Manager, verb: str) -> str:
+    """One of our own verbs, as this person has to type it."""
+    if chosen.scope is Scope.USER:
+        return f"`tidegate service {verb}{' --user' if os.geteuid() == 0 else ''}`"
+    needs_sudo = os.geteuid() != 0 and verb not in {"status", "logs"}
+    return f"`{'sudo ' if needs_sudo else ''}tidegate service {verb} --system`"
+
+
+def read_settings(path: Path) -> Settings:
+    """The settings without their keys, which only the service itself can find.
+
+    Raises ConfigError.
+    """
+    document = read(path)
+    problems: list[Problem] = []
+    settings = to_settings(dict(document.table), problems)
+    if settings is not None:
+        problems += find_problems(settings)
+    if settings is None or problems:
+        raise document.error(problems)
+    return settings
+
+
+def is_there(path: Path) -> bool:
+    """False also of what lies behind a door that is closed to us."""
+    return os.access(path, os.F_OK)

@@ -1,0 +1,95 @@
+"""What a running tidegate answers, decoded for the screen.
+
+Unknown fields are skipped, so a newer daemon can be asked. What lacks a field that the screen
+needs comes from a tidegate of another version, and is said to.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from tidegate.cli.failure import REFUSED, Failure
+from tidegate.core.decoding import Decoder, Undecodable
+from tidegate.core.protocol.reload import Refused, Reloaded, Why
+from tidegate.core.protocol.worker import ModelAlias, RunSummary, UpstreamModels
+from tidegate.watchdog.control.status import Status
+
+_Answer = TypeVar("_Answer", bound=Struct)
+
+
+class RunListing(Struct, frozen=True, kw_only=True):
+    """The answer to `tidegate runs`."""
+
+    data: list[RunSummary]
+
+
+class ModelListing(Struct, frozen=True, kw_only=True):
+    """The answer to `tidegate models`."""
+
+    data: list[UpstreamModels]
+    aliases: list[ModelAlias]
+
+
+class SweepResult(Struct, frozen=True, kw_only=True):
+    """The answer to `tidegate sweep`."""
+
+    runs: int
+    bytes: int
+    reasons: dict[str, int] = {}
+
+
+class BundleResult(Struct, frozen=True, kw_only=True):
+    """The answer to `tidegate bundle`."""
+
+    path: str
+    bytes: int
+
+
+def read_status(answer: msgspec.Raw) -> Status:
+    """The status in a control reply. Raises Failure, as the others do."""
+    return _read(answer, Status)
+
+
+def read_runs(answer: msgspec.Raw) -> list[RunSummary]:
+    """The runs in a control reply."""
+    return _read(answer, RunListing).data
+
+
+def read_models(answer: msgspec.Raw) -> ModelListing:
+    """The upstreams and aliases in a control reply."""
+    return _read(answer, ModelListing)
+
+
+def read_sweep(answer: msgspec.Raw) -> SweepResult:
+    """What was swept, in a control reply."""
+    return _read(answer, SweepResult)
+
+
+def read_bundle(answer: msgspec.Raw) -> BundleResult:
+    """Where the bundle is, in a control reply."""
+    return _read(answer, BundleResult)
+
+
+def read_reload(answer: msgspec.Raw) -> Reloaded | None:
+    """What a reload did, in a control reply; None when it was the first config to be good."""
+    return None if bytes(answer) == b"null" else _read(answer, Reloaded)
+
+
+def read_refusal(answer: msgspec.Raw) -> Why | None:
+    """Why a reload was refused; None where that is not known."""
+    try:
+        return Decoder(Refused).decode(answer).refused
+    except Undecodable:
+        return None
+
+
+def _read(answer: msgspec.Raw, kind: type[_Answer]) -> _Answer:
+    try:
+        return Decoder(kind).decode(answer)
+    except Undecodable as error:
+        raise Failure(
+            f"the running tidegate is of another version ({error}); try --json", REFUSED
+        ) from error

@@ -1,0 +1,115 @@
+"""`tidegate models`: each upstream with what it has, for a terminal of 80 columns or more.
+
+Names of models are words of other people's servers: they are folded and made printable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from tidegate.cli.show.decode import ModelListing
+from tidegate.cli.show.printable import printable
+from tidegate.cli.show.screen import duration_text, new_console
+from tidegate.core.protocol.worker import ModelAlias, ModelState, UpstreamModels
+
+_LOADED = {True: "yes", False: "no", None: "unknown"}
+_NONE = """\
+No upstream is configured, and none was found on this computer's usual ports.
+Start Ollama, llama.cpp, LM Studio or vLLM here, or name an [[upstream]] in the config."""
+
+
+def show_models(listing: ModelListing, console: Console | None = None) -> None:
+    """A block for each upstream, and the aliases."""
+    console = console or new_console()
+    if not listing.data:
+        console.print(Text(_NONE))
+    for upstream in listing.data:
+        for style, line in _headlines(upstream):
+            console.print(Text(printable(line), style=style))
+        if upstream.models:
+            console.print(Padding(_models_table(upstream.models), (0, 0, 0, 2), expand=False))
+        more = upstream.total - len(upstream.models)
+        if more or not upstream.total:
+            console.print(f"  and {more} more" if more else "  it has listed no model yet")
+        console.print()
+    if listing.aliases:
+        console.print(_aliases_table(listing.aliases))
+
+
+def _headlines(upstream: UpstreamModels) -> Iterator[tuple[str, str]]:
+    """Lines with their style."""
+    kind = f" ({upstream.kind})" if upstream.kind not in {None, "other"} else ""
+    yield "bold", f"{upstream.name}{kind}: {_state_text(upstream)}"
+    yield "dim", f"  {upstream.url}"
+    if upstream.last_error:
+        yield "", f"  last error: {upstream.last_error}"
+
+
+def _state_text(upstream: UpstreamModels) -> str:
+    if upstream.state == "unknown":
+        return "not asked yet"
+    if upstream.on_trial:
+        return "set aside, one request is trying it"
+    if upstream.aside_s is None:
+        return upstream.state
+    if not upstream.aside_s:
+        return "set aside, the next request tries it"
+    return f"set aside for {duration_text(upstream.aside_s + 0.999)} more"  # never "0 s more"
+
+
+def _models_table(models: list[ModelState]) -> Table:
+    has_aside = any(model.aside_why for model in models)
+    table = _table("model", *(["set aside"] if has_aside else []))
+    table.add_column("loaded", no_wrap=True)
+    for name in ("first output", "speed"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for model in models:
+        speed = "-" if model.per_s is None else f"{_figure(model.per_s)} {model.unit}"
+        aside = [_aside_text(model)] if has_aside else []
+        cells = (model.name, *aside, _LOADED[model.loaded], _wait_text(model.first_output_s), speed)
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    return table
+
+
+def _aside_text(model: ModelState) -> str:
+    """ "for 4 s", "for 58 s, as it asked", "being tried", or nothing."""
+    if not model.aside_why or model.aside_s is None:
+        return "-"
+    if model.aside_why == "trial":
+        return "being tried"
+    asked = ", as it asked" if model.aside_why == "retry-after" else ""
+    return f"for {duration_text(model.aside_s + 0.999)}{asked}"
+
+
+def _aliases_table(aliases: list[ModelAlias]) -> Table:
+    table = _table("alias", "answered by")
+    for alias in aliases:
+        levels = alias.levels or [[target] for target in alias.targets]
+        cells = (alias.name, ", then ".join(" or ".join(equals) for equals in levels))
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    return table
+
+
+def _table(*folded: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in folded:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _wait_text(seconds: float | None) -> str:
+    """ "340 ms", "4.2 s", "1 min 12 s"."""
+    if seconds is None:
+        return "-"
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    return f"{seconds:.1f} s" if seconds < 60 else duration_text(seconds)
+
+
+def _figure(per_s: float) -> str:
+    return f"{per_s:.1f}" if per_s < 10 else f"{per_s:.0f}"

@@ -1,0 +1,203 @@
+"""The answers of a running tidegate as a person likes to read them.
+
+Reasons and errors come from upstreams and clients, so they are made printable first: an escape
+sequence in an error text must not reach the terminal.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tidegate.cli.show.decode import SweepResult
+from tidegate.cli.show.printable import printable
+from tidegate.core.problems import Repair
+from tidegate.core.protocol.worker import ModelAside, RunSummary
+from tidegate.watchdog.control.status import (
+    MemoryState,
+    Restart,
+    Status,
+    SweptState,
+    UpstreamState,
+    WorkerState,
+)
+
+_LEVELS = ("normal", "tidy", "squeeze", "shed", "hard shed", "last")
+_WIDE = 500  # columns when nobody looks: a program that reads tables wants no wrapped lines
+
+
+def swept_text(swept: SweepResult) -> str:
+    """One line, and one more for each reason."""
+    if not swept.runs:
+        return "Nothing to sweep."
+    lines = [f"Swept {_count(swept.runs, 'run')}, {size_text(swept.bytes)}."]
+    lines += [f"  {runs}: {printable(reason)}" for reason, runs in swept.reasons.items()]
+    return "\n".join(lines)
+
+
+def show_status(status: Status, console: Console | None = None) -> None:
+    """One calm screen."""
+    console = console or new_console()
+    headline = f"tidegate {status.version} is {status.state}, up {duration_text(status.uptime_s)}"
+    console.print(Text(printable(headline), style="bold"))
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True, min_width=10)
+    grid.add_column(overflow="fold")
+    for name, lines in _status_rows(status):
+        for n, line in enumerate(lines):
+            grid.add_row("" if n else f"  {name}", Text(printable(line)))
+    console.print(grid)
+
+
+def _status_rows(status: Status) -> Iterable[tuple[str, list[str]]]:
+    memory = status.memory
+    if status.reason:
+        yield "Because", status.reason.splitlines()
+    if status.repairs:
+        yield "Repairs", [line for each in status.repairs for line in _repair_lines(each)]
+    yield "Listening", [", ".join(status.listen) or "nowhere"]
+    by = f", started by {status.manager}" if status.manager else ""
+    yield "Watchdog", [f"pid {status.watchdog.pid}, {size_text(status.watchdog.rss_bytes)}{by}"]
+    yield "Workers", [_worker_text(worker) for worker in status.workers] or ["none"]
+    yield "Memory", list(_memory_lines(memory))
+    runs = status.runs
+    yield "Runs", [f"{runs.active} active, {runs.finished} kept for resuming, {runs.total} in all"]
+    yield "Swept", _swept_lines(status.swept)
+    yield "Recycles", [str(status.recycles)]
+    yield "Restarts", [_restart_text(restart) for restart in status.restarts[-3:]] or ["none"]
+    yield "Upstreams", [_upstream_text(upstream) for upstream in status.upstreams] or ["none"]
+
+
+def _repair_lines(repair: Repair) -> Iterable[str]:
+    age = duration_text(max(0.0, time.time() - repair.since))
+    yield f"{repair.severity} for {age}: {repair.cause}"
+    yield f"  {repair.fix} ({repair.id})"
+
+
+def _memory_lines(memory: MemoryState) -> Iterable[str]:
+    yield (
+        f"{_of(memory.used_bytes, memory.budget_bytes)}, level {memory.level}: "
+        f"{_LEVELS[min(memory.level, len(_LEVELS) - 1)]}"
+        + (" (observing only)" if memory.mode == "observe" else "")
+        + (", the system is short of memory" if memory.pressure else "")
+    )
+    yield (
+        f"{size_text(memory.ledger_bytes)} of it in runs, "
+        f"{size_text(memory.unexplained_bytes)} unexplained"
+        + (f" ({memory.cause})" if memory.cause in {"slack", "unaccounted"} else "")
+    )
+    yield f"budget: {memory.budget_source}" if memory.budget_source else "budget not known yet"
+    if memory.growth_bytes_per_h is not None:
+        until = "" if memory.limit_in_s is None else f", full in {duration_text(memory.limit_in_s)}"
+        yield f"growth: {size_text(memory.growth_bytes_per_h)} an hour{until}"
+    for words in (memory.shedding and f"new runs are refused: {memory.shedding}", memory.refused):
+        if words:
+            yield words
+    if memory.would:
+        yield f"it would {memory.would}"
+    for step in memory.steps:
+        if step.runs or step.freed_bytes:
+            skipped = ", of no use lately" if step.skipped else ""
+            yield f"step {step.step}: {size_text(step.freed_bytes)} freed{skipped}"
+
+
+def show_runs(runs: list[RunSummary], console: Console | None = None) -> None:
+    """A table; newest first, as they come."""
+    console = console or new_console()
+    if not runs:
+        console.print("No runs are held.")
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("run", "state", "model", "upstream"):
+        table.add_column(name, overflow="fold")
+    for name in ("age", "events", "held", "readers"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("reason", overflow="fold")
+    now_s = time.time()
+    for run in runs:
+        cells = (
+            run.id,
+            run.state,
+            run.model,
+            run.upstream or "-",
+            duration_text(max(now_s - run.created, 0)),
+            str(run.next_seq),
+            size_text(run.bytes),
+            str(run.subscribers),
+            run.reason or "",
+        )
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    console.print(table)
+
+
+def size_text(size: int) -> str:
+    """ "212 MiB": three digits are enough to judge by."""
+    if abs(size) < 1024:
+        return f"{size} bytes"
+    amount, units = size / 1024, ["KiB", "MiB", "GiB"]
+    while abs(amount) >= 1000 and len(units) > 1:
+        amount /= 1024
+        units.pop(0)
+    return f"{amount:.0f} {units[0]}" if abs(amount) >= 100 else f"{amount:.3g} {units[0]}"
+
+
+def duration_text(seconds: float) -> str:
+    """ "9 d 4 h": the two units that matter."""
+    minutes, whole_seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {whole_seconds} s" if minutes else f"{whole_seconds} s"
+
+
+def _worker_text(worker: WorkerState) -> str:
+    return (
+        f"pid {worker.pid}, generation {worker.generation}, {worker.state}, "
+        f"{size_text(worker.rss_bytes)}, heartbeat {worker.heartbeat_age_s:.1f} s ago, "
+        f"loop lag {worker.loop_lag_ms:.0f} ms"
+    )
+
+
+def _swept_lines(swept: SweptState) -> list[str]:
+    if not swept.runs:
+        return ["nothing so far"]
+    lines = [f"{_count(swept.runs, 'run')}, {size_text(swept.bytes)}"]
+    return [*lines, f"last: {swept.last_reason}"] if swept.last_reason else lines
+
+
+def _restart_text(restart: Restart) -> str:
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(restart.at))
+    return f"{when}  {restart.reason}"
+
+
+def _upstream_text(upstream: UpstreamState) -> str:
+    text = f"{upstream.name}: {upstream.state}, {upstream.active} active, {upstream.queued} queued"
+    if upstream.aside and upstream.state != "set aside":
+        text += f"; set aside: {', '.join(map(_aside_text, upstream.aside))}"
+    return f"{text}; last error: {upstream.last_error}" if upstream.last_error else text
+
+
+def _aside_text(aside: ModelAside) -> str:
+    asked = " as it asked" if aside.why == "retry-after" else ""
+    return f"{aside.model} for {duration_text(aside.left_s + 0.999)}{asked}"  # never "0 s"
+
+
+def _of(used: int, budget: int) -> str:
+    return f"{size_text(used)} of {size_text(budget)}" if budget else size_text(used)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def new_console() -> Console:
+    """As wide as the terminal, or as wide as it likes where nobody looks."""
+    return Console(highlight=False) if sys.stdout.isatty() else Console(width=_WIDE)

@@ -1,0 +1,155 @@
+"""The verbs that ask the running tidegate, over its control socket."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+import msgspec
+
+from tidegate.cli.failure import NOT_RUNNING, NOT_YET, REFUSED, Failure
+from tidegate.cli.places import find_places
+from tidegate.cli.show.printable import say, say_json, say_lines
+from tidegate.config.places import Places, of_the_system, serving_dir
+from tidegate.core.decoding import Undecodable
+from tidegate.core.protocol.worker import ControlReply, ControlRequest
+from tidegate.watchdog.control import server
+
+ANSWER_LIMIT_S = 15.0  # the watchdog gives a worker 5 s
+RELOAD_LIMIT_S = 90.0  # for one under way and one more, each of which may start a worker
+UPGRADE_LIMIT_S = 90.0  # for the rehearsal and the new program's start
+RECYCLE_LIMIT_S = 2 * 3630.0  # twice the default of drain.recycle_limit_s
+
+
+def ask(places: Places, request: ControlRequest, limit_s: float = ANSWER_LIMIT_S) -> msgspec.Raw:
+    """The result of a request. Raises Failure when there is nobody, no answer, or a refusal."""
+    reply = reply_to(places, request, limit_s)
+    if not reply.ok:
+        raise Failure(reply.error or f"{request.verb} was refused", REFUSED)
+    return reply.result
+
+
+def reply_to(places: Places, request: ControlRequest, limit_s: float) -> ControlReply:
+    """The answer to a request, a refusal included. Raises Failure when there is none."""
+    try:
+        return server.ask(serving_dir(places), request, limit_s)
+    except server.NotRunning as error:
+        is_closed = isinstance(error.__cause__, PermissionError)
+        raise Failure(
+            closed_text(places) if is_closed else nobody_text(places), NOT_RUNNING
+        ) from error
+    except Undecodable as error:
+        raise Failure(
+            f"what answers at {places.runtime_dir / server.SOCKET_NAME} is no tidegate: {error}",
+            NOT_RUNNING,
+        ) from error
+    except TimeoutError as error:
+        raise Failure(
+            f"no answer to {request.verb} within {limit_s:g} s; see `tidegate status`", NOT_YET
+        ) from error
+
+
+def closed_text(places: Places) -> str:
+    """Somebody may be there, and is not ours to ask."""
+    sock = places.runtime_dir / server.SOCKET_NAME
+    return f"{sock} answers only the user whose it is, and root: put sudo before the command"
+
+
+def nobody_text(places: Places) -> str:
+    """Nobody is there; and who may be meant instead."""
+    text = f"tidegate is not running, or not with the runtime directory {places.runtime_dir}"
+    return f"{text}; {other}" if (other := system_text(places)) else text
+
+
+def system_text(places: Places) -> str | None:
+    """How to reach the service of the system, where there is one and these places are not its."""
+    there = of_the_system(sys.platform).runtime_dir
+    if os.geteuid() == 0 or there in (None, places.runtime_dir) or not there.is_dir():
+        return None
+    return "the service of the system answers only root: put sudo before the command"
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """Print how it is."""
+    result = ask(find_places(arguments), ControlRequest(verb="status"))
+    if arguments.json:
+        say_json(result)
+        return 0
+    from tidegate.cli.show import decode, screen
+
+    screen.show_status(decode.read_status(result))
+    return 0
+
+
+def runs(arguments: argparse.Namespace) -> int:
+    """Print the runs that are held, newest first."""
+    result = ask(find_places(arguments), ControlRequest(verb="runs"))
+    if arguments.json:
+        say_json(result)
+        return 0
+    from tidegate.cli.show import decode, screen
+
+    screen.show_runs(decode.read_runs(result))
+    return 0
+
+
+def models(arguments: argparse.Namespace) -> int:
+    """Print the upstreams and what they have."""
+    result = ask(find_places(arguments), ControlRequest(verb="models"))
+    if arguments.json:
+        say_json(result)
+        return 0
+    from tidegate.cli.show import decode
+    from tidegate.cli.show.models import show_models
+
+    show_models(decode.read_models(result))
+    return 0
+
+
+def sweep(arguments: argparse.Namespace) -> int:
+    """Release what is stale and say how much it was."""
+    request = ControlRequest(verb="sweep", finished=arguments.finished)
+    result = ask(find_places(arguments), request)
+    if arguments.json:
+        say_json(result)
+        return 0
+    from tidegate.cli.show import decode, screen
+
+    say_lines(screen.swept_text(decode.read_sweep(result)))
+    return 0
+
+
+def recycle(arguments: argparse.Namespace) -> int:
+    """Replace the worker; wait until the former one is gone unless told not to."""
+    request = ControlRequest(verb="recycle", wait=not arguments.no_wait)
+    ask(find_places(arguments), request, RECYCLE_LIMIT_S)
+    say("A new worker serves." if arguments.no_wait else "Recycled: the former worker is gone.")
+    return 0
+
+
+def upgrade(arguments: argparse.Namespace) -> int:
+    """Become the version that is installed now; nobody is cut off."""
+    places = find_places(arguments)
+    former = _version(places)
+    request = ControlRequest(verb="upgrade", wait=not arguments.no_wait)
+    ask(places, request, UPGRADE_LIMIT_S + RECYCLE_LIMIT_S)
+    say(f"{former} → {_version(places)}: a worker of the new version serves.")
+    return 0
+
+
+def _version(places: Places) -> str:
+    from tidegate.cli.show import decode
+
+    return decode.read_status(ask(places, ControlRequest(verb="status"))).version
+
+
+VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "status": status,
+    "runs": runs,
+    "models": models,
+    "sweep": sweep,
+    "recycle": recycle,
+    "upgrade": upgrade,
+}

@@ -1,0 +1,52 @@
+"""`tidegate bundle`: have the running tidegate write down how it is, as evidence."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+
+from tidegate.cli.failure import REFUSED, USAGE, Failure
+from tidegate.cli.places import find_places
+from tidegate.cli.show.decode import read_bundle
+from tidegate.cli.show.printable import say, say_json
+from tidegate.cli.show.screen import size_text
+from tidegate.cli.verbs.ask import ask
+from tidegate.core.protocol.worker import ControlRequest
+from tidegate.logs.file import refuse_strange_link
+
+
+def bundle(arguments: argparse.Namespace) -> int:
+    """Print where it is; copy it if a place was named."""
+    written = read_bundle(ask(find_places(arguments), ControlRequest(verb="bundle")))
+    path = Path(written.path)
+    if arguments.output is not None:
+        path = _copy(path, arguments.output)
+    if arguments.json:
+        say_json({"path": str(path), "bytes": written.bytes})
+    else:
+        say(f"{path}, {size_text(written.bytes)}")
+    return 0
+
+
+def _copy(bundle: Path, output: Path) -> Path:
+    """For its owner alone, like the bundle itself. A file that is there is overwritten."""
+    place = output.absolute()
+    if place.is_dir():
+        place /= bundle.name
+    try:
+        source = bundle.open("rb")
+    except OSError as error:
+        raise Failure(f"{bundle}: {error.strerror}", REFUSED) from error
+    with source:
+        try:
+            refuse_strange_link(place)
+            fd = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(fd, "wb") as target:
+                os.fchmod(fd, 0o600)
+                shutil.copyfileobj(source, target)
+        except OSError as error:
+            text = f"{place}: {error.strerror}; the bundle is {bundle}"
+            raise Failure(text, USAGE) from error
+    return place

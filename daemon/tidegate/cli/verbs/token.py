@@ -1,0 +1,73 @@
+"""`tidegate token`: make, list and take back tokens. A running tidegate obeys at once."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tidegate import config
+from tidegate.cli.failure import NOT_RUNNING, REFUSED, Failure
+from tidegate.cli.places import find_places
+from tidegate.cli.show.printable import say, say_json
+from tidegate.cli.verbs.ask import RELOAD_LIMIT_S, ask, system_text
+from tidegate.config import tokens
+from tidegate.config.places import Places, make_private
+from tidegate.core.protocol.worker import ControlRequest
+
+
+def new(arguments: argparse.Namespace) -> int:
+    """Print a new token, alone on stdout, so that a script can keep it."""
+    places = find_places(arguments)
+    make_private(places.state_dir)
+    plaintext = tokens.new(_file(places), arguments.name)
+    say(plaintext, flush=True)
+    say("Keep it: it is stored as a hash and cannot be shown again.", file=sys.stderr)
+    _tell_the_running_one(places, "the token is made, but not yet accepted")
+    return 0
+
+
+def listing(arguments: argparse.Namespace) -> int:
+    """Print the names; a token itself is nowhere to be found."""
+    known = tokens.read(_file(find_places(arguments)))
+    if arguments.json:
+        say_json(known)
+        return 0
+    for token in known:
+        say(f"{token.sha256[:12]}  {token.created:<25}  {token.name}")
+    if not known:
+        say("There is no token; no client is asked for one.", file=sys.stderr)
+    return 0
+
+
+def revoke(arguments: argparse.Namespace) -> int:
+    """Take a token back."""
+    places = find_places(arguments)
+    token = tokens.revoke(_file(places), arguments.which)
+    say(f"Revoked {token.name}.", flush=True)
+    if not tokens.read(_file(places)):
+        say("That was the last one: from now on no client is asked for a token.", file=sys.stderr)
+    _tell_the_running_one(places, "the token is gone from the file, but is STILL ACCEPTED")
+    return 0
+
+
+def _file(places: Places) -> Path:
+    return config.tokens_path(places.named_config, places.state_dir)
+
+
+def _tell_the_running_one(places: Places, otherwise: str) -> None:
+    try:
+        ask(places, ControlRequest(verb="reload"), RELOAD_LIMIT_S)
+    except Failure as failure:
+        if failure.code != NOT_RUNNING:
+            raise Failure(f"{otherwise}: {failure}", REFUSED) from failure
+        if other := system_text(places):
+            say(f"That was the file in {_file(places).parent}; {other}.", file=sys.stderr)
+
+
+VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "new": new,
+    "list": listing,
+    "revoke": revoke,
+}

@@ -1,0 +1,64 @@
+r"""Newline-delimited JSON: from bytes as they come to whole lines, bytes unchanged.
+
+Blank lines are dropped; a line ends at LF, and a CR before it stays. A last line without its end
+is kept if it is JSON, for some servers leave the end out, and is discarded otherwise: it broke off.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from tidegate.core.errors import EventTooLarge
+from tidegate.core.formats.foreign_json import is_json
+from tidegate.core.formats.sse import MAX_EVENT_BYTES
+
+
+def split_lines(block: bytes) -> list[bytes]:
+    """The lines of a block that a framer handed out, each with its end."""
+    return [line + b"\n" for line in block.split(b"\n")[:-1]]
+
+
+class NdjsonFramer:
+    """Cuts a byte stream into blocks of complete lines."""
+
+    __slots__ = ("_limit_bytes", "_tail", "is_plain")
+
+    def __init__(self, limit_bytes: int = MAX_EVENT_BYTES) -> None:
+        self._tail = bytearray()
+        self._limit_bytes = limit_bytes
+        self.is_plain = True  # a line is a line
+
+    @property
+    def partial_bytes(self) -> int:
+        """The memory that the unfinished tail takes; 0 between lines."""
+        return sys.getsizeof(self._tail) if self._tail else 0
+
+    def feed(self, data: bytes) -> tuple[bytes, int]:
+        """Adds what was read; returns the lines it completed, as one block, and their number.
+
+        Raises EventTooLarge when one line exceeds the limit.
+        """
+        end = data.rfind(b"\n") + 1
+        if not end:
+            self._tail += data
+            self._check(len(self._tail))
+            return b"", 0
+        block = data[:end]
+        if self._tail:
+            block = bytes(self._tail) + block
+            self._tail = bytearray()
+        self._tail += data[end:]
+        lines = [line for line in split_lines(block) if line.strip()]
+        self._check(max(len(self._tail), *map(len, lines), 0))
+        if len(lines) == block.count(b"\n"):
+            return block, len(lines)
+        return b"".join(lines), len(lines)
+
+    def finish(self) -> tuple[bytes, int]:
+        """The stream is over: a last line that is whole but for its end counts."""
+        tail, self._tail = bytes(self._tail), bytearray()
+        return (tail + b"\n", 1) if is_json(tail) else (b"", 0)
+
+    def _check(self, size: int) -> None:
+        if size > self._limit_bytes:
+            raise EventTooLarge(self._limit_bytes)

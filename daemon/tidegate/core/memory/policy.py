@@ -1,0 +1,471 @@
+"""What is done about memory: which steps of relief, whether to refuse, to recycle, to cut.
+
+`decide` is asked once a second with everything that is known, and answers from that and from what
+it remembers alone: no clock, no chance, nothing read. So each decision can be written down with
+its inputs, and comes out the same when it is made again.
+
+It acts for as long as a level holds, not when the level changes. Memory that the ledger explains
+is swept; memory that it does not explain is first asked back from the allocator, and then the
+worker is recycled. Harm (a recycle, a cut) takes two readings: the first orders the evidence, the
+second looks again.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from tidegate.core import settings
+from tidegate.core.memory import levels
+from tidegate.core.memory.growth import Finding, forecast_s
+from tidegate.core.memory.levels import LAST_LEVEL, Limits, Reading, Standing, Watermark
+from tidegate.core.protocol.worker import StepReport
+from tidegate.core.runs.eviction import Step
+from tidegate.core.settings import MIB
+
+# From which level on each step is due, in the order in which they are taken: what costs nobody
+# anything first, and the trim last, because it gives back what the others freed.
+STEPS: tuple[tuple[int, Step], ...] = (
+    (1, Step.KEPT),
+    (2, Step.STALE),
+    (4, Step.FINISHED),
+    (3, Step.STALLED),
+    (4, Step.BACKGROUND),
+    (4, Step.WINDOWS),
+    (1, Step.TIDY),
+)
+KEPT_AFTER_S = 60.0  # at level 1 or above; before, what is kept may be asked for as promised
+TIDY_EVERY_S = 30.0  # a trim walks the whole heap
+# While new runs are refused: what lies free in the heap must not be why they still are.
+TIDY_SOON_S = 5.0
+TRIM_LIMIT_S = 5.0  # a worker that has not answered by then is judged without its answer
+SQUEEZE_LEVEL = 2
+SHED_LEVEL = 3
+HARD_LEVEL = 4
+
+# What nobody touched for so long is stale: ten minutes when memory begins to be short, half a
+# minute near the top.
+STALE_MOST_S, STALE_LEAST_S = 600.0, 30.0
+STALE_FROM, STALE_TO = levels.ENTER[SQUEEZE_LEVEL - 1], levels.ENTER[HARD_LEVEL - 1]
+
+USELESS_SHARE = 0.05  # of what a step promised: freeing less twice makes it useless
+USELESS_TIMES = 2
+SKIP_S = 300.0  # after which it is tried once more
+
+UNEXPLAINED_SHARE = 0.25  # of the spendable part: beyond it, a sweep would not help
+# What any worker that has served keeps, a new one soon would too: recycling for less is of no use.
+UNEXPLAINED_LEAST_BYTES = levels.WORKER_KEEPS_BYTES
+UNEXPLAINED_S = 5.0  # the ledger's figure is up to a second older than the sample
+SLACK_SHARE = 0.5  # of what is unexplained: so much free in the allocator explains it
+
+# Growth is judged over buckets (5 minutes), and what follows from it is counted in them too.
+ACT_BUCKETS = 288  # 24 h: a leak that takes longer is told, not acted upon
+SOON_BUCKETS = 12  # 1 h: a planned recycle waits no longer for a quiet minute
+HARD_BUCKETS = 2  # 10 min: if nothing else is possible, level 4
+
+LAST_READINGS = 2  # at level 5 in a row before the evidence; the cut looks a third time
+EVIDENCE_LIMIT_S = 3.0  # a bundle has one second; a disk that hangs does not stop us
+HARM_PAUSE_S = 60.0  # before the same harm is done again: the last one needs time to show
+CUTS_PER_HOUR = 3  # beyond, a new worker does not help: the service manager decides
+FIRST_EVIDENCE_S = 3600.0  # between two bundles for reaching level 2
+HOUR_S = 3600.0
+GAP_S = 5.0  # a tick later than this: the clock stood still, and what it counted means nothing
+
+RECYCLE, CUT = "recycle", "cut"
+
+
+class Harm(Struct, frozen=True, kw_only=True):
+    """What may cost somebody something, and why. It waits for its evidence."""
+
+    kind: str  # RECYCLE or CUT
+    reason: str  # "memory", "growth", "age": the metric's label
+    since_s: float
+
+
+class Inputs(Struct, frozen=True, kw_only=True):
+    """Everything that a decision is made from. Times are monotonic, sizes bytes."""
+
+    now_s: float
+    reading: Reading
+    limits: Limits
+    enforces: bool = True  # False: decided all the same, but nobody acts on it
+    generation: int = 0  # the one that serves; 0: none
+    age_s: float = 0.0  # since it became ready
+    active_runs: int = 0
+    is_recycling: bool = False
+    recycles_left: int = 0  # within this hour
+    may_give_up: bool = False  # a service manager would start us again
+    slack_bytes: int = 0  # free in the worker's allocator
+    relieving: bool = False  # the last steps ordered are not over yet
+    relieved: tuple[StepReport, ...] = ()  # what steps did since the last decision
+    evidence_pending: bool = False
+    finding: Finding | None = None  # of the serving generation's last closed bucket
+    growth: settings.Growth = settings.Growth()
+    recycle_after_s: float = 0.0  # age at which a worker is recycled; 0: never
+
+
+class Ladder(Struct, frozen=True, kw_only=True):
+    """What is remembered from one decision to the next."""
+
+    mark: Watermark = Watermark()
+    generation: int | None = None  # whose level that is; None: written by a version without it
+    raised_s: float | None = None  # since when it is level 1 or above
+    ticked_s: float | None = None
+    tidied_s: float | None = None
+    useless: dict[str, int] = {}  # how often in a row a step freed next to nothing
+    skipped_until_s: dict[str, float] = {}
+    unexplained_since_s: float | None = None
+    last_readings: int = 0  # at level 5, in a row
+    harm: Harm | None = None
+    harmed_s: dict[str, float] = {}  # when each kind was done last
+    cuts_s: tuple[float, ...] = ()  # within the last hour
+    planned_s: float | None = None  # since when a recycle waits for a quiet minute
+    evidence_s: float | None = None  # when level 2 was last documented
+    alarmed: bool = False  # the growth under way has been told
+
+
+class Decision(Struct, frozen=True, kw_only=True):
+    """What is to be done now. `None` and `()`: nothing of that kind."""
+
+    level: int
+    ratio: float  # held, of the spendable part
+    spendable_bytes: int
+    ledger_limit_bytes: int
+    unexplained_bytes: int
+    cause: str  # of what is held: "none" | "explained" | "slack" | "unaccounted"
+    forecast_s: float | None  # until the spendable part is used up at the growth measured
+    steps: tuple[Step, ...]
+    skipped: tuple[Step, ...]  # due, but of no use lately
+    stale_after_s: float
+    squeeze: bool
+    shed: str | None  # new runs are refused, because
+    alarm: str | None  # growth was confirmed just now
+    evidence: str | None  # a bundle is to be written, because
+    recycle: str | None  # the next generation is to start, because
+    cut: str | None  # a generation has to go at once, because
+    give_up: str | None  # the service manager is to decide, because
+    refused: str | None  # why a recycle that is called for does not take place
+
+
+def decide(ladder: Ladder, inputs: Inputs) -> tuple[Ladder, Decision]:
+    """What to do now, and what to remember."""
+    ladder = _of_generation(_kept_time(ladder, inputs.now_s), inputs)
+    mark, standing = levels.judge(
+        ladder.mark,
+        inputs.reading,
+        inputs.limits,
+        inputs.now_s,
+        is_active=inputs.active_runs > 0,
+    )
+    ladder = replace(_measured(ladder, inputs), mark=mark, raised_s=_raised_s(ladder, mark, inputs))
+    unexplained = max(0, inputs.reading.held_bytes - inputs.reading.ledger_bytes)
+    cause = _cause(ladder, inputs, standing, unexplained)
+    forecast = _forecast_s(inputs, standing)
+    ladder = _counted(ladder, inputs, standing, cause)
+    ladder, alarm = _alarm(ladder, inputs, forecast)
+
+    wanted, ladder = _wanted(ladder, inputs, cause, forecast)
+    refused = _why_not(wanted, inputs)
+    ladder, harm = _harm(ladder, inputs, None if refused else wanted)
+    ladder, first_evidence = _first_evidence(ladder, inputs)
+
+    no_way_out = refused is not None and _is_urgent(wanted, inputs, forecast)
+    level = max(mark.level, HARD_LEVEL) if no_way_out and _is_hard(inputs, forecast) else mark.level
+    ladder, steps, skipped = _steps(ladder, inputs, level, cause)
+    ordered = ladder.harm if ladder.harm and ladder.harm.since_s == inputs.now_s else None
+    done = harm.reason if harm else None
+    is_cut = harm is not None and harm.kind == CUT
+    ladder, give_up = _give_up(ladder, inputs) if is_cut else (ladder, None)
+    return ladder, Decision(
+        level=level,
+        ratio=standing.ratio,
+        spendable_bytes=standing.spendable_bytes,
+        ledger_limit_bytes=standing.ledger_limit_bytes,
+        unexplained_bytes=unexplained,
+        cause=cause,
+        forecast_s=forecast,
+        steps=steps,
+        skipped=skipped,
+        stale_after_s=stale_after_s(standing.ratio),
+        squeeze=level >= SQUEEZE_LEVEL,
+        shed=_shed(level, refused if no_way_out else None),
+        alarm=alarm,
+        evidence=f"{ordered.kind}: {ordered.reason}" if ordered else (alarm or first_evidence),
+        recycle=done if not is_cut else None,
+        cut=done if is_cut and give_up is None else None,
+        give_up=give_up,
+        refused=refused,
+    )
+
+
+def stale_after_s(ratio: float) -> float:
+    """How long nobody may have touched what is not stale: less the fuller it is."""
+    part = (ratio - STALE_FROM) / (STALE_TO - STALE_FROM)
+    return STALE_MOST_S - min(1.0, max(0.0, part)) * (STALE_MOST_S - STALE_LEAST_S)
+
+
+# --- what is known ----------------------------------------------------------------------------
+
+
+def _kept_time(ladder: Ladder, now_s: float) -> Ladder:
+    """After a gap in the clock everything that was being counted begins anew."""
+    former_s = ladder.ticked_s
+    ladder = replace(ladder, ticked_s=now_s)
+    if former_s is None or 0 <= now_s - former_s <= GAP_S:
+        return ladder
+    return replace(
+        ladder,
+        mark=levels.forget_time(ladder.mark),
+        raised_s=None,
+        unexplained_since_s=None,
+        last_readings=0,
+        harm=None,
+        planned_s=None,
+    )
+
+
+def _of_generation(ladder: Ladder, inputs: Inputs) -> Ladder:
+    """What was remembered of a worker goes with it: the next one begins at its own level.
+
+    While the former one drains its memory counts, and so does what was remembered.
+    """
+    former = ladder.generation
+    ladder = replace(ladder, generation=inputs.generation)
+    if former is None or former == inputs.generation or inputs.is_recycling:
+        return ladder
+    return replace(
+        ladder,
+        mark=Watermark(),
+        raised_s=None,
+        unexplained_since_s=None,
+        last_readings=0,
+        harm=None,
+    )
+
+
+def _raised_s(ladder: Ladder, mark: Watermark, inputs: Inputs) -> float | None:
+    if not mark.level:
+        return None
+    return inputs.now_s if ladder.raised_s is None else ladder.raised_s
+
+
+def _measured(ladder: Ladder, inputs: Inputs) -> Ladder:
+    """Take in what the steps freed: one that twice frees next to nothing is skipped for a while."""
+    useless, skipped = dict(ladder.useless), dict(ladder.skipped_until_s)
+    for report in inputs.relieved:
+        if not report.promised_bytes:
+            continue  # it had nothing to do, which says nothing of its use
+        helped = report.freed_bytes >= USELESS_SHARE * report.promised_bytes
+        useless[report.step] = 0 if helped else useless.get(report.step, 0) + 1
+        if useless[report.step] >= USELESS_TIMES:
+            skipped[report.step] = inputs.now_s + SKIP_S
+            useless[report.step] = USELESS_TIMES - 1  # when it is tried again, once is enough
+    still = {step: until_s for step, until_s in skipped.items() if until_s > inputs.now_s}
+    return replace(ladder, useless=useless, skipped_until_s=still)
+
+
+def _cause(ladder: Ladder, inputs: Inputs, standing: Standing, unexplained_bytes: int) -> str:
+    """What holds the memory: runs, free places in the allocator, or objects nobody accounts for."""
+    share_bytes = UNEXPLAINED_SHARE * standing.spendable_bytes
+    if unexplained_bytes <= max(UNEXPLAINED_LEAST_BYTES, share_bytes):
+        return "explained" if inputs.reading.ledger_bytes > MIB else "none"
+    is_slack = inputs.slack_bytes >= SLACK_SHARE * unexplained_bytes
+    return "slack" if is_slack and Step.TIDY.value not in ladder.skipped_until_s else "unaccounted"
+
+
+def _forecast_s(inputs: Inputs, standing: Standing) -> float | None:
+    if inputs.finding is None or inputs.finding.bytes_per_h is None:
+        return None
+    room_bytes = standing.spendable_bytes - max(0, inputs.reading.held_bytes)
+    return forecast_s(inputs.finding.bytes_per_h, max(0, room_bytes))
+
+
+def _counted(ladder: Ladder, inputs: Inputs, standing: Standing, cause: str) -> Ladder:
+    """Since when it is unexplained, and how often in a row it was level 5."""
+    since_s = None
+    if ladder.mark.level >= SQUEEZE_LEVEL and cause in {"slack", "unaccounted"}:
+        since_s = ladder.unexplained_since_s
+        since_s = inputs.now_s if since_s is None else since_s
+    is_last = standing.reading_level == LAST_LEVEL  # of this very reading: no dwell for a death
+    return replace(
+        ladder,
+        unexplained_since_s=since_s,
+        last_readings=ladder.last_readings + 1 if is_last else 0,
+    )
+
+
+def _alarm(ladder: Ladder, inputs: Inputs, forecast: float | None) -> tuple[Ladder, str | None]:
+    """Growth that was confirmed is told once; it is over when a bucket no longer confirms it."""
+    finding = inputs.finding
+    confirmed = finding is not None and finding.is_confirmed
+    alarm = None
+    if confirmed and not ladder.alarmed and finding is not None:
+        mib_per_h = (finding.bytes_per_h or 0.0) / MIB
+        until = "" if forecast is None else f", full in {forecast / HOUR_S:.1f} h"
+        alarm = f"growth: {mib_per_h:.1f} MiB/h that no run explains{until}"
+    return replace(ladder, alarmed=confirmed), alarm
+
+
+# --- relief -----------------------------------------------------------------------------------
+
+
+def _steps(
+    ladder: Ladder, inputs: Inputs, level: int, cause: str
+) -> tuple[Ladder, tuple[Step, ...], tuple[Step, ...]]:
+    """The steps due at this level, and those left out because they were of no use."""
+    due = [step for from_level, step in STEPS if level >= from_level]
+    raised_s = ladder.raised_s
+    if Step.KEPT in due and (raised_s is None or inputs.now_s - raised_s < KEPT_AFTER_S):
+        due.remove(Step.KEPT)
+    if cause == "slack" and Step.TIDY not in due:
+        due.append(Step.TIDY)
+    skipped = tuple(step for step in due if step.value in ladder.skipped_until_s)
+    steps = [step for step in due if step not in skipped]
+    if Step.TIDY in steps and not _is_tidy_due(ladder, inputs):
+        steps.remove(Step.TIDY)
+    if inputs.relieving or not inputs.generation:
+        return ladder, (), skipped
+    if Step.TIDY in steps:
+        ladder = replace(ladder, tidied_s=inputs.now_s)
+    return ladder, tuple(steps), skipped
+
+
+def _is_tidy_due(ladder: Ladder, inputs: Inputs) -> bool:
+    """Now and then, and at once when memory begins to be unexplained."""
+    if ladder.tidied_s is None:
+        return True
+    since_s = ladder.unexplained_since_s
+    if since_s is not None and ladder.tidied_s < since_s:
+        return True
+    every_s = TIDY_SOON_S if ladder.mark.level >= SHED_LEVEL else TIDY_EVERY_S
+    return inputs.now_s - ladder.tidied_s >= every_s
+
+
+def _shed(level: int, no_way_out: str | None) -> str | None:
+    if no_way_out is not None:
+        return f"memory that cannot be accounted for: {no_way_out}"
+    return f"memory level {level}" if level >= SHED_LEVEL else None
+
+
+# --- harm -------------------------------------------------------------------------------------
+
+
+def _wanted(
+    ladder: Ladder, inputs: Inputs, cause: str, forecast: float | None
+) -> tuple[Harm | None, Ladder]:
+    """What would have to be done if nothing spoke against it."""
+    now_s = inputs.now_s
+    if ladder.last_readings >= LAST_READINGS:
+        return Harm(kind=CUT, reason="memory", since_s=now_s), ladder
+    if inputs.is_recycling or not inputs.generation:
+        return None, replace(ladder, planned_s=None)
+    since_s = ladder.unexplained_since_s
+    if (
+        cause == "unaccounted"
+        and since_s is not None
+        and now_s - since_s >= UNEXPLAINED_S
+        and (_has_trimmed(ladder, inputs) or Step.TIDY.value in ladder.skipped_until_s)
+    ):
+        return Harm(kind=RECYCLE, reason="memory", since_s=now_s), ladder
+    plan = _plan(inputs, forecast)
+    if plan is None:
+        return None, replace(ladder, planned_s=None)
+    planned_s = now_s if ladder.planned_s is None else ladder.planned_s
+    ladder = replace(ladder, planned_s=planned_s)
+    soon_s = SOON_BUCKETS * inputs.growth.bucket_s
+    is_pressing = forecast is not None and plan == "growth" and forecast <= soon_s
+    if inputs.active_runs == 0 or is_pressing or now_s - planned_s >= soon_s:
+        return Harm(kind=RECYCLE, reason=plan, since_s=now_s), ladder
+    return None, ladder
+
+
+def _has_trimmed(ladder: Ladder, inputs: Inputs) -> bool:
+    """A trim was tried since memory is unexplained, and its time to show is over."""
+    since_s, tidied_s = ladder.unexplained_since_s, ladder.tidied_s
+    if since_s is None or tidied_s is None or tidied_s < since_s:
+        return False
+    return not inputs.relieving or inputs.now_s - tidied_s >= TRIM_LIMIT_S
+
+
+def _plan(inputs: Inputs, forecast: float | None) -> str | None:
+    """Why the worker should be recycled in the next quiet minute."""
+    confirmed = inputs.finding is not None and inputs.finding.is_confirmed
+    if confirmed and forecast is not None and forecast < ACT_BUCKETS * inputs.growth.bucket_s:
+        return "growth"
+    if 0 < inputs.recycle_after_s <= inputs.age_s:
+        return "age"
+    return None
+
+
+def _why_not(wanted: Harm | None, inputs: Inputs) -> str | None:
+    """What speaks against a recycle: the hour's budget is spent, or a second worker has no room."""
+    if wanted is None or wanted.kind != RECYCLE:
+        return None
+    if inputs.recycles_left <= 0:
+        return "the hour's recycles are spent"
+    need_bytes, reading, limits = inputs.reading.base_bytes, inputs.reading, inputs.limits
+    # Where level 5 begins: two workers that reach it together would cost the one that drains.
+    share = levels.LAST_ENTER if limits.hard else levels.SOFT_EXCESS
+    ceiling = int(share * limits.budget_bytes)
+    left_bytes = min(ceiling - reading.used_bytes, reading.available_bytes)
+    if left_bytes < need_bytes:
+        left_mib, need_mib = max(0, left_bytes) // MIB, need_bytes // MIB
+        return f"no room for a second worker, {left_mib} MiB are left of {need_mib}"
+    return None
+
+
+def _harm(ladder: Ladder, inputs: Inputs, wanted: Harm | None) -> tuple[Ladder, Harm | None]:
+    """What is done now. First the evidence is ordered; then it is looked at again."""
+    if wanted is None:
+        return replace(ladder, harm=None), None
+    now_s = inputs.now_s
+    done_s = ladder.harmed_s.get(wanted.kind)
+    pause_s = HARM_PAUSE_S if inputs.enforces else HOUR_S  # who only observes has said it
+    if done_s is not None and now_s - done_s < pause_s:
+        return replace(ladder, harm=None), None
+    waiting = ladder.harm
+    if waiting is None or waiting.kind != wanted.kind:
+        return replace(ladder, harm=wanted), None
+    if inputs.evidence_pending and now_s - waiting.since_s < EVIDENCE_LIMIT_S:
+        return ladder, None
+    ladder = replace(
+        ladder,
+        harm=None,
+        harmed_s={**ladder.harmed_s, wanted.kind: now_s},
+        planned_s=None,
+        unexplained_since_s=None,
+        last_readings=0,
+    )
+    return ladder, wanted
+
+
+def _first_evidence(ladder: Ladder, inputs: Inputs) -> tuple[Ladder, str | None]:
+    """Once an hour at most, what it looked like when memory began to be short."""
+    if ladder.mark.level < SQUEEZE_LEVEL:
+        return ladder, None
+    if ladder.evidence_s is not None and inputs.now_s - ladder.evidence_s < FIRST_EVIDENCE_S:
+        return ladder, None
+    return replace(ladder, evidence_s=inputs.now_s), f"level {ladder.mark.level}"
+
+
+def _is_urgent(wanted: Harm | None, inputs: Inputs, forecast: float | None) -> bool:
+    """A recycle that is refused leaves only the door to close. An old worker is no emergency."""
+    if wanted is None or wanted.kind != RECYCLE:
+        return False
+    return wanted.reason == "memory" or _is_hard(inputs, forecast)
+
+
+def _is_hard(inputs: Inputs, forecast: float | None) -> bool:
+    finding = inputs.finding
+    confirmed = finding is not None and finding.is_confirmed
+    return confirmed and forecast is not None and forecast < HARD_BUCKETS * inputs.growth.bucket_s
+
+
+def _give_up(ladder: Ladder, inputs: Inputs) -> tuple[Ladder, str | None]:
+    """Whether one more cut would help any more than the last ones did."""
+    recent = tuple(at_s for at_s in ladder.cuts_s if inputs.now_s - at_s < HOUR_S)
+    spent = len(recent) >= CUTS_PER_HOUR or (recent and inputs.recycles_left <= 0)
+    if inputs.may_give_up and spent:
+        times = len(recent)
+        return ladder, f"memory is at the last level again, after {times} cuts within the hour"
+    return replace(ladder, cuts_s=(*recent[-9:], inputs.now_s)), None

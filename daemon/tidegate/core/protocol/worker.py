@@ -1,0 +1,426 @@
+"""What the watchdog and a worker say to each other: one JSON message per line.
+
+The channel is one socketpair; end of file means that the other side died. Both sides come from
+the same installation, except during an upgrade: `PROTOCOL` is the first thing checked. A message
+is a small frozen value with a `type`; `encode` and the two decoders are the only border.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+from tidegate.core.decoding import Decoder
+from tidegate.core.problems import Repair
+from tidegate.core.settings import Settings
+
+PROTOCOL = 1
+MAX_LINE_BYTES = 4 * 1024 * 1024  # a listing of 1,000 runs is 0.5 MiB; beyond this it is garbage
+
+
+class Message(Struct, frozen=True, kw_only=True, tag_field="type", tag=str.lower):
+    """A line on the channel."""
+
+
+# --- values inside messages ---------------------------------------------------------------
+
+
+class Token(Struct, frozen=True, kw_only=True):
+    """A client's key as it is stored: never the key itself."""
+
+    name: str
+    sha256: str  # hex, 64 characters
+    created: str = ""  # RFC 3339
+
+
+class Listener(Struct, frozen=True, kw_only=True):
+    """A listening socket that the worker inherits."""
+
+    fd: int
+    address: str  # "127.0.0.1:8433" or "unix:/path"
+
+
+class ModelAside(Struct, frozen=True, kw_only=True):
+    """A model that is left alone for a while, at an upstream of which not all are."""
+
+    model: str
+    left_s: float
+    why: str  # "failures" | "retry-after"
+
+
+class UpstreamRefusal(Struct, frozen=True, kw_only=True):
+    """What an upstream refuses until the config is changed."""
+
+    model: str = ""  # which one is missing; empty: it is the key
+    text: str
+
+
+class UpstreamStatus(Struct, frozen=True, kw_only=True):
+    """One upstream as the worker sees it."""
+
+    name: str
+    url: str
+    state: str  # "ok" | "failing" | "set aside" | "unknown"
+    active: int = 0
+    queued: int = 0
+    connections: int = 0
+    last_error: str | None = None
+    aside: list[ModelAside] = []  # some of them at most
+    refusals: list[UpstreamRefusal] = []  # the same
+
+
+class ModelState(Struct, frozen=True, kw_only=True):
+    """One model of an upstream. What is not known is null."""
+
+    name: str
+    loaded: bool | None = None
+    first_output_s: float | None = None  # how long the last answer took to begin
+    per_s: float | None = None  # how fast it came
+    unit: str = "tokens/s"  # or "events/s"
+    aside_s: float | None = None  # for how much longer it is left alone
+    aside_why: str = ""  # "failures" | "trial" | "retry-after"
+
+
+class UpstreamModels(Struct, frozen=True, kw_only=True):
+    """One upstream and what it has, as `tidegate models` shows it."""
+
+    name: str
+    url: str
+    kind: str | None  # "ollama", "llama.cpp", "lm studio", "vllm" or "other"
+    state: str  # "ok" | "failing" | "set aside" | "unreachable" | "unknown"
+    aside_s: float | None = None  # for how much longer it is set aside
+    on_trial: bool = False  # it is set aside, and one request tries it
+    last_error: str | None = None
+    models: list[ModelState] = []
+    total: int = 0  # models it has; no more than asked for are told
+
+
+class ModelAlias(Struct, frozen=True, kw_only=True):
+    """A name from the config, and what it stands for."""
+
+    name: str
+    targets: list[str]  # "upstream/model"
+    levels: list[list[str]] = []  # the same, each with its equals
+
+
+class StepReport(Struct, frozen=True, kw_only=True):
+    """What one step of relief did. `promised_bytes` is what its plan expected to free."""
+
+    step: str
+    runs: int  # that lost something
+    promised_bytes: int
+    freed_bytes: int
+    took_s: float
+
+
+class Allocator(Struct, frozen=True, kw_only=True):
+    """What the worker's allocators hold; zeros where they do not say."""
+
+    pymalloc_blocks: int = 0  # objects in Python's own arenas
+    malloc_in_use_bytes: int = 0
+    malloc_free_bytes: int = 0  # kept by malloc, used by nobody: what a trim may give back
+    malloc_mapped_bytes: int = 0  # large pieces, each a mapping of its own
+
+
+class RunSummary(Struct, frozen=True, kw_only=True):
+    """One run as `/v1/runs` and `tidegate runs` show it. Times are Unix seconds."""
+
+    id: str
+    object: str = "run"
+    state: str
+    reason: str | None
+    model: str
+    upstream: str | None
+    attempts: int
+    created: float
+    ended: float | None
+    first_seq: int
+    next_seq: int
+    bytes: int
+    subscribers: int
+
+
+class AttemptSummary(Struct, frozen=True, kw_only=True):
+    """One try at one upstream, as `/v1/runs/{id}` shows it."""
+
+    number: int
+    upstream: str
+    model: str
+    tries: int  # more than one where it was asked to come again
+    outcome: str | None  # None: under way
+    seconds: float
+    upstream_request_id: str | None = None
+
+
+# --- from the watchdog ----------------------------------------------------------------------
+
+
+class Configure(Message, frozen=True, kw_only=True):
+    """The settings. First message of all, and again on each reload (`request` > 0)."""
+
+    protocol: int = PROTOCOL
+    request: int = 0
+    generation: int
+    settings: Settings
+    tokens: list[Token]
+    secrets: dict[str, str]  # upstream name -> API key; never logged, never shown
+    headers: dict[str, dict[str, str]] = {}  # upstream name -> secret headers; as little shown
+    authorities: dict[str, str] = {}  # `ca_file` -> its certificates
+    listeners: list[Listener] = []  # only in the first one
+    peer_socket: str = ""  # where this generation listens for the other one
+    other_socket: str | None = None  # where the other one listens, if there is one
+    config_file: str | None = None  # which the worker looks at for changes
+    parked: str | None = None  # why nothing is served; health routes say so
+    ledger_limit_bytes: int = 0  # until the first Facts; only in the first one; 0: no limit
+
+    def __repr__(self) -> str:
+        return f"<Configure request={self.request} generation={self.generation}>"  # no secrets
+
+
+class GuardFigures(Struct, frozen=True, kw_only=True):
+    """What the watchdog measured, for /metrics. Sizes are bytes, times seconds."""
+
+    budget_bytes: int = 0
+    used_bytes: int = 0
+    unexplained_bytes: int = 0
+    growth_bytes_per_h: float | None = None
+    limit_in_s: float | None = None
+    alarms: int = 0
+    watchdog_rss_bytes: int = 0
+    tick_delay_s: float = 0.0
+    sample_failures: int = 0
+
+
+class Facts(Message, frozen=True, kw_only=True):
+    """What the watchdog knows and the worker goes by or shows. Once a second."""
+
+    level: int
+    ledger_limit_bytes: int  # 0: no limit
+    squeeze: bool = False  # windows and watermarks are half as large while this holds
+    shed: str | None = None  # why new runs are refused, if they are
+    recycles: dict[str, int] = {}  # by reason
+    guard: GuardFigures = GuardFigures()
+    peer_socket: str | None = None  # the other generation's, while there is one
+    peer_active: dict[str, int] = {}  # its requests under way, by upstream, as it last beat
+    repairs: list[Repair] = []  # open problems, for whoever asks over HTTP
+
+
+class Sweep(Message, frozen=True, kw_only=True):
+    """Release what is stale now; `finished` also releases answers kept for resuming."""
+
+    request: int
+    finished: bool = False
+    reason: str
+
+
+class Relieve(Message, frozen=True, kw_only=True):
+    """Give memory back by these steps, in this order. Sent on every tick while a level holds."""
+
+    request: int
+    steps: list[str]  # names of `core.relief.Step`
+    stale_after_s: float  # what nobody has touched for so long is stale
+    most: int = 50  # runs that may lose something, over all steps
+    reason: str  # "memory level 2": what readers and the log are told
+
+
+class Inspect(Message, frozen=True, kw_only=True):
+    """Asks for what a bundle of evidence shows of a worker's inside. No text of any run."""
+
+    request: int
+
+
+class ListRuns(Message, frozen=True, kw_only=True):
+    """Asks for the newest runs of every owner."""
+
+    request: int
+    limit: int = 1000
+
+
+class ListModels(Message, frozen=True, kw_only=True):
+    """Asks for the upstreams and their models."""
+
+    request: int
+    limit: int = 2000  # over all upstreams: with names of 200 characters well below a line's limit
+
+
+class AskBeat(Message, frozen=True, kw_only=True):
+    """Asks for a heartbeat out of turn. Only a worker that said in `Ready` that it can is asked."""
+
+    request: int
+
+
+class StartDraining(Message, frozen=True, kw_only=True):
+    """Accept nothing new, finish what is in flight, exit 0; end what is left at the limit."""
+
+    limit_s: float
+    reason: str  # "stop" | "recycle"
+    successor_socket: str | None = None  # where finished runs are handed
+
+
+# --- from a worker -----------------------------------------------------------------------------
+
+
+class Ready(Message, frozen=True, kw_only=True):
+    """It can serve."""
+
+    protocol: int = PROTOCOL
+    pid: int
+    found: list[str] = []  # upstreams discovered on this computer, "Ollama at http://…"
+    model: str = "demo"  # a model that answers, for the first curl line
+    beats_when_asked: bool = False  # it knows `AskBeat`
+
+
+class Heartbeat(Message, frozen=True, kw_only=True):
+    """The loop turned. RSS and ledger are read in the same callback."""
+
+    request: int = 0  # of the AskBeat that it answers; 0: it came in its turn
+    rss_bytes: int
+    ledger_bytes: int
+    loop_lag_ms: float
+    runs_active: int
+    runs_finished: int
+    runs_total: int
+    swept_runs: int  # since this generation started
+    swept_bytes: int
+    swept_last_reason: str | None = None
+    connections: int = 0  # clients
+    most_connections: int = 0  # of them; fewer than the setting where descriptors are few
+    allocator: Allocator = Allocator()
+    at_limit: StepReport | None = None  # what the ledger's own limit took, since the start
+    upstreams: list[UpstreamStatus] = []
+
+
+class Configured(Message, frozen=True, kw_only=True):
+    """Answer to a reload."""
+
+    request: int
+    error: str | None = None
+
+
+class Swept(Message, frozen=True, kw_only=True):
+    """Answer to a sweep."""
+
+    request: int
+    runs: int
+    bytes: int
+    reasons: dict[str, int] = {}
+
+
+class Relieved(Message, frozen=True, kw_only=True):
+    """Answer to Relieve, when the last step is over."""
+
+    request: int
+    steps: list[StepReport]
+
+
+class Inspected(Message, frozen=True, kw_only=True):
+    """Answer to Inspect. Everything in it is bounded, and sizes and names only."""
+
+    request: int
+    ledger: dict[str, int]  # bytes by kind of buffer
+    runs: list[RunSummary]  # the largest first
+    runs_total: int
+    types: dict[str, int]  # objects by type, the most frequent first
+    stacks: list[str]  # one for each thread and task: where it stands, no values
+    tasks: int
+    descriptors: int
+
+
+class RunList(Message, frozen=True, kw_only=True):
+    """Answer to ListRuns."""
+
+    request: int
+    runs: list[RunSummary]
+    total: int
+
+
+class ModelList(Message, frozen=True, kw_only=True):
+    """Answer to ListModels."""
+
+    request: int
+    upstreams: list[UpstreamModels]
+    aliases: list[ModelAlias]
+
+
+class ConfigChanged(Message, frozen=True, kw_only=True):
+    """The config file may have changed; also said once at the start."""
+
+
+class Draining(Message, frozen=True, kw_only=True):
+    """It no longer accepts; what it had accepted goes on."""
+
+
+class Failed(Message, frozen=True, kw_only=True):
+    """It cannot start or go on, and why. An exit follows."""
+
+    reason: str
+
+
+FromWatchdog = (
+    Configure | Facts | Sweep | Relieve | AskBeat | Inspect | ListRuns | ListModels | StartDraining
+)
+FromWorker = (
+    Ready
+    | Heartbeat
+    | Configured
+    | Swept
+    | Relieved
+    | Inspected
+    | RunList
+    | ModelList
+    | ConfigChanged
+    | Draining
+    | Failed
+)
+
+_encoder = msgspec.json.Encoder()
+_from_watchdog: Decoder[FromWatchdog] = Decoder(FromWatchdog)  # type: ignore[arg-type]
+_from_worker: Decoder[FromWorker] = Decoder(FromWorker)  # type: ignore[arg-type]
+
+
+def encode(message: Message) -> bytes:
+    """One line, with its end."""
+    return _encoder.encode(message) + b"\n"
+
+
+def decode_from_watchdog(line: bytes) -> FromWatchdog:
+    """A line that a worker received. Raises Undecodable."""
+    return _from_watchdog.decode(line)
+
+
+def decode_from_worker(line: bytes) -> FromWorker:
+    """A line that the watchdog received. Raises Undecodable."""
+    return _from_worker.decode(line)
+
+
+# --- control.sock: the command line asks, the watchdog answers ------------------------------------
+
+
+class ControlRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One line from `tidegate status`, `runs`, `recycle`, `stop` and the other asking verbs."""
+
+    verb: str
+    wait: bool = True  # recycle, upgrade: until the former worker is gone; stop: until it is over
+    finished: bool = False  # sweep: finished runs too
+
+
+class ControlReply(Struct, frozen=True, kw_only=True):
+    """The one line that answers."""
+
+    ok: bool
+    error: str | None = None
+    result: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_request = Decoder(ControlRequest)
+_reply = Decoder(ControlReply)
+
+
+def decode_request(line: bytes) -> ControlRequest:
+    """A line that the command line sent. Raises Undecodable."""
+    return _request.decode(line)
+
+
+def decode_reply(line: bytes) -> ControlReply:
+    """A line that the watchdog answered. Raises Undecodable."""
+    return _reply.decode(line)

@@ -1,0 +1,160 @@
+"""A run's window: the events that are still retained, `[first_seq, next_seq)`.
+
+Events lie one behind the other in 64 KiB segments, and are split only when somebody attaches in
+the middle. One object per event costs as much in headers as in text and leaves the heap in holes:
+after a burst, memory stayed at idle + 40 % that way, against idle + 5 % with segments.
+
+A cursor carries the byte offset beside the seq, so that reading on is a slice. The bytes counted
+are the memory taken (a growing segment has slack), not the content.
+"""
+
+from __future__ import annotations
+
+import sys
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from tidegate.core.errors import CursorEvicted
+from tidegate.core.formats.framing import SSE, Framing
+
+SEGMENT_BYTES = 64 * 1024
+
+
+class Cursor(NamedTuple):
+    """Where a reader stands: the next seq it wants, and that event's offset in the run."""
+
+    seq: int
+    offset: int
+
+
+START = Cursor(0, 0)
+
+
+class _Segment:
+    """Events from `first` on. The open one is a bytearray, a closed one is bytes."""
+
+    __slots__ = ("data", "first")
+
+    def __init__(self, first: Cursor, data: bytearray | bytes) -> None:
+        self.first = first
+        self.data = data
+
+
+class Window:
+    """The retained events of one run, bounded by `cap_bytes`."""
+
+    __slots__ = ("_framing", "_segments", "cap_bytes", "end", "held_bytes")
+
+    def __init__(self, cap_bytes: int, framing: Framing = SSE) -> None:
+        self._framing = framing
+        self.cap_bytes = cap_bytes
+        self.held_bytes = 0  # the memory taken, which is what the ledger is charged
+        self.end = START  # where the next event will stand
+        self._segments: list[_Segment] = []
+
+    @property
+    def first_seq(self) -> int:
+        """The oldest seq held; equal to `next_seq` when nothing is."""
+        return self._segments[0].first.seq if self._segments else self.end.seq
+
+    @property
+    def next_seq(self) -> int:
+        """How many events there have been."""
+        return self.end.seq
+
+    def append(self, block: bytes, events: int) -> None:
+        """Adds complete events; the oldest segments go when the cap is exceeded.
+
+        A block of several segments is cut between events, so that what goes is never more than a
+        segment too much: one read may bring more than a small window holds.
+        """
+        if len(block) > SEGMENT_BYTES and events > 1:
+            for portion, count in _portions(self._framing.split(block)):
+                self._add(portion, count)
+        else:
+            self._add(block, events)
+        if self.held_bytes > self.cap_bytes:
+            self.trim(self.cap_bytes)
+
+    def _add(self, block: bytes, events: int) -> None:
+        last = self._segments[-1] if self._segments else None
+        if last is not None and len(last.data) + len(block) > SEGMENT_BYTES:
+            self._close(last)
+        if last is not None and type(last.data) is bytearray:
+            before = sys.getsizeof(last.data)
+            last.data += block
+        else:
+            before = 0
+            large = len(block) >= SEGMENT_BYTES
+            last = _Segment(self.end, block if large else bytearray(block))
+            self._segments.append(last)
+        self.held_bytes += sys.getsizeof(last.data) - before
+        self.end = Cursor(self.end.seq + events, self.end.offset + len(block))
+
+    def _close(self, segment: _Segment) -> None:
+        """Nothing more comes into it: its slack goes."""
+        if type(segment.data) is bytearray:
+            before = sys.getsizeof(segment.data)
+            segment.data = bytes(segment.data)
+            self.held_bytes += sys.getsizeof(segment.data) - before
+
+    def trim(self, keep_bytes: int) -> int:
+        """Drops the oldest segments until at most `keep_bytes` are held; returns bytes freed."""
+        before = self.held_bytes
+        dropped = 0
+        while self.held_bytes > keep_bytes:
+            self.held_bytes -= sys.getsizeof(self._segments[dropped].data)
+            dropped += 1
+        del self._segments[:dropped]
+        return before - self.held_bytes
+
+    def cursor(self, seq: int) -> Cursor:
+        """The cursor at `seq`, which may be `next_seq` at most. Raises CursorEvicted."""
+        if not self.first_seq <= seq <= self.end.seq:
+            raise CursorEvicted(self.first_seq)
+        if seq == self.end.seq:
+            return self.end
+        segment = self._segments[self._index(seq)]
+        skipped = self._framing.split(bytes(segment.data))[: seq - segment.first.seq]
+        return Cursor(seq, segment.first.offset + sum(map(len, skipped)))
+
+    def read(self, cursor: Cursor) -> tuple[bytes, Cursor]:
+        """The events from `cursor` to the end of its segment, and the cursor behind them.
+
+        Empty at the end of the window. Raises CursorEvicted.
+        """
+        if cursor.seq >= self.end.seq:
+            return b"", cursor
+        if cursor.seq < self.first_seq:
+            raise CursorEvicted(self.first_seq)
+        index = self._index(cursor.seq)
+        segment = self._segments[index]
+        behind = self._segments[index + 1].first if index + 1 < len(self._segments) else self.end
+        return bytes(segment.data[cursor.offset - segment.first.offset :]), behind
+
+    def last_events(self, count: int) -> list[bytes]:
+        """The last `count` events, fewer where fewer are held."""
+        events: list[bytes] = []
+        for segment in reversed(self._segments):
+            events[:0] = self._framing.last(bytes(segment.data), count - len(events))
+            if len(events) >= count:
+                break
+        return events
+
+    def _index(self, seq: int) -> int:
+        return bisect_right(self._segments, seq, key=lambda segment: segment.first.seq) - 1
+
+
+def _portions(whole: list[bytes]) -> Iterator[tuple[bytes, int]]:
+    """A large block's events in portions of about a segment, and the number in each."""
+    events: list[bytes] = []
+    size = 0
+    for event in whole:
+        events.append(event)
+        size += len(event)
+        if size >= SEGMENT_BYTES:
+            yield b"".join(events), len(events)
+            events, size = [], 0
+    if events:
+        yield b"".join(events), len(events)

@@ -1,0 +1,298 @@
+"""From a request to a run, and from a run to its creator: one way for every format.
+
+What differs between formats is in their descriptions (`tidegate.core.formats`).
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from http import HTTPStatus
+from typing import TYPE_CHECKING, NamedTuple
+
+from aiohttp import web
+
+from tidegate.core.errors import LedgerFull
+from tidegate.core.formats import RESPONSES
+from tidegate.core.formats.base import Format, Wanted
+from tidegate.core.formats.framing import RAW, Framing
+from tidegate.core.runs.ledger import Account, Entry
+from tidegate.core.runs.run import Run, State
+from tidegate.core.runs.window import START
+from tidegate.gateway.api import responses
+from tidegate.gateway.relay.relay import HOPS_HEADER, Relay, Sent
+from tidegate.gateway.relay.subscriber import (
+    RawSubscriber,
+    StreamSubscriber,
+    Subscriber,
+    stream_headers,
+)
+from tidegate.gateway.server.auth import Caller
+from tidegate.gateway.server.body import read_body
+from tidegate.gateway.server.connections import KEEPALIVE_S
+from tidegate.gateway.server.errors import Refused
+from tidegate.gateway.server.ids import new_id
+from tidegate.gateway.server.writer import SLICE_BYTES, Client, Written
+from tidegate.gateway.upstreams.reply import Answer
+
+if TYPE_CHECKING:
+    from tidegate.gateway.gateway import Gateway
+
+RETRY_AFTER_S = 5
+MAX_HOPS = 4  # one gateway before another is sensible; a longer row is a ring
+_BUSY = frozenset({"memory_limit", "queue_full", "queue_s"})
+# Asking again does not help before the config has been changed.
+_NO_USE = frozenset({"upstream_key_refused", "upstream_model_missing"})
+_STATUS_IN_CODE = re.compile(r"upstream_([45][0-9]{2})")
+_CLOSE = "Connection: close\r\n"
+_KEEP = f"Keep-Alive: timeout={KEEPALIVE_S:.0f}\r\n"
+_ON_DISCONNECT = {"": False, "cancel": False, "continue": True}
+
+
+async def answer(
+    gateway: Gateway, request: web.BaseRequest, caller: Caller, form: Format
+) -> web.StreamResponse:
+    """Creates a run and answers with it: as it grows, or whole, or not yet."""
+    account = gateway.registry.ledger.open()
+    try:
+        relay, wanted = await _new_relay(gateway, request, caller, form, account)
+        client = Client(request)
+    except LedgerFull as full:
+        account.close()
+        raise no_room(full) from None
+    except BaseException:
+        account.close()
+        raise
+    gateway.registry.add(relay)
+    if wanted.stream:
+        return await _stream(gateway, relay, client)
+    if relay.run.background:
+        return responses.begin(relay)
+    if relay.run.format.framing is RAW:
+        return await _pass_bytes(gateway, relay, client)
+    return await _answer(gateway, relay, client)
+
+
+async def _new_relay(
+    gateway: Gateway, request: web.BaseRequest, caller: Caller, form: Format, account: Account
+) -> tuple[Relay, Wanted]:
+    """Reads and understands the request. Raises Refused and LedgerFull."""
+
+    def charge(held_bytes: int) -> None:
+        account.set(Entry.BODY, held_bytes)
+
+    check_welcome(gateway, request)
+    limits = gateway.settings.limits
+    body = await read_body(
+        request,
+        max_bytes=limits.max_body_bytes,
+        deadline_s=limits.body_s,
+        charge=charge,
+        fits_bytes=gateway.registry.ledger.largest_body_bytes,
+    )
+    question = understand(request, form, body)
+    return new_relay(gateway, caller, account, question), question.wanted
+
+
+class Question(NamedTuple):
+    """A request, understood."""
+
+    form: Format
+    body: bytes
+    wanted: Wanted
+    sent: Sent
+    address: str = ""  # whose it is where there are no tokens
+
+
+def check_welcome(gateway: Gateway, request: web.BaseRequest) -> None:
+    """Raises Refused where nothing new may begin, whatever it is."""
+    gateway.refuse_when_shedding()
+    if _hops(request) >= MAX_HOPS:
+        raise Refused(
+            508,
+            f"this request has come through {MAX_HOPS} tidegates: an [[upstream]] leads back here",
+            "loop_detected",
+            headers={"x-should-retry": "false"},
+        )
+
+
+def understand(request: web.BaseRequest, form: Format, body: bytes) -> Question:
+    """What is asked for, and what its upstream has to know. Raises Refused."""
+    content_type = request.headers.get("Content-Type", "application/json")
+    if not content_type.lower().startswith("multipart/form-data"):
+        content_type = "application/json"  # whatever it says, it is read as that
+    try:
+        form = form.of_request(body, content_type)
+        wanted = form.parse_request(body, content_type)
+    except ValueError as error:
+        raise Refused(400, str(error), "bad_request") from None
+    keep_running = _ON_DISCONNECT.get(request.headers.get("x-on-disconnect", "").lower())
+    if keep_running is None:
+        raise Refused(400, "x-on-disconnect is cancel or continue", "bad_on_disconnect")
+    if keep_running and not wanted.stream:
+        raise Refused(
+            400,
+            "x-on-disconnect: continue needs stream: true, for only a stream can be resumed",
+            "bad_on_disconnect",
+        )
+    lines = [
+        f"{name}: {value}\r\n"
+        for name in form.forwarded
+        for value in request.headers.getall(name, ())
+        if value.isascii() and value.isprintable()
+    ]
+    sent = Sent(content_type, "".join(lines), hops=_hops(request))
+    wanted = wanted._replace(keep_running=keep_running or wanted.background)
+    return Question(form, body, wanted, sent, request.remote or "")
+
+
+def new_relay(gateway: Gateway, caller: Caller, account: Account, question: Question) -> Relay:
+    """A run for this question, ready to begin. Raises Refused and LedgerFull."""
+    form, body, wanted, sent, address = question
+    targets = gateway.catalog.route(wanted.model)
+    run = Run(
+        run_id=new_id("run"),
+        owner=caller.owner,
+        model=wanted.model,
+        body=body,
+        limits=targets[0].limits,
+        account=account,
+        now_s=gateway.loop.time(),
+        created=time.time(),
+        streamed=wanted.stream or wanted.background,
+        keep_running=wanted.keep_running,
+        format=form,
+    )
+    run.end_disabled = gateway.catalog.is_stuck_demo(wanted.model)
+    if form is RESPONSES:
+        sent, targets = responses.prepare(gateway, run, wanted, sent, targets)
+    return Relay(gateway.registry, run, targets, gateway.loop, sent, caller=address)
+
+
+def _hops(request: web.BaseRequest) -> int:
+    """Through how many tidegates a request has come."""
+    text = request.headers.get(HOPS_HEADER, "0")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 4 else MAX_HOPS
+
+
+async def _stream(gateway: Gateway, relay: Relay, client: Client) -> web.StreamResponse:
+    """The answer as it grows."""
+    run = relay.run
+    subscriber = StreamSubscriber(run, client, stream_head(run, client, run.format.framing))
+    with gateway.reading(relay, subscriber):
+        relay.begin()
+        await subscriber.serve()
+        if not subscriber.is_committed:
+            return await _write(gateway, relay, subscriber, client, failure(relay))
+        return Written(close=client.closes)
+
+
+async def _answer(gateway: Gateway, relay: Relay, client: Client) -> web.StreamResponse:
+    """The answer in one piece."""
+    subscriber = Subscriber(relay.run, START, client)
+    with gateway.reading(relay, subscriber):
+        relay.begin()
+        while not relay.run.is_over:
+            await subscriber.wait()
+        return await _write(gateway, relay, subscriber, client, relay.answer or failure(relay))
+
+
+async def _pass_bytes(gateway: Gateway, relay: Relay, client: Client) -> web.StreamResponse:
+    """The answer's bytes as they come, or in one piece where the upstream has no sound for it."""
+    run = relay.run
+    subscriber = RawSubscriber(run, client, lambda: _raw_head(relay, client))
+    with gateway.reading(relay, subscriber):
+        relay.begin()
+        await subscriber.serve()
+        if not subscriber.is_committed:
+            return await _write(gateway, relay, subscriber, client, failure(relay))
+        return Written(close=client.closes)
+
+
+def _raw_head(relay: Relay, client: Client) -> tuple[bytes, bool]:
+    """The head of an answer that is passed on as it comes, and whether it announces chunks."""
+    head = relay.raw_head
+    has_length = any(name == "content-length" for name, _ in head.headers)
+    is_chunked = not (client.http10 or has_length)
+    chunks = (("Transfer-Encoding", "chunked"),) if is_chunked else ()
+    return _head(relay, client, head._replace(headers=(*head.headers, *chunks))), is_chunked
+
+
+async def _write(
+    gateway: Gateway, relay: Relay, subscriber: Subscriber, client: Client, answer: Answer
+) -> web.StreamResponse:
+    """Writes a whole answer, and waits until it has been read."""
+    relay.answer = None
+    body = memoryview(answer.body)
+    length = ("Content-Length", str(len(body)))
+    head = _head(relay, client, answer._replace(headers=(length, *answer.headers)))
+    first = body[:SLICE_BYTES]
+    client.kept_bytes = len(body) if len(body) > len(first) else 0  # else it is in what is written
+    subscriber.outbound_bytes = client.write(b"".join((head, first)))
+    if subscriber.outbound_bytes or client.kept_bytes:
+        gateway.registry.look_soon(subscriber, subscriber.check(gateway.loop.time()))
+        relay.count_outbound()
+        for at in range(SLICE_BYTES, len(body), SLICE_BYTES):
+            await client.drained()
+            client.write(body[at : at + SLICE_BYTES])
+        await client.flushed()
+        client.kept_bytes = subscriber.outbound_bytes = 0
+    return Written(close=client.closes)
+
+
+def _head(relay: Relay, client: Client, answer: Answer) -> bytes:
+    lines = "".join(f"{name}: {value}\r\n" for name, value in answer.headers)
+    return (
+        f"HTTP/1.1 {answer.status} {_phrase(answer.status)}\r\n"
+        f"Content-Type: {answer.content_type}\r\n"
+        f"{_ids(relay.run)}{lines}{_CLOSE if client.closes else _KEEP}\r\n"
+    ).encode("latin-1")
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Unknown"  # 529, say
+
+
+def stream_head(run: Run, client: Client, framing: Framing) -> bytes:
+    """The head of every stream of events."""
+    chunks = "" if client.http10 else "Transfer-Encoding: chunked\r\n"
+    ending = _CLOSE if client.closes else _KEEP
+    return (f"HTTP/1.1 200 OK\r\n{stream_headers(framing)}{chunks}{ending}{_ids(run)}\r\n").encode(
+        "ascii"
+    )
+
+
+def _ids(run: Run) -> str:
+    """A run's id is its request's too, so that a log line with the one has the other."""
+    return f"x-run-id: {run.id}\r\nx-request-id: {run.id}\r\nrequest-id: {run.id}\r\n"
+
+
+def failure(relay: Relay) -> Answer:
+    """Why there is no answer, for a creator that has not been sent any of it."""
+    run = relay.run
+    if relay.answer is not None:
+        return relay.answer
+    error = run.error()
+    headers: tuple[tuple[str, str], ...] = ()
+    if error.code in _BUSY:
+        error = error._replace(status=503)
+        headers = (("Retry-After", str(RETRY_AFTER_S)),)
+    elif found := _STATUS_IN_CODE.fullmatch(run.error_code or ""):
+        error = error._replace(status=int(found[1]))
+    elif run.state is State.CANCELLED or run.error_code in _NO_USE:
+        headers = (("x-should-retry", "false"),)
+    return Answer(error.status, "application/json", run.format.error_body(error), headers)
+
+
+def no_room(full: LedgerFull) -> Refused:
+    """The ledger is full: come again."""
+    return Refused(
+        503,
+        str(full),
+        full.code,
+        type="server_error",
+        headers={"Retry-After": str(RETRY_AFTER_S)},
+    )

@@ -1,0 +1,195 @@
+"""What Prometheus reads.
+
+The counters are plain numbers that their owners keep anyway; nothing of prometheus_client is
+touched between two scrapes. A scrape reads one `MetricsView` and writes it down.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from tidegate.core.problem import Severity
+from tidegate.core.protocol.worker import GuardFigures
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+# A chunk passes in tens of microseconds; a stalled loop shows in tens of milliseconds.
+RELAY_BOUNDS_S = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.005, 0.025, 0.1, 1)
+# From a model that is loaded (tenths) to a cold load from a slow disk (minutes).
+FIRST_OUTPUT_BOUNDS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class Histogram:
+    """Counts of durations by size; observing one touches two numbers and makes no object."""
+
+    __slots__ = ("_bounds_s", "_counts", "_sum_s")
+
+    def __init__(self, bounds_s: Sequence[float]) -> None:
+        """`bounds_s` are the buckets' inclusive upper ends in seconds, ascending."""
+        if not bounds_s or list(bounds_s) != sorted(set(bounds_s)):
+            raise ValueError("the bounds of a histogram ascend")
+        self._bounds_s = tuple(bounds_s)
+        self._counts = [0] * (len(bounds_s) + 1)
+        self._sum_s = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Counts one duration."""
+        self._counts[bisect_left(self._bounds_s, seconds)] += 1
+        self._sum_s += seconds
+
+    @property
+    def count(self) -> int:
+        """How many durations were counted."""
+        return sum(self._counts)
+
+    @property
+    def sum_s(self) -> float:
+        """All of them together, in seconds."""
+        return self._sum_s
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Each upper end as Prometheus writes it, and how many durations were no longer."""
+        ends = [*(repr(float(bound)) for bound in self._bounds_s), "+Inf"]
+        return [(end, float(n)) for end, n in zip(ends, accumulate(self._counts), strict=True)]
+
+    def __repr__(self) -> str:
+        return f"<Histogram count={self.count} sum={self._sum_s:.6f}s>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsView:
+    """Everything a scrape shows. Sizes are bytes, times seconds."""
+
+    ledger_bytes: int
+    resident_bytes: Mapping[str, int]  # by process: "worker", "watchdog"
+    memory_level: int
+    runs: Mapping[str, int]  # by state
+    swept_bytes: Mapping[str, int]  # by reason, since the start
+    recycles: Mapping[str, int]  # by reason, since the start
+    relay: Histogram
+    first_output: Mapping[str, Histogram]  # by upstream
+    loop_lag_s: float
+    connections: Mapping[str, int] = field(default_factory=dict)  # by state
+    upstream_active: Mapping[str, int] = field(default_factory=dict)  # by upstream
+    upstream_aside: Mapping[str, int] = field(default_factory=dict)  # 1: set aside for its failures
+    models_aside: Mapping[str, int] = field(default_factory=dict)  # by upstream
+    repairs: Mapping[str, int] = field(default_factory=dict)  # open ones, by severity
+    relief_bytes: Mapping[str, int] = field(default_factory=dict)  # by step, since the start
+    relief_seconds: Mapping[str, float] = field(default_factory=dict)
+    guard: GuardFigures = field(default_factory=GuardFigures)
+
+
+def render(view: MetricsView) -> bytes:
+    """The answer to a scrape, of the type `CONTENT_TYPE`."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_ViewCollector(view))
+    return generate_latest(registry)
+
+
+class _ViewCollector(Collector):
+    """Hands one view to prometheus_client."""
+
+    def __init__(self, view: MetricsView) -> None:
+        self._view = view
+
+    def collect(self) -> Iterator[Metric]:
+        view = self._view
+        yield _gauge("ledger_bytes", "Bytes that runs retain.", view.ledger_bytes)
+        yield _gauges(
+            "resident_bytes", "Resident memory of a process.", "process", view.resident_bytes
+        )
+        yield _gauge("memory_level", "Memory level, 0 is normal.", view.memory_level)
+        yield _gauges("runs", "Runs by state.", "state", view.runs)
+        yield _counters("swept_bytes", "Bytes released by sweeps.", "reason", view.swept_bytes)
+        yield _counters("recycles", "Workers replaced.", "reason", view.recycles)
+        yield _histograms("relay_seconds", "Time a chunk spends here.", None, {"": view.relay})
+        yield _histograms(
+            "first_output_seconds",
+            "Time until an upstream's first output.",
+            "upstream",
+            view.first_output,
+        )
+        yield _gauge("loop_lag_seconds", "How late the event loop turned.", view.loop_lag_s)
+        yield _gauges("connections", "Client connections by state.", "state", view.connections)
+        yield _gauges(
+            "upstream_active",
+            "Requests under way at an upstream.",
+            "upstream",
+            view.upstream_active,
+        )
+        yield _gauges(
+            "upstream_set_aside",
+            "1 while an upstream is set aside for its failures.",
+            "upstream",
+            view.upstream_aside,
+        )
+        yield _gauges(
+            "upstream_models_set_aside",
+            "Models of an upstream that are left alone for a while.",
+            "upstream",
+            view.models_aside,
+        )
+        severities = {severity.value: 0 for severity in Severity} | dict(view.repairs)
+        yield _gauges("repairs", "Open problems by severity.", "severity", severities)
+        yield _counters("relief_bytes", "Bytes freed for memory.", "step", view.relief_bytes)
+        yield _counters("relief_seconds", "Time taken by relief.", "step", view.relief_seconds)
+        yield from _guard(view.guard)
+
+
+def _guard(guard: GuardFigures) -> Iterator[Metric]:
+    """What the watchdog measured; a figure that it does not have yet is left out."""
+    yield _gauge("memory_budget_bytes", "What all processes may use.", guard.budget_bytes)
+    yield _gauge("memory_used_bytes", "What a killer would count.", guard.used_bytes)
+    yield _gauge("memory_unexplained_bytes", "Held, but by no run.", guard.unexplained_bytes)
+    if guard.growth_bytes_per_h is not None:
+        yield _gauge(
+            "memory_growth_bytes_per_hour", "Growth that no run explains.", guard.growth_bytes_per_h
+        )
+    if guard.limit_in_s is not None:
+        yield _gauge("memory_limit_seconds", "Until it is full at that growth.", guard.limit_in_s)
+    yield CounterMetricFamily("tidegate_memory_alarms", "Growth confirmed.", value=guard.alarms)
+    yield _gauge("guard_tick_delay_seconds", "How late the watchdog ticked.", guard.tick_delay_s)
+    yield CounterMetricFamily(
+        "tidegate_guard_sample_failures", "Samples not whole.", value=guard.sample_failures
+    )
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"tidegate_{name}", text, value=value)
+
+
+def _gauges(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
+    family = GaugeMetricFamily(f"tidegate_{name}", text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], value)
+    return family
+
+
+def _counters(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+    family = CounterMetricFamily(f"tidegate_{name}", text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], value)
+    return family
+
+
+def _histograms(name: str, text: str, label: str | None, values: Mapping[str, Histogram]) -> Metric:
+    family = HistogramMetricFamily(
+        f"tidegate_{name}", text, labels=None if label is None else [label]
+    )
+    for key, histogram in values.items():
+        family.add_metric(
+            [] if label is None else [key], histogram.buckets(), sum_value=histogram.sum_s
+        )
+    return family

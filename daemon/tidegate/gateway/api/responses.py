@@ -1,0 +1,126 @@
+"""Responses that are asked for later: in the background, by id, again, as OpenAI has them.
+
+The run does what OpenAI's servers do. It goes on when its creator has left, keeps the answer for
+`keep_finished_s`, and its events can be read from any point. So a response made with
+`background: true` gets an id of ours at once, and its events are numbered by us: an upstream is
+only asked for a plain stream, and need not know the word. Every other response keeps the id that
+its upstream gave it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+from aiohttp import web
+from msgspec import Raw
+
+from tidegate.core.formats.base import Wanted
+from tidegate.core.formats.responses import Rewriter, bare_response, failed_response, response_in
+from tidegate.core.runs.run import Run, State
+from tidegate.gateway.relay.relay import Relay, Sent
+from tidegate.gateway.server.errors import Refused
+from tidegate.gateway.server.ids import id_headers
+from tidegate.gateway.upstreams.choice import Target
+
+if TYPE_CHECKING:
+    from tidegate.gateway.gateway import Gateway
+
+_encode = msgspec.json.encode
+_STATUS = {State.QUEUED: "queued", State.CONNECTING: "queued", State.STREAMING: "in_progress"}
+
+
+def prepare(
+    gateway: Gateway, run: Run, wanted: Wanted, sent: Sent, targets: list[Target]
+) -> tuple[Sent, list[Target]]:
+    """What a request for a response needs beyond any other: what to send, and where it may go."""
+    values: dict[str, Raw | None] = {}
+    run.stored = wanted.store
+    if wanted.background:
+        run.background = True
+        run.response_id = run.id.replace("run_", "resp_", 1)
+        run.rewrite = Rewriter(run.about())
+        values |= {"background": None, "stream": Raw(b"true")}
+    former = gateway.registry.find_response(wanted.previous, run.owner)
+    if former is not None:
+        if former.run.upstream_response_id is None:
+            raise Refused(
+                400,
+                "the response that previous_response_id names has not begun: its upstream has not"
+                " given it an id, and so knows nothing to go on from",
+                "previous_response_not_found",
+                param="previous_response_id",
+            )
+        # Only the upstream that gave the former answer knows it, by a name of its own.
+        values["previous_response_id"] = Raw(_encode(former.run.upstream_response_id))
+        upstream = former.run.attempt.upstream
+        targets = [each for each in targets if each.pool.name == upstream] or targets
+    return sent._replace(values=values), targets
+
+
+def begin(relay: Relay) -> web.StreamResponse:
+    """Starts a run that nobody reads yet; the answer is where to find it."""
+    relay.begin()
+    return _json(relay.run)
+
+
+def show(relay: Relay) -> web.StreamResponse:
+    """The response as it is now."""
+    return _json(relay.run)
+
+
+def check_streamable(run: Run) -> None:
+    """Raises Refused for a response whose events nobody was promised."""
+    if not run.background:
+        raise Refused(
+            400,
+            "This response cannot be streamed because it was not created with background=true.",
+            "not_background",
+        )
+
+
+def check_cancellable(run: Run) -> None:
+    """Raises Refused for a response that ends with its creator's request."""
+    if not run.background:
+        raise Refused(
+            400,
+            "Cannot cancel a synchronous response: it was not created with background=true.",
+            "not_background",
+        )
+
+
+def no_input_items() -> Refused:
+    """What was asked is let go of when the answer begins, so that it costs no memory."""
+    return Refused(
+        404, "the input of a response is not kept here, only its answer", "input_items_not_kept"
+    )
+
+
+def deleted(response_id: str) -> web.Response:
+    """The answer to a DELETE."""
+    body = _encode({"id": response_id, "object": "response", "deleted": True})
+    return web.Response(body=body, content_type="application/json")
+
+
+def _json(run: Run) -> web.Response:
+    return web.Response(
+        body=_as_it_is(run),
+        content_type="application/json",
+        headers={"x-run-id": run.id, **id_headers(run.id)},
+    )
+
+
+def _as_it_is(run: Run) -> bytes:
+    """The response object. Raises Refused when it is no longer kept."""
+    if not run.is_over:
+        return _encode(bare_response(run.about(), _STATUS[run.state]))
+    if not run.streamed:
+        whole, _ = run.window.read(run.window.cursor(run.window.first_seq))
+        if whole:
+            return whole
+    for event in reversed(run.window.last_events(2)):
+        if found := response_in(event):
+            return found
+    if run.state is State.COMPLETED:
+        raise Refused(410, "this response is no longer kept", "response_evicted")
+    return _encode(failed_response(run.error(), run.about()))

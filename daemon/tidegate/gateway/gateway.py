@@ -1,0 +1,423 @@
+"""The gateway of one generation: everything put together, and which route leads where.
+
+What is not in the table does not exist, and a route is closed unless the table opens it. Nothing
+administrative is here: that is the watchdog's control socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import re
+import socket
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+from aiohttp import web
+
+from tidegate.core import formats
+from tidegate.core.brake import Brake
+from tidegate.core.errors import LedgerFull
+from tidegate.core.formats.base import Format
+from tidegate.core.protocol.worker import Facts, Token
+from tidegate.core.runs.ledger import Entry, Ledger
+from tidegate.core.settings import MIB, Settings
+from tidegate.gateway.api import create, demo, health, ollama, openapi, response_socket, runs
+from tidegate.gateway.relay.evictor import Relief
+from tidegate.gateway.relay.handover import OWNER_HEADER, PEER_NAME, Peer, unpack
+from tidegate.gateway.relay.registry import Registry
+from tidegate.gateway.relay.relay import Relay
+from tidegate.gateway.relay.subscriber import Subscriber
+from tidegate.gateway.server import descriptors
+from tidegate.gateway.server.auth import Access, Caller, Door
+from tidegate.gateway.server.body import read_body
+from tidegate.gateway.server.connections import GatewayServer
+from tidegate.gateway.server.errors import DEMO_PATH, Refused
+from tidegate.gateway.server.ids import id_headers, new_id
+from tidegate.gateway.server.websocket import Sockets
+from tidegate.gateway.server.writer import Written
+from tidegate.gateway.upstreams.catalog import PROBE_S, REFRESH_S, Catalog
+
+log = logging.getLogger("tidegate.gateway")
+
+Handler = Callable[..., Awaitable[web.StreamResponse]]
+MAX_HANDED_BYTES = 64 * MIB  # a whole window in base64, with room
+
+
+class Route(NamedTuple):
+    """A method and a path; what the path's group matches goes to the handler."""
+
+    method: str
+    path: re.Pattern[str]
+    access: Access
+    handler: Handler
+
+
+def _answering(form: Format) -> Handler:
+    return partial(create.answer, form=form)
+
+
+# Where each format is served: at its upstream path, and where some clients look for it besides.
+_FORMATS = (
+    *((f"/v1{form.path}" if not form.at_root else form.path, form) for form in formats.ALL),
+    ("/v1/reranking", formats.RERANK),
+    ("/rerank", formats.RERANK),
+)
+_RESPONSE = "/v1/responses/([A-Za-z0-9_.:=~+-]{1,200})"
+_RUN = "/v1/runs/([A-Za-z0-9_-]{1,80})"
+_ROUTES = tuple(
+    Route(method, re.compile(path), access, handler)
+    for method, path, access, handler in (
+        *(("POST", path, Access.TOKEN, _answering(form)) for path, form in _FORMATS),
+        ("GET", "/v1/responses", Access.TOKEN, response_socket.converse),
+        ("GET", f"{_RESPONSE}/input_items", Access.TOKEN, runs.list_input_items),
+        ("GET", _RESPONSE, Access.TOKEN, runs.show_response),
+        ("DELETE", _RESPONSE, Access.TOKEN, runs.delete_response),
+        ("POST", f"{_RESPONSE}/cancel", Access.TOKEN, runs.cancel_response),
+        ("GET", "/api/tags", Access.TOKEN, ollama.tags),
+        ("GET", "/api/ps", Access.TOKEN, ollama.loaded),
+        ("GET", "/api/version", Access.TOKEN, ollama.version),
+        ("GET", "/v1/models", Access.TOKEN, health.list_models),
+        ("GET", "/v1/models/(.+)", Access.TOKEN, health.show_model),
+        ("GET", "/v1/runs", Access.TOKEN, runs.list_runs),
+        ("GET", _RUN, Access.TOKEN, runs.show_run),
+        ("GET", f"{_RUN}/stream", Access.TOKEN, runs.stream_run),
+        ("POST", f"{_RUN}/cancel", Access.TOKEN, runs.cancel_run),
+        ("GET", "/repairs", Access.TOKEN, health.list_repairs),
+        ("GET", "/metrics", Access.TOKEN, health.metrics),
+        ("GET", "/healthz", Access.OPEN, health.alive),
+        ("GET", "/readyz", Access.OPEN, health.ready),
+        ("GET", "/openapi.json", Access.OPEN, openapi.show),  # the same for every installation
+        ("GET", "/", Access.OPEN, health.welcome),
+    )
+)
+
+
+def find_route(method: str, path: str) -> tuple[Route, tuple[str, ...]]:
+    """The route and what its path matched. Raises Refused: 404, or 405 naming what is allowed."""
+    allowed = []
+    for route in _ROUTES:
+        if found := route.path.fullmatch(path):
+            if route.method == method or (method == "HEAD" and route.method == "GET"):
+                return route, found.groups()
+            allowed.append(route.method)
+    if allowed:
+        names = ", ".join(allowed)
+        raise Refused(405, f"only {names} here", "bad_method", headers={"Allow": names})
+    ollama.refuse_changes(path)
+    raise Refused(404, "there is nothing at this path; the API is under /v1", "not_found")
+
+
+class Gateway:
+    """One generation's gateway. Needs a running loop."""
+
+    def __init__(self, generation: int, peer_socket: str) -> None:
+        self.generation = generation
+        self.loop = asyncio.get_running_loop()
+        self.settings = Settings()
+        self.registry = Registry(Ledger(), self.loop)
+        self.sockets = Sockets(self.registry.ledger)
+        self._relieve_runs = self.registry.ledger.relieve
+        self.registry.ledger.relieve = self._relieve
+        self.facts: Facts | None = None
+        self.parked: str | None = None  # why nothing is served
+        self.relief: Relief | None = None  # what it gave back, for the metrics
+        self._peer: Peer | None = None  # the other generation, while there is one
+        self.loop_lag_s = 0.0
+        self.resident_bytes: Callable[[], int] = lambda: 0
+        self.server = GatewayServer(
+            self._handle,
+            lambda: self.settings.limits,
+            ledger=self.registry.ledger,
+            open_paths=[route.path.pattern for route in _ROUTES if route.access is Access.OPEN],
+        )
+        self.registry.make_room = self.server.make_room
+        self._inner = GatewayServer(self._handle_inner, lambda: self.settings.limits)
+        self._peer_socket = peer_socket
+        self._peer_is_open = False
+        self._refresh = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._brake = Brake()
+        self._door = Door(allowed_hosts=[], host_name="", tokens=[])
+        self.catalog = Catalog(self.settings, {}, self._demo_url)
+
+    # --- settings -----------------------------------------------------------------------------
+
+    @property
+    def _demo_url(self) -> str:
+        return f"unix:{self._peer_socket}:{DEMO_PATH}"
+
+    def configure(
+        self,
+        settings: Settings,
+        tokens: list[Token],
+        secrets: dict[str, str],
+        headers: Mapping[str, dict[str, str]] | None = None,
+        authorities: Mapping[str, str] | None = None,
+    ) -> None:
+        """New settings for everything that begins from now on. Raises ValueError, changes nothing.
+
+        Runs under way keep the limits that they began with.
+        """
+        door = Door(
+            allowed_hosts=settings.allowed_hosts,
+            host_name=socket.gethostname(),
+            tokens=tokens,
+            brake=self._brake,
+        )
+        catalog = Catalog(settings, secrets, self._demo_url, headers or {}, authorities or {})
+        catalog.adopt(self.catalog)
+        self.settings, self._door, self.catalog = settings, door, catalog
+        self.server.places = descriptors.places_for(settings.limits.max_connections)
+
+    def accept_facts(self, facts: Facts) -> None:
+        """The watchdog's view, once a second: the ledger's limit, and where the other one is."""
+        self.facts = facts
+        self._door.tell_wrong_keys()
+        self.registry.ledger.limit_bytes = facts.ledger_limit_bytes
+        self.registry.squeeze(half=facts.squeeze)
+        self.meet(facts.peer_socket)
+        for pool in self.catalog.pools():
+            pool.share(facts.peer_active.get(pool.name, 0))
+
+    def meet(self, socket_path: str | None) -> None:
+        """Where the other generation listens, or that there is none."""
+        if (self._peer.socket_path if self._peer else None) == socket_path:
+            return
+        if self._peer is not None:
+            self._peer.close()
+        self._peer = Peer(socket_path, self.settings.limits) if socket_path else None
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """What is served."""
+        return _ROUTES
+
+    @property
+    def peer(self) -> Peer | None:
+        """The other generation, while there is one."""
+        return self._peer
+
+    def peer_for(self, caller: Caller) -> Peer | None:
+        """Who else may know what `caller` asks for; never asked when it is the one that asks."""
+        return None if caller.name == PEER_NAME else self._peer
+
+    # --- life ---------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Opens the inner socket, and learns what models there are."""
+        if self._peer_socket:
+            await self._inner.listen(_bind_unix(self._peer_socket))
+            self._peer_is_open = True
+        await self.catalog.refresh()
+        self._spawn(self._refresh_models())
+
+    async def listen_for_peers(self, path: str) -> None:
+        """Opens the inner socket again, if it is not at `path` any more. Raises OSError."""
+        if not path or not self._peer_is_open:
+            return
+        if path == self._peer_socket and _is_socket(path):
+            return
+        sock = _bind_unix(path)
+        self._inner.stop_accepting()
+        self._peer_socket = path
+        await self._inner.listen(sock)
+
+    async def accept_clients(self, listeners: list[socket.socket]) -> None:
+        """Serves on these sockets, which the watchdog bound."""
+        for listener in listeners:
+            await self.server.listen(listener)
+
+    def stop_accepting(self) -> None:
+        """New connections are somebody else's; those that are open are served to their end."""
+        self.server.draining = True
+        self.server.stop_accepting()
+
+    async def close(
+        self, reason: str = "cancelled: tidegate is stopping", within_s: float = math.inf
+    ) -> None:
+        """Ends what is left, and leaves nothing behind. `reason` is what readers are told.
+
+        Who does not read it `within_s` is cut.
+        """
+        for relay in self.registry.active():
+            relay.cancel(reason)
+        flush_s = min(self.settings.limits.close_flush_s, within_s / 2)
+        await asyncio.gather(
+            self.server.shutdown(flush_s, flush_s), self._inner.shutdown(flush_s, flush_s)
+        )
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.catalog.close()
+        self.meet(None)
+        self.registry.close()
+        if self._peer_socket:
+            _unlink(self._peer_socket)
+
+    def _relieve(self) -> None:
+        """The ledger is tight or the intake full: what clients can send again goes first."""
+        self.sockets.relieve(self.loop.time())
+        self._relieve_runs()
+
+    def tidy(self) -> None:
+        """Gives up what can be had again: idle connections to upstreams, what sockets remember."""
+        self.sockets.forget()
+        for pool in self.catalog.pools():
+            pool.close_idle()
+
+    def refresh_models_soon(self) -> None:
+        """Asks the upstreams of new settings now."""
+        self._refresh.set()
+
+    async def _refresh_models(self) -> None:
+        """Keeps the list of models fresh, whatever catalog a reload put in place.
+
+        In between it looks often at the upstreams of whom a look decides something.
+        """
+        due_s = self.loop.time() + REFRESH_S
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PROBE_S):
+                    await self._refresh.wait()
+            is_due = self._refresh.is_set() or self.loop.time() >= due_s
+            self._refresh.clear()
+            try:
+                if is_due:
+                    due_s = self.loop.time() + REFRESH_S
+                    await self.catalog.refresh()
+                else:
+                    await self.catalog.probe()
+            except Exception:
+                log.exception("the list of models could not be refreshed")
+
+    def _spawn(self, coroutine: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- requests -----------------------------------------------------------------------------
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Every request of the outside: the door first, then the table."""
+        over_unix = getattr(request.protocol, "over_unix", False)
+        try:
+            route, groups = find_route(request.method, _path(request))
+        except Refused:
+            self._door.admit(request, Access.TOKEN, over_unix=over_unix)
+            self._refuse_when_parked()
+            raise
+        caller = self._door.admit(request, route.access, over_unix=over_unix)
+        if route.access is not Access.OPEN:
+            self._refuse_when_parked()
+        answer = await route.handler(self, request, caller, *groups)
+        if not answer.prepared and not isinstance(answer, Written):
+            for name, value in id_headers(new_id("req")).items():
+                answer.headers.setdefault(name, value)
+        return answer
+
+    async def _handle_inner(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The Unix socket: the demo upstream, and the other generation on a caller's behalf."""
+        if request.path == f"{DEMO_PATH}/chat/completions":
+            return await demo.chat_completions(request, self.registry.ledger)
+        if request.path.startswith(f"{DEMO_PATH}/"):
+            raise demo.other_format()
+        if request.path == "/v1/adopt":
+            return await self._adopt(request)
+        route, groups = find_route(request.method, _path(request))
+        caller = Caller(owner=request.headers.get(OWNER_HEADER, ""), name=PEER_NAME)
+        return await route.handler(self, request, caller, *groups)
+
+    async def _adopt(self, request: web.BaseRequest) -> web.StreamResponse:
+        """A finished run of the former generation."""
+        ledger = self.registry.ledger
+        account = ledger.open()
+        try:
+            body = await read_body(
+                request,
+                max_bytes=MAX_HANDED_BYTES,
+                deadline_s=5.0,
+                # Not among what clients send: that may be full while there is room for answers.
+                charge=partial(account.set, Entry.HELD),
+            )
+            run = unpack(body, ledger, self.settings.limits, self.loop.time())
+        except LedgerFull as full:
+            raise create.no_room(full) from None
+        except (ValueError, msgspec.MsgspecError) as error:
+            raise Refused(400, f"this is no finished run: {error}", "bad_run") from None
+        finally:
+            account.close()
+        self.registry.adopt(Relay(self.registry, run, [], self.loop))
+        return web.json_response({"id": run.id})
+
+    @contextmanager
+    def reading(self, relay: Relay, subscriber: Subscriber) -> Iterator[None]:
+        """A subscriber belongs to its relay for as long as its request is served."""
+        relay.attach(subscriber)
+        try:
+            yield
+        finally:
+            self.registry.forget(subscriber)
+            relay.detach(subscriber)
+
+    def _refuse_when_parked(self) -> None:
+        """Raises Refused when there is no config to serve by."""
+        if self.parked is not None:
+            raise Refused(
+                503,
+                f"tidegate is parked until its configuration is mended: {self.parked}",
+                "parked",
+                type="server_error",
+                headers={"Retry-After": "10"},
+            )
+
+    def refuse_when_shedding(self) -> None:
+        """Raises Refused when memory is so short that nothing new may begin."""
+        if self.facts is not None and self.facts.shed is not None:
+            raise Refused(
+                503,
+                f"no new runs until memory is back: {self.facts.shed}",
+                "memory_limit",
+                type="server_error",
+                headers={"Retry-After": "10"},
+            )
+
+    def why_not_ready(self) -> list[str]:
+        """Empty when it can serve."""
+        reasons = [f"parked: {self.parked}"] if self.parked is not None else []
+        if self.server.draining:
+            reasons.append("draining")
+        if not self.catalog.can_serve and self.parked is None:
+            reasons.append("no upstream can be reached")
+        if self.facts is not None and self.facts.shed is not None:
+            reasons.append(self.facts.shed)
+        return reasons
+
+
+def _path(request: web.BaseRequest) -> str:
+    """The path as it was sent, undecoded: what a route is matched with is what was checked."""
+    return request.raw_path.partition("?")[0]
+
+
+def _bind_unix(path: str) -> socket.socket:
+    _unlink(path)  # a generation's number is used once; this is a crash's remains
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.bind(path)
+    Path(path).chmod(0o600)
+    sock.listen(128)
+    sock.setblocking(False)
+    return sock
+
+
+def _is_socket(path: str) -> bool:
+    return Path(path).is_socket()
+
+
+def _unlink(path: str) -> None:
+    with suppress(FileNotFoundError):
+        Path(path).unlink()

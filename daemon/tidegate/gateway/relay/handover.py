@@ -1,0 +1,278 @@
+"""What two generations of the worker say to each other over their Unix sockets.
+
+While a recycle is under way neither worker knows the other's runs. Each asks the other here, on
+behalf of the caller, and relays what it hears; finished runs are handed over whole, as plain data,
+so that they outlive their worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+
+import msgspec
+from msgspec import Struct
+
+from tidegate.core.errors import LedgerFull, UpstreamError
+from tidegate.core.formats import BY_PATH, CHAT
+from tidegate.core.protocol.worker import RunSummary
+from tidegate.core.runs.ledger import Account, Entry, Ledger
+from tidegate.core.runs.run import Attempt, Run, State
+from tidegate.core.settings import Limits, Upstream
+from tidegate.gateway.upstreams.pool import UpstreamPool
+
+log = logging.getLogger("tidegate.handoff")
+
+PEER_NAME = "<generation>"  # the caller's name when the other generation asks for somebody
+OWNER_HEADER = "x-tidegate-owner"
+ASK_LIMIT_S = 5.0
+HIGH_WATER_BYTES = 256 * 1024
+_ID_HEADERS = ("x-run-id", "x-request-id", "request-id")
+
+Action = Callable[[], None]
+
+
+class _List(Struct):
+    data: list[RunSummary]
+
+
+class HandedRun(Struct, frozen=True, kw_only=True):
+    """A finished run as plain data: all that a later reader may ask for."""
+
+    id: str
+    owner: str
+    model: str
+    state: str
+    reason: str | None
+    upstreams: list[str]  # one per attempt
+    created: float
+    ended: float
+    first_seq: int
+    next_seq: int
+    path: str = CHAT.path  # its format's
+    streamed: bool = True
+    background: bool = False
+    stored: bool = True
+    response_id: str | None = None
+    upstream_response_id: str | None = None
+    events: str  # the window's bytes in base64: they are UTF-8 only if the upstream was honest
+
+
+_encode = msgspec.json.Encoder().encode
+_decode_list = msgspec.json.Decoder(_List).decode
+_decode_run = msgspec.json.Decoder(HandedRun).decode
+
+
+def pack(run: Run) -> bytes:
+    """A finished run, ready to be handed over."""
+    window = run.window
+    blocks = []
+    cursor = window.cursor(window.first_seq)
+    while True:
+        block, cursor = window.read(cursor)
+        if not block:
+            break
+        blocks.append(block)
+    return _encode(
+        HandedRun(
+            id=run.id,
+            owner=run.owner,
+            model=run.model,
+            state=run.state.value,
+            reason=run.reason,
+            upstreams=[attempt.upstream for attempt in run.attempts],
+            created=run.created,
+            ended=run.ended or run.created,
+            first_seq=window.first_seq,
+            next_seq=window.next_seq,
+            path=run.format.path,
+            streamed=run.streamed,
+            background=run.background,
+            stored=run.stored,
+            response_id=run.response_id,
+            upstream_response_id=run.upstream_response_id,
+            events=base64.b64encode(b"".join(blocks)).decode("ascii"),
+        )
+    )
+
+
+def unpack(data: bytes, ledger: Ledger, limits: Limits, now_s: float) -> Run:
+    """The run on the other side. Raises msgspec.MsgspecError, LedgerFull, ValueError."""
+    handed = _decode_run(data)
+    account = ledger.open()
+    age_s = max(0.0, time.time() - handed.ended)
+    try:
+        run = Run(
+            run_id=handed.id,
+            owner=handed.owner,
+            model=handed.model,
+            body=b"",
+            limits=limits,
+            account=account,
+            now_s=now_s - max(0.0, time.time() - handed.created),
+            created=handed.created,
+            streamed=handed.streamed,
+            format=BY_PATH.get(handed.path, CHAT),
+        )
+        run.background, run.stored = handed.background, handed.stored
+        run.response_id, run.upstream_response_id = handed.response_id, handed.upstream_response_id
+        run.adopt(
+            state=State(handed.state),
+            reason=handed.reason,
+            attempts=[
+                Attempt(number, upstream, handed.model, now_s)
+                for number, upstream in enumerate(handed.upstreams, 1)
+            ],
+            events=base64.b64decode(handed.events, validate=True),
+            first_seq=handed.first_seq,
+            next_seq=handed.next_seq,
+            ended_s=now_s - age_s,
+            ended=handed.ended,
+        )
+    except (LedgerFull, ValueError):
+        account.close()
+        raise
+    return run
+
+
+class Peer:
+    """The other generation, asked on behalf of a caller."""
+
+    def __init__(self, socket_path: str, limits: Limits) -> None:
+        self.socket_path = socket_path
+        self._pool = UpstreamPool(
+            Upstream(name="the other generation", url=f"unix:{socket_path}"), limits, None
+        )
+
+    async def ask(self, method: str, path: str, owner: str) -> tuple[int, bytes]:
+        """Status and body. Raises UpstreamError."""
+        return await self._pool.fetch(path, ASK_LIMIT_S, method=method, more=_owned_by(owner))
+
+    async def runs(self, owner: str) -> list[RunSummary]:
+        """Its runs; none when it cannot be asked, for it may just have gone."""
+        try:
+            status, body = await self.ask("GET", "/runs", owner)
+            return _decode_list(body).data if status == 200 else []
+        except (UpstreamError, msgspec.MsgspecError) as error:
+            log.warning("the other generation could not be asked for its runs: %s", error)
+            return []
+
+    async def hand_over(self, run: Run) -> bool:
+        """Gives it a finished run; whether it took it. Raises UpstreamError when it is gone."""
+        status, _ = await self._pool.fetch("/adopt", ASK_LIMIT_S, method="POST", body=pack(run))
+        return status == 200
+
+    async def open_stream(self, path: str, owner: str, account: Account) -> PeerStream:
+        """The answer to GET `path`, as it comes; what it holds is charged. Raises UpstreamError."""
+        stream = PeerStream(account)
+        try:
+            connection = await self._pool.connect()
+        except BaseException:
+            stream.close()
+            raise
+        head = self._pool.request_head("GET", path, 0, stream=True, more=_owned_by(owner))
+        stream.start(connection.abort, connection.pause, connection.resume)
+        connection.send(head, stream)
+        try:
+            async with asyncio.timeout(ASK_LIMIT_S):
+                await stream.begun()
+        except TimeoutError:
+            stream.close()
+            raise UpstreamError("did not answer") from None
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    def close(self) -> None:
+        """Closes every connection."""
+        self._pool.close()
+
+
+def _owned_by(owner: str) -> str:
+    return f"{OWNER_HEADER}: {owner}\r\n"
+
+
+class PeerStream:
+    """An exchange whose body is read piece by piece, with back-pressure."""
+
+    def __init__(self, account: Account) -> None:
+        """`account` is closed with it."""
+        self._account = account
+        self._passed_bytes = 0  # the piece that its reader has in hand
+        self.status = 0
+        self.ids: dict[str, str] = {}  # headers that name the run
+        self._pieces: list[bytes] = []
+        self._held_bytes = 0
+        self._over: str | None = None  # "" at a clean end, else what broke
+        self._changed = asyncio.Event()
+        self._abort: Action = _nothing
+        self._pause: Action = _nothing
+        self._resume: Action = _nothing
+
+    def start(self, abort: Action, pause: Action, resume: Action) -> None:
+        """What it may do to its connection."""
+        self._abort, self._pause, self._resume = abort, pause, resume
+
+    async def begun(self) -> None:
+        """Waits for the status. Raises UpstreamError."""
+        while not self.status:
+            if self._over is not None:
+                raise UpstreamError(self._over or "closed the connection")
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The body. Raises UpstreamError when it breaks off."""
+        while True:
+            if self._pieces:
+                piece = b"".join(self._pieces)
+                self._pieces.clear()
+                self._held_bytes, self._passed_bytes = 0, len(piece)
+                self._resume()
+                yield piece
+            elif self._over is not None:
+                if self._over:
+                    raise UpstreamError(self._over)
+                return
+            else:
+                self._changed.clear()
+                await self._changed.wait()
+
+    def close(self) -> None:
+        """Reads no further."""
+        self._account.close()
+        if self._over is None:
+            self._abort()
+
+    def on_head(self, status: int, headers: dict[str, str]) -> None:
+        self.status = status
+        self.ids = {name: headers[name] for name in _ID_HEADERS if name in headers}
+        self._changed.set()
+
+    def on_body(self, data: bytes) -> None:
+        self._pieces.append(data)
+        self._held_bytes += len(data)
+        if self._held_bytes > HIGH_WATER_BYTES:
+            self._pause()
+        try:
+            self._account.set(Entry.OUTBOUND, self._held_bytes + self._passed_bytes)
+        except LedgerFull as full:
+            self._over = str(full)
+            self._abort()
+        self._changed.set()
+
+    def on_end(self) -> None:
+        self._over = ""
+        self._changed.set()
+
+    def on_lost(self, reason: str, *, answered: bool) -> None:
+        self._over = reason
+        self._changed.set()
+
+
+def _nothing() -> None:
+    """Before the connection is there."""

@@ -1,0 +1,258 @@
+"""Who reads a run, and how its bytes reach the socket.
+
+A subscriber is *live*, written to in the very callback in which the upstream's bytes arrived, or
+*lagging*: above its high-water mark it is served from the window by cursor, at the pace of its
+socket, until it has caught up. The lagging part runs in the request's own task; a live stream has
+no task switch and no queue.
+
+Everything written is one HTTP chunk of complete events, so a client always stands at an event
+boundary, where a keep-alive, an error or the end may follow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from tidegate.core.errors import CursorEvicted
+from tidegate.core.formats.base import COMMENT
+from tidegate.core.formats.framing import Framing
+from tidegate.core.runs.run import Run, State
+from tidegate.core.runs.window import START, Cursor
+from tidegate.gateway.server.writer import Client
+
+LAST_CHUNK = b"0\r\n\r\n"
+RESOLUTION_S = 0.001  # uvloop's clock counts milliseconds
+LOOK_AGAIN_S = 1.0  # while something is outbound, so that the ledger stays true
+
+
+def stream_headers(framing: Framing) -> str:
+    """The header lines of every stream of events."""
+    return (
+        f"Content-Type: {framing.content_type}\r\n"
+        "Cache-Control: no-cache, no-transform\r\n"
+        "X-Accel-Buffering: no\r\n"
+    )
+
+
+class Subscriber:
+    """A reader of a run: a cursor, a way to be woken, and a watch over its connection."""
+
+    def __init__(self, run: Run, cursor: Cursor, client: Client) -> None:
+        self.run = run
+        self.cursor = cursor
+        self.live = False
+        self.outbound_bytes = 0
+        self.dropped: str | None = None  # why, when it was us who ended it
+        self.on_progress: Callable[[], None] = lambda: None  # a lagging reader moved on
+        self._client = client
+        self._loop = client.loop
+        self._waiter: asyncio.Future[None] | None = None
+
+    def deliver(self, block: bytes, end: Cursor, *, last: bool = False) -> int:
+        """New events, up to `end`; with `last` nothing will follow them.
+
+        Returns what is outbound after that, in bytes.
+        """
+        self.wake()
+        return self.outbound_bytes
+
+    def wake(self) -> None:
+        """Something has changed: the window grew, the run is over."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def wait(self) -> None:
+        """Waits to be woken."""
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def squeeze(self, *, half: bool) -> None:
+        """Memory is short, or no longer: less may wait for this reader."""
+        self._client.limit_buffer(half=half)
+
+    def stalled_s(self, now_s: float) -> float:
+        """For how long there has been something to read and nothing was read."""
+        return self._client.stalled_s(now_s)
+
+    def cut(self) -> None:
+        """Drop the client at once, with what it has not read: memory is short."""
+        self.dropped = self.dropped or "memory is short"
+        self._client.abort()
+        self.outbound_bytes = 0
+
+    def check(self, now_s: float) -> float:
+        """Drops a client that reads nothing; returns when to look again.
+
+        A close towards a peer that does not read would keep its buffer for ever, so what is
+        over has only `close_flush_s`.
+        """
+        limits = self.run.limits
+        closing = self.run.released or self.dropped is not None
+        limit_s = limits.close_flush_s if closing else limits.stall_s
+        before, self.outbound_bytes = self.outbound_bytes, self._client.outbound_bytes
+        if self.outbound_bytes != before:
+            self.on_progress()
+        if self._client.stalled_s(now_s) >= limit_s:
+            self.dropped = self.dropped or f"subscriber read nothing for {limit_s:g} s"
+            self._client.abort()
+        soon_s = limit_s / 4
+        return now_s + (min(LOOK_AGAIN_S, soon_s) if self.outbound_bytes else soon_s)
+
+
+class StreamSubscriber(Subscriber):
+    """A reader over HTTP.
+
+    `ids` on our own resume route only, which is always server-sent events: SDKs choke on them.
+    """
+
+    def __init__(
+        self, run: Run, client: Client, head: bytes, *, cursor: Cursor = START, ids: bool = False
+    ) -> None:
+        super().__init__(run, cursor, client)
+        self.live = cursor == run.window.end
+        self._head = head  # not written before there is something to say
+        self._ids = ids
+        self._chunked = not client.http10
+        self._framing = run.format.framing
+        self._keep_alive = COMMENT if ids else run.format.keep_alive
+        self._ended = False  # the end of the body has been written
+        self._wrote_s = self._loop.time()
+
+    @property
+    def is_committed(self) -> bool:
+        """The status has been written; until then a failure can have a status of its own."""
+        return not self._head
+
+    def commit(self) -> None:
+        """Writes status and headers now, though there is nothing to say yet."""
+        if self._head:
+            self._write(b"")
+
+    def stop_holding(self) -> None:
+        """The status has been held back long enough, if anything can be said behind it."""
+        if self._keep_alive is not None:
+            self.commit()
+
+    def deliver(self, block: bytes, end: Cursor, *, last: bool = False) -> int:
+        """Writes the events at once if live; otherwise they are found in the window."""
+        if not self.live:
+            self.wake()
+            return self.outbound_bytes
+        if self._ids:
+            block = self._framing.numbered(block, self.cursor.seq)
+        self.cursor = end
+        if self._write(block, last=last) > self._client.high_water_bytes:
+            self.live = False
+            self.wake()
+        return self.outbound_bytes
+
+    async def serve(self) -> None:
+        """Reads the run to its end. Raises ConnectionError when the client is gone."""
+        while True:
+            if not self.live:
+                await self._catch_up()
+            if self.run.is_over or self.dropped is not None:
+                break
+            await self.wait()
+        if self.is_committed:
+            self._finish()
+            await self._client.flushed()
+            self.run.delivered = self.run.delivered or self.dropped is None
+
+    def _finish(self) -> None:
+        """The end of the body, after whatever the events said of how the answer ended."""
+        if not self._ended:
+            self._write(b"", last=True)
+
+    async def _catch_up(self) -> None:
+        """Writes from the window, as fast as the client reads, until it is live again."""
+        while True:
+            await self._client.drained()
+            try:
+                block, end = self.run.window.read(self.cursor)
+            except CursorEvicted as evicted:
+                if self.run.released:
+                    self._drop(self.run.reason or str(evicted), self.run.error_code or "released")
+                else:
+                    self._drop(f"read too slowly: {evicted}", evicted.code)
+                return
+            if not block:
+                self.live = True
+                return
+            if self._ids:
+                block = self._framing.numbered(block, self.cursor.seq)
+            self._write(block)
+            del block  # a segment, which may be waited with for long: it would be in no account
+            self.cursor = end
+            self.on_progress()
+
+    def check(self, now_s: float) -> float:
+        """As every subscriber, and a keep-alive when it was silent for long."""
+        again_s = super().check(now_s)
+        keepalive_s = self.run.limits.keepalive_s
+        if self.run.is_over or self._keep_alive is None:
+            return again_s
+        silent_s = now_s - self._wrote_s + RESOLUTION_S
+        if silent_s >= keepalive_s and self.is_committed and not self.outbound_bytes:
+            self._write(self._keep_alive)
+            silent_s = 0.0
+        wait_s = keepalive_s - silent_s
+        if wait_s <= 0:
+            wait_s = min(LOOK_AGAIN_S, keepalive_s)
+        # At least a step of the clock: what rounding leaves may be too small to be later at all.
+        return min(again_s, now_s + max(wait_s, RESOLUTION_S))
+
+    def _drop(self, reason: str, code: str) -> None:
+        """Ends this reader alone, telling it why; never silently."""
+        self.dropped = reason
+        block = self.run.error_block(reason, "stream_error", code)
+        self._write(self._framing.as_sse(block) if self._ids else block)
+
+    def _write(self, block: bytes, *, last: bool = False) -> int:
+        """One write for the head, the events and the end; returns what the kernel has not taken."""
+        data = block
+        if self._chunked:
+            data = b"%x\r\n%b\r\n" % (len(block), block) if block else b""
+            if last:
+                data += LAST_CHUNK
+        if self._head:
+            data, self._head = self._head + data, b""
+        self._ended = last
+        self._wrote_s = self._loop.time()
+        unsent = self._client.write(data)
+        if unsent and unsent != len(data):  # seldom: a part was taken, or there was more before
+            self.outbound_bytes = self._client.outbound_bytes
+        else:
+            self.outbound_bytes = unsent
+        return unsent
+
+
+class RawSubscriber(StreamSubscriber):
+    """The creator of an answer that is bytes without events, such as sound.
+
+    Its head is the upstream's, so it is made when the first bytes are there. Nothing can be said
+    in such a body: where the answer is not whole, the connection breaks.
+    """
+
+    def __init__(self, run: Run, client: Client, head: Callable[[], tuple[bytes, bool]]) -> None:
+        """`head` gives the head's bytes, and whether it announces chunks."""
+        super().__init__(run, client, b"to be made")
+        self._make_head = head
+
+    def _write(self, block: bytes, *, last: bool = False) -> int:
+        if not self.is_committed:
+            self._head, self._chunked = self._make_head()
+        return super()._write(block, last=last)
+
+    def _drop(self, reason: str, code: str) -> None:
+        self.dropped = reason
+
+    def _finish(self) -> None:
+        if self.run.state is State.COMPLETED and self.dropped is None:
+            super()._finish()
+        else:
+            self._client.reset()

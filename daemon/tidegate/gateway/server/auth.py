@@ -1,0 +1,234 @@
+"""Who may come in.
+
+Every request passes here before anything looks at its body, in one order: the request target,
+the name it calls this server by, the page it comes from, the key it carries. Each answer is a
+`Caller` or a `Refused`; nothing is decided from a parsed URL, which a client can bend, and no key
+is repeated in an answer or a log line. A client may carry several keys, as some do that have one
+from elsewhere: the one that is valid counts. Wrong ones are counted by address (`core.brake`), and
+nothing that a wrong key does ever keeps a valid one out.
+
+Remembered decisions are what makes this cheap: the names that were accepted (as the strings that
+came in), and the digests of keys that were. Never a key itself, and both books are bounded.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from hashlib import sha256
+from hmac import compare_digest
+
+from aiohttp import hdrs
+from aiohttp.web import BaseRequest
+
+from tidegate.core.brake import HERE, Brake, Source, source_of
+from tidegate.core.http.host import Authority, HostRules, is_same_origin, parse_authority
+from tidegate.core.protocol.worker import Token
+from tidegate.gateway.server.errors import Refused
+
+log = logging.getLogger("tidegate.door")
+
+# A server is called by one or two names and by as many keys as it has clients. The bounds only
+# keep a flood of made-up ones from growing the books, so both are simply emptied when full.
+_MAX_REMEMBERED = 64
+
+# Origin-form only (RFC 9112, 3.2.1), and not "//", which URL parsers take for a host.
+_TARGET = re.compile(r'/(?!/)[^\x00-\x20"#<>\\^`{|}\x7f-\U0010ffff]*')
+
+_READING_METHODS = frozenset({hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS})
+_SEC_FETCH_SITE = "Sec-Fetch-Site"
+_API_KEY = "x-api-key"
+_OWN_SITES = frozenset({"same-origin", "none"})  # "none": a person did it, no page
+
+
+class Access(Enum):
+    """What a route asks of its callers."""
+
+    OPEN = auto()  # nothing: health
+    TOKEN = auto()  # a token, once there is one
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent a request. `owner` is the SHA-256 of the key, as hex: runs belong to it."""
+
+    owner: str
+    name: str
+
+
+NOBODY = Caller(owner="", name="")
+
+
+class Door:
+    """The checks, for one state of the settings; a reload makes a new door."""
+
+    __slots__ = (
+        "_accepted_digests",
+        "_accepted_hosts",
+        "_brake",
+        "_clock",
+        "_rules",
+        "_tokens",
+    )
+
+    def __init__(
+        self,
+        *,
+        allowed_hosts: Iterable[str],
+        host_name: str,
+        tokens: Sequence[Token],
+        brake: Brake | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`host_name` is this machine's own; `brake` what former doors knew of wrong keys.
+
+        Raises ValueError on a bad entry of allowed_hosts.
+        """
+        self._brake = Brake() if brake is None else brake
+        self._clock = clock
+        self._rules = HostRules(allowed_hosts, host_name)
+        self._tokens = tuple(
+            (digest, Caller(owner=digest, name=token.name))
+            for token in tokens
+            for digest in (token.sha256.lower(),)
+        )
+        self._accepted_hosts: dict[str, Authority] = {}
+        self._accepted_digests: dict[str, Caller] = {}
+
+    def __repr__(self) -> str:
+        return f"<Door tokens={len(self._tokens)}>"
+
+    def admit(self, request: BaseRequest, access: Access, *, over_unix: bool = False) -> Caller:
+        """The caller, or `Refused`. `over_unix`: it came through a Unix socket.
+
+        A name means nothing there, and the socket's file mode has already decided who may.
+        """
+        if not _TARGET.fullmatch(request.raw_path):
+            raise Refused(
+                400,
+                'the request target must be a path that begins with a single "/"',
+                "bad_target",
+                close=True,
+            )
+        headers = request.headers
+        host = None if over_unix else self._host(headers.getall(hdrs.HOST, ()))
+        if hdrs.ORIGIN in headers or _SEC_FETCH_SITE in headers:
+            _check_site(request, host)
+        if access is Access.OPEN or not self._tokens:
+            return NOBODY
+        keys = [_bearer(value) for value in headers.getall(hdrs.AUTHORIZATION, ())]
+        keys += headers.getall(_API_KEY, ())
+        if not keys:
+            raise _unauthorized("a token is needed, as Authorization: Bearer or x-api-key")
+        caller = self._caller(keys)
+        if caller is None:
+            raise self._wrong_key(HERE if over_unix else source_of(request.remote))
+        return caller
+
+    def _host(self, values: Sequence[str]) -> Authority:
+        """The host that the request names."""
+        if len(values) != 1:
+            raise Refused(400, "a request needs exactly one Host", "bad_host", close=True)
+        text = values[0]
+        host = self._accepted_hosts.get(text)
+        if host is not None:
+            return host
+        try:
+            host = parse_authority(text)
+        except ValueError:
+            raise Refused(400, "Host is not a host", "bad_host", close=True) from None
+        if not self._rules.allow(host):
+            raise Refused(
+                403,
+                f"{host.name!r} is not a name of this server; if it should be, add it to the "
+                "setting allowed_hosts",
+                "host_not_allowed",
+            )
+        if len(self._accepted_hosts) >= _MAX_REMEMBERED:
+            self._accepted_hosts.clear()
+        self._accepted_hosts[text] = host
+        return host
+
+    def _caller(self, keys: Iterable[str]) -> Caller | None:
+        """The owner of those keys that are valid. Raises Refused where they have several."""
+        callers = {
+            caller
+            for key in keys
+            if key and key.isascii() and key.isprintable()
+            for digest in (sha256(key.encode("ascii")).hexdigest(),)
+            if (caller := self._accepted_digests.get(digest) or self._look_up(digest))
+        }
+        if len({caller.owner for caller in callers}) > 1:
+            raise _unauthorized(
+                "the request carries two valid tokens of different owners; send one of them"
+            )
+        return next(iter(callers), None)
+
+    def _wrong_key(self, source: Source) -> Refused:
+        """What is answered to a key that is no client's; the log hears of it in time."""
+        now_s = self._clock()
+        wait_s = self._brake.wrong(source, now_s)
+        self.tell_wrong_keys(now_s)
+        if wait_s is None:
+            return _unauthorized("the token is not valid")
+        seconds = math.ceil(wait_s)
+        return Refused(
+            429,
+            f"too many wrong tokens came from this address; try again in {seconds} s with a valid "
+            "one (`tidegate token list` names them)",
+            "too_many_wrong_tokens",
+            type="rate_limit_error",
+            headers={hdrs.RETRY_AFTER: str(seconds)},
+            close=True,
+        )
+
+    def tell_wrong_keys(self, now_s: float | None = None) -> None:
+        """Log what came with wrong keys, once in a minute."""
+        if report := self._brake.report(self._clock() if now_s is None else now_s):
+            log.warning("%s", report.text)
+
+    def _look_up(self, digest: str) -> Caller | None:
+        """Compares with every token, always all of them, so that time tells nothing."""
+        found = None
+        for stored, caller in self._tokens:
+            if compare_digest(stored, digest):
+                found = caller
+        if found is not None:
+            if len(self._accepted_digests) >= _MAX_REMEMBERED:
+                self._accepted_digests.clear()
+            self._accepted_digests[digest] = found
+        return found
+
+
+def _bearer(value: str) -> str:
+    """The key in an Authorization header; "" when it is of another kind."""
+    scheme, _, key = value.partition(" ")
+    return key.strip(" ") if scheme.lower() == "bearer" else ""
+
+
+def _unauthorized(message: str) -> Refused:
+    return Refused(401, message, "invalid_api_key", headers={hdrs.WWW_AUTHENTICATE: "Bearer"})
+
+
+def _check_site(request: BaseRequest, host: Authority | None) -> None:
+    """Turns away what a page of another site makes a browser send.
+
+    Reading is let through: without CORS headers, which are never sent, the page cannot see the
+    answer. A WebSocket is not bound by CORS, so opening one counts as changing something.
+    """
+    headers = request.headers
+    is_websocket = headers.get(hdrs.UPGRADE, "").lower() == "websocket"
+    if request.method in _READING_METHODS and not is_websocket:
+        return
+    sites = headers.getall(_SEC_FETCH_SITE, ())
+    origins = headers.getall(hdrs.ORIGIN, ())
+    if all(site in _OWN_SITES for site in sites) and all(
+        host is not None and is_same_origin(origin, host) for origin in origins
+    ):
+        return
+    raise Refused(403, "this request was made by a page of another site", "cross_site")

@@ -1,0 +1,470 @@
+"""The worker process: a gateway on an event loop, and a line to the watchdog.
+
+Started as `python -m tidegate.gateway.worker --channel FD`. It learns everything from the first
+message, `Configure`; it serves, beats once a second from the very loop it vouches for, and obeys.
+When the line breaks, the watchdog is gone and so is the worker's reason to exist: it leaves at
+once. It hears no signal that is meant for the watchdog. After it is ready it imports nothing, so
+that the files beneath it may be replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+from tidegate.core.decoding import Undecodable
+from tidegate.core.errors import UpstreamError
+from tidegate.core.protocol.worker import (
+    PROTOCOL,
+    Allocator,
+    AskBeat,
+    ConfigChanged,
+    Configure,
+    Configured,
+    Draining,
+    Facts,
+    Failed,
+    Heartbeat,
+    Inspect,
+    ListModels,
+    ListRuns,
+    Message,
+    ModelList,
+    Ready,
+    Relieve,
+    Relieved,
+    RunList,
+    StartDraining,
+    StepReport,
+    Sweep,
+    Swept,
+    decode_from_watchdog,
+    encode,
+)
+from tidegate.gateway import config_watch
+from tidegate.gateway.gateway import Gateway
+from tidegate.gateway.relay.evictor import Relief
+from tidegate.gateway.snapshot import inspect
+from tidegate.logs import handler as log_lines
+from tidegate.machine.collector import Collector
+from tidegate.machine.heap import allocator_meter, heap_trimmer, resident_meter, volunteer_for_oom
+from tidegate.watchdog import signals
+from tidegate.watchdog.workers.channel import ChannelError, LineSplitter
+
+log = logging.getLogger("tidegate.worker")
+
+HEARTBEAT_S = 1.0
+CONFIGURE_LIMIT_S = 10.0
+POLL_S = 0.1  # while draining: how soon after the last stream it is gone
+GOODBYE_S = 1.0  # for readers to take their last bytes; the watchdog waits for twice as long
+HAND_OVER_AGAIN_S = 1.0  # after a successor that could not be reached
+HAND_OVER_LIMIT_S = 35.0  # for the next one to start, when nothing else is left to do
+# Free pages go back after a burst was released; while memory is short the watchdog orders it. In
+# a thread, and yet it is felt: whoever allocates meanwhile waits, 34 to 66 ms on a heap of 400 MB
+# full of holes (`guard.heap`). So never when no run has come or gone since the last one.
+TRIM_ABOVE_BYTES = 16 * 1024 * 1024
+TRIM_AFTER_RELEASE_S = 2.0
+TRIM_WHEN_QUIET_S = 5.0  # without a run; then once, so that what the last ones left goes too
+ALLOCATOR_EVERY_S = 10.0  # its figures too cost a walk
+LAST_WORDS_S = 0.2  # for the log, when it has to leave at once
+MAX_UNSENT_BYTES = 8 * 1024 * 1024  # a watchdog that reads nothing for this long is gone
+
+
+class WatchdogLine(asyncio.Protocol):
+    """The worker's end of the channel."""
+
+    def __init__(self) -> None:
+        self.inbox: asyncio.Queue[Message] = asyncio.Queue()
+        self._splitter = LineSplitter()
+        self._transport: asyncio.WriteTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport) or hasattr(transport, "write")
+        self._transport = transport  # type: ignore[assignment]
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for line in self._splitter.feed(data):
+                self.inbox.put_nowait(decode_from_watchdog(line))
+        except (ChannelError, Undecodable) as error:
+            log.error("the watchdog's message cannot be read: %s", error)
+            _leave()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        log.error("the watchdog is gone; leaving")
+        _leave()
+
+    def send(self, message: Message) -> None:
+        """Queues a message; a watchdog that has stopped reading does not hold up the loop."""
+        assert self._transport is not None
+        if self._transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+            log.error("the watchdog does not read; leaving")
+            _leave()
+        self._transport.write(encode(message))
+
+
+class Worker:
+    """One generation."""
+
+    def __init__(self, line: WatchdogLine, configure: Configure) -> None:
+        self._line = line
+        self._configure = configure
+        self._gateway = Gateway(configure.generation, configure.peer_socket)
+        self._gateway.resident_bytes = self._resident_bytes = resident_meter()
+        self._collector = Collector()
+        self._trim = heap_trimmer()
+        self._measure = allocator_meter()
+        self._allocator = Allocator()
+        self._measured_s = float("-inf")
+        self._base_bytes = 0  # resident when it became ready
+        self._relief = Relief(
+            self._gateway.registry,
+            resident_bytes=self._resident_bytes,
+            trim=self._trim,
+            free_bytes=self._free_bytes,
+            tidy=self._gateway.tidy,
+        )
+        self._gateway.relief = self._relief
+        self._relieving = asyncio.Lock()
+        self._trimmed_s = float("-inf")
+        self._trimmed_mark = (0, 0)  # runs and swept bytes at the last trim
+        self._busy_s = time.monotonic()  # when a run was last active
+        self._drain: asyncio.Task[None] | None = None
+        self._order: tuple[StartDraining, float] | None = None  # the last one, and until when
+        self._farewell = "cancelled: tidegate is stopping"
+        self._hand_over_s = float("-inf")  # not before
+        self._unreachable: str | None = None  # which successor that was said of
+        self._over = asyncio.Event()
+
+    async def serve(self) -> None:
+        """From the first setting to the last answer."""
+        gateway, first = self._gateway, self._configure
+        gateway.configure(
+            first.settings, first.tokens, first.secrets, first.headers, first.authorities
+        )
+        gateway.parked = first.parked
+        gateway.registry.ledger.limit_bytes = first.ledger_limit_bytes
+        gateway.meet(first.other_socket)
+        await gateway.open()
+        await gateway.accept_clients([socket.socket(fileno=each.fd) for each in first.listeners])
+        self._collector.start(time.monotonic())  # what is here now stays
+        self._base_bytes = self._resident_bytes()
+        catalog = gateway.catalog
+        self._line.send(
+            Ready(
+                pid=os.getpid(),
+                found=catalog.found,
+                model=catalog.first_model,
+                beats_when_asked=True,
+            )
+        )
+        self._line.send(self._heartbeat())  # so that `status` knows of it as soon as it serves
+        async with asyncio.TaskGroup() as tasks:
+            chores = [
+                tasks.create_task(self._beat()),
+                tasks.create_task(self._obey(tasks)),
+                tasks.create_task(self._watch_config(first.config_file)),
+            ]
+            await self._over.wait()
+            for chore in chores:
+                chore.cancel()
+        await gateway.close(self._farewell, self._goodbye_s())
+        self._line.send(self._heartbeat())  # the last word on what was swept and served
+
+    # --- the heartbeat ------------------------------------------------------------------------
+
+    async def _beat(self) -> None:
+        """Once a second, and how late that was is the loop's lag."""
+        loop = asyncio.get_running_loop()
+        while True:
+            planned_s = time.monotonic() + HEARTBEAT_S
+            await asyncio.sleep(HEARTBEAT_S)
+            self._gateway.loop_lag_s = max(0.0, time.monotonic() - planned_s)
+            self._line.send(self._heartbeat())
+            self._maybe_trim(loop)
+            self._look_for_garbage()
+            if time.monotonic() - self._measured_s >= ALLOCATOR_EVERY_S:
+                self._measured_s = time.monotonic()
+                loop.run_in_executor(None, self._measure_allocator)
+
+    def _free_bytes(self) -> int:
+        """What a trim can give back at most: malloc counts as free what is no longer resident."""
+        beyond = self._resident_bytes() - self._base_bytes
+        held = beyond - self._gateway.registry.ledger.total_bytes
+        return max(0, min(self._measure().malloc_free_bytes, held))
+
+    def _measure_allocator(self) -> None:
+        self._allocator = self._measure()
+
+    def _heartbeat(self, request: int = 0) -> Heartbeat:
+        registry = self._gateway.registry
+        return Heartbeat(
+            request=request,
+            rss_bytes=self._resident_bytes(),
+            ledger_bytes=registry.ledger.total_bytes,
+            loop_lag_ms=round(self._gateway.loop_lag_s * 1000, 3),
+            runs_active=registry.active_count,
+            runs_finished=registry.finished_count,
+            runs_total=registry.total,
+            swept_runs=registry.swept.runs,
+            swept_bytes=registry.swept.bytes,
+            swept_last_reason=registry.last_sweep,
+            connections=self._gateway.server.open_connections,
+            most_connections=self._gateway.server.most_connections,
+            allocator=self._allocator,
+            at_limit=registry.at_limit,
+            upstreams=self._gateway.catalog.statuses(),
+        )
+
+    def _maybe_trim(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Gives memory back to the system, off the loop: after a burst, and when all is quiet."""
+        registry, now_s = self._gateway.registry, time.monotonic()
+        if registry.active_count:
+            self._busy_s = now_s
+        mark = (registry.total, registry.swept.bytes)
+        much = mark[1] - self._trimmed_mark[1] >= TRIM_ABOVE_BYTES
+        quiet = mark != self._trimmed_mark and now_s - self._busy_s >= TRIM_WHEN_QUIET_S
+        if (much and now_s - self._trimmed_s >= TRIM_AFTER_RELEASE_S) or quiet:
+            self._trimmed_mark, self._trimmed_s = mark, now_s
+            loop.run_in_executor(None, self._trim)
+
+    def _look_for_garbage(self) -> None:
+        """Finds lost cycles, when that takes little time and, if possible, disturbs no stream."""
+        registry, now_s = self._gateway.registry, time.monotonic()
+        held = registry.active_count + registry.finished_count
+        self._collector.look(
+            now_s,
+            held=held + self._gateway.server.open_connections,
+            is_quiet=now_s - self._busy_s >= TRIM_WHEN_QUIET_S,
+        )
+
+    # --- what the watchdog says ---------------------------------------------------------------
+
+    async def _obey(self, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            message = await self._line.inbox.get()
+            match message:
+                case Facts():
+                    self._gateway.accept_facts(message)
+                case Configure():
+                    self._line.send(self._reconfigure(message))
+                    await self._listen_for_peers(message.peer_socket)
+                case AskBeat():
+                    self._line.send(self._heartbeat(message.request))
+                case Sweep():
+                    self._line.send(await self._sweep(message))
+                case Relieve():
+                    tasks.create_task(self._relieve(message))
+                case Inspect():
+                    self._line.send(inspect(self._gateway.registry, message.request))
+                case ListRuns():
+                    registry = self._gateway.registry
+                    runs = registry.newest(None, message.limit)
+                    total = registry.active_count + registry.finished_count
+                    self._line.send(RunList(request=message.request, runs=runs, total=total))
+                case ListModels():
+                    upstreams, aliases = self._gateway.catalog.describe(message.limit)
+                    answer = ModelList(
+                        request=message.request, upstreams=upstreams, aliases=aliases
+                    )
+                    self._line.send(answer)
+                case StartDraining():
+                    self._order = (message, time.monotonic() + message.limit_s)
+                    if self._drain is None:
+                        self._drain = tasks.create_task(self._drain_until_over())
+
+    def _reconfigure(self, message: Configure) -> Configured:
+        try:
+            self._gateway.configure(
+                message.settings,
+                message.tokens,
+                message.secrets,
+                message.headers,
+                message.authorities,
+            )
+        except ValueError as error:
+            return Configured(request=message.request, error=str(error))
+        self._gateway.parked = message.parked
+        if message.parked is None:
+            self._gateway.refresh_models_soon()
+        return Configured(request=message.request)
+
+    async def _listen_for_peers(self, path: str) -> None:
+        """The runtime directory may have been made anew, or be another one."""
+        try:
+            await self._gateway.listen_for_peers(path)
+        except OSError as error:
+            log.error("the other generation will not reach this one: %s", error)
+
+    async def _relieve(self, order: Relieve) -> None:
+        """Carries out one order after the other; what a step could not do must not end us."""
+        reports: list[StepReport] = []
+        async with self._relieving:
+            try:
+                reports = await self._relief.take(order)
+            except Exception:
+                log.exception("relief failed (%s)", ", ".join(order.steps))
+        self._line.send(Relieved(request=order.request, steps=reports))
+
+    async def _sweep(self, message: Sweep) -> Swept:
+        """Everything that is due, in bites, so that streams go on in between."""
+        runs = freed = 0
+        reasons: dict[str, int] = {}
+        while True:
+            swept = self._gateway.registry.sweep(
+                asyncio.get_running_loop().time(), finished=message.finished
+            )
+            if not swept.runs:
+                return Swept(request=message.request, runs=runs, bytes=freed, reasons=reasons)
+            runs += swept.runs
+            freed += swept.bytes
+            for kind, count in swept.reasons.items():
+                reasons[kind] = reasons.get(kind, 0) + count
+            await asyncio.sleep(0)
+
+    # --- the end ------------------------------------------------------------------------------
+
+    def _goodbye_s(self) -> float:
+        """How long the last words may take: what is left of the drain, and a part of its margin."""
+        deadline_s = self._order[1] if self._order else 0.0
+        return max(0.0, deadline_s - time.monotonic()) + GOODBYE_S
+
+    async def _drain_until_over(self) -> None:
+        """Accepts nothing new and waits for what is under way, for `limit_s` at most.
+
+        On a stop idle connections are not waited for; on a recycle they have until their
+        keep-alive ends, so that no request finds a closed door. A recycle may turn into a stop.
+        """
+        assert self._order is not None, "there is an order to drain"
+        gateway, (order, deadline_s) = self._gateway, self._order
+        gateway.stop_accepting()
+        self._line.send(Draining())
+        log.info("draining for a %s: %d runs active", order.reason, gateway.registry.active_count)
+        quiet_s: float | None = None  # since when only answers to be handed over are left
+        while time.monotonic() < deadline_s:
+            if order.reason == "recycle":
+                await self._hand_over()
+            connections = (
+                gateway.server.open_connections
+                if order.reason == "recycle"
+                else gateway.server.busy_connections
+            )
+            if connections or gateway.registry.active_count:
+                quiet_s = None
+            else:
+                quiet_s = quiet_s or time.monotonic()
+                waited_s = time.monotonic() - quiet_s
+                kept = gateway.registry.finished_count if order.reason == "recycle" else 0
+                if not kept or waited_s >= HAND_OVER_LIMIT_S:
+                    break
+            await asyncio.sleep(POLL_S)
+            order, deadline_s = self._order
+        left = gateway.registry.active_count
+        log.log(logging.WARNING if left else logging.INFO, "drained, %d runs cut", left)
+        if order.reason != "stop":
+            self._farewell = f"cancelled: {order.reason}"
+        self._over.set()
+
+    async def _hand_over(self) -> None:
+        """Gives every finished run to the generation that serves; it then answers for them.
+
+        That may be another one than at first: if it dies, we learn of the next from the facts.
+        """
+        gateway = self._gateway
+        peer = gateway.peer
+        if peer is None or time.monotonic() < self._hand_over_s:
+            return
+        for relay in gateway.registry.finished():
+            if relay.subscribers:
+                continue
+            try:
+                taken = await peer.hand_over(relay.run)
+            except UpstreamError as error:
+                self._hand_over_s = time.monotonic() + HAND_OVER_AGAIN_S
+                if peer.socket_path != self._unreachable:
+                    log.warning("finished runs cannot be handed over now: %s", error)
+                self._unreachable = peer.socket_path
+                return
+            if taken:
+                gateway.registry.handed_over(relay)
+
+    async def _watch_config(self, config_file: str | None) -> None:
+        """Tells the watchdog when the config file may have changed."""
+        if config_file is None:
+            return
+        async for _ in config_watch.changes(Path(config_file)):
+            self._line.send(ConfigChanged())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a worker to its end."""
+    parser = argparse.ArgumentParser(prog="tidegate-worker")
+    parser.add_argument("--channel", type=int, required=True, metavar="FD")
+    arguments = parser.parse_args(argv)
+    log_lines.setup("worker")
+    _die_with_parent()
+    volunteer_for_oom()  # the watchdog must outlive us, and can replace us
+    signals.ignore_all()
+    signals.write_stacks_when_asked()
+    channel = socket.socket(fileno=arguments.channel)
+    with _new_loop_runner() as runner:
+        return runner.run(_run(channel))
+
+
+async def _run(channel: socket.socket) -> int:
+    loop = asyncio.get_running_loop()
+    channel.setblocking(False)
+    _, line = await loop.create_unix_connection(WatchdogLine, sock=channel)
+    try:
+        async with asyncio.timeout(CONFIGURE_LIMIT_S):
+            first = await line.inbox.get()
+    except TimeoutError:
+        log.error("the watchdog sent no settings within %g s", CONFIGURE_LIMIT_S)
+        return 1
+    if not isinstance(first, Configure) or first.protocol != PROTOCOL:
+        line.send(Failed(reason=f"this worker speaks protocol {PROTOCOL}"))
+        return 1
+    log_lines.setup(f"worker {first.generation}")
+    try:
+        await Worker(line, first).serve()
+    except (OSError, ValueError) as error:
+        log.error("cannot serve: %s", error)
+        line.send(Failed(reason=str(error)))
+        await asyncio.sleep(POLL_S)  # the message is on its way; the watchdog then ends us
+        return 1
+    return 0
+
+
+def _new_loop_runner() -> asyncio.Runner:
+    """uvloop where its clock is right: on a Mac it runs on while the computer sleeps."""
+    if sys.platform == "linux":
+        import uvloop  # noqa: PLC0415
+
+        return asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    return asyncio.Runner()
+
+
+def _die_with_parent() -> None:
+    """Linux kills us when the watchdog dies, should the end of file go unnoticed."""
+    pr_set_pdeathsig = 1
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _leave() -> None:
+    """At once: nobody is left to tell, and streams cannot be saved."""
+    log_lines.settle(LAST_WORDS_S)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""One face for the service managers, so that the same verbs do the same on every computer.
+
+`Systemd` and `Launchd` are the two; `find` says which of them is here. A manager is asked and
+never guessed: what it has loaded governs, not the file that lies beside it. Whatever goes wrong
+is a ManagerError with a sentence for a person.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from msgspec import Struct
+
+from tidegate.managers.files import File
+from tidegate.managers.job import Job, Scope
+
+Tell = Callable[[str], None]  # progress, a line at a time
+
+NO_CREDENTIALS = 243  # systemd.exec(5): EXIT_CREDENTIALS
+_EXITS = {
+    64: "wrong usage of `tidegate run`",
+    70: "a defect of tidegate itself, see its log",
+    75: "try again: an address is in use, another one runs, or workers do not start",
+    78: "bad configuration",
+    203: "the program cannot be executed",
+    216: "the group does not exist",
+    217: "the user does not exist",
+    226: "its sandbox could not be set up, often for a directory that is not there",
+    233: "its runtime directory could not be made",
+    238: "its state directory could not be made",
+    NO_CREDENTIALS: "its credentials could not be read",
+}
+
+
+class ManagerError(Exception):
+    """The service manager is not there, cannot be reached, or said no."""
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """What the manager really holds the service to; None: to nothing, or it does not say."""
+
+    stop_s: float | None = None  # from SIGTERM to SIGKILL
+    watchdog_s: float | None = None
+    memory_bytes: int | None = None
+    open_files: int | None = None
+
+
+class State(Struct, frozen=True, kw_only=True):
+    """The manager's view of the service."""
+
+    installed: bool  # it knows the service
+    enabled: bool = False  # it starts it with the computer, or when its user logs in
+    active: bool = False  # started, or about to be, or not yet stopped
+    running: bool = False  # started, and has said so where it can
+    word: str = "not installed"  # the manager's own
+    pid: int | None = None
+    said: str = ""  # tidegate's latest line about itself, where the manager hears it
+    result: str | None = None  # how it ended or failed last; None: well, or not yet
+    exit_code: int | None = None  # of the last process that ended by itself
+    restarts: int | None = None  # by the manager, since it was started
+    file: Path | None = None
+    drop_ins: list[Path] = []
+    command: str = ""  # its words, joined by spaces
+    limits: Limits = Limits()
+
+
+class Manager(Protocol):
+    """What `tidegate service` needs of a service manager. Every method may raise ManagerError."""
+
+    @property
+    def name(self) -> str:
+        """ "systemd" or "launchd"."""
+
+    @property
+    def scope(self) -> Scope:
+        """Whose services it manages."""
+
+    @property
+    def directory(self) -> Path:
+        """Where its files are written."""
+
+    def supplied(self, job: Job) -> Path | None:
+        """A file that does the same already, and that a package brought."""
+
+    def files(self, job: Job, sockets: Sequence[str]) -> list[File]:
+        """What makes it a service; `sockets` are addresses for the manager to open."""
+
+    def opens_sockets(self) -> bool:
+        """Whether it was installed to open the addresses itself."""
+
+    def enable(self, files: Sequence[File]) -> list[str]:
+        """Have it know what was written, and start it with the computer; what to tell of that."""
+
+    def start(self, limit_s: float, tell: Tell) -> None:
+        """Return when it has started; a ManagerError says why it has not."""
+
+    def stop(self, limit_s: float, tell: Tell) -> None:
+        """Return when its processes are gone."""
+
+    def restart(self, limit_s: float, tell: Tell) -> None:
+        """Stop it if it runs, and start it."""
+
+    def remove(self) -> list[str]:
+        """Make it no service, and remove the files; what to tell of that."""
+
+    def state(self) -> State:
+        """How it is now."""
+
+    def last_lines(self, number: int) -> list[str]:
+        """The end of what the latest start has logged."""
+
+    def key_advice(self, variable: str, upstream: str) -> str | None:
+        """Where a key goes that the config expects in the environment; None: it has it."""
+
+    def words(self, verb: str) -> str:
+        """A command of the manager's own, for a person to type."""
+
+
+def find(
+    scope: Scope | None = None,
+    *,
+    platform: str = sys.platform,
+    environ: Mapping[str, str] = os.environ,
+    uid: int | None = None,
+) -> Manager:
+    """The manager of this computer; of the system for root, unless a scope is asked for.
+
+    Raises ManagerError where there is none.
+    """
+    uid = os.geteuid() if uid is None else uid
+    wanted = scope or (Scope.SYSTEM if uid == 0 else Scope.USER)
+    if platform == "darwin":
+        from tidegate.managers.launchd.control import Launchd  # noqa: PLC0415  (one of the two)
+
+        return Launchd(wanted, environ=environ, uid=uid)
+    from tidegate.managers.systemd.control import Systemd, is_booted  # noqa: PLC0415
+
+    if not is_booted():
+        raise ManagerError(
+            "this computer has neither systemd nor launchd: use `tidegate start`, or have its "
+            "own init run `tidegate run`"
+        )
+    return Systemd(wanted, environ=environ, uid=uid)
+
+
+def exit_text(code: int) -> str:
+    """An exit code and what it means."""
+    return f"exit code {code} ({_EXITS[code]})" if code in _EXITS else f"exit code {code}"

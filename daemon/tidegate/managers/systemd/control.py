@@ -1,0 +1,446 @@
+"""systemd, by its own command: the unit is written, enabled, started, watched and removed.
+
+`systemctl start` waits for READY by itself, so it is left to run while its STATUS lines are read
+beside it. Drop-ins in `tidegate.service.d` are the owner's: never written, never removed.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from tidegate.managers import files as written
+from tidegate.managers.base import Limits, ManagerError, State, Tell, exit_text
+from tidegate.managers.commands import CallError, Done, call, environment, insist
+from tidegate.managers.files import File, WriteError
+from tidegate.managers.job import NAME, Job, Scope
+from tidegate.managers.systemd.unit import CREDENTIALS, service_unit, socket_unit
+
+SERVICE = f"{NAME}.service"
+SOCKET = f"{NAME}.socket"
+POLL_S = 0.2
+_BOOTED = Path("/run/systemd/system")  # sd_booted(3)
+_LINGER = Path("/var/lib/systemd/linger")
+_SYSTEM_DIR = Path("/etc/systemd/system")
+_SHOWN = (
+    "LoadState,ActiveState,SubState,MainPID,UnitFileState,FragmentPath,DropInPaths,Result,"
+    "StatusText,NRestarts,ExecMainCode,ExecMainStatus,ExecStart,InvocationID,Environment,"
+    "EnvironmentFiles,TimeoutStopUSec,WatchdogUSec,MemoryMax,MemoryHigh,LimitNOFILE"
+)
+_SUPPLIED = {
+    Scope.SYSTEM: ("/usr/local/lib/systemd/system", "/usr/lib/systemd/system"),
+    Scope.USER: ("/usr/local/lib/systemd/user", "/usr/lib/systemd/user"),
+}
+_SPAN_S = {
+    "y": 365.25 * 86400.0,
+    "month": 30.44 * 86400.0,
+    "w": 7 * 86400.0,
+    "d": 86400.0,
+    "h": 3600.0,
+    "min": 60.0,
+    "s": 1.0,
+    "ms": 1e-3,
+    "us": 1e-6,
+}
+_ACTIVE = {"active", "reloading", "activating", "deactivating"}
+_RUNNING = {"active", "reloading"}
+_EXITED = "1"  # CLD_EXITED: the process ended by itself, and not by a signal
+
+
+def is_booted() -> bool:
+    """Whether systemd is this computer's init."""
+    return _BOOTED.is_dir()
+
+
+class Systemd:
+    """The system's manager, or that of the user whom this process belongs to."""
+
+    name = "systemd"
+
+    def __init__(
+        self, scope: Scope, *, environ: Mapping[str, str] = os.environ, uid: int | None = None
+    ) -> None:
+        self.scope = scope
+        self._uid = os.geteuid() if uid is None else uid
+        self._env = environment(_session(environ, self._uid) if scope is Scope.USER else None)
+        self._user = ["--user"] if scope is Scope.USER else []
+
+    def __repr__(self) -> str:
+        return f"<Systemd {self.scope.value}>"
+
+    # --- what there is ----------------------------------------------------------------------
+
+    @property
+    def directory(self) -> Path:
+        """The first directory that the manager reads of those where an administrator writes."""
+        searched = self._properties("UnitPath").get("UnitPath", "").split()
+        wanted = [_SYSTEM_DIR] if self.scope is Scope.SYSTEM else self._user_directories()
+        return next((each for each in wanted if str(each) in searched), wanted[-1])
+
+    def state(self) -> State:
+        """How systemd sees the service."""
+        shown = self._show()
+        active = shown.get("ActiveState", "inactive")
+        if shown.get("LoadState") not in {"loaded", "masked"}:
+            return State(installed=False)
+        return State(
+            installed=True,
+            enabled=shown.get("UnitFileState") in {"enabled", "enabled-runtime", "linked"},
+            active=active in _ACTIVE,
+            running=active in _RUNNING,
+            word="masked"
+            if shown["LoadState"] == "masked"
+            else f"{active} ({shown.get('SubState', '')})",
+            pid=int(shown.get("MainPID") or 0) or None,
+            said=shown.get("StatusText", ""),
+            result=ending(shown),
+            exit_code=exit_code(shown),
+            restarts=int(shown.get("NRestarts") or 0),
+            file=Path(shown["FragmentPath"]) if shown.get("FragmentPath") else None,
+            drop_ins=[Path(each) for each in shown.get("DropInPaths", "").split()],
+            command=_argv(shown.get("ExecStart", "")),
+            limits=_limits(shown),
+        )
+
+    def last_lines(self, number: int) -> list[str]:
+        """From the journal, of the latest start only. Empty where there is no journal to read."""
+        if not (started := self._show().get("InvocationID")):
+            return []
+        match = [f"_SYSTEMD_INVOCATION_ID={started}"]
+        words = ["journalctl", *self._user, "--quiet", "--no-pager", "-o", "cat", "-n", str(number)]
+        try:
+            done = call([*words, *match], self._env)
+        except CallError:
+            return []
+        return done.out.splitlines() if done.code == 0 else []
+
+    def words(self, verb: str) -> str:
+        """As a person types it."""
+        sudo = ["sudo"] if self.scope is Scope.SYSTEM and self._uid != 0 else []
+        return " ".join([*sudo, "systemctl", *self._user, verb, NAME])
+
+    def key_advice(self, variable: str, upstream: str) -> str | None:
+        """The environment of a service is not the one of this terminal."""
+        shown = self._show()
+        if f"{variable}=" in shown.get("Environment", "") or shown.get("EnvironmentFiles"):
+            return None
+        if self.scope is Scope.SYSTEM:
+            return (
+                f"write the key into {CREDENTIALS}/{upstream} (0600, root's) and "
+                f'`api_key_file = "{upstream}"` into the config; or `{self.words("edit")}`: '
+                "[Service] and EnvironmentFile= with a 0600 file that sets it"
+            )
+        return (
+            "write the key into a 0600 file and name that in the config with `api_key_file`; or "
+            f"`{self.words('edit')}`: [Service] and EnvironmentFile= with a 0600 file that sets it"
+        )
+
+    # --- the files --------------------------------------------------------------------------
+
+    def supplied(self, job: Job) -> Path | None:
+        """A unit that a package brought and that starts the very same command."""
+        ours = _exec_start(service_unit(job, self._version()))
+        for folder in _SUPPLIED[self.scope]:
+            path = Path(folder, SERVICE)
+            try:
+                theirs = _exec_start(path.read_text(errors="replace"))
+            except OSError:
+                continue
+            if theirs == ours and not (self.directory / SERVICE).exists():
+                return path
+        return None
+
+    def files(self, job: Job, sockets: Sequence[str]) -> list[File]:
+        """The service; and the socket when there are addresses for it."""
+        version, directory = self._version(), self.directory
+        texts = {SERVICE: service_unit(job, version)}
+        if sockets:
+            texts[SOCKET] = socket_unit(job, sockets, version)
+        for name in texts:
+            path = directory / name
+            if path.is_symlink() and path.resolve() == Path(os.devnull):
+                raise ManagerError(f"{name} is masked; run: {self.words('unmask')}")
+        return [
+            File(directory / name, written.marked(text, lambda mark: f"# {mark}"))
+            for name, text in texts.items()
+        ]
+
+    def opens_sockets(self) -> bool:
+        """Whether there is a socket unit beside the service."""
+        return os.path.lexists(self.directory / SOCKET)
+
+    def enable(self, files: Sequence[File]) -> list[str]:
+        """Reload, enable, and check that the unit in force is the one that was written."""
+        names = [file.path.name for file in files] or [SERVICE]
+        self._insist("daemon-reload")
+        self._insist("enable", *names)
+        found = self.state().file
+        wrote = next((file.path for file in files if file.path.name == SERVICE), None)
+        if wrote is not None and found is not None and found.resolve() != wrote.resolve():
+            raise ManagerError(
+                f"{wrote} is written, but systemd reads {found} instead; remove that"
+            )
+        return self._linger() if self.scope is Scope.USER else []
+
+    def remove(self) -> list[str]:
+        """Stop nothing; disable, remove, reload."""
+        directory = self.directory
+        ours = [name for name in (SOCKET, SERVICE) if os.path.lexists(directory / name)]
+        notes = []
+        self._call("disable", *(ours or [SERVICE]))
+        for name in ours:
+            try:
+                kept = written.remove(directory / name)
+            except WriteError as error:
+                raise ManagerError(str(error)) from error
+            notes.append(
+                f"{directory / name} was changed by hand: kept as {kept}"
+                if kept
+                else f"Removed {directory / name}."
+            )
+        self._insist("daemon-reload")
+        self._call("reset-failed", *(ours or [SERVICE]))
+        if (brought := self.state().file) and SERVICE not in ours:
+            notes.append(f"{brought} came with a package and goes with it; it is disabled.")
+        drop_ins = directory / f"{SERVICE}.d"
+        if drop_ins.is_dir():
+            notes.append(f"{drop_ins} holds changes of yours and stays.")
+        return notes
+
+    # --- start and stop ---------------------------------------------------------------------
+
+    def start(self, limit_s: float, tell: Tell) -> None:
+        """Its sockets first, where it has any."""
+        self._open_sockets()
+        self._run("start", limit_s, tell)
+
+    def stop(self, limit_s: float, tell: Tell) -> None:
+        """Its sockets too: the next connection would start it again."""
+        if self.opens_sockets():
+            self._call("stop", SOCKET)
+        self._run("stop", limit_s, tell)
+
+    def restart(self, limit_s: float, tell: Tell) -> None:
+        """Sockets that systemd opened stay open meanwhile."""
+        if self.opens_sockets() and not self._is_listening():
+            self._run("stop", limit_s, tell)  # beside a running service they are not opened
+        self._open_sockets()
+        self._run("restart", limit_s, tell)
+
+    def _is_listening(self) -> bool:
+        return self._properties("ActiveState", SOCKET).get("ActiveState") == "active"
+
+    def _open_sockets(self) -> None:
+        if not self.opens_sockets():
+            return
+        self._call("reset-failed", SOCKET)
+        done = self._call("start", SOCKET)
+        if done.code != 0 and not self._is_listening():
+            shown = self._properties("LoadState,Result", SOCKET)
+            why = ", ".join(word for word in shown.values() if word not in {"loaded", "success"})
+            raise ManagerError(
+                f"systemd could not open the addresses of {SOCKET} ({why or done.said}): each has "
+                "to be a number and a port that nobody else listens on"
+            )
+
+    def _run(self, verb: str, limit_s: float, tell: Tell) -> None:
+        """Have systemctl do it, and tell what the service says of itself meanwhile."""
+        self._call("reset-failed", SERVICE)  # a person who asks again wants it tried again
+        latest = self._show().get("StatusText", "")  # which everybody has heard by now
+        deadline_s = time.monotonic() + limit_s
+        with self._begun(verb) as (process, output):
+            while process.poll() is None:
+                if time.monotonic() >= deadline_s:
+                    raise ManagerError(
+                        f"systemd has not finished within {limit_s:g} s and goes on; see: "
+                        f"{self.words('status')}"
+                    )
+                said = self._show().get("StatusText", "")
+                if said and said != latest:
+                    tell(said)
+                latest = said
+                time.sleep(POLL_S)
+            if process.returncode != 0:
+                output.seek(0)
+                raise ManagerError(self._complaint(verb, output.read().decode("utf-8", "replace")))
+
+    @contextmanager
+    def _begun(self, verb: str) -> Iterator[tuple[subprocess.Popen[bytes], BinaryIO]]:
+        """systemctl at work, and the file of what it says. Leaving ends only the asking."""
+        with tempfile.TemporaryFile() as output:
+            process = subprocess.Popen(  # noqa: S603
+                [_program("systemctl"), *self._user, "--no-ask-password", verb, SERVICE],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=self._env,
+            )
+            try:
+                yield process, cast(BinaryIO, output)
+            finally:
+                if process.poll() is None:
+                    process.terminate()
+                process.wait()
+
+    def _complaint(self, verb: str, said: str) -> str:
+        """Why it did not start, which systemctl itself never tells."""
+        state = self.state()
+        if state.result is None:
+            return self._plain(said) or f"systemctl {verb} failed"
+        again = "; systemd tries again" if state.active else ""
+        said = f": {state.said}" if state.said.startswith("failed") else ""
+        return f"it did not start, {state.result}{said}{again}"
+
+    # --- asking systemctl -------------------------------------------------------------------
+
+    def _show(self) -> dict[str, str]:
+        return self._properties(_SHOWN, SERVICE)
+
+    def _properties(self, names: str, *unit: str) -> dict[str, str]:
+        said = self._insist("show", "-p", names, *unit)
+        return dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+
+    def _version(self) -> int:
+        said = self._insist("--version")
+        if found := re.match(r"systemd (\d+)", said):
+            return int(found[1])
+        raise ManagerError(f"this is no version of systemd: {said.splitlines()[:1]}")
+
+    def _insist(self, *words: str) -> str:
+        done = self._call(*words)
+        if done.code != 0:
+            raise ManagerError(self._plain(f"systemctl {' '.join(words[:2])}: {done.said}"))
+        return done.out
+
+    def _call(self, *words: str) -> Done:
+        try:
+            command = [_program("systemctl"), *self._user, "--no-ask-password", *words]
+            return call(command, self._env)
+        except CallError as error:
+            raise ManagerError(str(error)) from error
+
+    def _plain(self, said: str) -> str:
+        """What systemctl complains of, in words that say what to do."""
+        if "Failed to connect to bus" in said:
+            return self._unreachable()
+        if "interactive authentication" in said.lower() or "Access denied" in said:
+            return "systemd lets only root do that: run it with sudo"
+        return said
+
+    def _unreachable(self) -> str:
+        if self.scope is Scope.SYSTEM:
+            return "systemd does not answer: is it this computer's init, and not only installed?"
+        name = _user_name(self._uid)
+        return (
+            f"there is no systemd for the user {name} here. `su` and `sudo` start none: log in as "
+            f"{name}, or run: sudo loginctl enable-linger {name}"
+        )
+
+    # --- particulars of users -----------------------------------------------------------------
+
+    def _user_directories(self) -> list[Path]:
+        home = Path(self._env.get("HOME") or pwd.getpwuid(self._uid).pw_dir)
+        named = self._env.get("XDG_CONFIG_HOME", "")
+        roots = [Path(named)] if named.startswith("/") else []
+        return [root / "systemd" / "user" for root in [*roots, home / ".config"]]
+
+    def _linger(self) -> list[str]:
+        """Without it the service ends when its user logs out, and no boot starts it."""
+        name = _user_name(self._uid)
+        if (_LINGER / name).exists():
+            return []
+        try:
+            insist(["loginctl", "--no-ask-password", "enable-linger", name], self._env)
+        except CallError as error:
+            return [
+                f"It will end when {name} logs out and not start with the computer "
+                f"({error}); run: sudo loginctl enable-linger {name}"
+            ]
+        return [f"It starts with the computer, and stays when {name} logs out (linger is on)."]
+
+
+# --- reading what systemctl shows ----------------------------------------------------------------
+
+
+def span_s(text: str) -> float | None:
+    """ "1min 30s" in seconds; None for "infinity" and for what is no time."""
+    parts = re.findall(r"([\d.]+)(y|month|w|d|h|min|s|ms|us)\b", text)
+    return sum(float(number) * _SPAN_S[unit] for number, unit in parts) if parts else None
+
+
+def _limits(shown: Mapping[str, str]) -> Limits:
+    memory = [
+        int(shown[name]) for name in ("MemoryMax", "MemoryHigh") if shown.get(name, "").isdigit()
+    ]
+    files = shown.get("LimitNOFILE", "")
+    return Limits(
+        stop_s=span_s(shown.get("TimeoutStopUSec", "")),
+        watchdog_s=span_s(shown.get("WatchdogUSec", "")) or None,
+        memory_bytes=min(memory, default=None),
+        open_files=int(files) if files.isdigit() else None,
+    )
+
+
+def exit_code(shown: Mapping[str, str]) -> int | None:
+    """Of the last process, if that ended by itself."""
+    exited = shown.get("ExecMainCode") == _EXITED
+    return int(shown.get("ExecMainStatus") or 0) if exited else None
+
+
+def ending(shown: Mapping[str, str]) -> str | None:
+    """systemd's word for how it failed, and what it means; None: it has not."""
+    result = shown.get("Result", "success")
+    code = exit_code(shown)
+    if result == "success":
+        return None
+    if result == "exit-code" and code is not None:
+        return exit_text(code)
+    known = {
+        "timeout": "timeout: it was not ready, or did not stop, in time",
+        "watchdog": "watchdog: it was silent for too long",
+        "start-limit-hit": "start-limit-hit: it failed too often in a short time",
+        "oom-kill": "oom-kill: the kernel ran out of memory",
+        "signal": f"ended by signal {shown.get('ExecMainStatus')}",
+        "resources": "resources: systemd could not set up what the unit asks for",
+        "protocol": "protocol: it ended before it was ready",
+    }
+    return known.get(result, result)
+
+
+def _argv(exec_start: str) -> str:
+    """The command line in `{ path=… ; argv[]=… ; ignore_errors=… }`."""
+    found = re.search(r"argv\[\]=(.*?) ; ignore_errors=", exec_start)
+    return found[1] if found else ""
+
+
+def _exec_start(unit: str) -> str | None:
+    return next((line for line in unit.splitlines() if line.startswith("ExecStart=")), None)
+
+
+def _session(environ: Mapping[str, str], uid: int) -> dict[str, str]:
+    """Where the user's manager listens; cron and some ways to log in do not say it."""
+    if environ.get("XDG_RUNTIME_DIR"):
+        return {}
+    usual = Path(f"/run/user/{uid}")
+    return {"XDG_RUNTIME_DIR": str(usual)} if usual.is_dir() else {}
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _program(name: str) -> str:
+    """By its path: what is found must not depend on this terminal's."""
+    return shutil.which(name) or name

@@ -1,0 +1,294 @@
+"""What the command line asks over control.sock, and who still waits for an answer.
+
+Some verbs are answered at once, some when the workers have answered, some when a recycle or a
+stop has come so far. Each client is answered once.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from tidegate.core.protocol.worker import (
+    AskBeat,
+    ControlReply,
+    ControlRequest,
+    ListModels,
+    ListRuns,
+    Sweep,
+    Swept,
+)
+from tidegate.watchdog.control.pending import Answer, Questions
+from tidegate.watchdog.control.server import OUR_FAULT, Client, ControlServer
+from tidegate.watchdog.control.status import Status
+from tidegate.watchdog.upgrade.upgrade import KeptClients
+from tidegate.watchdog.workers.generations import Generations
+from tidegate.watchdog.workers.process import Worker
+
+_log = logging.getLogger(__name__)
+
+
+class Daemon(Protocol):
+    """What the command line may want of the watchdog."""
+
+    def take_status(self) -> Status:
+        """The truth as it is now."""
+
+    def recycle(self) -> str | None:
+        """Start the next generation; why it was refused, or None."""
+
+    def reload(self, client: Client | None) -> None:
+        """Take up the config, and answer `client` when that is done."""
+
+    def upgrade(self) -> None:
+        """Become the program that is on the disk now."""
+
+    def stop(self) -> None:
+        """Drain and end."""
+
+    def bundle(self, client: Client) -> None:
+        """Write a bundle of evidence, and let `Commands.bundled` answer `client`."""
+
+
+FRESH_S = 0.2  # a heartbeat that is no older tells the truth
+BEAT_LIMIT_S = 0.5  # a loop that turns beats at once; `status` waits no longer for one that hangs
+
+
+@dataclass(slots=True)
+class _Beats:
+    """A client that waits for the status, and the workers that first give a heartbeat."""
+
+    client: Client
+    deadline_s: float
+    generations: set[int] = field(default_factory=set)
+
+
+class Commands:
+    """Answers clients."""
+
+    def __init__(
+        self, daemon: Daemon, generations: Generations, control: ControlServer, reply_s: float
+    ) -> None:
+        self._daemon = daemon
+        self._generations = generations
+        self._control = control
+        self._questions = Questions(reply_s)
+        self._beats: dict[int, _Beats] = {}  # by request; who asks for the status waits
+        self._until_takeover: list[Client] = []
+        self._until_recycled: list[Client] = []
+        self._until_upgraded: list[tuple[Client, bool]] = []  # and whether until it is recycled
+        self._until_stopped: list[Client] = []
+
+    def __repr__(self) -> str:
+        return f"<Commands {self._questions} waiting={len(self._long_waiting())}>"
+
+    def asked(self, client: Client, request: ControlRequest) -> None:
+        """A client wants something."""
+        match request.verb:
+            case "status":
+                self._ask_beats(client)
+            case "runs":
+                number = self._questions.next_number()
+                everybody = self._generations.ready()
+                self._ask_workers("runs", client, ListRuns(request=number), everybody)
+            case "models":
+                number = self._questions.next_number()
+                first = self._generations.ready()[:1]  # a draining one's knowledge is older
+                self._ask_workers("models", client, ListModels(request=number), first)
+            case "sweep":
+                number, finished = self._questions.next_number(), request.finished
+                order = Sweep(request=number, finished=finished, reason="asked for")
+                self._ask_workers("sweep", client, order, self._generations.ready())
+            case "recycle":
+                if error := self._daemon.recycle():
+                    self._control.answer(client, error)
+                elif request.wait:
+                    self._until_recycled.append(client)
+                else:
+                    self._until_takeover.append(client)
+            case "reload":
+                self._daemon.reload(client)
+            case "upgrade":
+                self._until_upgraded.append((client, request.wait))
+                self._daemon.upgrade()
+            case "stop":
+                self._stop(client, wait=request.wait)
+            case "bundle":
+                self._daemon.bundle(client)
+            case verb:
+                self._control.answer(client, f'"{verb}" is no verb that this tidegate knows')
+
+    def _stop(self, client: Client, *, wait: bool) -> None:
+        _log.info("stop asked for by the command line")
+        if wait:
+            self._until_stopped.append(client)
+        else:
+            self._control.answer(client, None)
+        if not self._generations.fleet.stopping:
+            self._daemon.stop()
+
+    # --- status: what a worker last said may be over ----------------------------------------------
+
+    def _ask_beats(self, client: Client) -> None:
+        """Answer with the truth now: workers whose last heartbeat is older first give a new one."""
+        now_s = time.monotonic()
+        number = self._questions.next_number()
+        awaited = _Beats(client, now_s + BEAT_LIMIT_S)
+        self._beats[number] = awaited
+        for worker in self._generations.stale(now_s, FRESH_S):
+            awaited.generations.add(worker.number)
+            self._generations.send(worker, AskBeat(request=number))
+        self._answer_if_beaten(number)
+
+    def beaten(self, generation: int, request: int) -> None:
+        """A worker gave the heartbeat that it was asked for."""
+        if (awaited := self._beats.get(request)) is not None:
+            awaited.generations.discard(generation)
+            self._answer_if_beaten(request)
+
+    def next_s(self) -> float | None:
+        """When `answer_late` has something to do; monotonic."""
+        return min((each.deadline_s for each in self._beats.values()), default=None)
+
+    def answer_late(self, now_s: float) -> None:
+        """A worker that hangs is not waited for: its heartbeat's age tells of it."""
+        for number, awaited in list(self._beats.items()):
+            if now_s >= awaited.deadline_s:
+                del self._beats[number]
+                self._tell_status(awaited.client)
+
+    def _answer_if_beaten(self, number: int) -> None:
+        if self._beats[number].generations:
+            return
+        client = self._beats[number].client
+        del self._beats[number]
+        self._tell_status(client)
+
+    def _tell_status(self, client: Client) -> None:
+        try:
+            status = self._daemon.take_status()
+        except Exception:
+            self._control.answer(client, OUR_FAULT)
+            raise
+        self._control.reply(
+            client, ControlReply(ok=True, result=msgspec.Raw(msgspec.json.encode(status)))
+        )
+
+    def _ask_workers(
+        self,
+        verb: str,
+        client: Client,
+        order: Sweep | ListRuns | ListModels,
+        workers: list[Worker],
+    ) -> None:
+        if not workers:
+            self._control.answer(client, "no worker is ready; see `tidegate status`")
+            return
+        awaited = {worker.number for worker in workers}
+        self._questions.ask(order.request, verb, client, awaited, time.monotonic())
+        for worker in workers:
+            self._generations.send(worker, order)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether only those wait who may wait for long."""
+        return self._questions.is_empty and self._control.is_quiet(self._long_waiting())
+
+    def kept(self) -> KeptClients:
+        """Those whom an upgrade must not forget. Who hung up meanwhile has no descriptor."""
+        upgraded = [(client.sock.fileno(), wait) for client, wait in self._until_upgraded]
+        return KeptClients(
+            until_takeover=_open(self._until_takeover),
+            until_recycled=_open(self._until_recycled),
+            until_upgraded=[(fd, wait) for fd, wait in upgraded if fd >= 0],
+        )
+
+    def resume(self, kept: KeptClients) -> None:
+        """Go on with those whom an upgrade left."""
+        again = self._control.resume
+        self._until_takeover += map(again, kept.until_takeover)
+        self._until_recycled += map(again, kept.until_recycled)
+        self._until_upgraded += ((again(fd), wait) for fd, wait in kept.until_upgraded)
+
+    def upgrade_recycles(self) -> None:
+        """The recycle that ends the upgrade is under way."""
+        for client, wait in self._until_upgraded:
+            (self._until_recycled if wait else self._until_takeover).append(client)
+        self._until_upgraded.clear()
+
+    def upgrade_failed(self, error: str) -> None:
+        """Nothing has changed."""
+        self._answer_all([client for client, _ in self._until_upgraded], error)
+        self._until_upgraded.clear()
+
+    def _long_waiting(self) -> list[Client]:
+        upgraded = [client for client, _ in self._until_upgraded]
+        return self._until_recycled + self._until_takeover + self._until_stopped + upgraded
+
+    # --- what clients wait for ----------------------------------------------------------------
+
+    def answered(self, number: int, answer: Answer) -> None:
+        """Generation `number` answered a question."""
+        if isinstance(answer, Swept) and answer.runs:
+            _log.info("worker %d swept %d runs, %d bytes", number, answer.runs, answer.bytes)
+        if reply := self._questions.answered(number, answer):
+            self._control.reply(*reply)
+
+    def worker_gone(self, number: int) -> None:
+        """Generation `number` will answer no more."""
+        for request in list(self._beats):
+            self.beaten(number, request)
+        self._reply_all(self._questions.forget(number))
+
+    def give_up_waiting(self, now_s: float) -> None:
+        """Every wait for a worker has its limit."""
+        self._reply_all(self._questions.expire(now_s))
+
+    def bundled(self, client: Client) -> Callable[[Path | None], None]:
+        """What to call when the bundle that `client` asked for is written, or (None) is not."""
+
+        def answer(path: Path | None) -> None:
+            if path is None:
+                self._control.answer(client, "the bundle could not be written; the log says why")
+                return
+            size = 0
+            with suppress(OSError):  # it was taken away already
+                size = path.stat().st_size
+            result = msgspec.Raw(msgspec.json.encode({"path": str(path), "bytes": size}))
+            self._control.reply(client, ControlReply(ok=True, result=result))
+
+        return answer
+
+    def taken_over(self) -> None:
+        """The new generation serves."""
+        self._answer_all(self._until_takeover, None)
+
+    def recycled(self, error: str | None) -> None:
+        """The former generation is gone, or (`error`) the new one never served."""
+        self._answer_all(self._until_takeover, error)
+        self._answer_all(self._until_recycled, error)
+
+    def stopped(self) -> None:
+        """Everything has ended."""
+        self._answer_all(self._until_stopped, None)
+
+    def _reply_all(self, replies: list[tuple[Client, ControlReply]]) -> None:
+        for client, reply in replies:
+            self._control.reply(client, reply)
+
+    def _answer_all(self, clients: list[Client], error: str | None) -> None:
+        for client in clients:
+            self._control.answer(client, error)
+        clients.clear()
+
+
+def _open(clients: Iterable[Client]) -> list[int]:
+    """The descriptors of those who still wait."""
+    return [fd for client in clients if (fd := client.sock.fileno()) >= 0]

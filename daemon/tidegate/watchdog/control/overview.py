@@ -1,0 +1,145 @@
+"""The watchdog's view of everything: the status for people, the facts for the workers."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from tidegate import __version__
+from tidegate.core.fleet.lifecycle import State
+from tidegate.core.problems import Repair
+from tidegate.core.protocol import worker as msg
+from tidegate.core.settings import MIB
+from tidegate.logs import handler
+from tidegate.logs.file import LogState
+from tidegate.managers.launchd import activation
+from tidegate.managers.systemd import notify
+from tidegate.watchdog.control import status
+from tidegate.watchdog.guard.book import MemoryBook
+from tidegate.watchdog.listeners import Listeners
+from tidegate.watchdog.workers.generations import Generations
+from tidegate.watchdog.workers.process import Worker
+
+LEAST_LEDGER_BYTES = 4 * MIB  # a new generation can always begin, however full the former one is
+
+
+def _manager() -> str | None:
+    """Who started this process and will start it again; None: nobody of that kind."""
+    if notify.is_service():
+        return "systemd"
+    return "launchd" if activation.is_job() else None
+
+
+class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """Looks at the parts and changes none."""
+
+    generations: Generations
+    listeners: Listeners
+    memory: MemoryBook
+    totals: status.Totals
+    guard_state: Callable[[], status.GuardState]
+    repairs: Callable[[], list[Repair]]
+    started_s: float = msgspec.field(default_factory=time.monotonic)
+    manager: str | None = msgspec.field(default_factory=_manager)
+    log: LogState = msgspec.field(default_factory=handler.state)
+
+    def now(self, parked: str | None) -> status.Status:
+        """The truth now, as `tidegate status --json` shows it. `parked` says why we are."""
+        now_s = time.monotonic()
+        serving = self.generations.serving
+        workers = [self._worker_state(worker, now_s) for worker in self.generations]
+        number = serving.number if serving else None
+        beats = [w.beat for w in reversed(list(self.generations)) if w.beat is not None]
+        upstreams = status.merge_upstreams([beat.upstreams for beat in beats])
+        restarts = self.totals.restarts
+        memory = self.memory.state()
+        troubles = status.troubles(
+            shedding=memory.shedding,
+            refused=memory.refused,
+            upstreams=upstreams,
+            last_restart=restarts[-1] if restarts else None,
+            now=time.time(),
+        )
+        state = status.name_state(
+            self.generations.fleet, parked=parked is not None, troubled=bool(troubles)
+        )
+        return status.Status(
+            state=state,
+            version=__version__,
+            uptime_s=now_s - self.started_s,
+            generation=number,
+            listen=self.listeners.addresses,
+            workers=workers,
+            worker=next((w for w in workers if w.generation == number), None),
+            watchdog=status.WatchdogState(
+                pid=os.getpid(),
+                rss_bytes=self.memory.rss_bytes(os.getpid()) or 0,
+                log=self.log,
+            ),
+            memory=memory,
+            runs=status.RunCounts(
+                active=sum(beat.runs_active for beat in beats),
+                finished=sum(beat.runs_finished for beat in beats),
+                total=self.totals.runs,
+            ),
+            swept=status.SweptState(
+                runs=self.totals.swept_runs,
+                bytes=self.totals.swept_bytes,
+                last_reason=self.totals.swept_last_reason,
+            ),
+            recycles=sum(self.totals.recycles.values()),
+            restarts=restarts,
+            upstreams=upstreams,
+            guard=self.guard_state(),
+            repairs=self.repairs(),
+            reason=parked or (troubles[0] if state == "degraded" else None),
+            manager=self.manager,
+        )
+
+    def facts(self, number: int, seen: status.Status) -> msg.Facts:
+        """What generation `number` needs to know of what was `seen`, and of the other one."""
+        peer = self.generations.peer(number)
+        return msg.Facts(
+            level=seen.memory.level,
+            ledger_limit_bytes=_share(self.memory.ledger_limit_bytes, peer),
+            squeeze=self.memory.squeezes,
+            shed=seen.memory.shedding,
+            recycles=self.totals.recycles,
+            guard=self.memory.figures(seen),
+            repairs=seen.repairs,
+            peer_socket=str(peer.socket_path) if peer else None,
+            peer_active=_active(peer),
+        )
+
+    def first_ledger_limit_bytes(self, number: int) -> int:
+        """What generation `number` may hold until it hears the facts; 0 is no limit."""
+        return _share(self.memory.first_ledger_limit_bytes, self.generations.peer(number))
+
+    def _worker_state(self, worker: Worker, now_s: float) -> status.WorkerState:
+        generation = self.generations.fleet.by_number(worker.number)
+        state = generation.state if generation else State.GONE
+        return status.WorkerState(
+            pid=worker.pid,
+            generation=worker.number,
+            state=state.value,
+            rss_bytes=self.memory.rss_bytes(worker.pid) or 0,
+            loop_lag_ms=worker.beat.loop_lag_ms if worker.beat else 0.0,
+            heartbeat_age_s=now_s - generation.beat_s if generation else 0.0,
+        )
+
+
+def _share(limit_bytes: int, peer: Worker | None) -> int:
+    """Of what all ledgers may hold, what the other generation leaves; 0 stays no limit."""
+    if not limit_bytes or peer is None or peer.beat is None:
+        return limit_bytes
+    return max(LEAST_LEDGER_BYTES, limit_bytes - peer.beat.ledger_bytes)
+
+
+def _active(peer: Worker | None) -> dict[str, int]:
+    """The requests that the other generation had on each upstream when it last beat."""
+    if peer is None or peer.beat is None:
+        return {}
+    return {upstream.name: upstream.active for upstream in peer.beat.upstreams if upstream.active}

@@ -1,0 +1,118 @@
+"""What the command line wants to hear from the workers, until all have answered or time is up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from tidegate.core.protocol.worker import ControlReply, ModelList, RunList, Swept
+from tidegate.watchdog.control.server import Client
+
+Answer = Swept | RunList | ModelList
+
+
+@dataclass(slots=True)
+class Question:
+    """One question to some of the ready workers."""
+
+    verb: str
+    client: Client
+    deadline_s: float
+    awaited: set[int]  # generations
+    answers: list[Answer] = field(default_factory=list)
+
+
+class Questions:
+    """All that are open, by their number. Each ends in one reply."""
+
+    def __init__(self, reply_s: float) -> None:
+        self._reply_s = reply_s
+        self._open: dict[int, Question] = {}
+        self._last_number = 0
+
+    def __repr__(self) -> str:
+        return f"<Questions open={len(self._open)}>"
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nobody waits."""
+        return not self._open
+
+    def next_number(self) -> int:
+        """For a new question. 0 stands for what expects no reply."""
+        self._last_number += 1
+        return self._last_number
+
+    def ask(self, number: int, verb: str, client: Client, awaited: set[int], now_s: float) -> None:
+        """Remember that `awaited` were asked."""
+        self._open[number] = Question(verb, client, now_s + self._reply_s, awaited)
+
+    def answered(self, generation: int, answer: Answer) -> tuple[Client, ControlReply] | None:
+        """Take an answer in; the reply, if it was the last one."""
+        question = self._open.get(answer.request)
+        if question is None or generation not in question.awaited:
+            return None
+        question.answers.append(answer)
+        question.awaited.discard(generation)
+        if question.awaited:
+            return None
+        reply = ControlReply(ok=True, result=merge(question.answers))
+        del self._open[answer.request]  # last: what fails before is told at the question's limit
+        return question.client, reply
+
+    def forget(self, generation: int) -> list[tuple[Client, ControlReply]]:
+        """A worker is gone: replies to what only it had left to answer."""
+        replies = []
+        for number, question in list(self._open.items()):
+            if generation not in question.awaited:
+                continue
+            question.awaited.discard(generation)
+            if question.awaited:
+                continue
+            if question.answers:
+                reply = ControlReply(ok=True, result=merge(question.answers))
+            else:
+                error = f"worker {generation} ended before it answered {question.verb}"
+                reply = ControlReply(ok=False, error=error)
+            replies.append((question.client, reply))
+            del self._open[number]
+        return replies
+
+    def expire(self, now_s: float) -> list[tuple[Client, ControlReply]]:
+        """Replies to what was not answered in time; they name who was silent."""
+        replies = []
+        for number, question in list(self._open.items()):
+            if now_s <= question.deadline_s:
+                continue
+            del self._open[number]
+            silent = " and ".join(f"worker {n}" for n in sorted(question.awaited)) or "tidegate"
+            error = f"{silent} did not answer {question.verb} within {self._reply_s:g} s"
+            replies.append((question.client, ControlReply(ok=False, error=error)))
+        return replies
+
+
+def merge(answers: list[Answer]) -> msgspec.Raw:
+    """One result from both generations' answers."""
+    for answer in answers:
+        if isinstance(answer, ModelList):  # one worker alone is asked for it
+            upstreams, aliases = answer.upstreams, answer.aliases
+            return _raw({"object": "list", "data": upstreams, "aliases": aliases})
+    lists = [a for a in answers if isinstance(a, RunList)]
+    if lists:
+        # A run that was handed over in this moment is in both lists; it is one run.
+        runs = {run.id: run for answer in lists for run in answer.runs}
+        newest = sorted(runs.values(), key=lambda run: run.created, reverse=True)
+        total = sum(answer.total for answer in lists)
+        return _raw({"object": "list", "data": newest, "total": total})
+    swept = [a for a in answers if isinstance(a, Swept)]
+    reasons: dict[str, int] = {}
+    for answer in swept:
+        for reason, count in answer.reasons.items():
+            reasons[reason] = reasons.get(reason, 0) + count
+    counts = {"runs": sum(a.runs for a in swept), "bytes": sum(a.bytes for a in swept)}
+    return _raw(counts | {"reasons": reasons})
+
+
+def _raw(result: dict[str, object]) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(result))

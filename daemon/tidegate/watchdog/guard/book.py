@@ -1,0 +1,348 @@
+"""What the watchdog knows of memory: its senses, and what they said last.
+
+`look` gathers everything that a decision is made from; `decide` lets `core.ladder` make it, and
+says in the log what is new about it. Nothing is done about it here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from msgspec.structs import replace
+
+from tidegate.core.fleet.lifecycle import HOUR_S
+from tidegate.core.memory import growth, levels
+from tidegate.core.memory import policy as ladder
+from tidegate.core.protocol.worker import GuardFigures, Heartbeat, StepReport
+from tidegate.core.runs.eviction import Step
+from tidegate.core.runs.ledger import largest_body_bytes
+from tidegate.core.settings import MIB, Memory
+from tidegate.machine import budget, pressure, sample
+from tidegate.watchdog.control.status import MemoryState, Status, StepState
+from tidegate.watchdog.workers.generations import Generations
+from tidegate.watchdog.workers.process import Worker
+
+USS_EVERY_S = 300.0  # reading it walks every mapping of the worker: 11 to 74 ms
+PRESSURE_HOLDS_S = 10.0  # how long a signal of it counts
+_log = logging.getLogger(__name__)
+
+
+class MemoryBook:
+    """The budget, the last sample and what was decided. `close` it when done."""
+
+    def __init__(self) -> None:
+        self.ladder = ladder.Ladder()
+        self.decision: ladder.Decision | None = None
+        self.sample: sample.Sample | None = None
+        self.budget = budget.Budget(bytes=0, source="")
+        self.enforces = True
+        self.base_bytes = 0
+        self.ledger_bytes = 0
+        self.uss_bytes: int | None = None  # of the serving worker, every few minutes
+        self.alarms = 0
+        self.sample_failures = 0
+        self._settings = Memory()
+        self._sampler = sample.Sampler()
+        self._pressure = pressure.PressureMeter()
+        self._said: dict[str, str | None] = {}
+        self._machine_bytes = _machine_bytes()
+        self._uss_due_s = 0.0
+        self._pressed = False  # at the last decision
+        self._pressed_until_s = float("-inf")
+        self._trend = growth.Trend()
+        self._finding: growth.Finding | None = None
+        self._generation = 0  # whose growth that is
+        self._steps: dict[str, StepState] = {}
+        self._reports: list[StepReport] = []
+
+    def __repr__(self) -> str:
+        return f"<MemoryBook level={self.level} budget={self.budget.bytes}>"
+
+    def apply(self, settings: Memory) -> None:
+        """Follow the settings; a budget that is new is said."""
+        self._settings = settings
+        self.enforces = settings.mode == "enforce"
+        found = budget.find(settings.budget_bytes)
+        if found != self.budget:
+            _log.info("memory budget %d MiB: %s", found.bytes // MIB, found.source)
+            for reason in found.ignored:
+                _log.info("no memory limit of ours: %s", reason)
+        self.budget = found
+        self._sampler.cgroup = found.cgroup
+        if settings.growth != Memory().growth:
+            periods = settings.growth
+            _log.info(
+                "growth is judged over scaled periods: bucket %g s, skip %g s, confirm %g s",
+                periods.bucket_s,
+                periods.skip_s,
+                periods.confirm_s,
+            )
+
+    def resume(self, alarms: int, steps: dict[str, StepState]) -> None:
+        """Go on counting where an upgrade left off."""
+        self.alarms, self._steps = alarms, dict(steps)
+
+    @property
+    def steps(self) -> dict[str, StepState]:
+        """What each step of relief has done."""
+        return self._steps
+
+    # --- what is heard between two samples ------------------------------------------------------
+
+    def heard(self, worker: Worker, beat: Heartbeat, now_s: float) -> None:
+        """A heartbeat of the serving worker: its own pair of resident bytes and ledger."""
+        if worker.number != self._generation:
+            self._generation, self._trend, self._finding = worker.number, growth.Trend(), None
+        if worker.ready_s is None:
+            return
+        self._trend, finding = growth.observe(
+            self._trend,
+            self._settings.growth,
+            now_s=now_s,
+            age_s=now_s - worker.ready_s,
+            rss_bytes=beat.rss_bytes,
+            ledger_bytes=beat.ledger_bytes,
+        )
+        self._finding = finding or self._finding
+
+    def pressed(self, now_s: float, source: str) -> None:
+        """`source`, the service manager or the kernel, says that memory is short."""
+        if now_s > self._pressed_until_s:
+            _log.warning("memory is short, says %s", source)
+        self._pressed_until_s = now_s + PRESSURE_HOLDS_S
+
+    def relieved(self, reports: list[StepReport]) -> None:
+        """What the steps of relief did in a worker."""
+        for report in reports:
+            known = self._steps.get(report.step, StepState(step=report.step))
+            self._steps[report.step] = known.plus(report)
+        self._reports += reports
+
+    # --- look, then decide --------------------------------------------------------------------
+
+    def read(self, generations: Generations) -> levels.Reading | None:
+        """Sample now; None when the machine won't say anything, which is logged once."""
+        workers = list(generations)
+        try:
+            self.sample = self._sampler.read([os.getpid(), *(w.pid for w in workers)])
+        except sample.SampleError as error:
+            self.sample_failures += 1
+            self._say("sample", f"{error}; the memory level stays {self.level}")
+            return None
+        self.sample_failures += bool(self.sample.failures)
+        self._say("sample", "; ".join(self.sample.failures) or None)
+        self.base_bytes = max((w.base_bytes or 0 for w in workers), default=0)
+        self.ledger_bytes = sum(w.beat.ledger_bytes for w in workers if w.beat)
+        return levels.Reading(
+            used_bytes=self.sample.used_bytes,
+            held_bytes=sum(
+                max(0, self.sample.rss.get(w.pid, 0) - w.base_bytes)
+                for w in workers
+                if w.base_bytes is not None
+            ),
+            base_bytes=self.base_bytes,
+            ledger_bytes=self.ledger_bytes,
+            available_bytes=(
+                self._machine_bytes
+                if self.sample.available_bytes is None
+                else self.sample.available_bytes
+            ),
+        )
+
+    def look(
+        self, generations: Generations, now_s: float, *, relieving: bool, evidence_pending: bool
+    ) -> ladder.Inputs | None:
+        """Everything a decision is made from; None when memory cannot be read at all."""
+        reading = self.read(generations)
+        if reading is None:
+            return None
+        serving = generations.serving
+        beat = serving.beat if serving else None
+        self._read_uss(serving, now_s)
+        reports, self._reports = tuple(self._reports), []
+        fleet, policy = generations.fleet, generations.policy
+        recent = sum(now_s - planned_s < HOUR_S for planned_s in fleet.planned)
+        return ladder.Inputs(
+            now_s=now_s,
+            reading=replace(reading, pressure=self._is_pressed(now_s)),
+            limits=levels.Limits(
+                budget_bytes=self.budget.bytes,
+                hard=self.budget.hard,
+                machine_bytes=self._machine_bytes,
+            ),
+            enforces=self.enforces,
+            generation=serving.number if serving else 0,
+            age_s=now_s - serving.ready_s if serving and serving.ready_s is not None else 0.0,
+            active_runs=sum(w.beat.runs_active for w in generations if w.beat),
+            is_recycling=fleet.recycle is not None or len(fleet.generations) > 1 or fleet.stopping,
+            recycles_left=max(0, policy.recycles_per_hour - recent),
+            may_give_up=policy.gives_up,
+            slack_bytes=beat.allocator.malloc_free_bytes if beat else 0,
+            relieving=relieving,
+            relieved=reports,
+            evidence_pending=evidence_pending,
+            finding=self._finding if serving and serving.number == self._generation else None,
+            growth=self._settings.growth,
+            recycle_after_s=self._settings.recycle_after_s,
+        )
+
+    def decide(self, inputs: ladder.Inputs) -> tuple[ladder.Ladder, ladder.Decision]:
+        """What follows, and what was remembered before; what is new about it is logged."""
+        before, former = self.ladder, self.decision
+        self._pressed = inputs.reading.pressure
+        self.ladder, self.decision = ladder.decide(before, inputs)
+        self._say_new(former, self.decision)
+        return before, self.decision
+
+    @property
+    def level(self) -> int:
+        """The level in force."""
+        return self.decision.level if self.decision else 0
+
+    @property
+    def ledger_limit_bytes(self) -> int:
+        """What a worker's ledger may hold; 0 is no limit."""
+        return self.decision.ledger_limit_bytes if self.decision and self.enforces else 0
+
+    @property
+    def first_ledger_limit_bytes(self) -> int:
+        """The same for a worker whose base is not known yet: it begins with what is usual."""
+        if not self.enforces:
+            return 0
+        usual_bytes = levels.usual_ledger_limit_bytes(self.budget.bytes)
+        return min(usual_bytes, self.ledger_limit_bytes or usual_bytes)
+
+    @property
+    def largest_body_bytes(self) -> int | None:
+        """What a worker ever has room for; None where there is no limit, or no worker yet."""
+        limit_bytes = self.ledger_limit_bytes if self.base_bytes else 0
+        return largest_body_bytes(limit_bytes) if limit_bytes else None
+
+    def rss_bytes(self, pid: int) -> int | None:
+        """Of one of our processes, as last sampled."""
+        return self.sample.rss.get(pid) if self.sample else None
+
+    @property
+    def squeezes(self) -> bool:
+        """Whether windows and watermarks are to be half as large."""
+        return self.enforces and self.decision is not None and self.decision.squeeze
+
+    def figures(self, seen: Status) -> GuardFigures:
+        """What of the status goes to /metrics."""
+        memory = seen.memory
+        return GuardFigures(
+            budget_bytes=memory.budget_bytes,
+            used_bytes=memory.used_bytes,
+            unexplained_bytes=memory.unexplained_bytes,
+            growth_bytes_per_h=memory.growth_bytes_per_h,
+            limit_in_s=memory.limit_in_s,
+            alarms=memory.alarms,
+            watchdog_rss_bytes=seen.watchdog.rss_bytes,
+            tick_delay_s=seen.guard.tick_delay_s,
+            sample_failures=seen.guard.sample_failures,
+        )
+
+    def state(self) -> MemoryState:
+        """For the status."""
+        decision, finding = self.decision, self._finding
+        per_h = finding.bytes_per_h if finding else None
+        limit_in_s = decision.forecast_s if decision else None
+        return MemoryState(
+            level=self.level,
+            budget_bytes=self.budget.bytes,
+            budget_source=self.budget.source,
+            used_bytes=self.sample.used_bytes if self.sample else 0,
+            base_bytes=self.base_bytes,
+            ledger_bytes=self.ledger_bytes,
+            unexplained_bytes=decision.unexplained_bytes if decision else 0,
+            growth_bytes_per_h=None if per_h is None else int(per_h),
+            limit_in_s=limit_in_s,
+            mode=self._settings.mode,
+            cause=decision.cause if decision else "none",
+            pressure=self._pressed,
+            worker_uss_bytes=self.uss_bytes,
+            shedding=decision.shed if decision and self.enforces else None,
+            would=would(decision) if decision and not self.enforces else None,
+            refused=decision.refused if decision else None,
+            alarms=self.alarms,
+            steps=[
+                replace(step, skipped=name in self.ladder.skipped_until_s)
+                for name, step in self._steps.items()
+            ],
+        )
+
+    def close(self) -> None:
+        """Give the descriptors back."""
+        self._sampler.close()
+        self._pressure.close()
+
+    # --- small helpers ----------------------------------------------------------------------------
+
+    def _is_pressed(self, now_s: float) -> bool:
+        return now_s <= self._pressed_until_s or pressure.is_high(self._pressure.read())
+
+    def _read_uss(self, serving: Worker | None, now_s: float) -> None:
+        if serving is not None and now_s >= self._uss_due_s:
+            self._uss_due_s = now_s + USS_EVERY_S
+            self.uss_bytes = self._sampler.uss_bytes(serving.pid)
+
+    def _say(self, subject: str, words: str | None) -> None:
+        """A trouble that stays is said once, and that it is over."""
+        if words == self._said.get(subject):
+            return
+        if words is None:
+            _log.info("memory figures can be read again")
+        else:
+            _log.error("%s", words)
+        self._said[subject] = words
+
+    def _say_new(self, former: ladder.Decision | None, now: ladder.Decision) -> None:
+        if now.alarm:
+            self.alarms += 1
+            _log.warning("%s (%d MiB unexplained)", now.alarm, now.unexplained_bytes // MIB)
+        level, was = now.level, former.level if former else 0
+        if level != was:
+            _log.log(
+                logging.WARNING if level > was and level >= ladder.SQUEEZE_LEVEL else logging.INFO,
+                "memory level %d, was %d: %.0f %% of %d MiB for runs, ledger %d MiB, %s",
+                level,
+                was,
+                100 * now.ratio,
+                now.spendable_bytes // MIB,
+                self.ledger_bytes // MIB,
+                f"{now.unexplained_bytes // MIB} MiB unexplained ({now.cause})"
+                + (", and the system is short of memory" if self._pressed else ""),
+            )
+        if now.refused and (former is None or _kind(former.refused) != _kind(now.refused)):
+            _log.warning("no recycle, though it is called for: %s", now.refused)
+        if not self.enforces and (words := would(now)) and words != (former and would(former)):
+            _log.warning("observing only; it would %s", words)
+
+
+def _machine_bytes() -> int:
+    """0 if the machine won't say: then it is never judged to be full."""
+    try:
+        return sample.machine_bytes()
+    except sample.SampleError as error:
+        _log.warning("%s", error)
+        return 0
+
+
+def would(decision: ladder.Decision) -> str | None:
+    """What a decision asks for, in words: "sweep (stale, tidy), refuse new runs"."""
+    deeds = []
+    if steps := [step.value for step in decision.steps if step is not Step.TIDY]:
+        deeds.append(f"sweep ({', '.join(steps)})")
+    if decision.shed:
+        deeds.append("refuse new runs")
+    if decision.recycle:
+        deeds.append(f"recycle the worker ({decision.recycle})")
+    if decision.cut or decision.give_up:
+        deeds.append("end a worker at once")
+    return ", ".join(deeds) or None
+
+
+def _kind(refused: str | None) -> str | None:
+    """A refusal without its figures, which change each second."""
+    return refused.split(",")[0] if refused else None

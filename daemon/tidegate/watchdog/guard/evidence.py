@@ -1,0 +1,460 @@
+"""Evidence: what is written down before the guard does harm, and whenever somebody asks.
+
+    gather -> what can be seen from outside, at once -> each ready worker is asked (1 s at most)
+    -> the document is written by a thread -> whoever asked is told the path, or None
+
+The loop never waits. Asking a worker has its limit, and the disk, like everything else that may
+take its time, belongs to a thread. On an SSD 0.75 MiB are put together, written and synced in 6 to
+20 ms, of which the loop itself spends 2 to 10 (measured); a tired SD card takes seconds, and a
+network disk that is away takes for ever. After `WRITE_LIMIT_S` nobody waits for the thread any
+more, and until it is done nothing else is written.
+
+A bundle shows sizes, ages, names and places in the code. It holds no text of any run, no key and
+no token, and a key that found its way into a text all the same is cut out of the document.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from tidegate import __version__
+from tidegate.config import LoadedConfig
+from tidegate.core import decoding
+from tidegate.core.memory.policy import Decision, Inputs
+from tidegate.core.protocol.worker import Inspect, Inspected, RunSummary
+from tidegate.core.secret import looks_like_key
+from tidegate.core.settings import KIB, Settings
+from tidegate.machine.heap import heap_trimmer
+from tidegate.machine.sample import SampleError, machine_bytes
+from tidegate.watchdog.control.status import Status
+from tidegate.watchdog.guard import bundle, decision_log, kernel
+from tidegate.watchdog.guard.samples import COLUMNS, Samples
+from tidegate.watchdog.signals import start_aside
+from tidegate.watchdog.workers.generations import Generations
+from tidegate.watchdog.workers.process import Worker
+
+LIMIT_S = 1.0  # for the workers' answers
+WRITE_LIMIT_S = 1.5  # after both, whoever waits goes on without a bundle
+POLL_S = 0.02  # while somebody waits for a thread that writes
+STUCK_POLL_S = 1.0  # when they no longer do
+MIN_SECRET_LENGTH = 6  # what is shorter is no secret, and is in every other word
+CLOSE_LIMIT_S = 0.5
+MAX_WAITING = 4  # bundles that wait for the disk
+MAX_ASKERS = 64  # who wait for one bundle; beyond them nobody is told
+DECISION_BYTES = 128 * KIB  # of the decision log's end: some 60 decisions
+MAX_REASON_LENGTH = 200
+_PLAIN_NAME = re.compile(r"[\w./:@+-]{1,120}")
+_log = logging.getLogger(__name__)
+
+Done = Callable[[Path | None], object]
+
+
+@dataclass(slots=True, eq=False)
+class _Case:
+    """One bundle on its way."""
+
+    kind: str
+    reason: str
+    at: float  # Unix seconds
+    sections: dict[str, bundle.Section]
+    secrets: list[str]
+    why: list[dict[str, object]]
+    done: list[Done] = field(default_factory=list)
+    request: int = 0
+    deadline_s: float = 0.0  # for the answers, then for the writing
+    asked: set[int] = field(default_factory=set)  # generations
+    gone: set[int] = field(default_factory=set)
+    answers: dict[int, Inspected] = field(default_factory=dict)
+    path: Path | None = None
+    trouble: str | None = None
+    thread: threading.Thread | None = None
+
+    @property
+    def is_answered(self) -> bool:
+        return self.asked <= self.gone | self.answers.keys()
+
+
+class Evidence:
+    """Gathers bundles. `tick` it when `next_s` says so; `close` it when done."""
+
+    def __init__(
+        self,
+        *,
+        generations: Generations,
+        state_dir: Path,
+        status: Callable[[], Status],
+        config: Callable[[], LoadedConfig | None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.written = 0  # bundles
+        self._generations = generations
+        self._state_dir = state_dir
+        self._status = status
+        self._config = config
+        self._clock = clock
+        self._samples = Samples()
+        self._request = 0
+        self._asking: _Case | None = None
+        self._waiting: deque[_Case] = deque()  # for the disk
+        self._writing: _Case | None = None
+        self._trim = heap_trimmer()
+
+    def __repr__(self) -> str:
+        return f"<Evidence written={self.written} pending={self.is_pending}>"
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether a bundle is on its way that somebody may wait for."""
+        writing = self._writing
+        is_written = writing is None or not writing.done
+        return self._asking is not None or bool(self._waiting) or not is_written
+
+    def sampled(self, inputs: Inputs, decision: Decision) -> None:
+        """Remember how memory stood."""
+        serving = self._generations.serving
+        self._samples.add(
+            inputs.now_s,
+            time.time(),
+            used_bytes=inputs.reading.used_bytes,
+            worker_rss_bytes=serving.beat.rss_bytes if serving and serving.beat else 0,
+            ledger_bytes=inputs.reading.ledger_bytes,
+            level=decision.level,
+        )
+
+    # --- gathering --------------------------------------------------------------------------------
+
+    def gather(self, kind: str, reason: str, done: Done | None = None) -> None:
+        """Ask the workers, and write when they have answered or `LIMIT_S` is over.
+
+        Whoever asks while workers are being asked shares that bundle. `done` gets its path, or
+        None if it could not be written, which is in the log.
+        """
+        if (case := self._asking) is not None:
+            if len(case.why) < MAX_ASKERS:
+                case.why.append({"kind": kind, "reason": _without_keys(reason, case.secrets)})
+                case.done.append(done or _nobody)
+            return
+        case = self._asking = self._open(kind, reason)
+        case.done.append(done or _nobody)
+        self._request += 1
+        case.request = self._request
+        case.deadline_s = self._clock() + LIMIT_S
+        workers = self._generations.ready()
+        case.asked = {worker.number for worker in workers}
+        for worker in workers:
+            self._generations.send(worker, Inspect(request=case.request))
+        if case.is_answered:
+            self._all_heard()
+
+    def gather_now(self, kind: str, reason: str) -> None:
+        """Write what can be seen from outside, of workers that would not answer."""
+        case = self._open(kind, reason)
+        case.done.append(_nobody)
+        self._write(case)
+
+    def heard(self, worker: Worker, answer: Inspected) -> None:
+        """A worker shows its inside."""
+        case = self._asking
+        if case is None or answer.request != case.request or worker.number not in case.asked:
+            return  # too late, it is shown as silent
+        case.answers[worker.number] = answer
+        if case.is_answered:
+            self._all_heard()
+
+    def worker_gone(self, number: int) -> None:
+        """Generation `number` will answer no more."""
+        if (case := self._asking) is not None:
+            case.gone.add(number)
+            if case.is_answered:
+                self._all_heard()
+
+    def next_s(self) -> float | None:
+        """When `tick` has something to do; monotonic."""
+        due = [self._asking.deadline_s] if self._asking else []
+        if self._writing is not None:
+            due.append(self._clock() + (POLL_S if self._writing.done else STUCK_POLL_S))
+        return min(due, default=None)
+
+    def tick(self, now_s: float) -> None:
+        """Stop waiting for who is silent, and see how far the writing is."""
+        if self._asking is not None and now_s >= self._asking.deadline_s:
+            self._all_heard()
+        if (case := self._writing) is not None:
+            assert case.thread is not None
+            if not case.thread.is_alive():
+                self._writing = None
+                self._finish(case)
+                self._write_next()
+            elif now_s >= case.deadline_s:
+                self._give_up_waiting(case)
+
+    def close(self) -> None:
+        """Let what is on its way be finished, within a moment."""
+        if self._asking is not None:
+            self._all_heard()
+        over_s = time.monotonic() + CLOSE_LIMIT_S
+        while (case := self._writing) is not None and case.thread is not None:
+            case.thread.join(max(0.0, over_s - time.monotonic()))
+            if case.thread.is_alive():
+                return  # it goes with the process
+            self.tick(self._clock())
+
+    def _all_heard(self) -> None:
+        case, self._asking = self._asking, None
+        assert case is not None
+        self._write(case)
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    def _write(self, case: _Case) -> None:
+        case.sections |= _inside(case)
+        stuck = self._writing is not None and not self._writing.done
+        if stuck or len(self._waiting) >= MAX_WAITING:
+            case.trouble = "the disk has not taken the last one yet"
+            self._finish(case)
+            return
+        self._waiting.append(case)
+        self._write_next()
+
+    def _write_next(self) -> None:
+        if self._writing is not None or not self._waiting:
+            return
+        case = self._waiting.popleft()
+        case.deadline_s = self._clock() + WRITE_LIMIT_S
+        case.thread = threading.Thread(
+            target=self._write_slowly, args=(case,), name="evidence", daemon=True
+        )
+        try:
+            start_aside(case.thread)
+        except RuntimeError as error:  # out of threads
+            case.trouble = str(error)
+            self._finish(case)
+            self._write_next()
+        else:
+            self._writing = case
+
+    def _write_slowly(self, case: _Case) -> None:
+        """In a thread: everything that may wait for the disk or for a process in the kernel."""
+        try:
+            maps = {name: kernel.memory_map(pid) for name, pid in _pids(case).items()}
+            sections = case.sections | {
+                "memory_maps": maps,
+                "decisions": decision_log.tail(self._state_dir, DECISION_BYTES),
+            }
+            sections = _sections_without_keys(sections, case.secrets)
+            case.path = bundle.write(self._state_dir, sections, case.kind, case.reason, case.at)
+            case.sections.clear()
+            self._trim()  # a megabyte or two of text
+        except OSError as error:
+            case.trouble = error.strerror or str(error)
+        except (
+            ValueError,
+            TypeError,
+            msgspec.MsgspecError,
+            RecursionError,
+            decoding.Undecodable,
+        ) as error:
+            case.trouble = f"it cannot be put into words: {error}"
+
+    def _give_up_waiting(self, case: _Case) -> None:
+        """Whoever waits goes on. The thread stays, for nobody can end it."""
+        if case.done:
+            _log.error("evidence (%s) takes longer than %g s to write", case.kind, WRITE_LIMIT_S)
+            self._tell(case, None)
+        while self._waiting:
+            late = self._waiting.popleft()
+            late.trouble = "the disk has not taken the last one yet"
+            self._finish(late)
+
+    def _finish(self, case: _Case) -> None:
+        if case.path is not None:
+            self.written += 1
+            _log.info("evidence (%s: %s) is in %s", case.kind, case.reason, case.path)
+        else:
+            place = self._state_dir / bundle.DIRECTORY
+            trouble = case.trouble or "the writer failed"
+            _log.error("no evidence (%s) could be written to %s: %s", case.kind, place, trouble)
+        self._tell(case, case.path)
+
+    def _tell(self, case: _Case, path: Path | None) -> None:
+        askers, case.done = case.done, []
+        for done in askers:
+            done(path)
+
+    # --- what is in it ----------------------------------------------------------------------------
+
+    def _open(self, kind: str, reason: str) -> _Case:
+        """All that can be seen now, without waiting for anybody."""
+        config = self._config()
+        at, now_s = time.time(), self._clock()
+        workers = list(self._generations)
+        keys = config.hidden if config else ()
+        secrets = sorted((k for k in keys if len(k) >= MIN_SECRET_LENGTH), key=len, reverse=True)
+        reason = _without_keys(reason, secrets)
+        why: list[dict[str, object]] = [{"kind": kind, "reason": reason}]
+        sections: dict[str, bundle.Section] = {
+            "format": bundle.FORMAT,
+            "tidegate": __version__,
+            "why": why,
+            "when": {"utc": _utc(at), "unix_s": at, "monotonic_s": now_s},
+            "host": _host(),
+            "status": self._status(),
+            "settings": show_settings(config.settings) if config else None,
+            "pressure": kernel.pressure(),
+            "control_group": kernel.control_group(),
+            "processes": {"watchdog": _process(os.getpid(), "watchdog")}
+            | {f"worker {w.number}": _process(w.pid, _words(w)) for w in workers},
+            "sample_columns": " ".join(COLUMNS),
+            "samples": self._samples.rows(),
+        }
+        return _Case(kind, reason, at, sections, secrets, why)
+
+
+def show_settings(settings: Settings) -> dict[str, object]:
+    """The settings; of keys whether there is one: people put the key itself where its name goes.
+
+    Of headers the names.
+    """
+    shown = _with_defaults(settings)
+    upstreams = shown["upstream"]
+    assert isinstance(upstreams, list)
+    for upstream in upstreams:
+        for name in ("api_key_env", "api_key_file"):
+            upstream[name] = upstream[name] is not None
+        upstream["headers"] = list(upstream["headers"])
+    return shown
+
+
+def _with_defaults(table: msgspec.Struct) -> dict[str, object]:
+    """A table of settings by the names that the file has, with what is not set too."""
+    return {
+        info.encode_name: _shown(getattr(table, info.name))
+        for info in msgspec.structs.fields(table)
+    }
+
+
+def _shown(value: object) -> object:
+    if isinstance(value, msgspec.Struct):
+        return _with_defaults(value)
+    return [_shown(each) for each in value] if isinstance(value, list) else value
+
+
+def _inside(case: _Case) -> dict[str, bundle.Section]:
+    """What the workers answered; who did not is named."""
+    workers: dict[str, object] = {}
+    runs: list[dict[str, object]] = []
+    for number in sorted(case.asked):
+        answer = case.answers.get(number)
+        if answer is None:
+            why = "it ended" if number in case.gone else f"no answer within {LIMIT_S:g} s"
+            workers[f"worker {number}"] = why
+            continue
+        workers[f"worker {number}"] = {
+            "ledger": answer.ledger,
+            "runs_total": answer.runs_total,
+            "tasks": answer.tasks,
+            "descriptors": answer.descriptors,
+            "types": answer.types,
+            "stacks": [stack.splitlines() for stack in answer.stacks],
+        }
+        runs += [_show_run(number, run, case.at) for run in answer.runs]
+    return {"workers": workers or "none was asked", "runs": runs}
+
+
+def _show_run(generation: int, run: RunSummary, at: float) -> dict[str, object]:
+    """Sizes and ages. A model's name is the client's own text: only what looks like a name."""
+    is_plain = _PLAIN_NAME.fullmatch(run.model) and not looks_like_key(run.model)
+    return {
+        "generation": generation,
+        "id": run.id,
+        "state": run.state,
+        "model": run.model if is_plain else f"(a name of {len(run.model)} characters)",
+        "upstream": run.upstream,
+        "attempts": run.attempts,
+        "bytes": run.bytes,
+        "age_s": round(at - run.created, 1),
+        "ended_s": None if run.ended is None else round(at - run.ended, 1),
+        "first_seq": run.first_seq,
+        "next_seq": run.next_seq,
+        "subscribers": run.subscribers,
+        "reason": run.reason[:MAX_REASON_LENGTH] if run.reason else None,
+    }
+
+
+def _sections_without_keys(
+    sections: dict[str, bundle.Section], secrets: list[str]
+) -> dict[str, bundle.Section]:
+    """Nothing here should hold a key, but an upstream may use one as the name of its error."""
+    shown = {}
+    for name, section in sections.items():
+        text = msgspec.json.encode(section).decode()
+        clean = _without_keys(text, [msgspec.json.encode(each).decode()[1:-1] for each in secrets])
+        shown[name] = section if clean == text else decoding.json(clean.encode())
+    return shown
+
+
+def _without_keys(text: str, secrets: list[str]) -> str:
+    """`secrets` come the longest first, for one may begin with another."""
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text
+
+
+def _process(pid: int, what: str) -> dict[str, object]:
+    return {"pid": pid, "is": what, **kernel.of_process(pid)}
+
+
+def _pids(case: _Case) -> dict[str, int]:
+    processes = case.sections["processes"]
+    assert isinstance(processes, dict)
+    return {name: process["pid"] for name, process in processes.items()}
+
+
+def _words(worker: Worker) -> str:
+    said = worker.condemned or worker.last_words
+    return "a worker" if said is None else f"a worker that has to go: {said}"
+
+
+def _host() -> dict[str, object]:
+    system = os.uname()
+    return {
+        "python": sys.version.split("\n", maxsplit=1)[0],
+        "platform": f"{system.sysname} {system.release} {system.machine}",
+        "page_bytes": os.sysconf("SC_PAGE_SIZE"),
+        "cores": os.cpu_count(),
+        "memory_bytes": _memory_bytes(),
+        "load": _load(),
+    }
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return machine_bytes()
+    except SampleError:
+        return None
+
+
+def _load() -> list[float]:
+    try:
+        return [round(load, 2) for load in os.getloadavg()]
+    except OSError:  # a sandbox may hide it
+        return []
+
+
+def _utc(at: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
+
+
+def _nobody(path: Path | None) -> None:
+    """Nobody waits."""

@@ -1,0 +1,454 @@
+"""The config in force, and the one on its way to replace it.
+
+A reload validates first: what is wrong with the new config changes nothing. Then the serving
+worker has to take it over within a limit; if the listening sockets change, a new generation
+starts with them instead, and its readiness is the answer.
+
+One reload is under way at a time. Whoever asks meanwhile is answered by the next one, which
+begins as soon as it is over and serves all of them: so nobody waits for more than two. A file
+that changed is only looked at: what is as it was, or wrong in the same way, is not told again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+from msgspec import Struct
+
+from tidegate.config import ConfigError, LoadedConfig
+from tidegate.config.changes import Change, Effect, compare, summary
+from tidegate.core.protocol.reload import Earlier, Refusal, Refused, Reloaded, Why
+from tidegate.core.protocol.worker import ControlReply
+from tidegate.core.words import count
+from tidegate.managers.sockets import Bound, ListenError
+from tidegate.managers.systemd.notify import Notifier
+from tidegate.watchdog.control.server import OUR_FAULT, Client, ControlServer
+from tidegate.watchdog.faults import Faults
+from tidegate.watchdog.listeners import Listeners
+from tidegate.watchdog.workers.generations import Generations
+from tidegate.watchdog.workers.process import Worker
+
+_log = logging.getLogger(__name__)
+
+
+class Reload(Struct, frozen=True, kw_only=True, eq=False):
+    """One new config on its way."""
+
+    config: LoadedConfig
+    bound: list[Bound]
+    changes: list[Change]
+    clients: list[Client]  # who asked for it
+    asked: bool  # by a person: they are told also of what did not change
+    recycle: str | None = (
+        None  # why a new generation starts with it; None: the serving one takes it
+    )
+    awaits: Worker | None = None  # who has to confirm it
+    request: int = 0  # which it confirms
+    deadline_s: float | None = None
+
+
+class Reloader:
+    """Reads the config at the start, and again whenever it may have changed."""
+
+    def __init__(
+        self,
+        *,
+        load: Callable[[], LoadedConfig],
+        stand_in: Callable[[str], LoadedConfig],
+        listeners: Listeners,
+        generations: Generations,
+        control: ControlServer,
+        notifier: Notifier,
+        recycle: Callable[[str], str | None],
+        on_config: Callable[[LoadedConfig], None],
+        has_served: Callable[[], bool],
+        limit_s: float,
+        faults: Faults,
+    ) -> None:
+        """`recycle` starts a new generation or says why not; `on_config` follows a new config.
+
+        `stand_in` makes what a parked daemon runs on, from the reason. `has_served`: the service
+        manager was told that we are ready.
+        """
+        self.config: LoadedConfig | None = None  # None until the first one was found good
+        self._load = load
+        self._stand_in = stand_in
+        self._listeners = listeners
+        self._generations = generations
+        self._control = control
+        self._notifier = notifier
+        self._recycle = recycle
+        self._on_config = on_config
+        self._has_served = has_served
+        self._limit_s = limit_s
+        self._faults = faults
+        self._reload: Reload | None = None
+        self._clients: list[Client] = []  # who asked while it was under way
+        self._asked = False  # somebody did, if only by a signal
+        self._changed = False  # the file changed meanwhile
+        self._refused: str | None = None  # what the file as it is now was refused for
+        self._postponed = False  # until the recycle that is under way is over
+        self._announced = False  # the service manager waits for the end of a reload
+        self._untold: tuple[list[Change], float] | None = None  # taken up unasked, and when
+        self._request = 0
+
+    def __repr__(self) -> str:
+        return f"<Reloader under_way={self._reload is not None}>"
+
+    def begin(self) -> None:
+        """Read the first config and open its sockets. Raises ConfigError or ListenError."""
+        self._begin_with(self._load())
+
+    def park(self, reason: str) -> None:
+        """Begin with nothing but the reason why. Raises ListenError."""
+        self._begin_with(self._stand_in(reason))
+
+    def _begin_with(self, config: LoadedConfig) -> None:
+        self._listeners.use(self._listeners.open(config.settings.listen))
+        self.config = config
+        self._on_config(config)
+
+    @property
+    def refused(self) -> str | None:
+        """Why what the file says now is not in force, if so."""
+        return self._refused
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a new config is on its way."""
+        return self._reload is not None
+
+    def resume(self, former: LoadedConfig) -> None:
+        """Go on after an upgrade, with the sockets that are open.
+
+        What the file says now is taken up as ever: once a worker or a parked daemon looks at it.
+        """
+        self.config = former
+        self._on_config(former)
+
+    def for_new_worker(self) -> tuple[LoadedConfig, list[Bound]]:
+        """What a worker that starts now has to begin with."""
+        if self._reload is not None and self._reload.recycle is not None:
+            return self._reload.config, self._reload.bound
+        assert self.config is not None, "no worker is started without a config"
+        return self.config, self._listeners.bound
+
+    # --- what begins a reload -------------------------------------------------------------------
+
+    def start(self, client: Client | None) -> None:
+        """Somebody asked, by the command line or (None) a signal, to take up what the file says."""
+        if client is not None:
+            self._clients.append(client)
+        self._asked = True
+        self._begin_next()
+
+    def look_again(self) -> None:
+        """The file may have changed; if so, take it up."""
+        self._changed = True
+        self._begin_next()
+
+    def _begin_next(self) -> None:
+        """Serve all who asked so far, unless a reload is under way: then it is followed by this."""
+        if self._reload is not None or not (self._asked or self._changed):
+            return
+        clients, asked = self._clients, self._asked
+        self._clients, self._asked, self._changed = [], False, False
+        if not self._faults.attempt("a reload", lambda: self._try_to_serve(clients, asked=asked)):
+            self.abandon(clients)
+
+    def abandon(self, clients: Sequence[Client] = ()) -> None:
+        """A fault of ours: the client that waits is told, and the next reload is a new one."""
+        reload, self._reload = self._reload, None
+        waiting = [*clients, *self._clients, *(reload.clients if reload is not None else ())]
+        self._clients, self._asked, self._changed = [], False, False
+        try:
+            if reload is not None:
+                self._listeners.discard(reload.bound)
+            self._ready()
+        finally:
+            self._answer(waiting, Refusal(Why.WORKER, OUR_FAULT))
+
+    def _try_to_serve(self, clients: list[Client], *, asked: bool) -> None:
+        if self._generations.fleet.stopping:
+            self._answer(clients, Refusal(Why.BUSY, "tidegate is stopping"))
+            return
+        if asked:
+            self._announce()
+        try:
+            config = self._load()
+        except ConfigError as error:
+            self._refuse(clients, Refusal(Why.CONFIG, str(error)), asked=asked)
+            return
+        if config == self.config and not asked:
+            self._refused = None
+            return
+        self._announce()
+        self._take_up(config, clients, asked=asked)
+
+    def _take_up(self, config: LoadedConfig, clients: list[Client], *, asked: bool) -> None:
+        """A config that is good: by the worker that serves, or by a new one where it has to be."""
+        assert self.config is not None, "there is a config to replace"
+        if error := self._why_not_now(config):
+            self._postponed = True
+            self._refuse(clients, Refusal(Why.BUSY, error), asked=asked)
+            return
+        try:
+            bound = self._listeners.open(config.settings.listen)
+        except ListenError as error:
+            self._refuse(clients, Refusal(Why.ADDRESS, str(error)), asked=asked)
+            return
+        moves = set(bound) != set(self._listeners.bound)
+        reload = Reload(
+            config=config,
+            bound=bound,
+            changes=[]
+            if self._is_parked
+            else compare(self.config, config, listen=self._when(moves)),
+            clients=clients,
+            asked=asked,
+            recycle="unparked" if self._is_parked else "listen" if moves else None,
+        )
+        if reload.recycle is None:
+            self._start_with_serving(reload)
+        else:
+            self._reload = reload
+            self._start_with_recycle(reload.recycle)
+
+    def _why_not_now(self, config: LoadedConfig) -> str | None:
+        """What a new worker would have to wait for, if the addresses change and one is needed."""
+        assert self.config is not None
+        same = self._listeners.are_given or config.settings.listen == self.config.settings.listen
+        if same or not self._is_recycling or self._serving is None:
+            return None
+        former = self._generations.draining
+        runs = former.beat.runs_active if former and former.beat else 0
+        by = f" (worker {former.number} has {count(runs, 'answer')} to finish)" if former else ""
+        return (
+            f"`listen` needs a new worker, and a recycle is under way{by}; "
+            "the new config is taken up by itself when that is over"
+        )
+
+    @property
+    def _is_recycling(self) -> bool:
+        fleet = self._generations.fleet
+        return fleet.recycle is not None or len(fleet.generations) > 1
+
+    def _when(self, moves: bool) -> Effect:
+        """When a change of `listen` counts."""
+        if self._listeners.are_given:
+            return Effect.RESTART
+        return Effect.NEW_WORKER if moves else Effect.AT_ONCE
+
+    @property
+    def _is_parked(self) -> bool:
+        return self.config is not None and self.config.parked is not None
+
+    @property
+    def _serving(self) -> Worker | None:
+        """The worker that serves; not one that is dead, though its end was not noticed yet."""
+        serving = self._generations.serving
+        return serving if serving is not None and serving.process.poll() is None else None
+
+    def _start_with_recycle(self, reason: str) -> None:
+        """Without a serving worker the next one starts with it, or is recycled once it serves."""
+        if self._serving is None:
+            return
+        if error := self._recycle(reason):
+            self._finish(Refusal(Why.BUSY, f"this needs a new worker, and {error}"))
+
+    def _start_with_serving(self, reload: Reload) -> None:
+        serving = self._serving
+        self._request += 1
+        self._reload = msgspec.structs.replace(
+            reload,
+            awaits=serving,
+            request=self._request,
+            deadline_s=time.monotonic() + self._limit_s,
+        )
+        if serving is None:
+            self._finish(None)  # the next worker starts with it
+        else:
+            self._generations.reconfigure(serving, reload.config, self._request)
+
+    # --- what may end a reload ------------------------------------------------------------------
+
+    def confirmed(self, worker: Worker, request: int, error: str | None) -> None:
+        """A worker took a config over, or (`error`) would not."""
+        reload = self._reload
+        refused = None if error is None else f"worker {worker.number} refuses it: {error}"
+        if reload is not None and reload.awaits is worker and reload.request == request:
+            self._finish(None if refused is None else Refusal(Why.WORKER, refused))
+        elif refused is not None:
+            _log.error("the config is in force, and %s", refused)
+        elif (
+            request and self.config is not None and (reload is None or reload.awaits is not worker)
+        ):
+            # It was given up on, and took over what has been refused meanwhile.
+            self._generations.reconfigure(worker, self.config, 0)
+
+    def became_ready(self, worker: Worker) -> None:
+        """A worker serves: with the new config, or with one that was replaced meanwhile."""
+        if self._starts_with_reload(worker):
+            self._finish(None)
+        elif self._reload is not None and self._reload.recycle is not None:
+            self._start_with_recycle(self._reload.recycle)
+        else:
+            self._tell_ready_workers()
+
+    def worker_gone(self, worker: Worker) -> None:
+        """A process ended that may have had to answer."""
+        how = worker.how_it_ended()
+        if self._reload is not None and self._reload.awaits is worker:
+            self._finish(
+                Refusal(
+                    Why.WORKER,
+                    f"the worker ended before it answered: {how}; the next one tries again",
+                )
+            )
+        elif self._starts_with_reload(worker):
+            self._finish(
+                Refusal(Why.WORKER, f"the new worker did not start: {how}; the log says why")
+            )
+
+    def recycle_failed(self, error: str) -> None:
+        """The generation that was to start with the new config never served."""
+        if self._reload is not None and self._reload.recycle is not None:
+            self._finish(Refusal(Why.WORKER, error))
+
+    def leave(self) -> None:
+        """An upgrade takes over, and waits no longer for a reload: it reads the config anew."""
+        clients = [*(self._reload.clients if self._reload else ()), *self._clients]
+        self._clients = []
+        self._answer(clients, Refusal(Why.BUSY, "an upgrade came first; it reads the config anew"))
+        self._ready()
+
+    def tick(self, now_s: float) -> None:
+        """Every wait has its limit, and what had to wait for a recycle goes on after it."""
+        deadline_s = self._reload.deadline_s if self._reload else None
+        if deadline_s is not None and now_s > deadline_s:
+            late = f"the worker did not answer within {self._limit_s:g} s"
+            self._finish(Refusal(Why.WORKER, f"{late}; `tidegate recycle` replaces one that hangs"))
+        if self._postponed and not self._is_recycling:
+            self._postponed = False
+            self.look_again()
+        if self._reload is None:
+            self._tell_ready_workers()  # should that have failed
+
+    def _starts_with_reload(self, worker: Worker) -> bool:
+        reload = self._reload
+        return reload is not None and reload.recycle is not None and worker.config is reload.config
+
+    def _finish(self, refusal: Refusal | None) -> None:
+        """The reload under way came to its end; the next may begin."""
+        reload = self._reload
+        assert reload is not None, "there is a reload to finish"
+        self._reload = None
+        if not self._faults.attempt("the end of a reload", lambda: self._end(reload, refusal)):
+            self.abandon(reload.clients)
+        self._begin_next()
+
+    def _end(self, reload: Reload, refusal: Refusal | None) -> None:
+        if refusal is None:
+            self._put_in_force(reload)
+        else:
+            self._listeners.discard(reload.bound)
+            self._refuse(reload.clients, refusal, asked=True)
+
+    def _put_in_force(self, reload: Reload) -> None:
+        """Whole, whatever fails of it: half of a config would be neither."""
+        was_parked = self._is_parked
+        self.config = reload.config
+        self._refused, self._postponed = None, False
+        if reload.awaits is not None:
+            reload.awaits.config = reload.config
+        for step in (
+            lambda: self._listeners.use(reload.bound),
+            self._tell_ready_workers,
+            lambda: self._on_config(reload.config),
+            lambda: self._log_done(reload),
+            self._ready,
+        ):
+            self._faults.attempt("a new config", step)
+        result = Reloaded(
+            changes=reload.changes,
+            generation=self._new_generation(reload),
+            unparked=was_parked and reload.config.parked is None,
+            warnings=reload.config.warnings,
+            earlier=self._earlier(reload),
+        )
+        for client in reload.clients:
+            raw = msgspec.Raw(msgspec.json.encode(result))
+            self._control.reply(client, ControlReply(ok=True, result=raw))
+
+    def _tell_ready_workers(self) -> None:
+        """Have every worker that serves or drains know the config in force.
+
+        One may have become ready while another was asked; and a revoked token ends everywhere.
+        """
+        for worker in self._generations.ready():
+            if self.config is not None and worker.config is not self.config:
+                self._generations.reconfigure(worker, self.config, 0)
+                worker.config = self.config
+
+    def _new_generation(self, reload: Reload) -> int | None:
+        serving = self._generations.serving
+        return serving.number if reload.recycle is not None and serving is not None else None
+
+    def _earlier(self, reload: Reload) -> Earlier | None:
+        """What the file brought before somebody asked, told once to who then finds no change."""
+        untold, now_s = self._untold, time.monotonic()
+        if not reload.clients:
+            if reload.changes:
+                self._untold = None if reload.asked else (reload.changes, now_s)
+            return None
+        self._untold = None
+        if untold is None or reload.changes:
+            return None
+        return Earlier(changes=untold[0], ago_s=round(now_s - untold[1], 1))
+
+    # --- what is said of it ---------------------------------------------------------------------
+
+    def _refuse(self, clients: Sequence[Client], refusal: Refusal, *, asked: bool) -> None:
+        """What the file says cannot be used; a parked daemon's worker tells that reason."""
+        is_news = refusal.text not in (self._refused, self.config.parked if self.config else None)
+        self._refused = refusal.text
+        if asked or is_news:
+            _log.error("reload refused, nothing has changed: %s", refusal.text)
+        self._ready()
+        self._answer(clients, refusal)
+        if self._is_parked and is_news and self._reload is None:
+            stand_in = self._stand_in(refusal.text)
+            bound = self._listeners.bound
+            self._start_with_serving(
+                Reload(config=stand_in, bound=bound, changes=[], clients=[], asked=False)
+            )
+
+    def _log_done(self, reload: Reload) -> None:
+        if reload.config.parked is not None:
+            return
+        addresses = ", ".join(self._listeners.addresses)
+        moved = f"; listening on {addresses}" if reload.recycle is not None else ""
+        text = summary(reload.changes)
+        if any(change.effect is Effect.RESTART for change in reload.changes):
+            text += "; `listen` counts with a restart: the service manager opened the sockets"
+        _log.info("config reloaded: %s%s", text, moved)
+
+    def _answer(self, clients: Sequence[Client], refusal: Refusal) -> None:
+        raw = msgspec.Raw(msgspec.json.encode(Refused(refused=refusal.why)))
+        for client in clients:
+            self._control.reply(client, ControlReply(ok=False, error=refusal.text, result=raw))
+
+    def _announce(self) -> None:
+        """Tell the service manager; what it hears is true between READY and STOPPING."""
+        if self._has_served() and not self._announced:
+            self._notifier.reloading(time.monotonic())
+            self._announced = True
+
+    def _ready(self) -> None:
+        """The end of what was announced, whatever became of it."""
+        if self._announced and not self._generations.fleet.stopping:
+            self._notifier.ready()
+        self._announced = False

@@ -1,0 +1,328 @@
+"""An upgrade: the watchdog becomes the program that lies on the disk now, and nobody is cut off.
+
+    asked for -> a rehearsal: the very command that would be executed reads what it would inherit
+    -> execve: the process keeps its id, its children and these descriptors
+    -> the new watchdog takes up what the former one left, and recycles: a new worker follows
+
+What fails in the rehearsal (a broken installation, a config that the new version refuses, a
+worker's protocol that it does not speak) changes nothing. What is handed on lies in memory, for
+the config that is in force has keys in it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+from msgspec import Struct
+
+from tidegate import __version__
+from tidegate.config import LoadedConfig
+from tidegate.core import decoding
+from tidegate.core.decoding import Decoder, Undecodable
+from tidegate.core.fleet.lifecycle import Fleet
+from tidegate.core.protocol.worker import PROTOCOL, Heartbeat
+from tidegate.core.settings import Settings
+from tidegate.logs import handler
+from tidegate.watchdog.control.status import StepState, Totals
+from tidegate.watchdog.signals import hold_early
+from tidegate.watchdog.workers.process import worker_environment
+
+FORMAT = 1  # of the estate; another one is refused in the rehearsal
+STATE_VARIABLE = "TIDEGATE_ESTATE_FD"
+REHEARSAL_VARIABLE = "TIDEGATE_REHEARSAL"
+REHEARSAL_LIMIT_S = 60.0  # imports from a Raspberry Pi's cold SD card take ten
+QUIET_LIMIT_S = 10.0  # for commands and a reload under way to come to their end
+_MOST_FD = 2**31 - 1
+_SAID_BYTES = 2000
+
+
+class UpgradeError(Exception):
+    """The program on the disk cannot take over. The text says why; nothing has changed."""
+
+
+class KeptListener(Struct, frozen=True, kw_only=True):
+    """A listening socket that stays open."""
+
+    fd: int
+    configured: str
+    address: str
+    retired: bool = False  # only a draining worker accepts from it
+
+
+class KeptWorker(Struct, frozen=True, kw_only=True):
+    """A worker that notices nothing."""
+
+    number: int
+    pid: int
+    fd: int  # of the channel
+    socket_path: str
+    accepts: bool
+    unsent: bytes = b""  # of the channel
+    unfinished: bytes = b""
+    beat: Heartbeat | None = None
+    beats_when_asked: bool = False
+    known: Settings | None = None  # what its own version could say; None: the config in force
+    base_bytes: int | None = None
+    ready_s: float | None = None
+    condemned: str | None = None
+    kill_at_s: float | None = None
+
+
+class KeptClients(Struct, frozen=True, kw_only=True):
+    """Connections to the control socket that wait for an answer, by what they wait for."""
+
+    until_takeover: list[int] = []
+    until_recycled: list[int] = []
+    until_upgraded: list[tuple[int, bool]] = []  # and whether until the former worker is gone
+
+    @property
+    def descriptors(self) -> list[int]:
+        """All of them."""
+        upgraded = [fd for fd, _ in self.until_upgraded]
+        return [*self.until_takeover, *self.until_recycled, *upgraded]
+
+
+class Estate(Struct, frozen=True, kw_only=True):
+    """All that a watchdog leaves to the one that it becomes."""
+
+    format: int = FORMAT
+    protocol: int = PROTOCOL
+    version: str = __version__  # whose estate it is
+    started_s: float  # monotonic, like all times here: the clock runs on
+    serves: bool  # the service manager has been told that it is ready
+    fleet: Fleet
+    workers: list[KeptWorker]
+    listeners: list[KeptListener]
+    pid_fd: int
+    control_fd: int
+    runtime_dir: str | None = None  # where pid file and control socket are
+    clients: KeptClients
+    config: LoadedConfig | None
+    totals: Totals
+    alarms: int = 0
+    steps: dict[str, StepState] = {}
+    repairs: dict[str, float] = {}  # by id, since when
+
+    @property
+    def descriptors(self) -> list[int]:
+        """What has to survive execve."""
+        fds = [self.pid_fd, self.control_fd, *self.clients.descriptors]
+        return [*fds, *(w.fd for w in self.workers), *(each.fd for each in self.listeners)]
+
+
+def write(estate: Estate) -> BinaryIO:
+    """The estate in an open file that has no name; the caller closes it. Raises OSError."""
+    file = _nameless_file()
+    file.write(msgspec.json.encode(estate, enc_hook=str))  # a path is the only foreign type
+    file.flush()
+    return file
+
+
+def _nameless_file() -> BinaryIO:
+    """In memory where the system can: what is in it is nobody else's affair. Raises OSError."""
+    if sys.platform == "linux":
+        return os.fdopen(os.memfd_create("tidegate"), "w+b")
+    return tempfile.TemporaryFile()
+
+
+def read(fd: int) -> Estate:
+    """What was written. Raises UpgradeError when this version cannot go on with it."""
+    try:
+        os.lseek(fd, 0, os.SEEK_SET)
+        with os.fdopen(os.dup(fd), "rb") as file:
+            text = file.read()
+        about = _about.decode(text)
+        if about.format != FORMAT:
+            raise UpgradeError(f"what {about.version} leaves has another format; restart instead")
+        if about.protocol != PROTOCOL:
+            raise UpgradeError(
+                f"the workers of {about.version} speak protocol {about.protocol} and {__version__} "
+                f"speaks {PROTOCOL}; restart instead"
+            )
+        return _estate.decode(text)
+    except (OSError, Undecodable) as error:
+        raise UpgradeError(f"what the former version left cannot be read: {error}") from error
+
+
+class _About(Struct, frozen=True):
+    """What must be known of an estate before anything else of it is believed."""
+
+    format: int
+    protocol: int
+    version: str
+
+
+def _to_path(wanted: type, value: object) -> object:
+    if wanted is not Path:
+        raise NotImplementedError(f"{wanted} is no part of an estate")
+    return Path(str(value))
+
+
+_about = Decoder(_About)
+_estate = Decoder(Estate, _to_path)
+
+
+# --- the new program's side ------------------------------------------------------------------
+
+
+def inherited(environ: MutableMapping[str, str]) -> Estate | None:
+    """What the former watchdog left to this process; the variable is used up.
+
+    Raises UpgradeError.
+    """
+    fd = decoding.count(environ.pop(STATE_VARIABLE, ""), _MOST_FD)
+    if fd is None:
+        return None
+    try:
+        estate = read(fd)
+    finally:
+        with suppress(OSError):  # it was no descriptor at all
+            os.close(fd)
+    for each in estate.descriptors:
+        os.set_inheritable(each, False)
+    return estate
+
+
+def is_rehearsal(environ: Mapping[str, str]) -> bool:
+    """Whether this process is only to say if it could take over."""
+    return REHEARSAL_VARIABLE in environ
+
+
+def rehearse(environ: Mapping[str, str]) -> Estate:
+    """What would be inherited. Raises UpgradeError."""
+    fd = decoding.count(environ.get(STATE_VARIABLE, ""), _MOST_FD)
+    if fd is None:
+        raise UpgradeError("nothing was handed on")
+    return read(fd)
+
+
+# --- the former program's side ------------------------------------------------------------------
+
+
+def command() -> list[str]:
+    """What to execute: whatever was started, found anew.
+
+    A script is started as such, so that the interpreter it names today is the one that runs it.
+    """
+    script = Path(sys.argv[0]).absolute()
+    if script.suffix != ".py" and script.is_file() and os.access(script, os.X_OK):
+        return [str(script), *sys.argv[1:]]
+    return [sys.executable, *sys.orig_argv[1:]]
+
+
+class Rehearsal:
+    """The command on its trial run. Never waits."""
+
+    def __init__(self, words: Sequence[str], estate: Estate, now_s: float) -> None:
+        """Start it. Raises UpgradeError."""
+        self._deadline_s = now_s + REHEARSAL_LIMIT_S
+        try:
+            self._said = _nameless_file()
+            with write(estate) as state:
+                self._process = self._start(words, state.fileno())
+        except OSError as error:
+            raise UpgradeError(f"{words[0]} cannot be started: {error}") from error
+
+    def _start(self, words: Sequence[str], state: int) -> subprocess.Popen[bytes]:
+        environ = worker_environment(os.environ) | {
+            STATE_VARIABLE: str(state),
+            REHEARSAL_VARIABLE: "1",
+        }
+        environ.pop(handler.FILE_VARIABLE, None)  # what it says is for us
+        return subprocess.Popen(  # noqa: S603  (our own command)
+            list(words),
+            stdin=subprocess.DEVNULL,
+            stdout=self._said,
+            stderr=self._said,
+            env=environ,
+            pass_fds=[state],
+        )
+
+    def is_over(self, now_s: float) -> bool:
+        """Whether it has come to its end, by itself or at its limit."""
+        if self._process.poll() is None and now_s > self._deadline_s:
+            self._process.kill()
+            self._process.wait()
+        return self._process.poll() is not None
+
+    def judge(self) -> None:
+        """Raises UpgradeError when it did not end well, with what it said."""
+        code = self._process.returncode
+        with self._said as said:
+            said.seek(0)
+            text = said.read(_SAID_BYTES).decode("utf-8", "replace").strip()
+        if code:
+            raise UpgradeError(text or f"it ended with exit code {code} and said nothing")
+
+    def cancel(self) -> None:
+        """Nobody wants to know any more."""
+        self._process.kill()
+        self._process.wait()
+        self._said.close()
+
+
+def become(words: Sequence[str], estate: Estate, notify: Mapping[str, str]) -> None:
+    """Execute `words` in this process. Returns only by UpgradeError; then all is as before.
+
+    Signals wait meanwhile: until the new program hears them, their default would be to end it.
+    """
+    try:
+        with write(estate) as state:
+            _execute(words, [state.fileno(), *estate.descriptors], state.fileno(), notify)
+    except OSError as error:
+        raise UpgradeError(f"{words[0]} cannot be executed: {error}") from error
+
+
+def _execute(
+    words: Sequence[str], kept: Sequence[int], state: int, notify: Mapping[str, str]
+) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    hold_early()
+    try:
+        for fd in kept:
+            os.set_inheritable(fd, True)
+        environ = {**os.environ, **notify, STATE_VARIABLE: str(state)}
+        os.execve(words[0], list(words), environ)  # noqa: S606  (our own command)
+    finally:
+        for fd in kept:
+            with suppress(OSError):
+                os.set_inheritable(fd, False)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class Upgrade:
+    """One upgrade that was asked for, from its rehearsal to the moment before execve."""
+
+    def __init__(self, estate: Estate) -> None:
+        """Begin. Raises UpgradeError."""
+        self.words = command()
+        self._rehearsal: Rehearsal | None = Rehearsal(self.words, estate, time.monotonic())
+        self._quiet_until_s = 0.0
+
+    def is_due(self, now_s: float, *, is_quiet: bool) -> bool:
+        """Whether it is time for `become`. Raises UpgradeError when the rehearsal failed.
+
+        It waits a little for whoever is being answered just now.
+        """
+        if self._rehearsal is not None:
+            if not self._rehearsal.is_over(now_s):
+                return False
+            rehearsal, self._rehearsal = self._rehearsal, None
+            rehearsal.judge()
+            self._quiet_until_s = now_s + QUIET_LIMIT_S
+        return is_quiet or now_s > self._quiet_until_s
+
+    def cancel(self) -> None:
+        """It is not wanted any more."""
+        if self._rehearsal is not None:
+            self._rehearsal.cancel()

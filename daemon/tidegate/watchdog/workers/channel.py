@@ -1,0 +1,123 @@
+"""The line between the watchdog and a worker: one message per line over a socketpair.
+
+`LineSplitter` is only arithmetic and serves both sides. `Channel` is the watchdog's: it never
+waits. What a stuck worker does not read is kept up to a bound; beyond it a message is refused,
+and the heartbeat that is missing then says the rest.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+from tidegate.core.protocol.worker import MAX_LINE_BYTES, Message, encode
+
+# Facts are 300 bytes a second and are skipped while others wait, so only a settings message and
+# a few questions ever stand here.
+MAX_UNSENT_BYTES = MAX_LINE_BYTES
+_READ_BYTES = 64 * 1024
+_READS_PER_TURN = 64  # 4 MiB: a whole listing, yet one worker cannot keep the loop for itself
+
+
+class ChannelError(Exception):
+    """The other side is gone, or speaks no lines."""
+
+
+class LineSplitter:
+    """Cuts bytes into lines, however they arrive. Holds at most one unfinished line."""
+
+    def __init__(self, max_line_bytes: int = MAX_LINE_BYTES, unfinished: bytes = b"") -> None:
+        self._unfinished = bytearray(unfinished)
+        self._max_line_bytes = max_line_bytes
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The lines that `data` completes, without their ends. Raises ChannelError."""
+        *lines, rest = data.split(b"\n")
+        for line in lines:
+            whole = bytes(self._unfinished) + line if self._unfinished else line
+            self._unfinished.clear()
+            self._check(len(whole))
+            yield whole
+        self._unfinished += rest
+        self._check(len(self._unfinished))
+
+    @property
+    def unfinished(self) -> bytes:
+        """What waits for the rest of its line."""
+        return bytes(self._unfinished)
+
+    def _check(self, length: int) -> None:
+        if length > self._max_line_bytes:
+            raise ChannelError(f"a line of more than {self._max_line_bytes} bytes")
+
+
+class Channel:
+    """The watchdog's end. Give it a connected stream socket; `close` it when done.
+
+    `unsent` and `unfinished` are what an earlier one on the same socket had left.
+    """
+
+    def __init__(self, sock: socket.socket, unsent: bytes = b"", unfinished: bytes = b"") -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._unsent = bytearray(unsent)
+        self._splitter = LineSplitter(unfinished=unfinished)
+
+    def __repr__(self) -> str:
+        return f"<Channel fd={self.fileno()} unsent={len(self._unsent)}>"
+
+    def fileno(self) -> int:
+        """For the selector."""
+        return self._sock.fileno()
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What waits until the other side reads."""
+        return len(self._unsent)
+
+    @property
+    def unsent(self) -> bytes:
+        """What that is."""
+        return bytes(self._unsent)
+
+    @property
+    def unfinished(self) -> bytes:
+        """The part of a line that has been read."""
+        return self._splitter.unfinished
+
+    def send(self, message: Message) -> bool:
+        """Send it, or keep it to be sent; False when there is no room."""
+        line = encode(message)
+        if len(self._unsent) + len(line) > MAX_UNSENT_BYTES:
+            return False
+        self._unsent += line
+        self.flush()
+        return True
+
+    def flush(self) -> None:
+        """Send what can be sent now."""
+        try:
+            while self._unsent:
+                sent = self._sock.send(self._unsent)
+                del self._unsent[:sent]
+        except BlockingIOError:
+            return
+        except OSError:  # it died; reading says so, and the loop acts on it there
+            self._unsent.clear()
+
+    def receive(self) -> Iterator[bytes]:
+        """The lines that are here now. Raises ChannelError at the end of file."""
+        for _ in range(_READS_PER_TURN):
+            try:
+                data = self._sock.recv(_READ_BYTES)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                raise ChannelError(str(error)) from error
+            if not data:
+                raise ChannelError("end of file")
+            yield from self._splitter.feed(data)
+
+    def close(self) -> None:
+        """Give the descriptor back. The worker sees the end of file and exits."""
+        self._sock.close()

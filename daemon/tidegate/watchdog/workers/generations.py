@@ -1,0 +1,358 @@
+"""Every generation twice: as `core.lifecycle` knows it, and as the process that it is.
+
+`step` lets lifecycle decide; `start`, `drain` and `end` are what its decisions do to processes.
+What a worker says goes to `on_said`, and what befalls one beyond what it says to `on_event`;
+nothing is decided here.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import random
+import selectors
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from tidegate.config import LoadedConfig
+from tidegate.core.decoding import Undecodable
+from tidegate.core.fleet import lifecycle as life
+from tidegate.core.fleet.lifecycle import State
+from tidegate.core.protocol import worker as msg
+from tidegate.managers.sockets import Bound
+from tidegate.watchdog.faults import Faults, Handler
+from tidegate.watchdog.upgrade.upgrade import KeptWorker
+from tidegate.watchdog.workers.channel import Channel, ChannelError
+from tidegate.watchdog.workers.process import Adopted, Worker, spawn
+
+_log = logging.getLogger(__name__)
+
+
+class Generations:
+    """The workers, oldest first. `close` gives back what is left of them."""
+
+    def __init__(
+        self,
+        *,
+        command: Sequence[str],
+        runtime_dir: Path,
+        policy: life.Policy,
+        selector: selectors.BaseSelector,
+        on_said: Callable[[Worker, msg.FromWorker], None],
+        on_event: Callable[[life.Event], object],
+        faults: Faults,
+        first_limit_bytes: Callable[[int], int] = lambda _number: 0,
+    ) -> None:
+        self.fleet = life.Fleet()
+        self.policy = policy
+        self._command = command
+        self._runtime_dir = runtime_dir
+        self._selector = selector
+        self._on_said = on_said
+        self._on_event = on_event
+        self._faults = faults
+        self._first_limit_bytes = first_limit_bytes
+        self._workers: dict[int, Worker] = {}
+
+    def __repr__(self) -> str:
+        return f"<Generations {[(g.number, g.state.value) for g in self.fleet.generations]}>"
+
+    def __iter__(self) -> Iterator[Worker]:
+        """Every process that has not been reaped, also one that was written off."""
+        return iter(list(self._workers.values()))
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    # --- what a former watchdog left ------------------------------------------------------------
+
+    def clear(self) -> None:
+        """Remove what one left that was killed: its workers are gone, their sockets are not."""
+        for left_over in self._runtime_dir.glob("worker-*.sock"):
+            with suppress(OSError):  # the next worker of that number tries it too
+                left_over.unlink()
+
+    def kept(self) -> list[KeptWorker]:
+        """What an upgrade leaves of the workers, which notice nothing of it."""
+        return [
+            KeptWorker(
+                number=worker.number,
+                pid=worker.pid,
+                fd=worker.channel.fileno(),
+                socket_path=str(worker.socket_path),
+                accepts=worker.accepts,
+                unsent=worker.channel.unsent,
+                unfinished=worker.channel.unfinished,
+                beat=worker.beat,
+                beats_when_asked=worker.beats_when_asked,
+                known=worker.known,
+                base_bytes=worker.base_bytes,
+                ready_s=worker.ready_s,
+                condemned=worker.condemned,
+                kill_at_s=worker.kill_at_s,
+            )
+            for worker in self
+        ]
+
+    def adopt(self, fleet: life.Fleet, kept: Sequence[KeptWorker], config: LoadedConfig) -> None:
+        """Go on with the workers that an upgrade left; `config` is what they were last told."""
+        self.fleet = fleet
+        for each in kept:
+            channel = Channel(socket.socket(fileno=each.fd), each.unsent, each.unfinished)
+            worker = Worker(
+                number=each.number,
+                process=Adopted(each.pid),
+                channel=channel,
+                socket_path=Path(each.socket_path),
+                config=config,
+                accepts=each.accepts,
+                beat=each.beat,
+                beats_when_asked=each.beats_when_asked,
+                known=each.known or config.settings,
+                base_bytes=each.base_bytes,
+                ready_s=each.ready_s,
+                condemned=each.condemned,
+                kill_at_s=each.kill_at_s,
+            )
+            self._add(worker)
+
+    def _add(self, worker: Worker) -> None:
+        self._workers[worker.number] = worker
+        self._selector.register(worker.channel, selectors.EVENT_READ, self._handler(worker))
+        self._watch(worker)
+
+    def _handler(self, worker: Worker) -> Handler:
+        return Handler(
+            "a worker's channel",
+            functools.partial(self._turn, worker),
+            functools.partial(self._give_up, worker),
+        )
+
+    def _give_up(self, worker: Worker) -> None:
+        """What we cannot talk to is of no use: another one takes its place."""
+        self._unwatch(worker)
+        self._on_event(life.Condemn(worker.number, "its channel failed, by a fault of tidegate's"))
+
+    def _unwatch(self, worker: Worker) -> None:
+        with suppress(KeyError, ValueError):  # its end of file came before
+            self._selector.unregister(worker.channel)
+
+    # --- who is who ---------------------------------------------------------------------------
+
+    @property
+    def serving(self) -> Worker | None:
+        """The one that new connections come to."""
+        return self._in_state(State.SERVING)
+
+    @property
+    def draining(self) -> Worker | None:
+        """The one that only finishes what it has."""
+        return self._in_state(State.DRAINING)
+
+    def ready(self) -> list[Worker]:
+        """The serving one first, then the draining one."""
+        return [worker for worker in (self.serving, self.draining) if worker is not None]
+
+    def stale(self, now_s: float, fresh_s: float) -> list[Worker]:
+        """Those who are ready, last beat longer ago than that, and can be asked to beat."""
+        return [
+            worker
+            for worker in self.ready()
+            if worker.beats_when_asked
+            and not worker.channel.unsent_bytes
+            and (known := self.fleet.by_number(worker.number)) is not None
+            and now_s - known.beat_s > fresh_s
+        ]
+
+    def peer(self, number: int) -> Worker | None:
+        """The other generation as that one sees it, while it is ready."""
+        return next((worker for worker in self.ready() if worker.number != number), None)
+
+    def former_accepts(self) -> bool:
+        """Whether anybody beside the serving one still takes connections."""
+        return any(worker.accepts for worker in self if worker is not self.serving)
+
+    def _in_state(self, state: State) -> Worker | None:
+        generation = self.fleet.in_state(state)
+        return self._workers.get(generation.number) if generation else None
+
+    # --- decided by lifecycle, done here --------------------------------------------------------
+
+    def step(self, event: life.Event, now_s: float) -> list[life.Effect]:
+        """Take the event in; what has to be done about it."""
+        jitter = random.random()  # noqa: S311  (spreads restarts, keeps no secret)
+        self.fleet, effects = life.step(self.fleet, event, now_s, self.policy, jitter)
+        return effects
+
+    def start(self, number: int, config: LoadedConfig, bound: Sequence[Bound]) -> None:
+        """Start a worker with these sockets, and tell it its config."""
+        path = self._socket_path(number)
+        try:
+            worker = spawn(
+                self._command, number, path, config, [each.sock.fileno() for each in bound]
+            )
+        except OSError as error:
+            _log.error("cannot start worker %d: %s", number, error)
+            self._on_event(life.Exited(number, f"cannot be started: {error}"))
+            return
+        _log.info("worker %d starts, pid %d", number, worker.pid)
+        self._add(worker)
+        listeners = [msg.Listener(fd=b.sock.fileno(), address=b.address) for b in bound]
+        limit_bytes = self._first_limit_bytes(number)
+        self.send(
+            worker, self._configure(worker, config, listeners=listeners, limit_bytes=limit_bytes)
+        )
+
+    def reconfigure(self, worker: Worker, config: LoadedConfig, request: int) -> None:
+        """Tell a worker a new config; it answers with `request`.
+
+        One of a former version hears of tokens and keys, and keeps its settings: a word in them
+        that it cannot read would end it, and every stream with it.
+        """
+        if worker.known is not None:
+            config = replace(config, settings=worker.known)
+        self.send(worker, self._configure(worker, config, request=request))
+
+    def drain(self, number: int, limit_s: float, successor: int | None) -> None:
+        """Tell a worker to finish what it has, and who takes over its finished runs."""
+        order = msg.StartDraining(
+            limit_s=limit_s,
+            reason="stop" if successor is None else "recycle",
+            successor_socket=None if successor is None else str(self._socket_path(successor)),
+        )
+        _log.info("worker %d drains, for at most %.0f s (%s)", number, limit_s, order.reason)
+        if worker := self._workers.get(number):
+            self.send(worker, order)
+
+    def end(self, number: int, reason: str, *, stacks: bool, notice: bool = False) -> None:
+        """End a worker's process; with `stacks` it may first write where it stands.
+
+        With `notice` its readers get their error events, as far as that time allows.
+        """
+        _log.warning("worker %d ends: %s", number, reason)
+        if worker := self._workers.get(number):
+            worker.condemned = reason
+            if notice:
+                self.send(worker, msg.StartDraining(limit_s=0.0, reason=reason))
+            wait_s = self.policy.timing.kill_wait_s
+            worker.begin_end(time.monotonic(), wait_s, stacks=stacks)
+
+    def kill_soon(self, number: int) -> None:
+        """End a worker's process at the next turn, and ask it nothing."""
+        if (worker := self._workers.get(number)) is not None and worker.kill_at_s is None:
+            worker.kill_at_s = time.monotonic()
+
+    def exit_code(self, number: int) -> int | None:
+        """How a worker's process ended, if it has; negative for a signal."""
+        worker = self._workers.get(number)
+        return worker.process.returncode if worker else None
+
+    # --- the line to each of them -----------------------------------------------------------------
+
+    def send(self, worker: Worker, message: msg.Message) -> None:
+        """Say something; one that has stopped reading hears it later or never."""
+        if not worker.channel.send(message):
+            _log.warning("worker %d takes no messages", worker.number)
+        self._watch(worker)
+
+    def _turn(self, worker: Worker, mask: int) -> None:
+        """A worker's channel can be read or written."""
+        if mask & selectors.EVENT_WRITE:
+            worker.channel.flush()
+            self._watch(worker)
+        if mask & selectors.EVENT_READ and not self._hear(worker):
+            self._unwatch(worker)  # its exit follows, or its beat is missed
+
+    def _hear(self, worker: Worker) -> bool:
+        """Take in all that a worker said; False when it will say no more."""
+        try:
+            for line in worker.channel.receive():
+                said = msg.decode_from_worker(line)
+                self._faults.attempt(
+                    "a worker's line", functools.partial(self._on_said, worker, said)
+                )
+        except ChannelError:
+            return False
+        except Undecodable as error:
+            why = f"it says what we do not understand: {error}"
+            self._on_event(life.Condemn(worker.number, why))
+            return False
+        return True
+
+    def _watch(self, worker: Worker) -> None:
+        """Wait for room only while something waits to be sent."""
+        mask = selectors.EVENT_READ
+        if worker.channel.unsent_bytes:
+            mask |= selectors.EVENT_WRITE
+        with suppress(KeyError):  # its end of file came before
+            self._selector.modify(worker.channel, mask, self._handler(worker))
+
+    def move(self, place: Path) -> None:
+        """Have the workers listen for each other there; those of an older version stay unheard."""
+        self._runtime_dir = place
+        for worker in self.ready():
+            worker.socket_path = self._socket_path(worker.number)
+            self.reconfigure(worker, worker.config, 0)
+
+    def _configure(
+        self,
+        worker: Worker,
+        config: LoadedConfig,
+        *,
+        request: int = 0,
+        listeners: Sequence[msg.Listener] = (),
+        limit_bytes: int = 0,
+    ) -> msg.Configure:
+        peer = self.peer(worker.number)
+        return msg.Configure(
+            request=request,
+            generation=worker.number,
+            settings=config.settings,
+            tokens=config.tokens,
+            secrets=config.secrets,
+            headers=config.headers,
+            authorities=config.authorities,
+            listeners=list(listeners),
+            peer_socket=str(worker.socket_path),
+            other_socket=str(peer.socket_path) if peer else None,
+            config_file=str(config.place),
+            parked=config.parked,
+            ledger_limit_bytes=limit_bytes,
+        )
+
+    def _socket_path(self, number: int) -> Path:
+        return self._runtime_dir / f"worker-{number}.sock"
+
+    # --- their ends -------------------------------------------------------------------------------
+
+    def next_kill_s(self) -> float | None:
+        """When the next of them is due that was given time for its stacks."""
+        return min((w.kill_at_s for w in self if w.kill_at_s is not None), default=None)
+
+    def kill_due(self, now_s: float) -> None:
+        """End those whose time for their stacks is over."""
+        for worker in self:
+            worker.kill_if_due(now_s)
+
+    def gone(self) -> list[Worker]:
+        """Those whose process is gone. Their last words have been heard."""
+        ended = [worker for worker in self if worker.process.poll() is not None]
+        for worker in ended:
+            self._faults.attempt("a worker's last words", functools.partial(self._hear, worker))
+            _log.info("worker %d is gone: %s", worker.number, worker.how_it_ended())
+        return ended
+
+    def forget(self, worker: Worker) -> None:
+        """Give back what is left of a worker."""
+        self._unwatch(worker)
+        self._workers.pop(worker.number, None)
+        worker.close()
+
+    def close(self) -> None:
+        """Give back those that even SIGKILL did not end."""
+        for worker in self:
+            self.forget(worker)

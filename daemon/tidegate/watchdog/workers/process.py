@@ -1,0 +1,276 @@
+"""Processes: starting a worker, ending it, and the lock that lets only one watchdog live.
+
+A worker inherits its end of the channel and the listening sockets, and nothing of the service
+manager: what systemd hears comes from the watchdog alone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import math
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tidegate.config import LoadedConfig
+from tidegate.config.keys import variables_of
+from tidegate.core.descriptors import needed
+from tidegate.core.protocol.worker import Heartbeat
+from tidegate.core.settings import Limits, Settings
+from tidegate.logs import handler
+from tidegate.machine import private_file
+from tidegate.watchdog.signals import name_of
+from tidegate.watchdog.workers.channel import Channel
+
+WORKER_COMMAND = (sys.executable, "-m", "tidegate.gateway.worker")
+DESCRIPTORS = needed(Limits().max_connections)  # until a worker knows what the config says
+_log = logging.getLogger(__name__)
+KILL_AGAIN_S = 1.0  # after a SIGKILL that could not be sent
+# glibc raises by itself the size from which on memory goes back to the system when it is freed, up
+# to 32 MiB once that much was freed. Then large requests lie in the heap and leave holes: 162 MiB
+# resident of 93 that were held, measured after 50 uploads of 31 MiB. Said, it stays as it begins.
+_MALLOC_LARGE, _LARGE_BYTES = "MALLOC_MMAP_THRESHOLD_", "131072"
+_MANAGERS = ("NOTIFY_", "WATCHDOG_", "LISTEN_", "MEMORY_PRESSURE_")
+
+
+# Of Python, the C library, TLS, the log, and where tidegate is.
+_NEEDED = {
+    *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TZDIR", "TMPDIR"),
+    *("JOURNAL_STREAM", "SSL_CERT_FILE", "SSL_CERT_DIR", "VIRTUAL_ENV"),
+}
+_NEEDED_BEGIN = ("LC_", "PYTHON", "LD_", "DYLD_", "MALLOC_", "GLIBC_", "TIDEGATE_", "__CF_")
+
+
+class AlreadyRunning(Exception):
+    """Another watchdog holds the pid file."""
+
+
+class Adopted:
+    """A child that was started before an upgrade; as much of a Popen as is used here."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal; None while it lives."""
+        if self.returncode is None:
+            try:
+                pid, state = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:  # somebody else reaped it, and how it ended is lost
+                self.returncode = 0
+            else:
+                self.returncode = os.waitstatus_to_exitcode(state) if pid else None
+        return self.returncode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send one, unless it has been reaped. Raises OSError."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One worker process and what it last said."""
+
+    number: int
+    process: subprocess.Popen[bytes] | Adopted
+    channel: Channel
+    socket_path: Path  # where it listens for the other generation
+    config: LoadedConfig  # what it was last told
+    beats_when_asked: bool = False
+    known: Settings | None = None  # of another version, which may not be able to read others
+    accepts: bool = True  # until it says that it drains
+    beat: Heartbeat | None = None  # the last one
+    base_bytes: int | None = None  # resident when it became ready
+    ready_s: float | None = None  # when that was
+    last_words: str | None = None  # why it said it could not go on
+    condemned: str | None = None  # why we end it
+    kill_at_s: float | None = None
+
+    @property
+    def pid(self) -> int:
+        """Of the process, which stays ours until it has been reaped."""
+        return self.process.pid
+
+    def begin_end(self, now_s: float, wait_s: float, *, stacks: bool) -> None:
+        """End it: at most `wait_s` for the stacks to be written, then SIGKILL regardless."""
+        if self.kill_at_s is not None or self.process.poll() is not None:
+            return
+        self.kill_at_s = now_s
+        if stacks:
+            self._signal(signal.SIGUSR1)  # faulthandler writes where every thread stands
+            self._signal(signal.SIGCONT)  # a stopped process writes nothing
+            self.kill_at_s = now_s + wait_s
+        self.kill_if_due(now_s)
+
+    def kill_if_due(self, now_s: float) -> None:
+        """The second half of `begin_end`."""
+        if self.kill_at_s is not None and now_s >= self.kill_at_s:
+            # Once is enough: what survives it hangs in the kernel.
+            was_sent = self._signal(signal.SIGKILL)
+            self.kill_at_s = math.inf if was_sent else now_s + KILL_AGAIN_S
+
+    def how_it_ended(self) -> str:
+        """One phrase for the log: what was said or seen last, and the exit."""
+        code = self.process.returncode or 0
+        exit_text = f"killed by {name_of(-code)}" if code < 0 else f"exit {code}"
+        if why := self.condemned or self.last_words:
+            return f"{why} ({exit_text})"
+        return exit_text
+
+    def close(self) -> None:
+        """Give back what is left of it. The process must have been reaped."""
+        self.channel.close()
+        with suppress(OSError):  # the directory is gone, or cannot be written any more
+            self.socket_path.unlink()
+
+    def _signal(self, number: signal.Signals) -> bool:
+        """Send one; does nothing to a process that was reaped. A sandbox may forbid it."""
+        try:
+            self.process.send_signal(number)
+        except OSError as error:
+            _log.error("worker %d cannot be sent %s: %s", self.number, number.name, error)
+            return False
+        return True
+
+
+def spawn(
+    command: Sequence[str],
+    number: int,
+    socket_path: Path,
+    config: LoadedConfig,
+    inherited: Sequence[int],
+) -> Worker:
+    """Start generation `number`, which has yet to be told its config. Raises OSError."""
+    ours, theirs = socket.socketpair()
+    try:
+        popen = subprocess.Popen(  # noqa: S603  (our own command)
+            [*command, "--channel", str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            env=worker_environment(
+                {name: value for name, value in os.environ.items() if _is_needed(name)},
+                frozenset(variables_of(config.settings)),
+            ),
+            pass_fds=(theirs.fileno(), *inherited),
+        )
+    except OSError:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return Worker(number, popen, Channel(ours), socket_path, config)
+
+
+def _is_needed(name: str) -> bool:
+    """Whether a worker needs that variable.
+
+    Others are left out, for a key may be in any of them: that of an upstream which a reload adds
+    later, or of a config that cannot be read yet.
+    """
+    return name in _NEEDED or name.startswith(_NEEDED_BEGIN)
+
+
+def worker_environment(
+    environ: Mapping[str, str], secret: Set[str] = frozenset()
+) -> dict[str, str]:
+    """Ours, without what speaks to the service manager, and with the log's place.
+
+    And without variables that are `secret`: a worker is told their values, and a program that can
+    read its environment need not be.
+    """
+    kept = {_MALLOC_LARGE: _LARGE_BYTES}
+    kept |= {k: v for k, v in environ.items() if not k.startswith(_MANAGERS) and k not in secret}
+    if file := handler.current_file():
+        kept[handler.FILE_VARIABLE] = str(file)
+    return kept
+
+
+def allow_many_descriptors() -> None:
+    """Raises the soft limit, which is often 1,024: clients and upstreams need two a stream.
+
+    Workers inherit it, and say so where the hard limit leaves less than their config needs.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def forbid_core_dumps() -> None:
+    """A core dump would hold people's prompts."""
+    if resource.getrlimit(resource.RLIMIT_CORE) == (0, 0):
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    except (OSError, ValueError) as error:  # a sandbox may forbid even that
+        _log.warning("core dumps cannot be switched off: %s", error)
+
+
+@dataclass(slots=True)
+class PidFile:
+    """A locked file that names us. The lock, not the file's being there, is what counts."""
+
+    path: Path
+    fd: int = -1  # while it is held; one that an upgrade left is held already
+
+    def hold(self) -> None:
+        """Lock it for life. Raises AlreadyRunning, which says who holds it, or OSError."""
+        if self.fd >= 0:
+            return
+        fd = self._lock()
+        while not self._is_ours(fd):  # its former holder removed it in this very moment
+            os.close(fd)
+            fd = self._lock()
+        os.ftruncate(fd, 0)
+        os.write(fd, f"{os.getpid()}\n".encode())
+        self.fd = fd
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether others find it there."""
+        return self._is_ours(self.fd)
+
+    def renew(self, path: Path) -> None:
+        """Hold it there from now on. Raises AlreadyRunning or OSError; then all is as it was."""
+        if path == self.path and self.is_in_place:
+            return
+        new = PidFile(path)
+        new.hold()
+        self.release()
+        self.path, self.fd = new.path, new.fd
+
+    def release(self) -> None:
+        """Remove it and let go, in that order: what stands at the path is always locked."""
+        if self._is_ours(self.fd):
+            with suppress(OSError):  # the lock is what counts
+                self.path.unlink()
+        os.close(self.fd)
+
+    def _lock(self) -> int:
+        fd = private_file.open_own(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(fd, 32).decode("ascii", "replace").strip() or "unknown"
+            os.close(fd)
+            raise AlreadyRunning(
+                f"tidegate is already running with process id {holder} ({self.path}); "
+                "stop it first (`tidegate stop`) or give this one its own --runtime-dir"
+            ) from None
+        return fd
+
+    def _is_ours(self, fd: int) -> bool:
+        """Whether what was locked is still what others find at the path."""
+        try:
+            return os.path.samestat(os.fstat(fd), self.path.lstat())
+        except OSError:  # it is not there, or its directory is not
+            return False
