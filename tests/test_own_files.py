@@ -12,7 +12,7 @@ from tidegate.logs import file
 from tidegate.machine.private_file import check_own_directory, open_own
 from tidegate.watchdog import detach
 from tidegate.watchdog.guard import bundle, decision_log
-from tidegate.watchdog.workers import process
+from tidegate.watchdog.pid_file import PidFile
 
 TEXT = "not to be touched\n"
 
@@ -27,7 +27,7 @@ def victim(tmp_path: Path) -> Path:
 
 def hold(place: Path) -> None:
     """Hold the pid file there."""
-    process.PidFile(place).hold()
+    PidFile(place).hold()
 
 
 def append(place: Path) -> None:

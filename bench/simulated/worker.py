@@ -12,7 +12,7 @@ from math import exp, sqrt
 from random import Random
 from typing import NamedTuple
 
-from tidegate.core.protocol.worker import StepReport
+from tidegate.core.memory.report import StepReport
 from tidegate.core.runs.eviction import Step
 from tidegate.core.settings import MIB
 

@@ -17,7 +17,7 @@ from simulated.worker import Worker
 from tidegate.core import settings
 from tidegate.core.fleet import lifecycle as life
 from tidegate.core.memory import growth, levels, policy
-from tidegate.core.protocol.worker import StepReport
+from tidegate.core.memory.report import StepReport
 from tidegate.core.settings import MIB
 
 HOUR_S = 3600.0

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from tidegate.cli.main import main
-from tidegate.core.protocol.worker import ControlReply, ControlRequest
+from tidegate.core.protocol.control import ControlReply, ControlRequest
 from tidegate.watchdog.control.server import Client, ControlServer
 
 

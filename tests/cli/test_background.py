@@ -9,14 +9,8 @@ import sys
 
 import pytest
 
+from tidegate.core.protocol.status import MemoryState, RunCounts, Status, SweptState, WatchdogState
 from tidegate.watchdog import detach
-from tidegate.watchdog.control.status import (
-    MemoryState,
-    RunCounts,
-    Status,
-    SweptState,
-    WatchdogState,
-)
 
 HOLD = """
 import fcntl, os, signal, sys

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.cli.main import command_line, main
+from tidegate.cli.main import main
+from tidegate.cli.parser import command_line
 from tidegate.cli.shell import completion
 from tidegate.cli.shell.grammar import Kind, read
 from tidegate.cli.shell.manual import manual

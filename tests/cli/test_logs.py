@@ -20,15 +20,15 @@ from tidegate.cli.failure import NOT_RUNNING, REFUSED, USAGE, Failure
 from tidegate.cli.show.log_reader import Line, LogReader, parse
 from tidegate.cli.verbs import logs as verb
 from tidegate.cli.verbs.logs import Wanted, from_journal, show_file, show_journal
-from tidegate.logs.file import LogState
-from tidegate.managers.job import Scope
-from tidegate.watchdog.control.status import (
+from tidegate.core.protocol.status import (
+    LogState,
     MemoryState,
     RunCounts,
     Status,
     SweptState,
     WatchdogState,
 )
+from tidegate.managers.job import Scope
 
 LIMIT_S = 20.0
 

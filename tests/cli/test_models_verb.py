@@ -10,7 +10,7 @@ from rich.console import Console
 
 from tidegate.cli.show.decode import ModelListing
 from tidegate.cli.show.models import show_models
-from tidegate.core.protocol.worker import ModelAlias, ModelState, UpstreamModels
+from tidegate.core.upstreams.summary import ModelAlias, ModelState, UpstreamModels
 
 LISTING = {
     "object": "list",

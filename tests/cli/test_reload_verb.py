@@ -7,9 +7,8 @@ import json
 import msgspec
 import pytest
 
-from tidegate.config.changes import Change, Effect
-from tidegate.core.protocol.reload import Earlier, Refused, Reloaded, Why
-from tidegate.core.protocol.worker import ControlReply
+from tidegate.core.protocol.control import ControlReply
+from tidegate.core.protocol.reload import Change, Earlier, Effect, Refused, Reloaded, Why
 
 IDLE = Change(
     key="limits.idle_s", what="changed", old="120 s", new="60 s", effect=Effect.NEW_ANSWERS

@@ -13,7 +13,7 @@ import pytest
 from tidegate.cli.main import main
 from tidegate.cli.verbs import ask
 from tidegate.config import places
-from tidegate.watchdog.control import server
+from tidegate.watchdog.control.client import NotRunning
 
 STATUS = {
     "state": "serving",
@@ -379,7 +379,7 @@ def test_a_socket_of_somebody_else_is_no_daemon_that_is_gone(tmp_path, monkeypat
     """What we may not ask may well run."""
 
     def closed(*_: object) -> None:
-        raise server.NotRunning("closed") from PermissionError()
+        raise NotRunning("closed") from PermissionError()
 
     monkeypatch.setattr("tidegate.watchdog.control.server.ask", closed)
     assert main(["status", "--runtime-dir", str(tmp_path)]) == 69

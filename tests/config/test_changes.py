@@ -14,8 +14,8 @@ from msgspec import Struct
 from msgspec.structs import fields, replace
 
 from tidegate.config import LoadedConfig
-from tidegate.config.changes import EFFECTS, MAX_LINES, Effect, compare, summary
-from tidegate.core.protocol.worker import Token
+from tidegate.config.changes import EFFECTS, MAX_LINES, compare, summary
+from tidegate.core.protocol.reload import Effect
 from tidegate.core.settings import (
     MIB,
     Drain,
@@ -25,6 +25,7 @@ from tidegate.core.settings import (
     Memory,
     Model,
     Settings,
+    Token,
     Upstream,
 )
 

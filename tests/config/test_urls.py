@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tidegate.config.check import find_problems
 from tidegate.core.settings import Settings, Upstream
+from tidegate.gateway.api import routes
 from tidegate.gateway.gateway import Gateway
 
 LONG = "a" * 64
@@ -38,7 +39,7 @@ def no_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def start(chosen: Settings) -> None:
     """As a worker does, up to the moment before it is ready."""
-    gateway = Gateway(1, "")
+    gateway = Gateway(1, "", routes)
     gateway.configure(chosen, [], {})
     await gateway.open()
     for pool in gateway.catalog.pools():
@@ -78,4 +79,4 @@ def test_any_text_in_allowed_hosts_is_refused_or_a_worker_starts_with_it(host: s
 
 
 async def configure(chosen: Settings) -> None:
-    Gateway(1, "").configure(chosen, [], {})
+    Gateway(1, "", routes).configure(chosen, [], {})

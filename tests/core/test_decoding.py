@@ -11,6 +11,7 @@ import pytest
 from tidegate.core import decoding
 from tidegate.core.decoding import Undecodable
 from tidegate.core.protocol import worker as msg
+from tidegate.core.protocol.control import decode_reply, decode_request
 
 REQUEST = b'{"verb":"status","wait":true}'
 READY = msg.encode(msg.Ready(pid=1, found=["a"]))[:-1]
@@ -20,8 +21,8 @@ TOML = b'a = "x"\n[b]\nc = 1.5\nd = [1, 2]\n'
 
 Decode = Callable[[bytes], object]
 MESSAGES: list[tuple[bytes, Decode]] = [
-    (REQUEST, msg.decode_request),
-    (REPLY, msg.decode_reply),
+    (REQUEST, decode_request),
+    (REPLY, decode_reply),
     (READY, msg.decode_from_worker),
     (SWEEP, msg.decode_from_watchdog),
     (TOML, lambda data: decoding.toml(decoding.text(data))),
@@ -69,7 +70,7 @@ def test_what_a_hostile_value_is(whole: bytes, decode: Decode, hostile: bytes) -
 def test_the_errors_of_all_libraries() -> None:
     """Those that msgspec and tomllib pass on beside their own are among them."""
     with pytest.raises(Undecodable, match="not UTF-8"):
-        msg.decode_request(b'{"verb":"\xff"}')
+        decode_request(b'{"verb":"\xff"}')
     with pytest.raises(Undecodable, match="nested"):
         decoding.json(b"[" * 100_000)
     with pytest.raises(Undecodable, match="nested"):

@@ -5,19 +5,12 @@ core <- machine <- {config, logs} <- managers <- {gateway | watchdog} <- doctor 
 
 import ast
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = ROOT / "daemon" / "tidegate"
-FLOORS = {
-    "core": 0, "machine": 1, "config": 2, "logs": 2, "managers": 3, "gateway": 4, "watchdog": 4,
-    "doctor": 5, "cli": 6,
-}  # fmt: skip
-
-# What still crosses a floor, because one class of a file belongs elsewhere.
-CUT_NEXT = {"core/protocol/reload.py", "gateway/worker.py", "logs/writer.py", "service/worker.py"}
+from house import FILES, FLOORS, MODULES, PACKAGE, ROOT, arrows, circle, imports_of, main, ours
 
 # core is values and decisions: it sees no clock, no I/O, no loop and no chance.
 NOT_IN_CORE = {
@@ -27,65 +20,14 @@ NOT_IN_CORE = {
     "watchfiles",
 }  # fmt: skip
 ONLY_IN = {
-    "psutil": ("machine/",),
-    "aiohttp": ("gateway/",),
-    "httptools": ("gateway/",),
-    "uvloop": ("gateway/worker.py",),
-    "watchfiles": ("gateway/config_watch.py",),
-    "daemon": ("watchdog/detach.py",),
-    "rich": ("cli/",),
+    "psutil": "machine/",
+    "aiohttp": ("gateway/", "doctor/software.py"),
+    "httptools": "gateway/",
+    "uvloop": "gateway/worker.py",
+    "watchfiles": "gateway/config_watch.py",
+    "daemon": "watchdog/detach.py",
+    "rich": "cli/",
 }
-
-
-def module_name(path: Path) -> str:
-    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def imports_of(path: Path, *, at_import: bool = False) -> set[str]:
-    """Every module that a file names in an import, dotted; also those inside functions.
-
-    With `at_import`, only what is imported when the module is: neither inside functions nor for
-    type checkers alone.
-    """
-    tree = ast.parse(path.read_text(), str(path))
-    found: set[str] = set()
-    pending: list[ast.AST] = [tree]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            assert node.module is not None
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        if at_import and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            continue
-        if at_import and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            pending += node.orelse
-            continue
-        pending += ast.iter_child_nodes(node)
-    return found
-
-
-FILES = sorted(PACKAGE.rglob("*.py"))
-MODULES = {module_name(path): path for path in FILES}
-
-
-def layer_of(module: str) -> int | None:
-    parts = module.split(".")
-    return FLOORS.get(parts[1]) if parts[0] == "tidegate" and len(parts) > 1 else None
-
-
-def ours(imports: set[str]) -> set[str]:
-    """The modules of this package among them; a name inside a module counts as the module."""
-    found = set()
-    for name in imports:
-        if name in MODULES:
-            found.add(name)
-        elif name.startswith("tidegate") and (parent := name.rpartition(".")[0]) in MODULES:
-            found.add(parent)
-    return found
 
 
 def closure(start: str) -> set[str]:
@@ -108,29 +50,51 @@ def closure(start: str) -> set[str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_each_file_imports_only_what_its_layer_may(path: Path) -> None:
-    """None imports upwards or its neighbour, core fetches nothing."""
+def test_each_file_imports_only_what_lies_below(path: Path) -> None:
+    """Its own wing or a lower floor: so the two processes never import each other."""
     here = path.relative_to(PACKAGE).as_posix()
-    own = path.relative_to(PACKAGE).parts[0]
+    wing = here.split("/")[0]
     for name in imports_of(path):
-        top = name.split(".")[0]
-        layer = layer_of(name)
-        if layer is not None and own in FLOORS:
-            other = name.split(".")[1]
-            below = layer < FLOORS[own] or other == own
-            assert below or here in CUT_NEXT, f"{here} imports {name}"
-        if own == "core":
-            assert top not in NOT_IN_CORE, f"{here} imports {name}"
-            inside = top != "tidegate" or name == "tidegate.core" or layer == 0
-            assert inside or here in CUT_NEXT, f"{here}: {name}"
-        if top in ONLY_IN:
-            assert here.startswith(ONLY_IN[top]), f"{here} imports {name}"
+        top, *inner = name.split(".")
+        if top == "tidegate" and inner and inner[0] in FLOORS and wing in FLOORS:
+            assert inner[0] == wing or FLOORS[inner[0]] < FLOORS[wing], f"{here} imports {name}"
+        assert wing != "core" or top not in NOT_IN_CORE, f"{here} imports {name}"
+        assert here.startswith(ONLY_IN.get(top, "")), f"{here} imports {name}"
+
+
+def test_there_is_no_circle() -> None:
+    """Neither of files nor of rooms."""
+    assert not circle({name: ours(imports_of(path)) - {name} for name, path in MODULES.items()})
+    assert not circle(arrows())
+    assert circle({"a": ["b"], "b": ["c"], "c": ["a"]})
+
+
+def test_no_room_is_a_corridor() -> None:
+    """A folder of more than 15 files is not read any more: two are, since their files are alike."""
+    sizes = Counter(path.parent.relative_to(PACKAGE).as_posix() for path in FILES)
+    for room, size in sizes.items():
+        assert size <= (25 if room in {"gateway/api", "cli/verbs"} else 15), room
+
+
+def test_each_package_states_its_rule() -> None:
+    """In the docstring of its `__init__`."""
+    for path in FILES:
+        if path.name == "__init__.py":
+            text = ast.get_docstring(ast.parse(path.read_text()))
+            assert text is not None, path
+            assert len(text) > 20, path
+
+
+def test_the_map_shows_every_wing(capsys: pytest.CaptureFixture[str]) -> None:
+    """`make map`."""
+    main()
+    shown = capsys.readouterr().out
+    assert all(f"\n{wing} " in shown for wing in FLOORS)
+    assert "gateway.py                   <- relay, server, upstreams" in shown
 
 
 def test_the_watchdog_stays_small() -> None:
     """What outlives everything drags in neither the gateway nor an event loop."""
-    if "tidegate.watchdog.watchdog" not in MODULES:
-        pytest.skip("there is no watchdog yet")
     reached = closure("tidegate.watchdog.watchdog")
     assert not {name for name in reached if name.startswith("tidegate.gateway")}
     assert not reached & {"asyncio", "aiohttp", "uvloop", "watchfiles", "httptools", "rich"}
@@ -138,11 +102,11 @@ def test_the_watchdog_stays_small() -> None:
 
 def test_the_worker_takes_only_its_own_heap_from_the_machine() -> None:
     """The worker is judged from outside; of the machine it needs its own heap."""
-    if "tidegate.gateway.worker" not in MODULES:
-        pytest.skip("there is no worker yet")
     reached = closure("tidegate.gateway.worker")
     reads = {name for name in reached if name.startswith("tidegate.machine.")}
-    assert reads <= {f"tidegate.machine.{name}" for name in ("heap", "collector", "private_file")}
+    assert reads <= {
+        f"tidegate.machine.{name}" for name in ("heap", "collector", "private_file", "signals")
+    }
 
 
 @pytest.mark.parametrize("folder", ["daemon", "packaging", "systemd", "launchd", "tests"])

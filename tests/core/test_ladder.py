@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from tidegate.core.memory import levels as wm
 from tidegate.core.memory import policy as ld
 from tidegate.core.memory.growth import Finding
-from tidegate.core.protocol.worker import StepReport
+from tidegate.core.memory.report import StepReport
 from tidegate.core.runs.eviction import Step
 from tidegate.core.settings import MIB, Growth
 

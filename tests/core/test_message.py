@@ -6,14 +6,16 @@ import msgspec
 import pytest
 
 from tidegate.core.decoding import Undecodable
+from tidegate.core.memory.report import StepReport
 from tidegate.core.protocol import worker as msg
-from tidegate.core.settings import Limits, Settings
+from tidegate.core.settings import Limits, Settings, Token
+from tidegate.core.upstreams.summary import ModelAlias, ModelState, UpstreamModels, UpstreamStatus
 
 FROM_WATCHDOG: list[msg.FromWatchdog] = [
     msg.Configure(
         generation=2,
         settings=Settings(),
-        tokens=[msg.Token(name="laptop", sha256="0" * 64)],
+        tokens=[Token(name="laptop", sha256="0" * 64)],
         secrets={"box": "sk-ü\n"},
         listeners=[msg.Listener(fd=3, address="[::1]:8433")],
     ),
@@ -36,14 +38,14 @@ FROM_WORKER: list[msg.FromWorker] = [
     msg.Heartbeat(
         rss_bytes=1, ledger_bytes=2, loop_lag_ms=0.5, runs_active=1, runs_finished=2,
         runs_total=3, swept_runs=0, swept_bytes=0,
-        upstreams=[msg.UpstreamStatus(name="box", url="http://127.0.0.1", state="ok")],
+        upstreams=[UpstreamStatus(name="box", url="http://127.0.0.1", state="ok")],
     ),
     msg.Configured(request=1, error="no"),
     msg.Swept(request=1, runs=2, bytes=3, reasons={"stuck": 2}),
     msg.Relieved(
         request=1,
         steps=[
-            msg.StepReport(step="stale", runs=1, promised_bytes=2, freed_bytes=2, took_s=0.1)
+            StepReport(step="stale", runs=1, promised_bytes=2, freed_bytes=2, took_s=0.1)
         ],
     ),
     msg.Inspected(
@@ -54,12 +56,12 @@ FROM_WORKER: list[msg.FromWorker] = [
     msg.ModelList(
         request=1,
         upstreams=[
-            msg.UpstreamModels(
+            UpstreamModels(
                 name="box", url="http://127.0.0.1", kind=None, state="ok", total=1,
-                models=[msg.ModelState(name="m", loaded=True, per_s=2.5)],
+                models=[ModelState(name="m", loaded=True, per_s=2.5)],
             )
         ],
-        aliases=[msg.ModelAlias(name="fast", targets=["box/m"])],
+        aliases=[ModelAlias(name="fast", targets=["box/m"])],
     ),
     msg.ConfigChanged(),
     msg.Draining(),

@@ -5,8 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.core.problem import Problem, Severity
-from tidegate.core.problems import CLOSE_AFTER_S, MOST_OPEN, OPEN_AFTER_S, Repairs
+from tidegate.core.problems import (
+    CLOSE_AFTER_S,
+    MOST_OPEN,
+    OPEN_AFTER_S,
+    Problem,
+    Repairs,
+    Severity,
+)
 
 DISK = Problem(id="disk", severity=Severity.WARNING, cause="full", fix="make room")
 DEAD = Problem(id="dead", severity=Severity.ERROR, cause="dead", fix="start it")

@@ -14,11 +14,11 @@ from fakes.upstream import ScriptedUpstream
 from tidegate import config
 from tidegate.config import ConfigError, LoadedConfig
 from tidegate.config.places import Places
-from tidegate.core.problem import Problem
+from tidegate.core.problems import Problem
+from tidegate.core.protocol.status import MemoryState, RunCounts, Status, SweptState, WatchdogState
 from tidegate.core.settings import MIB, Settings, Upstream
 from tidegate.doctor import computer, services, upstreams
 from tidegate.managers.job import Scope
-from tidegate.watchdog.control import status
 
 GIB = 1024 * MIB
 
@@ -124,7 +124,7 @@ def memory(**changed: Any) -> list[Problem]:
     return list(computer.check_memory(computer.Memory(**(base | changed))))
 
 
-def running(state: str = "serving", **changed: Any) -> status.Status:
+def running(state: str = "serving", **changed: Any) -> Status:
     """A status."""
     base: dict[str, Any] = {
         "state": state,
@@ -134,15 +134,15 @@ def running(state: str = "serving", **changed: Any) -> status.Status:
         "listen": ["127.0.0.1:8433"],
         "workers": [],
         "worker": None,
-        "watchdog": status.WatchdogState(pid=1000, rss_bytes=0),
-        "memory": status.MemoryState(),
-        "runs": status.RunCounts(active=0, finished=0, total=0),
-        "swept": status.SweptState(runs=0, bytes=0, last_reason=None),
+        "watchdog": WatchdogState(pid=1000, rss_bytes=0),
+        "memory": MemoryState(),
+        "runs": RunCounts(active=0, finished=0, total=0),
+        "swept": SweptState(runs=0, bytes=0, last_reason=None),
         "recycles": 0,
         "restarts": [],
         "upstreams": [],
     }
-    return status.Status(**(base | changed))
+    return Status(**(base | changed))
 
 
 def disk(free_bytes: int, files: int = 1_000_000) -> Callable[[Path], os.statvfs_result]:

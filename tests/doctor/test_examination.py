@@ -22,7 +22,7 @@ from fakes.machine import free_port
 from fakes.upstream import ScriptedUpstream
 from tidegate import __version__
 from tidegate.cli.verbs.doctor import EXIT_CODES, report_json, show_report
-from tidegate.core.problem import Severity
+from tidegate.core.problems import Severity
 from tidegate.core.settings import HeaderSource, Upstream
 from tidegate.doctor import examination, upstreams
 from tidegate.doctor.examination import Check, Report

@@ -18,8 +18,7 @@ from fakes.upstream import ScriptedUpstream
 from service.test_caretaker import PROVOKED as REPAIRS
 from tidegate.config import tokens
 from tidegate.core.descriptors import places
-from tidegate.core.problem import Problem, Severity
-from tidegate.core.problems import Repair
+from tidegate.core.problems import Problem, Repair, Severity
 from tidegate.core.settings import MIB, Drain, Limits, Settings, Upstream
 from tidegate.doctor import computer, examination, files, ports, services, software, upstreams
 from tidegate.doctor import running as daemon

@@ -9,7 +9,7 @@ from typing import Any
 
 from fakes.gateway import Gateway, StartGateway
 from fakes.machine import wait_until
-from tidegate.watchdog.control.server import NotRunning
+from tidegate.watchdog.control.client import NotRunning
 
 
 def finds(running: Gateway) -> Any:

@@ -14,8 +14,8 @@ import pytest
 
 from fakes.gateway import StartGateway
 from fakes.machine import free_port, wait_until
-from tidegate.core.protocol.worker import ControlRequest
-from tidegate.watchdog.control.server import NotRunning, ask
+from tidegate.core.protocol.control import ControlRequest
+from tidegate.watchdog.control.client import NotRunning, ask
 
 KEY = "sk-canary-3141592653"
 

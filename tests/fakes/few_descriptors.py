@@ -17,6 +17,7 @@ from pathlib import Path
 import uvloop
 
 from tidegate.core.settings import Settings, Upstream
+from tidegate.gateway.api import routes
 from tidegate.gateway.gateway import Gateway
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
@@ -24,7 +25,7 @@ LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 async def serve(url: str) -> None:
     """From the first connection to the end of the input."""
-    gateway = Gateway(1, "/nonexistent/peer.sock")
+    gateway = Gateway(1, "/nonexistent/peer.sock", routes)
     gateway.configure(Settings(upstreams=[Upstream(name="box", url=url)]), [], {})
     listener = socket.create_server(("127.0.0.1", 0))
     await gateway.accept_clients([listener])

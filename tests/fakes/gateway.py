@@ -18,8 +18,8 @@ import msgspec
 import psutil
 
 from fakes.machine import family, free_port, is_alive, wait_until
-from tidegate.core.protocol.worker import ControlRequest
-from tidegate.watchdog.control.server import ask
+from tidegate.core.protocol.control import ControlRequest
+from tidegate.watchdog.control.client import ask
 
 READY_LIMIT_S = 30.0
 STOP_LIMIT_S = 30.0

@@ -16,8 +16,9 @@ from typing import Any
 
 from fakes.client import Stream
 from fakes.machine import stop_listening, until
-from tidegate.core.protocol.worker import Facts, Token
-from tidegate.core.settings import Limits, Model, Settings, Upstream
+from tidegate.core.protocol.worker import Facts
+from tidegate.core.settings import Limits, Model, Settings, Token, Upstream
+from tidegate.gateway.api import routes
 from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.upstreams.pool import UpstreamPool
@@ -261,7 +262,7 @@ class Rigs:
             else [Model(name=n, targets=t) for n, t in (models or {}).items()],
             limits=Limits(**(short | limits)),
         )
-        gateway = Gateway(1 + len(self._started), self._peer_sockets())
+        gateway = Gateway(1 + len(self._started), self._peer_sockets(), routes)
         gateway.configure(settings, tokens or [], secrets or {})
         if peer:
             await gateway.open()

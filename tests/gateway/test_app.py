@@ -26,9 +26,9 @@ from gateway.gateway_rig import (
     chunked,
     plain,
 )
-from tidegate.core.protocol.worker import Token
 from tidegate.core.runs.run import State
-from tidegate.gateway.gateway import find_route
+from tidegate.core.settings import Token
+from tidegate.gateway.api.routes import find_route
 from tidegate.gateway.server.errors import Refused
 
 # --- routes ---------------------------------------------------------------------------------------

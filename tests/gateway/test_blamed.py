@@ -14,9 +14,8 @@ from fakes.client import chat as unlimited_chat
 from fakes.machine import until
 from fakes.upstream import OK, ScriptedUpstream
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked, plain
-from tidegate.core.protocol.worker import Token
 from tidegate.core.runs.limits import next_expiry
-from tidegate.core.settings import LimitOverrides, Model, Upstream
+from tidegate.core.settings import LimitOverrides, Model, Token, Upstream
 from tidegate.core.upstreams.blame import Held
 
 ANNE, BERT = "tg-anne", "tg-bert"

@@ -15,8 +15,7 @@ from multidict import CIMultiDict
 
 from gateway.door_rig import Answer, Rig, get, request, serving
 from tidegate.core.brake import EVERY_S, FREE, Brake
-from tidegate.core.protocol.worker import Token
-from tidegate.core.settings import Upstream
+from tidegate.core.settings import Token, Upstream
 from tidegate.gateway.server.auth import Access, Caller, Door
 from tidegate.gateway.server.errors import Refused
 

@@ -17,8 +17,8 @@ from fakes.client import Stream, get
 from fakes.upstream import ScriptedUpstream
 from gateway.gateway_rig import DEADLINE_S, Rig
 from tidegate.core import formats
-from tidegate.core.protocol.worker import Token
 from tidegate.core.runs.ledger import Entry
+from tidegate.core.settings import Token
 from tidegate.gateway.upstreams import catalog
 
 KEY = "tg-" + "k" * 40

@@ -12,7 +12,8 @@ from fakes.machine import until
 from fakes.upstream import DONE, ROLE, numbered
 from gateway.gateway_rig import DEADLINE_S, HEAD, Peer, Rig, chunked
 from gateway.test_registry import WHOLE_END, bulk
-from tidegate.core.protocol.worker import Relieve, StepReport
+from tidegate.core.memory.report import StepReport
+from tidegate.core.protocol.worker import Relieve
 from tidegate.core.runs.eviction import Act, Victim
 from tidegate.core.runs.ledger import Entry
 from tidegate.core.runs.run import State

@@ -9,7 +9,8 @@ import threading
 import msgspec
 
 from fakes.client import open_chat
-from tidegate.core.protocol.worker import MAX_LINE_BYTES, encode
+from tidegate.core.protocol.lines import MAX_LINE_BYTES
+from tidegate.core.protocol.worker import encode
 from tidegate.gateway import snapshot
 from tidegate.gateway.snapshot import count_types, inspect, show_stacks
 

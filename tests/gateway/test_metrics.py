@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tidegate.core.histogram import Histogram
 from tidegate.core.protocol.worker import GuardFigures
-from tidegate.gateway.api.metrics import CONTENT_TYPE, Histogram, MetricsView, render
+from tidegate.gateway.api.metrics import CONTENT_TYPE, MetricsView, render
 
 
 def view() -> MetricsView:

@@ -15,7 +15,6 @@ from fakes.machine import until
 from fakes.upstream import OK
 from gateway.engine_rig import LM_STUDIO, OLLAMA, Fake
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked, plain
-from tidegate.core.protocol.worker import ModelAlias, ModelState
 from tidegate.core.settings import (
     HeaderSource,
     LimitOverrides,
@@ -25,6 +24,7 @@ from tidegate.core.settings import (
     Upstream,
 )
 from tidegate.core.upstreams.blame import Held
+from tidegate.core.upstreams.summary import ModelAlias, ModelState
 from tidegate.gateway.server.errors import Refused
 from tidegate.gateway.upstreams import catalog as models_module
 from tidegate.gateway.upstreams.catalog import Catalog

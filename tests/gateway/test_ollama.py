@@ -13,9 +13,8 @@ from fakes.client import Stream, get, parse_events
 from fakes.machine import until
 from gateway.engine_rig import LLAMA_CPP, NOT_FOUND, OLLAMA, Fake
 from gateway.gateway_rig import DEADLINE_S, LAST, Peer, Rig, chunked, plain
-from tidegate.core.protocol.worker import Token
 from tidegate.core.runs.run import State
-from tidegate.core.settings import Upstream
+from tidegate.core.settings import Token, Upstream
 
 ON_BOTH_LOOPS = True
 HEAD = (

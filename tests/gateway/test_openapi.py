@@ -11,14 +11,14 @@ import pytest
 
 from fakes.client import get
 from tidegate.core import formats
-from tidegate.core.protocol.worker import AttemptSummary, RunSummary, Token
-from tidegate.core.settings import Upstream
-from tidegate.gateway import gateway
+from tidegate.core.runs.summary import AttemptSummary, RunSummary
+from tidegate.core.settings import Token, Upstream
 from tidegate.gateway.api import openapi
+from tidegate.gateway.api.routes import ROUTES, find_route
 from tidegate.gateway.server.auth import Access
 from tidegate.gateway.server.errors import Refused
 
-DOCUMENT: Any = openapi.document(gateway._ROUTES)
+DOCUMENT: Any = openapi.document(ROUTES)
 OPERATIONS = [
     (path, method, operation)
     for path, methods in DOCUMENT["paths"].items()
@@ -29,10 +29,10 @@ OPERATIONS = [
 def test_every_route_is_described_and_nothing_else() -> None:
     """Each line of the table is one operation, and each operation leads to its line."""
     described = {(method.upper(), path) for path, method, _ in OPERATIONS}
-    assert described == {(r.method, openapi.template(r.path)) for r in gateway._ROUTES}
-    assert len(described) == len(gateway._ROUTES)
+    assert described == {(r.method, openapi.template(r.path)) for r in ROUTES}
+    assert len(described) == len(ROUTES)
     for path, method, operation in OPERATIONS:
-        route, groups = gateway.find_route(method.upper(), path.replace("{id}", "x"))
+        route, groups = find_route(method.upper(), path.replace("{id}", "x"))
         assert openapi.template(route.path) == path
         assert len(groups) == path.count("{id}")
         assert bool(operation["security"]) is (route.access is Access.TOKEN)
@@ -47,7 +47,7 @@ def test_a_path_parameter_is_what_its_route_takes() -> None:
             for value in ("x", "resp_0.:-", "a" * 80, "a" * 200, "a" * 201, "a/b", "ä", ""):
                 taken = re.fullmatch(parameter["schema"]["pattern"], value) is not None
                 try:
-                    found = gateway.find_route(method.upper(), path.replace("{id}", value))[0]
+                    found = find_route(method.upper(), path.replace("{id}", value))[0]
                 except Refused:
                     assert not taken
                 else:

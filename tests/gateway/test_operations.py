@@ -11,7 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from fakes.client import chat, get, open_chat
 from gateway.gateway_rig import DEADLINE_S, RawUpstream, Rig, plain
 from tidegate import __version__
-from tidegate.core.protocol.worker import GuardFigures, Token
+from tidegate.core.protocol.worker import GuardFigures
+from tidegate.core.settings import Token
 
 
 async def ready(rig: Rig) -> tuple[int, list[str]]:

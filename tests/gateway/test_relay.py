@@ -15,13 +15,14 @@ from fakes.machine import until
 from fakes.upstream import DONE, ERROR, FINISH, OK, ROLE, ScriptedUpstream, chunk, numbered
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, RawUpstream, Rig, chunked, plain
 from tidegate.core.formats.base import COMMENT as KEEP_ALIVE
-from tidegate.core.protocol.worker import MAX_LINE_BYTES, RunList, encode
+from tidegate.core.protocol.lines import MAX_LINE_BYTES
+from tidegate.core.protocol.worker import RunList, encode
 from tidegate.core.runs import limits as clock
 from tidegate.core.runs.ledger import RECORD_BYTES, Entry
 from tidegate.core.runs.run import HOLD_BYTES, HOLD_EVENTS, State
 from tidegate.core.settings import LimitOverrides, Model, Upstream
-from tidegate.gateway.relay.registry import summarise
 from tidegate.gateway.relay.relay import Relay
+from tidegate.gateway.relay.summaries import summarise
 
 ON_BOTH_LOOPS = True
 BOTH = {"both": ["box/first", "box1/second"]}

@@ -13,8 +13,8 @@ import pytest
 from fakes.client import Stream, get
 from fakes.machine import until
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked, plain
-from tidegate.core.protocol.worker import Token
 from tidegate.core.runs.ledger import Entry
+from tidegate.core.settings import Token
 
 PATH = "/v1/responses"
 MIB = 1024 * 1024

@@ -15,8 +15,8 @@ from fakes.client import Stream, chat, get, open_chat
 from fakes.machine import until
 from fakes.upstream import DONE, FINISH, OK, ROLE, numbered
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked
-from tidegate.core.protocol.worker import Token
 from tidegate.core.runs.run import State
+from tidegate.core.settings import Token
 
 ON_BOTH_LOOPS = True
 

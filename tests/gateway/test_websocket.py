@@ -16,8 +16,8 @@ import pytest
 from fakes.machine import until
 from gateway.gateway_rig import DEADLINE_S, HEAD, Peer, Rig, chunked
 from tidegate.core.http.frames import Opcode, frame, unmasked
-from tidegate.core.protocol.worker import Token
 from tidegate.core.runs.ledger import Entry
+from tidegate.core.settings import Token
 from tidegate.gateway.server.websocket import WebSocket
 
 ON_BOTH_LOOPS = True

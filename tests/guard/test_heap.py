@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.core.protocol.worker import Allocator
+from tidegate.core.memory.report import Allocator
 from tidegate.core.settings import MIB
 from tidegate.machine import heap
 

@@ -37,8 +37,8 @@ from hostile.exchange import try_one, willing
 from hostile.lines import Control
 from hostile.mutate import mutate
 from hostile.requests import BODIES, BODY_WORDS, HEAD_WORDS, HEADS, lengthen
+from tidegate.core.protocol.lines import ChannelError, LineSplitter
 from tidegate.core.protocol.worker import decode_from_watchdog, decode_from_worker
-from tidegate.watchdog.workers.channel import ChannelError, LineSplitter
 
 BUILD = Path(__file__).resolve().parents[2] / "build" / "fuzz"
 BATCH_S = 0.5  # of one target, before the next has its turn

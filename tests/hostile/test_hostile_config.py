@@ -12,8 +12,8 @@ from hostile.configs import CONFIGS, WORDS, read
 from hostile.conftest import Tried
 from hostile.mutate import every_byte, mutants
 from tidegate.config import tokens
-from tidegate.core.protocol.worker import ControlRequest
-from tidegate.watchdog.control.server import ask
+from tidegate.core.protocol.control import ControlRequest
+from tidegate.watchdog.control.client import ask
 
 MUTANTS = 2_500
 RELOAD = ControlRequest(verb="reload")

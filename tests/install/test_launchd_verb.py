@@ -20,6 +20,7 @@ from fakes import launchd as standin
 from tidegate.cli.main import main
 from tidegate.managers import base
 from tidegate.managers.base import ManagerError
+from tidegate.managers.find import find
 from tidegate.managers.job import LABEL, Scope
 from tidegate.managers.launchd import control
 
@@ -72,7 +73,7 @@ def mac(
     home = Path(tempfile.mkdtemp(prefix="mac"))
     folder = home / "launchd"
     folder.mkdir()
-    on_a_mac: Callable[..., base.Manager] = functools.partial(base.find, platform="darwin")
+    on_a_mac: Callable[..., base.Manager] = functools.partial(find, platform="darwin")
     gui = "no_screen" not in request.fixturenames
     with standin.launchd(folder, shim=standin.compiled(folder), gui=gui) as running:
         for name, value in (running.environ | {"HOME": str(home)}).items():

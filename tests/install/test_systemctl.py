@@ -9,6 +9,7 @@ import pytest
 
 from tidegate.managers import base
 from tidegate.managers.base import ManagerError, exit_text
+from tidegate.managers.find import find
 from tidegate.managers.job import Scope
 from tidegate.managers.systemd import control
 from tidegate.managers.systemd.control import Systemd, span_s
@@ -154,7 +155,7 @@ def test_computer_without_a_manager_is_told_what_to_do(
     """Where systemd is not the init, the verb for such computers is named."""
     monkeypatch.setattr(control, "_BOOTED", tmp_path / "nothing")
     with pytest.raises(ManagerError, match="use `tidegate start`"):
-        base.find(platform="linux")
+        find(platform="linux")
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,7 @@ def test_root_means_the_system_and_others_themselves(
     uid: int, asked: Scope | None, scope: Scope
 ) -> None:
     """Without a wish root gets the system's manager, anybody else their own."""
-    found = base.find(asked, platform="darwin", environ={"HOME": "/Users/ann"}, uid=uid)
+    found = find(asked, platform="darwin", environ={"HOME": "/Users/ann"}, uid=uid)
     assert (found.name, found.scope) == ("launchd", scope)
     folder = (
         "/Library/LaunchDaemons" if scope is Scope.SYSTEM else "/Users/ann/Library/LaunchAgents"

@@ -18,8 +18,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from tidegate.core.protocol.worker import ControlReply, ControlRequest
-from tidegate.watchdog.control import server
+from tidegate.core.protocol.control import ControlReply, ControlRequest
+from tidegate.watchdog.control import client
 
 HERE = Path(__file__).parent
 LIMIT_S = 30.0  # for any condition, on a machine that others use too
@@ -129,7 +129,7 @@ class Daemon:
         wait_until(lambda: text in self.log(), f"the log says {text!r}")
 
     def ask(self, verb: str, timeout_s: float = 20.0, **fields: bool) -> ControlReply:
-        return server.ask(self.directory, ControlRequest(verb=verb, **fields), timeout_s)
+        return client.ask(self.directory, ControlRequest(verb=verb, **fields), timeout_s)
 
     def result(self, verb: str, **fields: bool) -> Any:
         reply = self.ask(verb, **fields)

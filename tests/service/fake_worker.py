@@ -18,9 +18,13 @@ import socket
 import sys
 import time
 
+from tidegate.core.memory.report import StepReport
 from tidegate.core.protocol import worker as msg
+from tidegate.core.protocol.lines import ChannelError
+from tidegate.core.runs.summary import RunSummary
+from tidegate.core.upstreams.summary import UpstreamModels, UpstreamStatus
 from tidegate.logs import handler
-from tidegate.watchdog.workers.channel import Channel, ChannelError
+from tidegate.watchdog.workers.channel import Channel
 
 
 class FakeWorker:
@@ -87,14 +91,14 @@ class FakeWorker:
                 if not self.options.mute:
                     self.say(msg.Relieved(request=said.request, steps=reports))
             case msg.ListRuns():
-                run = msg.RunSummary(
+                run = RunSummary(
                     id=f"run-{self.number}", state="completed", reason=None, model="m",
                     upstream="box", attempts=1, created=float(self.number), ended=2.0,
                     first_seq=0, next_seq=1, bytes=1, subscribers=0,
                 )  # fmt: skip
                 self.say(msg.RunList(request=said.request, runs=[run], total=1))
             case msg.ListModels():
-                box = msg.UpstreamModels(name=f"box{self.number}", url="u", kind=None, state="ok")
+                box = UpstreamModels(name=f"box{self.number}", url="u", kind=None, state="ok")
                 self.say(msg.ModelList(request=said.request, upstreams=[box], aliases=[]))
             case msg.StartDraining():
                 knows = self.facts.peer_socket if self.facts else None
@@ -105,7 +109,7 @@ class FakeWorker:
                 self.say(msg.Draining())
                 self.end_s = time.monotonic() + min(self.options.drain_s, said.limit_s)
 
-    def relieve(self, step: str) -> msg.StepReport:
+    def relieve(self, step: str) -> StepReport:
         """All that the ledger explains is stale; a trim has nothing to give back."""
         freed = 0
         if step == "stale" and self.ledger_bytes:
@@ -113,7 +117,7 @@ class FakeWorker:
             self.held.clear()
             self.swept_runs += 1
             self.swept_bytes += freed
-        return msg.StepReport(
+        return StepReport(
             step=step, runs=int(bool(freed)), promised_bytes=freed, freed_bytes=freed, took_s=0.001
         )
 
@@ -174,7 +178,7 @@ class FakeWorker:
                 self.channel._sock.send(bytes.fromhex(self.options.garbage))
 
     def beat(self, request: int = 0) -> None:
-        upstream = msg.UpstreamStatus(
+        upstream = UpstreamStatus(
             name="box", url="http://127.0.0.1:1", state=self.options.upstream, active=1
         )
         self.say(

@@ -19,11 +19,11 @@ import msgspec
 
 from tidegate.config import LoadedConfig
 from tidegate.core.fleet.lifecycle import Timing
-from tidegate.core.protocol.worker import ControlReply, ControlRequest
+from tidegate.core.protocol.control import ControlReply, ControlRequest
 from tidegate.core.settings import Drain, Memory, Settings
-from tidegate.watchdog.control.server import SOCKET_NAME
+from tidegate.watchdog.control.client import SOCKET_NAME
+from tidegate.watchdog.pid_file import PidFile
 from tidegate.watchdog.watchdog import PID_FILE_NAME, Watchdog
-from tidegate.watchdog.workers.process import PidFile
 
 HERE = Path(__file__).parent
 Socket = socket.socket  # also while a test has calls of the watchdog fail

@@ -8,11 +8,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from tidegate.core.problem import Problem
-from tidegate.core.protocol.worker import UpstreamRefusal
-from tidegate.core.settings import MIB
-from tidegate.watchdog import repairs
-from tidegate.watchdog.control.status import (
+from tidegate.core.problems import Problem
+from tidegate.core.protocol.status import (
     MemoryState,
     Restart,
     RunCounts,
@@ -21,6 +18,9 @@ from tidegate.watchdog.control.status import (
     UpstreamState,
     WatchdogState,
 )
+from tidegate.core.settings import MIB
+from tidegate.core.upstreams.summary import UpstreamRefusal
+from tidegate.watchdog import repairs
 from tidegate.watchdog.repairs import Seen, find
 
 NOW = 1_000_000.0

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.core.protocol import worker as msg
+from tidegate.core.protocol.lines import ChannelError, LineSplitter
 from tidegate.watchdog.workers import channel
-from tidegate.watchdog.workers.channel import Channel, ChannelError, LineSplitter
+from tidegate.watchdog.workers.channel import Channel
 
 
 @given(st.lists(st.binary(max_size=30).map(lambda b: b.replace(b"\n", b"-"))), st.data())

@@ -15,8 +15,9 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from tidegate.core.protocol.worker import ControlReply, ControlRequest
+from tidegate.core.protocol.control import ControlReply, ControlRequest
 from tidegate.watchdog.control import server as control
+from tidegate.watchdog.control.client import RETRY_S, SOCKET_NAME, NotRunning, ask
 from tidegate.watchdog.control.commands import Commands
 from tidegate.watchdog.control.server import ControlServer
 
@@ -26,7 +27,7 @@ REQUEST = ControlRequest(verb="status")
 def answering(path: Path, answer: bytes | None) -> threading.Thread:
     """A daemon that takes one request and answers so; None: it only hangs up."""
     server = socket.socket(socket.AF_UNIX)
-    server.bind(str(path / control.SOCKET_NAME))
+    server.bind(str(path / SOCKET_NAME))
     server.listen()
 
     def serve() -> None:
@@ -42,26 +43,26 @@ def answering(path: Path, answer: bytes | None) -> threading.Thread:
 
 def test_nobody_there(tmp_path: Path) -> None:
     """No socket at all, and one that a dead daemon left: not running."""
-    with pytest.raises(control.NotRunning, match=r"control\.sock"):
-        control.ask(tmp_path, REQUEST, 1.0)
+    with pytest.raises(NotRunning, match=r"control\.sock"):
+        ask(tmp_path, REQUEST, 1.0)
     with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(tmp_path / control.SOCKET_NAME))
-    with pytest.raises(control.NotRunning):
-        control.ask(tmp_path, REQUEST, 1.0)
+        dead.bind(str(tmp_path / SOCKET_NAME))
+    with pytest.raises(NotRunning):
+        ask(tmp_path, REQUEST, 1.0)
 
 
 def test_no_answer_has_a_limit(tmp_path: Path) -> None:
     """A daemon that hangs is a TimeoutError."""
     with socket.socket(socket.AF_UNIX) as silent:
-        silent.bind(str(tmp_path / control.SOCKET_NAME))
+        silent.bind(str(tmp_path / SOCKET_NAME))
         silent.listen()
         with pytest.raises(TimeoutError):
-            control.ask(tmp_path, REQUEST, 0.1)
+            ask(tmp_path, REQUEST, 0.1)
 
 
 def test_full_queue_is_waited_for(tmp_path: Path) -> None:
     """A daemon that is busy accepts later; one that never does is a TimeoutError."""
-    path = str(tmp_path / control.SOCKET_NAME)
+    path = str(tmp_path / SOCKET_NAME)
     with socket.socket(socket.AF_UNIX) as busy, ExitStack() as others:
         busy.bind(path)
         busy.listen(0)
@@ -75,7 +76,7 @@ def test_full_queue_is_waited_for(tmp_path: Path) -> None:
                 break
             connected.append(other)
         with pytest.raises(TimeoutError):
-            control.ask(tmp_path, REQUEST, 0.1)
+            ask(tmp_path, REQUEST, 0.1)
 
         def accept_late() -> None:
             for _ in connected:
@@ -86,22 +87,22 @@ def test_full_queue_is_waited_for(tmp_path: Path) -> None:
 
         later = threading.Timer(0.2, accept_late)
         later.start()
-        assert control.ask(tmp_path, REQUEST, 20.0).ok
+        assert ask(tmp_path, REQUEST, 20.0).ok
         later.join()
 
 
 def test_daemon_that_ends_before_it_answers(tmp_path: Path) -> None:
     """An end of file in the answer's place is said to be that."""
     thread = answering(tmp_path, None)
-    with pytest.raises(control.NotRunning, match="ended before"):
-        control.ask(tmp_path, REQUEST, 20.0)
+    with pytest.raises(NotRunning, match="ended before"):
+        ask(tmp_path, REQUEST, 20.0)
     thread.join()
 
 
 def test_large_answer_is_whole(tmp_path: Path) -> None:
     """A listing of many runs comes in many reads."""
     thread = answering(tmp_path, b'{"ok":true,"result":"' + b"x" * 1_000_000 + b'"}\n')
-    reply = control.ask(tmp_path, REQUEST, 20.0)
+    reply = ask(tmp_path, REQUEST, 20.0)
     thread.join()
     assert reply.ok
     assert len(bytes(reply.result)) == 1_000_002
@@ -111,9 +112,7 @@ def test_large_answer_is_whole(tmp_path: Path) -> None:
 def server(tmp_path: Path) -> Iterator[tuple[ControlServer, selectors.BaseSelector]]:
     """The watchdog's side, which never answers by itself."""
     with selectors.DefaultSelector() as selector:
-        server = ControlServer(
-            tmp_path / control.SOCKET_NAME, selector, lambda *_: None, time.monotonic
-        )
+        server = ControlServer(tmp_path / SOCKET_NAME, selector, lambda *_: None, time.monotonic)
         yield server, selector
         server.close()
 
@@ -128,7 +127,7 @@ def test_a_client_that_an_earlier_event_of_the_turn_dropped(
 ) -> None:
     """A crowd makes room by dropping silent ones, whose own events are still in the hand."""
     _, selector = server
-    path = str(tmp_path / control.SOCKET_NAME)
+    path = str(tmp_path / SOCKET_NAME)
     with ExitStack() as stack:
         for _ in range(control.MAX_CLIENTS):
             stack.enter_context(socket.socket(socket.AF_UNIX)).connect(path)
@@ -151,7 +150,7 @@ def test_a_client_that_hung_up_is_nothing_to_keep(
     control_server, selector = server
     commands = Commands(SimpleNamespace(recycle=lambda: None), None, control_server, 1.0)  # type: ignore[arg-type]
     control_server._on_request = commands.asked
-    path = str(tmp_path / control.SOCKET_NAME)
+    path = str(tmp_path / SOCKET_NAME)
     with socket.socket(socket.AF_UNIX) as waits, socket.socket(socket.AF_UNIX) as gone:
         for client in (waits, gone):
             client.connect(path)
@@ -173,7 +172,7 @@ def test_answers_that_are_not_read_are_bounded_in_sum(
     control_server, selector = server
     asked: list[control.Client] = []
     control_server._on_request = lambda client, _: asked.append(client)
-    path = str(tmp_path / control.SOCKET_NAME)
+    path = str(tmp_path / SOCKET_NAME)
     with ExitStack() as stack:
         clients = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(8)]
         for client in clients:
@@ -198,7 +197,7 @@ def test_no_descriptor_for_a_client_does_not_spin(
     control_server, selector = server
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with socket.socket(socket.AF_UNIX) as client:
-        client.connect(str(tmp_path / control.SOCKET_NAME))
+        client.connect(str(tmp_path / SOCKET_NAME))
         resource.setrlimit(resource.RLIMIT_NOFILE, (client.fileno() + 1, hard))
         try:
             begun_s, turns = time.monotonic(), 0
@@ -207,6 +206,6 @@ def test_no_descriptor_for_a_client_does_not_spin(
                 turns += 1
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        assert turns <= 0.5 / control._RETRY_S + 1
+        assert turns <= 0.5 / RETRY_S + 1
         turn(selector)
         assert "clients=1" in repr(control_server)

@@ -21,15 +21,10 @@ from service.guard_records import inputs, log_of
 from tidegate.config import LoadedConfig
 from tidegate.core import settings
 from tidegate.core.memory.policy import Ladder, decide
-from tidegate.core.protocol.worker import Inspect, Inspected, Message, RunSummary
+from tidegate.core.protocol.status import MemoryState, RunCounts, Status, SweptState, WatchdogState
+from tidegate.core.protocol.worker import Inspect, Inspected, Message
+from tidegate.core.runs.summary import RunSummary
 from tidegate.core.settings import Settings, Upstream
-from tidegate.watchdog.control.status import (
-    MemoryState,
-    RunCounts,
-    Status,
-    SweptState,
-    WatchdogState,
-)
 from tidegate.watchdog.guard import bundle, evidence
 from tidegate.watchdog.guard.evidence import LIMIT_S, WRITE_LIMIT_S, Evidence, show_settings
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from service.conftest import HANGS, Daemon, wait_until
-from tidegate.core.protocol.worker import ControlReply
+from tidegate.core.protocol.control import ControlReply
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

@@ -18,11 +18,9 @@ from msgspec.structs import replace as replaced
 
 from tidegate.config import stand_in
 from tidegate.core.fleet import lifecycle as life
-from tidegate.core.protocol.worker import Token
-from tidegate.core.settings import Limits, Settings, Upstream
+from tidegate.core.settings import Limits, Settings, Token, Upstream
 from tidegate.watchdog.faults import Faults
-from tidegate.watchdog.upgrade.upgrade import KeptWorker
-from tidegate.watchdog.workers.generations import Generations
+from tidegate.watchdog.workers.generations import Generations, KeptWorker
 
 # By a former version's own grammar, which knew no key beside those.
 KNOWN = {"listen", "allowed_hosts", "limits", "memory", "drain", "auth", "upstream", "model"}

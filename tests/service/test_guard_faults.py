@@ -18,7 +18,7 @@ import pytest
 from fakes.gateway import Gateway
 from fakes.machine import wait_until
 from fakes.scaled_gateway import StartScaled, scaled_gateways
-from tidegate.watchdog.control.server import NotRunning
+from tidegate.watchdog.control.client import NotRunning
 
 FULL = int(os.environ.get("TIDEGATE_TEST_SCALE", "100")) >= 1000
 LIMIT_S = 60.0

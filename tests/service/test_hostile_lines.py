@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.watchdog.control.server import MAX_IGNORED_BYTES, MAX_REQUEST_BYTES, SOCKET_NAME
+from tidegate.watchdog.control.client import SOCKET_NAME
+from tidegate.watchdog.control.server import MAX_IGNORED_BYTES, MAX_REQUEST_BYTES
 
 from .conftest import Daemon, wait_until
 

@@ -23,6 +23,7 @@ from tidegate.config import LoadedConfig
 from tidegate.core import problems as core_repairs
 from tidegate.core.fleet import lifecycle
 from tidegate.core.protocol import worker as msg
+from tidegate.core.protocol.control import ControlRequest
 from tidegate.managers.systemd import notify
 from tidegate.watchdog import listeners, reload, repairs, watchdog
 from tidegate.watchdog.control import commands, overview, pending, server, status
@@ -111,7 +112,7 @@ def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def ask_everything(daemon: Loop) -> None:
     """What is asked is answered, or hung up on."""
     for verb in ("status", "runs", "models", "sweep", "reload", "nonsense"):
-        daemon.ask_raw(msgspec.json.encode(msg.ControlRequest(verb=verb)) + b"\n")
+        daemon.ask_raw(msgspec.json.encode(ControlRequest(verb=verb)) + b"\n")
     daemon.ask_raw(b'{"verb":"\xff"}\n')
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.watchdog.workers.process import AlreadyRunning, PidFile, worker_environment
+from tidegate.watchdog.pid_file import AlreadyRunning, PidFile
+from tidegate.watchdog.workers.process import worker_environment
 
 
 def test_worker_environment_has_nothing_of_the_manager() -> None:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from tidegate.core.protocol.worker import RunList, RunSummary, Swept
+from tidegate.core.protocol.worker import RunList, Swept
+from tidegate.core.runs.summary import RunSummary
 from tidegate.watchdog.control.pending import Questions
 from tidegate.watchdog.control.server import Client
 

@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from tidegate.core.protocol.control import ControlReply
 from tidegate.core.protocol.reload import Reloaded
-from tidegate.core.protocol.worker import ControlReply
 
 from .conftest import Daemon, wait_until
 

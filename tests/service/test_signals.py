@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tidegate.watchdog.signals import HEARD, Signals
+from tidegate.machine.signals import HEARD
+from tidegate.watchdog.signals import Signals
 
 
 @pytest.fixture

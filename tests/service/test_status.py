@@ -8,7 +8,10 @@ import pytest
 
 from tidegate.core.fleet import lifecycle as life
 from tidegate.core.fleet.lifecycle import Fleet, Generation, State
-from tidegate.core.protocol.worker import Heartbeat, StepReport, UpstreamStatus
+from tidegate.core.memory.report import StepReport
+from tidegate.core.protocol.status import Restart, StepState
+from tidegate.core.protocol.worker import Heartbeat
+from tidegate.core.upstreams.summary import UpstreamStatus
 from tidegate.watchdog.control import status
 
 
@@ -76,9 +79,7 @@ def test_what_somebody_may_notice_is_said_in_words(facts: dict[str, Any], words:
         shedding=facts.get("shedding"),
         refused=facts.get("refused"),
         upstreams=status.merge_upstreams([[upstream]]),
-        last_restart=None
-        if age_s is None
-        else status.Restart(at=1000.0 - age_s, reason="exit 1", exit=1),
+        last_restart=None if age_s is None else Restart(at=1000.0 - age_s, reason="exit 1", exit=1),
         now=1000.0,
     )
     assert found == words
@@ -86,7 +87,7 @@ def test_what_somebody_may_notice_is_said_in_words(facts: dict[str, Any], words:
 
 def test_steps_add_up() -> None:
     """Each report counts once, and the last one is kept."""
-    state = status.StepState(step="stale")
+    state = StepState(step="stale")
     for freed in (10, 30):
         report = StepReport(step="stale", runs=2, promised_bytes=40, freed_bytes=freed, took_s=0.5)
         state = state.plus(report)
@@ -109,7 +110,7 @@ def test_restarts_are_bounded() -> None:
     """The last twenty are kept; all are counted."""
     totals = status.Totals()
     for n in range(50):
-        totals.add_restart(status.Restart(at=float(n), reason="x", exit=1))
+        totals.add_restart(Restart(at=float(n), reason="x", exit=1))
     assert totals.restart_count == 50
     assert [restart.at for restart in totals.restarts] == [float(n) for n in range(30, 50)]
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tidegate.watchdog.control.commands import KeptClients
 from tidegate.watchdog.upgrade import upgrade
-from tidegate.watchdog.upgrade.upgrade import UpgradeError
+from tidegate.watchdog.upgrade.state import Estate, UpgradeError, read
 
 from .conftest import HANGS, Daemon, is_alive, wait_until
 
@@ -207,7 +208,7 @@ def test_what_cannot_be_taken_up_is_refused(tmp_path: Path, value: object, why: 
     fd = as_file(tmp_path, value)
     try:
         with pytest.raises(UpgradeError, match=why):
-            upgrade.read(fd)
+            read(fd)
     finally:
         os.close(fd)
 
@@ -220,13 +221,13 @@ def test_a_program_that_is_not_there_is_no_upgrade() -> None:
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
-def _estate() -> upgrade.Estate:
+def _estate() -> Estate:
     from tidegate.core.fleet.lifecycle import Fleet
     from tidegate.watchdog.control.status import Totals
 
     reading, writing = os.pipe()
     os.close(reading)
-    return upgrade.Estate(
+    return Estate(
         started_s=0.0,
         serves=True,
         fleet=Fleet(),
@@ -234,7 +235,7 @@ def _estate() -> upgrade.Estate:
         listeners=[],
         pid_fd=writing,
         control_fd=writing,
-        clients=upgrade.KeptClients(),
+        clients=KeptClients(),
         config=None,
         totals=Totals(),
     )

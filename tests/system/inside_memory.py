@@ -16,8 +16,8 @@ from inside import CONFIG, install, show, start, systemctl, wait_until
 
 from fakes.memory_flood import FLOOD_KILOBYTES
 from fakes.scene import crowd, flood_upstream
-from tidegate.core.protocol.worker import ControlRequest
-from tidegate.watchdog.control.server import ask
+from tidegate.core.protocol.control import ControlRequest
+from tidegate.watchdog.control.client import ask
 
 LIMIT = "200M"
 TEXT = """

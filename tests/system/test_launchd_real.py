@@ -24,10 +24,10 @@ import pytest
 from fakes.launchd import Running, compiled, launchd
 from fakes.machine import family, free_port, is_alive, wait_until
 from fakes.upstream import ScriptedUpstream
-from tidegate.core.protocol.worker import ControlRequest
+from tidegate.core.protocol.control import ControlRequest
 from tidegate.managers.job import LABEL, Job, Scope
 from tidegate.managers.launchd.plist import plist
-from tidegate.watchdog.control.server import ask
+from tidegate.watchdog.control.client import ask
 
 SCALE = 0.2  # a ThrottleInterval of 10 s takes 2
 TARGET = f"system/{LABEL}"

@@ -1,4 +1,4 @@
-"""The `tidegate` command: its verbs, their flags, and the exit codes.
+"""The `tidegate` command: what it calls for each verb, and the exit codes.
 
 A verb imports what it needs when it is called. `tidegate run` becomes the watchdog, which stays
 in memory for months: nothing that only prints tables may be loaded into it.
@@ -14,19 +14,15 @@ from __future__ import annotations
 import argparse
 import errno
 import os
-import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NoReturn
 
-from tidegate import __version__
 from tidegate.cli.failure import BAD_CONFIG, OUTPUT_FAILED, USAGE, Failure
+from tidegate.cli.parser import command_line
 from tidegate.cli.show.printable import say_lines
 from tidegate.config import ConfigError
 from tidegate.config.places import PlacesError
 from tidegate.config.tokens import TokenError
-from tidegate.core.text import visible
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -142,138 +138,6 @@ def _call(arguments: argparse.Namespace) -> int:
 def _complain(text: str, code: int) -> int:
     say_lines(f"tidegate: {text}", file=sys.stderr)
     return code
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        text = visible(f"{message}{_meant(message)}", keep="\n")
-        self.exit(USAGE, f"{self.prog}: {text}\n")
-
-
-def _meant(message: str) -> str:
-    """What a mistyped word may have been, where argparse names the choices."""
-    found = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
-    if found is None:
-        return ""
-    import difflib
-
-    typed, choices = found.groups()
-    near = difflib.get_close_matches(typed, re.findall(r"[\w-]+", choices), n=1)
-    return f"; did you mean `{near[0]}`?" if near else ""
-
-
-def command_line() -> argparse.ArgumentParser:
-    """What the command understands."""
-    parser = _Parser(prog="tidegate", description="An LLM streaming gateway for home servers.")
-    parser.add_argument("--version", action="version", version=f"tidegate {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-
-    def verb(name: str, text: str, *, json: bool = False) -> argparse.ArgumentParser:
-        return _add(verbs, name, text, json=json)
-
-    run = verb("run", "serve in the foreground; what service managers start")
-    run.add_argument("--log-file", type=Path, metavar="FILE", help="log there, not to stderr")
-    run.add_argument(
-        "--park",
-        action="store_true",
-        help="on a bad config stay up, say why on every route, and serve once it is mended",
-    )
-    verb("start", "serve in the background, on a machine without a service manager")
-    verb("stop", "finish the answers in flight and stop")
-    verb("restart", "stop, then start in the background")
-    verb("status", "how it is: memory, runs, what was swept and why", json=True)
-    verb("runs", "the answers that are held", json=True)
-    verb("models", "the upstreams, what they have, and what is loaded", json=True)
-    sweep = verb("sweep", "release what is stale now", json=True)
-    sweep.add_argument(
-        "--finished", action="store_true", help="also answers that are only kept for resuming"
-    )
-    recycle = verb("recycle", "replace the worker; nobody is cut off")
-    recycle.add_argument(
-        "--no-wait", action="store_true", help="return when the new worker is ready"
-    )
-    upgrade = verb("upgrade", "become the version that is installed now; nobody is cut off")
-    upgrade.add_argument(
-        "--no-wait", action="store_true", help="return when the new worker is ready"
-    )
-    verb("reload", "read the config and the tokens again, and say what changed", json=True)
-    _add_log_flags(verb("logs", "the log, wherever it is kept", json=True))
-    verb("check", "say whether the config file is good", json=True)
-    doctor = verb("doctor", "what is wrong with this computer, and what mends it", json=True)
-    doctor.add_argument(
-        "--no-tokens", action="store_true", help="do not ask upstreams for a few tokens"
-    )
-    bundle = verb("bundle", "write down how it is, as evidence", json=True)
-    bundle.add_argument(
-        "--output", type=Path, metavar="FILE", help="copy it there, for you alone to read"
-    )
-    replay = verb("replay", "make the memory guard's decisions again and compare", json=True)
-    replay.add_argument("file", type=Path, metavar="FILE", help="a bundle, or decisions.jsonl")
-    _add_token(verbs)
-    _add_service(verbs)
-    completion = verbs.add_parser(
-        "completion",
-        help="what a shell needs to complete this command",
-        description="Print what a shell needs to complete this command.",
-    )
-    completion.add_argument("shell", choices=("bash", "zsh", "fish"), metavar="SHELL")
-    verb("version", "versions of tidegate and what it runs on", json=True)
-    return parser
-
-
-def _add_log_flags(parser: argparse.ArgumentParser) -> None:
-    """What `cli.logs.read_arguments` reads, with `--json`."""
-    parser.add_argument("-f", "--follow", action="store_true", help="go on with what comes")
-    parser.add_argument("-n", "--lines", metavar="N", help='the last N lines, or "all"; else 50')
-    parser.add_argument(
-        "--since", metavar="WHEN", help="30min, 2h, 3d, 06:00, 2026-11-22 or 2026-11-22T06:00"
-    )
-
-
-def _add_token(verbs: argparse._SubParsersAction[_Parser]) -> None:
-    token = verbs.add_parser("token", help="who may come in", description="Who may come in.")
-    inner = token.add_subparsers(dest="token_verb", metavar="VERB", required=True)
-    new = _add(inner, "new", "make a token and print it, once")
-    new.add_argument("name", metavar="NAME", help="whose it is, or for what")
-    _add(inner, "list", "the names of the tokens", json=True)
-    revoke = _add(inner, "revoke", "take a token back")
-    revoke.add_argument("which", metavar="NAME", help="its name, or how its SHA-256 begins")
-
-
-def _add_service(verbs: argparse._SubParsersAction[_Parser]) -> None:
-    text = "as a service of systemd or launchd"
-    service = verbs.add_parser("service", help=text, description=f"tidegate {text}.")
-    inner = service.add_subparsers(dest="service_verb", metavar="VERB", required=True)
-    install = _add(inner, "install", "start it with the computer, and now; shows what it writes")
-    install.add_argument("--dry-run", action="store_true", help="only show what would be written")
-    install.add_argument("--no-start", action="store_true", help="do not start it now")
-    install.add_argument(
-        "--socket", action="store_true", help="the service manager opens the addresses of listen"
-    )
-    _add(inner, "uninstall", "stop it and remove what install wrote; config and state stay")
-    _add(inner, "start", "start it and wait until it serves")
-    _add(inner, "stop", "finish the answers in flight and stop")
-    _add(inner, "restart", "stop it, start it and wait until it serves")
-    _add(inner, "status", "what the service manager and tidegate itself say", json=True)
-    _add_log_flags(_add(inner, "logs", "its log", json=True))
-    for parser in inner.choices.values():
-        scope = parser.add_mutually_exclusive_group()
-        scope.add_argument("--system", action="store_true", help="of the system; root's default")
-        scope.add_argument("--user", action="store_true", help="of this user")
-
-
-def _add(
-    verbs: argparse._SubParsersAction[_Parser], name: str, text: str, *, json: bool = False
-) -> argparse.ArgumentParser:
-    """A verb; every one of them takes the three places."""
-    parser = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="the config file")
-    parser.add_argument("--state-dir", type=Path, metavar="DIR", help="for tokens and logs")
-    parser.add_argument("--runtime-dir", type=Path, metavar="DIR", help="for sockets and the pid")
-    if json:
-        parser.add_argument("--json", action="store_true", help="for programs")
-    return parser
 
 
 if __name__ == "__main__":

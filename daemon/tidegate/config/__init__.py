@@ -27,8 +27,7 @@ from tidegate.config.convert import to_settings
 from tidegate.config.document import Document, read
 from tidegate.config.keys import read_authorities, read_headers, read_keys, size_problem
 from tidegate.config.mistake import ConfigError, Problem
-from tidegate.core.protocol.worker import Token
-from tidegate.core.settings import Auth, Settings
+from tidegate.core.settings import Auth, Settings, Token
 
 __all__ = ["ConfigError", "LoadedConfig", "load", "stand_in", "tokens_path"]
 

@@ -9,14 +9,13 @@ tokens are named, never shown: of what leads to a key people paste the key itsel
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 from msgspec.structs import fields, replace
 
 from tidegate.config.convert import show_size
-from tidegate.core.protocol.worker import Token
+from tidegate.core.protocol.reload import Change, Effect
 from tidegate.core.settings import (
     Auth,
     Drain,
@@ -26,6 +25,7 @@ from tidegate.core.settings import (
     Memory,
     Model,
     Settings,
+    Token,
     Upstream,
 )
 
@@ -34,31 +34,6 @@ if TYPE_CHECKING:
 
 MAX_SHOWN = 160  # characters of a value: a line of a terminal or two
 MAX_LINES = 20  # in a summary; a thousand new models are told by their number
-
-
-class Effect(Enum):
-    """When a change counts. The values are what people read."""
-
-    AT_ONCE = "at once"
-    NEW_ANSWERS = "for answers that begin from now on"
-    NEW_WORKER = "with a new worker"
-    RESTART = "with a restart"
-
-
-class Change(Struct, frozen=True, kw_only=True):
-    """One difference. Where a value may be a secret, and where a whole entry came, none is told."""
-
-    key: str  # as in the file, `upstream[box].limits.idle_s`; or "token laptop"
-    what: str  # "added" | "removed" | "changed"
-    old: str | None = None
-    new: str | None = None
-    effect: Effect
-
-    def text(self) -> str:
-        """One line, without when it counts."""
-        if self.old is None or self.new is None:
-            return f"{self.key}: {self.what}"
-        return f"{self.key}: {self.old} → {self.new}"
 
 
 _LATER = Effect.NEW_ANSWERS

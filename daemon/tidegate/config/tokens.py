@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from tidegate.core.decoding import Decoder, Undecodable
-from tidegate.core.protocol.worker import Token
+from tidegate.core.settings import Token
 from tidegate.machine import private_file
 
 TOKEN_BYTES = 32  # 256 bits of randomness

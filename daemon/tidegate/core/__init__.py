@@ -1,1 +1,1 @@
-"""Pure values and decisions: no clock, no I/O, no logging, no asyncio."""
+"""Values and decisions of both processes: no clock, no I/O, no loop, no chance."""

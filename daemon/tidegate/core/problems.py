@@ -1,4 +1,4 @@
-"""Open problems of a running tidegate: since when, and closed by themselves.
+"""What is wrong, found by the doctor or by a running tidegate, which keeps it as a repair.
 
 What is wrong is looked for again and again; a repair is one that stays. A problem has to be seen
 for a while before it counts, and gone for a while before it is closed, so that nothing flaps. The
@@ -8,16 +8,33 @@ book knows no clock and is bounded: of too many, the worst are shown.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from enum import Enum
 
 from msgspec import Struct
-
-from tidegate.core.problem import Problem, Severity
 
 OPEN_AFTER_S = 5.0  # a restart of an upstream, a recycle: what passes by itself is no repair
 CLOSE_AFTER_S = 10.0
 MOST_OPEN = 64  # a page; every kind there is, and some upstreams
 
+
+class Severity(Enum):
+    """How much it matters; in order."""
+
+    NOTE = "note"  # worth knowing; nothing fails for it
+    WARNING = "warning"  # it will fail some day, or fails sometimes
+    ERROR = "error"  # it fails now
+
+
 ORDER = {severity: n for n, severity in enumerate(Severity)}
+
+
+class Problem(Struct, frozen=True, kw_only=True):
+    """One finding. `id` names the kind and what it is about ("upstream-unreachable:box")."""
+
+    id: str
+    severity: Severity
+    cause: str
+    fix: str  # what to do, as a command where there is one
 
 
 class Repair(Struct, frozen=True, kw_only=True):

@@ -23,6 +23,14 @@ PLAIN_S = 600.0
 PLAIN_BEFORE_OTHERS_S = 240.0
 
 
+class Token(Struct, frozen=True, kw_only=True):
+    """A client's key as it is stored: never the key itself."""
+
+    name: str
+    sha256: str  # hex, 64 characters
+    created: str = ""  # RFC 3339
+
+
 class Limits(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Every wait and every buffer of a run. An upstream or a model may override each of them."""
 

@@ -15,6 +15,11 @@ import re
 _NOT_ASCII = re.compile(r"[^ -~]")
 
 
+def count(number: int, noun: str) -> str:
+    """ "1 run", "3 runs": for nouns that take an s."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def visible(text: str, keep: str = "") -> str:
     """`text` with every character that does not print, but for those to `keep`, as an escape."""
     if text.isprintable():

@@ -1,1 +1,1 @@
-"""What may be wrong with this computer, and what mends it: `examination` looks at all of it."""
+"""What may be wrong with this computer, looked for from outside; every finding says its fix."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from tidegate.core import descriptors
-from tidegate.core.problem import Problem
+from tidegate.core.problems import Problem
 from tidegate.core.settings import MIB, Settings
 from tidegate.doctor.findings import finding
 from tidegate.machine import meminfo as machine

@@ -25,13 +25,13 @@ from tidegate.config.convert import to_settings
 from tidegate.config.keys import read_authorities, read_headers, read_keys
 from tidegate.config.mistake import Problem as Mistake
 from tidegate.config.places import Places, serving_dir
-from tidegate.core.problem import Problem, Severity
+from tidegate.core.problems import Problem, Severity
+from tidegate.core.protocol.status import Status
 from tidegate.core.settings import MIB, Settings, Upstream
 from tidegate.doctor import computer, files, ports, running, services, software, upstreams
 from tidegate.doctor.findings import finding
-from tidegate.gateway.extensions import are_compiled
+from tidegate.doctor.software import are_compiled
 from tidegate.machine import budget, processes
-from tidegate.watchdog.control.status import Status
 
 LIMIT_S = 30.0
 MOST_UPSTREAMS = 20  # a thread each

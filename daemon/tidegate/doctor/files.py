@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tidegate.config import ConfigError, LoadedConfig
 from tidegate.config.places import Places
-from tidegate.core.problem import Problem
+from tidegate.core.problems import Problem
 from tidegate.core.settings import MIB
 from tidegate.doctor.findings import finding
 from tidegate.managers.systemd.unit import CREDENTIALS

@@ -6,7 +6,7 @@ colon ("upstream-silent:box"). A finding of a kind that is not in this table can
 
 from __future__ import annotations
 
-from tidegate.core.problem import Problem, Severity
+from tidegate.core.problems import Problem, Severity
 
 _NOTES = (
     "budget-without-swap",

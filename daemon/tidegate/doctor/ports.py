@@ -7,7 +7,7 @@ import http.client
 import os
 from collections.abc import Callable, Collection, Iterator
 
-from tidegate.core.problem import Problem
+from tidegate.core.problems import Problem
 from tidegate.doctor.findings import finding
 from tidegate.machine.processes import OURS, Neighbour, who_listens
 from tidegate.managers import sockets

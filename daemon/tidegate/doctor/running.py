@@ -9,12 +9,13 @@ from pathlib import Path
 from msgspec import Struct
 
 from tidegate.core.decoding import Decoder, Undecodable
-from tidegate.core.problem import Problem, Severity
-from tidegate.core.protocol.worker import ControlRequest
+from tidegate.core.problems import Problem, Severity
+from tidegate.core.protocol.control import ControlRequest
+from tidegate.core.protocol.status import Status
 from tidegate.doctor.findings import finding
 from tidegate.machine.processes import Neighbour
-from tidegate.watchdog.control import server
-from tidegate.watchdog.control.status import Status
+from tidegate.watchdog.control import client
+from tidegate.watchdog.control.client import NotRunning
 from tidegate.watchdog.watchdog import PID_FILE_NAME
 
 ANSWER_S = 5.0  # the watchdog answers this by itself and at once
@@ -109,9 +110,9 @@ def _check_status(status: Status, installed: str) -> Iterator[Problem]:
 def ask(runtime_dir: Path, limit_s: float = ANSWER_S) -> Seen:
     """Ask it how it is."""
     try:
-        reply = server.ask(runtime_dir, ControlRequest(verb="status"), limit_s)
+        reply = client.ask(runtime_dir, ControlRequest(verb="status"), limit_s)
         return Seen(status=Decoder(Status).decode(reply.result))
-    except server.NotRunning:
+    except NotRunning:
         return Seen()
     except (TimeoutError, Undecodable):
         return Seen(silent=True)

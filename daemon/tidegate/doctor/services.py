@@ -20,7 +20,7 @@ from msgspec import Struct
 from tidegate.core import descriptors
 from tidegate.core.http.host import is_local_address
 from tidegate.core.http.url import parse_url
-from tidegate.core.problem import Problem
+from tidegate.core.problems import Problem
 from tidegate.core.settings import MIB, Settings
 from tidegate.doctor.findings import finding
 from tidegate.managers.base import NO_CREDENTIALS, exit_text

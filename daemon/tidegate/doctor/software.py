@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 
-from tidegate.core.problem import Problem
+from tidegate.core.problems import Problem
 from tidegate.doctor.findings import finding
 
 OLDEST_PYTHON = (3, 11)
@@ -71,3 +71,10 @@ def read() -> tuple[tuple[int, ...], list[str], dict[str, str]]:
             except metadata.PackageNotFoundError:
                 continue
     return python, requirements, versions
+
+
+def are_compiled() -> bool:
+    """Whether aiohttp runs on its C parts; without them a request costs several times as much."""
+    from aiohttp import http_parser  # noqa: PLC0415
+
+    return hasattr(http_parser, "HttpRequestParserC")

@@ -25,7 +25,7 @@ from msgspec import Struct
 from tidegate import __version__
 from tidegate.core.http.host import is_local_address
 from tidegate.core.http.url import parse_url
-from tidegate.core.problem import Problem
+from tidegate.core.problems import Problem
 from tidegate.core.secret import Secret
 from tidegate.core.settings import Upstream
 from tidegate.doctor.findings import finding

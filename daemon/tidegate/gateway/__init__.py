@@ -1,1 +1,1 @@
-"""Speaks HTTP: the server, the relay, the upstreams. The only import of aiohttp."""
+"""The worker process: it speaks HTTP, and never imports the watchdog."""

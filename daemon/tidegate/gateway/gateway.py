@@ -1,7 +1,7 @@
-"""The gateway of one generation: everything put together, and which route leads where.
+"""The gateway of one generation: what every request handler is given.
 
-What is not in the table does not exist, and a route is closed unless the table opens it. Nothing
-administrative is here: that is the watchdog's control socket.
+It puts the parts together and knows no handler: which route leads where is `gateway/api/routes`,
+which the worker hands in.
 """
 
 from __future__ import annotations
@@ -15,38 +15,30 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-import msgspec
 from aiohttp import web
 
-from tidegate.core import formats
 from tidegate.core.brake import Brake
-from tidegate.core.errors import LedgerFull
-from tidegate.core.formats.base import Format
-from tidegate.core.protocol.worker import Facts, Token
-from tidegate.core.runs.ledger import Entry, Ledger
-from tidegate.core.settings import MIB, Settings
-from tidegate.gateway.api import create, demo, health, ollama, openapi, response_socket, runs
+from tidegate.core.protocol.worker import Facts
+from tidegate.core.runs.ledger import Ledger
+from tidegate.core.settings import Settings, Token
 from tidegate.gateway.relay.evictor import Relief
-from tidegate.gateway.relay.handover import OWNER_HEADER, PEER_NAME, Peer, unpack
+from tidegate.gateway.relay.handover import PEER_NAME, Peer
 from tidegate.gateway.relay.registry import Registry
 from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.relay.subscriber import Subscriber
 from tidegate.gateway.server import descriptors
 from tidegate.gateway.server.auth import Access, Caller, Door
-from tidegate.gateway.server.body import read_body
 from tidegate.gateway.server.connections import GatewayServer
 from tidegate.gateway.server.errors import DEMO_PATH, Refused
-from tidegate.gateway.server.ids import id_headers, new_id
-from tidegate.gateway.server.websocket import Sockets
-from tidegate.gateway.server.writer import Written
+from tidegate.gateway.server.sockets import Sockets
 from tidegate.gateway.upstreams.catalog import PROBE_S, REFRESH_S, Catalog
 
 log = logging.getLogger("tidegate.gateway")
 
+
 Handler = Callable[..., Awaitable[web.StreamResponse]]
-MAX_HANDED_BYTES = 64 * MIB  # a whole window in base64, with room
 
 
 class Route(NamedTuple):
@@ -58,65 +50,30 @@ class Route(NamedTuple):
     handler: Handler
 
 
-def _answering(form: Format) -> Handler:
-    return partial(create.answer, form=form)
+class Routes(Protocol):
+    """What is served, outside and on the inner socket: `gateway/api/routes`."""
 
+    ROUTES: tuple[Route, ...]
+    OPEN_PATHS: list[str]  # as regular expressions; they ask for no token
 
-# Where each format is served: at its upstream path, and where some clients look for it besides.
-_FORMATS = (
-    *((f"/v1{form.path}" if not form.at_root else form.path, form) for form in formats.ALL),
-    ("/v1/reranking", formats.RERANK),
-    ("/rerank", formats.RERANK),
-)
-_RESPONSE = "/v1/responses/([A-Za-z0-9_.:=~+-]{1,200})"
-_RUN = "/v1/runs/([A-Za-z0-9_-]{1,80})"
-_ROUTES = tuple(
-    Route(method, re.compile(path), access, handler)
-    for method, path, access, handler in (
-        *(("POST", path, Access.TOKEN, _answering(form)) for path, form in _FORMATS),
-        ("GET", "/v1/responses", Access.TOKEN, response_socket.converse),
-        ("GET", f"{_RESPONSE}/input_items", Access.TOKEN, runs.list_input_items),
-        ("GET", _RESPONSE, Access.TOKEN, runs.show_response),
-        ("DELETE", _RESPONSE, Access.TOKEN, runs.delete_response),
-        ("POST", f"{_RESPONSE}/cancel", Access.TOKEN, runs.cancel_response),
-        ("GET", "/api/tags", Access.TOKEN, ollama.tags),
-        ("GET", "/api/ps", Access.TOKEN, ollama.loaded),
-        ("GET", "/api/version", Access.TOKEN, ollama.version),
-        ("GET", "/v1/models", Access.TOKEN, health.list_models),
-        ("GET", "/v1/models/(.+)", Access.TOKEN, health.show_model),
-        ("GET", "/v1/runs", Access.TOKEN, runs.list_runs),
-        ("GET", _RUN, Access.TOKEN, runs.show_run),
-        ("GET", f"{_RUN}/stream", Access.TOKEN, runs.stream_run),
-        ("POST", f"{_RUN}/cancel", Access.TOKEN, runs.cancel_run),
-        ("GET", "/repairs", Access.TOKEN, health.list_repairs),
-        ("GET", "/metrics", Access.TOKEN, health.metrics),
-        ("GET", "/healthz", Access.OPEN, health.alive),
-        ("GET", "/readyz", Access.OPEN, health.ready),
-        ("GET", "/openapi.json", Access.OPEN, openapi.show),  # the same for every installation
-        ("GET", "/", Access.OPEN, health.welcome),
-    )
-)
+    async def handle(self, gateway: Gateway, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer a client. Raises Refused."""
 
-
-def find_route(method: str, path: str) -> tuple[Route, tuple[str, ...]]:
-    """The route and what its path matched. Raises Refused: 404, or 405 naming what is allowed."""
-    allowed = []
-    for route in _ROUTES:
-        if found := route.path.fullmatch(path):
-            if route.method == method or (method == "HEAD" and route.method == "GET"):
-                return route, found.groups()
-            allowed.append(route.method)
-    if allowed:
-        names = ", ".join(allowed)
-        raise Refused(405, f"only {names} here", "bad_method", headers={"Allow": names})
-    ollama.refuse_changes(path)
-    raise Refused(404, "there is nothing at this path; the API is under /v1", "not_found")
+    async def handle_inner(self, gateway: Gateway, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer the other generation, or us as an upstream. Raises Refused."""
 
 
 class Gateway:
     """One generation's gateway. Needs a running loop."""
 
-    def __init__(self, generation: int, peer_socket: str) -> None:
+    def __init__(
+        self,
+        generation: int,
+        peer_socket: str,
+        routes: Routes,
+        resident_bytes: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`routes` is what is served; `resident_bytes` is asked by a scrape of the metrics."""
         self.generation = generation
         self.loop = asyncio.get_running_loop()
         self.settings = Settings()
@@ -129,15 +86,18 @@ class Gateway:
         self.relief: Relief | None = None  # what it gave back, for the metrics
         self._peer: Peer | None = None  # the other generation, while there is one
         self.loop_lag_s = 0.0
-        self.resident_bytes: Callable[[], int] = lambda: 0
+        self.resident_bytes = resident_bytes
+        self.routes = routes
         self.server = GatewayServer(
-            self._handle,
+            partial(routes.handle, self),
             lambda: self.settings.limits,
             ledger=self.registry.ledger,
-            open_paths=[route.path.pattern for route in _ROUTES if route.access is Access.OPEN],
+            open_paths=routes.OPEN_PATHS,
         )
         self.registry.make_room = self.server.make_room
-        self._inner = GatewayServer(self._handle_inner, lambda: self.settings.limits)
+        self._inner = GatewayServer(
+            partial(routes.handle_inner, self), lambda: self.settings.limits
+        )
         self._peer_socket = peer_socket
         self._peer_is_open = False
         self._refresh = asyncio.Event()
@@ -192,11 +152,6 @@ class Gateway:
         if self._peer is not None:
             self._peer.close()
         self._peer = Peer(socket_path, self.settings.limits) if socket_path else None
-
-    @property
-    def routes(self) -> tuple[Route, ...]:
-        """What is served."""
-        return _ROUTES
 
     @property
     def peer(self) -> Peer | None:
@@ -303,57 +258,10 @@ class Gateway:
 
     # --- requests -----------------------------------------------------------------------------
 
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Every request of the outside: the door first, then the table."""
+    def admit(self, request: web.BaseRequest, access: Access) -> Caller:
+        """Whose request it is. Raises Refused: 401, 403 or 429."""
         over_unix = getattr(request.protocol, "over_unix", False)
-        try:
-            route, groups = find_route(request.method, _path(request))
-        except Refused:
-            self._door.admit(request, Access.TOKEN, over_unix=over_unix)
-            self._refuse_when_parked()
-            raise
-        caller = self._door.admit(request, route.access, over_unix=over_unix)
-        if route.access is not Access.OPEN:
-            self._refuse_when_parked()
-        answer = await route.handler(self, request, caller, *groups)
-        if not answer.prepared and not isinstance(answer, Written):
-            for name, value in id_headers(new_id("req")).items():
-                answer.headers.setdefault(name, value)
-        return answer
-
-    async def _handle_inner(self, request: web.BaseRequest) -> web.StreamResponse:
-        """The Unix socket: the demo upstream, and the other generation on a caller's behalf."""
-        if request.path == f"{DEMO_PATH}/chat/completions":
-            return await demo.chat_completions(request, self.registry.ledger)
-        if request.path.startswith(f"{DEMO_PATH}/"):
-            raise demo.other_format()
-        if request.path == "/v1/adopt":
-            return await self._adopt(request)
-        route, groups = find_route(request.method, _path(request))
-        caller = Caller(owner=request.headers.get(OWNER_HEADER, ""), name=PEER_NAME)
-        return await route.handler(self, request, caller, *groups)
-
-    async def _adopt(self, request: web.BaseRequest) -> web.StreamResponse:
-        """A finished run of the former generation."""
-        ledger = self.registry.ledger
-        account = ledger.open()
-        try:
-            body = await read_body(
-                request,
-                max_bytes=MAX_HANDED_BYTES,
-                deadline_s=5.0,
-                # Not among what clients send: that may be full while there is room for answers.
-                charge=partial(account.set, Entry.HELD),
-            )
-            run = unpack(body, ledger, self.settings.limits, self.loop.time())
-        except LedgerFull as full:
-            raise create.no_room(full) from None
-        except (ValueError, msgspec.MsgspecError) as error:
-            raise Refused(400, f"this is no finished run: {error}", "bad_run") from None
-        finally:
-            account.close()
-        self.registry.adopt(Relay(self.registry, run, [], self.loop))
-        return web.json_response({"id": run.id})
+        return self._door.admit(request, access, over_unix=over_unix)
 
     @contextmanager
     def reading(self, relay: Relay, subscriber: Subscriber) -> Iterator[None]:
@@ -364,17 +272,6 @@ class Gateway:
         finally:
             self.registry.forget(subscriber)
             relay.detach(subscriber)
-
-    def _refuse_when_parked(self) -> None:
-        """Raises Refused when there is no config to serve by."""
-        if self.parked is not None:
-            raise Refused(
-                503,
-                f"tidegate is parked until its configuration is mended: {self.parked}",
-                "parked",
-                type="server_error",
-                headers={"Retry-After": "10"},
-            )
 
     def refuse_when_shedding(self) -> None:
         """Raises Refused when memory is so short that nothing new may begin."""
@@ -397,11 +294,6 @@ class Gateway:
         if self.facts is not None and self.facts.shed is not None:
             reasons.append(self.facts.shed)
         return reasons
-
-
-def _path(request: web.BaseRequest) -> str:
-    """The path as it was sent, undecoded: what a route is matched with is what was checked."""
-    return request.raw_path.partition("?")[0]
 
 
 def _bind_unix(path: str) -> socket.socket:

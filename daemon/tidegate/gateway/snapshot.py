@@ -22,7 +22,8 @@ from types import CodeType, FrameType
 
 import tidegate
 from tidegate.core.protocol.worker import Inspected
-from tidegate.gateway.relay.registry import Registry, summarise
+from tidegate.gateway.relay.registry import Registry
+from tidegate.gateway.relay.summaries import summarise
 
 PACKAGE = f"{Path(tidegate.__file__).parent}/"
 MOST_RUNS = 200

@@ -23,9 +23,10 @@ from pathlib import Path
 
 from tidegate.core.decoding import Undecodable
 from tidegate.core.errors import UpstreamError
+from tidegate.core.memory.report import Allocator, StepReport
+from tidegate.core.protocol.lines import ChannelError, LineSplitter
 from tidegate.core.protocol.worker import (
     PROTOCOL,
-    Allocator,
     AskBeat,
     ConfigChanged,
     Configure,
@@ -44,21 +45,20 @@ from tidegate.core.protocol.worker import (
     Relieved,
     RunList,
     StartDraining,
-    StepReport,
     Sweep,
     Swept,
     decode_from_watchdog,
     encode,
 )
 from tidegate.gateway import config_watch
+from tidegate.gateway.api import routes
 from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.relay.evictor import Relief
 from tidegate.gateway.snapshot import inspect
 from tidegate.logs import handler as log_lines
 from tidegate.machine.collector import Collector
 from tidegate.machine.heap import allocator_meter, heap_trimmer, resident_meter, volunteer_for_oom
-from tidegate.watchdog import signals
-from tidegate.watchdog.workers.channel import ChannelError, LineSplitter
+from tidegate.machine.signals import ignore_all, write_stacks_when_asked
 
 log = logging.getLogger("tidegate.worker")
 
@@ -118,8 +118,10 @@ class Worker:
     def __init__(self, line: WatchdogLine, configure: Configure) -> None:
         self._line = line
         self._configure = configure
-        self._gateway = Gateway(configure.generation, configure.peer_socket)
-        self._gateway.resident_bytes = self._resident_bytes = resident_meter()
+        self._resident_bytes = resident_meter()
+        self._gateway = Gateway(
+            configure.generation, configure.peer_socket, routes, self._resident_bytes
+        )
         self._collector = Collector()
         self._trim = heap_trimmer()
         self._measure = allocator_meter()
@@ -413,8 +415,8 @@ def main(argv: list[str] | None = None) -> int:
     log_lines.setup("worker")
     _die_with_parent()
     volunteer_for_oom()  # the watchdog must outlive us, and can replace us
-    signals.ignore_all()
-    signals.write_stacks_when_asked()
+    ignore_all()
+    write_stacks_when_asked()
     channel = socket.socket(fileno=arguments.channel)
     with _new_loop_runner() as runner:
         return runner.run(_run(channel))

@@ -17,8 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from msgspec import Struct
-
 from tidegate.core.settings import MIB
 from tidegate.machine.private_file import open_own
 
@@ -26,15 +24,6 @@ ROTATE_BYTES = 10 * MIB  # three of them: a month of a busy home, and no disk fi
 ROTATIONS = 2  # beside the file itself
 _STDOUT = 1
 _POLL_MS = 1000
-
-
-class LogState(Struct, frozen=True, kw_only=True):
-    """Where a process's lines go: a file, the journal, or whatever standard error is."""
-
-    file: str | None = None
-    journal: bool = False
-    unit: str | None = None  # of the journal's lines
-    user: bool = False  # and whether it is a user's
 
 
 def family(file: Path) -> list[Path]:

@@ -16,8 +16,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from tidegate.core.protocol.status import LogState
 from tidegate.core.text import visible
-from tidegate.logs.file import LogFile, LogState, LogStream, Target
+from tidegate.logs.file import LogFile, LogStream, Target
 from tidegate.logs.repeats import Entry
 from tidegate.logs.writer import SETTLE_LIMIT_S, LogWriter
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from tidegate.logs.file import Target
 from tidegate.logs.repeats import Entry, Repeats
-from tidegate.watchdog.signals import start_aside
+from tidegate.machine.signals import start_aside
 
 QUEUE_BYTES = 512 * 1024  # some seconds of trouble in full detail
 LOOK_S = 1.0  # at the file, and for counts that are due

@@ -1,1 +1,3 @@
-"""Reads the machine: memory samples and budgets. The only import of psutil."""
+"""What the operating system tells and keeps: memory, processes, signals, private files; it decides
+nothing.
+"""

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from tidegate.core.protocol.worker import Allocator
+from tidegate.core.memory.report import Allocator
 
 OOM_SCORE_ADJ = 500  # of -1000 to 1000: before the watchdog, and before what says nothing of itself
 

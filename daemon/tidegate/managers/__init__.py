@@ -1,1 +1,1 @@
-"""How tidegate becomes a service of this computer: unit files, plists, and those who start them."""
+"""All about systemd and launchd, both halves: what is installed, and what a process tells them."""

@@ -7,9 +7,7 @@ is a ManagerError with a sentence for a person.
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -118,33 +116,6 @@ class Manager(Protocol):
 
     def words(self, verb: str) -> str:
         """A command of the manager's own, for a person to type."""
-
-
-def find(
-    scope: Scope | None = None,
-    *,
-    platform: str = sys.platform,
-    environ: Mapping[str, str] = os.environ,
-    uid: int | None = None,
-) -> Manager:
-    """The manager of this computer; of the system for root, unless a scope is asked for.
-
-    Raises ManagerError where there is none.
-    """
-    uid = os.geteuid() if uid is None else uid
-    wanted = scope or (Scope.SYSTEM if uid == 0 else Scope.USER)
-    if platform == "darwin":
-        from tidegate.managers.launchd.control import Launchd  # noqa: PLC0415  (one of the two)
-
-        return Launchd(wanted, environ=environ, uid=uid)
-    from tidegate.managers.systemd.control import Systemd, is_booted  # noqa: PLC0415
-
-    if not is_booted():
-        raise ManagerError(
-            "this computer has neither systemd nor launchd: use `tidegate start`, or have its "
-            "own init run `tidegate run`"
-        )
-    return Systemd(wanted, environ=environ, uid=uid)
 
 
 def exit_text(code: int) -> str:

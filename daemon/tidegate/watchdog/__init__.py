@@ -1,1 +1,1 @@
-"""Processes, their channel, and the service manager."""
+"""The watchdog process: a plain loop without asyncio and HTTP, which never imports the gateway."""

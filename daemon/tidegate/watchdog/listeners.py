@@ -10,12 +10,22 @@ import logging
 import socket
 from collections.abc import Collection, Iterable
 
+from msgspec import Struct
+
 from tidegate.managers import sockets
 from tidegate.managers.sockets import Bound, ListenError
 from tidegate.managers.systemd.notify import Notifier, stored_name
-from tidegate.watchdog.upgrade.upgrade import KeptListener
 
 _log = logging.getLogger(__name__)
+
+
+class KeptListener(Struct, frozen=True, kw_only=True):
+    """A listening socket that stays open."""
+
+    fd: int
+    configured: str
+    address: str
+    retired: bool = False  # only a draining worker accepts from it
 
 
 class Listeners:

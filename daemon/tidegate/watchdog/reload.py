@@ -19,10 +19,10 @@ import msgspec
 from msgspec import Struct
 
 from tidegate.config import ConfigError, LoadedConfig
-from tidegate.config.changes import Change, Effect, compare, summary
-from tidegate.core.protocol.reload import Earlier, Refusal, Refused, Reloaded, Why
-from tidegate.core.protocol.worker import ControlReply
-from tidegate.core.words import count
+from tidegate.config.changes import compare, summary
+from tidegate.core.protocol.control import ControlReply
+from tidegate.core.protocol.reload import Change, Earlier, Effect, Refusal, Refused, Reloaded, Why
+from tidegate.core.text import count
 from tidegate.managers.sockets import Bound, ListenError
 from tidegate.managers.systemd.notify import Notifier
 from tidegate.watchdog.control.server import OUR_FAULT, Client, ControlServer

@@ -19,10 +19,10 @@ from msgspec import Struct
 from tidegate.core import descriptors
 from tidegate.core.fleet.lifecycle import HOUR_S
 from tidegate.core.memory.levels import LEAST_BUDGET_BYTES
-from tidegate.core.problem import Problem, Severity
-from tidegate.core.problems import Repair, Repairs
+from tidegate.core.problems import Problem, Repair, Repairs, Severity
+from tidegate.core.protocol.status import Status
 from tidegate.core.settings import MIB
-from tidegate.watchdog.control.status import FAILING, Status
+from tidegate.watchdog.control.status import FAILING
 
 DISK_EVERY_S = 60.0
 LITTLE_DISK_BYTES = 256 * MIB  # logs and evidence are bounded to less

@@ -19,8 +19,9 @@ from pathlib import Path
 from tidegate.config.places import STANDS_IN_NAME, PlacesError, fallback_dir, make_private
 from tidegate.machine.private_file import open_own
 from tidegate.managers.sockets import ListenError
-from tidegate.watchdog.control.server import SOCKET_NAME, ControlServer
-from tidegate.watchdog.workers.process import AlreadyRunning, PidFile
+from tidegate.watchdog.control.client import SOCKET_NAME
+from tidegate.watchdog.control.server import ControlServer
+from tidegate.watchdog.pid_file import AlreadyRunning, PidFile
 
 GO_BACK_EVERY_S = 30.0
 _log = logging.getLogger(__name__)

@@ -1,66 +1,17 @@
-"""Signals as one more thing that the loop waits for: a handler notes one, and the loop wakes.
-
-No signal ends the watchdog or a worker by its default action, for one is easily sent to the wrong
-process, or by a `pkill` that means another program. What has no meaning here is heard and logged by
-the watchdog, and ignored by a worker. What stays as the system has it: KILL and STOP, the stops of
-a terminal, what does no harm (CHLD, CONT, URG, WINCH), and what a thread does wrong itself.
-"""
+"""Signals as one more thing that the loop waits for: a handler notes one, and the loop wakes."""
 
 from __future__ import annotations
 
-import faulthandler
 import selectors
 import signal
 import socket
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 
+from tidegate.machine.signals import HEARD, HELD
 from tidegate.watchdog.faults import Handler
 
-# What a thread does wrong itself must end it wherever it happens; faulthandler writes its stacks.
-_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
-STACKS = signal.SIGUSR1  # faulthandler writes where every thread stands, and all goes on
-_LEFT_ALONE = _FAULTS | {
-    *(signal.SIGKILL, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU),
-    *(signal.SIGCONT, signal.SIGURG, signal.SIGWINCH),
-    *(signal.SIGPIPE, signal.SIGXFSZ),  # Python ignores both, and has errors in their place
-    STACKS,
-}
 STOPS = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
-# SIGCHLD only has to wake the loop, which looks for dead workers on every turn.
-HEARD = frozenset(signal.valid_signals() - _LEFT_ALONE)
-_HELD = HEARD | {STACKS}
-
-
-def hold_early() -> None:
-    """Let all wait that `Signals` hears, from the first moment of a watchdog until it is there."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
-
-
-def start_aside(thread: threading.Thread) -> None:
-    """Start a thread that takes no signals, which `Signals.hold` could not make wait.
-
-    Raises RuntimeError when the system has no more threads.
-    """
-    former = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
-    try:
-        thread.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, former)
-
-
-def write_stacks_when_asked() -> None:
-    """Have SIGUSR1 write the stacks of all threads to standard error, which the log follows."""
-    faulthandler.enable()  # the service manager's SIGABRT leaves them there too
-    faulthandler.register(STACKS, all_threads=True)
-
-
-def ignore_all() -> None:
-    """What a worker does: what is meant for the watchdog may be sent to a whole group."""
-    for number in HEARD - {signal.SIGCHLD}:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
 
 
 def name_of(number: int) -> str:
@@ -114,7 +65,7 @@ class Signals:
 
     def hold(self) -> bool:
         """Let those wait that come from now on. False, and none waits, if one was not heard yet."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+        signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
         if not self._came:
             return True
         self.release()
@@ -122,7 +73,7 @@ class Signals:
 
     def release(self) -> None:
         """Hear them again."""
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
 
     def close(self) -> None:
         """Wake nobody any more."""

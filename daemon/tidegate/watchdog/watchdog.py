@@ -30,36 +30,39 @@ from tidegate.config import ConfigError, LoadedConfig
 from tidegate.core.fleet import lifecycle as life
 from tidegate.core.fleet.lifecycle import Timing
 from tidegate.core.protocol import worker as msg
+from tidegate.core.protocol.status import Restart, Status
 from tidegate.core.settings import MIB
 from tidegate.logs import handler as log
 from tidegate.machine import pressure
 from tidegate.machine.heap import heap_trimmer
+from tidegate.machine.signals import hold_early, write_stacks_when_asked
 from tidegate.managers import sockets
 from tidegate.managers.launchd import activation
 from tidegate.managers.sockets import Bound, ListenError
 from tidegate.managers.systemd.notify import Notifier
 from tidegate.watchdog import signals
 from tidegate.watchdog.control import status
+from tidegate.watchdog.control.client import SOCKET_NAME
 from tidegate.watchdog.control.commands import Commands
 from tidegate.watchdog.control.overview import Overview
-from tidegate.watchdog.control.server import OUR_FAULT, SOCKET_NAME, Client, ControlServer
+from tidegate.watchdog.control.server import OUR_FAULT, Client, ControlServer
 from tidegate.watchdog.faults import CLOCK, EXIT, PAUSE_S, SAMPLE, TICK, WAIT, Faults, Handler
 from tidegate.watchdog.guard.book import MemoryBook
 from tidegate.watchdog.guard.decision_log import DecisionLog
 from tidegate.watchdog.guard.evidence import Evidence
 from tidegate.watchdog.guard.guard import Guardian
 from tidegate.watchdog.listeners import Listeners
+from tidegate.watchdog.pid_file import AlreadyRunning, PidFile
 from tidegate.watchdog.reload import Reloader
 from tidegate.watchdog.repairs import Caretaker, Seen
 from tidegate.watchdog.runtime_dir import Home
 from tidegate.watchdog.signals import Signals
 from tidegate.watchdog.upgrade import upgrade
-from tidegate.watchdog.upgrade.upgrade import Estate, Upgrade, UpgradeError
+from tidegate.watchdog.upgrade.state import Estate, UpgradeError
+from tidegate.watchdog.upgrade.upgrade import Upgrade
 from tidegate.watchdog.workers.generations import Generations
 from tidegate.watchdog.workers.process import (
     WORKER_COMMAND,
-    AlreadyRunning,
-    PidFile,
     Worker,
     allow_many_descriptors,
     forbid_core_dumps,
@@ -67,6 +70,7 @@ from tidegate.watchdog.workers.process import (
 
 PID_FILE_NAME = "tidegate.pid"
 PARK_RETRY_S = 5.0  # a parked daemon looks so often whether the config was mended
+
 BARRIER_S = 1.0  # for the last words to be read
 EXTEND_S = 15.0  # asked of systemd on every tick of a start or drain: more than a few late ticks
 UNREAPABLE_S = 5.0  # a process that SIGKILL cannot end hangs in the kernel; we go without it
@@ -99,14 +103,14 @@ def run(
     """
     if upgrade.is_rehearsal(os.environ):
         return _rehearse(load)
-    signals.hold_early()
+    hold_early()
     try:
         log.setup("watchdog", log_file)
     except OSError as error:
         log.setup("watchdog")
         _log.error("cannot write the log file: %s", error)
         return _exit_code(error)
-    signals.write_stacks_when_asked()
+    write_stacks_when_asked()
     forbid_core_dumps()
     allow_many_descriptors()
     try:
@@ -530,7 +534,7 @@ class Watchdog:
         else:
             self._reloader.look_again()
 
-    def _status(self) -> status.Status:
+    def _status(self) -> Status:
         return self._overview.now(None if self._generations.fleet.stopping else self._parked)
 
     def _tell_facts(self) -> None:
@@ -635,7 +639,7 @@ class Watchdog:
 
     def _replace(self, number: int, reason: str, delay_s: float) -> None:
         code = self._generations.exit_code(number)
-        self._totals.add_restart(status.Restart(at=time.time(), reason=reason, exit=code))
+        self._totals.add_restart(Restart(at=time.time(), reason=reason, exit=code))
         wait = "at once" if delay_s == 0 else f"in {delay_s:.1f} s"
         _log.warning("worker %d is lost (%s); a new one starts %s", number, reason, wait)
 
@@ -655,7 +659,7 @@ class Watchdog:
 
     # --- what the command line may want, see `command.Daemon` -----------------------------------
 
-    def take_status(self) -> status.Status:
+    def take_status(self) -> Status:
         """The truth now: memory too is read for it."""
         self._memory.read(self._generations)
         return self._status()

@@ -1,1 +1,1 @@
-""""""
+"""`tidegate service`: to become a service, and to stop being one."""

@@ -17,9 +17,10 @@ from tidegate.cli.show.printable import say, say_lines
 from tidegate.cli.verbs.detached import find_status
 from tidegate.config.places import Places
 from tidegate.core.settings import Settings
-from tidegate.managers import account, base, placing
+from tidegate.managers import account, placing
 from tidegate.managers.base import Manager
 from tidegate.managers.files import Change, File
+from tidegate.managers.find import find
 from tidegate.managers.job import NAME, Job, Scope
 from tidegate.managers.launchd import plist
 from tidegate.managers.sockets import parse
@@ -123,7 +124,7 @@ def show(files: Sequence[File], supplied: Path | None) -> None:
 
 def mention_other(chosen: Manager) -> None:
     """One of the system and one of a user are two, and may want the same address."""
-    other = base.find(Scope.USER if chosen.scope is Scope.SYSTEM else Scope.SYSTEM)
+    other = find(Scope.USER if chosen.scope is Scope.SYSTEM else Scope.SYSTEM)
     if is_installed(other) and other.state().active:
         say(f"{name_of(other)} runs a tidegate too; two cannot share an address.")
 

@@ -48,13 +48,13 @@ from tidegate.cli.show.printable import printable, say, say_lines
 from tidegate.cli.verbs.detached import READY_LIMIT_S, SERVING, find_status
 from tidegate.config import ConfigError
 from tidegate.config.places import Places
+from tidegate.core.protocol.status import Status
 from tidegate.core.settings import Drain
 from tidegate.managers import base, placing
 from tidegate.managers.base import Manager, ManagerError, State
 from tidegate.managers.files import Change, WriteError
 from tidegate.managers.job import Scope
-from tidegate.watchdog.control.server import SOCKET_NAME
-from tidegate.watchdog.control.status import Status
+from tidegate.watchdog.control.client import SOCKET_NAME
 
 START_LIMIT_S = 120.0  # the unit's TimeoutStartSec is 90 s
 STOP_MARGIN_S = 30.0  # beyond drain.stop_limit_s: the last error events, the way out, a slow disk

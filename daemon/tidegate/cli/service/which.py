@@ -15,7 +15,8 @@ from tidegate.config.document import read
 from tidegate.config.mistake import Problem
 from tidegate.config.places import Places
 from tidegate.core.settings import Settings
-from tidegate.managers import base, placing
+from tidegate.managers import find as managers
+from tidegate.managers import placing
 from tidegate.managers.base import Manager, ManagerError, State
 from tidegate.managers.job import Scope
 
@@ -26,12 +27,12 @@ def find(arguments: argparse.Namespace, *, to_install: bool = False) -> Manager:
     if asked is Scope.USER and os.geteuid() == 0 and os.environ.get("SUDO_UID", "0") != "0":
         raise Failure("with sudo, --user would mean root's own service: leave out the sudo", USAGE)
     try:
-        first = base.find(asked)
+        first = managers.find(asked)
     except ManagerError as error:
         raise Failure(str(error), NOT_RUNNING) from error
     if asked or to_install or is_installed(first):
         return first
-    other = base.find(Scope.USER if first.scope is Scope.SYSTEM else Scope.SYSTEM)
+    other = managers.find(Scope.USER if first.scope is Scope.SYSTEM else Scope.SYSTEM)
     return other if is_installed(other) else first
 
 

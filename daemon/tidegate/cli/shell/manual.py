@@ -152,6 +152,6 @@ def _text(text: str) -> str:
 
 
 if __name__ == "__main__":
-    from tidegate.cli.main import command_line
+    from tidegate.cli.parser import command_line
 
     sys.stdout.write(manual(read(command_line())))

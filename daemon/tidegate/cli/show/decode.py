@@ -14,8 +14,9 @@ from msgspec import Struct
 from tidegate.cli.failure import REFUSED, Failure
 from tidegate.core.decoding import Decoder, Undecodable
 from tidegate.core.protocol.reload import Refused, Reloaded, Why
-from tidegate.core.protocol.worker import ModelAlias, RunSummary, UpstreamModels
-from tidegate.watchdog.control.status import Status
+from tidegate.core.protocol.status import Status
+from tidegate.core.runs.summary import RunSummary
+from tidegate.core.upstreams.summary import ModelAlias, UpstreamModels
 
 _Answer = TypeVar("_Answer", bound=Struct)
 

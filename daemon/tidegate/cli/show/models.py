@@ -15,7 +15,7 @@ from rich.text import Text
 from tidegate.cli.show.decode import ModelListing
 from tidegate.cli.show.printable import printable
 from tidegate.cli.show.screen import duration_text, new_console
-from tidegate.core.protocol.worker import ModelAlias, ModelState, UpstreamModels
+from tidegate.core.upstreams.summary import ModelAlias, ModelState, UpstreamModels
 
 _LOADED = {True: "yes", False: "no", None: "unknown"}
 _NONE = """\

@@ -17,8 +17,7 @@ from rich.text import Text
 from tidegate.cli.show.decode import SweepResult
 from tidegate.cli.show.printable import printable
 from tidegate.core.problems import Repair
-from tidegate.core.protocol.worker import ModelAside, RunSummary
-from tidegate.watchdog.control.status import (
+from tidegate.core.protocol.status import (
     MemoryState,
     Restart,
     Status,
@@ -26,6 +25,8 @@ from tidegate.watchdog.control.status import (
     UpstreamState,
     WorkerState,
 )
+from tidegate.core.runs.summary import RunSummary
+from tidegate.core.upstreams.summary import ModelAside
 
 _LEVELS = ("normal", "tidy", "squeeze", "shed", "hard shed", "last")
 _WIDE = 500  # columns when nobody looks: a program that reads tables wants no wrapped lines

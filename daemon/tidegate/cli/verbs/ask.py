@@ -14,8 +14,9 @@ from tidegate.cli.places import find_places
 from tidegate.cli.show.printable import say, say_json, say_lines
 from tidegate.config.places import Places, of_the_system, serving_dir
 from tidegate.core.decoding import Undecodable
-from tidegate.core.protocol.worker import ControlReply, ControlRequest
-from tidegate.watchdog.control import server
+from tidegate.core.protocol.control import ControlReply, ControlRequest
+from tidegate.watchdog.control import client
+from tidegate.watchdog.control.client import SOCKET_NAME, NotRunning
 
 ANSWER_LIMIT_S = 15.0  # the watchdog gives a worker 5 s
 RELOAD_LIMIT_S = 90.0  # for one under way and one more, each of which may start a worker
@@ -34,15 +35,15 @@ def ask(places: Places, request: ControlRequest, limit_s: float = ANSWER_LIMIT_S
 def reply_to(places: Places, request: ControlRequest, limit_s: float) -> ControlReply:
     """The answer to a request, a refusal included. Raises Failure when there is none."""
     try:
-        return server.ask(serving_dir(places), request, limit_s)
-    except server.NotRunning as error:
+        return client.ask(serving_dir(places), request, limit_s)
+    except NotRunning as error:
         is_closed = isinstance(error.__cause__, PermissionError)
         raise Failure(
             closed_text(places) if is_closed else nobody_text(places), NOT_RUNNING
         ) from error
     except Undecodable as error:
         raise Failure(
-            f"what answers at {places.runtime_dir / server.SOCKET_NAME} is no tidegate: {error}",
+            f"what answers at {places.runtime_dir / SOCKET_NAME} is no tidegate: {error}",
             NOT_RUNNING,
         ) from error
     except TimeoutError as error:
@@ -53,7 +54,7 @@ def reply_to(places: Places, request: ControlRequest, limit_s: float) -> Control
 
 def closed_text(places: Places) -> str:
     """Somebody may be there, and is not ours to ask."""
-    sock = places.runtime_dir / server.SOCKET_NAME
+    sock = places.runtime_dir / SOCKET_NAME
     return f"{sock} answers only the user whose it is, and root: put sudo before the command"
 
 

@@ -13,7 +13,7 @@ from tidegate.cli.show.decode import read_bundle
 from tidegate.cli.show.printable import say, say_json
 from tidegate.cli.show.screen import size_text
 from tidegate.cli.verbs.ask import ask
-from tidegate.core.protocol.worker import ControlRequest
+from tidegate.core.protocol.control import ControlRequest
 from tidegate.logs.file import refuse_strange_link
 
 

@@ -21,14 +21,15 @@ from tidegate.cli.show.decode import read_status
 from tidegate.cli.show.printable import say
 from tidegate.cli.verbs.ask import ask, nobody_text
 from tidegate.config.places import Places, PlacesError, make_private, serving_dir
-from tidegate.core.protocol.worker import ControlRequest
+from tidegate.core.protocol.control import ControlRequest
+from tidegate.core.protocol.status import Status
 from tidegate.core.settings import Drain
 from tidegate.logs.file import refuse_strange_link
 from tidegate.managers import base, placing
 from tidegate.managers.base import Manager
+from tidegate.managers.find import find
 from tidegate.managers.job import NAME, Scope
 from tidegate.watchdog import detach
-from tidegate.watchdog.control.status import Status
 
 READY_LIMIT_S = 45.0  # a worker has 30 s to become ready; a slow disk loads Python before that
 STATUS_LIMIT_S = 2.0
@@ -126,7 +127,7 @@ def _manager_of(places: Places) -> Manager | None:
     """Whoever starts or runs a tidegate with these places that does not answer just now."""
     for scope in Scope:
         try:
-            chosen = base.find(scope)
+            chosen = find(scope)
             state = chosen.state()
             found = placing.places_of(state.command, scope)
         except (base.ManagerError, PlacesError):

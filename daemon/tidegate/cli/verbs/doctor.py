@@ -16,7 +16,7 @@ from rich.text import Text
 from tidegate.cli.places import find_places
 from tidegate.cli.show.printable import printable, say
 from tidegate.cli.show.screen import new_console
-from tidegate.core.problem import Problem, Severity
+from tidegate.core.problems import Problem, Severity
 from tidegate.core.text import visible_json
 from tidegate.doctor.examination import Check, Report, examine
 

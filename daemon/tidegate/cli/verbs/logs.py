@@ -29,10 +29,10 @@ from tidegate.cli.show.log_reader import PROCESS, Line, LogReader, parse
 from tidegate.cli.show.printable import printable, say, say_json
 from tidegate.cli.verbs.ask import ask
 from tidegate.config.places import Places
-from tidegate.core.protocol.worker import ControlRequest
+from tidegate.core.protocol.control import ControlRequest
+from tidegate.core.protocol.status import Status
 from tidegate.logs.file import family
 from tidegate.managers.job import NAME, Scope
-from tidegate.watchdog.control.status import Status
 
 LINES = 50  # a screen, unless `--since` says how far back
 POLL_S = 0.25

@@ -11,9 +11,8 @@ from tidegate.cli.places import find_places
 from tidegate.cli.show import decode
 from tidegate.cli.show.printable import say, say_json
 from tidegate.cli.verbs.ask import RELOAD_LIMIT_S, reply_to
-from tidegate.config.changes import Change, Effect
-from tidegate.core.protocol.reload import Reloaded, Why
-from tidegate.core.protocol.worker import ControlReply, ControlRequest
+from tidegate.core.protocol.control import ControlReply, ControlRequest
+from tidegate.core.protocol.reload import Change, Effect, Reloaded, Why
 
 _SUFFIX = {
     Effect.NEW_WORKER: "recycled",

@@ -14,7 +14,7 @@ from tidegate.cli.show.printable import say, say_json
 from tidegate.cli.verbs.ask import RELOAD_LIMIT_S, ask, system_text
 from tidegate.config import tokens
 from tidegate.config.places import Places, make_private
-from tidegate.core.protocol.worker import ControlRequest
+from tidegate.core.protocol.control import ControlRequest
 
 
 def new(arguments: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from tidegate.core import settings
 from tidegate.core.memory import levels
 from tidegate.core.memory.growth import Finding, forecast_s
 from tidegate.core.memory.levels import LAST_LEVEL, Limits, Reading, Standing, Watermark
-from tidegate.core.protocol.worker import StepReport
+from tidegate.core.memory.report import StepReport
 from tidegate.core.runs.eviction import Step
 from tidegate.core.settings import MIB
 

@@ -6,7 +6,30 @@ from enum import Enum
 
 from msgspec import Struct
 
-from tidegate.config.changes import Change
+
+class Effect(Enum):
+    """When a change counts. The values are what people read."""
+
+    AT_ONCE = "at once"
+    NEW_ANSWERS = "for answers that begin from now on"
+    NEW_WORKER = "with a new worker"
+    RESTART = "with a restart"
+
+
+class Change(Struct, frozen=True, kw_only=True):
+    """One difference. Where a value may be a secret, and where a whole entry came, none is told."""
+
+    key: str  # as in the file, `upstream[box].limits.idle_s`; or "token laptop"
+    what: str  # "added" | "removed" | "changed"
+    old: str | None = None
+    new: str | None = None
+    effect: Effect
+
+    def text(self) -> str:
+        """One line, without when it counts."""
+        if self.old is None or self.new is None:
+            return f"{self.key}: {self.what}"
+        return f"{self.key}: {self.old} → {self.new}"
 
 
 class Why(Enum):

@@ -11,11 +11,13 @@ import msgspec
 from msgspec import Struct
 
 from tidegate.core.decoding import Decoder
+from tidegate.core.memory.report import Allocator, StepReport
 from tidegate.core.problems import Repair
-from tidegate.core.settings import Settings
+from tidegate.core.runs.summary import RunSummary
+from tidegate.core.settings import Settings, Token
+from tidegate.core.upstreams.summary import ModelAlias, UpstreamModels, UpstreamStatus
 
 PROTOCOL = 1
-MAX_LINE_BYTES = 4 * 1024 * 1024  # a listing of 1,000 runs is 0.5 MiB; beyond this it is garbage
 
 
 class Message(Struct, frozen=True, kw_only=True, tag_field="type", tag=str.lower):
@@ -25,131 +27,11 @@ class Message(Struct, frozen=True, kw_only=True, tag_field="type", tag=str.lower
 # --- values inside messages ---------------------------------------------------------------
 
 
-class Token(Struct, frozen=True, kw_only=True):
-    """A client's key as it is stored: never the key itself."""
-
-    name: str
-    sha256: str  # hex, 64 characters
-    created: str = ""  # RFC 3339
-
-
 class Listener(Struct, frozen=True, kw_only=True):
     """A listening socket that the worker inherits."""
 
     fd: int
     address: str  # "127.0.0.1:8433" or "unix:/path"
-
-
-class ModelAside(Struct, frozen=True, kw_only=True):
-    """A model that is left alone for a while, at an upstream of which not all are."""
-
-    model: str
-    left_s: float
-    why: str  # "failures" | "retry-after"
-
-
-class UpstreamRefusal(Struct, frozen=True, kw_only=True):
-    """What an upstream refuses until the config is changed."""
-
-    model: str = ""  # which one is missing; empty: it is the key
-    text: str
-
-
-class UpstreamStatus(Struct, frozen=True, kw_only=True):
-    """One upstream as the worker sees it."""
-
-    name: str
-    url: str
-    state: str  # "ok" | "failing" | "set aside" | "unknown"
-    active: int = 0
-    queued: int = 0
-    connections: int = 0
-    last_error: str | None = None
-    aside: list[ModelAside] = []  # some of them at most
-    refusals: list[UpstreamRefusal] = []  # the same
-
-
-class ModelState(Struct, frozen=True, kw_only=True):
-    """One model of an upstream. What is not known is null."""
-
-    name: str
-    loaded: bool | None = None
-    first_output_s: float | None = None  # how long the last answer took to begin
-    per_s: float | None = None  # how fast it came
-    unit: str = "tokens/s"  # or "events/s"
-    aside_s: float | None = None  # for how much longer it is left alone
-    aside_why: str = ""  # "failures" | "trial" | "retry-after"
-
-
-class UpstreamModels(Struct, frozen=True, kw_only=True):
-    """One upstream and what it has, as `tidegate models` shows it."""
-
-    name: str
-    url: str
-    kind: str | None  # "ollama", "llama.cpp", "lm studio", "vllm" or "other"
-    state: str  # "ok" | "failing" | "set aside" | "unreachable" | "unknown"
-    aside_s: float | None = None  # for how much longer it is set aside
-    on_trial: bool = False  # it is set aside, and one request tries it
-    last_error: str | None = None
-    models: list[ModelState] = []
-    total: int = 0  # models it has; no more than asked for are told
-
-
-class ModelAlias(Struct, frozen=True, kw_only=True):
-    """A name from the config, and what it stands for."""
-
-    name: str
-    targets: list[str]  # "upstream/model"
-    levels: list[list[str]] = []  # the same, each with its equals
-
-
-class StepReport(Struct, frozen=True, kw_only=True):
-    """What one step of relief did. `promised_bytes` is what its plan expected to free."""
-
-    step: str
-    runs: int  # that lost something
-    promised_bytes: int
-    freed_bytes: int
-    took_s: float
-
-
-class Allocator(Struct, frozen=True, kw_only=True):
-    """What the worker's allocators hold; zeros where they do not say."""
-
-    pymalloc_blocks: int = 0  # objects in Python's own arenas
-    malloc_in_use_bytes: int = 0
-    malloc_free_bytes: int = 0  # kept by malloc, used by nobody: what a trim may give back
-    malloc_mapped_bytes: int = 0  # large pieces, each a mapping of its own
-
-
-class RunSummary(Struct, frozen=True, kw_only=True):
-    """One run as `/v1/runs` and `tidegate runs` show it. Times are Unix seconds."""
-
-    id: str
-    object: str = "run"
-    state: str
-    reason: str | None
-    model: str
-    upstream: str | None
-    attempts: int
-    created: float
-    ended: float | None
-    first_seq: int
-    next_seq: int
-    bytes: int
-    subscribers: int
-
-
-class AttemptSummary(Struct, frozen=True, kw_only=True):
-    """One try at one upstream, as `/v1/runs/{id}` shows it."""
-
-    number: int
-    upstream: str
-    model: str
-    tries: int  # more than one where it was asked to come again
-    outcome: str | None  # None: under way
-    seconds: float
-    upstream_request_id: str | None = None
 
 
 # --- from the watchdog ----------------------------------------------------------------------
@@ -394,33 +276,3 @@ def decode_from_worker(line: bytes) -> FromWorker:
 
 
 # --- control.sock: the command line asks, the watchdog answers ------------------------------------
-
-
-class ControlRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One line from `tidegate status`, `runs`, `recycle`, `stop` and the other asking verbs."""
-
-    verb: str
-    wait: bool = True  # recycle, upgrade: until the former worker is gone; stop: until it is over
-    finished: bool = False  # sweep: finished runs too
-
-
-class ControlReply(Struct, frozen=True, kw_only=True):
-    """The one line that answers."""
-
-    ok: bool
-    error: str | None = None
-    result: msgspec.Raw = msgspec.Raw(b"null")
-
-
-_request = Decoder(ControlRequest)
-_reply = Decoder(ControlReply)
-
-
-def decode_request(line: bytes) -> ControlRequest:
-    """A line that the command line sent. Raises Undecodable."""
-    return _request.decode(line)
-
-
-def decode_reply(line: bytes) -> ControlReply:
-    """A line that the watchdog answered. Raises Undecodable."""
-    return _reply.decode(line)

@@ -8,11 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from heapq import heapify, heappop, heappush
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
 _COMPACT_ABOVE = 64  # below this many places a compaction is not worth its while
+
+
+class Watched(Hashable, Protocol):
+    """What has clocks: a relay, a subscriber, a WebSocket."""
+
+    def check(self, now_s: float) -> float | None:
+        """Looks at them; returns when to look again, None when there is nothing to see."""
 
 
 class Deadlines(Generic[K]):

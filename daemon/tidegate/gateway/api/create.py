@@ -5,47 +5,35 @@ What differs between formats is in their descriptions (`tidegate.core.formats`).
 
 from __future__ import annotations
 
-import re
 import time
-from http import HTTPStatus
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from aiohttp import web
 
 from tidegate.core.errors import LedgerFull
 from tidegate.core.formats import RESPONSES
 from tidegate.core.formats.base import Format, Wanted
-from tidegate.core.formats.framing import RAW, Framing
+from tidegate.core.formats.framing import RAW
 from tidegate.core.runs.ledger import Account, Entry
-from tidegate.core.runs.run import Run, State
+from tidegate.core.runs.run import Run
 from tidegate.core.runs.window import START
 from tidegate.gateway.api import responses
+from tidegate.gateway.api.heads import answer_head, failure, no_room, raw_head, stream_head
+from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.relay.relay import HOPS_HEADER, Relay, Sent
 from tidegate.gateway.relay.subscriber import (
     RawSubscriber,
     StreamSubscriber,
     Subscriber,
-    stream_headers,
 )
 from tidegate.gateway.server.auth import Caller
 from tidegate.gateway.server.body import read_body
-from tidegate.gateway.server.connections import KEEPALIVE_S
 from tidegate.gateway.server.errors import Refused
 from tidegate.gateway.server.ids import new_id
 from tidegate.gateway.server.writer import SLICE_BYTES, Client, Written
 from tidegate.gateway.upstreams.reply import Answer
 
-if TYPE_CHECKING:
-    from tidegate.gateway.gateway import Gateway
-
-RETRY_AFTER_S = 5
 MAX_HOPS = 4  # one gateway before another is sensible; a longer row is a ring
-_BUSY = frozenset({"memory_limit", "queue_full", "queue_s"})
-# Asking again does not help before the config has been changed.
-_NO_USE = frozenset({"upstream_key_refused", "upstream_model_missing"})
-_STATUS_IN_CODE = re.compile(r"upstream_([45][0-9]{2})")
-_CLOSE = "Connection: close\r\n"
-_KEEP = f"Keep-Alive: timeout={KEEPALIVE_S:.0f}\r\n"
 _ON_DISCONNECT = {"": False, "cancel": False, "continue": True}
 
 
@@ -200,22 +188,13 @@ async def _answer(gateway: Gateway, relay: Relay, client: Client) -> web.StreamR
 async def _pass_bytes(gateway: Gateway, relay: Relay, client: Client) -> web.StreamResponse:
     """The answer's bytes as they come, or in one piece where the upstream has no sound for it."""
     run = relay.run
-    subscriber = RawSubscriber(run, client, lambda: _raw_head(relay, client))
+    subscriber = RawSubscriber(run, client, lambda: raw_head(relay, client))
     with gateway.reading(relay, subscriber):
         relay.begin()
         await subscriber.serve()
         if not subscriber.is_committed:
             return await _write(gateway, relay, subscriber, client, failure(relay))
         return Written(close=client.closes)
-
-
-def _raw_head(relay: Relay, client: Client) -> tuple[bytes, bool]:
-    """The head of an answer that is passed on as it comes, and whether it announces chunks."""
-    head = relay.raw_head
-    has_length = any(name == "content-length" for name, _ in head.headers)
-    is_chunked = not (client.http10 or has_length)
-    chunks = (("Transfer-Encoding", "chunked"),) if is_chunked else ()
-    return _head(relay, client, head._replace(headers=(*head.headers, *chunks))), is_chunked
 
 
 async def _write(
@@ -225,7 +204,7 @@ async def _write(
     relay.answer = None
     body = memoryview(answer.body)
     length = ("Content-Length", str(len(body)))
-    head = _head(relay, client, answer._replace(headers=(length, *answer.headers)))
+    head = answer_head(relay, client, answer._replace(headers=(length, *answer.headers)))
     first = body[:SLICE_BYTES]
     client.kept_bytes = len(body) if len(body) > len(first) else 0  # else it is in what is written
     subscriber.outbound_bytes = client.write(b"".join((head, first)))
@@ -238,61 +217,3 @@ async def _write(
         await client.flushed()
         client.kept_bytes = subscriber.outbound_bytes = 0
     return Written(close=client.closes)
-
-
-def _head(relay: Relay, client: Client, answer: Answer) -> bytes:
-    lines = "".join(f"{name}: {value}\r\n" for name, value in answer.headers)
-    return (
-        f"HTTP/1.1 {answer.status} {_phrase(answer.status)}\r\n"
-        f"Content-Type: {answer.content_type}\r\n"
-        f"{_ids(relay.run)}{lines}{_CLOSE if client.closes else _KEEP}\r\n"
-    ).encode("latin-1")
-
-
-def _phrase(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "Unknown"  # 529, say
-
-
-def stream_head(run: Run, client: Client, framing: Framing) -> bytes:
-    """The head of every stream of events."""
-    chunks = "" if client.http10 else "Transfer-Encoding: chunked\r\n"
-    ending = _CLOSE if client.closes else _KEEP
-    return (f"HTTP/1.1 200 OK\r\n{stream_headers(framing)}{chunks}{ending}{_ids(run)}\r\n").encode(
-        "ascii"
-    )
-
-
-def _ids(run: Run) -> str:
-    """A run's id is its request's too, so that a log line with the one has the other."""
-    return f"x-run-id: {run.id}\r\nx-request-id: {run.id}\r\nrequest-id: {run.id}\r\n"
-
-
-def failure(relay: Relay) -> Answer:
-    """Why there is no answer, for a creator that has not been sent any of it."""
-    run = relay.run
-    if relay.answer is not None:
-        return relay.answer
-    error = run.error()
-    headers: tuple[tuple[str, str], ...] = ()
-    if error.code in _BUSY:
-        error = error._replace(status=503)
-        headers = (("Retry-After", str(RETRY_AFTER_S)),)
-    elif found := _STATUS_IN_CODE.fullmatch(run.error_code or ""):
-        error = error._replace(status=int(found[1]))
-    elif run.state is State.CANCELLED or run.error_code in _NO_USE:
-        headers = (("x-should-retry", "false"),)
-    return Answer(error.status, "application/json", run.format.error_body(error), headers)
-
-
-def no_room(full: LedgerFull) -> Refused:
-    """The ledger is full: come again."""
-    return Refused(
-        503,
-        str(full),
-        full.code,
-        type="server_error",
-        headers={"Retry-After": str(RETRY_AFTER_S)},
-    )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import re
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
@@ -17,13 +16,11 @@ from msgspec import Raw, Struct
 
 from tidegate.core.errors import UpstreamError
 from tidegate.core.formats.foreign_json import Reader, Unreadable, as_utf8
+from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.server.auth import Caller
 from tidegate.gateway.server.errors import Refused
 from tidegate.gateway.upstreams.catalog import LATEST
 from tidegate.gateway.upstreams.pool import UpstreamPool
-
-if TYPE_CHECKING:
-    from tidegate.gateway.gateway import Gateway
 
 _CHANGES = re.compile(r"/api/(?:pull|push|create|copy|delete|blobs(?:/.*)?)")
 ASK_LIMIT_S = 5.0  # a client that lists models gives up soon after

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import msgspec
 from aiohttp import web
@@ -25,10 +25,15 @@ from tidegate.core.formats.base import Format
 from tidegate.core.formats.multipart import MAX_VALUE_BYTES
 from tidegate.core.runs.run import State
 from tidegate.gateway.api import create, health, ollama, response_socket, runs
+from tidegate.gateway.api.models import list_models, show_model
+from tidegate.gateway.api.responses import (
+    cancel_response,
+    delete_response,
+    list_input_items,
+    show_response,
+)
+from tidegate.gateway.gateway import Gateway, Route
 from tidegate.gateway.server.auth import Access, Caller
-
-if TYPE_CHECKING:
-    from tidegate.gateway.gateway import Gateway
 
 JsonObject = dict[str, Any]  # a piece of the document
 
@@ -37,19 +42,6 @@ _EVENTS = "text/event-stream"
 _ANY = "*/*"
 _GROUP = re.compile(r"\(([^()]+)\)")
 _MEDIA = re.compile("/v1/(?:images|audio)/")
-
-
-class AnyRoute(Protocol):
-    """A line of the route table, as far as it is described."""
-
-    @property
-    def method(self) -> str: ...
-    @property
-    def path(self) -> re.Pattern[str]: ...
-    @property
-    def access(self) -> Access: ...
-    @property
-    def handler(self) -> Callable[..., object]: ...
 
 
 class _About(NamedTuple):
@@ -64,16 +56,16 @@ class _About(NamedTuple):
 
 async def show(gateway: Gateway, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
     """The document of what this gateway serves."""
-    return web.Response(body=encoded(gateway.routes), content_type=_JSON)
+    return web.Response(body=encoded(gateway.routes.ROUTES), content_type=_JSON)
 
 
 @cache
-def encoded(routes: tuple[AnyRoute, ...]) -> bytes:
+def encoded(routes: tuple[Route, ...]) -> bytes:
     """The document as JSON, made when it is first asked for."""
     return msgspec.json.encode(document(routes))
 
 
-def document(routes: Iterable[AnyRoute]) -> JsonObject:
+def document(routes: Iterable[Route]) -> JsonObject:
     """The document. Raises KeyError for a route whose handler nobody has described."""
     paths: dict[str, JsonObject] = {}
     for route in routes:
@@ -111,7 +103,7 @@ def error_schema(path: str) -> str:
 # --- an operation -------------------------------------------------------------------------------
 
 
-def _operation(route: AnyRoute) -> JsonObject:
+def _operation(route: Route) -> JsonObject:
     path = template(route.path)
     form = _form_of(route.handler)
     about = _about_form(path, form) if form is not None else _ABOUT[route.handler]
@@ -481,7 +473,7 @@ _SHOWN = _json_answer("The response as it is now.", "Response")
 _EVENT_CONTENT: JsonObject = {_EVENTS: _ref_schema("Events")}
 
 _ABOUT: dict[Callable[..., object], _About] = {
-    runs.show_response: _About(
+    show_response: _About(
         "showResponse",
         "A response as it is now, or its events",
         {
@@ -504,19 +496,19 @@ _ABOUT: dict[Callable[..., object], _About] = {
         },
         "openai",
     ),
-    runs.list_input_items: _About(
+    list_input_items: _About(
         "listInputItems",
         "Not kept here: always 404",
         {"404": "There is no such response, or what was asked for it is not kept."},
         "openai",
     ),
-    runs.delete_response: _About(
+    delete_response: _About(
         "deleteResponse",
         "Forget a response, and end it if need be",
         {"200": _json_answer("It is forgotten.", "Deleted"), "404": _NO_RESPONSE},
         "openai",
     ),
-    runs.cancel_response: _About(
+    cancel_response: _About(
         "cancelResponse",
         "End a background response",
         {"200": _SHOWN, "404": _NO_RESPONSE, "410": _GONE},
@@ -540,7 +532,7 @@ _ABOUT: dict[Callable[..., object], _About] = {
         {"200": _json_answer("The version.", "OllamaVersion"), "502": _NO_OLLAMA},
         "ollama",
     ),
-    health.list_models: _About(
+    list_models: _About(
         "listModels",
         "The models, from memory, at once",
         {
@@ -550,7 +542,7 @@ _ABOUT: dict[Callable[..., object], _About] = {
         },
         "openai",
     ),
-    health.show_model: _About(
+    show_model: _About(
         "showModel",
         "One model",
         {"200": _json_answer("The model.", "Model"), "404": "There is no model of that name."},

@@ -21,7 +21,6 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
@@ -39,6 +38,8 @@ from tidegate.core.http.frames import CloseCode, Frame, Opcode
 from tidegate.core.runs.ledger import Entry
 from tidegate.core.runs.window import START, Cursor
 from tidegate.gateway.api import create
+from tidegate.gateway.api.heads import failure, no_room
+from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.relay.subscriber import Subscriber
 from tidegate.gateway.server.auth import Caller
@@ -46,9 +47,6 @@ from tidegate.gateway.server.errors import Refused
 from tidegate.gateway.server.ids import new_id
 from tidegate.gateway.server.websocket import WRITE_BYTES, SocketEnded, WebSocket, text_frame
 from tidegate.gateway.server.writer import Written
-
-if TYPE_CHECKING:
-    from tidegate.gateway.gateway import Gateway
 
 # Questions that may wait behind the one that is being answered: a client asks when it has its
 # answer, so even one is rare. Each is in the ledger.
@@ -161,7 +159,7 @@ class _Dialogue:
         except LedgerFull as full:
             self._waiting_bytes -= len(frame.data)
             self._charge_kept()
-            return create.no_room(full).error
+            return no_room(full).error
         self._asked.put_nowait(frame.data)
         return None
 
@@ -217,7 +215,7 @@ class _Dialogue:
         except Refused as refused:
             error = refused.error
         except LedgerFull as full:
-            error = create.no_room(full).error
+            error = no_room(full).error
         finally:
             self._charge_kept()
         return text_frame(_error(error.status, error_body(error)))
@@ -390,7 +388,7 @@ class _Telling:
         said = RESPONSES.meaning(event)
         if said is Meaning.ERROR and not seq:
             self.is_over = True
-            answer = create.failure(self._relay)  # it never began, so it has a status
+            answer = failure(self._relay)  # it never began, so it has a status
             return _error(answer.status, answer.body)
         if said is Meaning.ERROR and RESPONSES.is_error_open(event):
             self._flat = event

@@ -9,8 +9,6 @@ its upstream gave it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import msgspec
 from aiohttp import web
 from msgspec import Raw
@@ -18,16 +16,83 @@ from msgspec import Raw
 from tidegate.core.formats.base import Wanted
 from tidegate.core.formats.responses import Rewriter, bare_response, failed_response, response_in
 from tidegate.core.runs.run import Run, State
+from tidegate.gateway.api.cursor import cursor_after, follow, starting_after
+from tidegate.gateway.api.peer import asking, find_response, stream_from_peer
+from tidegate.gateway.gateway import Gateway
+from tidegate.gateway.relay.handover import Peer
 from tidegate.gateway.relay.relay import Relay, Sent
+from tidegate.gateway.server.auth import Caller
 from tidegate.gateway.server.errors import Refused
 from tidegate.gateway.server.ids import id_headers
+from tidegate.gateway.server.writer import Client
 from tidegate.gateway.upstreams.choice import Target
-
-if TYPE_CHECKING:
-    from tidegate.gateway.gateway import Gateway
 
 _encode = msgspec.json.encode
 _STATUS = {State.QUEUED: "queued", State.CONNECTING: "queued", State.STREAMING: "in_progress"}
+
+
+async def show_response(
+    gateway: Gateway, request: web.BaseRequest, caller: Caller, response_id: str
+) -> web.StreamResponse:
+    """A response as it is now, or with `stream=true` its events from a cursor on."""
+    after = starting_after(request)
+    if not _wants_stream(request):
+        ask = asking("GET", f"/responses/{response_id}", caller)
+        found = await find_response(gateway, caller, response_id, ask)
+        return show(found) if isinstance(found, Relay) else found
+
+    async def ask_stream(peer: Peer) -> web.StreamResponse:
+        path = f"/responses/{response_id}?stream=true&starting_after={after}"
+        return await stream_from_peer(gateway, peer, request, path, caller)
+
+    found = await find_response(gateway, caller, response_id, ask_stream)
+    if not isinstance(found, Relay):
+        return found
+    check_streamable(found.run)
+    return await follow(gateway, found, Client(request), cursor_after(found, after), ids=False)
+
+
+async def cancel_response(
+    gateway: Gateway, request: web.BaseRequest, caller: Caller, response_id: str
+) -> web.StreamResponse:
+    """Ends a background response; one that is over is shown as it is."""
+    ask = asking("POST", f"/responses/{response_id}/cancel", caller)
+    found = await find_response(gateway, caller, response_id, ask)
+    if not isinstance(found, Relay):
+        return found
+    check_cancellable(found.run)
+    found.cancel("cancelled by client")
+    return show(found)
+
+
+async def delete_response(
+    gateway: Gateway, request: web.BaseRequest, caller: Caller, response_id: str
+) -> web.StreamResponse:
+    """Forgets a response, and ends it if need be."""
+    ask = asking("DELETE", f"/responses/{response_id}", caller)
+    found = await find_response(gateway, caller, response_id, ask)
+    if not isinstance(found, Relay):
+        return found
+    gateway.registry.discard(found, "deleted by client")
+    return deleted(response_id)
+
+
+async def list_input_items(
+    gateway: Gateway, request: web.BaseRequest, caller: Caller, response_id: str
+) -> web.StreamResponse:
+    """Says of a response that there is one, and that this is not kept."""
+    ask = asking("GET", f"/responses/{response_id}/input_items", caller)
+    found = await find_response(gateway, caller, response_id, ask)
+    if not isinstance(found, Relay):
+        return found
+    raise no_input_items()
+
+
+def _wants_stream(request: web.BaseRequest) -> bool:
+    text = request.query.get("stream", "false").lower()
+    if text not in {"true", "false"}:
+        raise Refused(400, "stream is true or false", "bad_boolean", param="stream")
+    return text == "true"
 
 
 def prepare(

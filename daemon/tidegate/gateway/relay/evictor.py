@@ -13,7 +13,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from tidegate.core.protocol.worker import Relieve, StepReport
+from tidegate.core.memory.report import StepReport
+from tidegate.core.protocol.worker import Relieve
 from tidegate.core.runs import eviction
 from tidegate.core.runs.eviction import Step, Victim
 from tidegate.gateway.relay.registry import Registry

@@ -18,9 +18,9 @@ from msgspec import Struct
 
 from tidegate.core.errors import LedgerFull, UpstreamError
 from tidegate.core.formats import BY_PATH, CHAT
-from tidegate.core.protocol.worker import RunSummary
 from tidegate.core.runs.ledger import Account, Entry, Ledger
 from tidegate.core.runs.run import Attempt, Run, State
+from tidegate.core.runs.summary import RunSummary
 from tidegate.core.settings import Limits, Upstream
 from tidegate.gateway.upstreams.pool import UpstreamPool
 

@@ -12,24 +12,24 @@ import asyncio
 import logging
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from heapq import nlargest
 from itertools import chain, islice
-from typing import Protocol
 
-from tidegate.core.protocol.worker import AttemptSummary, RunSummary, StepReport
+from tidegate.core.histogram import FIRST_OUTPUT_BOUNDS_S, RELAY_BOUNDS_S, Histogram
+from tidegate.core.memory.report import StepReport
 from tidegate.core.runs import eviction, retention
-from tidegate.core.runs.deadlines import Deadlines
+from tidegate.core.runs.deadlines import Deadlines, Watched
 from tidegate.core.runs.eviction import Act, Candidate, Step, Victim
 from tidegate.core.runs.ledger import Entry, Ledger
 from tidegate.core.runs.retention import Verdict
-from tidegate.core.runs.run import Happening, Run, State, empty_census
+from tidegate.core.runs.run import Happening, State, empty_census
+from tidegate.core.runs.summary import RunSummary
 from tidegate.core.runs.window import SEGMENT_BYTES
-from tidegate.core.words import count
-from tidegate.gateway.api.metrics import FIRST_OUTPUT_BOUNDS_S, RELAY_BOUNDS_S, Histogram
+from tidegate.core.text import count
 from tidegate.gateway.relay.relay import Relay
-from tidegate.gateway.upstreams.pool import MAX_NAME_NOTED
+from tidegate.gateway.relay.summaries import summarise
 from tidegate.logs.pace import Pace
 
 log = logging.getLogger("tidegate.registry")
@@ -43,13 +43,6 @@ MOST_CANDIDATES = 1000  # finished runs that one plan looks at, the oldest
 # longer than a socket takes to drain or Wi-Fi to roam. Looking for them costs some 5 us a run.
 STALLED_S = 2.0
 LOOK_STALLED_S = 0.25
-
-
-class Watched(Hashable, Protocol):
-    """What has clocks: a relay, a subscriber, a WebSocket."""
-
-    def check(self, now_s: float) -> float | None:
-        """Looks at them; returns when to look again, None when there is nothing to see."""
 
 
 @dataclass(slots=True)
@@ -586,38 +579,3 @@ def as_candidate(relay: Relay, now_s: float) -> Candidate:
 def _once(state: State, reason: str | None) -> str:
     """The reason without the word that the state says already."""
     return (reason or "").removeprefix(f"{state.value}: ")
-
-
-def attempts_of(run: Run, now_s: float) -> list[AttemptSummary]:
-    """Every try at an answer, the first one first."""
-    return [
-        AttemptSummary(
-            number=attempt.number,
-            upstream=attempt.upstream,
-            model=attempt.model,
-            tries=attempt.tries,
-            outcome=attempt.outcome,
-            seconds=(now_s if attempt.ended_s is None else attempt.ended_s) - attempt.started_s,
-            upstream_request_id=attempt.request_id,
-        )
-        for attempt in run.attempts
-    ]
-
-
-def summarise(relay: Relay) -> RunSummary:
-    """One run as listings show it."""
-    run = relay.run
-    return RunSummary(
-        id=run.id,
-        state=run.state.value,
-        reason=run.reason,
-        model=run.model[:MAX_NAME_NOTED],  # 1,000 of them must fit into a line of the channel
-        upstream=run.attempts[-1].upstream if run.attempts else None,
-        attempts=len(run.attempts),
-        created=run.created,
-        ended=run.ended,
-        first_seq=run.window.first_seq,
-        next_seq=run.window.next_seq,
-        bytes=run.account.total_bytes,
-        subscribers=run.readers,
-    )

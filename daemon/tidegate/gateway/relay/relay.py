@@ -32,6 +32,7 @@ from tidegate.core.formats.base import (
 from tidegate.core.formats.foreign_json import is_json
 from tidegate.core.formats.framing import RAW
 from tidegate.core.formats.openai import UsageStripper
+from tidegate.core.histogram import Histogram
 from tidegate.core.runs.advice import advise
 from tidegate.core.runs.ledger import Entry
 from tidegate.core.runs.limits import Expiry, look_again_s, next_expiry
@@ -40,7 +41,6 @@ from tidegate.core.runs.window import SEGMENT_BYTES
 from tidegate.core.secret import NO_SECRET
 from tidegate.core.upstreams.blame import FAULT_OF_CODE, VERDICTS, Fault, Held, fault_of_answer
 from tidegate.core.upstreams.breaker import Witness
-from tidegate.gateway.api.metrics import Histogram
 from tidegate.gateway.relay.subscriber import StreamSubscriber, Subscriber
 from tidegate.gateway.upstreams.choice import Route, Target
 from tidegate.gateway.upstreams.connection import READ_BYTES, SLICE_BYTES, UpstreamConnection

@@ -19,11 +19,9 @@ from tidegate.core.formats.base import COMMENT
 from tidegate.core.formats.framing import Framing
 from tidegate.core.runs.run import Run, State
 from tidegate.core.runs.window import START, Cursor
-from tidegate.gateway.server.writer import Client
+from tidegate.gateway.server.writer import LOOK_AGAIN_S, RESOLUTION_S, Client
 
 LAST_CHUNK = b"0\r\n\r\n"
-RESOLUTION_S = 0.001  # uvloop's clock counts milliseconds
-LOOK_AGAIN_S = 1.0  # while something is outbound, so that the ledger stays true
 
 
 def stream_headers(framing: Framing) -> str:

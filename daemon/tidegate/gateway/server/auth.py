@@ -28,7 +28,7 @@ from aiohttp.web import BaseRequest
 
 from tidegate.core.brake import HERE, Brake, Source, source_of
 from tidegate.core.http.host import Authority, HostRules, is_same_origin, parse_authority
-from tidegate.core.protocol.worker import Token
+from tidegate.core.settings import Token
 from tidegate.gateway.server.errors import Refused
 
 log = logging.getLogger("tidegate.door")

@@ -47,7 +47,7 @@ from tidegate.core.errors import LedgerFull
 from tidegate.core.formats.base import ErrorText
 from tidegate.core.runs.ledger import Entry, Ledger
 from tidegate.core.settings import KIB, Limits
-from tidegate.core.words import count
+from tidegate.core.text import count
 from tidegate.gateway.server.errors import (
     ALL_IN_USE,
     INVALID_REQUEST,

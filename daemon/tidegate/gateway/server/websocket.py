@@ -16,8 +16,7 @@ import asyncio
 import io
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
 from aiohttp import hdrs, web
 from aiohttp.http import WebSocketReader
@@ -36,18 +35,15 @@ from tidegate.core.http.frames import (
     frame,
     read_close,
 )
+from tidegate.core.runs.deadlines import Watched
 from tidegate.core.runs.ledger import Entry, Ledger
-from tidegate.core.settings import Limits
-from tidegate.gateway.relay.subscriber import LOOK_AGAIN_S, RESOLUTION_S, Subscriber
+from tidegate.core.settings import Limits, Settings
 from tidegate.gateway.server.connections import ClientProtocol
 from tidegate.gateway.server.errors import INVALID_REQUEST, SERVER_ERROR, Refused
 from tidegate.gateway.server.ids import id_headers, new_id
-from tidegate.gateway.server.writer import Client
+from tidegate.gateway.server.sockets import Sockets
+from tidegate.gateway.server.writer import LOOK_AGAIN_S, RESOLUTION_S, Client
 
-if TYPE_CHECKING:
-    from tidegate.gateway.gateway import Gateway
-
-STALLED_S = 2.0  # a message that has not grown for so long goes first when memory is short
 # Of events that waited, what is written at once; the rest stays in the window until it is read.
 WRITE_BYTES = 32 * 1024
 MOST_FRAMES = 64  # between two turns of the event loop; each costs some 5 us
@@ -67,76 +63,39 @@ class SocketEnded(Exception):
         self.error = error
 
 
-class Sockets:
-    """All open WebSockets, and what they may hold together."""
+class Registry(Protocol):
+    """Where accounts are opened, and who calls `check` in time."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._open: dict[WebSocket, None] = {}
-        self._shares: dict[str, _Share] = {}  # of owners whose messages are arriving
-
-    def __len__(self) -> int:
-        return len(self._open)
-
-    def add(self, socket: WebSocket) -> None:
-        """One more."""
-        self._open[socket] = None
-
-    def remove(self, socket: WebSocket) -> None:
-        """It is gone."""
-        self._open.pop(socket, None)
-
-    def count(self, owner: str, before_bytes: int, after_bytes: int) -> None:
-        """Says how much has arrived of one of the owner's messages."""
-        share = self._shares.setdefault(owner, _Share())
-        share.arriving_bytes += after_bytes - before_bytes
-        share.messages += bool(after_bytes) - bool(before_bytes)
-        if not share.messages:
-            del self._shares[owner]
-
-    def check_share(self, owner: str) -> None:
-        """Raises LedgerFull where an owner's messages take more than half of the intake.
-
-        A message that is the owner's only one is bounded by the ledger alone.
-        """
-        most_bytes = self._ledger.intake_limit_bytes // 2
-        share = self._shares.get(owner)
-        if share is not None and share.messages > 1 and 0 < most_bytes < share.arriving_bytes:
-            raise LedgerFull(share.arriving_bytes, most_bytes, of="messages from this client")
-
-    def relieve(self, now_s: float) -> None:
-        """Memory is short: what clients can send again goes, then messages that do not grow."""
-        ledger = self._ledger
-        for socket in self._open:
-            if not (ledger.is_tight or ledger.is_intake_full):
-                return
-            socket.forget()
-        waiting = [each for each in self._open if each.arriving_bytes]
-        for socket in sorted(waiting, key=lambda each: each.grew_s):
-            if not ledger.is_intake_full or now_s - socket.grew_s < STALLED_S:
-                return
-            socket.give_up()
-
-    def forget(self) -> None:
-        """Drops whatever clients can send again."""
-        for socket in self._open:
-            socket.forget()
+    @property
+    def ledger(self) -> Ledger: ...
+    def look_soon(self, who: Watched, due_s: float) -> None: ...
+    def forget(self, who: Watched) -> None: ...
 
 
-@dataclass(slots=True)
-class _Share:
-    """What has arrived of one owner's messages."""
+class Host(Protocol):
+    """The gateway, as far as a connection needs it."""
 
-    arriving_bytes: int = 0
-    messages: int = 0
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop: ...
+    @property
+    def settings(self) -> Settings: ...
+    @property
+    def registry(self) -> Registry: ...
+    @property
+    def sockets(self) -> Sockets: ...
+
+
+class Reader(Protocol):
+    """Whoever reads a run over this connection."""
+
+    outbound_bytes: int
+    on_progress: Callable[[], None]
 
 
 class WebSocket:
     """One connection. Its opener drops it in the end, whatever happened meanwhile."""
 
-    def __init__(
-        self, gateway: Gateway, request: web.BaseRequest, owner: str, max_bytes: int
-    ) -> None:
+    def __init__(self, gateway: Host, request: web.BaseRequest, owner: str, max_bytes: int) -> None:
         """`owner` shares a bound with its other sockets; `max_bytes` bounds a message.
 
         Raises Refused where the request is no handshake, ConnectionError when the client is gone.
@@ -145,7 +104,7 @@ class WebSocket:
         self.client = Client(request)
         self.owner = owner or request.remote or ""
         self.account = gateway.registry.ledger.open()
-        self.reader: Subscriber | None = None  # of a run, whose account has what is outbound
+        self.reader: Reader | None = None  # of a run, whose account has what is outbound
         self.forget: Callable[[], None] = _nothing  # drops what the client can send again
         self.grew_s = 0.0  # when the message that is arriving last took more memory
         self._gateway = gateway

@@ -24,6 +24,10 @@ SLICE_BYTES = 256 * KIB
 _NO_LINGER = struct.pack("ii", 1, 0)  # what is left unsent is forgotten, and RST sent
 
 
+RESOLUTION_S = 0.001  # uvloop's clock counts milliseconds
+LOOK_AGAIN_S = 1.0  # while something is outbound, so that the ledger stays true
+
+
 class Written(web.StreamResponse):
     """The answer has been written already: tells aiohttp only whether the connection goes on."""
 

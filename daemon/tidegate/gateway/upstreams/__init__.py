@@ -1,1 +1,1 @@
-""""""
+"""Towards the upstreams: connections, models, probes; it knows no run."""

@@ -19,9 +19,9 @@ from msgspec import Struct
 from tidegate.core.errors import UpstreamError
 from tidegate.core.formats.base import MAX_MODEL_CHARS
 from tidegate.core.formats.foreign_json import Reader, Unreadable
-from tidegate.core.protocol.worker import ModelAlias, ModelState, UpstreamModels, UpstreamStatus
 from tidegate.core.settings import LimitOverrides, Limits, Model, Settings, Upstream
 from tidegate.core.upstreams.health import Aside
+from tidegate.core.upstreams.summary import ModelAlias, ModelState, UpstreamModels, UpstreamStatus
 from tidegate.gateway.server.errors import Refused
 from tidegate.gateway.upstreams.choice import Target
 from tidegate.gateway.upstreams.pool import MAX_NAME_NOTED, MAX_OBJECTS, ModelFigures, UpstreamPool

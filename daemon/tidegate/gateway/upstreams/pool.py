@@ -21,12 +21,12 @@ from msgspec import Struct
 from tidegate import __version__
 from tidegate.core.errors import UpstreamError
 from tidegate.core.http.url import parse_url
-from tidegate.core.protocol.worker import ModelAside, UpstreamRefusal, UpstreamStatus
 from tidegate.core.secret import HIDDEN, Secret
 from tidegate.core.settings import Limits, Upstream
 from tidegate.core.upstreams.blame import Held
 from tidegate.core.upstreams.breaker import Witness
 from tidegate.core.upstreams.health import Health
+from tidegate.core.upstreams.summary import ModelAside, UpstreamRefusal, UpstreamStatus
 from tidegate.gateway.upstreams.connection import UpstreamConnection
 from tidegate.gateway.upstreams.tls import trusting
 

@@ -1,1 +1,1 @@
-""""""
+"""launchd: its plists, its commands, the sockets it passes."""

@@ -1,1 +1,1 @@
-""""""
+"""systemd: its units, its commands, what it is told."""

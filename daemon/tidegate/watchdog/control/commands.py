@@ -15,24 +15,31 @@ from pathlib import Path
 from typing import Protocol
 
 import msgspec
+from msgspec import Struct
 
-from tidegate.core.protocol.worker import (
-    AskBeat,
-    ControlReply,
-    ControlRequest,
-    ListModels,
-    ListRuns,
-    Sweep,
-    Swept,
-)
+from tidegate.core.protocol.control import ControlReply, ControlRequest
+from tidegate.core.protocol.status import Status
+from tidegate.core.protocol.worker import AskBeat, ListModels, ListRuns, Sweep, Swept
 from tidegate.watchdog.control.pending import Answer, Questions
 from tidegate.watchdog.control.server import OUR_FAULT, Client, ControlServer
-from tidegate.watchdog.control.status import Status
-from tidegate.watchdog.upgrade.upgrade import KeptClients
 from tidegate.watchdog.workers.generations import Generations
 from tidegate.watchdog.workers.process import Worker
 
 _log = logging.getLogger(__name__)
+
+
+class KeptClients(Struct, frozen=True, kw_only=True):
+    """Connections to the control socket that wait for an answer, by what they wait for."""
+
+    until_takeover: list[int] = []
+    until_recycled: list[int] = []
+    until_upgraded: list[tuple[int, bool]] = []  # and whether until the former worker is gone
+
+    @property
+    def descriptors(self) -> list[int]:
+        """All of them."""
+        upgraded = [fd for fd, _ in self.until_upgraded]
+        return [*self.until_takeover, *self.until_recycled, *upgraded]
 
 
 class Daemon(Protocol):

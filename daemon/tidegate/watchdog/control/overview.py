@@ -12,9 +12,17 @@ from tidegate import __version__
 from tidegate.core.fleet.lifecycle import State
 from tidegate.core.problems import Repair
 from tidegate.core.protocol import worker as msg
+from tidegate.core.protocol.status import (
+    GuardState,
+    LogState,
+    RunCounts,
+    Status,
+    SweptState,
+    WatchdogState,
+    WorkerState,
+)
 from tidegate.core.settings import MIB
 from tidegate.logs import handler
-from tidegate.logs.file import LogState
 from tidegate.managers.launchd import activation
 from tidegate.managers.systemd import notify
 from tidegate.watchdog.control import status
@@ -40,13 +48,13 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     listeners: Listeners
     memory: MemoryBook
     totals: status.Totals
-    guard_state: Callable[[], status.GuardState]
+    guard_state: Callable[[], GuardState]
     repairs: Callable[[], list[Repair]]
     started_s: float = msgspec.field(default_factory=time.monotonic)
     manager: str | None = msgspec.field(default_factory=_manager)
     log: LogState = msgspec.field(default_factory=handler.state)
 
-    def now(self, parked: str | None) -> status.Status:
+    def now(self, parked: str | None) -> Status:
         """The truth now, as `tidegate status --json` shows it. `parked` says why we are."""
         now_s = time.monotonic()
         serving = self.generations.serving
@@ -66,7 +74,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         state = status.name_state(
             self.generations.fleet, parked=parked is not None, troubled=bool(troubles)
         )
-        return status.Status(
+        return Status(
             state=state,
             version=__version__,
             uptime_s=now_s - self.started_s,
@@ -74,18 +82,18 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             listen=self.listeners.addresses,
             workers=workers,
             worker=next((w for w in workers if w.generation == number), None),
-            watchdog=status.WatchdogState(
+            watchdog=WatchdogState(
                 pid=os.getpid(),
                 rss_bytes=self.memory.rss_bytes(os.getpid()) or 0,
                 log=self.log,
             ),
             memory=memory,
-            runs=status.RunCounts(
+            runs=RunCounts(
                 active=sum(beat.runs_active for beat in beats),
                 finished=sum(beat.runs_finished for beat in beats),
                 total=self.totals.runs,
             ),
-            swept=status.SweptState(
+            swept=SweptState(
                 runs=self.totals.swept_runs,
                 bytes=self.totals.swept_bytes,
                 last_reason=self.totals.swept_last_reason,
@@ -99,7 +107,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             manager=self.manager,
         )
 
-    def facts(self, number: int, seen: status.Status) -> msg.Facts:
+    def facts(self, number: int, seen: Status) -> msg.Facts:
         """What generation `number` needs to know of what was `seen`, and of the other one."""
         peer = self.generations.peer(number)
         return msg.Facts(
@@ -118,10 +126,10 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         """What generation `number` may hold until it hears the facts; 0 is no limit."""
         return _share(self.memory.first_ledger_limit_bytes, self.generations.peer(number))
 
-    def _worker_state(self, worker: Worker, now_s: float) -> status.WorkerState:
+    def _worker_state(self, worker: Worker, now_s: float) -> WorkerState:
         generation = self.generations.fleet.by_number(worker.number)
         state = generation.state if generation else State.GONE
-        return status.WorkerState(
+        return WorkerState(
             pid=worker.pid,
             generation=worker.number,
             state=state.value,

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from tidegate.core.protocol.worker import ControlReply, ModelList, RunList, Swept
+from tidegate.core.protocol.control import ControlReply
+from tidegate.core.protocol.worker import ModelList, RunList, Swept
 from tidegate.watchdog.control.server import Client
 
 Answer = Swept | RunList | ModelList

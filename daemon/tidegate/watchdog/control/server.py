@@ -12,37 +12,30 @@ import selectors
 import socket
 import stat
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from tidegate.core.decoding import Undecodable
-from tidegate.core.protocol.worker import (
-    MAX_LINE_BYTES,
+from tidegate.core.protocol.control import (
     ControlReply,
     ControlRequest,
-    decode_reply,
     decode_request,
 )
+from tidegate.core.protocol.lines import MAX_LINE_BYTES, ChannelError, LineSplitter
 from tidegate.managers.sockets import ListenError
+from tidegate.watchdog.control.client import RETRY_S
 from tidegate.watchdog.faults import Handler
-from tidegate.watchdog.workers.channel import ChannelError, LineSplitter
 
-SOCKET_NAME = "control.sock"
 MAX_CLIENTS = 32  # a person and a few scripts; more are told to come back
 REQUEST_LIMIT_S = 5.0  # for the line to arrive, and for the answer to be read
 MAX_REQUEST_BYTES = 4096
 MAX_UNSENT_BYTES = MAX_LINE_BYTES  # of all answers that wait to be read: one as long as any may be
 MAX_IGNORED_BYTES = MAX_LINE_BYTES  # behind the first line, or of one that is too long
 _READ_BYTES = 64 * 1024
-_RETRY_S = 0.05
 OUR_FAULT = "a fault of tidegate's own; its log has the stack"
-
-
-class NotRunning(Exception):
-    """Nobody answers at the control socket."""
 
 
 class Client:
@@ -168,7 +161,7 @@ class ControlServer:
         except (BlockingIOError, ConnectionAbortedError):  # it went again
             return
         except OSError:  # out of descriptors: the next turn retries, and not at full speed
-            time.sleep(_RETRY_S)
+            time.sleep(RETRY_S)
             return
         client = Client(sock, self._clock() + REQUEST_LIMIT_S)
         try:
@@ -322,48 +315,3 @@ def _listen(path: Path) -> socket.socket:
     finally:
         os.umask(former_umask)
     return sock
-
-
-def ask(runtime_dir: Path, request: ControlRequest, timeout_s: float) -> ControlReply:
-    """Ask the running watchdog.
-
-    Raises NotRunning, TimeoutError when no answer comes, or Undecodable for one that is none.
-    """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(timeout_s)
-        try:
-            _connect(sock, str(runtime_dir / SOCKET_NAME), timeout_s)
-            sock.sendall(msgspec.json.encode(request) + b"\n")
-            line = next(_lines(sock), None)
-        except TimeoutError:
-            raise
-        except ChannelError as error:
-            raise Undecodable(str(error)) from error
-        except OSError as error:
-            raise NotRunning(f"{runtime_dir / SOCKET_NAME}: {error.strerror or error}") from error
-    if line is None:
-        raise NotRunning("tidegate ended before it answered")
-    return decode_reply(line)
-
-
-def _connect(sock: socket.socket, path: str, timeout_s: float) -> None:
-    """Connect within the limit. Raises TimeoutError, or OSError when nobody listens.
-
-    A Unix socket with a time limit is told at once, by EAGAIN, that the other side's queue is full.
-    """
-    deadline_s = time.monotonic() + timeout_s
-    while True:
-        try:
-            sock.connect(path)
-        except BlockingIOError:
-            if time.monotonic() >= deadline_s:
-                raise TimeoutError("its queue stays full") from None
-            time.sleep(_RETRY_S)
-        else:
-            return
-
-
-def _lines(sock: socket.socket) -> Iterator[bytes]:
-    splitter = LineSplitter(MAX_LINE_BYTES)
-    while data := sock.recv(_READ_BYTES):
-        yield from splitter.feed(data)

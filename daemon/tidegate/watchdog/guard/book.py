@@ -14,12 +14,13 @@ from msgspec.structs import replace
 from tidegate.core.fleet.lifecycle import HOUR_S
 from tidegate.core.memory import growth, levels
 from tidegate.core.memory import policy as ladder
-from tidegate.core.protocol.worker import GuardFigures, Heartbeat, StepReport
+from tidegate.core.memory.report import StepReport
+from tidegate.core.protocol.status import MemoryState, Status, StepState
+from tidegate.core.protocol.worker import GuardFigures, Heartbeat
 from tidegate.core.runs.eviction import Step
 from tidegate.core.runs.ledger import largest_body_bytes
 from tidegate.core.settings import MIB, Memory
 from tidegate.machine import budget, pressure, sample
-from tidegate.watchdog.control.status import MemoryState, Status, StepState
 from tidegate.watchdog.workers.generations import Generations
 from tidegate.watchdog.workers.process import Worker
 

@@ -27,7 +27,7 @@ from tidegate.core.memory.policy import Decision, Inputs, Ladder
 from tidegate.core.memory.record import Record
 from tidegate.core.settings import MIB
 from tidegate.machine.private_file import open_own
-from tidegate.watchdog.signals import start_aside
+from tidegate.machine.signals import start_aside
 
 FILE_NAME, FORMER_NAME = "decisions.jsonl", "decisions.1.jsonl"
 MAX_FILE_BYTES = MIB  # some 500 decisions

@@ -32,15 +32,16 @@ from tidegate import __version__
 from tidegate.config import LoadedConfig
 from tidegate.core import decoding
 from tidegate.core.memory.policy import Decision, Inputs
-from tidegate.core.protocol.worker import Inspect, Inspected, RunSummary
+from tidegate.core.protocol.status import Status
+from tidegate.core.protocol.worker import Inspect, Inspected
+from tidegate.core.runs.summary import RunSummary
 from tidegate.core.secret import looks_like_key
 from tidegate.core.settings import KIB, Settings
 from tidegate.machine.heap import heap_trimmer
 from tidegate.machine.sample import SampleError, machine_bytes
-from tidegate.watchdog.control.status import Status
+from tidegate.machine.signals import start_aside
 from tidegate.watchdog.guard import bundle, decision_log, kernel
 from tidegate.watchdog.guard.samples import COLUMNS, Samples
-from tidegate.watchdog.signals import start_aside
 from tidegate.watchdog.workers.generations import Generations
 from tidegate.watchdog.workers.process import Worker
 

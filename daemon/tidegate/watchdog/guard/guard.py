@@ -17,12 +17,13 @@ import msgspec
 
 from tidegate.core.fleet import lifecycle as life
 from tidegate.core.memory import policy
+from tidegate.core.memory.report import StepReport
 from tidegate.core.protocol import worker as msg
+from tidegate.core.protocol.status import GuardState
 from tidegate.core.runs.eviction import Step
 from tidegate.core.settings import MIB
-from tidegate.core.words import count
+from tidegate.core.text import count
 from tidegate.logs.pace import Pace
-from tidegate.watchdog.control.status import GuardState
 from tidegate.watchdog.guard.book import MemoryBook
 from tidegate.watchdog.guard.decision_log import DecisionLog
 from tidegate.watchdog.guard.evidence import Evidence
@@ -145,7 +146,7 @@ class Guardian:
         if report := _since(former, beat.at_limit):
             self._tell(worker, [report])
 
-    def _tell(self, worker: Worker, reports: list[msg.StepReport]) -> None:
+    def _tell(self, worker: Worker, reports: list[StepReport]) -> None:
         self._book.relieved(reports)
         now_s = time.monotonic()
         for report in reports:
@@ -228,13 +229,13 @@ def _knows(worker: Worker, step: Step) -> bool:
     return step is not Step.KEPT or worker.known is None
 
 
-def _since(former: msg.StepReport | None, now: msg.StepReport) -> msg.StepReport | None:
+def _since(former: StepReport | None, now: StepReport) -> StepReport | None:
     """What a report that adds up has more than the former one; None when nothing."""
     if former is None:
         return now
     if former.freed_bytes == now.freed_bytes:
         return None
-    return msg.StepReport(
+    return StepReport(
         step=now.step,
         runs=now.runs - former.runs,
         promised_bytes=now.promised_bytes - former.promised_bytes,

@@ -15,161 +15,29 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
 
-import msgspec
-from msgspec import Struct
-
-from tidegate import __version__
-from tidegate.config import LoadedConfig
 from tidegate.core import decoding
-from tidegate.core.decoding import Decoder, Undecodable
-from tidegate.core.fleet.lifecycle import Fleet
-from tidegate.core.protocol.worker import PROTOCOL, Heartbeat
-from tidegate.core.settings import Settings
 from tidegate.logs import handler
-from tidegate.watchdog.control.status import StepState, Totals
-from tidegate.watchdog.signals import hold_early
+from tidegate.machine.signals import hold_early
+from tidegate.watchdog.upgrade.state import (
+    _MOST_FD,
+    Estate,
+    UpgradeError,
+    _nameless_file,
+    read,
+    write,
+)
 from tidegate.watchdog.workers.process import worker_environment
 
-FORMAT = 1  # of the estate; another one is refused in the rehearsal
 STATE_VARIABLE = "TIDEGATE_ESTATE_FD"
 REHEARSAL_VARIABLE = "TIDEGATE_REHEARSAL"
 REHEARSAL_LIMIT_S = 60.0  # imports from a Raspberry Pi's cold SD card take ten
 QUIET_LIMIT_S = 10.0  # for commands and a reload under way to come to their end
-_MOST_FD = 2**31 - 1
 _SAID_BYTES = 2000
-
-
-class UpgradeError(Exception):
-    """The program on the disk cannot take over. The text says why; nothing has changed."""
-
-
-class KeptListener(Struct, frozen=True, kw_only=True):
-    """A listening socket that stays open."""
-
-    fd: int
-    configured: str
-    address: str
-    retired: bool = False  # only a draining worker accepts from it
-
-
-class KeptWorker(Struct, frozen=True, kw_only=True):
-    """A worker that notices nothing."""
-
-    number: int
-    pid: int
-    fd: int  # of the channel
-    socket_path: str
-    accepts: bool
-    unsent: bytes = b""  # of the channel
-    unfinished: bytes = b""
-    beat: Heartbeat | None = None
-    beats_when_asked: bool = False
-    known: Settings | None = None  # what its own version could say; None: the config in force
-    base_bytes: int | None = None
-    ready_s: float | None = None
-    condemned: str | None = None
-    kill_at_s: float | None = None
-
-
-class KeptClients(Struct, frozen=True, kw_only=True):
-    """Connections to the control socket that wait for an answer, by what they wait for."""
-
-    until_takeover: list[int] = []
-    until_recycled: list[int] = []
-    until_upgraded: list[tuple[int, bool]] = []  # and whether until the former worker is gone
-
-    @property
-    def descriptors(self) -> list[int]:
-        """All of them."""
-        upgraded = [fd for fd, _ in self.until_upgraded]
-        return [*self.until_takeover, *self.until_recycled, *upgraded]
-
-
-class Estate(Struct, frozen=True, kw_only=True):
-    """All that a watchdog leaves to the one that it becomes."""
-
-    format: int = FORMAT
-    protocol: int = PROTOCOL
-    version: str = __version__  # whose estate it is
-    started_s: float  # monotonic, like all times here: the clock runs on
-    serves: bool  # the service manager has been told that it is ready
-    fleet: Fleet
-    workers: list[KeptWorker]
-    listeners: list[KeptListener]
-    pid_fd: int
-    control_fd: int
-    runtime_dir: str | None = None  # where pid file and control socket are
-    clients: KeptClients
-    config: LoadedConfig | None
-    totals: Totals
-    alarms: int = 0
-    steps: dict[str, StepState] = {}
-    repairs: dict[str, float] = {}  # by id, since when
-
-    @property
-    def descriptors(self) -> list[int]:
-        """What has to survive execve."""
-        fds = [self.pid_fd, self.control_fd, *self.clients.descriptors]
-        return [*fds, *(w.fd for w in self.workers), *(each.fd for each in self.listeners)]
-
-
-def write(estate: Estate) -> BinaryIO:
-    """The estate in an open file that has no name; the caller closes it. Raises OSError."""
-    file = _nameless_file()
-    file.write(msgspec.json.encode(estate, enc_hook=str))  # a path is the only foreign type
-    file.flush()
-    return file
-
-
-def _nameless_file() -> BinaryIO:
-    """In memory where the system can: what is in it is nobody else's affair. Raises OSError."""
-    if sys.platform == "linux":
-        return os.fdopen(os.memfd_create("tidegate"), "w+b")
-    return tempfile.TemporaryFile()
-
-
-def read(fd: int) -> Estate:
-    """What was written. Raises UpgradeError when this version cannot go on with it."""
-    try:
-        os.lseek(fd, 0, os.SEEK_SET)
-        with os.fdopen(os.dup(fd), "rb") as file:
-            text = file.read()
-        about = _about.decode(text)
-        if about.format != FORMAT:
-            raise UpgradeError(f"what {about.version} leaves has another format; restart instead")
-        if about.protocol != PROTOCOL:
-            raise UpgradeError(
-                f"the workers of {about.version} speak protocol {about.protocol} and {__version__} "
-                f"speaks {PROTOCOL}; restart instead"
-            )
-        return _estate.decode(text)
-    except (OSError, Undecodable) as error:
-        raise UpgradeError(f"what the former version left cannot be read: {error}") from error
-
-
-class _About(Struct, frozen=True):
-    """What must be known of an estate before anything else of it is believed."""
-
-    format: int
-    protocol: int
-    version: str
-
-
-def _to_path(wanted: type, value: object) -> object:
-    if wanted is not Path:
-        raise NotImplementedError(f"{wanted} is no part of an estate")
-    return Path(str(value))
-
-
-_about = Decoder(_About)
-_estate = Decoder(Estate, _to_path)
 
 
 # --- the new program's side ------------------------------------------------------------------

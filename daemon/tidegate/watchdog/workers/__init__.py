@@ -1,1 +1,1 @@
-""""""
+"""Processes and their lines: started, watched, drained, ended."""

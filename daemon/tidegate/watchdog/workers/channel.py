@@ -10,45 +10,14 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 
-from tidegate.core.protocol.worker import MAX_LINE_BYTES, Message, encode
+from tidegate.core.protocol.lines import MAX_LINE_BYTES, ChannelError, LineSplitter
+from tidegate.core.protocol.worker import Message, encode
 
 # Facts are 300 bytes a second and are skipped while others wait, so only a settings message and
 # a few questions ever stand here.
 MAX_UNSENT_BYTES = MAX_LINE_BYTES
 _READ_BYTES = 64 * 1024
 _READS_PER_TURN = 64  # 4 MiB: a whole listing, yet one worker cannot keep the loop for itself
-
-
-class ChannelError(Exception):
-    """The other side is gone, or speaks no lines."""
-
-
-class LineSplitter:
-    """Cuts bytes into lines, however they arrive. Holds at most one unfinished line."""
-
-    def __init__(self, max_line_bytes: int = MAX_LINE_BYTES, unfinished: bytes = b"") -> None:
-        self._unfinished = bytearray(unfinished)
-        self._max_line_bytes = max_line_bytes
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """The lines that `data` completes, without their ends. Raises ChannelError."""
-        *lines, rest = data.split(b"\n")
-        for line in lines:
-            whole = bytes(self._unfinished) + line if self._unfinished else line
-            self._unfinished.clear()
-            self._check(len(whole))
-            yield whole
-        self._unfinished += rest
-        self._check(len(self._unfinished))
-
-    @property
-    def unfinished(self) -> bytes:
-        """What waits for the rest of its line."""
-        return bytes(self._unfinished)
-
-    def _check(self, length: int) -> None:
-        if length > self._max_line_bytes:
-            raise ChannelError(f"a line of more than {self._max_line_bytes} bytes")
 
 
 class Channel:

@@ -18,18 +18,41 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from msgspec import Struct
+
 from tidegate.config import LoadedConfig
 from tidegate.core.decoding import Undecodable
 from tidegate.core.fleet import lifecycle as life
 from tidegate.core.fleet.lifecycle import State
 from tidegate.core.protocol import worker as msg
+from tidegate.core.protocol.lines import ChannelError
+from tidegate.core.protocol.worker import Heartbeat
+from tidegate.core.settings import Settings
 from tidegate.managers.sockets import Bound
 from tidegate.watchdog.faults import Faults, Handler
-from tidegate.watchdog.upgrade.upgrade import KeptWorker
-from tidegate.watchdog.workers.channel import Channel, ChannelError
+from tidegate.watchdog.workers.channel import Channel
 from tidegate.watchdog.workers.process import Adopted, Worker, spawn
 
 _log = logging.getLogger(__name__)
+
+
+class KeptWorker(Struct, frozen=True, kw_only=True):
+    """A worker that notices nothing."""
+
+    number: int
+    pid: int
+    fd: int  # of the channel
+    socket_path: str
+    accepts: bool
+    unsent: bytes = b""  # of the channel
+    unfinished: bytes = b""
+    beat: Heartbeat | None = None
+    beats_when_asked: bool = False
+    known: Settings | None = None  # what its own version could say; None: the config in force
+    base_bytes: int | None = None
+    ready_s: float | None = None
+    condemned: str | None = None
+    kill_at_s: float | None = None
 
 
 class Generations:

@@ -6,7 +6,6 @@ manager: what systemd hears comes from the watchdog alone.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import math
 import os
@@ -26,7 +25,6 @@ from tidegate.core.descriptors import needed
 from tidegate.core.protocol.worker import Heartbeat
 from tidegate.core.settings import Limits, Settings
 from tidegate.logs import handler
-from tidegate.machine import private_file
 from tidegate.watchdog.signals import name_of
 from tidegate.watchdog.workers.channel import Channel
 
@@ -47,10 +45,6 @@ _NEEDED = {
     *("JOURNAL_STREAM", "SSL_CERT_FILE", "SSL_CERT_DIR", "VIRTUAL_ENV"),
 }
 _NEEDED_BEGIN = ("LC_", "PYTHON", "LD_", "DYLD_", "MALLOC_", "GLIBC_", "TIDEGATE_", "__CF_")
-
-
-class AlreadyRunning(Exception):
-    """Another watchdog holds the pid file."""
 
 
 class Adopted:
@@ -213,64 +207,3 @@ def forbid_core_dumps() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     except (OSError, ValueError) as error:  # a sandbox may forbid even that
         _log.warning("core dumps cannot be switched off: %s", error)
-
-
-@dataclass(slots=True)
-class PidFile:
-    """A locked file that names us. The lock, not the file's being there, is what counts."""
-
-    path: Path
-    fd: int = -1  # while it is held; one that an upgrade left is held already
-
-    def hold(self) -> None:
-        """Lock it for life. Raises AlreadyRunning, which says who holds it, or OSError."""
-        if self.fd >= 0:
-            return
-        fd = self._lock()
-        while not self._is_ours(fd):  # its former holder removed it in this very moment
-            os.close(fd)
-            fd = self._lock()
-        os.ftruncate(fd, 0)
-        os.write(fd, f"{os.getpid()}\n".encode())
-        self.fd = fd
-
-    @property
-    def is_in_place(self) -> bool:
-        """Whether others find it there."""
-        return self._is_ours(self.fd)
-
-    def renew(self, path: Path) -> None:
-        """Hold it there from now on. Raises AlreadyRunning or OSError; then all is as it was."""
-        if path == self.path and self.is_in_place:
-            return
-        new = PidFile(path)
-        new.hold()
-        self.release()
-        self.path, self.fd = new.path, new.fd
-
-    def release(self) -> None:
-        """Remove it and let go, in that order: what stands at the path is always locked."""
-        if self._is_ours(self.fd):
-            with suppress(OSError):  # the lock is what counts
-                self.path.unlink()
-        os.close(self.fd)
-
-    def _lock(self) -> int:
-        fd = private_file.open_own(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(fd, 32).decode("ascii", "replace").strip() or "unknown"
-            os.close(fd)
-            raise AlreadyRunning(
-                f"tidegate is already running with process id {holder} ({self.path}); "
-                "stop it first (`tidegate stop`) or give this one its own --runtime-dir"
-            ) from None
-        return fd
-
-    def _is_ours(self, fd: int) -> bool:
-        """Whether what was locked is still what others find at the path."""
-        try:
-            return os.path.samestat(os.fstat(fd), self.path.lstat())
-        except OSError:  # it is not there, or its directory is not
-            return False

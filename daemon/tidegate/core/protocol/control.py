@@ -1,0 +1,38 @@
+"""What the command line and the watchdog say to each other: one JSON line each way."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+from tidegate.core.decoding import Decoder
+
+
+class ControlRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One line from `tidegate status`, `runs`, `recycle`, `stop` and the other asking verbs."""
+
+    verb: str
+    wait: bool = True  # recycle, upgrade: until the former worker is gone; stop: until it is over
+    finished: bool = False  # sweep: finished runs too
+
+
+class ControlReply(Struct, frozen=True, kw_only=True):
+    """The one line that answers."""
+
+    ok: bool
+    error: str | None = None
+    result: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_request = Decoder(ControlRequest)
+_reply = Decoder(ControlReply)
+
+
+def decode_request(line: bytes) -> ControlRequest:
+    """A line that the command line sent. Raises Undecodable."""
+    return _request.decode(line)
+
+
+def decode_reply(line: bytes) -> ControlReply:
+    """A line that the watchdog answered. Raises Undecodable."""
+    return _reply.decode(line)

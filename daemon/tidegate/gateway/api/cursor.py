@@ -1,0 +1,58 @@
+"""Where in a run a reader starts, and reading on from there."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from tidegate.core.errors import CursorEvicted
+from tidegate.core.formats.framing import SSE
+from tidegate.core.runs.window import Cursor
+from tidegate.gateway.api.heads import stream_head
+from tidegate.gateway.gateway import Gateway
+from tidegate.gateway.relay.relay import Relay
+from tidegate.gateway.relay.subscriber import StreamSubscriber
+from tidegate.gateway.server.errors import Refused
+from tidegate.gateway.server.writer import Client, Written
+
+_MAX_SEQ = 2**53
+
+
+async def follow(
+    gateway: Gateway, relay: Relay, client: Client, cursor: Cursor, *, ids: bool
+) -> web.StreamResponse:
+    """Reads a run to its end from `cursor` on."""
+    head = stream_head(relay.run, client, SSE if ids else relay.run.format.framing)
+    subscriber = StreamSubscriber(relay.run, client, head, cursor=cursor, ids=ids)
+    with gateway.reading(relay, subscriber):
+        subscriber.commit()
+        await subscriber.serve()
+    return Written(close=client.closes)
+
+
+def starting_after(request: web.BaseRequest) -> int:
+    """The last seq that the caller has; -1 for none."""
+    text = request.query.get("starting_after") or request.headers.get("Last-Event-ID") or "-1"
+    return -1 if text == "-1" else whole_number(text, "starting_after")
+
+
+def whole_number(text: str, name: str) -> int:
+    """Read a number of a query. Raises Refused: 400."""
+    if not (text.isascii() and text.isdigit() and int(text[:17]) < _MAX_SEQ and len(text) < 17):
+        raise Refused(400, f"{name} is a whole number", "bad_number", param=name)
+    return int(text)
+
+
+def cursor_after(relay: Relay, after: int) -> Cursor:
+    """Where reading starts. Raises Refused: 400 in the future, 410 when it is gone."""
+    run = relay.run
+    if not run.streamed:
+        raise Refused(400, "this run is not a stream: its answer comes in one piece", "no_stream")
+    window = run.window
+    if after >= window.next_seq:
+        raise Refused(
+            400, f"there is no event {after} yet; the next one is {window.next_seq}", "cursor_ahead"
+        )
+    try:
+        return window.cursor(after + 1 if after >= 0 else window.first_seq)
+    except CursorEvicted as evicted:
+        raise Refused(410, str(evicted), evicted.code, param="starting_after") from None

@@ -1,0 +1,165 @@
+"""Which route leads where. No handler imports this table: it is handed on with the gateway.
+
+What is not in it does not exist, and a route is closed unless the table opens it. Nothing
+administrative is here: that is the watchdog's control socket.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+
+import msgspec
+from aiohttp import web
+
+from tidegate.core import formats
+from tidegate.core.errors import LedgerFull
+from tidegate.core.formats.base import Format
+from tidegate.core.runs.ledger import Entry
+from tidegate.core.settings import MIB
+from tidegate.gateway.api import create, demo, health, ollama, openapi, response_socket, runs
+from tidegate.gateway.api.heads import no_room
+from tidegate.gateway.api.models import list_models, show_model
+from tidegate.gateway.api.responses import (
+    cancel_response,
+    delete_response,
+    list_input_items,
+    show_response,
+)
+from tidegate.gateway.gateway import Gateway, Handler, Route
+from tidegate.gateway.relay.handover import OWNER_HEADER, PEER_NAME, unpack
+from tidegate.gateway.relay.relay import Relay
+from tidegate.gateway.server.auth import Access, Caller
+from tidegate.gateway.server.body import read_body
+from tidegate.gateway.server.errors import DEMO_PATH, Refused
+from tidegate.gateway.server.ids import id_headers, new_id
+from tidegate.gateway.server.writer import Written
+
+MAX_HANDED_BYTES = 64 * MIB  # a whole window in base64, with room
+
+
+def _answering(form: Format) -> Handler:
+    return partial(create.answer, form=form)
+
+
+# Where each format is served: at its upstream path, and where some clients look for it besides.
+_FORMATS = (
+    *((f"/v1{form.path}" if not form.at_root else form.path, form) for form in formats.ALL),
+    ("/v1/reranking", formats.RERANK),
+    ("/rerank", formats.RERANK),
+)
+_RESPONSE = "/v1/responses/([A-Za-z0-9_.:=~+-]{1,200})"
+_RUN = "/v1/runs/([A-Za-z0-9_-]{1,80})"
+ROUTES = tuple(
+    Route(method, re.compile(path), access, handler)
+    for method, path, access, handler in (
+        *(("POST", path, Access.TOKEN, _answering(form)) for path, form in _FORMATS),
+        ("GET", "/v1/responses", Access.TOKEN, response_socket.converse),
+        ("GET", f"{_RESPONSE}/input_items", Access.TOKEN, list_input_items),
+        ("GET", _RESPONSE, Access.TOKEN, show_response),
+        ("DELETE", _RESPONSE, Access.TOKEN, delete_response),
+        ("POST", f"{_RESPONSE}/cancel", Access.TOKEN, cancel_response),
+        ("GET", "/api/tags", Access.TOKEN, ollama.tags),
+        ("GET", "/api/ps", Access.TOKEN, ollama.loaded),
+        ("GET", "/api/version", Access.TOKEN, ollama.version),
+        ("GET", "/v1/models", Access.TOKEN, list_models),
+        ("GET", "/v1/models/(.+)", Access.TOKEN, show_model),
+        ("GET", "/v1/runs", Access.TOKEN, runs.list_runs),
+        ("GET", _RUN, Access.TOKEN, runs.show_run),
+        ("GET", f"{_RUN}/stream", Access.TOKEN, runs.stream_run),
+        ("POST", f"{_RUN}/cancel", Access.TOKEN, runs.cancel_run),
+        ("GET", "/repairs", Access.TOKEN, health.list_repairs),
+        ("GET", "/metrics", Access.TOKEN, health.metrics),
+        ("GET", "/healthz", Access.OPEN, health.alive),
+        ("GET", "/readyz", Access.OPEN, health.ready),
+        ("GET", "/openapi.json", Access.OPEN, openapi.show),  # the same for every installation
+        ("GET", "/", Access.OPEN, health.welcome),
+    )
+)
+OPEN_PATHS = [route.path.pattern for route in ROUTES if route.access is Access.OPEN]
+
+
+def find_route(method: str, path: str) -> tuple[Route, tuple[str, ...]]:
+    """The route and what its path matched. Raises Refused: 404, or 405 naming what is allowed."""
+    allowed = []
+    for route in ROUTES:
+        if found := route.path.fullmatch(path):
+            if route.method == method or (method == "HEAD" and route.method == "GET"):
+                return route, found.groups()
+            allowed.append(route.method)
+    if allowed:
+        names = ", ".join(allowed)
+        raise Refused(405, f"only {names} here", "bad_method", headers={"Allow": names})
+    ollama.refuse_changes(path)
+    raise Refused(404, "there is nothing at this path; the API is under /v1", "not_found")
+
+
+def _path(request: web.BaseRequest) -> str:
+    """The path as it was sent, undecoded: what a route is matched with is what was checked."""
+    return request.raw_path.partition("?")[0]
+
+
+async def handle(gateway: Gateway, request: web.BaseRequest) -> web.StreamResponse:
+    """Every request of the outside: who is asking first, then the table."""
+    try:
+        route, groups = find_route(request.method, _path(request))
+    except Refused:
+        gateway.admit(request, Access.TOKEN)
+        _refuse_when_parked(gateway)
+        raise
+    caller = gateway.admit(request, route.access)
+    if route.access is not Access.OPEN:
+        _refuse_when_parked(gateway)
+    answer = await route.handler(gateway, request, caller, *groups)
+    if not answer.prepared and not isinstance(answer, Written):
+        for name, value in id_headers(new_id("req")).items():
+            answer.headers.setdefault(name, value)
+    return answer
+
+
+async def handle_inner(gateway: Gateway, request: web.BaseRequest) -> web.StreamResponse:
+    """The Unix socket: the demo upstream, and the other generation on a caller's behalf."""
+    if request.path == f"{DEMO_PATH}/chat/completions":
+        return await demo.chat_completions(request, gateway.registry.ledger)
+    if request.path.startswith(f"{DEMO_PATH}/"):
+        raise demo.other_format()
+    if request.path == "/v1/adopt":
+        return await _adopt(gateway, request)
+    route, groups = find_route(request.method, _path(request))
+    caller = Caller(owner=request.headers.get(OWNER_HEADER, ""), name=PEER_NAME)
+    return await route.handler(gateway, request, caller, *groups)
+
+
+async def _adopt(gateway: Gateway, request: web.BaseRequest) -> web.StreamResponse:
+    """A finished run of the former generation."""
+    registry = gateway.registry
+    account = registry.ledger.open()
+    try:
+        body = await read_body(
+            request,
+            max_bytes=MAX_HANDED_BYTES,
+            deadline_s=5.0,
+            # Not among what clients send: that may be full while there is room for answers.
+            charge=partial(account.set, Entry.HELD),
+        )
+        run = unpack(body, registry.ledger, gateway.settings.limits, gateway.loop.time())
+    except LedgerFull as full:
+        raise no_room(full) from None
+    except (ValueError, msgspec.MsgspecError) as error:
+        raise Refused(400, f"this is no finished run: {error}", "bad_run") from None
+    finally:
+        account.close()
+    registry.adopt(Relay(registry, run, [], gateway.loop))
+    return web.json_response({"id": run.id})
+
+
+def _refuse_when_parked(gateway: Gateway) -> None:
+    """Raises Refused when there is no config to serve by."""
+    if gateway.parked is not None:
+        raise Refused(
+            503,
+            f"tidegate is parked until its configuration is mended: {gateway.parked}",
+            "parked",
+            type="server_error",
+            headers={"Retry-After": "10"},
+        )

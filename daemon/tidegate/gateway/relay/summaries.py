@@ -1,0 +1,43 @@
+"""Runs as listings show them."""
+
+from __future__ import annotations
+
+from tidegate.core.runs.run import Run
+from tidegate.core.runs.summary import AttemptSummary, RunSummary
+from tidegate.gateway.relay.relay import Relay
+from tidegate.gateway.upstreams.pool import MAX_NAME_NOTED
+
+
+def attempts_of(run: Run, now_s: float) -> list[AttemptSummary]:
+    """Every try at an answer, the first one first."""
+    return [
+        AttemptSummary(
+            number=attempt.number,
+            upstream=attempt.upstream,
+            model=attempt.model,
+            tries=attempt.tries,
+            outcome=attempt.outcome,
+            seconds=(now_s if attempt.ended_s is None else attempt.ended_s) - attempt.started_s,
+            upstream_request_id=attempt.request_id,
+        )
+        for attempt in run.attempts
+    ]
+
+
+def summarise(relay: Relay) -> RunSummary:
+    """One run as listings show it."""
+    run = relay.run
+    return RunSummary(
+        id=run.id,
+        state=run.state.value,
+        reason=run.reason,
+        model=run.model[:MAX_NAME_NOTED],  # 1,000 of them must fit into a line of the channel
+        upstream=run.attempts[-1].upstream if run.attempts else None,
+        attempts=len(run.attempts),
+        created=run.created,
+        ended=run.ended,
+        first_seq=run.window.first_seq,
+        next_seq=run.window.next_seq,
+        bytes=run.account.total_bytes,
+        subscribers=run.readers,
+    )

@@ -1,0 +1,56 @@
+"""Which signals mean something to a process of ours, and what happens to the rest.
+
+No signal ends the watchdog or a worker by its default action, for one is easily sent to the wrong
+process, or by a `pkill` that means another program. What has no meaning here is heard and logged by
+the watchdog, and ignored by a worker. What stays as the system has it: KILL and STOP, the stops of
+a terminal, what does no harm (CHLD, CONT, URG, WINCH), and what a thread does wrong itself.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import signal
+import threading
+
+# What a thread does wrong itself must end it wherever it happens; faulthandler writes its stacks.
+_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
+STACKS = signal.SIGUSR1  # faulthandler writes where every thread stands, and all goes on
+_LEFT_ALONE = _FAULTS | {
+    *(signal.SIGKILL, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU),
+    *(signal.SIGCONT, signal.SIGURG, signal.SIGWINCH),
+    *(signal.SIGPIPE, signal.SIGXFSZ),  # Python ignores both, and has errors in their place
+    STACKS,
+}
+# SIGCHLD only has to wake the loop, which looks for dead workers on every turn.
+HEARD = frozenset(signal.valid_signals() - _LEFT_ALONE)
+HELD = HEARD | {STACKS}
+
+
+def hold_early() -> None:
+    """Let all wait that `Signals` hears, from the first moment of a watchdog until it is there."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+
+
+def start_aside(thread: threading.Thread) -> None:
+    """Start a thread that takes no signals, which `Signals.hold` could not make wait.
+
+    Raises RuntimeError when the system has no more threads.
+    """
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
+    try:
+        thread.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+def write_stacks_when_asked() -> None:
+    """Have SIGUSR1 write the stacks of all threads to standard error, which the log follows."""
+    faulthandler.enable()  # the service manager's SIGABRT leaves them there too
+    faulthandler.register(STACKS, all_threads=True)
+
+
+def ignore_all() -> None:
+    """What a worker does: what is meant for the watchdog may be sent to a whole group."""
+    for number in HEARD - {signal.SIGCHLD}:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
