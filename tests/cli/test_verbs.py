@@ -381,6 +381,6 @@ def test_a_socket_of_somebody_else_is_no_daemon_that_is_gone(tmp_path, monkeypat
     def closed(*_: object) -> None:
         raise NotRunning("closed") from PermissionError()
 
-    monkeypatch.setattr("tidegate.watchdog.control.server.ask", closed)
+    monkeypatch.setattr("tidegate.watchdog.control.client.ask", closed)
     assert main(["status", "--runtime-dir", str(tmp_path)]) == 69
     assert "answers only the user whose it is" in capsys.readouterr().err

@@ -254,7 +254,7 @@ async def test_messages_that_do_not_grow_go_when_clients_have_sent_too_much(
     rigs, raw_upstream, monkeypatch
 ) -> None:
     """Those that grow go on."""
-    monkeypatch.setattr("tidegate.gateway.server.websocket.STALLED_S", 0.3)
+    monkeypatch.setattr("tidegate.gateway.server.sockets.STALLED_S", 0.3)
     rig = await rigs(await raw_upstream(answers), tokens=TOKENS)
     rig.facts(ledger_limit_bytes=8 * MIB)
     part = sent(Opcode.TEXT, create(input="x" * (3 * MIB)))

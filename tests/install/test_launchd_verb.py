@@ -78,7 +78,7 @@ def mac(
     with standin.launchd(folder, shim=standin.compiled(folder), gui=gui) as running:
         for name, value in (running.environ | {"HOME": str(home)}).items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr("tidegate.managers.base.find", on_a_mac)
+        monkeypatch.setattr("tidegate.managers.find.find", on_a_mac)
         yield Mac(home, running, capsys)
     shutil.rmtree(home)
 
