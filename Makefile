@@ -12,7 +12,7 @@ ARGS ?=
 TEST_LIMIT_S ?= 600
 
 .PHONY: help run test check format bench attacks simulate soak clean generated dist deb homebrew \
-  lock sbom audit fuzz
+  lock sbom audit fuzz map
 
 help:
 	@echo "make run     serve on http://127.0.0.1:8433   (ARGS='--config FILE')"
@@ -24,6 +24,7 @@ help:
 	@echo "make simulate  months of memory in minutes: leaks told, healthy weeks left alone"
 	@echo "make soak    watch it for growth under load that hangs, 6 minutes (SOAK_HOURS=8)"
 	@echo "make fuzz    attack it with changed inputs, 2 minutes (FUZZ_MINUTES=30)"
+	@echo "make map     which part of the source stands on which"
 	@echo "make generated  write completions and the manual page anew"
 	@echo "make dist    build the wheel and the source archive, and note their SHA-256"
 	@echo "make deb     build the Debian package   (PYTHON=/usr/bin/python3: whose version it is for)"
@@ -64,6 +65,9 @@ soak: $(VENV)/installed-soak
 
 fuzz: $(VENV)/installed-dev
 	PYTHONPATH=tests $(BIN)/python -m hostile.fuzz $(ARGS)
+
+map: $(BIN)/python
+	@$(BIN)/python tests/house.py
 
 generated: $(VENV)/installed
 	$(BIN)/tidegate completion bash >packaging/completions/tidegate.bash

@@ -19,13 +19,13 @@ def make(*words: str) -> subprocess.CompletedProcess[str]:
 
 def test_too_slow_is_told_and_is_no_failure() -> None:
     """Tests that all pass but take longer than TEST_LIMIT_S pass, with a warning at the end."""
-    done = make("test", "TEST_LIMIT_S=0.001", "ARGS=tests/core/test_pace.py -q")
+    done = make("test", "TEST_LIMIT_S=0.001", "ARGS=tests/logs/test_pace.py -q")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "expected: 0.001 s" in done.stdout
 
 
 def test_quick_enough_is_not_mentioned() -> None:
     """Within TEST_LIMIT_S nothing is said of time."""
-    done = make("test", "TEST_LIMIT_S=3600", "ARGS=tests/core/test_pace.py -q")
+    done = make("test", "TEST_LIMIT_S=3600", "ARGS=tests/logs/test_pace.py -q")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "expected: " not in done.stdout

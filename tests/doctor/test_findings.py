@@ -15,7 +15,6 @@ import pytest
 
 from doctor.bench import AWAKE, GIB, GOOD_JOB, Bench, disk, job, judged, memory, running, unit
 from fakes.upstream import ScriptedUpstream
-from service.test_caretaker import PROVOKED as REPAIRS
 from tidegate.config import tokens
 from tidegate.core.descriptors import places
 from tidegate.core.problems import Problem, Repair, Severity
@@ -26,6 +25,7 @@ from tidegate.doctor.findings import SEVERITIES, finding, kind_of
 from tidegate.machine.processes import Neighbour
 from tidegate.managers import sockets
 from tidegate.managers.job import Scope
+from watchdog.test_caretaker import PROVOKED as REPAIRS
 
 Provoke = Callable[[Bench], "list[Problem] | Iterator[Problem]"]
 PROVOKED: dict[str, tuple[Provoke, str]] = {}

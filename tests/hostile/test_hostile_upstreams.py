@@ -1,7 +1,7 @@
 """Upstreams that answer with anything: an honest answer or an error for the client, and no harm.
 
-What a stream's bytes may come to is judged in tests/gateway/test_fuzzed_upstreams.py. Here every
-kind of answer is changed in every part, the head too, for streams, plain answers and lists.
+What a stream's bytes may come to is judged in tests/gateway/relay/test_fuzzed_upstreams.py. Here
+every kind of answer is changed in every part, the head too, for streams, plain answers and lists.
 """
 
 from __future__ import annotations

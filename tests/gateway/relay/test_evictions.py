@@ -1,0 +1,655 @@
+"""Relief as the watchdog orders it, in a real gateway: who loses what, and what he is told."""
+
+from __future__ import annotations
+
+import asyncio
+
+import aiohttp
+import pytest
+
+from fakes.client import chat, get, numbers, open_chat, replay
+from fakes.machine import until
+from fakes.upstream import DONE, ROLE, numbered
+from gateway.gateway_rig import DEADLINE_S, HEAD, Peer, Rig, chunked
+from gateway.relay.test_registry import WHOLE_END, bulk
+from tidegate.core.memory.report import StepReport
+from tidegate.core.protocol.worker import Relieve
+from tidegate.core.runs.eviction import Act, Victim
+from tidegate.core.runs.ledger import Entry
+from tidegate.core.runs.run import State
+from tidegate.core.runs.window import SEGMENT_BYTES
+from tidegate.gateway.relay import evictor
+from tidegate.gateway.relay.evictor import Relief
+from tidegate.gateway.server.connections import CONNECTION_BYTES, FRESH_S
+
+MIB = 1024 * 1024
+
+
+def relief_of(rig: Rig, free_bytes: int = 0) -> Relief:
+    """What a worker has, but that its trim gives nothing back."""
+    gateway = rig.gateway
+    gateway.relief = Relief(
+        gateway.registry,
+        resident_bytes=lambda: 50 * MIB,
+        trim=lambda: None,
+        free_bytes=lambda: free_bytes,
+        tidy=gateway.tidy,
+    )
+    return gateway.relief
+
+
+async def take(
+    rig: Rig, *steps: str, stale_after_s: float = 600.0, most: int = 50
+) -> list[StepReport]:
+    """One order, carried out."""
+    order = Relieve(
+        request=1,
+        steps=list(steps),
+        stale_after_s=stale_after_s,
+        most=most,
+        reason="memory level 3",
+    )
+    return await (rig.gateway.relief or relief_of(rig)).take(order)
+
+
+async def background(rig: Rig, events: int) -> str:
+    """A run that goes on though its client has left; it has had so many events."""
+    stream = await open_chat(rig.base_url, "m", headers={"x-on-disconnect": "continue"})
+    await stream.read_events(1)
+    await stream.vanish()
+    run = rig.relay().run
+    await until(lambda: run.window.next_seq > events, DEADLINE_S, "its events have come")
+    await until(lambda: not run.readers, DEADLINE_S, "nobody listens")
+    return str(run.id)
+
+
+def counting(upto: int, gate: asyncio.Event):
+    """A play: so many numbered events, the rest (as many again) when `gate` is open."""
+
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(HEAD + chunked(ROLE))
+        for first in (0, upto):
+            for n in range(first, first + upto):
+                await peer.send(chunked(numbered(n, 1000)))
+            await gate.wait()
+        await peer.send(*WHOLE_END)
+
+    return play
+
+
+async def test_what_is_finished_and_stale_goes_and_its_bytes_are_counted(
+    rigs, raw_upstream
+) -> None:
+    """The report, the ledger, the totals and the metrics say the same."""
+    rig = await rigs(await raw_upstream(bulk(100, *WHOLE_END)))
+    kept = [await chat(rig.base_url, "m") for _ in range(3)]
+    await rig.idle()
+    registry = rig.gateway.registry
+    held = rig.held_bytes
+    assert (await take(rig, "stale", stale_after_s=60.0))[0].runs == 0
+    assert rig.held_bytes == held
+    (report,) = await take(rig, "stale", stale_after_s=0.0)
+    assert (report.step, report.runs) == ("stale", 3)
+    assert report.promised_bytes == report.freed_bytes == held
+    assert rig.held_bytes == 0
+    assert (registry.swept.runs, registry.swept.bytes) == (3, held)
+    assert (await get(rig.base_url, f"/v1/runs/{kept[0].run_id}/stream")).status == 404
+    scraped = (await get(rig.base_url, "/metrics")).body.decode()
+    assert f'tidegate_relief_bytes_total{{step="stale"}} {float(held)}' in scraped
+    assert f'tidegate_swept_bytes_total{{reason="finished"}} {float(held)}' in scraped
+
+
+@pytest.mark.parametrize("step", ["tidy", "stale"])
+async def test_open_heads_and_idle_connections_go_and_no_reader(
+    rigs, raw_upstream, step: str
+) -> None:
+    """The first steps of relief take what no run needs, if it has waited for half a second."""
+    gate = asyncio.Event()
+    rig = await rigs(await raw_upstream(counting(50, gate)))
+    server = rig.gateway.server
+    reading = await open_chat(rig.base_url, "m")
+    await reading.read_events(1)
+    half, idle = [await asyncio.open_connection("127.0.0.1", rig.port) for _ in range(2)]
+    half[1].write(b"GET /v1/runs HTTP/1.1\r\n" + b"X: y\r\n" * 100)
+    idle[1].write(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    assert await idle[0].readuntil(b"\r\n\r\n")
+    await until(lambda: server.statistics().connections["head"] == 1, DEADLINE_S, "half a head")
+    await until(lambda: server.statistics().connections["idle"] == 1, DEADLINE_S, "an idle one")
+    await take(rig, step)
+    assert server.statistics().evicted == 0
+    await asyncio.sleep(FRESH_S + 0.05)
+    await take(rig, step)
+    assert server.statistics().evicted == 2
+    assert (await half[0].read()).startswith(b"HTTP/1.1 503")
+    await idle[0].read()
+    assert rig.gateway.registry.ledger.connections.total_bytes < 2 * CONNECTION_BYTES
+    for _, writer in (half, idle):
+        writer.close()
+    gate.set()
+    await reading.read_all()
+    assert numbers(reading.events) == list(range(100))
+
+
+async def test_connections_go_behind_kept_answers_and_before_any_run(rigs, raw_upstream) -> None:
+    """At the ledger's own limit: an answer nobody reads, half a head, and only then a run."""
+    gate = asyncio.Event()
+    rig = await rigs(await raw_upstream(counting(50, gate)))
+    registry, ledger = rig.gateway.registry, rig.gateway.registry.ledger
+    gate.set()
+    await chat(rig.base_url, "m")
+    gate.clear()
+    await rig.idle()
+    reading = await open_chat(rig.base_url, "m")
+    await reading.read_events(1)
+    await until(lambda: rig.relay().run.window.next_seq > 50, DEADLINE_S, "its events have come")
+    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+    writer.write(b"GET /v1/runs HTTP/1.1\r\n" + b"X: %b\r\n" % (b"y" * 900) * 30)
+    await until(lambda: ledger.connections.total_bytes > 40_000, DEADLINE_S, "half a head")
+    await asyncio.sleep(FRESH_S + 0.05)
+    account = ledger.open()
+    rig.facts(ledger_limit_bytes=(ledger.total_bytes + 4096) * 8 // 7)
+    account.set(Entry.WINDOW, 4096)  # tight by little: the kept answer is enough
+    account.set(Entry.WINDOW, 4200)
+    assert (registry.finished_count, rig.gateway.server.statistics().evicted) == (0, 0)
+    rig.facts(ledger_limit_bytes=(ledger.total_bytes + 100) * 8 // 7)
+    account.set(Entry.WINDOW, 4400)  # now the head goes
+    assert rig.gateway.server.statistics().evicted == 1
+    assert not ledger.is_tight
+    assert (await reader.read()).startswith(b"HTTP/1.1 503")
+    writer.close()
+    account.close()
+    rig.facts(ledger_limit_bytes=0)
+    gate.set()
+    await reading.read_all()
+    assert numbers(reading.events) == list(range(100))
+
+
+async def test_a_reader_of_a_finished_run_is_spared_by_the_step_for_finished_ones(
+    rigs, raw_upstream
+) -> None:
+    """Somebody is reading its end: that one goes when he has it."""
+    rig = await rigs(await raw_upstream(bulk(6000, *WHOLE_END)), window_bytes=16 * MIB)
+    whole = await chat(rig.base_url, "m")
+    await rig.idle()
+    reader = await open_replay(rig, whole.run_id)
+    (report,) = await take(rig, "finished")
+    assert report.runs == 0
+    assert len((await reader.read_all()).events) == 6003
+
+
+async def open_replay(rig: Rig, run_id: str):
+    """A slow reader in the middle of a finished run."""
+    from fakes.client import Stream
+
+    reader = await Stream.open(
+        rig.base_url, f"/v1/runs/{run_id}/stream", None, receive_buffer=16 * 1024
+    )
+    await reader.read_events(1)
+    await until(lambda: rig.relay().subscribers, DEADLINE_S, "it is being read")
+    return reader
+
+
+async def test_readers_who_read_nothing_are_told_when_their_run_ends(rigs, raw_upstream) -> None:
+    """The reason names how long, and the level."""
+    rig = await rigs(await raw_upstream(bulk(60000, *WHOLE_END)), stall_s=600.0, total_s=600.0)
+    stream = await open_chat(rig.base_url, "m", receive_buffer=4096)
+    await stream.read_events(1)
+    relay = rig.relay()
+    await until(lambda: relay.run.paused_s is not None, DEADLINE_S, "its upstream waits")
+    loop = rig.gateway.loop
+    assert (await take(rig, "stalled", stale_after_s=600.0))[0].runs == 0
+    await until(
+        lambda: min(each.stalled_s(loop.time()) for each in relay.subscribers) > 0.2,
+        DEADLINE_S,
+        "it stalls",
+    )
+    (report,) = await take(rig, "stalled", stale_after_s=0.2)
+    assert report.runs == 1
+    assert report.freed_bytes >= 0.9 * report.promised_bytes > 0
+    assert relay.run.state is State.EXPIRED
+    assert "its readers have read nothing for" in str(relay.run.reason)
+    assert str(relay.run.reason).endswith("memory level 3")
+
+
+async def test_a_background_run_that_loses_its_window_goes_on(rigs, raw_upstream) -> None:
+    """Who comes later learns what is gone; who comes from there on misses nothing."""
+    gate = asyncio.Event()
+    rig = await rigs(await raw_upstream(counting(300, gate)))
+    run_id = await background(rig, 300)
+    run = rig.relay().run
+    (report,) = await take(rig, "windows")
+    assert (report.runs, run.state) == (1, State.STREAMING)
+    assert report.freed_bytes == report.promised_bytes > 300_000
+    assert run.window.first_seq == run.window.next_seq == 301
+    late = await replay(rig.base_url, run_id, after=10)
+    assert late.status == 410
+    assert b"301" in late.body
+    gate.set()
+    rest = await replay(rig.base_url, run_id, after=300)
+    assert numbers(rest.events) == list(range(300, 600))
+    assert rest.events[-1].data == b"[DONE]"
+
+
+async def test_background_runs_end_with_a_reason(rigs, raw_upstream) -> None:
+    """The largest first, and never one that somebody reads."""
+    gate = asyncio.Event()
+    rig = await rigs(await raw_upstream(counting(50, gate)))
+    read = await open_chat(rig.base_url, "m", headers={"x-on-disconnect": "continue"})
+    await read.read_events(1)
+    ended = await background(rig, 50)
+    run = rig.relay().run
+    (report,) = await take(rig, "background")
+    assert report.runs == 1
+    assert run.reason == "swept: nobody listens, and memory is short, memory level 3"
+    assert (await get(rig.base_url, f"/v1/runs/{ended}")).status == 404
+    gate.set()
+    whole = await read.read_all()
+    assert numbers(whole.events) == list(range(100))
+    assert whole.body.endswith(DONE)
+
+
+async def test_an_order_takes_few_at_a_time_and_lets_the_loop_turn(
+    rigs, raw_upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most ten between two turns, and at most as many as the order says."""
+    rig = await rigs(await raw_upstream(bulk(5, *WHOLE_END)))
+    for _ in range(30):
+        await chat(rig.base_url, "m")
+    await rig.idle()
+    registry, turns = rig.gateway.registry, [0]
+    evict = registry.evict
+
+    def counted(victim: Victim, where: str) -> int:
+        turns[-1] += 1
+        if turns[-1] == 1:
+            rig.gateway.loop.call_soon(turns.append, 0)
+        return evict(victim, where)
+
+    monkeypatch.setattr(registry, "evict", counted)
+    reports = await take(rig, "stale", "finished", stale_after_s=0.0, most=25)
+    assert [report.runs for report in reports] == [25, 0]
+    assert max(turns) <= evictor.BITE
+    assert registry.finished_count == 5
+
+
+async def test_who_comes_between_two_bites_loses_nothing(
+    rigs, raw_upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan is looked at again before it is carried out."""
+    monkeypatch.setattr(evictor, "BITE", 1)
+    rig = await rigs(await raw_upstream(bulk(5, *WHOLE_END)))
+    for _ in range(3):
+        await chat(rig.base_url, "m")
+    await rig.idle()
+    registry = rig.gateway.registry
+    last = registry.finished()[-1]
+    order = asyncio.ensure_future(take(rig, "finished"))
+    await asyncio.sleep(0)  # the first one is gone
+    run = last.run
+    run.attach()
+    last.subscribers.append(reader := _Reader(run))  # type: ignore[arg-type]
+    (report,) = await order
+    assert report.runs == 2
+    assert registry.find(run.id, None) is last
+    last.subscribers.remove(reader)  # type: ignore[arg-type]
+    run.detach(rig.gateway.loop.time())
+
+
+class _Reader:
+    """Somebody who has just come."""
+
+    def __init__(self, run) -> None:
+        self.cursor = run.window.end
+        self.outbound_bytes = 0
+
+    def stalled_s(self, now_s: float) -> float:
+        return 0.0
+
+
+async def test_tidying_closes_idle_upstream_connections(rigs, scripted_upstream) -> None:
+    """They can be had again; what the allocator has is promised."""
+    rig = await rigs(scripted_upstream)
+    await chat(rig.base_url, "ok")
+    await rig.idle()
+    pool = rig.pool()
+    await until(lambda: len(pool._idle) == 1, DEADLINE_S, "it is kept")
+    relief_of(rig, free_bytes=123)
+    (report,) = await take(rig, "tidy")
+    assert (report.promised_bytes, report.freed_bytes, report.runs) == (123, 0, 0)
+    await until(lambda: not pool._open, DEADLINE_S, "it is closed")
+    assert (await chat(rig.base_url, "ok")).clean
+
+
+async def test_a_step_that_fails_costs_the_others_nothing(rigs, raw_upstream) -> None:
+    """An order from another version may name what we do not know."""
+    rig = await rigs(await raw_upstream(bulk(5, *WHOLE_END)))
+    await chat(rig.base_url, "m")
+    await rig.idle()
+    reports = await take(rig, "finished", "compress", "stale")
+    assert [(report.step, report.runs) for report in reports] == [("finished", 1), ("stale", 0)]
+    assert "step compress of relief failed" in rig.errors.pop().getMessage()
+
+
+async def test_a_squeeze_halves_windows_and_harms_nobody_who_reads(rigs, raw_upstream) -> None:
+    """It ends as it began, for runs that were there and for those that came meanwhile."""
+    gate = asyncio.Event()
+    rig = await rigs(await raw_upstream(counting(400, gate)), window_bytes=4 * SEGMENT_BYTES)
+    first = await open_chat(rig.base_url, "m")
+    await first.read_events(300)
+    relay = rig.relay()
+    rig.facts(squeeze=True)
+    assert relay.run.window.cap_bytes == 2 * SEGMENT_BYTES
+    assert relay.run.window.held_bytes <= 2 * SEGMENT_BYTES
+    second = await open_chat(rig.base_url, "m")
+    await second.read_events(1)
+    assert rig.relay().run.window.cap_bytes == 2 * SEGMENT_BYTES
+    gate.set()
+    for stream in (first, second):
+        assert numbers((await stream.read_all()).events) == list(range(800))
+    rig.facts(squeeze=False)
+    whole = await chat(rig.base_url, "m")
+    assert numbers(whole.events) == list(range(800))
+    assert rig.relay().run.window.cap_bytes == 4 * SEGMENT_BYTES
+
+
+async def test_shed_refuses_new_runs_alone(rigs, raw_upstream) -> None:
+    """In words, with a time to come back; health, runs and what is under way go on."""
+    gate = asyncio.Event()
+    rig = await rigs(await raw_upstream(counting(5, gate)))
+    stream = await open_chat(rig.base_url, "m")
+    await stream.read_events(2)
+    rig.facts(level=3, shed="memory level 3")
+    refused = await chat(rig.base_url, "m")
+    assert refused.status == 503
+    assert refused.headers["retry-after"] == "10"
+    assert b"memory level 3" in refused.body
+    ready = await get(rig.base_url, "/readyz")
+    assert ready.status == 503
+    assert b"memory level 3" in ready.body
+    for path in ("/healthz", "/v1/runs", f"/v1/runs/{stream.run_id}", "/metrics"):
+        assert (await get(rig.base_url, path)).status == 200
+    gate.set()
+    assert (await stream.read_all()).body.endswith(DONE)
+    rig.facts(level=0)
+    assert (await chat(rig.base_url, "m")).status == 200
+
+
+async def test_readers_who_read_nothing_go_before_one_who_reads_has_to_fail(
+    rigs, raw_upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the ledger's limit the longest stalled run goes, no more than needed, and is told why."""
+    monkeypatch.setattr("tidegate.gateway.relay.registry.STALLED_S", 0.3)
+    one_more, go_on = asyncio.Event(), asyncio.Event()
+
+    async def play(peer: Peer) -> None:
+        asked = await peer.request()
+        await peer.send(HEAD + chunked(ROLE, numbered(0)))
+        if b"blind" in asked:
+            await peer.send(*(chunked(numbered(n, 1000) * 20) for n in range(200)))
+        await one_more.wait()
+        await peer.send(chunked(numbered(1)))
+        await go_on.wait()
+        await peer.send(*(chunked(numbered(n, 1000)) for n in range(2, 301)), *WHOLE_END)
+
+    rig = await rigs(await raw_upstream(play), stall_s=600.0, window_bytes=512 * 1024)
+    reader = await open_chat(rig.base_url, "m")
+    await reader.read_events(1)
+    read = rig.relay().run
+    blinds, runs = [], []
+    for _ in range(3):
+        blinds.append(await open_chat(rig.base_url, "blind", receive_buffer=4096))
+        await blinds[-1].read_events(1)
+        runs.append(rig.relay().run)
+        await until(lambda: runs[-1].paused_s is not None, DEADLINE_S, "its upstream waits")
+    loop, registry = rig.gateway.loop, rig.gateway.registry
+    await until(
+        lambda: all(
+            each.stalled_s(loop.time()) > 0.3
+            for run in runs
+            for each in registry.find(run.id, None).subscribers
+        ),
+        DEADLINE_S,
+        "they stall",
+    )
+    rig.facts(ledger_limit_bytes=registry.ledger.total_bytes + 8 * 1024)
+    one_more.set()
+    await until(lambda: read.window.next_seq == 3, DEADLINE_S, "it goes on")
+    assert registry.swept.runs == 0  # what costs nobody anything was enough
+    rig.facts(ledger_limit_bytes=registry.ledger.total_bytes + 8 * 1024)
+    go_on.set()
+    answer = await reader.read_all()
+    assert numbers(answer.events) == list(range(301))
+    assert answer.body.endswith(DONE)
+    gone = [run for run in runs if run.released]
+    assert 1 <= len(gone) < 3
+    assert registry.swept.reasons["stalled"] == len(gone)
+    for run in gone:
+        assert run.state is State.EXPIRED
+        assert str(run.reason).startswith("swept: its readers have read nothing for")
+        assert str(run.reason).endswith("memory limit")
+    assert registry.ended["failed"] == 0
+
+
+async def test_readers_who_lag_go_before_one_who_keeps_up_has_to_fail(
+    rigs, raw_upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where no reader has stalled for long yet: what holds most goes, and is told why."""
+    monkeypatch.setattr("tidegate.gateway.relay.registry.STALLED_S", 3600.0)
+    one_more, go_on = asyncio.Event(), asyncio.Event()
+
+    async def play(peer: Peer) -> None:
+        asked = await peer.request()
+        await peer.send(HEAD + chunked(ROLE, numbered(0)))
+        if b"blind" in asked:
+            await peer.send(*(chunked(numbered(n, 1000) * 20) for n in range(200)))
+            await peer.hang()
+        await one_more.wait()
+        await peer.send(chunked(numbered(1)))
+        await go_on.wait()
+        for n in range(2, 301):
+            await peer.send(chunked(numbered(n, 1000)))
+        await peer.send(*WHOLE_END)
+
+    rig = await rigs(await raw_upstream(play), stall_s=600.0, window_bytes=512 * 1024)
+    reader = await open_chat(rig.base_url, "m")
+    await reader.read_events(1)
+    runs = []
+    for _ in range(3):
+        blind = await open_chat(rig.base_url, "blind", receive_buffer=4096)
+        await blind.read_events(1)
+        runs.append(rig.relay().run)
+        await until(lambda: runs[-1].paused_s is not None, DEADLINE_S, "its upstream waits")
+    registry = rig.gateway.registry
+    rig.facts(ledger_limit_bytes=registry.ledger.total_bytes + 8 * 1024)
+    one_more.set()
+    await reader.read_events(3)
+    assert registry.swept.runs == 0  # what costs nobody anything was enough
+    rig.facts(ledger_limit_bytes=registry.ledger.total_bytes + 8 * 1024)
+    go_on.set()
+    answer = await reader.read_all()
+    assert numbers(answer.events) == list(range(301))
+    assert answer.body.endswith(DONE)
+    gone = [run for run in runs if run.released]
+    assert 1 <= len(gone) < 3
+    for run in gone:
+        assert run.state is State.EXPIRED
+        assert str(run.reason).startswith("swept: its readers lag by")
+    assert registry.ended["failed"] == 0
+
+
+async def test_last_words_that_stay_unread_go_before_a_reader_who_keeps_up_has_to_fail(
+    rigs, raw_upstream
+) -> None:
+    """Readers of released runs have time to take what was written, while there is room for it."""
+    go_on = asyncio.Event()
+
+    async def play(peer: Peer) -> None:
+        asked = await peer.request()
+        await peer.send(HEAD + chunked(ROLE, numbered(0)))
+        if b"blind" in asked:
+            await peer.send(*(chunked(numbered(n, 1000) * 20) for n in range(200)))
+            await peer.hang()
+        await go_on.wait()
+        for n in range(1, 301):
+            await peer.send(chunked(numbered(n, 1000)))
+        await peer.send(*WHOLE_END)
+
+    rig = await rigs(await raw_upstream(play), stall_s=600.0, close_flush_s=600.0)
+    reader = await open_chat(rig.base_url, "m")
+    await reader.read_events(1)
+    relays = []
+    for _ in range(3):
+        blind = await open_chat(rig.base_url, "blind", receive_buffer=4096)
+        await blind.read_events(1)
+        relays.append(rig.relay())
+        await until(lambda: relays[-1].run.paused_s is not None, DEADLINE_S, "its upstream waits")
+    loop, ledger = rig.gateway.loop, rig.gateway.registry.ledger
+    await until(
+        lambda: all(
+            each.stalled_s(loop.time()) > 0.2 for relay in relays for each in relay.subscribers
+        ),
+        DEADLINE_S,
+        "they stall",
+    )
+    (report,) = await take(rig, "stalled", stale_after_s=0.2)
+    assert report.runs == 3
+    unread_bytes = ledger.statistics()["outbound"]
+    assert unread_bytes > ledger.total_bytes // 2
+    rig.facts(ledger_limit_bytes=ledger.total_bytes + 8 * 1024)
+    go_on.set()
+    answer = await reader.read_all()
+    assert numbers(answer.events) == list(range(301))
+    assert answer.body.endswith(DONE)
+    assert ledger.statistics()["outbound"] < unread_bytes
+
+
+async def test_who_keeps_up_is_not_held_back_by_his_own_event(rigs, raw_upstream) -> None:
+    """The ledger gets tight, and stays so, while an event of his is being charged."""
+    gate = asyncio.Event()
+    rig = await rigs(await raw_upstream(counting(100, gate)))
+    reader = await open_chat(rig.base_url, "m")
+    await reader.read_events(101)
+    ledger = rig.gateway.registry.ledger
+    others = ledger.open()
+    others.set(Entry.BODY, 15 * MIB)
+    rig.facts(ledger_limit_bytes=16 * MIB)
+    gate.set()
+    answer = await asyncio.wait_for(reader.read_all(), DEADLINE_S)
+    assert ledger.is_tight
+    assert numbers(answer.events) == list(range(200))
+    others.close()
+
+
+async def stalls(rig: Rig, relay) -> None:
+    """Waits until its reader has something to read and does not."""
+    loop = rig.gateway.loop
+    await until(
+        lambda: relay.subscribers[0].stalled_s(loop.time()) > 0.1, DEADLINE_S, "its reader stalls"
+    )
+
+
+async def test_a_write_that_the_kernel_took_in_part_is_charged_whole(rigs, raw_upstream) -> None:
+    """So long as it is kept; when all has been read nothing is charged."""
+    rig = await rigs(await raw_upstream(bulk(6000, *WHOLE_END)), window_bytes=16 * MIB)
+    stream = await open_chat(rig.base_url, "m", receive_buffer=4096)
+    await stream.read_events(1)
+    relay = rig.relay()
+    await stalls(rig, relay)
+    (reader,) = relay.subscribers
+    kept = reader._client.outbound_bytes
+    assert kept >= reader._client._last_bytes + reader._client._former_bytes
+    assert kept >= reader._client._transport.get_write_buffer_size() > 0
+    await until(
+        lambda: relay.run.account.entries[Entry.OUTBOUND] == kept, DEADLINE_S, "it is charged"
+    )
+    await stream.read_all()
+    await until(
+        lambda: not relay.run.account.entries[Entry.OUTBOUND], DEADLINE_S, "nothing is left"
+    )
+    assert reader._client.outbound_bytes == 0
+
+
+async def test_a_websocket_is_told_why_its_run_ends(rigs, raw_upstream) -> None:
+    """Its last word has the reason and the level."""
+    rig = await rigs(await raw_upstream(bulk(60000, *WHOLE_END)), stall_s=600.0, total_s=600.0)
+    stream = await open_chat(rig.base_url, "m", receive_buffer=4096)
+    await stream.read_events(1)
+    run = rig.relay().run
+    await until(lambda: run.paused_s is not None, DEADLINE_S, "its upstream waits")
+    path = f"/v1/runs/{stream.run_id}/stream?starting_after={run.window.next_seq - 1}"
+    victim = Victim(run.id, Act.RELEASE, "stalled", "swept: its readers sleep", 0)
+    async with aiohttp.ClientSession() as session, session.ws_connect(rig.base_url + path) as ws:
+        await until(lambda: run.readers == 2, DEADLINE_S, "it has joined")
+        rig.gateway.registry.evict(victim, "memory level 3")
+        messages = [message.json() async for message in ws]
+    last = messages[-1]
+    assert last["state"] == "expired"
+    assert last["reason"] == run.reason == "swept: its readers sleep, memory level 3"
+
+
+@pytest.mark.parametrize("step", ["stale", "stalled"])
+async def test_a_run_whose_own_end_hangs_goes_all_the_same(rigs, raw_upstream, step: str) -> None:
+    """Its state says that it is over, and nothing of it is held."""
+    rig = await rigs(
+        await raw_upstream(bulk(60000, b"")),
+        stall_s=600.0,
+        total_s=600.0,
+        disconnect_grace_s=600.0,
+    )
+    stream = await open_chat(rig.base_url, "m", receive_buffer=4096)
+    await stream.read_events(1)
+    relay = rig.relay()
+    run = relay.run
+    run.end_disabled = True
+    await until(lambda: run.paused_s is not None, DEADLINE_S, "its upstream waits")
+    if step == "stale":
+        await stream.vanish()
+        await until(lambda: not run.readers, DEADLINE_S, "its reader has gone")
+    else:
+        await stalls(rig, relay)
+    registry, loop = rig.gateway.registry, rig.gateway.loop
+    (report,) = await take(rig, step, stale_after_s=0.0)
+    assert (report.runs, run.state, run.released) == (1, State.EXPIRED, True)
+    assert registry.find(run.id, None) is None
+    assert loop.time() >= run.ended_s
+    await until(lambda: not rig.pool()._open, DEADLINE_S, "the upstream is let go")
+    assert registry.ended == {"expired": 1}
+
+
+async def test_a_reader_in_the_middle_of_a_finished_run_is_told_that_the_rest_is_gone(
+    rigs, raw_upstream
+) -> None:
+    """When he has read nothing for long enough; every event before that is whole."""
+    rig = await rigs(
+        await raw_upstream(bulk(6000, *WHOLE_END)), window_bytes=16 * MIB, stall_s=600.0
+    )
+    whole = await chat(rig.base_url, "m")
+    await rig.idle()
+    reader = await open_replay(rig, whole.run_id)
+    relay = rig.relay()
+    await stalls(rig, relay)
+    (report,) = await take(rig, "stalled", stale_after_s=0.0)
+    assert report.runs == 1
+    answer = await reader.read_all()
+    assert answer.clean
+    *events, last = answer.events
+    assert numbers(events) == list(range(len(events) - 1))
+    assert "its readers have read nothing for" in last.error["message"]
+    assert "memory level 3" in last.error["message"]
+
+
+async def test_relief_goes_on_while_a_generation_drains(rigs, raw_upstream) -> None:
+    """Memory is short for both; what is being read goes on to its end."""
+    gate = asyncio.Event()
+    rig = await rigs(await raw_upstream(counting(50, gate)))
+    gate.set()
+    await chat(rig.base_url, "m")
+    gate.clear()
+    stream = await open_chat(rig.base_url, "m")
+    await stream.read_events(51)
+    rig.gateway.stop_accepting()
+    reports = await take(rig, "stale", "stalled", "finished", "windows", stale_after_s=0.0)
+    assert [report.runs for report in reports] == [1, 0, 0, 1]
+    gate.set()
+    assert numbers((await stream.read_all()).events) == list(range(100))

@@ -1,0 +1,240 @@
+"""The watchdog becomes another program while its workers go on: same pid, same sockets."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tidegate.watchdog.control.commands import KeptClients
+from tidegate.watchdog.upgrade import upgrade
+from tidegate.watchdog.upgrade.state import Estate, UpgradeError, read
+from watchdog.daemon_rig import HANGS, Daemon, is_alive, wait_until
+
+
+def upgraded(daemon: Daemon, times: int = 1) -> bool:
+    return daemon.log().count("goes on where") == times
+
+
+def alone_after_upgrade(daemon: Daemon, timing: dict[str, float]) -> int:
+    """The worker of the former program, which goes on because its successor does not start."""
+    daemon.start("--slow-from", "2", timing=timing | {"start_limit_s": 1.0})
+    pid = daemon.worker()["pid"]
+    reply = daemon.ask("upgrade", timeout_s=60)
+    assert not reply.ok
+    assert "did not start" in (reply.error or "")
+    assert upgraded(daemon)
+    assert daemon.worker()["pid"] == pid
+    return int(pid)
+
+
+def descriptors(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def test_same_process_goes_on_and_its_worker_is_replaced(daemon: Daemon) -> None:
+    """SIGUSR2: the pid, the totals and the age stay; a worker of the new version serves."""
+    daemon.start()
+    daemon.get()
+    wait_until(lambda: daemon.status()["runs"]["total"] == 1, "the heartbeat counted the run")
+    former = daemon.status()
+    daemon.signal(signal.SIGUSR2)
+    wait_until(lambda: upgraded(daemon), "the new program runs")
+    wait_until(lambda: daemon.status()["generation"] == 2, "a new worker serves")
+    wait_until(lambda: daemon.status()["state"] == "serving", "the former one is gone")
+    now = daemon.status()
+    assert now["watchdog"]["pid"] == former["watchdog"]["pid"] == daemon.pid
+    assert now["uptime_s"] > former["uptime_s"]
+    assert now["listen"] == former["listen"]
+    assert (now["runs"]["total"], now["recycles"], now["restarts"]) == (1, 1, [])
+    assert daemon.get() == "2"
+    daemon.signal(signal.SIGTERM)
+    assert daemon.wait() == 0
+    assert not (daemon.directory / "tidegate.pid").exists()
+    assert not list(daemon.directory.glob("*.sock"))
+
+
+def test_upgrades_refuse_nobody_and_leave_no_descriptor(daemon: Daemon) -> None:
+    """One after the other, with a client that connects all the time: the figures stay."""
+    daemon.start()
+    failed: list[OSError] = []
+    over = threading.Event()
+
+    def connect() -> None:
+        while not over.is_set():
+            try:
+                assert daemon.get()
+            except OSError as error:
+                failed.append(error)
+
+    client = threading.Thread(target=connect)
+    client.start()
+    open_then: list[int] = []
+    try:
+        for turn in range(1, 4):
+            assert daemon.ask("upgrade", timeout_s=60).ok
+            assert upgraded(daemon, turn)
+            assert daemon.status()["generation"] == turn + 1
+            open_then.append(descriptors(daemon.pid))
+    finally:
+        over.set()
+        client.join()
+    assert failed == []
+    assert max(open_then) - min(open_then) <= 1  # a command line may be on its way
+
+
+@pytest.mark.parametrize("to_a_file", [False, True])
+def test_a_bad_config_refuses_the_upgrade(
+    daemon: Daemon, tmp_path: Path, *, to_a_file: bool
+) -> None:
+    """The rehearsal reads the file as the new version would; what it says is the answer."""
+    daemon.log_file = tmp_path / "tidegate.log" if to_a_file else None
+    daemon.start()
+    pid = daemon.worker()["pid"]
+    daemon.config.write_text("{")
+    reply = daemon.ask("upgrade", timeout_s=60)
+    assert not reply.ok
+    assert "nothing has changed" in (reply.error or "")
+    assert str(daemon.config) in (reply.error or "")
+    assert daemon.worker()["pid"] == pid
+    assert not upgraded(daemon)
+    assert daemon.get() == "1"
+    daemon.write()
+    assert daemon.ask("upgrade", timeout_s=60).ok
+    assert daemon.get() == "2"
+
+
+def test_a_parked_one_is_upgraded_and_unparks_as_ever(daemon: Daemon) -> None:
+    """What it is parked for may be what the new version mends; its config is no reason against."""
+    daemon.config.write_text("{")
+    daemon.start(park=True, until_ready=False)
+    wait_until((daemon.directory / "control.sock").exists, "it runs")
+    wait_until(lambda: daemon.status()["generation"] == 1, "its worker says why")
+    assert daemon.ask("upgrade", timeout_s=60).ok
+    assert upgraded(daemon)
+    assert (daemon.status()["state"], daemon.status()["generation"]) == ("parked", 2)
+    daemon.write()
+    assert daemon.ask("reload", timeout_s=60).ok
+    daemon.wait_ready()
+    assert daemon.get() == "3"
+
+
+def test_whoever_waits_for_a_recycle_still_hears_of_its_end(daemon: Daemon) -> None:
+    """An upgrade in the middle of a recycle: both generations stay, and a third one follows."""
+    daemon.start("--drain-s", "3")
+    answers: list[bool] = []
+    asks = threading.Thread(target=lambda: answers.append(daemon.ask("recycle", 60).ok))
+    asks.start()
+    wait_until(lambda: daemon.status()["generation"] == 2, "the recycle is under way")
+    assert len(daemon.status()["workers"]) == 2
+    assert daemon.ask("upgrade", timeout_s=60, wait=False).ok
+    asks.join()
+    assert answers == [True]
+    status = daemon.status()
+    assert status["generation"] == 3
+    assert status["restarts"] == []
+
+
+def test_adopted_worker_that_dies_is_replaced(daemon: Daemon) -> None:
+    """Its death is seen and told as that of a child of one's own."""
+    pid = alone_after_upgrade(daemon, {})
+    os.kill(pid, signal.SIGKILL)
+    restarts = wait_until(lambda: daemon.status()["restarts"], "its death is told")
+    assert [(r["exit"], r["reason"]) for r in restarts] == [(-9, "killed by SIGKILL")]
+    wait_until(lambda: "worker 3 starts" in daemon.log(), "its successor starts")
+    daemon.signal(signal.SIGTERM)
+    assert daemon.wait() == 0
+
+
+def test_adopted_worker_that_hangs_writes_its_stacks(daemon: Daemon) -> None:
+    """A worker of the former program is found hanging by the new one."""
+    pid = alone_after_upgrade(daemon, HANGS)
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: not is_alive(pid), "the hung worker is gone")
+    daemon.wait_logged("Current thread")
+    wait_until(lambda: "worker 3 starts" in daemon.log(), "its successor starts")
+    daemon.signal(signal.SIGTERM)
+    assert daemon.wait() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_during_an_upgrade_is_a_stop(daemon: Daemon, number: signal.Signals) -> None:
+    """Whenever the signal comes, also in the moment of execve, it ends with exit code 0."""
+    daemon.start()
+    daemon.signal(signal.SIGUSR2)
+    wait_until(lambda: "takes over" in daemon.log(), "execve is due")
+    daemon.signal(number)
+    assert daemon.wait() == 0
+
+
+def test_signals_in_the_moment_of_execve_do_not_end_it(daemon: Daemon) -> None:
+    """Their default would be to end the process; they wait until the new program hears them."""
+    daemon.start()
+    daemon.signal(signal.SIGUSR2)
+    deadline_s = time.monotonic() + 30
+    while not upgraded(daemon):
+        daemon.signal(signal.SIGHUP)
+        assert time.monotonic() < deadline_s
+        time.sleep(0.002)
+    wait_until(lambda: daemon.status()["generation"] == 2, "a new worker serves")
+
+
+# --- the estate ------------------------------------------------------------------------------
+
+
+def as_file(tmp_path: Path, value: object) -> int:
+    file = tmp_path / "estate"
+    file.write_bytes(msgspec.json.encode(value))
+    return os.open(file, os.O_RDONLY)
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ({"format": 99, "protocol": 1, "version": "9.0"}, "another format; restart instead"),
+        ({"format": 1, "protocol": 99, "version": "9.0"}, "speak protocol 99"),
+        ({"format": 1, "protocol": 1, "version": "9.0"}, "cannot be read"),
+        ("rubbish", "cannot be read"),
+    ],
+)
+def test_what_cannot_be_taken_up_is_refused(tmp_path: Path, value: object, why: str) -> None:
+    """Another format, another protocol, or nothing that makes sense: the reason is told."""
+    fd = as_file(tmp_path, value)
+    try:
+        with pytest.raises(UpgradeError, match=why):
+            read(fd)
+    finally:
+        os.close(fd)
+
+
+def test_a_program_that_is_not_there_is_no_upgrade() -> None:
+    """execve failing leaves signals and descriptors as they were."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    with pytest.raises(UpgradeError, match="cannot be executed"):
+        upgrade.become(["/nonexistent/tidegate"], _estate(), {})
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
+def _estate() -> Estate:
+    from tidegate.core.fleet.lifecycle import Fleet
+    from tidegate.watchdog.control.status import Totals
+
+    reading, writing = os.pipe()
+    os.close(reading)
+    return Estate(
+        started_s=0.0,
+        serves=True,
+        fleet=Fleet(),
+        workers=[],
+        listeners=[],
+        pid_fd=writing,
+        control_fd=writing,
+        clients=KeptClients(),
+        config=None,
+        totals=Totals(),
+    )
