@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,13 +13,19 @@ from fakes import llama
 from fakes.gateway import StartGateway, gateways
 from fakes.upstream import ScriptedUpstream
 
+TESTS = Path(__file__).parent
+
 # With this set a skipped test is a failed one: the machine is known to have everything.
 REQUIRE_ALL = os.environ.get("TIDEGATE_TEST_REQUIRE_ALL") == "1"
 
 RUN_LONG = REQUIRE_ALL or os.environ.get("TIDEGATE_TEST_LONG") == "1"
 
-# A test of real processes may fail by chance on a busy machine, but not twice, and not many may.
-# It is named in the summary. What needs neither clock nor process has no such excuse.
+# `make test` runs these, without what starts processes, and one end-to-end smoke test.
+QUICK = {"core", "config", "machine", "logs", "managers", "gateway", "watchdog", "doctor", "cli"}
+
+# Where everything runs, a test of real processes may fail by chance on a busy machine, but not
+# twice, and not many may. It is named in the summary. What needs neither clock nor process has no
+# such excuse.
 STEADY = {"core", "config"}
 MOST_UNSTEADY = 3
 
@@ -34,20 +41,22 @@ settings.load_profile("busy")
 
 def pytest_report_header() -> list[str]:
     """What is left out without being skipped."""
-    return [] if RUN_LONG else ["the gateway is tested on one event loop; .ci/run takes both"]
+    return [] if RUN_LONG else ["the gateway is tested on one event loop; make test-all takes both"]
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long tests run where everything is required; those of real processes have a second try."""
+    """Mark what `make test` runs; where everything runs, what uses processes has a second try."""
     for item in items:
-        if not STEADY.intersection(item.path.parts):
+        marks = {mark.name for mark in item.iter_markers()}
+        room = item.path.relative_to(TESTS).parts[0]
+        is_quick = room in QUICK or item.path.parent == TESTS
+        if "smoke" in marks or (is_quick and not marks & {"long", "processes"}):
+            item.add_marker("quick")
+        if RUN_LONG and room not in STEADY:
             item.add_marker(pytest.mark.flaky(reruns=1, rerun_except="Timeout"))
-    if RUN_LONG:
-        return
-    takes_long = pytest.mark.skip(reason="takes minutes; TIDEGATE_TEST_LONG=1 or .ci/run runs it")
-    for item in items:
-        if item.get_closest_marker("long"):
-            item.add_marker(takes_long)
+        if not RUN_LONG and "long" in marks:
+            item.add_marker(pytest.mark.skip(reason="takes minutes: make test-all"))
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -11,6 +11,8 @@ import pytest
 
 from system.test_service_verb_real import missing
 
+pytestmark = pytest.mark.processes
+
 HERE = Path(__file__).parent
 
 

@@ -20,6 +20,7 @@ SCENES = [
 ]
 
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc"),
     pytest.mark.long,
 ]

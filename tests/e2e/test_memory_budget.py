@@ -16,6 +16,7 @@ SIZE = Size(left=500, blind=200, load_limit_s=60.0) if FULL else Size(left=100, 
 MEASURED = re.compile(r"step (\w+) freed (\d+) of (\d+) bytes promised, (\d+) runs, in (\d+) ms")
 
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.long,
     pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc"),
 ]

@@ -42,6 +42,7 @@ STALE = {
 STEP_BYTES = 118 * MIB  # three quarters of what two bases leave of 256 MiB
 
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc"),
     pytest.mark.long,
 ]

@@ -48,6 +48,7 @@ GROWTH = "[memory.growth]\nbucket_s = 0.15\nskip_s = 0.5\nconfirm_s = 0.45\n"
 STEP_BYTES = 118 * MIB
 
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc"),
     pytest.mark.long,
 ]

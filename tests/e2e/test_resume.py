@@ -57,6 +57,7 @@ async def test_a_replay_starts_behind_the_cursor(running: Gateway) -> None:
     assert nonsense.status == 400
 
 
+@pytest.mark.smoke
 async def test_readers_join_half_way_over_both_roads(running: Gateway) -> None:
     """Two more readers, one over SSE and one over WebSocket, end with the identical events."""
     creator = await open_chat(running.base_url, "numbered:200:5")

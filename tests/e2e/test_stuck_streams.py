@@ -15,6 +15,8 @@ from fakes.machine import descriptors, rss_bytes, until
 from fakes.scenario import SCALE, toml, wait_idle
 from fakes.upstream import OK, ScriptedUpstream
 
+pytestmark = pytest.mark.alone
+
 STUCK = "stuck:200"
 LIMITS = """
 total_s = 3.0

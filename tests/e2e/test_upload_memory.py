@@ -35,6 +35,7 @@ targets = ["box/other"]
 """
 
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.long,
     pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc"),
 ]

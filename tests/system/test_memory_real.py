@@ -42,6 +42,7 @@ def missing() -> str | None:
 
 
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
     pytest.mark.long,
 ]

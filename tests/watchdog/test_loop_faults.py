@@ -33,6 +33,7 @@ from watchdog.loop_rig import Loop, loop
 
 # What a function that fails had in its hands is left to Python's garbage collector, which warns.
 pytestmark = [
+    pytest.mark.processes,
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]

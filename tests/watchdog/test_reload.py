@@ -18,6 +18,8 @@ from tidegate.core.protocol.control import ControlReply
 from tidegate.core.protocol.reload import Reloaded
 from watchdog.daemon_rig import Daemon, wait_until
 
+pytestmark = pytest.mark.processes
+
 SLOW = {"configured_s": 1.5}  # a worker that does not answer is given up on so soon
 
 

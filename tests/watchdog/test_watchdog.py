@@ -18,6 +18,8 @@ from tidegate.core.memory.levels import LEAST_BUDGET_BYTES, usual_ledger_limit_b
 from tidegate.watchdog import watchdog
 from watchdog.daemon_rig import HANGS, SILENT, Daemon, is_alive, wait_until
 
+pytestmark = pytest.mark.processes
+
 
 def test_first_start_tells_where_it_listens(daemon: Daemon) -> None:
     """The banner gets the port the system chose, and the status says serving."""

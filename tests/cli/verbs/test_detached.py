@@ -12,6 +12,8 @@ import pytest
 from tidegate.core.protocol.status import MemoryState, RunCounts, Status, SweptState, WatchdogState
 from tidegate.watchdog import detach
 
+pytestmark = pytest.mark.processes
+
 HOLD = """
 import fcntl, os, signal, sys
 fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)

@@ -13,6 +13,8 @@ import pytest
 from gateway.door_rig import DEADLINE_S, RawClient, get, request, until
 from gateway.gateway_rig import Peer
 
+pytestmark = pytest.mark.processes
+
 PROGRAM = Path(__file__).parents[2] / "fakes" / "few_descriptors.py"
 ASK = request("POST", "/v1/chat/completions", body=b'{"model": "m", "stream": true}')
 

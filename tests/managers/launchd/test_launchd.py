@@ -23,6 +23,8 @@ from fakes.machine import free_port, wait_until
 from tidegate.managers.launchd import activation
 from tidegate.watchdog import detach
 
+pytestmark = pytest.mark.processes
+
 # What a job finds of itself. It says so, and ends as a success.
 PROBE = """
 import json, os, subprocess, sys

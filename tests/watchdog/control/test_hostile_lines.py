@@ -14,6 +14,8 @@ from tidegate.watchdog.control.client import SOCKET_NAME
 from tidegate.watchdog.control.server import MAX_IGNORED_BYTES, MAX_REQUEST_BYTES
 from watchdog.daemon_rig import Daemon, wait_until
 
+pytestmark = pytest.mark.processes
+
 REQUEST = b'{"verb":"status"}'
 TOO_LONG = f"a line of more than {MAX_REQUEST_BYTES} bytes"
 

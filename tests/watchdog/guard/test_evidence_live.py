@@ -13,7 +13,10 @@ import pytest
 from tidegate.core.protocol.control import ControlReply
 from watchdog.daemon_rig import HANGS, Daemon, wait_until
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
+]
 
 
 def bundles(daemon: Daemon) -> list[dict[str, Any]]:

@@ -20,6 +20,8 @@ from fakes.machine import wait_until
 from fakes.scaled_gateway import StartScaled, scaled_gateways
 from tidegate.watchdog.control.client import NotRunning
 
+pytestmark = pytest.mark.processes
+
 FULL = int(os.environ.get("TIDEGATE_TEST_SCALE", "100")) >= 1000
 LIMIT_S = 60.0
 AT_A_TIME = 4

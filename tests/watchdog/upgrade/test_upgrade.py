@@ -16,6 +16,8 @@ from tidegate.watchdog.upgrade import upgrade
 from tidegate.watchdog.upgrade.state import Estate, UpgradeError, read
 from watchdog.daemon_rig import HANGS, Daemon, is_alive, wait_until
 
+pytestmark = pytest.mark.processes
+
 
 def upgraded(daemon: Daemon, times: int = 1) -> bool:
     return daemon.log().count("goes on where") == times

@@ -44,7 +44,7 @@ def test_lock_is_held_for_life(tmp_path: Path) -> None:
     path = tmp_path / "tidegate.pid"
     code = (
         "import sys; from pathlib import Path;"
-        "from tidegate.watchdog.workers.process import PidFile;"
+        "from tidegate.watchdog.pid_file import PidFile;"
         "p = PidFile(Path(sys.argv[1])); p.hold(); print('held', flush=True); input()"
     )
     holder = subprocess.Popen(
