@@ -57,7 +57,7 @@ async def test_a_task_shows_every_coroutine_that_it_waits_in() -> None:
     lines = stack.splitlines()
     assert lines[0] == "task"
     assert [line.split()[1] for line in lines[1:3]] == ["outermost", "innermost"]
-    assert lines[1].startswith("gateway/test_inspection.py:")
+    assert lines[1].startswith("gateway/test_snapshot.py:")
     assert CANARY not in stack
     event.set()
     await task
