@@ -22,8 +22,8 @@ from fakes.machine import until
 from fakes.scenario import ROOT, toml
 from fakes.upstream import ScriptedUpstream
 
-# The last commit before connections, heads and messages were counted.
-FORMER = "bbc41ab"
+# The last commit of 0.1.0, whose watchdog asks for `tidegate.service.worker`.
+FORMER = "68e97ff"
 WORDS, EACH_MS = 100, 60
 MODEL = f"numbered:{WORDS}:{EACH_MS}"
 STREAMED = ("/v1/chat/completions", "/v1/responses", "/v1/messages", "/api/chat")

@@ -17,7 +17,7 @@ from tidegate.watchdog.control.client import NotRunning
 
 STATUS = {
     "state": "serving",
-    "version": "0.1.0",
+    "version": "0.2.0",
     "uptime_s": 788_400.0,
     "generation": 3,
     "listen": ["127.0.0.1:8433"],

@@ -110,3 +110,16 @@ def test_an_unknown_setting_is_skipped_and_one_at_its_default_is_not_sent() -> N
     told = msg.decode_from_watchdog(newer)
     assert isinstance(told, msg.Configure)
     assert told.settings == settings
+
+
+def test_the_words_of_a_line_are_for_ever() -> None:
+    """A worker drains for an hour beneath a newer watchdog, and ends at a line it cannot read."""
+    said = {
+        type(each).__name__: msgspec.json.decode(msg.encode(each))["type"]
+        for each in [*FROM_WATCHDOG, *FROM_WORKER]
+    }
+    assert set(said.values()) == {
+        "configure", "facts", "askbeat", "sweep", "relieve", "inspect", "listruns", "listmodels",
+        "startdraining", "ready", "heartbeat", "configured", "swept", "relieved", "inspected",
+        "runlist", "modellist", "configchanged", "draining", "failed",
+    }  # fmt: skip

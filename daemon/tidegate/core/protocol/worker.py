@@ -20,8 +20,8 @@ from tidegate.core.upstreams.summary import ModelAlias, UpstreamModels, Upstream
 PROTOCOL = 1
 
 
-class Message(Struct, frozen=True, kw_only=True, tag_field="type", tag=str.lower):
-    """A line on the channel."""
+class Message(Struct, frozen=True, kw_only=True, tag_field="type"):
+    """A line on the channel. Its tag is written out: a class may be renamed, a line may not."""
 
 
 # --- values inside messages ---------------------------------------------------------------
@@ -37,7 +37,7 @@ class Listener(Struct, frozen=True, kw_only=True):
 # --- from the watchdog ----------------------------------------------------------------------
 
 
-class Configure(Message, frozen=True, kw_only=True):
+class Configure(Message, frozen=True, kw_only=True, tag="configure"):
     """The settings. First message of all, and again on each reload (`request` > 0)."""
 
     protocol: int = PROTOCOL
@@ -73,7 +73,7 @@ class GuardFigures(Struct, frozen=True, kw_only=True):
     sample_failures: int = 0
 
 
-class Facts(Message, frozen=True, kw_only=True):
+class Facts(Message, frozen=True, kw_only=True, tag="facts"):
     """What the watchdog knows and the worker goes by or shows. Once a second."""
 
     level: int
@@ -87,7 +87,7 @@ class Facts(Message, frozen=True, kw_only=True):
     repairs: list[Repair] = []  # open problems, for whoever asks over HTTP
 
 
-class Sweep(Message, frozen=True, kw_only=True):
+class Sweep(Message, frozen=True, kw_only=True, tag="sweep"):
     """Release what is stale now; `finished` also releases answers kept for resuming."""
 
     request: int
@@ -95,7 +95,7 @@ class Sweep(Message, frozen=True, kw_only=True):
     reason: str
 
 
-class Relieve(Message, frozen=True, kw_only=True):
+class Relieve(Message, frozen=True, kw_only=True, tag="relieve"):
     """Give memory back by these steps, in this order. Sent on every tick while a level holds."""
 
     request: int
@@ -105,33 +105,33 @@ class Relieve(Message, frozen=True, kw_only=True):
     reason: str  # "memory level 2": what readers and the log are told
 
 
-class Inspect(Message, frozen=True, kw_only=True):
+class Inspect(Message, frozen=True, kw_only=True, tag="inspect"):
     """Asks for what a bundle of evidence shows of a worker's inside. No text of any run."""
 
     request: int
 
 
-class ListRuns(Message, frozen=True, kw_only=True):
+class ListRuns(Message, frozen=True, kw_only=True, tag="listruns"):
     """Asks for the newest runs of every owner."""
 
     request: int
     limit: int = 1000
 
 
-class ListModels(Message, frozen=True, kw_only=True):
+class ListModels(Message, frozen=True, kw_only=True, tag="listmodels"):
     """Asks for the upstreams and their models."""
 
     request: int
     limit: int = 2000  # over all upstreams: with names of 200 characters well below a line's limit
 
 
-class AskBeat(Message, frozen=True, kw_only=True):
+class AskBeat(Message, frozen=True, kw_only=True, tag="askbeat"):
     """Asks for a heartbeat out of turn. Only a worker that said in `Ready` that it can is asked."""
 
     request: int
 
 
-class StartDraining(Message, frozen=True, kw_only=True):
+class StartDraining(Message, frozen=True, kw_only=True, tag="startdraining"):
     """Accept nothing new, finish what is in flight, exit 0; end what is left at the limit."""
 
     limit_s: float
@@ -142,7 +142,7 @@ class StartDraining(Message, frozen=True, kw_only=True):
 # --- from a worker -----------------------------------------------------------------------------
 
 
-class Ready(Message, frozen=True, kw_only=True):
+class Ready(Message, frozen=True, kw_only=True, tag="ready"):
     """It can serve."""
 
     protocol: int = PROTOCOL
@@ -152,7 +152,7 @@ class Ready(Message, frozen=True, kw_only=True):
     beats_when_asked: bool = False  # it knows `AskBeat`
 
 
-class Heartbeat(Message, frozen=True, kw_only=True):
+class Heartbeat(Message, frozen=True, kw_only=True, tag="heartbeat"):
     """The loop turned. RSS and ledger are read in the same callback."""
 
     request: int = 0  # of the AskBeat that it answers; 0: it came in its turn
@@ -172,14 +172,14 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     upstreams: list[UpstreamStatus] = []
 
 
-class Configured(Message, frozen=True, kw_only=True):
+class Configured(Message, frozen=True, kw_only=True, tag="configured"):
     """Answer to a reload."""
 
     request: int
     error: str | None = None
 
 
-class Swept(Message, frozen=True, kw_only=True):
+class Swept(Message, frozen=True, kw_only=True, tag="swept"):
     """Answer to a sweep."""
 
     request: int
@@ -188,14 +188,14 @@ class Swept(Message, frozen=True, kw_only=True):
     reasons: dict[str, int] = {}
 
 
-class Relieved(Message, frozen=True, kw_only=True):
+class Relieved(Message, frozen=True, kw_only=True, tag="relieved"):
     """Answer to Relieve, when the last step is over."""
 
     request: int
     steps: list[StepReport]
 
 
-class Inspected(Message, frozen=True, kw_only=True):
+class Inspected(Message, frozen=True, kw_only=True, tag="inspected"):
     """Answer to Inspect. Everything in it is bounded, and sizes and names only."""
 
     request: int
@@ -208,7 +208,7 @@ class Inspected(Message, frozen=True, kw_only=True):
     descriptors: int
 
 
-class RunList(Message, frozen=True, kw_only=True):
+class RunList(Message, frozen=True, kw_only=True, tag="runlist"):
     """Answer to ListRuns."""
 
     request: int
@@ -216,7 +216,7 @@ class RunList(Message, frozen=True, kw_only=True):
     total: int
 
 
-class ModelList(Message, frozen=True, kw_only=True):
+class ModelList(Message, frozen=True, kw_only=True, tag="modellist"):
     """Answer to ListModels."""
 
     request: int
@@ -224,15 +224,15 @@ class ModelList(Message, frozen=True, kw_only=True):
     aliases: list[ModelAlias]
 
 
-class ConfigChanged(Message, frozen=True, kw_only=True):
+class ConfigChanged(Message, frozen=True, kw_only=True, tag="configchanged"):
     """The config file may have changed; also said once at the start."""
 
 
-class Draining(Message, frozen=True, kw_only=True):
+class Draining(Message, frozen=True, kw_only=True, tag="draining"):
     """It no longer accepts; what it had accepted goes on."""
 
 
-class Failed(Message, frozen=True, kw_only=True):
+class Failed(Message, frozen=True, kw_only=True, tag="failed"):
     """It cannot start or go on, and why. An exit follows."""
 
     reason: str
