@@ -172,6 +172,16 @@ def test_dry_run_shows_and_changes_nothing(mac: Mac) -> None:
     assert mac.tell("print", TARGET) != 0
 
 
+def test_dry_run_shows_what_is_carried_out_without_it(mac: Mac) -> None:
+    """There is one plan: an installation begins with the very lines that `--dry-run` printed."""
+    _, shown, _ = mac("install", "--dry-run", "--no-start")
+    code, out, err = mac("install", "--no-start")
+    assert (code, err) == (0, "")
+    assert out.startswith(shown.removesuffix("Nothing was changed.\n"))
+    assert f"{mac.home}/state (new directory)." in shown
+    assert "Then it is enabled by launchd of this user." in shown
+
+
 @pytest.mark.long
 def test_what_is_loaded_governs_and_not_the_file(mac: Mac) -> None:
     """A job that was loaded from an older file is replaced, however alike the files look now."""

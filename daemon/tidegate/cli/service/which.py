@@ -32,8 +32,13 @@ def find(arguments: argparse.Namespace, *, to_install: bool = False) -> Manager:
         raise Failure(str(error), NOT_RUNNING) from error
     if asked or to_install or is_installed(first):
         return first
-    other = managers.find(Scope.USER if first.scope is Scope.SYSTEM else Scope.SYSTEM)
+    other = other_than(first)
     return other if is_installed(other) else first
+
+
+def other_than(chosen: Manager) -> Manager:
+    """This computer's manager of the other scope: one of the system and one of a user are two."""
+    return managers.find(Scope.USER if chosen.scope is Scope.SYSTEM else Scope.SYSTEM)
 
 
 def is_installed(chosen: Manager) -> bool:
@@ -67,6 +72,12 @@ def need_root(chosen: Manager, arguments: argparse.Namespace) -> None:
     if chosen.scope is Scope.SYSTEM and os.geteuid() != 0:
         words = shlex.join(["sudo", *placing.program(), *_typed(arguments)])
         raise Failure(f"only root may change a service of the system; run:\n  {words}", REFUSED)
+
+
+def check_writable(chosen: Manager) -> None:
+    """Before anything is begun that could not be ended. Raises Failure."""
+    if is_there(chosen.directory) and not os.access(chosen.directory, os.W_OK):
+        raise Failure(f"{chosen.directory} cannot be written to; nothing was changed", REFUSED)
 
 
 def _typed(arguments: argparse.Namespace) -> list[str]:

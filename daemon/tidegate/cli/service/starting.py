@@ -1,0 +1,126 @@
+"""Starting a service and waiting until it serves; else why it does not, with the end of its log."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+from tidegate import __version__
+from tidegate.cli.failure import BAD_CONFIG, NOT_RUNNING, NOT_YET, REFUSED, Failure
+from tidegate.cli.service.which import own_words, places_of, read_settings
+from tidegate.cli.show.banner import base_url
+from tidegate.cli.show.printable import printable, say
+from tidegate.cli.verbs.detached import READY_LIMIT_S, SERVING, find_status
+from tidegate.config import ConfigError
+from tidegate.config.places import Places
+from tidegate.core.protocol.status import Status
+from tidegate.core.settings import Drain
+from tidegate.managers.base import Manager, ManagerError, Tell
+
+START_LIMIT_S = 120.0  # the unit's TimeoutStartSec is 90 s
+STOP_MARGIN_S = 30.0  # beyond drain.stop_limit_s: the last error events, the way out, a slow disk
+LOG_LINES = 15
+_EVERY_S = 0.2
+_SILENT_S = 5.0  # a service that is ready and still does not answer us is not ours to ask
+
+
+def begin(
+    chosen: Manager,
+    arguments: argparse.Namespace,
+    action: Callable[[float, Tell], None],
+    beyond_s: float = 0.0,
+) -> None:
+    """Start or restart it, tell how far it is, and wait until it serves."""
+    try:
+        action(START_LIMIT_S + beyond_s, tell)
+    except ManagerError as error:
+        raise _failure(chosen, str(error)) from error
+    own = _wait_serving(chosen, places_of(chosen, arguments))
+    say(f"tidegate is ready, pid {chosen.state().pid}.")
+    for address in own.listen if own else []:
+        say(f"  Base URL  {base_url(address)}")
+    say(f"  Status    {own_words(chosen, 'status')}")
+    if own and own.reason:
+        say(f"  Note      {own.reason}")
+
+
+def bring_up(
+    chosen: Manager, arguments: argparse.Namespace, *, is_changed: bool, opens_sockets: bool
+) -> None:
+    """Start it, or restart one that runs if its files have changed; then wait until it serves."""
+    state = chosen.state()
+    if not state.active:
+        begin(chosen, arguments, chosen.start)
+    elif is_changed or not state.running:
+        say("It was started before, and is restarted.", flush=True)
+        limit_s = stop_limit_s(places_of(chosen, arguments, state))
+        if opens_sockets:  # sockets that are open stay as they were opened
+            chosen.stop(limit_s, tell)
+            begin(chosen, arguments, chosen.start)
+        else:
+            begin(chosen, arguments, chosen.restart, limit_s)
+    else:
+        say(f"It runs already, pid {state.pid}.")
+        own = find_status(places_of(chosen, arguments, state))
+        if own is not None and own.version != __version__:
+            say(f"It is still version {own.version}; `tidegate upgrade` cuts no stream.")
+
+
+def check_alone(chosen: Manager, found: Places) -> None:
+    """Raise Failure when another one in the same places holds the lock and the address."""
+    own = find_status(found)
+    if own is not None and own.watchdog.pid != chosen.state().pid:
+        raise Failure(
+            f"another tidegate runs with these places, pid {own.watchdog.pid}; stop it first: "
+            "tidegate stop",
+            REFUSED,
+        )
+
+
+def _wait_serving(chosen: Manager, found: Places) -> Status | None:
+    """tidegate's own word that it serves; None where it cannot be asked. Raises Failure."""
+    begun_s = time.monotonic()
+    latest = None
+    while time.monotonic() - begun_s < READY_LIMIT_S:
+        own = find_status(found)
+        if own is not None and own.state in SERVING:
+            return own
+        if own is not None and own.state == "parked":
+            raise _failure(chosen, f"it is parked and serves nothing: {own.reason}", BAD_CONFIG)
+        if own is not None and own.state != latest:
+            latest = own.state
+            tell(own.state)
+        state = chosen.state()
+        if not state.running:
+            raise _failure(chosen, f"it ended again, {state.result or state.word}")
+        if own is None and chosen.name == "systemd" and time.monotonic() - begun_s > _SILENT_S:
+            return None  # READY came; its runtime directory may be closed to us
+        time.sleep(_EVERY_S)
+    raise _failure(chosen, f"it is not ready after {READY_LIMIT_S:g} s", NOT_YET)
+
+
+def _failure(chosen: Manager, what: str, code: int | None = None) -> Failure:
+    """With the end of its log, and the code that it ended with where that says more."""
+    if code is None:
+        try:
+            code = BAD_CONFIG if chosen.state().exit_code == BAD_CONFIG else NOT_RUNNING
+        except ManagerError:
+            code = NOT_RUNNING
+    lines = [printable(line) for line in chosen.last_lines(LOG_LINES)]
+    log = "\n".join(["; the end of its log:", *(f"  {line}" for line in lines)]) if lines else ""
+    return Failure(f"{what}{log}", code)
+
+
+def stop_limit_s(found: Places) -> float:
+    """Return how long a stop of the service in these places may take, in seconds."""
+    try:
+        limit_s = read_settings(found.config_file).drain.stop_limit_s
+    except (ConfigError, OSError):
+        limit_s = Drain().stop_limit_s
+    return limit_s + STOP_MARGIN_S
+
+
+def tell(text: str) -> None:
+    """Print one line of progress."""
+    say(f"  … {text}", flush=True)
