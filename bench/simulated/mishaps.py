@@ -8,7 +8,7 @@ from random import Random
 from simulated.scenarios import Scenario
 from simulated.worker import Habits
 from simulated.world import TICK_S, World
-from tidegate.core.fleet import lifecycle as life
+from tidegate.core.fleet import events
 from tidegate.core.memory.levels import DWELL_S
 
 IDLE = Habits(warm=2.0, noise=0.1)
@@ -41,7 +41,7 @@ def idle(budget: int) -> str | None:
     """Recycle an idle worker a few times."""
     world = _world("idle", budget=budget)
     for n in range(4):
-        world.do(life.Recycle("asked for"))
+        world.do(events.Recycle("asked for"))
         _live(world, 60)
         if world.told.spawned != n + 2:
             return f"recycle {n + 1} did not take place"
@@ -55,7 +55,7 @@ def naps() -> str | None:
     world = _world("naps", runs=20.0)
     for n in range(150):
         if n % 3 == 0:
-            world.do(life.Recycle("asked for"))
+            world.do(events.Recycle("asked for"))
         _live(world, chance.choice((0, 1, 2, 4, 30, 200)))
         world.sleep(chance.choice((6.0, 11.0, 61.0, 3600.0, 12 * 3600.0)))
     if world.told.gaps < 150:

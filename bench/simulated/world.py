@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from simulated.scenarios import Load, Scenario
 from simulated.worker import Worker
 from tidegate.core import settings
+from tidegate.core.fleet import events
 from tidegate.core.fleet import lifecycle as life
 from tidegate.core.memory import growth, levels, policy
 from tidegate.core.memory.report import StepReport
@@ -70,7 +71,7 @@ class World:
         )
         self._level, self._rose_s = 0, float("-inf")
         self._was_quiet = False
-        self.do(life.Begin())
+        self.do(events.Begin())
 
     def run(self) -> Told:
         """Live to the end of the scenario."""
@@ -101,7 +102,7 @@ class World:
         if number is None:
             number = next(n for n, worker in self.workers.items() if worker is self.serving)
         del self.workers[number]
-        self.do(life.Exited(number, reason))
+        self.do(events.Exited(number, reason))
 
     @property
     def at_h(self) -> float:
@@ -121,7 +122,7 @@ class World:
         self.now_s += gap_s
         self.tick()
 
-    def do(self, event: life.Event) -> list[life.Effect]:
+    def do(self, event: events.Event) -> list[events.Effect]:
         """Let the fleet decide, and make it true."""
         self.fleet, effects = life.step(self.fleet, event, self.now_s, self.policy)
         for effect in effects:
@@ -132,7 +133,7 @@ class World:
         """What the watchdog does once a second."""
         if self._was_quiet:
             self._catch_up(self.now_s - TICK_S)
-        self.do(life.Tick())
+        self.do(events.Tick())
         inputs = self._inputs()
         self.ladder, decision = policy.decide(self.ladder, inputs)
         self._reports = ()
@@ -179,13 +180,13 @@ class World:
             if worker.ready_s is None:
                 if self.is_reachable and self.now_s - worker.born_s >= START_S:
                     worker.ready_s, worker.base_bytes = self.now_s, worker.rss_bytes
-                    self.do(life.BecameReady(number))
+                    self.do(events.BecameReady(number))
                 continue
-            self.do(life.Beat(number))
+            self.do(events.Beat(number))
             generation = self.fleet.by_number(number)
             if generation and generation.state is life.State.DRAINING and worker.active < 1:
                 del self.workers[number]
-                self.do(life.Exited(number, "drained"))
+                self.do(events.Exited(number, "drained"))
             elif worker is serving:
                 is_news = self._observe(number, worker)
         return is_news
@@ -259,32 +260,32 @@ class World:
         if decision.steps and (serving := self.serving):
             self._reports = serving.relieve(decision.steps)
         if decision.recycle:
-            refused = self.do(life.Recycle(decision.recycle, planned=True))
-            self.told.recycles += not any(isinstance(e, life.Refuse) for e in refused)
+            refused = self.do(events.Recycle(decision.recycle, planned=True))
+            self.told.recycles += not any(isinstance(e, events.Refuse) for e in refused)
         if decision.cut:
             victim = self.fleet.in_state(life.State.DRAINING) or self.fleet.in_state(
                 life.State.SERVING
             )
             if victim:
-                self.do(life.Condemn(victim.number, decision.cut, notice=True))
+                self.do(events.Fail(victim.number, decision.cut, notice=True))
         if decision.give_up:
-            self.do(life.Yield(decision.give_up))
+            self.do(events.Escalate(decision.give_up))
 
-    def _follow(self, effect: life.Effect) -> None:
+    def _follow(self, effect: events.Effect) -> None:
         told = self.told
         match effect:
-            case life.Spawn(number):
+            case events.Spawn(number):
                 worker = self.scenario.worker(self._chance)
                 worker.born_s = self.now_s
                 self.workers[number] = worker
                 told.spawned += 1
-            case life.Kill(number=number, reason=reason):
+            case events.Kill(number=number, reason=reason):
                 told.kills.append(reason)
                 if worker_gone := self.workers.pop(number, None):
                     told.cut += int(worker_gone.active)
-            case life.ClockGap():
+            case events.ClockGap():
                 told.gaps += 1
-            case life.GiveUp(reason):
+            case events.GiveUp(reason):
                 told.gave_up = reason
             case _:
                 pass  # drains end by themselves; the rest is for the log

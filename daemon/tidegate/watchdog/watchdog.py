@@ -27,6 +27,7 @@ from pathlib import Path
 
 from tidegate import __version__
 from tidegate.config import ConfigError, LoadedConfig
+from tidegate.core.fleet import events
 from tidegate.core.fleet import lifecycle as life
 from tidegate.core.fleet.lifecycle import Timing
 from tidegate.core.protocol import worker as msg
@@ -336,7 +337,7 @@ class Watchdog:
         except (ConfigError, ListenError) as error:
             return self._cannot_begin(error)
         self._cannot = None
-        self._do(life.Begin())
+        self._do(events.Begin())
         return None
 
     def _cannot_begin(self, error: ConfigError | ListenError) -> str:
@@ -363,7 +364,7 @@ class Watchdog:
             if is_news:
                 _log.error("parked, and cannot say so over HTTP: %s", error)
             return
-        self._do(life.Begin())
+        self._do(events.Begin())
 
     @property
     def _parked(self) -> str | None:
@@ -455,12 +456,12 @@ class Watchdog:
             self._next_tick_s = now_s + self._timing.tick_s
             self._tick(now_s, delay_s)
         elif fleet.spawn_at_s is not None and now_s >= fleet.spawn_at_s:
-            attempt(TICK, lambda: self._do(life.Tick()))
+            attempt(TICK, lambda: self._do(events.Tick()))
         attempt("the service manager's watchdog", lambda: self._vouch(now_s))
 
     def _vouch(self, now_s: float) -> None:
         """Tell the service manager that all is well, if it is."""
-        is_well = life.vouches(self._generations.fleet, now_s, self._timing)
+        is_well = life.is_healthy(self._generations.fleet, now_s, self._timing)
         is_well = (is_well or self._parked is not None) and self._faults.fatal is None
         self._notifier.keep_alive(now_s, is_well=is_well)
 
@@ -468,7 +469,7 @@ class Watchdog:
         """Once a second, and so much later. What fails of it keeps nothing else from being done."""
         attempt = self._faults.attempt
         attempt("the runtime directory", self._home.look)
-        attempt(TICK, lambda: self._do(life.Tick()))
+        attempt(TICK, lambda: self._do(events.Tick()))
         attempt("the limits of commands", lambda: self._commands.give_up_waiting(now_s))
         if not attempt("a reload", lambda: self._reloader.tick(now_s)):
             attempt("a reload, given up", self._reloader.abandon)
@@ -571,7 +572,7 @@ class Watchdog:
 
     # --- decide, then do ----------------------------------------------------------------------
 
-    def _do(self, event: life.Event) -> list[life.Effect]:
+    def _do(self, event: events.Event) -> list[events.Effect]:
         """Let `core.lifecycle` decide, and perform what it says.
 
         The facts go out first: whoever is told to drain already knows its successor, and when
@@ -588,53 +589,53 @@ class Watchdog:
                 self._undone(effect)
         return effects
 
-    def _undone(self, effect: life.Effect) -> None:
+    def _undone(self, effect: events.Effect) -> None:
         """What could not be performed must not stand in the state as if it had been."""
         why = "by a fault of tidegate's own"
         match effect:
-            case life.Spawn(number):
+            case events.Spawn(number):
                 self._generations.kill_soon(number)
-                self._do(life.Exited(number, f"cannot be started, {why}"))
-            case life.Drain(number):
-                self._do(life.Condemn(number, f"cannot be told to drain, {why}"))
-            case life.Kill(number):
+                self._do(events.Exited(number, f"cannot be started, {why}"))
+            case events.Drain(number):
+                self._do(events.Fail(number, f"cannot be told to drain, {why}"))
+            case events.Kill(number):
                 self._generations.kill_soon(number)
-            case life.GiveUp():
+            case events.GiveUp():
                 self._over_at_s = time.monotonic()
-            case life.Recycled():
+            case events.Recycled():
                 tell = functools.partial(self._commands.recycled, OUR_FAULT)
                 self._faults.attempt("telling of a recycle", tell)
             case _:
                 pass  # it was only to be told
 
-    def _perform(self, effect: life.Effect) -> None:
+    def _perform(self, effect: events.Effect) -> None:
         match effect:
-            case life.Spawn(number):
+            case events.Spawn(number):
                 self._faults.attempt("the runtime directory", self._home.look)
                 self._generations.start(number, *self._reloader.for_new_worker())
-            case life.Drain(number, limit_s, successor):
+            case events.Drain(number, limit_s, successor):
                 self._generations.drain(number, limit_s, successor)
                 if successor is not None:
                     self._totals.add_recycle(self._generations.fleet.recycle or "replaced")
                     self._commands.taken_over()
-            case life.Kill(number, reason, stacks, notice):
+            case events.Kill(number, reason, stacks, notice):
                 if stacks:
                     gather = functools.partial(self._evidence.gather_now, "kill", reason)
                     self._faults.attempt("evidence", gather)
                 self._generations.end(number, reason, stacks=stacks, notice=notice)
-            case life.Replace(number, reason, delay_s):
+            case events.Replace(number, reason, delay_s):
                 self._replace(number, reason, delay_s)
-            case life.Recycled(error):
+            case events.Recycled(error):
                 self._recycled(error)
-            case life.ClockGap(gap_s):
+            case events.ClockGap(gap_s):
                 _log.info("the clock stood still for %.0f s; all deadlines start afresh", gap_s)
-            case life.GiveUp(reason):
+            case events.GiveUp(reason):
                 self._why, self._exit_code = reason, os.EX_TEMPFAIL
                 _log.critical("giving up: %s", reason)
                 self.stop()
-            case life.Over():
+            case events.Over():
                 self._over_at_s = time.monotonic()
-            case life.Refuse():
+            case events.Refuse():
                 pass  # whoever asked reads it from the effects
 
     def _replace(self, number: int, reason: str, delay_s: float) -> None:
@@ -654,8 +655,8 @@ class Watchdog:
 
     def _recycle(self, reason: str, *, planned: bool) -> str | None:
         """Start the next generation; why it was refused, or None."""
-        effects = self._do(life.Recycle(reason, planned))
-        return next((e.error for e in effects if isinstance(e, life.Refuse)), None)
+        effects = self._do(events.Recycle(reason, planned))
+        return next((e.error for e in effects if isinstance(e, events.Refuse)), None)
 
     # --- what the command line may want, see `command.Daemon` -----------------------------------
 
@@ -702,7 +703,7 @@ class Watchdog:
         self._notifier.extend_timeout(EXTEND_S)
         self._cannot = None
         self._faults.attempt("the listening sockets", self._listeners.refuse_newcomers)
-        self._do(life.Stop(limit_s=self._stop_s()))
+        self._do(events.Stop(limit_s=self._stop_s()))
 
     def _cancel_upgrade(self) -> None:
         cancelled, self._upgrade = self._upgrade, None
@@ -723,7 +724,7 @@ class Watchdog:
     def _heard(self, worker: Worker, said: msg.FromWorker) -> None:
         match said:
             case msg.Heartbeat():
-                self._do(life.Beat(worker.number))
+                self._do(events.Beat(worker.number))
                 former, worker.beat = worker.beat, said
                 self._totals.add_beat(former, said)
                 self._guardian.heard(worker, former, said)
@@ -736,7 +737,7 @@ class Watchdog:
                     "a new worker", lambda: self._became_ready(worker, said)
                 ):
                     why = "that it is ready was lost, by a fault of tidegate's own"
-                    self._do(life.Condemn(worker.number, why))  # it says so only once
+                    self._do(events.Fail(worker.number, why))  # it says so only once
             case msg.Configured(request=request, error=error):
                 self._reloader.confirmed(worker, request, error)
             case msg.Swept() | msg.RunList() | msg.ModelList():
@@ -756,12 +757,12 @@ class Watchdog:
     def _became_ready(self, worker: Worker, ready: msg.Ready) -> None:
         if ready.protocol != msg.PROTOCOL:
             reason = f"it speaks protocol {ready.protocol}, we speak {msg.PROTOCOL}"
-            self._do(life.Condemn(worker.number, reason))
+            self._do(events.Fail(worker.number, reason))
             return
         attempt = self._faults.attempt
         attempt("measuring a worker", lambda: self._measure_new(worker, ready))
         _log.info("worker %d is ready, %d MiB", worker.number, (worker.base_bytes or 0) // MIB)
-        self._do(life.BecameReady(worker.number))
+        self._do(events.BecameReady(worker.number))
         attempt("a reload", lambda: self._reloader.became_ready(worker))
         attempt("the first words", lambda: self._tell_first(worker, ready))
 
@@ -788,7 +789,7 @@ class Watchdog:
             self._tell_gone(lambda: self._reloader.worker_gone(worker))  # noqa: B023  (called now)
             self._tell_gone(lambda: self._guardian.worker_gone(number))  # noqa: B023
             self._tell_gone(lambda: self._evidence.worker_gone(number))  # noqa: B023
-            self._do(life.Exited(number, worker.how_it_ended()))
+            self._do(events.Exited(number, worker.how_it_ended()))
             self._generations.forget(worker)
             self._tell_gone(lambda: self._commands.worker_gone(number))  # noqa: B023
         if not self._generations.former_accepts():

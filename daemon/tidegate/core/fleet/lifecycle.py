@@ -15,6 +15,29 @@ from enum import Enum
 from msgspec import Struct
 from msgspec.structs import replace
 
+from tidegate.core.fleet.events import (
+    Beat,
+    BecameReady,
+    Begin,
+    ClockGap,
+    Drain,
+    Effect,
+    Escalate,
+    Event,
+    Exited,
+    Fail,
+    GiveUp,
+    Kill,
+    Over,
+    Recycle,
+    Recycled,
+    Refuse,
+    Replace,
+    Spawn,
+    Stop,
+    Tick,
+)
+
 HOUR_S = 3600.0
 
 
@@ -61,23 +84,23 @@ class Act(Enum):
     TAKE_OVER = "take over"  # it serves now; the former generation drains
     DRAIN = "drain"
     KILL = "kill"
-    MOURN = "mourn"  # a death nobody asked for: replace it, or give up
-    REST = "rest"  # an end that was wanted
+    REPLACE = "replace"  # its death was not asked for: another one follows, or it is given up
+    DONE = "done"  # its end was wanted
 
 
 TABLE: dict[tuple[State, Happening], tuple[State, Act]] = {
     (State.STARTING, Happening.READY): (State.SERVING, Act.TAKE_OVER),
-    (State.STARTING, Happening.RETIRE): (State.DRAINING, Act.KILL),  # it holds nobody's stream
+    (State.STARTING, Happening.RETIRE): (State.DRAINING, Act.KILL),  # it holds no stream
     (State.STARTING, Happening.LATE): (State.GONE, Act.KILL),
-    (State.STARTING, Happening.EXIT): (State.GONE, Act.MOURN),
+    (State.STARTING, Happening.EXIT): (State.GONE, Act.REPLACE),
     (State.SERVING, Happening.READY): (State.SERVING, Act.NOTHING),
     (State.SERVING, Happening.RETIRE): (State.DRAINING, Act.DRAIN),
     (State.SERVING, Happening.LATE): (State.GONE, Act.KILL),
-    (State.SERVING, Happening.EXIT): (State.GONE, Act.MOURN),
+    (State.SERVING, Happening.EXIT): (State.GONE, Act.REPLACE),
     (State.DRAINING, Happening.READY): (State.DRAINING, Act.NOTHING),
     (State.DRAINING, Happening.RETIRE): (State.DRAINING, Act.DRAIN),  # a stop shortens it
     (State.DRAINING, Happening.LATE): (State.GONE, Act.KILL),
-    (State.DRAINING, Happening.EXIT): (State.GONE, Act.REST),
+    (State.DRAINING, Happening.EXIT): (State.GONE, Act.DONE),
     (State.GONE, Happening.READY): (State.GONE, Act.NOTHING),
     (State.GONE, Happening.RETIRE): (State.GONE, Act.NOTHING),
     (State.GONE, Happening.LATE): (State.GONE, Act.NOTHING),
@@ -117,135 +140,6 @@ class Fleet(Struct, frozen=True, kw_only=True):
         return next((g for g in self.generations if g.number == number), None)
 
 
-# --- what comes in ------------------------------------------------------------------------
-
-
-class Begin(Struct, frozen=True):
-    """Start the first generation."""
-
-
-class Tick(Struct, frozen=True):
-    """Time passed."""
-
-
-class BecameReady(Struct, frozen=True):
-    """A worker said that it can serve."""
-
-    number: int
-
-
-class Beat(Struct, frozen=True):
-    """A worker's loop turned."""
-
-    number: int
-
-
-class Exited(Struct, frozen=True):
-    """A worker's process is gone, or its channel is: both mean the same."""
-
-    number: int
-    reason: str
-
-
-class Condemn(Struct, frozen=True):
-    """It must go at once: it speaks nonsense, or (`notice`) it is the memory guard's last resort.
-
-    With notice it may use the time for its stacks to tell its readers.
-    """
-
-    number: int
-    reason: str
-    notice: bool = False
-
-
-class Yield(Struct, frozen=True):
-    """What we could do ourselves was of no use; whoever started us shall decide."""
-
-    reason: str
-
-
-class Recycle(Struct, frozen=True):
-    """Somebody wants the next generation; `planned` by the guard, it counts against its budget."""
-
-    reason: str
-    planned: bool = False
-
-
-class Stop(Struct, frozen=True, kw_only=True):
-    """Drain everything and end; a second one ends at once."""
-
-    limit_s: float
-
-
-Event = Begin | Tick | BecameReady | Beat | Exited | Condemn | Yield | Recycle | Stop
-
-
-# --- what goes out ------------------------------------------------------------------------
-
-
-class Spawn(Struct, frozen=True):
-    """Start a worker of that number."""
-
-    number: int
-
-
-class Drain(Struct, frozen=True):
-    """Tell a worker to accept nothing new. `successor` is None when the daemon stops."""
-
-    number: int
-    limit_s: float
-    successor: int | None
-
-
-class Kill(Struct, frozen=True):
-    """End a worker's process; `stacks` asks it first to write down where it stands.
-
-    `notice` also lets it tell its readers why.
-    """
-
-    number: int
-    reason: str
-    stacks: bool
-    notice: bool = False
-
-
-class Replace(Struct, frozen=True):
-    """A death nobody asked for: a new generation follows after `delay_s`."""
-
-    number: int
-    reason: str
-    delay_s: float
-
-
-class Recycled(Struct, frozen=True):
-    """The former generation is gone, or (`error`) the new one never served."""
-
-    error: str | None
-
-
-class Refuse(Struct, frozen=True):
-    """The recycle that was asked for does not happen."""
-
-    error: str
-
-
-class ClockGap(Struct, frozen=True):
-    """The clock stood still for `gap_s`; every deadline was moved."""
-
-    gap_s: float
-
-
-class GiveUp(Struct, frozen=True):
-    """Another try would end as the last ones did."""
-
-    reason: str
-
-
-class Over(Struct, frozen=True):
-    """Everything that was to be stopped is gone."""
-
-
-Effect = Spawn | Drain | Kill | Replace | Recycled | Refuse | ClockGap | GiveUp | Over
 Step = tuple[Fleet, list[Effect]]
 
 
@@ -284,9 +178,9 @@ def step(fleet: Fleet, event: Event, now_s: float, policy: Policy, jitter: float
             return _happen(fleet, number, Happening.READY, "", at)
         case Exited(number, reason):
             return _happen(fleet, number, Happening.EXIT, reason, at)
-        case Condemn(number, reason, notice):
+        case Fail(number, reason, notice):
             return _noticed(_happen(fleet, number, Happening.LATE, reason, at), notice=notice)
-        case Yield(reason):
+        case Escalate(reason):
             return fleet, [GiveUp(reason)]
         case Recycle(reason, planned):
             return _recycle(fleet, reason, planned, at)
@@ -294,7 +188,7 @@ def step(fleet: Fleet, event: Event, now_s: float, policy: Policy, jitter: float
             return _stop(fleet, limit_s, at)
 
 
-def vouches(fleet: Fleet, now_s: float, timing: Timing) -> bool:
+def is_healthy(fleet: Fleet, now_s: float, timing: Timing) -> bool:
     """Whether the service manager may be told that all is well.
 
     It may while a heartbeat is fresh or while a replacement is inside its own deadline; a
@@ -332,9 +226,9 @@ def _happen(
         case Act.KILL:
             fleet, effects = _lost(fleet, generation, reason, at)
             return fleet, [Kill(number, reason, stacks=True), *effects]
-        case Act.MOURN:
+        case Act.REPLACE:
             return _lost(fleet, generation, reason, at)
-        case Act.REST:
+        case Act.DONE:
             return _rested(fleet)
         case Act.DRAIN:  # decided by a stop or a take-over, which know the limit
             raise AssertionError("a generation is retired by the fleet")

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from tidegate.core.fleet import lifecycle as life
+from tidegate.core.fleet import events
 from tidegate.core.memory import policy
 from tidegate.core.memory.report import StepReport
 from tidegate.core.protocol import worker as msg
@@ -64,7 +64,7 @@ class Guardian:
         evidence: Evidence,
         decisions: DecisionLog,
         tell_facts: Callable[[], None],
-        do: Callable[[life.Event], list[life.Effect]],
+        do: Callable[[events.Event], list[events.Effect]],
     ) -> None:
         self._book = book
         self._generations = generations
@@ -114,7 +114,7 @@ class Guardian:
         if decision.cut:
             self._cut()
         if decision.give_up:
-            self._do(life.Yield(decision.give_up))
+            self._do(events.Escalate(decision.give_up))
 
     def _relieve(self, decision: policy.Decision, now_s: float) -> None:
         """On every tick while the level holds; the next order waits for the answer to this one."""
@@ -189,8 +189,8 @@ class Guardian:
             decision.recycle,
             decision.unexplained_bytes // MIB,
         )
-        effects = self._do(life.Recycle(decision.recycle, planned=True))
-        for refused in (e.error for e in effects if isinstance(e, life.Refuse)):
+        effects = self._do(events.Recycle(decision.recycle, planned=True))
+        for refused in (e.error for e in effects if isinstance(e, events.Refuse)):
             _log.warning("no recycle after all: %s", refused)
 
     def _cut(self) -> None:
@@ -202,7 +202,7 @@ class Guardian:
             return
         victim = self._generations.draining or self._generations.serving
         if victim is not None:
-            self._do(life.Condemn(victim.number, "memory is at the last level", notice=True))
+            self._do(events.Fail(victim.number, "memory is at the last level", notice=True))
 
     # --- the guard is guarded ---------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from msgspec import Struct
 
 from tidegate.config import LoadedConfig
 from tidegate.core.decoding import Undecodable
+from tidegate.core.fleet import events
 from tidegate.core.fleet import lifecycle as life
 from tidegate.core.fleet.lifecycle import State
 from tidegate.core.protocol import worker as msg
@@ -66,7 +67,7 @@ class Generations:
         policy: life.Policy,
         selector: selectors.BaseSelector,
         on_said: Callable[[Worker, msg.FromWorker], None],
-        on_event: Callable[[life.Event], object],
+        on_event: Callable[[events.Event], object],
         faults: Faults,
         first_limit_bytes: Callable[[int], int] = lambda _number: 0,
     ) -> None:
@@ -158,7 +159,7 @@ class Generations:
     def _give_up(self, worker: Worker) -> None:
         """What we cannot talk to is of no use: another one takes its place."""
         self._unwatch(worker)
-        self._on_event(life.Condemn(worker.number, "its channel failed, by a fault of tidegate's"))
+        self._on_event(events.Fail(worker.number, "its channel failed, by a fault of tidegate's"))
 
     def _unwatch(self, worker: Worker) -> None:
         with suppress(KeyError, ValueError):  # its end of file came before
@@ -205,7 +206,7 @@ class Generations:
 
     # --- decided by lifecycle, done here --------------------------------------------------------
 
-    def step(self, event: life.Event, now_s: float) -> list[life.Effect]:
+    def step(self, event: events.Event, now_s: float) -> list[events.Effect]:
         """Take the event in; what has to be done about it."""
         jitter = random.random()  # noqa: S311  (spreads restarts, keeps no secret)
         self.fleet, effects = life.step(self.fleet, event, now_s, self.policy, jitter)
@@ -220,7 +221,7 @@ class Generations:
             )
         except OSError as error:
             _log.error("cannot start worker %d: %s", number, error)
-            self._on_event(life.Exited(number, f"cannot be started: {error}"))
+            self._on_event(events.Exited(number, f"cannot be started: {error}"))
             return
         _log.info("worker %d starts, pid %d", number, worker.pid)
         self._add(worker)
@@ -302,7 +303,7 @@ class Generations:
             return False
         except Undecodable as error:
             why = f"it says what we do not understand: {error}"
-            self._on_event(life.Condemn(worker.number, why))
+            self._on_event(events.Fail(worker.number, why))
             return False
         return True
 
