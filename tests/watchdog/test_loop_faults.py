@@ -27,7 +27,7 @@ from tidegate.managers.systemd import notify
 from tidegate.watchdog import listeners, reload, repairs, watchdog
 from tidegate.watchdog.control import commands, overview, pending, server, status
 from tidegate.watchdog.faults import EXIT, SAMPLE, TICK, WAIT
-from tidegate.watchdog.guard import book, decision_log, evidence, guard
+from tidegate.watchdog.guard import book, contents, decision_log, evidence, guard
 from tidegate.watchdog.workers import channel, generations, process
 from watchdog.loop_rig import Loop, loop
 
@@ -38,7 +38,18 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 MODULES = [
-    *(channel, commands, server, decision_log, evidence, generations, guard, listeners, book),
+    *(
+        channel,
+        commands,
+        contents,
+        server,
+        decision_log,
+        evidence,
+        generations,
+        guard,
+        listeners,
+        book,
+    ),
     *(overview, process, pending, reload, repairs, status, notify, watchdog, lifecycle, msg),
 ]
 # What turns, begins and ends the loop is not a handler of it; `__init__` is of the start.

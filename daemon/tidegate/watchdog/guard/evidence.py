@@ -8,17 +8,12 @@ take its time, belongs to a thread. On an SSD 0.75 MiB are put together, written
 20 ms, of which the loop itself spends 2 to 10 (measured); a tired SD card takes seconds, and a
 network disk that is away takes for ever. After `WRITE_LIMIT_S` nobody waits for the thread any
 more, and until it is done nothing else is written.
-
-A bundle shows sizes, ages, names and places in the code. It holds no text of any run, no key and
-no token, and a key that found its way into a text all the same is cut out of the document.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import re
-import sys
 import threading
 import time
 from collections import deque
@@ -34,13 +29,10 @@ from tidegate.core import decoding
 from tidegate.core.memory.policy import Decision, Inputs
 from tidegate.core.protocol.status import Status
 from tidegate.core.protocol.worker import Inspect, Inspected
-from tidegate.core.runs.summary import RunSummary
-from tidegate.core.secret import looks_like_key
-from tidegate.core.settings import KIB, Settings
+from tidegate.core.settings import KIB
 from tidegate.machine.heap import heap_trimmer
-from tidegate.machine.sample import SampleError, machine_bytes
 from tidegate.machine.signals import start_aside
-from tidegate.watchdog.guard import bundle, decision_log, kernel
+from tidegate.watchdog.guard import bundle, contents, decision_log, kernel
 from tidegate.watchdog.guard.samples import COLUMNS, Samples
 from tidegate.watchdog.workers.generations import Generations
 from tidegate.watchdog.workers.process import Worker
@@ -49,13 +41,10 @@ LIMIT_S = 1.0  # for the workers' answers
 WRITE_LIMIT_S = 1.5  # after both, whoever waits goes on without a bundle
 POLL_S = 0.02  # while somebody waits for a thread that writes
 STUCK_POLL_S = 1.0  # when they no longer do
-MIN_SECRET_LENGTH = 6  # what is shorter is no secret, and is in every other word
 CLOSE_LIMIT_S = 0.5
 MAX_WAITING = 4  # bundles that wait for the disk
 MAX_ASKERS = 64  # who wait for one bundle; beyond them nobody is told
 DECISION_BYTES = 128 * KIB  # of the decision log's end: some 60 decisions
-MAX_REASON_LENGTH = 200
-_PLAIN_NAME = re.compile(r"[\w./:@+-]{1,120}")
 _log = logging.getLogger(__name__)
 
 Done = Callable[[Path | None], object]
@@ -143,7 +132,9 @@ class Evidence:
         """
         if (case := self._asking) is not None:
             if len(case.why) < MAX_ASKERS:
-                case.why.append({"kind": kind, "reason": _without_keys(reason, case.secrets)})
+                case.why.append(
+                    {"kind": kind, "reason": contents.text_without_keys(reason, case.secrets)}
+                )
                 case.done.append(done or _nobody)
             return
         case = self._asking = self._open(kind, reason)
@@ -253,7 +244,7 @@ class Evidence:
                 "memory_maps": maps,
                 "decisions": decision_log.tail(self._state_dir, DECISION_BYTES),
             }
-            sections = _sections_without_keys(sections, case.secrets)
+            sections = contents.without_keys(sections, case.secrets)
             case.path = bundle.write(self._state_dir, sections, case.kind, case.reason, case.at)
             case.sections.clear()
             self._trim()  # a megabyte or two of text
@@ -299,56 +290,25 @@ class Evidence:
         """All that can be seen now, without waiting for anybody."""
         config = self._config()
         at, now_s = time.time(), self._clock()
-        workers = list(self._generations)
-        keys = config.hidden if config else ()
-        secrets = sorted((k for k in keys if len(k) >= MIN_SECRET_LENGTH), key=len, reverse=True)
-        reason = _without_keys(reason, secrets)
+        secrets = contents.secrets_of(config)
+        reason = contents.text_without_keys(reason, secrets)
         why: list[dict[str, object]] = [{"kind": kind, "reason": reason}]
         sections: dict[str, bundle.Section] = {
             "format": bundle.FORMAT,
             "tidegate": __version__,
             "why": why,
-            "when": {"utc": _utc(at), "unix_s": at, "monotonic_s": now_s},
-            "host": _host(),
+            "when": {"utc": contents.utc(at), "unix_s": at, "monotonic_s": now_s},
+            "host": contents.show_host(),
             "status": self._status(),
-            "settings": show_settings(config.settings) if config else None,
+            "settings": contents.show_settings(config.settings) if config else None,
             "pressure": kernel.pressure(),
             "control_group": kernel.control_group(),
-            "processes": {"watchdog": _process(os.getpid(), "watchdog")}
-            | {f"worker {w.number}": _process(w.pid, _words(w)) for w in workers},
+            "processes": {"watchdog": contents.show_process(os.getpid(), "watchdog")}
+            | {f"worker {w.number}": contents.show_worker(w) for w in self._generations},
             "sample_columns": " ".join(COLUMNS),
             "samples": self._samples.rows(),
         }
         return _Case(kind, reason, at, sections, secrets, why)
-
-
-def show_settings(settings: Settings) -> dict[str, object]:
-    """The settings; of keys whether there is one: people put the key itself where its name goes.
-
-    Of headers the names.
-    """
-    shown = _with_defaults(settings)
-    upstreams = shown["upstream"]
-    assert isinstance(upstreams, list)
-    for upstream in upstreams:
-        for name in ("api_key_env", "api_key_file"):
-            upstream[name] = upstream[name] is not None
-        upstream["headers"] = list(upstream["headers"])
-    return shown
-
-
-def _with_defaults(table: msgspec.Struct) -> dict[str, object]:
-    """A table of settings by the names that the file has, with what is not set too."""
-    return {
-        info.encode_name: _shown(getattr(table, info.name))
-        for info in msgspec.structs.fields(table)
-    }
-
-
-def _shown(value: object) -> object:
-    if isinstance(value, msgspec.Struct):
-        return _with_defaults(value)
-    return [_shown(each) for each in value] if isinstance(value, list) else value
 
 
 def _inside(case: _Case) -> dict[str, bundle.Section]:
@@ -361,100 +321,15 @@ def _inside(case: _Case) -> dict[str, bundle.Section]:
             why = "it ended" if number in case.gone else f"no answer within {LIMIT_S:g} s"
             workers[f"worker {number}"] = why
             continue
-        workers[f"worker {number}"] = {
-            "ledger": answer.ledger,
-            "runs_total": answer.runs_total,
-            "tasks": answer.tasks,
-            "descriptors": answer.descriptors,
-            "types": answer.types,
-            "stacks": [stack.splitlines() for stack in answer.stacks],
-        }
-        runs += [_show_run(number, run, case.at) for run in answer.runs]
+        workers[f"worker {number}"] = contents.show_answer(answer)
+        runs += [contents.show_run(number, run, case.at) for run in answer.runs]
     return {"workers": workers or "none was asked", "runs": runs}
-
-
-def _show_run(generation: int, run: RunSummary, at: float) -> dict[str, object]:
-    """Sizes and ages. A model's name is the client's own text: only what looks like a name."""
-    is_plain = _PLAIN_NAME.fullmatch(run.model) and not looks_like_key(run.model)
-    return {
-        "generation": generation,
-        "id": run.id,
-        "state": run.state,
-        "model": run.model if is_plain else f"(a name of {len(run.model)} characters)",
-        "upstream": run.upstream,
-        "attempts": run.attempts,
-        "bytes": run.bytes,
-        "age_s": round(at - run.created, 1),
-        "ended_s": None if run.ended is None else round(at - run.ended, 1),
-        "first_seq": run.first_seq,
-        "next_seq": run.next_seq,
-        "subscribers": run.subscribers,
-        "reason": run.reason[:MAX_REASON_LENGTH] if run.reason else None,
-    }
-
-
-def _sections_without_keys(
-    sections: dict[str, bundle.Section], secrets: list[str]
-) -> dict[str, bundle.Section]:
-    """Nothing here should hold a key, but an upstream may use one as the name of its error."""
-    shown = {}
-    for name, section in sections.items():
-        text = msgspec.json.encode(section).decode()
-        clean = _without_keys(text, [msgspec.json.encode(each).decode()[1:-1] for each in secrets])
-        shown[name] = section if clean == text else decoding.json(clean.encode())
-    return shown
-
-
-def _without_keys(text: str, secrets: list[str]) -> str:
-    """`secrets` come the longest first, for one may begin with another."""
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return text
-
-
-def _process(pid: int, what: str) -> dict[str, object]:
-    return {"pid": pid, "is": what, **kernel.of_process(pid)}
 
 
 def _pids(case: _Case) -> dict[str, int]:
     processes = case.sections["processes"]
     assert isinstance(processes, dict)
     return {name: process["pid"] for name, process in processes.items()}
-
-
-def _words(worker: Worker) -> str:
-    said = worker.condemned or worker.last_words
-    return "a worker" if said is None else f"a worker that has to go: {said}"
-
-
-def _host() -> dict[str, object]:
-    system = os.uname()
-    return {
-        "python": sys.version.split("\n", maxsplit=1)[0],
-        "platform": f"{system.sysname} {system.release} {system.machine}",
-        "page_bytes": os.sysconf("SC_PAGE_SIZE"),
-        "cores": os.cpu_count(),
-        "memory_bytes": _memory_bytes(),
-        "load": _load(),
-    }
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return machine_bytes()
-    except SampleError:
-        return None
-
-
-def _load() -> list[float]:
-    try:
-        return [round(load, 2) for load in os.getloadavg()]
-    except OSError:  # a sandbox may hide it
-        return []
-
-
-def _utc(at: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
 
 
 def _nobody(path: Path | None) -> None:
