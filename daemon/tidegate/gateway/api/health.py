@@ -30,13 +30,17 @@ async def welcome(gateway: Gateway, request: web.BaseRequest, caller: Caller) ->
     )
 
 
-async def alive(gateway: Gateway, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
+async def is_alive(
+    gateway: Gateway, request: web.BaseRequest, caller: Caller
+) -> web.StreamResponse:
     """The event loop turns. A parked one is alive, and says that it is parked."""
     parked = {} if gateway.parked is None else {"parked": gateway.parked}
     return web.json_response({"status": "alive", **parked})
 
 
-async def ready(gateway: Gateway, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
+async def is_ready(
+    gateway: Gateway, request: web.BaseRequest, caller: Caller
+) -> web.StreamResponse:
     """Whether it can serve, and if not, why."""
     reasons = gateway.why_not_ready()
     facts = gateway.facts
@@ -50,7 +54,9 @@ async def ready(gateway: Gateway, request: web.BaseRequest, caller: Caller) -> w
     return web.json_response(body, status=503 if reasons else 200)
 
 
-async def metrics(gateway: Gateway, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
+async def show_metrics(
+    gateway: Gateway, request: web.BaseRequest, caller: Caller
+) -> web.StreamResponse:
     """For Prometheus. Totals that outlive a worker come from the watchdog's facts."""
     registry, facts = gateway.registry, gateway.facts
     resident = {"worker": gateway.resident_bytes()}

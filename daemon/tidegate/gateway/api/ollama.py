@@ -51,7 +51,9 @@ def refuse_changes(path: str) -> None:
         )
 
 
-async def tags(gateway: Gateway, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
+async def list_ollama_models(
+    gateway: Gateway, request: web.BaseRequest, caller: Caller
+) -> web.StreamResponse:
     """The models of every Ollama, and the aliases that lead to one of them."""
     lists = await _lists(gateway, "/api/tags")
     there = {(upstream, name): model for upstream, name, model in lists}
@@ -62,12 +64,16 @@ async def tags(gateway: Gateway, request: web.BaseRequest, caller: Caller) -> we
     return _json({"models": _first_of_each(models, lists)})
 
 
-async def loaded(gateway: Gateway, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
+async def list_loaded_models(
+    gateway: Gateway, request: web.BaseRequest, caller: Caller
+) -> web.StreamResponse:
     """The models that are in memory."""
     return _json({"models": _first_of_each({}, await _lists(gateway, "/api/ps"))})
 
 
-async def version(gateway: Gateway, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
+async def show_ollama_version(
+    gateway: Gateway, request: web.BaseRequest, caller: Caller
+) -> web.StreamResponse:
     """The version of the first Ollama that answers."""
     for _, body in await _ask(gateway, "/api/version"):
         try:

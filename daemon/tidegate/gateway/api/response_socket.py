@@ -63,7 +63,7 @@ _NO_USAGE = {
 }
 
 
-async def converse(
+async def converse_responses(
     gateway: Gateway, request: web.BaseRequest, caller: Caller
 ) -> web.StreamResponse:
     """`GET /v1/responses` as a WebSocket."""

@@ -54,14 +54,14 @@ ROUTES = tuple(
     Route(method, re.compile(path), access, handler)
     for method, path, access, handler in (
         *(("POST", path, Access.TOKEN, _answering(form)) for path, form in _FORMATS),
-        ("GET", "/v1/responses", Access.TOKEN, response_socket.converse),
+        ("GET", "/v1/responses", Access.TOKEN, response_socket.converse_responses),
         ("GET", f"{_RESPONSE}/input_items", Access.TOKEN, list_input_items),
         ("GET", _RESPONSE, Access.TOKEN, show_response),
         ("DELETE", _RESPONSE, Access.TOKEN, delete_response),
         ("POST", f"{_RESPONSE}/cancel", Access.TOKEN, cancel_response),
-        ("GET", "/api/tags", Access.TOKEN, ollama.tags),
-        ("GET", "/api/ps", Access.TOKEN, ollama.loaded),
-        ("GET", "/api/version", Access.TOKEN, ollama.version),
+        ("GET", "/api/tags", Access.TOKEN, ollama.list_ollama_models),
+        ("GET", "/api/ps", Access.TOKEN, ollama.list_loaded_models),
+        ("GET", "/api/version", Access.TOKEN, ollama.show_ollama_version),
         ("GET", "/v1/models", Access.TOKEN, list_models),
         ("GET", "/v1/models/(.+)", Access.TOKEN, show_model),
         ("GET", "/v1/runs", Access.TOKEN, runs.list_runs),
@@ -69,10 +69,10 @@ ROUTES = tuple(
         ("GET", f"{_RUN}/stream", Access.TOKEN, runs.stream_run),
         ("POST", f"{_RUN}/cancel", Access.TOKEN, runs.cancel_run),
         ("GET", "/repairs", Access.TOKEN, health.list_repairs),
-        ("GET", "/metrics", Access.TOKEN, health.metrics),
-        ("GET", "/healthz", Access.OPEN, health.alive),
-        ("GET", "/readyz", Access.OPEN, health.ready),
-        ("GET", "/openapi.json", Access.OPEN, openapi.show),  # the same for every installation
+        ("GET", "/metrics", Access.TOKEN, health.show_metrics),
+        ("GET", "/healthz", Access.OPEN, health.is_alive),
+        ("GET", "/readyz", Access.OPEN, health.is_ready),
+        ("GET", "/openapi.json", Access.OPEN, openapi.describe),  # the same for every installation
         ("GET", "/", Access.OPEN, health.welcome),
     )
 )
