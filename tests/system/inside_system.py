@@ -45,14 +45,16 @@ api_key_file = "box-key"
 DEFECT = """
 import os, sys
 if sys.orig_argv[2:4] == ["tidegate", "run"]:
-    from tidegate.watchdog.watchdog import Watchdog
-    tick = Watchdog._tick
-    def broken(*arguments):
-        if os.path.exists("/var/lib/tidegate/defect"):
-            os.unlink("/var/lib/tidegate/defect")
+    from tidegate.watchdog.workers.generations import Generations
+    step, seen = Generations.step, []
+    def broken(self, event, now_s):
+        if type(event).__name__ == "Tick" and os.path.exists("/var/lib/tidegate/defect"):
+            seen.append("once more")
+            if len(seen) == 3:
+                os.unlink("/var/lib/tidegate/defect")
             raise ArithmeticError("a defect")
-        tick(*arguments)
-    Watchdog._tick = broken
+        return step(self, event, now_s)
+    Generations.step = broken
 """
 finish = threading.Event()
 keys_seen: set[str] = set()
@@ -499,7 +501,7 @@ def activation() -> dict[str, Any]:
 
 
 def hung() -> dict[str, Any]:
-    """The watchdog process stops turning; then its worker does; then the former has a defect."""
+    """The watchdog stops turning; then its worker; then the former's tick fails three times."""
     seen: dict[str, Any] = {}
     prepare("WatchdogSec=3\n")
     write_config(serve_numbers())
