@@ -15,7 +15,7 @@ from aiohttp import web
 
 from tidegate.core.runs.ledger import Ledger
 from tidegate.core.settings import Limits
-from tidegate.gateway.server.connections import GatewayServer
+from tidegate.gateway.server.server import GatewayServer
 
 DEADLINE_S = 30.0  # what must happen at all has this long on a busy machine
 
@@ -110,6 +110,11 @@ class Rig:
         return await client.ask(data)
 
 
+async def hello(request: web.BaseRequest) -> web.StreamResponse:
+    """The plainest handler."""
+    return web.Response(text="hello")
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Waits for a condition. Raises TimeoutError."""
     async with asyncio.timeout(DEADLINE_S):
@@ -127,7 +132,9 @@ async def serving(
     """A running server; at the end nothing of it is left, and nothing is charged."""
     ledger = Ledger()
     server = GatewayServer(handler, lambda: rig.limits, ledger=ledger, open_paths=open_paths)
-    ledger.relieve = lambda: server.make_room(lambda: ledger.is_tight or ledger.is_intake_full)
+    ledger.relieve = lambda: server.table.make_room(
+        lambda: ledger.is_tight or ledger.is_intake_full
+    )
     sock = socket.create_server(("127.0.0.1", 0))
     rig = Rig(server, sock.getsockname()[1], Limits(**limits), ledger)
     before = asyncio.all_tasks()
@@ -140,7 +147,7 @@ async def serving(
         await server.shutdown(0.01)
         before.add(asyncio.current_task())  # a fixture is torn down in another task
         await until(lambda: asyncio.all_tasks() <= before)
-        assert server.statistics().open == 0
+        assert server.table.statistics().open == 0
         await until(lambda: not server.connections)
         assert ledger.total_bytes == 0
 

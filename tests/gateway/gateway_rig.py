@@ -180,7 +180,7 @@ class Rig:
         """Waits until no run is active and no request is in hand."""
         registry, server = self.gateway.registry, self.gateway.server
         await until(lambda: not registry.active_count, DEADLINE_S, "no run is active")
-        await until(lambda: not server.busy_connections, DEADLINE_S, "no request is in hand")
+        await until(lambda: not server.table.busy_connections, DEADLINE_S, "no request is in hand")
 
     async def finish(self) -> None:
         """Lets everything end, and counts."""

@@ -30,8 +30,8 @@ from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.relay.subscriber import Subscriber
 from tidegate.gateway.server import descriptors
 from tidegate.gateway.server.auth import Access, Caller, Door
-from tidegate.gateway.server.connections import GatewayServer
 from tidegate.gateway.server.errors import DEMO_PATH, Refused
+from tidegate.gateway.server.server import GatewayServer
 from tidegate.gateway.server.sockets import Sockets
 from tidegate.gateway.upstreams.catalog import PROBE_S, REFRESH_S, Catalog
 
@@ -94,7 +94,7 @@ class Gateway:
             ledger=self.registry.ledger,
             open_paths=routes.OPEN_PATHS,
         )
-        self.registry.make_room = self.server.make_room
+        self.registry.make_room = self.server.table.make_room
         self._inner = GatewayServer(
             partial(routes.handle_inner, self), lambda: self.settings.limits
         )
@@ -133,7 +133,7 @@ class Gateway:
         catalog = Catalog(settings, secrets, self._demo_url, headers or {}, authorities or {})
         catalog.adopt(self.catalog)
         self.settings, self._door, self.catalog = settings, door, catalog
-        self.server.places = descriptors.places_for(settings.limits.max_connections)
+        self.server.table.places = descriptors.places_for(settings.limits.max_connections)
 
     def accept_facts(self, facts: Facts) -> None:
         """The watchdog's view, once a second: the ledger's limit, and where the other one is."""

@@ -220,8 +220,8 @@ class Worker:
             swept_runs=registry.swept.runs,
             swept_bytes=registry.swept.bytes,
             swept_last_reason=registry.last_sweep,
-            connections=self._gateway.server.open_connections,
-            most_connections=self._gateway.server.most_connections,
+            connections=self._gateway.server.table.open_connections,
+            most_connections=self._gateway.server.table.most_connections,
             allocator=self._allocator,
             at_limit=registry.at_limit,
             upstreams=self._gateway.catalog.statuses(),
@@ -245,7 +245,7 @@ class Worker:
         held = registry.active_count + registry.finished_count
         self._collector.look(
             now_s,
-            held=held + self._gateway.server.open_connections,
+            held=held + self._gateway.server.table.open_connections,
             is_quiet=now_s - self._busy_s >= TRIM_WHEN_QUIET_S,
         )
 
@@ -356,9 +356,9 @@ class Worker:
             if order.reason == "recycle":
                 await self._hand_over()
             connections = (
-                gateway.server.open_connections
+                gateway.server.table.open_connections
                 if order.reason == "recycle"
-                else gateway.server.busy_connections
+                else gateway.server.table.busy_connections
             )
             if connections or gateway.registry.active_count:
                 quiet_s = None

@@ -440,8 +440,10 @@ async def test_a_websocket_that_reads_nothing_is_dropped(
         await creator.read_events(3002)
         await until(lambda: run.readers == 1, DEADLINE_S, "it was dropped")
         server = rig.gateway.server
-        await until(lambda: server.open_connections == 1, DEADLINE_S, "its connection is gone")
-        await until(lambda: server._connected == 1, DEADLINE_S, "its socket is closed")
+        await until(
+            lambda: server.table.open_connections == 1, DEADLINE_S, "its connection is gone"
+        )
+        await until(lambda: server.table.connected == 1, DEADLINE_S, "its socket is closed")
     finally:
         sock.close()
     assert not run.is_over

@@ -20,7 +20,7 @@ from tidegate.core.runs.run import State
 from tidegate.core.runs.window import SEGMENT_BYTES
 from tidegate.gateway.relay import evictor
 from tidegate.gateway.relay.evictor import Relief
-from tidegate.gateway.server.connections import CONNECTION_BYTES, FRESH_S
+from tidegate.gateway.server.connection_table import CONNECTION_BYTES, FRESH_S
 
 MIB = 1024 * 1024
 
@@ -114,13 +114,17 @@ async def test_open_heads_and_idle_connections_go_and_no_reader(
     half[1].write(b"GET /v1/runs HTTP/1.1\r\n" + b"X: y\r\n" * 100)
     idle[1].write(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
     assert await idle[0].readuntil(b"\r\n\r\n")
-    await until(lambda: server.statistics().connections["head"] == 1, DEADLINE_S, "half a head")
-    await until(lambda: server.statistics().connections["idle"] == 1, DEADLINE_S, "an idle one")
+    await until(
+        lambda: server.table.statistics().connections["head"] == 1, DEADLINE_S, "half a head"
+    )
+    await until(
+        lambda: server.table.statistics().connections["idle"] == 1, DEADLINE_S, "an idle one"
+    )
     await take(rig, step)
-    assert server.statistics().evicted == 0
+    assert server.table.statistics().evicted == 0
     await asyncio.sleep(FRESH_S + 0.05)
     await take(rig, step)
-    assert server.statistics().evicted == 2
+    assert server.table.statistics().evicted == 2
     assert (await half[0].read()).startswith(b"HTTP/1.1 503")
     await idle[0].read()
     assert rig.gateway.registry.ledger.connections.total_bytes < 2 * CONNECTION_BYTES
@@ -151,10 +155,10 @@ async def test_connections_go_behind_kept_answers_and_before_any_run(rigs, raw_u
     rig.facts(ledger_limit_bytes=(ledger.total_bytes + 4096) * 8 // 7)
     account.set(Entry.WINDOW, 4096)  # tight by little: the kept answer is enough
     account.set(Entry.WINDOW, 4200)
-    assert (registry.finished_count, rig.gateway.server.statistics().evicted) == (0, 0)
+    assert (registry.finished_count, rig.gateway.server.table.statistics().evicted) == (0, 0)
     rig.facts(ledger_limit_bytes=(ledger.total_bytes + 100) * 8 // 7)
     account.set(Entry.WINDOW, 4400)  # now the head goes
-    assert rig.gateway.server.statistics().evicted == 1
+    assert rig.gateway.server.table.statistics().evicted == 1
     assert not ledger.is_tight
     assert (await reader.read()).startswith(b"HTTP/1.1 503")
     writer.close()

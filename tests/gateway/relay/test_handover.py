@@ -314,7 +314,7 @@ async def test_a_client_that_reads_nothing_through_the_other_one_is_dropped(
     ledger = rig.gateway.registry.ledger
     await until(lambda: ledger.total_bytes > 256 * 1024, DEADLINE_S, "what it holds is charged")
     await until(lambda: not pool._open, DEADLINE_S, "it was dropped")
-    await until(lambda: not rig.gateway.server.open_connections, DEADLINE_S, "it is gone")
+    await until(lambda: not rig.gateway.server.table.open_connections, DEADLINE_S, "it is gone")
     await stop_listening(server)
 
 

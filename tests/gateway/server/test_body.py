@@ -157,7 +157,7 @@ async def test_a_bomb_is_refused_at_the_limit() -> None:
             assert (await rig.ask(message)).status == 413
             for client in rig.clients:
                 await client.close()
-            await until(lambda: rig.server.open_connections == 0)
+            await until(lambda: rig.server.table.open_connections == 0)
             after, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -257,7 +257,7 @@ async def test_a_body_that_trickles_is_cut_at_its_deadline() -> None:
         assert "limits.body_s" in answer.error["message"]
         assert answer.headers["connection"] == "close"
         await client.rest()
-        await until(lambda: rig.server.open_connections == 0)
+        await until(lambda: rig.server.table.open_connections == 0)
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ async def test_broken_chunks_are_a_bad_request(tail: bytes, pause: bool) -> None
         client = await rig.client()
         await client.send(request("POST", "/", "Transfer-Encoding: chunked") + b"2\r\nab\r\n")
         if pause:
-            await until(lambda: rig.server.busy_connections == 1)
+            await until(lambda: rig.server.table.busy_connections == 1)
         answer = await client.ask(tail)
         assert answer.status == 400
 
@@ -367,6 +367,6 @@ async def test_a_client_that_leaves_while_sending_leaves_nothing() -> None:
     async with serve_body() as rig:
         client = await rig.client()
         await client.send(request("POST", "/", "Content-Length: 1000") + b"x")
-        await until(lambda: rig.server.busy_connections == 1)
+        await until(lambda: rig.server.table.busy_connections == 1)
         await client.close()
-        await until(lambda: rig.server.open_connections == 0)
+        await until(lambda: rig.server.table.open_connections == 0)

@@ -15,14 +15,12 @@ from aiohttp import web
 from gateway.door_rig import RawClient, Rig, get, request, serving, until
 from tidegate.core.http.head import MAX_HEAD_BYTES
 from tidegate.gateway.server.body import read_body
-from tidegate.gateway.server.connections import (
-    BEYOND,
-    CONNECTION_BYTES,
-    FRESH_S,
+from tidegate.gateway.server.client_protocol import (
     READ_BUFFER_BYTES,
     WAITING_BYTES,
     ClientProtocol,
 )
+from tidegate.gateway.server.connection_table import BEYOND, CONNECTION_BYTES, FRESH_S
 
 ON_BOTH_LOOPS = True
 
@@ -124,7 +122,7 @@ async def test_a_head_is_charged_as_long_as_its_request() -> None:
     async with serving(wait) as rig:
         client = await rig.client()
         await client.send(large_head("/", 0))
-        await until(lambda: rig.server.busy_connections == 1)
+        await until(lambda: rig.server.table.busy_connections == 1)
         assert rig.ledger.total_bytes > CONNECTION_BYTES + 2 * MAX_HEAD_BYTES
         go.set()
         assert (await client.answer()).status == 200
@@ -202,11 +200,11 @@ async def test_a_connection_leaves_nothing_for_the_collector(data: bytes) -> Non
             before = connections()
             client = await rig.client()
             await client.send(data)
-            await until(lambda: rig.server.statistics().connections["fresh"] == 0)
+            await until(lambda: rig.server.table.statistics().connections["fresh"] == 0)
             if not data.startswith((half_head(30), b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nCon")):
                 await client.reader.readuntil(b"\r\n\r\n")
             client.writer.transport.abort()
-            await until(lambda: rig.server.open_connections == 0)
+            await until(lambda: rig.server.table.open_connections == 0)
             await until(lambda: connections() == before)
         finally:
             gc.enable()
@@ -342,7 +340,7 @@ async def test_a_chunk_that_is_too_large_is_refused_when_it_is_announced() -> No
         for n in range(2):  # the head first, then the size, byte by byte
             client = await rig.client()
             await client.send(request("POST", "/", CHUNKED))
-            await until(lambda: rig.server.busy_connections == 1)
+            await until(lambda: rig.server.table.busy_connections == 1)
             for byte in b"3e%x\r\n" % (8 + n):
                 await client.send(bytes([byte]))
             if n:
@@ -387,7 +385,7 @@ async def test_a_broken_body_that_no_handler_reads_is_no_fault_of_ours(
         for method in ("POST", "GET"):
             client = await rig.client()
             await client.send(request(method, "/", CHUNKED) + sent)
-            await until(lambda: rig.server.busy_connections == 1)
+            await until(lambda: rig.server.table.busy_connections == 1)
             go.set()
             assert (await client.answer()).status == 200
             assert await client.rest() == b""
@@ -582,7 +580,7 @@ async def rig_and_session() -> AsyncIterator[tuple[Rig, aiohttp.ClientSession]]:
 async def waited(rig: Rig) -> None:
     """Until what is waiting has waited long enough to go."""
     await asyncio.sleep(FRESH_S + 0.05)
-    assert rig.server.make_room(lambda: False) == 0
+    assert rig.server.table.make_room(lambda: False) == 0
 
 
 async def test_heads_go_before_idle_connections_and_requests_stay() -> None:
@@ -598,7 +596,7 @@ async def test_heads_go_before_idle_connections_and_requests_stay() -> None:
         busy, idle, silent, half = [await rig.client() for _ in range(4)]
         await busy.send(get("/busy"))
         assert (await idle.ask(get())).status == 200
-        await until(lambda: rig.server.open_connections == 4)  # one is accepted at each turn
+        await until(lambda: rig.server.table.open_connections == 4)  # one is accepted at each turn
         await asyncio.sleep(0.01)  # uvloop's clock counts milliseconds
         await half.send(half_head(20_000))
         await until(lambda: rig.ledger.total_bytes > 4 * CONNECTION_BYTES + 20_000)
@@ -608,18 +606,20 @@ async def test_heads_go_before_idle_connections_and_requests_stay() -> None:
         await until(lambda: rig.ledger.total_bytes > 5 * CONNECTION_BYTES + 25_000)
         held = rig.ledger.total_bytes
         # As much must go as the silent and the half one hold: they do, and nothing else.
-        assert rig.server.make_room(lambda: rig.ledger.total_bytes > held - 20_000) == 2
+        assert rig.server.table.make_room(lambda: rig.ledger.total_bytes > held - 20_000) == 2
         answer = await half.answer()
         assert (answer.status, answer.error["code"]) == (503, "memory_limit")
         assert answer.headers["retry-after"] == "5"
         assert await half.rest() == await silent.rest() == b""
         assert (await idle.ask(get())).status == 200
         await waited(rig)
-        assert rig.server.make_room(lambda: rig.ledger.total_bytes > 3 * CONNECTION_BYTES) == 1
+        assert (
+            rig.server.table.make_room(lambda: rig.ledger.total_bytes > 3 * CONNECTION_BYTES) == 1
+        )
         assert (await young.answer()).status == 503
-        assert rig.server.make_room(lambda: True) == 1
+        assert rig.server.table.make_room(lambda: True) == 1
         assert await idle.rest() == b""
-        assert rig.server.make_room(lambda: True) == 0
+        assert rig.server.table.make_room(lambda: True) == 0
         go.set()
         assert (await busy.answer()).body == b"/busy"
 
@@ -650,7 +650,7 @@ async def test_a_head_for_which_there_is_no_memory_is_told_so() -> None:
         busy = [await rig.client() for _ in range(4)]
         for client in busy:
             await client.send(get("/busy"))
-        await until(lambda: rig.server.busy_connections == 4)
+        await until(lambda: rig.server.table.busy_connections == 4)
         young = await rig.client()
         assert (await young.ask(get())).status == 200
         rig.ledger.limit_bytes = 2 * (rig.ledger.total_bytes + 1000)
@@ -685,11 +685,11 @@ async def test_health_is_answered_when_every_connection_is_busy() -> None:
         for _ in range(3):
             client = await rig.client()
             await client.send(get("/busy"))
-        await until(lambda: rig.server.busy_connections == 3)
+        await until(lambda: rig.server.table.busy_connections == 3)
         for _ in range(2 * BEYOND):
             await rig.client()
-        await until(lambda: rig.server.statistics().accepted == 3 + 2 * BEYOND)
-        assert rig.server.open_connections == 3 + BEYOND
+        await until(lambda: rig.server.table.statistics().accepted == 3 + 2 * BEYOND)
+        assert rig.server.table.open_connections == 3 + BEYOND
         answer = await rig.ask(get("/healthz?x=1"))
         assert (answer.status, answer.headers["connection"]) == (200, "close")
         assert (await rig.ask(get("/busy"))).error["code"] == "too_many_connections"

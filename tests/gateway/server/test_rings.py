@@ -9,7 +9,7 @@ import zlib
 import pytest
 
 from fakes.machine import until
-from tidegate.gateway.server.connections import ClientProtocol
+from tidegate.gateway.server.client_protocol import ClientProtocol
 
 MIB = 1024 * 1024
 LIMIT_S = 10.0
@@ -60,11 +60,13 @@ async def test_what_was_sent_goes_with_its_client(rigs, scripted_upstream, kind:
         before = connections()
         _, writer = await asyncio.open_connection("127.0.0.1", int(rig.base_url.rsplit(":", 1)[1]))
         writer.write(data)
-        await until(lambda: server.statistics().accepted == 1, LIMIT_S, "it has come")
-        await until(lambda: not server.statistics().connections["fresh"], LIMIT_S, "it is read")
+        await until(lambda: server.table.statistics().accepted == 1, LIMIT_S, "it has come")
+        await until(
+            lambda: not server.table.statistics().connections["fresh"], LIMIT_S, "it is read"
+        )
         await asyncio.sleep(0.1)  # its request is under way, or over
         writer.transport.abort()
-        await until(lambda: not server.open_connections, LIMIT_S, "it has gone")
+        await until(lambda: not server.table.open_connections, LIMIT_S, "it has gone")
         await until(lambda: connections() == before, LIMIT_S, "nothing is left of it")
     finally:
         gc.enable()

@@ -55,7 +55,7 @@ async def test_a_connection_goes_on_after_a_stream(rigs, scripted_upstream) -> N
                 assert (heard.status, heard.clean) == (status, True)
                 assert heard.headers["keep-alive"].startswith("timeout=")
                 assert "connection" not in heard.headers
-    assert rig.gateway.server.statistics().accepted == 1
+    assert rig.gateway.server.table.statistics().accepted == 1
 
 
 async def test_a_second_request_behind_a_stream_waits_for_it(rigs, scripted_upstream) -> None:

@@ -10,7 +10,7 @@ from tidegate.core.formats.framing import Framing
 from tidegate.core.runs.run import Run, State
 from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.relay.subscriber import stream_headers
-from tidegate.gateway.server.connections import KEEPALIVE_S
+from tidegate.gateway.server.connection_table import KEEPALIVE_S
 from tidegate.gateway.server.errors import Refused
 from tidegate.gateway.server.writer import Client
 from tidegate.gateway.upstreams.reply import Answer

@@ -72,7 +72,7 @@ async def show_metrics(
         relay=registry.relay_seconds,
         first_output=registry.first_output_seconds,
         loop_lag_s=gateway.loop_lag_s,
-        connections=gateway.server.statistics().connections,
+        connections=gateway.server.table.statistics().connections,
         relief_bytes=gateway.relief.freed_bytes if gateway.relief else {},
         relief_seconds=gateway.relief.seconds if gateway.relief else {},
         guard=facts.guard if facts else GuardFigures(),

@@ -38,7 +38,7 @@ from tidegate.core.http.frames import (
 from tidegate.core.runs.deadlines import Watched
 from tidegate.core.runs.ledger import Entry, Ledger
 from tidegate.core.settings import Limits, Settings
-from tidegate.gateway.server.connections import ClientProtocol
+from tidegate.gateway.server.client_protocol import ClientProtocol
 from tidegate.gateway.server.errors import INVALID_REQUEST, SERVER_ERROR, Refused
 from tidegate.gateway.server.ids import id_headers, new_id
 from tidegate.gateway.server.sockets import Sockets
