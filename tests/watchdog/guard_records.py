@@ -9,7 +9,8 @@ import msgspec
 
 from tidegate import __version__
 from tidegate.core.memory import levels as wm
-from tidegate.core.memory.policy import Decision, Inputs, Ladder, decide
+from tidegate.core.memory.decision import Decision, Inputs, Ladder
+from tidegate.core.memory.policy import decide
 from tidegate.core.memory.record import Record
 from tidegate.core.settings import MIB
 from tidegate.watchdog.guard.decision_log import DecisionLog

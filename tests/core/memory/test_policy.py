@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from tidegate.core.memory import levels as wm
 from tidegate.core.memory import policy as ld
+from tidegate.core.memory.decision import Decision, Inputs, Ladder
 from tidegate.core.memory.growth import Finding
 from tidegate.core.memory.report import StepReport
 from tidegate.core.runs.eviction import Step
@@ -36,10 +37,10 @@ def reading(ratio: float, *, explained: float = 1.0, used: int | None = None) ->
     )
 
 
-def inputs(now_s: float, seen: wm.Reading, **more: Any) -> ld.Inputs:
+def inputs(now_s: float, seen: wm.Reading, **more: Any) -> Inputs:
     """A worker that has served for a day, with recycles left."""
     facts = {"generation": 1, "age_s": 86400.0, "recycles_left": 3, "active_runs": 5} | more
-    return ld.Inputs(now_s=now_s, reading=seen, limits=LIMITS, **facts)
+    return Inputs(now_s=now_s, reading=seen, limits=LIMITS, **facts)
 
 
 def finding(bytes_per_h: float, *, confirmed: bool = True) -> Finding:
@@ -62,18 +63,18 @@ class Played:
     """A ladder and every decision that it made."""
 
     def __init__(self) -> None:
-        self.ladder = ld.Ladder()
-        self.decisions: list[ld.Decision] = []
+        self.ladder = Ladder()
+        self.decisions: list[Decision] = []
         self.now_s = 0.0
 
-    def tick(self, seen: wm.Reading, *, after_s: float = 1.0, **more: Any) -> ld.Decision:
+    def tick(self, seen: wm.Reading, *, after_s: float = 1.0, **more: Any) -> Decision:
         """One more second."""
         self.now_s += after_s
         self.ladder, decision = ld.decide(self.ladder, inputs(self.now_s, seen, **more))
         self.decisions.append(decision)
         return decision
 
-    def ticks(self, count: int, seen: wm.Reading, **more: Any) -> list[ld.Decision]:
+    def ticks(self, count: int, seen: wm.Reading, **more: Any) -> list[Decision]:
         """Some more seconds of the same."""
         return [self.tick(seen, **more) for _ in range(count)]
 
@@ -210,7 +211,7 @@ def test_what_every_worker_keeps_is_no_reason_to_recycle() -> None:
     limits = wm.Limits(budget_bytes=128 * MIB, hard=True, machine_bytes=8192 * MIB)
     held = 16 * MIB
     seen = replace(reading(0.0), held_bytes=held, ledger_bytes=0, used_bytes=held + BASE)
-    state, decisions = ld.Ladder(), []
+    state, decisions = Ladder(), []
     for second in range(60):
         state, decision = ld.decide(state, replace(inputs(float(second), seen), limits=limits))
         decisions.append(decision)
@@ -291,7 +292,7 @@ def test_at_level_2_there_is_room_for_a_second_worker_at_every_budget(budget: in
         ledger_bytes=0,
         available_bytes=4096 * MIB,
     )
-    state, decided = ld.Ladder(), []
+    state, decided = Ladder(), []
     for second in range(20):
         given_now = inputs(float(second), seen)
         limits = wm.Limits(budget_bytes=budget, hard=True, machine_bytes=8192 * MIB)
@@ -429,10 +430,10 @@ def test_a_recycle_that_was_planned_keeps_the_level_while_the_former_worker_drai
 
 def test_a_record_without_a_generation_decides_as_it_did() -> None:
     """What a former version wrote down says nothing of whose level it was."""
-    before = ld.Ladder(mark=wm.Watermark(level=3))
+    before = Ladder(mark=wm.Watermark(level=3))
     raw = msgspec.json.decode(msgspec.json.encode(before))
     del raw["generation"], raw["raised_s"]
-    read = msgspec.convert(raw, ld.Ladder)
+    read = msgspec.convert(raw, Ladder)
     _, decision = ld.decide(read, inputs(1.0, reading(0.5), generation=2))
     assert decision.level == 3
 
@@ -533,7 +534,7 @@ def test_what_is_written_down_decides_the_same_when_read_back(
         decision = played.tick(seen, **facts)
         asked = msgspec.json.encode(inputs(played.now_s, seen, **facts))
         _, again = ld.decide(
-            msgspec.json.decode(before, type=ld.Ladder),
-            msgspec.json.decode(asked, type=ld.Inputs),
+            msgspec.json.decode(before, type=Ladder),
+            msgspec.json.decode(asked, type=Inputs),
         )
         assert msgspec.json.encode(again) == msgspec.json.encode(decision)

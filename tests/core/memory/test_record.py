@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tidegate.core.memory.policy import Decision, Ladder, decide
+from tidegate.core.memory.decision import Decision, Ladder
+from tidegate.core.memory.policy import decide
 from tidegate.core.memory.record import Record, decide_again, describe, is_news, standing
 from watchdog.guard_records import AT, inputs
 

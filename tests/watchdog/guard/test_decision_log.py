@@ -15,7 +15,8 @@ import pytest
 from msgspec.structs import replace
 
 from tidegate import __version__
-from tidegate.core.memory.policy import Ladder, decide
+from tidegate.core.memory.decision import Ladder
+from tidegate.core.memory.policy import decide
 from tidegate.core.memory.record import Record, decide_again
 from tidegate.watchdog.guard import decision_log
 from tidegate.watchdog.guard.decision_log import DecisionLog, tail

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from tidegate.config import LoadedConfig
-from tidegate.core.memory.policy import Ladder, decide
+from tidegate.core.memory.decision import Ladder
+from tidegate.core.memory.policy import decide
 from tidegate.core.protocol.status import MemoryState, RunCounts, Status, SweptState, WatchdogState
 from tidegate.core.protocol.worker import Inspect, Inspected, Message
 from tidegate.core.runs.summary import RunSummary

@@ -6,24 +6,22 @@ its inputs, and comes out the same when it is made again.
 
 It acts for as long as a level holds, not when the level changes. Memory that the ledger explains
 is swept; memory that it does not explain is first asked back from the allocator, and then the
-worker is recycled. Harm (a recycle, a cut) takes two readings: the first orders the evidence, the
-second looks again.
+worker is recycled. A disruption (a recycle, a cut) takes two readings: the first orders the
+evidence, the second looks again.
 """
 
 from __future__ import annotations
 
-from msgspec import Struct
 from msgspec.structs import replace
 
-from tidegate.core import settings
 from tidegate.core.memory import levels
-from tidegate.core.memory.growth import Finding, forecast_s
-from tidegate.core.memory.levels import LAST_LEVEL, Limits, Reading, Standing, Watermark
-from tidegate.core.memory.report import StepReport
+from tidegate.core.memory.decision import CUT, RECYCLE, Decision, Disruption, Inputs, Ladder
+from tidegate.core.memory.growth import forecast_s
+from tidegate.core.memory.levels import LAST_LEVEL, Standing, Watermark
 from tidegate.core.runs.eviction import Step
 from tidegate.core.settings import MIB
 
-# From which level on each step is due, in the order in which they are taken: what costs nobody
+# From which level on each step is due, in the order in which they are taken: what costs no reader
 # anything first, and the trim last, because it gives back what the others freed.
 STEPS: tuple[tuple[int, Step], ...] = (
     (1, Step.KEPT),
@@ -71,81 +69,6 @@ FIRST_EVIDENCE_S = 3600.0  # between two bundles for reaching level 2
 HOUR_S = 3600.0
 GAP_S = 5.0  # a tick later than this: the clock stood still, and what it counted means nothing
 
-RECYCLE, CUT = "recycle", "cut"
-
-
-class Harm(Struct, frozen=True, kw_only=True):
-    """What may cost somebody something, and why. It waits for its evidence."""
-
-    kind: str  # RECYCLE or CUT
-    reason: str  # "memory", "growth", "age": the metric's label
-    since_s: float
-
-
-class Inputs(Struct, frozen=True, kw_only=True):
-    """Everything that a decision is made from. Times are monotonic, sizes bytes."""
-
-    now_s: float
-    reading: Reading
-    limits: Limits
-    enforces: bool = True  # False: decided all the same, but nobody acts on it
-    generation: int = 0  # the one that serves; 0: none
-    age_s: float = 0.0  # since it became ready
-    active_runs: int = 0
-    is_recycling: bool = False
-    recycles_left: int = 0  # within this hour
-    may_give_up: bool = False  # a service manager would start us again
-    slack_bytes: int = 0  # free in the worker's allocator
-    relieving: bool = False  # the last steps ordered are not over yet
-    relieved: tuple[StepReport, ...] = ()  # what steps did since the last decision
-    evidence_pending: bool = False
-    finding: Finding | None = None  # of the serving generation's last closed bucket
-    growth: settings.Growth = settings.Growth()
-    recycle_after_s: float = 0.0  # age at which a worker is recycled; 0: never
-
-
-class Ladder(Struct, frozen=True, kw_only=True):
-    """What is remembered from one decision to the next."""
-
-    mark: Watermark = Watermark()
-    generation: int | None = None  # whose level that is; None: written by a version without it
-    raised_s: float | None = None  # since when it is level 1 or above
-    ticked_s: float | None = None
-    tidied_s: float | None = None
-    useless: dict[str, int] = {}  # how often in a row a step freed next to nothing
-    skipped_until_s: dict[str, float] = {}
-    unexplained_since_s: float | None = None
-    last_readings: int = 0  # at level 5, in a row
-    harm: Harm | None = None
-    harmed_s: dict[str, float] = {}  # when each kind was done last
-    cuts_s: tuple[float, ...] = ()  # within the last hour
-    planned_s: float | None = None  # since when a recycle waits for a quiet minute
-    evidence_s: float | None = None  # when level 2 was last documented
-    alarmed: bool = False  # the growth under way has been told
-
-
-class Decision(Struct, frozen=True, kw_only=True):
-    """What is to be done now. `None` and `()`: nothing of that kind."""
-
-    level: int
-    ratio: float  # held, of the spendable part
-    spendable_bytes: int
-    ledger_limit_bytes: int
-    unexplained_bytes: int
-    cause: str  # of what is held: "none" | "explained" | "slack" | "unaccounted"
-    forecast_s: float | None  # until the spendable part is used up at the growth measured
-    steps: tuple[Step, ...]
-    skipped: tuple[Step, ...]  # due, but of no use lately
-    stale_after_s: float
-    squeeze: bool
-    shed: str | None  # new runs are refused, because
-    alarm: str | None  # growth was confirmed just now
-    evidence: str | None  # a bundle is to be written, because
-    recycle: str | None  # the next generation is to start, because
-    cut: str | None  # a generation has to go at once, because
-    give_up: str | None  # the service manager is to decide, because
-    refused: str | None  # why a recycle that is called for does not take place
-
 
 def decide(ladder: Ladder, inputs: Inputs) -> tuple[Ladder, Decision]:
     """What to do now, and what to remember."""
@@ -166,15 +89,15 @@ def decide(ladder: Ladder, inputs: Inputs) -> tuple[Ladder, Decision]:
 
     wanted, ladder = _wanted(ladder, inputs, cause, forecast)
     refused = _why_not(wanted, inputs)
-    ladder, harm = _harm(ladder, inputs, None if refused else wanted)
+    ladder, due = _due(ladder, inputs, None if refused else wanted)
     ladder, first_evidence = _first_evidence(ladder, inputs)
 
     no_way_out = refused is not None and _is_urgent(wanted, inputs, forecast)
     level = max(mark.level, HARD_LEVEL) if no_way_out and _is_hard(inputs, forecast) else mark.level
     ladder, steps, skipped = _steps(ladder, inputs, level, cause)
     ordered = ladder.harm if ladder.harm and ladder.harm.since_s == inputs.now_s else None
-    done = harm.reason if harm else None
-    is_cut = harm is not None and harm.kind == CUT
+    done = due.reason if due else None
+    is_cut = due is not None and due.kind == CUT
     ladder, give_up = _give_up(ladder, inputs) if is_cut else (ladder, None)
     return ladder, Decision(
         level=level,
@@ -347,16 +270,16 @@ def _shed(level: int, no_way_out: str | None) -> str | None:
     return f"memory level {level}" if level >= SHED_LEVEL else None
 
 
-# --- harm -------------------------------------------------------------------------------------
+# --- disruption -------------------------------------------------------------------------------
 
 
 def _wanted(
     ladder: Ladder, inputs: Inputs, cause: str, forecast: float | None
-) -> tuple[Harm | None, Ladder]:
+) -> tuple[Disruption | None, Ladder]:
     """What would have to be done if nothing spoke against it."""
     now_s = inputs.now_s
     if ladder.last_readings >= LAST_READINGS:
-        return Harm(kind=CUT, reason="memory", since_s=now_s), ladder
+        return Disruption(kind=CUT, reason="memory", since_s=now_s), ladder
     if inputs.is_recycling or not inputs.generation:
         return None, replace(ladder, planned_s=None)
     since_s = ladder.unexplained_since_s
@@ -366,7 +289,7 @@ def _wanted(
         and now_s - since_s >= UNEXPLAINED_S
         and (_has_trimmed(ladder, inputs) or Step.TIDY.value in ladder.skipped_until_s)
     ):
-        return Harm(kind=RECYCLE, reason="memory", since_s=now_s), ladder
+        return Disruption(kind=RECYCLE, reason="memory", since_s=now_s), ladder
     plan = _plan(inputs, forecast)
     if plan is None:
         return None, replace(ladder, planned_s=None)
@@ -375,7 +298,7 @@ def _wanted(
     soon_s = SOON_BUCKETS * inputs.growth.bucket_s
     is_pressing = forecast is not None and plan == "growth" and forecast <= soon_s
     if inputs.active_runs == 0 or is_pressing or now_s - planned_s >= soon_s:
-        return Harm(kind=RECYCLE, reason=plan, since_s=now_s), ladder
+        return Disruption(kind=RECYCLE, reason=plan, since_s=now_s), ladder
     return None, ladder
 
 
@@ -397,7 +320,7 @@ def _plan(inputs: Inputs, forecast: float | None) -> str | None:
     return None
 
 
-def _why_not(wanted: Harm | None, inputs: Inputs) -> str | None:
+def _why_not(wanted: Disruption | None, inputs: Inputs) -> str | None:
     """What speaks against a recycle: the hour's budget is spent, or a second worker has no room."""
     if wanted is None or wanted.kind != RECYCLE:
         return None
@@ -414,7 +337,9 @@ def _why_not(wanted: Harm | None, inputs: Inputs) -> str | None:
     return None
 
 
-def _harm(ladder: Ladder, inputs: Inputs, wanted: Harm | None) -> tuple[Ladder, Harm | None]:
+def _due(
+    ladder: Ladder, inputs: Inputs, wanted: Disruption | None
+) -> tuple[Ladder, Disruption | None]:
     """What is done now. First the evidence is ordered; then it is looked at again."""
     if wanted is None:
         return replace(ladder, harm=None), None
@@ -448,7 +373,7 @@ def _first_evidence(ladder: Ladder, inputs: Inputs) -> tuple[Ladder, str | None]
     return replace(ladder, evidence_s=inputs.now_s), f"level {ladder.mark.level}"
 
 
-def _is_urgent(wanted: Harm | None, inputs: Inputs, forecast: float | None) -> bool:
+def _is_urgent(wanted: Disruption | None, inputs: Inputs, forecast: float | None) -> bool:
     """A recycle that is refused leaves only the door to close. An old worker is no emergency."""
     if wanted is None or wanted.kind != RECYCLE:
         return False

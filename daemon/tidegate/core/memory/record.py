@@ -1,6 +1,6 @@
 """A decision of the guard with all that it was made from, so that it can be made again.
 
-`core.ladder` decides from its arguments alone, so a record of them is the whole truth about a
+`policy.decide` decides from its arguments alone, so a record of them is the whole truth about a
 decision: made again from its record it comes out the same, unless another version decides.
 """
 
@@ -9,7 +9,8 @@ from __future__ import annotations
 from msgspec import Struct, json
 
 from tidegate.core.decoding import Decoder
-from tidegate.core.memory.policy import Decision, Inputs, Ladder, decide
+from tidegate.core.memory.decision import Decision, Inputs, Ladder
+from tidegate.core.memory.policy import decide
 from tidegate.core.runs.eviction import Step
 from tidegate.core.settings import MIB
 

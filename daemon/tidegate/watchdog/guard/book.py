@@ -1,7 +1,7 @@
 """What the watchdog knows of memory: its senses, and what they said last.
 
-`look` gathers everything that a decision is made from; `decide` lets `core.ladder` make it, and
-says in the log what is new about it. Nothing is done about it here.
+`look` gathers everything that a decision is made from; `decide` lets `core.memory.policy` make it,
+and says in the log what is new about it. Nothing is done about it here.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import os
 from msgspec.structs import replace
 
 from tidegate.core.fleet.lifecycle import HOUR_S
-from tidegate.core.memory import growth, levels
-from tidegate.core.memory import policy as ladder
+from tidegate.core.memory import growth, levels, policy
+from tidegate.core.memory.decision import Decision, Inputs, Ladder
 from tidegate.core.memory.report import StepReport
 from tidegate.core.protocol.status import MemoryState, Status, StepState
 from tidegate.core.protocol.worker import GuardFigures, Heartbeat
@@ -33,8 +33,8 @@ class MemoryBook:
     """The budget, the last sample and what was decided. `close` it when done."""
 
     def __init__(self) -> None:
-        self.ladder = ladder.Ladder()
-        self.decision: ladder.Decision | None = None
+        self.ladder = Ladder()
+        self.decision: Decision | None = None
         self.sample: sample.Sample | None = None
         self.budget = budget.Budget(bytes=0, source="")
         self.enforces = True
@@ -153,7 +153,7 @@ class MemoryBook:
 
     def look(
         self, generations: Generations, now_s: float, *, relieving: bool, evidence_pending: bool
-    ) -> ladder.Inputs | None:
+    ) -> Inputs | None:
         """Everything a decision is made from; None when memory cannot be read at all."""
         reading = self.read(generations)
         if reading is None:
@@ -162,9 +162,9 @@ class MemoryBook:
         beat = serving.beat if serving else None
         self._read_uss(serving, now_s)
         reports, self._reports = tuple(self._reports), []
-        fleet, policy = generations.fleet, generations.policy
+        fleet, restarts = generations.fleet, generations.policy
         recent = sum(now_s - planned_s < HOUR_S for planned_s in fleet.planned)
-        return ladder.Inputs(
+        return Inputs(
             now_s=now_s,
             reading=replace(reading, pressure=self._is_pressed(now_s)),
             limits=levels.Limits(
@@ -177,8 +177,8 @@ class MemoryBook:
             age_s=now_s - serving.ready_s if serving and serving.ready_s is not None else 0.0,
             active_runs=sum(w.beat.runs_active for w in generations if w.beat),
             is_recycling=fleet.recycle is not None or len(fleet.generations) > 1 or fleet.stopping,
-            recycles_left=max(0, policy.recycles_per_hour - recent),
-            may_give_up=policy.gives_up,
+            recycles_left=max(0, restarts.recycles_per_hour - recent),
+            may_give_up=restarts.gives_up,
             slack_bytes=beat.allocator.malloc_free_bytes if beat else 0,
             relieving=relieving,
             relieved=reports,
@@ -188,11 +188,11 @@ class MemoryBook:
             recycle_after_s=self._settings.recycle_after_s,
         )
 
-    def decide(self, inputs: ladder.Inputs) -> tuple[ladder.Ladder, ladder.Decision]:
+    def decide(self, inputs: Inputs) -> tuple[Ladder, Decision]:
         """What follows, and what was remembered before; what is new about it is logged."""
         before, former = self.ladder, self.decision
         self._pressed = inputs.reading.pressure
-        self.ladder, self.decision = ladder.decide(before, inputs)
+        self.ladder, self.decision = policy.decide(before, inputs)
         self._say_new(former, self.decision)
         return before, self.decision
 
@@ -298,14 +298,14 @@ class MemoryBook:
             _log.error("%s", words)
         self._said[subject] = words
 
-    def _say_new(self, former: ladder.Decision | None, now: ladder.Decision) -> None:
+    def _say_new(self, former: Decision | None, now: Decision) -> None:
         if now.alarm:
             self.alarms += 1
             _log.warning("%s (%d MiB unexplained)", now.alarm, now.unexplained_bytes // MIB)
         level, was = now.level, former.level if former else 0
         if level != was:
             _log.log(
-                logging.WARNING if level > was and level >= ladder.SQUEEZE_LEVEL else logging.INFO,
+                logging.WARNING if level > was and level >= policy.SQUEEZE_LEVEL else logging.INFO,
                 "memory level %d, was %d: %.0f %% of %d MiB for runs, ledger %d MiB, %s",
                 level,
                 was,
@@ -330,7 +330,7 @@ def _machine_bytes() -> int:
         return 0
 
 
-def would(decision: ladder.Decision) -> str | None:
+def would(decision: Decision) -> str | None:
     """What a decision asks for, in words: "sweep (stale, tidy), refuse new runs"."""
     deeds = []
     if steps := [step.value for step in decision.steps if step is not Step.TIDY]:

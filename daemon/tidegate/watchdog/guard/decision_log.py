@@ -23,7 +23,7 @@ import msgspec
 from tidegate import __version__
 from tidegate.core import decoding
 from tidegate.core.memory import record as records
-from tidegate.core.memory.policy import Decision, Inputs, Ladder
+from tidegate.core.memory.decision import Decision, Inputs, Ladder
 from tidegate.core.memory.record import Record
 from tidegate.core.settings import MIB
 from tidegate.machine.private_file import open_own

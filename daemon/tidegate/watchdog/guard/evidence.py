@@ -26,7 +26,7 @@ import msgspec
 from tidegate import __version__
 from tidegate.config import LoadedConfig
 from tidegate.core import decoding
-from tidegate.core.memory.policy import Decision, Inputs
+from tidegate.core.memory.decision import Decision, Inputs
 from tidegate.core.protocol.status import Status
 from tidegate.core.protocol.worker import Inspect, Inspected
 from tidegate.core.settings import KIB

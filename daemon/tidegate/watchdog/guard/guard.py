@@ -16,7 +16,7 @@ from collections.abc import Callable
 import msgspec
 
 from tidegate.core.fleet import events
-from tidegate.core.memory import policy
+from tidegate.core.memory.decision import Decision
 from tidegate.core.memory.report import StepReport
 from tidegate.core.protocol import worker as msg
 from tidegate.core.protocol.status import GuardState
@@ -106,7 +106,7 @@ class Guardian:
             self._act(decision, now_s)
         self._cost_s = time.perf_counter() - started_s
 
-    def _act(self, decision: policy.Decision, now_s: float) -> None:
+    def _act(self, decision: Decision, now_s: float) -> None:
         if decision.steps:
             self._relieve(decision, now_s)
         if decision.recycle:
@@ -116,7 +116,7 @@ class Guardian:
         if decision.give_up:
             self._do(events.Escalate(decision.give_up))
 
-    def _relieve(self, decision: policy.Decision, now_s: float) -> None:
+    def _relieve(self, decision: Decision, now_s: float) -> None:
         """On every tick while the level holds; the next order waits for the answer to this one."""
         for worker in self._generations.ready():
             if worker.channel.unsent_bytes:
@@ -182,7 +182,7 @@ class Guardian:
         self._awaited = {n: each for n, each in self._awaited.items() if each[1] > now_s}
         return bool(self._awaited)
 
-    def _recycle(self, decision: policy.Decision) -> None:
+    def _recycle(self, decision: Decision) -> None:
         assert decision.recycle is not None
         _log.warning(
             "recycling (%s): %d MiB that no run explains",
