@@ -19,6 +19,7 @@ from tidegate.core.protocol.status import MemoryState, RunCounts, Status, SweptS
 from tidegate.core.settings import MIB, Settings, Upstream
 from tidegate.doctor import computer, services, upstreams
 from tidegate.managers.job import Scope
+from tidegate.managers.systemd import show
 
 GIB = 1024 * MIB
 
@@ -96,7 +97,7 @@ class Bench:
 
 def unit(scope: Scope = Scope.SYSTEM, *, linger: bool = True, **changed: str) -> services.Service:
     """A good unit, but for what is changed."""
-    shown = services.parse_shown(GOOD_UNIT) | changed
+    shown = show.parse(GOOD_UNIT) | changed
     return services.Service(scope=scope, shown=shown, linger=linger, user="ann")
 
 

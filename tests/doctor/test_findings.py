@@ -241,7 +241,7 @@ def _(bench: Bench) -> list[Problem]:
 
 @provokes("upstreams-none", "[[upstream]]")
 def _(bench: Bench) -> list[Problem]:
-    bench.monkeypatch.setattr(upstreams, "WELL_KNOWN", {})  # this computer may well have one
+    bench.monkeypatch.setattr(upstreams, "WELL_KNOWN", ())  # this computer may well have one
     text, problems = examination._local_upstreams(asks_tokens=True)
     assert text == ""
     return problems

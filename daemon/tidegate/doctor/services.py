@@ -8,35 +8,28 @@ lies on the disk differ just when something is wrong. The judging is pure: it ta
 from __future__ import annotations
 
 import os
-import pwd
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from ipaddress import ip_address
-from pathlib import Path
 
 from msgspec import Struct
 
 from tidegate.core import descriptors
-from tidegate.core.http.host import is_local_address
 from tidegate.core.http.url import parse_url
 from tidegate.core.problems import Problem
 from tidegate.core.settings import MIB, Settings
 from tidegate.doctor.findings import finding
-from tidegate.managers.base import NO_CREDENTIALS, exit_text
+from tidegate.managers.base import NO_CREDENTIALS, ManagerError, exit_text
 from tidegate.managers.commands import CallError, call, environment
-from tidegate.managers.job import LABEL, Scope
-from tidegate.managers.systemd import control
+from tidegate.managers.job import Scope
+from tidegate.managers.launchd import printed
+from tidegate.managers.launchd.control import Launchd
+from tidegate.managers.systemd import show
+from tidegate.managers.systemd.control import Systemd, is_booted
 from tidegate.managers.systemd.unit import CREDENTIALS
 
 STOP_MARGIN_S = 5.0  # what a stop takes beside the answers that it lets finish
 LIMIT_S = 8.0
-_LINGER = Path("/var/lib/systemd/linger")
-_SHOWN = (
-    "LoadState,ActiveState,SubState,UnitFileState,Result,ExecMainCode,ExecMainStatus,Type,"
-    "NotifyAccess,Restart,OOMPolicy,TimeoutStopUSec,WatchdogUSec,MemoryMax,MemoryHigh,LimitNOFILE,"
-    "DropInPaths,NeedDaemonReload,FragmentPath"
-)
 _SECTION = "[Service]"
 
 
@@ -107,7 +100,7 @@ def check_systemd(service: Service, settings: Settings, budget_bytes: int) -> It
             f"nothing, if that is meant; to see the whole: {_systemctl(service.scope, 'cat')}",
         )
     yield from _check_stopping(
-        control.span_s(shown.get("TimeoutStopUSec", "")),
+        show.span_s(shown.get("TimeoutStopUSec", "")),
         settings,
         f"{edit} TimeoutStopSec={settings.drain.stop_limit_s + 15:.0f}",
     )
@@ -126,8 +119,8 @@ def _check_failed(shown: Mapping[str, str], scope: Scope) -> Iterator[Problem]:
     is_given_up = shown.get("ActiveState") == "failed"
     if not is_given_up and shown.get("SubState") != "auto-restart":
         return
-    code = control.exit_code(shown)
-    how = exit_text(code) if code else control.ending(shown) or "failed"
+    code = show.exit_code(shown)
+    how = exit_text(code) if code else show.ending(shown) or "failed"
     mend = "see `tidegate logs`, mend what it says"
     if code == NO_CREDENTIALS:
         mend = f"run: sudo install -d -m 700 {CREDENTIALS}"
@@ -154,7 +147,7 @@ def _check_protocol(shown: Mapping[str, str], edit: str) -> Iterator[Problem]:
         )
     # While it does not run, systemd 252 shows none, whatever the unit says.
     runs = shown.get("ActiveState", "active") == "active"
-    if runs and not control.span_s(shown.get("WatchdogUSec", "")):
+    if runs and not show.span_s(shown.get("WatchdogUSec", "")):
         yield finding(
             "service-no-watchdog",
             "systemd does not watch it: a hung tidegate stays hung",
@@ -221,16 +214,16 @@ def check_launchd(service: Service, settings: Settings) -> Iterator[Problem]:
     again = "run: tidegate service install" + (
         " --system" if service.scope is Scope.SYSTEM else " --user"
     )
-    found = re.search(r"^\s*exit timeout = (\d+)", service.printed, re.MULTILINE)
-    yield from _check_stopping(float(found[1]) if found else None, settings, again)
-    spawn = re.search(r"^\s*spawn type = (\w+)", service.printed, re.MULTILINE)
-    if spawn and spawn[1] not in {"interactive", "adaptive"}:
+    yield from _check_stopping(printed.number(service.printed, "exit timeout"), settings, again)
+    # As in "interactive (4)".
+    kind = (printed.value(service.printed, "spawn type") or "interactive").partition(" ")[0]
+    if kind not in {"interactive", "adaptive"}:
         yield finding(
             "launchd-throttled",
-            f'launchd runs it as "{spawn[1]}": its timers and its disk are slowed down (App Nap)',
+            f'launchd runs it as "{kind}": its timers and its disk are slowed down (App Nap)',
             f"{again}, which sets ProcessType to Interactive",
         )
-    neighbours = [each.name for each in settings.upstreams if is_neighbour(each.url)]
+    neighbours = [each.name for each in settings.upstreams if parse_url(each.url).is_neighbour]
     if service.scope is Scope.USER and neighbours:
         yield finding(
             "launchd-agent-network",
@@ -253,18 +246,6 @@ def sleeps_after_min(pmset: str) -> int:
     return int(found[1]) if found and "prevented" not in found[2] else 0
 
 
-def is_neighbour(url: str) -> bool:
-    """Whether it is another computer on the local network."""
-    name = parse_url(url).host
-    try:
-        address = ip_address(name)
-    except ValueError:
-        return name.endswith((".local", ".lan", ".home.arpa")) or (
-            "." not in name and len(name) > 0 and name != "localhost"
-        )
-    return is_local_address(address) and not address.is_loopback
-
-
 # --- asking ---------------------------------------------------------------------------------------
 
 
@@ -273,46 +254,32 @@ def read(platform: str = sys.platform, uid: int | None = None) -> list[Service]:
     uid = os.geteuid() if uid is None else uid
     if platform == "darwin":
         return [_read_launchd(scope, uid) for scope in Scope]
-    if not control.is_booted():
+    if not is_booted():
         return []
     found = [_read_systemd(scope, uid) for scope in Scope]
     # Root seldom has a manager of its own, and nobody misses it.
     return [each for each in found if uid != 0 or each.scope is Scope.SYSTEM or not each.unreadable]
 
 
-def parse_shown(text: str) -> dict[str, str]:
-    """What `systemctl show` printed."""
-    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-
-
 def _read_systemd(scope: Scope, uid: int) -> Service:
-    user = ["--user"] if scope is Scope.USER else []
-    words = ["systemctl", *user, "--no-ask-password", "show", "-p", _SHOWN, control.SERVICE]
-    extra = {"XDG_RUNTIME_DIR": os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}"}
+    manager = Systemd(scope, uid=uid, answer_s=LIMIT_S)
     try:
-        done = call(words, environment(extra if user else None), LIMIT_S)
-    except CallError as error:
+        shown = manager.show()
+    except ManagerError as error:
         return Service(scope=scope, unreadable=str(error))
-    if done.code != 0:
-        return Service(scope=scope, unreadable=done.said)
-    name = _user_name(uid)
-    linger = (_LINGER / name).exists()
-    return Service(scope=scope, shown=parse_shown(done.out), linger=linger, user=name)
+    return Service(scope=scope, shown=shown, linger=manager.lingers(), user=manager.user)
 
 
 def _read_launchd(scope: Scope, uid: int) -> Service:
-    domains = ["system"] if scope is Scope.SYSTEM else [f"gui/{uid}", f"user/{uid}"]
-    printed = ""
     try:
-        for domain in domains:
-            done = call(["launchctl", "print", f"{domain}/{LABEL}"], environment(), LIMIT_S)
-            if done.code == 0:
-                printed = done.out
-                break
+        text = Launchd(scope, uid=uid, answer_s=LIMIT_S).show() or ""
+    except ManagerError as error:
+        return Service(scope=scope, unreadable=str(error))
+    try:
         pmset = call(["pmset", "-g"], environment(), LIMIT_S).out
-    except CallError as error:
-        return Service(scope=scope, printed=printed, unreadable=None if printed else str(error))
-    return Service(scope=scope, printed=printed, pmset=pmset)
+    except CallError:
+        pmset = ""
+    return Service(scope=scope, printed=text, pmset=pmset)
 
 
 def _systemctl(scope: Scope, verb: str, unit: str = " tidegate") -> str:
@@ -323,10 +290,3 @@ def _systemctl(scope: Scope, verb: str, unit: str = " tidegate") -> str:
 
 def _edit(scope: Scope) -> str:
     return f"`{_systemctl(scope, 'edit')}`: {_SECTION} and"
-
-
-def _user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)

@@ -17,19 +17,17 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from errno import EHOSTUNREACH
-from ipaddress import ip_address
 from typing import Any
 
 from msgspec import Struct
 
 from tidegate import __version__
-from tidegate.core.http.host import is_local_address
 from tidegate.core.http.url import parse_url
 from tidegate.core.problems import Problem
 from tidegate.core.secret import Secret
 from tidegate.core.settings import Upstream
+from tidegate.core.upstreams.well_known import WELL_KNOWN
 from tidegate.doctor.findings import finding
-from tidegate.doctor.services import is_neighbour
 from tidegate.gateway.upstreams.tls import trusting
 
 MOST_LOCAL = 16
@@ -40,12 +38,6 @@ SLOW_S = 10.0
 MAX_BYTES = 4 * 1024 * 1024  # of a list
 MAX_LINE = 256 * 1024  # of a stream
 READ_BYTES = 64 * 1024
-WELL_KNOWN = {
-    "Ollama": "http://127.0.0.1:11434",
-    "llama.cpp": "http://127.0.0.1:8080",
-    "LM Studio": "http://127.0.0.1:1234",
-    "vLLM": "http://127.0.0.1:8000",
-}
 _PROMPT = [{"role": "user", "content": "Count from one to five."}]
 _OTHER_KINDS = ("embed", "rerank", "whisper", "tts", "bge-", "clip", "dall-e", "moderation")
 _VERSION = "2023-06-01"  # of Anthropic's API; every request of theirs has to name one
@@ -84,7 +76,7 @@ class _Unwell(Exception):
 
 def is_paid(upstream: Upstream, key: str | None) -> bool:
     """Whether a request may cost money: there is a key, and it is not in the house."""
-    return key is not None and not _is_at_home(upstream.url)
+    return key is not None and not parse_url(upstream.url).is_at_home
 
 
 def probe(
@@ -129,13 +121,13 @@ def none_here() -> Problem:
 def find_local(limit_s: float = 1.0) -> list[Upstream]:
     """What listens at the usual ports of this computer."""
     found = []
-    for name, url in WELL_KNOWN.items():
+    for title, _, url in WELL_KNOWN:
         where = parse_url(url)
         try:
             socket.create_connection((where.host, where.port), limit_s).close()
         except OSError:
             continue
-        found.append(Upstream(name=name, url=url))
+        found.append(Upstream(name=title, url=url))
     return found
 
 
@@ -215,7 +207,8 @@ class _Place:
 
 def unreachable(url: str, error: OSError, platform: str) -> _Unwell:
     """What a connection that was not made tells. macOS hides its reason behind a routing error."""
-    if platform == "darwin" and error.errno == EHOSTUNREACH and is_neighbour(url):
+    where = parse_url(url)
+    if platform == "darwin" and error.errno == EHOSTUNREACH and where.is_neighbour:
         return _Unwell(
             "local-network-refused",
             "cannot be reached (no route to host): macOS keeps programs from the local network "
@@ -223,7 +216,6 @@ def unreachable(url: str, error: OSError, platform: str) -> _Unwell:
             "allow it under System Settings, Privacy & Security, Local Network; or run: "
             "sudo tidegate service install --system",
         )
-    where = parse_url(url)
     shown = where.socket_path or where.authority
     return _Unwell(
         "upstream-unreachable",
@@ -408,16 +400,6 @@ def _limit(sock: socket.socket | None, deadline_s: float) -> None:
         raise TimeoutError
     if sock is not None:
         sock.settimeout(left_s)
-
-
-def _is_at_home(url: str) -> bool:
-    where = parse_url(url)
-    if where.socket_path or where.host == "localhost" or is_neighbour(url):
-        return True
-    try:
-        return is_local_address(ip_address(where.host))
-    except ValueError:
-        return False
 
 
 def _said(error: Exception) -> str:

@@ -34,6 +34,30 @@ def test_a_url_is_taken_apart(text: str, url: Url) -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "is_at_home", "is_neighbour"),
+    [
+        ("http://127.0.0.1:1234", True, False),
+        ("http://localhost:8080", True, False),
+        ("http://[::1]:8080", True, False),
+        ("unix:/run/llama.sock", True, False),
+        ("http://192.168.1.9:8080", True, True),
+        ("http://100.64.0.7:8080", True, True),
+        ("http://[fd00::9]", True, True),
+        ("http://box:8080", True, True),
+        ("http://box.lan:8080", True, True),
+        ("http://box.local", True, True),
+        ("https://api.example.com/v1", False, False),
+        ("https://8.8.8.8", False, False),
+        ("http://0.0.0.0:8080", False, False),
+    ],
+)
+def test_a_url_is_at_home_or_in_the_world(url: str, is_at_home: bool, is_neighbour: bool) -> None:
+    """By private and overlay addresses, names without a dot, and the names of home networks."""
+    found = parse_url(url)
+    assert (found.is_at_home, found.is_neighbour) == (is_at_home, is_neighbour)
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
         ("", "must be like"),

@@ -22,7 +22,7 @@ from tidegate.gateway.upstreams import catalog
 async def rig(rigs, monkeypatch: pytest.MonkeyPatch) -> Rig:
     """A gateway without upstreams on a machine without models; the demo speaks quickly."""
     nobody: Any = ()
-    monkeypatch.setattr(catalog, "_WELL_KNOWN", nobody)
+    monkeypatch.setattr(catalog, "WELL_KNOWN", nobody)
     monkeypatch.setattr(demo, "_WORD_S", 0.001)
     return await rigs(peer=True, keep_finished_s=600.0)
 

@@ -206,7 +206,7 @@ async def test_the_demo_refuses_in_the_shape_that_was_asked(
 ) -> None:
     """A client of another format reads why, in one piece and as a stream."""
     nobody: Any = ()
-    monkeypatch.setattr(catalog, "_WELL_KNOWN", nobody)
+    monkeypatch.setattr(catalog, "WELL_KNOWN", nobody)
     rig = await rigs(peer=True)
     for stream in (True, False):
         answer = await get(rig.base_url, path, {**BODY, "model": "demo", "stream": stream})

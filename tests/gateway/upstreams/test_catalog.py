@@ -234,7 +234,7 @@ async def test_what_listens_on_the_usual_ports_is_found(
     library = Library("found-model")
     upstream = await raw_upstream(library.play)
     with_none: Any = (("Ollama", "ollama", upstream.url), ("vLLM", "vllm", "http://127.0.0.1:9"))
-    monkeypatch.setattr(models_module, "_WELL_KNOWN", with_none)
+    monkeypatch.setattr(models_module, "WELL_KNOWN", with_none)
     rig = await rigs(peer=True)
     known = rig.gateway.catalog
     assert known.found == [f"Ollama at {upstream.url}"]

@@ -12,7 +12,8 @@ from tidegate.managers.base import ManagerError, exit_text
 from tidegate.managers.find import find
 from tidegate.managers.job import Scope
 from tidegate.managers.systemd import control
-from tidegate.managers.systemd.control import Systemd, span_s
+from tidegate.managers.systemd.control import Systemd
+from tidegate.managers.systemd.show import span_s
 
 FAKE = """#!/bin/sh
 echo "$@" >>"$0.calls"

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from tidegate.core.http.host import is_local_address
 
 MAX_HOST = 253  # RFC 1035: the longest name that DNS can carry, written with dots
 MAX_LABEL = 63
@@ -42,6 +44,29 @@ class Url:
     authority: str = "localhost"  # what the Host header says
     socket_path: str = ""
     path: str = ""  # as it was written; may be empty
+
+    @property
+    def is_at_home(self) -> bool:
+        """Whether it is on this computer or another one of the local network."""
+        if (address := self._address) is not None:
+            return is_local_address(address)
+        return self.host in ("", "localhost") or self.is_neighbour
+
+    @property
+    def is_neighbour(self) -> bool:
+        """Whether it is on another computer of the local network."""
+        if (address := self._address) is not None:
+            return is_local_address(address) and not address.is_loopback
+        if "." in self.host:
+            return self.host.endswith((".local", ".lan", ".home.arpa"))
+        return self.host not in ("", "localhost")
+
+    @property
+    def _address(self) -> IPv4Address | IPv6Address | None:
+        try:
+            return ip_address(self.host)
+        except ValueError:
+            return None
 
 
 def parse_url(text: str) -> Url:

@@ -22,6 +22,7 @@ from tidegate.core.formats.foreign_json import Reader, Unreadable
 from tidegate.core.settings import LimitOverrides, Limits, Model, Settings, Upstream
 from tidegate.core.upstreams.health import Aside
 from tidegate.core.upstreams.summary import ModelAlias, ModelState, UpstreamModels, UpstreamStatus
+from tidegate.core.upstreams.well_known import WELL_KNOWN
 from tidegate.gateway.server.errors import Refused
 from tidegate.gateway.upstreams.choice import Target
 from tidegate.gateway.upstreams.pool import MAX_NAME_NOTED, MAX_OBJECTS, ModelFigures, UpstreamPool
@@ -50,12 +51,6 @@ _DEMO_MODELS = [
         limits=LimitOverrides(total_s=10.0, grace_s=5.0),
     ),
 ]
-_WELL_KNOWN = (
-    ("Ollama", "ollama", "http://127.0.0.1:11434"),
-    ("llama.cpp", "llamacpp", "http://127.0.0.1:8080"),
-    ("LM Studio", "lmstudio", "http://127.0.0.1:1234"),
-    ("vLLM", "vllm", "http://127.0.0.1:8000"),
-)
 
 
 class ListedModel(Struct, frozen=True):
@@ -145,7 +140,7 @@ class Catalog:
         Looks for upstreams where none is configured.
         """
         if self._is_discovering:
-            await asyncio.gather(*(self._discover(*known) for known in _WELL_KNOWN))
+            await asyncio.gather(*(self._discover(*known) for known in WELL_KNOWN))
         pools = [pool for name, pool in self._pools.items() if name != DEMO]
         await asyncio.gather(*(self._guarded(pool, self._look(pool)) for pool in pools))
 

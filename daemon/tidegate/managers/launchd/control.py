@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import plistlib
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,10 +18,11 @@ from typing import Any
 from xml.parsers.expat import ExpatError
 
 from tidegate.managers import files as written
-from tidegate.managers.base import Limits, ManagerError, State, Tell, exit_text
+from tidegate.managers.base import ManagerError, State, Tell
 from tidegate.managers.commands import CallError, Done, call, environment
 from tidegate.managers.files import File, WriteError
 from tidegate.managers.job import LABEL, Job, Scope
+from tidegate.managers.launchd import printed
 from tidegate.managers.launchd.plist import plist
 
 FILE_NAME = f"{LABEL}.plist"
@@ -43,9 +43,16 @@ class Launchd:
     name = "launchd"
 
     def __init__(
-        self, scope: Scope, *, environ: Mapping[str, str] = os.environ, uid: int | None = None
+        self,
+        scope: Scope,
+        *,
+        environ: Mapping[str, str] = os.environ,
+        uid: int | None = None,
+        answer_s: float = PRINT_LIMIT_S,
     ) -> None:
+        """`answer_s` is how long launchctl is waited for each time; a `bootout` may take longer."""
         self.scope = scope
+        self._answer_s = answer_s
         self._uid = os.geteuid() if uid is None else uid
         self._env = environment()
         self._home = Path(environ.get("HOME") or Path.home())
@@ -65,8 +72,8 @@ class Launchd:
     def state(self) -> State:
         """How launchd sees the job; the file alone is installed, but not active."""
         path = self.directory / FILE_NAME
-        printed = self._print()
-        if printed is None:
+        text = self.show()
+        if text is None:
             there = path.exists()
             return State(
                 installed=there,
@@ -75,23 +82,17 @@ class Launchd:
                 file=path if there else None,
                 command=" ".join(self._arguments()),
             )
-        code = _number(_value(printed, "last exit code"))
-        word = _value(printed, "state") or "loaded"
-        timeout_s = _number(_value(printed, "exit timeout"))
-        return State(
-            installed=True,
-            enabled=path.exists(),
-            active=True,
-            running=word == "running",
-            word=word,
-            pid=_number(_value(printed, "pid")),
-            result=exit_text(code) if code else _value(printed, "last terminating signal"),
-            exit_code=code,
-            restarts=max(0, (_number(_value(printed, "runs")) or 1) - 1),
-            file=Path(_value(printed, "path") or path),
-            command=" ".join(_block(printed, "arguments")),
-            limits=Limits(stop_s=None if timeout_s is None else float(timeout_s)),
-        )
+        return printed.state(text, path)
+
+    def show(self) -> str | None:
+        """What launchd has loaded, as it prints it; None when it has not. Raises ManagerError."""
+        for domain in self._domains():
+            done = self._call("print", f"{domain}/{LABEL}")
+            if done.code == 0:
+                return done.out
+            if done.code not in _NOT_LOADED | _NO_DOMAIN | _FOR_A_MOMENT:
+                raise ManagerError(self._plain("print", done))
+        return None
 
     def last_lines(self, number: int) -> list[str]:
         """From the files that the job logs to."""
@@ -149,7 +150,7 @@ class Launchd:
     def remove(self) -> list[str]:
         """Boot it out if it is loaded, and remove the file."""
         path = self.directory / FILE_NAME
-        if self._print() is not None:
+        if self.show() is not None:
             self._bootout(PRINT_LIMIT_S)
         if not os.path.lexists(path):
             return []
@@ -164,10 +165,10 @@ class Launchd:
     def start(self, limit_s: float, tell: Tell) -> None:
         """Load what the file says, unless that is loaded; then see that there is a process."""
         deadline_s = time.monotonic() + limit_s
-        if self._print() is not None and self._differs():
+        if self.show() is not None and self._differs():
             tell("launchd has an older version loaded; it is replaced")
             self._bootout(limit_s)
-        if self._print() is None:
+        if self.show() is None:
             self._bootstrap()
         if not self.state().running:
             self._call("kickstart", self._target())
@@ -180,7 +181,7 @@ class Launchd:
     def stop(self, limit_s: float, tell: Tell) -> None:
         """Boot it out, and wait until it is gone."""
         del tell  # launchd hears nothing of how far it is
-        if self._print() is not None:
+        if self.show() is not None:
             self._bootout(limit_s)
 
     def restart(self, limit_s: float, tell: Tell) -> None:
@@ -197,7 +198,7 @@ class Launchd:
         domains = self._domains()
         while True:
             done = self._call("bootstrap", domains[0], str(path))
-            if done.code == 0 or self._print() is not None:
+            if done.code == 0 or self.show() is not None:
                 return
             if done.code in _NO_DOMAIN and len(domains) > 1:
                 domains = domains[1:]
@@ -209,11 +210,11 @@ class Launchd:
     def _bootout(self, limit_s: float) -> None:
         """launchd kills after the job's ExitTimeOut; the job may be seen for a moment longer."""
         deadline_s = time.monotonic() + limit_s
-        while self._print() is not None:
+        while self.show() is not None:
             done = self._call("bootout", self._target(), limit_s=max(limit_s, PRINT_LIMIT_S))
             if done.code not in {0} | _NOT_LOADED | _FOR_A_MOMENT:
                 raise ManagerError(self._plain("bootout", done))
-            if _wait(lambda: self._print() is None, min(deadline_s, time.monotonic() + RETRY_S)):
+            if _wait(lambda: self.show() is None, min(deadline_s, time.monotonic() + RETRY_S)):
                 return
             if time.monotonic() >= deadline_s:
                 raise ManagerError(
@@ -222,13 +223,13 @@ class Launchd:
 
     def _differs(self) -> str | None:
         """Where the loaded job departs from the file, which it does not follow by itself."""
-        printed, wanted = self._print(), self._keys()
-        if printed is None or not wanted:
+        text, wanted = self.show(), self._keys()
+        if text is None or not wanted:
             return None
-        arguments = _block(printed, "arguments")
+        arguments = printed.block(text, "arguments")
         if arguments and arguments != self._arguments():
             return "other arguments"
-        timeout_s = _number(_value(printed, "exit timeout"))
+        timeout_s = printed.number(text, "exit timeout")
         if timeout_s is not None and timeout_s != wanted.get("ExitTimeOut"):
             return f"an exit timeout of {timeout_s} s"
         return None
@@ -248,19 +249,9 @@ class Launchd:
                 return f"{domain}/{LABEL}"
         return f"{self._domains()[0]}/{LABEL}"
 
-    def _print(self) -> str | None:
-        """What launchd has loaded; None when it has not."""
-        for domain in self._domains():
-            done = self._call("print", f"{domain}/{LABEL}")
-            if done.code == 0:
-                return done.out
-            if done.code not in _NOT_LOADED | _NO_DOMAIN | _FOR_A_MOMENT:
-                raise ManagerError(self._plain("print", done))
-        return None
-
-    def _call(self, *words: str, limit_s: float = PRINT_LIMIT_S) -> Done:
+    def _call(self, *words: str, limit_s: float | None = None) -> Done:
         try:
-            return call(["launchctl", *words], self._env, limit_s)
+            return call(["launchctl", *words], self._env, limit_s or self._answer_s)
         except CallError as error:
             raise ManagerError(str(error)) from error
 
@@ -292,27 +283,6 @@ class Launchd:
         except (OSError, plistlib.InvalidFileException, ValueError, ExpatError):
             return {}
         return keys if isinstance(keys, dict) else {}
-
-
-# --- reading what launchctl prints ---------------------------------------------------------------
-
-
-def _value(printed: str, key: str) -> str | None:
-    """Of a line `key = value` of the job itself, not of what is nested in it."""
-    found = re.search(rf"^\t{re.escape(key)} = (.*)$", printed, re.MULTILINE)
-    return found[1].strip() if found else None
-
-
-def _block(printed: str, key: str) -> list[str]:
-    """The lines of `key = { … }`."""
-    found = re.search(rf"^\t{re.escape(key)} = {{\n(.*?)^\t}}", printed, re.MULTILINE | re.DOTALL)
-    return [line.strip() for line in found[1].splitlines()] if found else []
-
-
-def _number(text: str | None) -> int | None:
-    """ "78: EX_CONFIG" is 78; "(never exited)" is none."""
-    found = re.match(r"-?\d+", text or "")
-    return int(found[0]) if found else None
 
 
 def _wait(condition: Callable[[], bool], deadline_s: float) -> bool:

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from tidegate.managers import files as written
-from tidegate.managers.base import Limits, ManagerError, State, Tell, exit_text
-from tidegate.managers.commands import CallError, Done, call, environment, insist
+from tidegate.managers.base import ManagerError, State, Tell
+from tidegate.managers.commands import LIMIT_S, CallError, Done, call, environment, insist
 from tidegate.managers.files import File, WriteError
 from tidegate.managers.job import NAME, Job, Scope
+from tidegate.managers.systemd import show
 from tidegate.managers.systemd.unit import CREDENTIALS, service_unit, socket_unit
 
 SERVICE = f"{NAME}.service"
@@ -31,29 +32,10 @@ POLL_S = 0.2
 _BOOTED = Path("/run/systemd/system")  # sd_booted(3)
 _LINGER = Path("/var/lib/systemd/linger")
 _SYSTEM_DIR = Path("/etc/systemd/system")
-_SHOWN = (
-    "LoadState,ActiveState,SubState,MainPID,UnitFileState,FragmentPath,DropInPaths,Result,"
-    "StatusText,NRestarts,ExecMainCode,ExecMainStatus,ExecStart,InvocationID,Environment,"
-    "EnvironmentFiles,TimeoutStopUSec,WatchdogUSec,MemoryMax,MemoryHigh,LimitNOFILE"
-)
 _SUPPLIED = {
     Scope.SYSTEM: ("/usr/local/lib/systemd/system", "/usr/lib/systemd/system"),
     Scope.USER: ("/usr/local/lib/systemd/user", "/usr/lib/systemd/user"),
 }
-_SPAN_S = {
-    "y": 365.25 * 86400.0,
-    "month": 30.44 * 86400.0,
-    "w": 7 * 86400.0,
-    "d": 86400.0,
-    "h": 3600.0,
-    "min": 60.0,
-    "s": 1.0,
-    "ms": 1e-3,
-    "us": 1e-6,
-}
-_ACTIVE = {"active", "reloading", "activating", "deactivating"}
-_RUNNING = {"active", "reloading"}
-_EXITED = "1"  # CLD_EXITED: the process ended by itself, and not by a signal
 
 
 def is_booted() -> bool:
@@ -67,9 +49,16 @@ class Systemd:
     name = "systemd"
 
     def __init__(
-        self, scope: Scope, *, environ: Mapping[str, str] = os.environ, uid: int | None = None
+        self,
+        scope: Scope,
+        *,
+        environ: Mapping[str, str] = os.environ,
+        uid: int | None = None,
+        answer_s: float = LIMIT_S,
     ) -> None:
+        """`answer_s` is how long systemctl is waited for each time."""
         self.scope = scope
+        self._answer_s = answer_s
         self._uid = os.geteuid() if uid is None else uid
         self._env = environment(_session(environ, self._uid) if scope is Scope.USER else None)
         self._user = ["--user"] if scope is Scope.USER else []
@@ -88,32 +77,24 @@ class Systemd:
 
     def state(self) -> State:
         """How systemd sees the service."""
-        shown = self._show()
-        active = shown.get("ActiveState", "inactive")
-        if shown.get("LoadState") not in {"loaded", "masked"}:
-            return State(installed=False)
-        return State(
-            installed=True,
-            enabled=shown.get("UnitFileState") in {"enabled", "enabled-runtime", "linked"},
-            active=active in _ACTIVE,
-            running=active in _RUNNING,
-            word="masked"
-            if shown["LoadState"] == "masked"
-            else f"{active} ({shown.get('SubState', '')})",
-            pid=int(shown.get("MainPID") or 0) or None,
-            said=shown.get("StatusText", ""),
-            result=ending(shown),
-            exit_code=exit_code(shown),
-            restarts=int(shown.get("NRestarts") or 0),
-            file=Path(shown["FragmentPath"]) if shown.get("FragmentPath") else None,
-            drop_ins=[Path(each) for each in shown.get("DropInPaths", "").split()],
-            command=_argv(shown.get("ExecStart", "")),
-            limits=_limits(shown),
-        )
+        return show.state(self.show())
+
+    def show(self) -> dict[str, str]:
+        """The properties in force by their names, see `show.PROPERTIES`. Raises ManagerError."""
+        return self._properties(show.PROPERTIES, SERVICE)
+
+    def lingers(self) -> bool:
+        """Whether the user's services start with the computer and stay when the user logs out."""
+        return (_LINGER / self.user).exists()
+
+    @property
+    def user(self) -> str:
+        """The name of the user whom this process belongs to."""
+        return _user_name(self._uid)
 
     def last_lines(self, number: int) -> list[str]:
         """From the journal, of the latest start only. Empty where there is no journal to read."""
-        if not (started := self._show().get("InvocationID")):
+        if not (started := self.show().get("InvocationID")):
             return []
         match = [f"_SYSTEMD_INVOCATION_ID={started}"]
         words = ["journalctl", *self._user, "--quiet", "--no-pager", "-o", "cat", "-n", str(number)]
@@ -130,7 +111,7 @@ class Systemd:
 
     def key_advice(self, variable: str, upstream: str) -> str | None:
         """The environment of a service is not the one of this terminal."""
-        shown = self._show()
+        shown = self.show()
         if f"{variable}=" in shown.get("Environment", "") or shown.get("EnvironmentFiles"):
             return None
         if self.scope is Scope.SYSTEM:
@@ -255,7 +236,7 @@ class Systemd:
     def _run(self, verb: str, limit_s: float, tell: Tell) -> None:
         """Have systemctl do it, and tell what the service says of itself meanwhile."""
         self._call("reset-failed", SERVICE)  # a person who asks again wants it tried again
-        latest = self._show().get("StatusText", "")  # which everybody has heard by now
+        latest = self.show().get("StatusText", "")  # which everybody has heard by now
         deadline_s = time.monotonic() + limit_s
         with self._begun(verb) as (process, output):
             while process.poll() is None:
@@ -264,7 +245,7 @@ class Systemd:
                         f"systemd has not finished within {limit_s:g} s and goes on; see: "
                         f"{self.words('status')}"
                     )
-                said = self._show().get("StatusText", "")
+                said = self.show().get("StatusText", "")
                 if said and said != latest:
                     tell(said)
                 latest = said
@@ -302,12 +283,8 @@ class Systemd:
 
     # --- asking systemctl -------------------------------------------------------------------
 
-    def _show(self) -> dict[str, str]:
-        return self._properties(_SHOWN, SERVICE)
-
     def _properties(self, names: str, *unit: str) -> dict[str, str]:
-        said = self._insist("show", "-p", names, *unit)
-        return dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+        return show.parse(self._insist("show", "-p", names, *unit))
 
     def _version(self) -> int:
         said = self._insist("--version")
@@ -324,7 +301,7 @@ class Systemd:
     def _call(self, *words: str) -> Done:
         try:
             command = [_program("systemctl"), *self._user, "--no-ask-password", *words]
-            return call(command, self._env)
+            return call(command, self._env, self._answer_s)
         except CallError as error:
             raise ManagerError(str(error)) from error
 
@@ -339,7 +316,7 @@ class Systemd:
     def _unreachable(self) -> str:
         if self.scope is Scope.SYSTEM:
             return "systemd does not answer: is it this computer's init, and not only installed?"
-        name = _user_name(self._uid)
+        name = self.user
         return (
             f"there is no systemd for the user {name} here. `su` and `sudo` start none: log in as "
             f"{name}, or run: sudo loginctl enable-linger {name}"
@@ -355,8 +332,8 @@ class Systemd:
 
     def _linger(self) -> list[str]:
         """Without it the service ends when its user logs out, and no boot starts it."""
-        name = _user_name(self._uid)
-        if (_LINGER / name).exists():
+        name = self.user
+        if self.lingers():
             return []
         try:
             insist(["loginctl", "--no-ask-password", "enable-linger", name], self._env)
@@ -366,60 +343,6 @@ class Systemd:
                 f"({error}); run: sudo loginctl enable-linger {name}"
             ]
         return [f"It starts with the computer, and stays when {name} logs out (linger is on)."]
-
-
-# --- reading what systemctl shows ----------------------------------------------------------------
-
-
-def span_s(text: str) -> float | None:
-    """ "1min 30s" in seconds; None for "infinity" and for what is no time."""
-    parts = re.findall(r"([\d.]+)(y|month|w|d|h|min|s|ms|us)\b", text)
-    return sum(float(number) * _SPAN_S[unit] for number, unit in parts) if parts else None
-
-
-def _limits(shown: Mapping[str, str]) -> Limits:
-    memory = [
-        int(shown[name]) for name in ("MemoryMax", "MemoryHigh") if shown.get(name, "").isdigit()
-    ]
-    files = shown.get("LimitNOFILE", "")
-    return Limits(
-        stop_s=span_s(shown.get("TimeoutStopUSec", "")),
-        watchdog_s=span_s(shown.get("WatchdogUSec", "")) or None,
-        memory_bytes=min(memory, default=None),
-        open_files=int(files) if files.isdigit() else None,
-    )
-
-
-def exit_code(shown: Mapping[str, str]) -> int | None:
-    """Of the last process, if that ended by itself."""
-    exited = shown.get("ExecMainCode") == _EXITED
-    return int(shown.get("ExecMainStatus") or 0) if exited else None
-
-
-def ending(shown: Mapping[str, str]) -> str | None:
-    """systemd's word for how it failed, and what it means; None: it has not."""
-    result = shown.get("Result", "success")
-    code = exit_code(shown)
-    if result == "success":
-        return None
-    if result == "exit-code" and code is not None:
-        return exit_text(code)
-    known = {
-        "timeout": "timeout: it was not ready, or did not stop, in time",
-        "watchdog": "watchdog: it was silent for too long",
-        "start-limit-hit": "start-limit-hit: it failed too often in a short time",
-        "oom-kill": "oom-kill: the kernel ran out of memory",
-        "signal": f"ended by signal {shown.get('ExecMainStatus')}",
-        "resources": "resources: systemd could not set up what the unit asks for",
-        "protocol": "protocol: it ended before it was ready",
-    }
-    return known.get(result, result)
-
-
-def _argv(exec_start: str) -> str:
-    """The command line in `{ path=… ; argv[]=… ; ignore_errors=… }`."""
-    found = re.search(r"argv\[\]=(.*?) ; ignore_errors=", exec_start)
-    return found[1] if found else ""
 
 
 def _exec_start(unit: str) -> str | None:
