@@ -137,28 +137,23 @@ async def websocket_from_peer(
     """The same over WebSocket: the peer's SSE, with its ids, becomes messages."""
     account = gateway.registry.ledger.open()
     stream = await peer.open_stream(path, caller.owner, account)
-    reader = None
     try:
         if stream.status not in {200, 204}:
             body = b"".join([piece async for piece in stream.pieces()])
             return web.Response(status=stream.status, body=body, content_type="application/json")
-        reader = RunSocket(gateway, request, caller)
-        reader.open()
-        await _pass_on(stream, reader.socket)
-        status, body = await peer.ask("GET", path.rpartition("/")[0], caller.owner)
-        summary = msgspec.json.decode(body) if status == 200 else {}
-        state, reason = summary.get("state", State.FAILED.value), summary.get("reason")
-        await reader.close({"state": state, "reason": reason})
-        return Written(close=True)
-    except UpstreamError as error:
-        if reader is None:
-            raise
-        await reader.close({"state": State.FAILED.value, "reason": str(error)})
+        with RunSocket(gateway, request, caller) as reader:
+            reader.open(keeps=False)
+            try:
+                await _pass_on(stream, reader.socket)
+                status, body = await peer.ask("GET", path.rpartition("/")[0], caller.owner)
+                summary = msgspec.json.decode(body) if status == 200 else {}
+                state, reason = summary.get("state", State.FAILED.value), summary.get("reason")
+            except UpstreamError as error:
+                state, reason = State.FAILED.value, str(error)
+            await reader.finish(state, reason)
         return Written(close=True)
     finally:
         stream.close()
-        if reader is not None:
-            reader.drop()
 
 
 async def _pass_on(stream: PeerStream, socket: WebSocket) -> None:

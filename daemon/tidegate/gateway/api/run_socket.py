@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import suppress
-
 import msgspec
 from aiohttp import web
 
@@ -13,11 +10,12 @@ from tidegate.core.formats.framing import SSE, Framing
 from tidegate.core.http.frames import CloseCode
 from tidegate.core.runs.run import Run
 from tidegate.core.runs.window import Cursor
+from tidegate.gateway.api.websocket_session import WebSocketSession
 from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.relay.subscriber import Subscriber
 from tidegate.gateway.server.auth import Caller
-from tidegate.gateway.server.websocket import WRITE_BYTES, SocketEnded, WebSocket, text_frame
+from tidegate.gateway.server.websocket import WRITE_BYTES, WebSocket, text_frame
 from tidegate.gateway.server.writer import Written
 
 _encode = msgspec.json.Encoder().encode
@@ -30,72 +28,39 @@ def event_message(seq: int, event: bytes, framing: Framing = SSE) -> bytes:
     return _encode({"seq": seq, "event": framing.event_name(event), "data": data})
 
 
-class RunSocket:
-    """A WebSocket that events are sent to, and that may close at any time."""
+class RunSocket(WebSocketSession):
+    """A WebSocket that a run's events are sent to; what its client sends means nothing."""
 
     def __init__(self, gateway: Gateway, request: web.BaseRequest, caller: Caller) -> None:
-        self.socket = WebSocket(gateway, request, caller.owner, MOST_SAID_BYTES)
-        self._listener: asyncio.Task[None] | None = None
+        super().__init__(gateway, request, caller, MOST_SAID_BYTES)
 
-    def open(self) -> None:
-        """Shakes hands; from then on whoever opened it is cancelled when the client leaves."""
-        self.socket.open(keeps=False)
-        owner = asyncio.current_task()
-        assert owner is not None
-        self._listener = asyncio.create_task(self._listen(owner))
-
-    async def _listen(self, owner: asyncio.Task[object]) -> None:
-        """Pings are answered while somebody receives; what a client says means nothing here."""
-        with suppress(ConnectionError):
-            try:
-                while True:
-                    await self.socket.receive()
-            except SocketEnded as ended:
-                await self.socket.close(ended.code, ended.reason)
-        owner.cancel()
-
-    async def close(self, last: dict[str, object]) -> None:
-        """The last word, and the closing handshake."""
-        if self._listener is not None:
-            self._listener.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._listener
-        await self.socket.send(_encode(last))
-        await self.socket.close(CloseCode.OK)
-
-    def drop(self) -> None:
-        """Leaves nothing behind."""
-        listener, self._listener = self._listener, None  # how it ended holds us
-        if listener is not None:
-            listener.cancel()
-        self.socket.drop()
+    async def finish(self, state: str, reason: str | None) -> None:
+        """Send how the run ended as the last message, and close."""
+        await self.close(CloseCode.OK, last=_encode({"state": state, "reason": reason}))
 
 
 async def serve_socket(
     gateway: Gateway, relay: Relay, request: web.BaseRequest, caller: Caller, cursor: Cursor
 ) -> web.StreamResponse:
     """Send a run's events from `cursor` on, and how it ended as the last message."""
-    reader = RunSocket(gateway, request, caller)
-    try:
+    with RunSocket(gateway, request, caller) as reader:
         subscriber = Subscriber(relay.run, cursor, reader.socket.client)
         reader.socket.reader = subscriber
         with gateway.reading(relay, subscriber):
-            reader.open()
-            await reader.close(await _pump(subscriber, reader.socket))
-    finally:
-        reader.drop()
+            reader.open(keeps=False)
+            reason = await _pump(subscriber, reader.socket)
+            await reader.finish(relay.run.state.value, reason)
     return Written(close=True)
 
 
-async def _pump(subscriber: Subscriber, socket: WebSocket) -> dict[str, object]:
-    """Sends events until the run is over, at the pace of the client; returns the last word."""
+async def _pump(subscriber: Subscriber, socket: WebSocket) -> str | None:
+    """Send events until the run is over, at the pace of the client; return why it ended."""
     run = subscriber.run
     while True:
         try:
             frames, subscriber.cursor = _frames(run, subscriber.cursor)
         except CursorEvicted as evicted:
-            reason = run.reason if run.released else f"read too slowly: {evicted}"
-            return {"state": run.state.value, "reason": reason}
+            return run.reason if run.released else f"read too slowly: {evicted}"
         if frames:
             keeps_up = socket.write(frames)
             del frames  # they may be waited with for long: they would be in no account
@@ -103,7 +68,7 @@ async def _pump(subscriber: Subscriber, socket: WebSocket) -> dict[str, object]:
             if not keeps_up:
                 await socket.drained()
         elif run.is_over:
-            return {"state": run.state.value, "reason": run.reason}
+            return run.reason
         else:
             await subscriber.wait()
 
