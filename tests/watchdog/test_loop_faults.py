@@ -24,8 +24,8 @@ from tidegate.core.fleet import lifecycle
 from tidegate.core.protocol import worker as msg
 from tidegate.core.protocol.control import ControlRequest
 from tidegate.managers.systemd import notify
-from tidegate.watchdog import listeners, reload, repairs, watchdog
-from tidegate.watchdog.control import commands, overview, pending, server, status
+from tidegate.watchdog import listeners, readiness, reload, repairs, watchdog
+from tidegate.watchdog.control import commands, overview, pending, reload_replies, server, status
 from tidegate.watchdog.faults import EXIT, SAMPLE, TICK, WAIT
 from tidegate.watchdog.guard import book, contents, decision_log, evidence, guard
 from tidegate.watchdog.workers import channel, generations, process
@@ -50,7 +50,20 @@ MODULES = [
         listeners,
         book,
     ),
-    *(overview, process, pending, reload, repairs, status, notify, watchdog, lifecycle, msg),
+    *(
+        overview,
+        process,
+        pending,
+        readiness,
+        reload,
+        reload_replies,
+        repairs,
+        status,
+        notify,
+        watchdog,
+        lifecycle,
+        msg,
+    ),
 ]
 # What turns, begins and ends the loop is not a handler of it; `__init__` is of the start.
 NOT_HANDLERS = {

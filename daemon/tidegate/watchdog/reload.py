@@ -20,14 +20,14 @@ from msgspec import Struct
 
 from tidegate.config import ConfigError, LoadedConfig
 from tidegate.config.changes import compare, summary
-from tidegate.core.protocol.control import ControlReply
-from tidegate.core.protocol.reload import Change, Earlier, Effect, Refusal, Refused, Reloaded, Why
+from tidegate.core.protocol.reload import Change, Effect, Refusal, Reloaded, Why
 from tidegate.core.text import count
 from tidegate.managers.sockets import Bound, ListenError
-from tidegate.managers.systemd.notify import Notifier
+from tidegate.watchdog.control.reload_replies import ReloadReplies
 from tidegate.watchdog.control.server import OUR_FAULT, Client, ControlServer
 from tidegate.watchdog.faults import Faults
 from tidegate.watchdog.listeners import Listeners
+from tidegate.watchdog.readiness import Readiness
 from tidegate.watchdog.workers.generations import Generations
 from tidegate.watchdog.workers.process import Worker
 
@@ -61,28 +61,26 @@ class Reloader:
         listeners: Listeners,
         generations: Generations,
         control: ControlServer,
-        notifier: Notifier,
+        readiness: Readiness,
         recycle: Callable[[str], str | None],
         on_config: Callable[[LoadedConfig], None],
-        has_served: Callable[[], bool],
         limit_s: float,
         faults: Faults,
     ) -> None:
         """`recycle` starts a new generation or says why not; `on_config` follows a new config.
 
-        `stand_in` makes what a parked daemon runs on, from the reason. `has_served`: the service
-        manager was told that we are ready.
+        `stand_in` makes what a parked daemon runs on, from the reason. `limit_s` is what a worker
+        has to take a config over.
         """
         self.config: LoadedConfig | None = None  # None until the first one was found good
         self._load = load
         self._stand_in = stand_in
         self._listeners = listeners
         self._generations = generations
-        self._control = control
-        self._notifier = notifier
+        self._replies = ReloadReplies(control)
+        self._readiness = readiness
         self._recycle = recycle
         self._on_config = on_config
-        self._has_served = has_served
         self._limit_s = limit_s
         self._faults = faults
         self._reload: Reload | None = None
@@ -91,8 +89,6 @@ class Reloader:
         self._changed = False  # the file changed meanwhile
         self._refused: str | None = None  # what the file as it is now was refused for
         self._postponed = False  # until the recycle that is under way is over
-        self._announced = False  # the service manager waits for the end of a reload
-        self._untold: tuple[list[Change], float] | None = None  # taken up unasked, and when
         self._request = 0
 
     def __repr__(self) -> str:
@@ -100,11 +96,24 @@ class Reloader:
 
     def begin(self) -> None:
         """Read the first config and open its sockets. Raises ConfigError or ListenError."""
-        self._begin_with(self._load())
+        self._begin_with(self._read())
 
     def park(self, reason: str) -> None:
         """Begin with nothing but the reason why. Raises ListenError."""
         self._begin_with(self._stand_in(reason))
+
+    def _read(self) -> LoadedConfig:
+        """Read the config. Raises ConfigError, also for a fault of ours over what it says."""
+        try:
+            return self._load()
+        except ConfigError:
+            raise
+        except Exception as error:
+            self._faults.note("reading the config", error)
+            raise ConfigError(
+                "the config cannot be judged, by a fault of tidegate's own "
+                f"({type(error).__name__}); the log has the stack"
+            ) from error
 
     def _begin_with(self, config: LoadedConfig) -> None:
         self._listeners.use(self._listeners.open(config.settings.listen))
@@ -167,25 +176,25 @@ class Reloader:
         try:
             if reload is not None:
                 self._listeners.discard(reload.bound)
-            self._ready()
+            self._readiness.reloaded()
         finally:
-            self._answer(waiting, Refusal(Why.WORKER, OUR_FAULT))
+            self._replies.refuse(waiting, Refusal(Why.WORKER, OUR_FAULT))
 
     def _try_to_serve(self, clients: list[Client], *, asked: bool) -> None:
         if self._generations.fleet.stopping:
-            self._answer(clients, Refusal(Why.BUSY, "tidegate is stopping"))
+            self._replies.refuse(clients, Refusal(Why.BUSY, "tidegate is stopping"))
             return
         if asked:
-            self._announce()
+            self._readiness.reloading()
         try:
-            config = self._load()
+            config = self._read()
         except ConfigError as error:
             self._refuse(clients, Refusal(Why.CONFIG, str(error)), asked=asked)
             return
         if config == self.config and not asked:
             self._refused = None
             return
-        self._announce()
+        self._readiness.reloading()
         self._take_up(config, clients, asked=asked)
 
     def _take_up(self, config: LoadedConfig, clients: list[Client], *, asked: bool) -> None:
@@ -322,8 +331,10 @@ class Reloader:
         """An upgrade takes over, and waits no longer for a reload: it reads the config anew."""
         clients = [*(self._reload.clients if self._reload else ()), *self._clients]
         self._clients = []
-        self._answer(clients, Refusal(Why.BUSY, "an upgrade came first; it reads the config anew"))
-        self._ready()
+        self._replies.refuse(
+            clients, Refusal(Why.BUSY, "an upgrade came first; it reads the config anew")
+        )
+        self._readiness.reloaded()
 
     def tick(self, now_s: float) -> None:
         """Every wait has its limit, and what had to wait for a recycle goes on after it."""
@@ -369,7 +380,7 @@ class Reloader:
             self._tell_ready_workers,
             lambda: self._on_config(reload.config),
             lambda: self._log_done(reload),
-            self._ready,
+            self._readiness.reloaded,
         ):
             self._faults.attempt("a new config", step)
         result = Reloaded(
@@ -377,11 +388,8 @@ class Reloader:
             generation=self._new_generation(reload),
             unparked=was_parked and reload.config.parked is None,
             warnings=reload.config.warnings,
-            earlier=self._earlier(reload),
         )
-        for client in reload.clients:
-            raw = msgspec.Raw(msgspec.json.encode(result))
-            self._control.reply(client, ControlReply(ok=True, result=raw))
+        self._replies.done(reload.clients, result, asked=reload.asked)
 
     def _tell_ready_workers(self) -> None:
         """Have every worker that serves or drains know the config in force.
@@ -397,18 +405,6 @@ class Reloader:
         serving = self._generations.serving
         return serving.number if reload.recycle is not None and serving is not None else None
 
-    def _earlier(self, reload: Reload) -> Earlier | None:
-        """What the file brought before somebody asked, told once to who then finds no change."""
-        untold, now_s = self._untold, time.monotonic()
-        if not reload.clients:
-            if reload.changes:
-                self._untold = None if reload.asked else (reload.changes, now_s)
-            return None
-        self._untold = None
-        if untold is None or reload.changes:
-            return None
-        return Earlier(changes=untold[0], ago_s=round(now_s - untold[1], 1))
-
     # --- what is said of it ---------------------------------------------------------------------
 
     def _refuse(self, clients: Sequence[Client], refusal: Refusal, *, asked: bool) -> None:
@@ -417,8 +413,8 @@ class Reloader:
         self._refused = refusal.text
         if asked or is_news:
             _log.error("reload refused, nothing has changed: %s", refusal.text)
-        self._ready()
-        self._answer(clients, refusal)
+        self._readiness.reloaded()
+        self._replies.refuse(clients, refusal)
         if self._is_parked and is_news and self._reload is None:
             stand_in = self._stand_in(refusal.text)
             bound = self._listeners.bound
@@ -435,20 +431,3 @@ class Reloader:
         if any(change.effect is Effect.RESTART for change in reload.changes):
             text += "; `listen` counts with a restart: the service manager opened the sockets"
         _log.info("config reloaded: %s%s", text, moved)
-
-    def _answer(self, clients: Sequence[Client], refusal: Refusal) -> None:
-        raw = msgspec.Raw(msgspec.json.encode(Refused(refused=refusal.why)))
-        for client in clients:
-            self._control.reply(client, ControlReply(ok=False, error=refusal.text, result=raw))
-
-    def _announce(self) -> None:
-        """Tell the service manager; what it hears is true between READY and STOPPING."""
-        if self._has_served() and not self._announced:
-            self._notifier.reloading(time.monotonic())
-            self._announced = True
-
-    def _ready(self) -> None:
-        """The end of what was announced, whatever became of it."""
-        if self._announced and not self._generations.fleet.stopping:
-            self._notifier.ready()
-        self._announced = False

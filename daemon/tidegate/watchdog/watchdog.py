@@ -35,7 +35,6 @@ from tidegate.core.protocol.status import Restart, Status
 from tidegate.core.settings import MIB
 from tidegate.logs import handler as log
 from tidegate.machine import pressure
-from tidegate.machine.heap import heap_trimmer
 from tidegate.machine.signals import hold_early, write_stacks_when_asked
 from tidegate.managers import sockets
 from tidegate.managers.launchd import activation
@@ -54,6 +53,7 @@ from tidegate.watchdog.guard.evidence import Evidence
 from tidegate.watchdog.guard.guard import Guardian
 from tidegate.watchdog.listeners import Listeners
 from tidegate.watchdog.pid_file import AlreadyRunning, PidFile
+from tidegate.watchdog.readiness import Readiness
 from tidegate.watchdog.reload import Reloader
 from tidegate.watchdog.repairs import Caretaker, Seen
 from tidegate.watchdog.runtime_dir import Home
@@ -72,8 +72,6 @@ from tidegate.watchdog.workers.process import (
 PID_FILE_NAME = "tidegate.pid"
 PARK_RETRY_S = 5.0  # a parked daemon looks so often whether the config was mended
 
-BARRIER_S = 1.0  # for the last words to be read
-EXTEND_S = 15.0  # asked of systemd on every tick of a start or drain: more than a few late ticks
 UNREAPABLE_S = 5.0  # a process that SIGKILL cannot end hangs in the kernel; we go without it
 # What a disk or a computer that is short of something says; any other error will stay.
 _PASSING = {
@@ -164,7 +162,7 @@ def _serve(watchdog: Watchdog) -> int:
         return watchdog.serve()
     except Exception:
         _log.exception("the watchdog itself failed")
-        watchdog.cry()
+        watchdog.report_failure()
         return os.EX_SOFTWARE
 
 
@@ -207,7 +205,6 @@ class Watchdog:
         """Raises ListenError for the control socket and for what the service manager passed."""
         self._park = park
         self._is_launchds = activation.is_job()
-        self._banner: Callable[[msg.Ready, list[str]], None] | None = banner
         self._pid_file = pid_file
         self._estate = estate  # what an upgrade left, until it is taken up
         self._timing = timing
@@ -228,6 +225,10 @@ class Watchdog:
             faults=self._faults,
             first_limit_bytes=lambda number: self._overview.first_ledger_limit_bytes(number),  # noqa: PLW0108
         )
+        has_served = estate is not None and estate.serves
+        self._readiness = Readiness(
+            self._notifier, self._generations, None if has_served else banner
+        )
         self._control = ControlServer(
             runtime_dir / SOCKET_NAME,
             self._selector,
@@ -240,15 +241,14 @@ class Watchdog:
         )
         self._commands = Commands(self, self._generations, self._control, timing.reply_s)
         self._reloader = Reloader(
-            load=functools.partial(self._judged, load),
+            load=load,
             stand_in=stand_in,
             listeners=self._listeners,
             generations=self._generations,
             control=self._control,
-            notifier=self._notifier,
+            readiness=self._readiness,
             recycle=lambda reason: self._recycle(reason, planned=False),
             on_config=self._follow,
-            has_served=lambda: self._banner is None,
             limit_s=timing.configured_s,
             faults=self._faults,
         )
@@ -316,19 +316,6 @@ class Watchdog:
         attempt(CLOCK, self._keep_time)
         if not attempt("the upgrade", self._go_on_upgrading):
             attempt("the upgrade, given up", self._give_up_upgrading)
-
-    def _judged(self, load: Callable[[], LoadedConfig]) -> LoadedConfig:
-        """Read the config. Raises ConfigError, also for a fault of ours over what it says."""
-        try:
-            return load()
-        except ConfigError:
-            raise
-        except Exception as error:
-            self._faults.note("reading the config", error)
-            raise ConfigError(
-                "the config cannot be judged, by a fault of tidegate's own "
-                f"({type(error).__name__}); the log has the stack"
-            ) from error
 
     def _begin(self) -> str | None:
         """Read the config, open the sockets, start the first worker; why not, if it failed."""
@@ -409,20 +396,16 @@ class Watchdog:
         return self._exit_code
 
     def _say_goodbye(self) -> None:
-        self._notifier.status(self._last_words())
-        self._notifier.stopping()
-        self._notifier.barrier(BARRIER_S)
+        self._readiness.ended(self._last_words())
 
     def _last_words(self) -> str:
         if self._exit_code == os.EX_OK:
             return "stopped"
         return f"failed: {self._why or self._cannot}"
 
-    def cry(self) -> None:
-        """The loop itself failed. Where somebody watches us, let them see it as a hang."""
-        self._notifier.status("failed: a defect of tidegate itself, see its log")
-        self._notifier.trigger()
-        self._notifier.barrier(BARRIER_S)
+    def report_failure(self) -> None:
+        """The loop itself failed."""
+        self._readiness.report_failure()
 
     # --- the loop's clock -----------------------------------------------------------------
 
@@ -487,15 +470,7 @@ class Watchdog:
         self._generations.move(place)
 
     def _tell_manager(self) -> None:
-        self._notifier.flush()
-        self._notifier.status(status.status_line(self._status()))
-        if self._generations.fleet.stopping or self._is_starting:
-            self._notifier.extend_timeout(EXTEND_S)
-
-    @property
-    def _is_starting(self) -> bool:
-        """Whether nobody was told yet that we serve. How long that may take is ours to say."""
-        return self._banner is not None and self._parked is None
+        self._readiness.tell(self._status(), is_parked=self._parked is not None)
 
     def _care(self, now_s: float) -> None:
         """Look for what somebody should mend."""
@@ -700,7 +675,7 @@ class Watchdog:
         """Drain and end; the second time, end at once."""
         if self._upgrade is not None:
             self._faults.attempt("the end of an upgrade", self._cancel_upgrade)
-        self._notifier.extend_timeout(EXTEND_S)
+        self._readiness.ask_for_time()
         self._cannot = None
         self._faults.attempt("the listening sockets", self._listeners.refuse_newcomers)
         self._do(events.Stop(limit_s=self._stop_s()))
@@ -774,13 +749,8 @@ class Watchdog:
 
     def _tell_first(self, worker: Worker, ready: msg.Ready) -> None:
         """That we serve, once: to the service manager and on the terminal."""
-        serves = worker.config.parked is None and not self._generations.fleet.stopping
-        if serves and self._banner is not None:
-            banner, self._banner = self._banner, None
-            self._notifier.ready()
-            self._notifier.status(status.status_line(self._status()))
-            banner(ready, self._listeners.addresses)
-            heap_trimmer()()  # a megabyte of what the imports left behind
+        if worker.config.parked is None and not self._generations.fleet.stopping:
+            self._readiness.serving(ready, self._listeners.addresses, self._status())
 
     def _reap(self) -> None:
         """See which processes are gone, and which sockets nobody accepts from any more."""
@@ -848,7 +818,7 @@ class Watchdog:
     def _leave_behind(self) -> Estate:
         return Estate(
             started_s=self._overview.started_s,
-            serves=self._banner is None,
+            serves=self._readiness.has_served,
             fleet=self._generations.fleet,
             workers=self._generations.kept(),
             listeners=self._listeners.kept(),
@@ -867,8 +837,6 @@ class Watchdog:
         """Take up what the former program left, and replace its worker."""
         self._estate = None
         _log.info("version %s goes on where %s left off", __version__, estate.version)
-        if estate.serves:
-            self._banner = None
         self._memory.resume(estate.alarms, estate.steps)
         self._listeners.resume(estate.listeners)
         self._commands.resume(estate.clients)
