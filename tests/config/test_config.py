@@ -458,6 +458,20 @@ def test_key_header_can_be_chosen(load, header):
     assert load(BOX).settings.upstreams[0].api_key_header is None
 
 
+def test_settings_are_read_without_the_keys(tmp_path):
+    """A command of another user than the service's may find no key; the settings it can read."""
+    path = tmp_path / "config.toml"
+    path.write_text(f'{BOX}api_key_env = "MISSING"\n[drain]\nstop_limit_s = 7\n')
+    assert config.read_settings(path).drain.stop_limit_s == 7
+    path.write_text('listen = 7\n[auth]\ntokens_file = ""\n')
+    with pytest.raises(ConfigError) as error:
+        config.read_settings(path)
+    assert [line.split(": ")[1] for line in str(error.value).splitlines()] == [
+        "listen",
+        "auth.tokens_file",
+    ]
+
+
 def test_unknown_key_header_names_the_choices(load):
     """Any other header, or another way to write one, is refused with the two there are."""
     for header in ("X-API-Key", "cookie", ""):

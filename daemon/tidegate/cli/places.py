@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from tidegate import config
 from tidegate.config import places
+from tidegate.core.settings import Drain
 
 
 def find_places(arguments: argparse.Namespace) -> places.Places:
@@ -14,3 +16,14 @@ def find_places(arguments: argparse.Namespace) -> places.Places:
         state_dir=arguments.state_dir,
         runtime_dir=arguments.runtime_dir,
     )
+
+
+def stop_limit_s(found: places.Places) -> float:
+    """How long the tidegate of these places lets answers finish when it stops, in seconds.
+
+    A config that is not there or not good says nothing, and the default holds.
+    """
+    try:
+        return config.read_settings(found.config_file).drain.stop_limit_s
+    except (config.ConfigError, OSError):
+        return Drain().stop_limit_s

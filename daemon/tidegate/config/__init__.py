@@ -29,7 +29,7 @@ from tidegate.config.keys import read_authorities, read_headers, read_keys, size
 from tidegate.config.mistake import ConfigError, Problem
 from tidegate.core.settings import Auth, Settings, Token
 
-__all__ = ["ConfigError", "LoadedConfig", "load", "stand_in", "tokens_path"]
+__all__ = ["ConfigError", "LoadedConfig", "load", "read_settings", "stand_in", "tokens_path"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +85,7 @@ def load(
     table = dict(document.table)
     if listen := _listen_from(environ):
         table["listen"] = listen
-    problems: list[Problem] = []
-    settings = to_settings(table, problems)
-    found = find_problems(settings)
+    settings, mistakes, found = _judge(table)
     keys = read_keys(settings, _beside(document), environ, found)
     headers = read_headers(settings, _beside(document), environ, found)
     authorities = read_authorities(settings, _beside(document), found)
@@ -96,9 +94,7 @@ def load(
     known = _tokens(state_dir / settings.auth.tokens_file, found)
     if not known and not any(problem.key == "listen" for problem in found):
         found += find_open_doors(settings)
-    problems += without_consequences(found, problems)
-    if problems:
-        raise document.error(problems)
+    _refuse(document, mistakes, found)
     return LoadedConfig(
         settings=settings,
         secrets=keys,
@@ -109,6 +105,30 @@ def load(
         place=(path or places.default_config_file()).absolute(),
         warnings=[*find_warnings(settings), *_overruled(document.table, listen)],
     )
+
+
+def read_settings(path: Path) -> Settings:
+    """Read the settings of the config file at `path`, without what lies elsewhere.
+
+    Keys, certificates and tokens may be for the service alone to read. Raises ConfigError.
+    """
+    document = read(path)
+    settings, mistakes, found = _judge(document.table)
+    _refuse(document, mistakes, found)
+    return settings
+
+
+def _judge(table: Mapping[str, object]) -> tuple[Settings, list[Problem], list[Problem]]:
+    """The settings, the mistakes in types and keys, and what else is wrong with the settings."""
+    mistakes: list[Problem] = []
+    settings = to_settings(table, mistakes)
+    return settings, mistakes, find_problems(settings)
+
+
+def _refuse(document: Document, mistakes: list[Problem], found: list[Problem]) -> None:
+    """Raise ConfigError with every problem, if there is one."""
+    if problems := mistakes + without_consequences(found, mistakes):
+        raise document.error(problems)
 
 
 def _overruled(table: Mapping[str, object], listen: list[str]) -> list[str]:

@@ -19,11 +19,7 @@ from msgspec import Struct
 
 from tidegate import __version__, config
 from tidegate.config import ConfigError, LoadedConfig
-from tidegate.config import document as config_document
-from tidegate.config.check import find_problems
-from tidegate.config.convert import to_settings
 from tidegate.config.keys import read_authorities, read_headers, read_keys
-from tidegate.config.mistake import Problem as Mistake
 from tidegate.config.places import Places, serving_dir
 from tidegate.core.problems import Problem, Severity
 from tidegate.core.protocol.status import Status
@@ -115,12 +111,9 @@ def read(places: Places, environ: Mapping[str, str]) -> Subject:
 
 def _as_far_as_good(path: Path, environ: Mapping[str, str]) -> LoadedConfig | None:
     """A config whose keys are elsewhere, or whose tokens are lost, still says where things are."""
-    mistakes: list[Mistake] = []
     try:
-        settings = to_settings(dict(config_document.read(path).table), mistakes)
+        settings = config.read_settings(path)
     except ConfigError:
-        return None
-    if mistakes or any(find_problems(settings)):
         return None
     return LoadedConfig(
         settings=settings,

@@ -28,9 +28,9 @@ from tidegate.cli.service.which import (
     other_than,
     own_words,
     platform_of,
-    read_settings,
 )
 from tidegate.cli.show.printable import say, say_lines
+from tidegate.config import read_settings
 from tidegate.core.settings import Settings
 from tidegate.managers import account, placing
 from tidegate.managers.base import Manager

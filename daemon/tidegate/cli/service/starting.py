@@ -8,14 +8,13 @@ from collections.abc import Callable
 
 from tidegate import __version__
 from tidegate.cli.failure import BAD_CONFIG, NOT_RUNNING, NOT_YET, REFUSED, Failure
-from tidegate.cli.service.which import own_words, places_of, read_settings
+from tidegate.cli.places import stop_limit_s
+from tidegate.cli.service.which import own_words, places_of
 from tidegate.cli.show.banner import base_url
 from tidegate.cli.show.printable import printable, say
 from tidegate.cli.verbs.detached import READY_LIMIT_S, SERVING, find_status
-from tidegate.config import ConfigError
 from tidegate.config.places import Places
 from tidegate.core.protocol.status import Status
-from tidegate.core.settings import Drain
 from tidegate.managers.base import Manager, ManagerError, Tell
 
 START_LIMIT_S = 120.0  # the unit's TimeoutStartSec is 90 s
@@ -54,7 +53,7 @@ def bring_up(
         begin(chosen, arguments, chosen.start)
     elif is_changed or not state.running:
         say("It was started before, and is restarted.", flush=True)
-        limit_s = stop_limit_s(places_of(chosen, arguments, state))
+        limit_s = longest_stop_s(places_of(chosen, arguments, state))
         if opens_sockets:  # sockets that are open stay as they were opened
             chosen.stop(limit_s, tell)
             begin(chosen, arguments, chosen.start)
@@ -112,13 +111,9 @@ def _failure(chosen: Manager, what: str, code: int | None = None) -> Failure:
     return Failure(f"{what}{log}", code)
 
 
-def stop_limit_s(found: Places) -> float:
+def longest_stop_s(found: Places) -> float:
     """Return how long a stop of the service in these places may take, in seconds."""
-    try:
-        limit_s = read_settings(found.config_file).drain.stop_limit_s
-    except (ConfigError, OSError):
-        limit_s = Drain().stop_limit_s
-    return limit_s + STOP_MARGIN_S
+    return stop_limit_s(found) + STOP_MARGIN_S
 
 
 def tell(text: str) -> None:

@@ -17,7 +17,7 @@ import msgspec
 
 from tidegate.cli.failure import NOT_RUNNING, REFUSED, Failure
 from tidegate.cli.service.install import install
-from tidegate.cli.service.starting import begin, check_alone, stop_limit_s, tell
+from tidegate.cli.service.starting import begin, check_alone, longest_stop_s, tell
 from tidegate.cli.service.which import (
     check_writable,
     find,
@@ -27,11 +27,11 @@ from tidegate.cli.service.which import (
     need_root,
     places_of,
     platform_of,
-    read_settings,
     unknown_text,
 )
 from tidegate.cli.show.printable import say, say_lines
 from tidegate.cli.verbs.detached import find_status
+from tidegate.config import read_settings
 from tidegate.config.places import Places
 from tidegate.core.protocol.status import Status
 from tidegate.managers import account, placing
@@ -52,7 +52,7 @@ def uninstall(arguments: argparse.Namespace) -> int:
     check_writable(chosen)
     found = places_of(chosen, arguments, state)
     say("Stopping …", flush=True)
-    chosen.stop(stop_limit_s(found), tell)
+    chosen.stop(longest_stop_s(found), tell)
     for note in chosen.remove():
         say_lines(note)
     _say_what_stays(chosen, found)
@@ -92,7 +92,7 @@ def stop(arguments: argparse.Namespace) -> int:
     if not state.active:
         say(f"It is stopped already: {state.word}.")
         return 0
-    chosen.stop(stop_limit_s(places_of(chosen, arguments, state)), tell)
+    chosen.stop(longest_stop_s(places_of(chosen, arguments, state)), tell)
     after = chosen.state()
     if after.result:
         say(f"Stopped, but not as it should: {after.result}")
@@ -107,7 +107,7 @@ def restart(arguments: argparse.Namespace) -> int:
     found = places_of(chosen, arguments)
     if is_there(found.config_file):
         read_settings(found.config_file)
-    begin(chosen, arguments, chosen.restart, stop_limit_s(found))
+    begin(chosen, arguments, chosen.restart, longest_stop_s(found))
     return 0
 
 

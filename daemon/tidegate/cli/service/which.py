@@ -9,12 +9,7 @@ from pathlib import Path
 
 from tidegate.cli.failure import NOT_RUNNING, REFUSED, USAGE, Failure
 from tidegate.config import places
-from tidegate.config.check import find_problems
-from tidegate.config.convert import to_settings
-from tidegate.config.document import read
-from tidegate.config.mistake import Problem
 from tidegate.config.places import Places
-from tidegate.core.settings import Settings
 from tidegate.managers import find as managers
 from tidegate.managers import placing
 from tidegate.managers.base import Manager, ManagerError, State
@@ -111,21 +106,6 @@ def own_words(chosen: Manager, verb: str) -> str:
         return f"`tidegate service {verb}{' --user' if os.geteuid() == 0 else ''}`"
     needs_sudo = os.geteuid() != 0 and verb not in {"status", "logs"}
     return f"`{'sudo ' if needs_sudo else ''}tidegate service {verb} --system`"
-
-
-def read_settings(path: Path) -> Settings:
-    """The settings without their keys, which only the service itself can find.
-
-    Raises ConfigError.
-    """
-    document = read(path)
-    problems: list[Problem] = []
-    settings = to_settings(dict(document.table), problems)
-    if settings is not None:
-        problems += find_problems(settings)
-    if settings is None or problems:
-        raise document.error(problems)
-    return settings
 
 
 def is_there(path: Path) -> bool:

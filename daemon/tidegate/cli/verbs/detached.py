@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tidegate import config
 from tidegate.cli.failure import NOT_RUNNING, NOT_YET, REFUSED, Failure
-from tidegate.cli.places import find_places
+from tidegate.cli.places import find_places, stop_limit_s
 from tidegate.cli.show.banner import base_url
 from tidegate.cli.show.decode import read_status
 from tidegate.cli.show.printable import say
@@ -23,7 +23,6 @@ from tidegate.cli.verbs.ask import ask, nobody_text
 from tidegate.config.places import Places, PlacesError, make_private, serving_dir
 from tidegate.core.protocol.control import ControlRequest
 from tidegate.core.protocol.status import Status
-from tidegate.core.settings import Drain
 from tidegate.logs.file import refuse_strange_link
 from tidegate.managers import base, placing
 from tidegate.managers.base import Manager
@@ -93,7 +92,7 @@ def _stop(places: Places) -> int:
         ask(places, ControlRequest(verb="stop", wait=False))
     except Failure:
         _terminate(pid_file, pid)
-    if not detach.wait_for(is_over, _stop_limit_s(places) + STOP_MARGIN_S):
+    if not detach.wait_for(is_over, stop_limit_s(places) + STOP_MARGIN_S):
         _terminate(pid_file, pid)
         if not detach.wait_for(is_over, TERM_LIMIT_S):
             raise Failure(f"pid {pid} has been told to stop and is still there", NOT_YET)
@@ -203,13 +202,6 @@ def _new_lines(log_file: Path, seen: int) -> list[str]:
     with log_file.open("rb") as log:
         log.seek(seen if log_file.stat().st_size >= seen else 0)
         return log.read().decode("utf-8", "replace").splitlines()[-LOG_LINES:]
-
-
-def _stop_limit_s(places: Places) -> float:
-    try:
-        return config.load(places.named_config, places.state_dir).settings.drain.stop_limit_s
-    except config.ConfigError:
-        return Drain().stop_limit_s
 
 
 def _terminate(pid_file: Path, pid: int) -> None:
