@@ -26,6 +26,7 @@ from tidegate.core.http.url import parse_url
 from tidegate.core.problems import Problem
 from tidegate.core.secret import Secret
 from tidegate.core.settings import Upstream
+from tidegate.core.upstreams.address import address_of
 from tidegate.core.upstreams.well_known import WELL_KNOWN
 from tidegate.doctor.findings import finding
 from tidegate.gateway.upstreams.tls import trusting
@@ -139,24 +140,21 @@ class _Place:
     ) -> None:
         self.upstream = upstream
         self._authority = authority
-        where = parse_url(upstream.url)
-        self.unix_path = where.socket_path
-        self.host = where.host or "localhost"
-        self.port = where.port
-        self.is_tls = where.is_tls
-        self.prefix = where.path.rstrip("/") or "/v1"
-        usual = "x-api-key" if self.host == "api.anthropic.com" else "authorization"
-        header = upstream.api_key_header or usual
-        self.is_anthropic = header == "x-api-key"
+        address = address_of(upstream, headers)
+        self.unix_path = address.url.socket_path
+        self.host = address.url.host or "localhost"
+        self.port = address.url.port
+        self.is_tls = address.url.is_tls
+        self.prefix = address.prefix
+        self.is_anthropic = address.key_header == "x-api-key"
         self.sock: socket.socket | None = None  # http.client forgets it while an answer still comes
-        fixed = {name: value for name, value in upstream.headers.items() if isinstance(value, str)}
-        self.headers = {"Content-Type": "application/json", **fixed, **headers}
-        if not any(name.lower() == "user-agent" for name in self.headers):
+        self.headers = {"Content-Type": "application/json", **address.headers}
+        if not address.names_agent:
             self.headers["User-Agent"] = f"tidegate-doctor/{__version__}"
         if self.is_anthropic:
             self.headers["anthropic-version"] = _VERSION
         if key is not None:
-            self.headers[header] = key if self.is_anthropic else f"Bearer {key}"
+            self.headers[address.key_header] = address.key_value(key)
 
     def request(
         self, method: str, path: str, body: object, deadline_s: float

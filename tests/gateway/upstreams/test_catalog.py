@@ -400,10 +400,10 @@ async def test_whatever_goes_wrong_with_one_upstream_the_others_are_asked(
     libraries = [Library("a"), Library("b")]
     rig: Rig = await rigs(*[await raw_upstream(each.play) for each in libraries])
 
-    async def fails(*arguments: object, **more: object) -> tuple[int, bytes]:
+    def fails(*arguments: object, **more: object) -> bytes:
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr(rig.pool("box"), "fetch", fails)
+    monkeypatch.setattr(rig.pool("box"), "request_head", fails)
     await rig.gateway.catalog.refresh()
     assert [each.asked for each in libraries] == [0, 1]
     assert rig.pool("box").status().state == "failing"

@@ -10,18 +10,14 @@ import pytest
 
 from fakes.machine import until
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Heard, Peer, chunked, plain
+from gateway.pool_rig import none_left, pool_of
 from tidegate.core.errors import UpstreamError
-from tidegate.core.settings import Limits, Upstream
 from tidegate.gateway.upstreams import connection as connection_module
 from tidegate.gateway.upstreams.connection import MAX_HEAD_BYTES, UpstreamConnection
 from tidegate.gateway.upstreams.pool import UpstreamPool
 
 ON_BOTH_LOOPS = True
 ASK = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-
-
-def pool_of(url: str) -> UpstreamPool:
-    return UpstreamPool(Upstream(name="box", url=url), Limits(connect_s=2.0), None)
 
 
 async def ask(raw_upstream, *answer: bytes, hang: bool = True) -> tuple[Heard, UpstreamPool]:
@@ -43,7 +39,7 @@ async def ask(raw_upstream, *answer: bytes, hang: bool = True) -> tuple[Heard, U
 
 
 async def gone(pool: UpstreamPool) -> None:
-    await until(lambda: not pool._open, DEADLINE_S, "the connection is closed")
+    await none_left(pool)
 
 
 # --- bodies and their ends -----------------------------------------------------------------------

@@ -9,13 +9,14 @@ from unittest.mock import Mock
 import pytest
 
 from fakes.machine import until
-from gateway.gateway_rig import DEADLINE_S, HEAD, Heard, Peer, plain
+from gateway.gateway_rig import DEADLINE_S, Heard, Peer, plain
+from gateway.pool_rig import answers, closed, none_left, pool_of
 from tidegate import __version__
 from tidegate.core.errors import UpstreamError
 from tidegate.core.settings import HeaderSource, Limits, Upstream
 from tidegate.core.upstreams.blame import FAULT_OF_CODE, VERDICTS, Held
+from tidegate.gateway.upstreams.fetch import fetch
 from tidegate.gateway.upstreams.pool import (
-    MAX_FETCH_BYTES,
     MAX_IDLE,
     MAX_MODELS_NOTED,
     MAX_NAME_NOTED,
@@ -27,21 +28,9 @@ ON_BOTH_LOOPS = True
 VERSION = __version__.encode()
 
 
-def pool_of(url: str, secret: str | None = None, most: int = 0, **limits: object) -> UpstreamPool:
-    values = {"connect_s": 2.0, **limits}
-    return UpstreamPool(
-        Upstream(name="box", url=url, max_concurrent=most), Limits(**values), secret
-    )
-
-
 def unused_url() -> str:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         return f"http://127.0.0.1:{sock.getsockname()[1]}"
-
-
-async def closed(pool: UpstreamPool) -> None:
-    pool.close()
-    await until(lambda: not pool._open, DEADLINE_S, "its connections are closed")
 
 
 # --- the address ----------------------------------------------------------------------------------
@@ -154,7 +143,7 @@ async def test_an_upstream_that_cannot_be_used_is_there_and_says_why(url: str) -
     pool = pool_of(url)
     assert (pool.state, pool.reachable) == ("failing", False)
     assert 'upstream "box" cannot be used as it is configured: its url must' in str(pool.last_error)
-    for ask in (pool.connect(), pool.fetch("/models", 1.0)):
+    for ask in (pool.connect(), fetch(pool, "/models", 1.0)):
         with pytest.raises(UpstreamError, match="its url must") as caught:
             await ask
         assert VERDICTS[FAULT_OF_CODE[caught.value.code]].goes_on
@@ -261,6 +250,16 @@ async def test_figures_are_bounded() -> None:
     assert "m1" not in pool.figures
 
 
+async def test_the_status_tells_what_happened() -> None:
+    """Unknown at first, then as the last attempt went."""
+    pool = pool_of("http://h")
+    assert (pool.status().state, pool.reachable) == ("unknown", None)
+    pool.failed("m", "it burns")
+    assert (pool.status().state, pool.status().last_error) == ("failing", "it burns")
+    pool.succeeded("m")
+    assert (pool.status().state, pool.status().last_error, pool.reachable) == ("ok", None, True)
+
+
 # --- connections ----------------------------------------------------------------------------------
 
 
@@ -321,7 +320,7 @@ async def test_a_cancelled_connect_leaves_nothing(raw_upstream) -> None:
         await asyncio.gather(task, return_exceptions=True)
         if not task.cancelled():
             task.result().abort()
-    await until(lambda: not pool._open, DEADLINE_S, "no connection is left")
+    await none_left(pool)
     await until(lambda: not upstream.open_connections, DEADLINE_S, "the upstream sees that too")
 
 
@@ -336,18 +335,12 @@ async def kept(pool: UpstreamPool, count: int) -> None:
         await heard.over()
 
 
-async def answers(peer: Peer) -> None:
-    while True:
-        await peer.request()
-        await peer.send(plain(b"{}"))
-
-
 async def test_idle_connections_are_bounded(raw_upstream) -> None:
     """Of a burst only MAX_IDLE are kept."""
     upstream = await raw_upstream(answers)
     pool = pool_of(upstream.url)
     await kept(pool, MAX_IDLE + 6)
-    await until(lambda: len(pool._open) == MAX_IDLE, DEADLINE_S, "the others are closed")
+    await until(lambda: pool.status().connections == MAX_IDLE, DEADLINE_S, "the others are closed")
     await closed(pool)
 
 
@@ -360,10 +353,10 @@ async def test_an_idle_connection_is_closed_in_time(
     pool = pool_of(upstream.url)
     await kept(pool, 3)
     assert pool.status().connections == 3
-    await until(lambda: not pool._open, DEADLINE_S, "all were closed")
+    await none_left(pool)
     await until(lambda: not upstream.open_connections, DEADLINE_S, "the upstream sees that")
     await kept(pool, 1)
-    await until(lambda: not pool._open, DEADLINE_S, "and again")
+    await none_left(pool)
 
 
 async def test_a_connection_that_was_closed_is_not_handed_out(raw_upstream) -> None:
@@ -375,7 +368,7 @@ async def test_a_connection_that_was_closed_is_not_handed_out(raw_upstream) -> N
 
     pool = pool_of((await raw_upstream(play)).url)
     await kept(pool, 2)
-    await until(lambda: not pool._open, DEADLINE_S, "both are closed")
+    await none_left(pool)
     assert pool.take_idle() is None
 
 
@@ -464,94 +457,3 @@ async def test_two_generations_share_the_places() -> None:
     assert not pool.take_place(Guest(1, called))
     pool.share(0)
     assert (called, pool.active) == ([0, 1], 2)
-
-
-# --- small whole answers --------------------------------------------------------------------------
-
-
-async def test_a_fetch_keeps_the_connection(raw_upstream) -> None:
-    """Status and body; the next one goes over the same connection."""
-    upstream = await raw_upstream(answers)
-    pool = pool_of(upstream.url)
-    assert await pool.fetch("/models", 2.0) == (200, b"{}")
-    assert await pool.fetch("/models", 2.0) == (200, b"{}")
-    assert len(upstream.peers) == 1
-    await closed(pool)
-
-
-async def test_a_fetch_over_a_stale_connection_is_tried_afresh(raw_upstream) -> None:
-    """That a kept connection died of idleness says nothing about the upstream."""
-
-    async def play(peer: Peer) -> None:
-        await peer.request()
-        await peer.send(plain(b"{}"))
-        await peer.request()
-
-    upstream = await raw_upstream(play)
-    pool = pool_of(upstream.url)
-    for _ in range(3):
-        assert await pool.fetch("/models", 2.0) == (200, b"{}")
-    assert len(upstream.peers) == 3
-    await closed(pool)
-
-
-@pytest.mark.parametrize(
-    ("answer", "reason"),
-    [
-        (b"", "closed the connection"),
-        (plain(b"x" * 100)[:-1], "closed the connection"),
-        (b"\x00\x01\x02\r\n\r\n", "not HTTP"),
-        (HEAD + b"%x\r\n" % (16 * MAX_FETCH_BYTES) + b"x" * 3 * MAX_FETCH_BYTES, "too long"),
-    ],
-    ids=["nothing", "cut", "garbage", "long"],
-)
-async def test_a_fetch_that_fails_says_why(raw_upstream, answer: bytes, reason: str) -> None:
-    """And leaves no connection."""
-
-    async def play(peer: Peer) -> None:
-        await peer.request()
-        await peer.send(answer)
-
-    pool = pool_of((await raw_upstream(play)).url)
-    with pytest.raises(UpstreamError, match=reason):
-        await pool.fetch("/models", 5.0)
-    await until(lambda: not pool._open, DEADLINE_S, "no connection is left")
-
-
-async def test_a_fetch_has_a_limit(raw_upstream) -> None:
-    """An upstream that does not answer is let go."""
-
-    async def play(peer: Peer) -> None:
-        await peer.hang()
-
-    upstream = await raw_upstream(play)
-    pool = pool_of(upstream.url)
-    with pytest.raises(UpstreamError, match=r"did not answer within 0\.1 s"):
-        await pool.fetch("/models", 0.1)
-    await until(lambda: not pool._open, DEADLINE_S, "no connection is left")
-    await until(lambda: not upstream.open_connections, DEADLINE_S, "the upstream sees that")
-
-
-async def test_a_cancelled_fetch_leaves_nothing(raw_upstream) -> None:
-    """The connection goes with whoever asked."""
-
-    async def play(peer: Peer) -> None:
-        await peer.hang()
-
-    upstream = await raw_upstream(play)
-    pool = pool_of(upstream.url)
-    task = asyncio.ensure_future(pool.fetch("/models", 5.0))
-    await until(lambda: upstream.peers, DEADLINE_S, "it is connected")
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-    await until(lambda: not pool._open, DEADLINE_S, "no connection is left")
-
-
-async def test_the_status_tells_what_happened() -> None:
-    """Unknown at first, then as the last attempt went."""
-    pool = pool_of("http://h")
-    assert (pool.status().state, pool.reachable) == ("unknown", None)
-    pool.failed("m", "it burns")
-    assert (pool.status().state, pool.status().last_error) == ("failing", "it burns")
-    pool.succeeded("m")
-    assert (pool.status().state, pool.status().last_error, pool.reachable) == ("ok", None, True)

@@ -20,6 +20,7 @@ from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.server.auth import Caller
 from tidegate.gateway.server.errors import Refused
 from tidegate.gateway.upstreams.catalog import LATEST
+from tidegate.gateway.upstreams.fetch import fetch
 from tidegate.gateway.upstreams.pool import UpstreamPool
 
 _CHANGES = re.compile(r"/api/(?:pull|push|create|copy|delete|blobs(?:/.*)?)")
@@ -119,7 +120,7 @@ async def _ask(gateway: Gateway, path: str) -> list[tuple[str, bytes]]:
 
 async def _ask_one(pool: UpstreamPool, path: str) -> bytes | None:
     try:
-        status, body = await pool.fetch(path, ASK_LIMIT_S, at_root=True)
+        status, body = await fetch(pool, path, ASK_LIMIT_S, at_root=True)
     except UpstreamError:
         return None
     return body if status == 200 else None

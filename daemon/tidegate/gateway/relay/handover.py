@@ -22,6 +22,7 @@ from tidegate.core.runs.ledger import Account, Entry, Ledger
 from tidegate.core.runs.run import Attempt, Run, State
 from tidegate.core.runs.summary import RunSummary
 from tidegate.core.settings import Limits, Upstream
+from tidegate.gateway.upstreams.fetch import fetch
 from tidegate.gateway.upstreams.pool import UpstreamPool
 
 log = logging.getLogger("tidegate.handoff")
@@ -149,7 +150,7 @@ class Peer:
 
     async def ask(self, method: str, path: str, owner: str) -> tuple[int, bytes]:
         """Status and body. Raises UpstreamError."""
-        return await self._pool.fetch(path, ASK_LIMIT_S, method=method, more=_owned_by(owner))
+        return await fetch(self._pool, path, ASK_LIMIT_S, method=method, more=_owned_by(owner))
 
     async def runs(self, owner: str) -> list[RunSummary]:
         """Its runs; none when it cannot be asked, for it may just have gone."""
@@ -162,7 +163,7 @@ class Peer:
 
     async def hand_over(self, run: Run) -> bool:
         """Gives it a finished run; whether it took it. Raises UpstreamError when it is gone."""
-        status, _ = await self._pool.fetch("/adopt", ASK_LIMIT_S, method="POST", body=pack(run))
+        status, _ = await fetch(self._pool, "/adopt", ASK_LIMIT_S, method="POST", body=pack(run))
         return status == 200
 
     async def open_stream(self, path: str, owner: str, account: Account) -> PeerStream:

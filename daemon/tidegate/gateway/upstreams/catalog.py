@@ -25,6 +25,7 @@ from tidegate.core.upstreams.summary import ModelAlias, ModelState, UpstreamMode
 from tidegate.core.upstreams.well_known import WELL_KNOWN
 from tidegate.gateway.server.errors import Refused
 from tidegate.gateway.upstreams.choice import Target
+from tidegate.gateway.upstreams.fetch import fetch
 from tidegate.gateway.upstreams.pool import MAX_NAME_NOTED, MAX_OBJECTS, ModelFigures, UpstreamPool
 from tidegate.gateway.upstreams.probe import Engine, Kind
 
@@ -185,7 +186,7 @@ class Catalog:
         """What it answered, None for nothing; a list is kept as long as no newer one comes."""
         try:
             more = _ANTHROPIC_VERSION if pool.key_header == "x-api-key" else ""
-            status, body = await pool.fetch("/models", limit_s, more=more)
+            status, body = await fetch(pool, "/models", limit_s, more=more)
         except UpstreamError as error:
             pool.unreached(f'upstream "{pool.name}" {error}')
             return None

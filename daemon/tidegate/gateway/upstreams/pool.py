@@ -1,10 +1,10 @@
-"""An upstream: its address, its pool of connections, its places.
+"""An upstream: its pool of connections, its places, and how it fares.
 
 The pool keeps idle connections only as long as the upstream surely does. A place is what
 `max_concurrent` counts: without a free one a relay waits in a queue that is fair (first come, first
 served) and bounded.
 
-What is known of how it fares, and of how each of its models does, is in `core.health`.
+What is known of how it fares, and of how each of its models does, is in `core.upstreams.health`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from msgspec import Struct
 
 from tidegate import __version__
 from tidegate.core.errors import UpstreamError
-from tidegate.core.http.url import parse_url
 from tidegate.core.secret import HIDDEN, Secret
 from tidegate.core.settings import Limits, Upstream
+from tidegate.core.upstreams.address import address_of
 from tidegate.core.upstreams.blame import Held
 from tidegate.core.upstreams.breaker import Witness
 from tidegate.core.upstreams.health import Health
@@ -33,14 +33,13 @@ from tidegate.gateway.upstreams.tls import trusting
 log = logging.getLogger("tidegate.upstream")
 
 MAX_IDLE = 64  # idle connections kept per upstream: a burst's worth, a few KiB each
-MAX_FETCH_BYTES = 4 * 1024 * 1024  # a list of models; OpenRouter's is half a MiB
-MAX_OBJECTS = 100_000  # in such a list, of which an entry has about five: 20 MB while it is read
+MAX_OBJECTS = 100_000  # in a list of models, with some five for each: 20 MB while it is read
 MAX_MODELS_NOTED = 256  # whose last figures are kept: more than anybody uses, some 60 KiB
 MAX_NAME_NOTED = 200  # characters; some servers answer to any name, and a name may be a novel
 # Clouds' edges refuse requests that do not say whose they are.
 USER_AGENT = f"tidegate/{__version__}"
 MOST_TOLD = 8  # models that are set aside, and refusals: a heartbeat a second carries them
-_KEY_LINES = {"authorization": "Authorization: Bearer {}\r\n", "x-api-key": "x-api-key: {}\r\n"}
+_KEY_NAMES = {"authorization": "Authorization", "x-api-key": "x-api-key"}  # as they are sent
 
 
 class Waiter(Protocol):
@@ -91,7 +90,7 @@ class UpstreamPool:
         self._place: _Place | None = None
         try:
             self._place = _Place(upstream, secret, headers or {}, authority)
-            self.key_header = self._place.key_header
+            self.key_header = self._place.address.key_header
         except Exception as error:  # whatever is wrong with it, the others serve
             self._fault = f"cannot be used as it is configured: {error or type(error).__name__}"
             self.unreached(f'upstream "{self.name}" {self._fault}')
@@ -290,7 +289,7 @@ class UpstreamPool:
             if method == "POST"
             else ""
         )
-        prefix = place.root if at_root else place.prefix
+        prefix = place.address.root if at_root else place.address.prefix
         return (
             f"{method} {prefix}{path} HTTP/1.1\r\n{place.lines}"
             f"Accept: {accept}\r\n{more}{content}\r\n"
@@ -313,14 +312,14 @@ class UpstreamPool:
         """
         limit_s = self.limits.connect_s if connect_s is None else connect_s
         loop, place = self._loop, self.place
-        address = place.url
+        url = place.address.url
         try:
             async with asyncio.timeout(limit_s):
-                if address.socket_path:
-                    _, made = await loop.create_unix_connection(self._new, address.socket_path)
+                if url.socket_path:
+                    _, made = await loop.create_unix_connection(self._new, url.socket_path)
                 else:
                     _, made = await loop.create_connection(
-                        self._new, address.host, address.port, ssl=place.tls
+                        self._new, url.host, url.port, ssl=place.tls
                     )
         except TimeoutError:
             raise UpstreamError(
@@ -382,79 +381,9 @@ class UpstreamPool:
             else None
         )
 
-    # --- small questions ------------------------------------------------------------------------
-
-    async def fetch(
-        self,
-        path: str,
-        timeout_s: float,
-        *,
-        method: str = "GET",
-        more: str = "",
-        body: bytes = b"",
-        at_root: bool = False,
-    ) -> tuple[int, bytes]:
-        """A whole small answer: its status and its body. Raises UpstreamError."""
-        head = self.request_head(method, path, len(body), stream=False, more=more, at_root=at_root)
-        try:
-            async with asyncio.timeout(timeout_s):
-                idle = self.take_idle()
-                if idle is not None:
-                    fetch = _Fetch()
-                    try:
-                        return await fetch.over(idle, head, body)
-                    except UpstreamError:
-                        if fetch.answered:
-                            raise
-                        # It died of idleness while our request was on its way: not a fault.
-                return await _Fetch().over(await self.connect(), head, body)
-        except TimeoutError:
-            raise UpstreamError(f"did not answer within {timeout_s:g} s") from None
-
-
-class _Fetch:
-    """An exchange that keeps a small answer."""
-
-    def __init__(self) -> None:
-        self.answered = False  # some of it has come
-        self._answer: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
-        self._is_complete = False
-        self._status = 0
-        self._body = bytearray()
-
-    async def over(
-        self, connection: UpstreamConnection, head: bytes, body: bytes
-    ) -> tuple[int, bytes]:
-        """Asks over this connection. Raises UpstreamError."""
-        connection.send(head, self, [body])
-        try:
-            return await self._answer
-        finally:
-            if not self._is_complete:
-                connection.abort()
-
-    def on_head(self, status: int, headers: dict[str, str]) -> None:
-        self._status, self.answered = status, True
-
-    def on_body(self, data: bytes) -> None:
-        if len(self._body) < MAX_FETCH_BYTES:
-            self._body += data
-        elif not self._answer.done():
-            self._answer.set_exception(UpstreamError("sent a list that is too long"))
-
-    def on_end(self) -> None:
-        self._is_complete = True
-        if not self._answer.done():
-            self._answer.set_result((self._status, bytes(self._body)))
-
-    def on_lost(self, reason: str, *, answered: bool) -> None:
-        self.answered = answered
-        if not self._answer.done():
-            self._answer.set_exception(UpstreamError(reason))
-
 
 class _Place:
-    """What an upstream's settings come to, worked out once."""
+    """An upstream's address with what only a connection needs, worked out once."""
 
     def __init__(
         self,
@@ -464,21 +393,11 @@ class _Place:
         authority: str | None,
     ) -> None:
         """Raises ValueError or OSError where they cannot be used."""
-        try:
-            self.url = where = parse_url(upstream.url)
-        except ValueError as error:
-            raise ValueError(f"its url {error}") from None
-        self.tls = trusting(authority) if where.is_tls else None
-        # A bare host means the usual place; a path is a base URL as SDKs take it.
-        self.prefix = where.path.rstrip("/") or "/v1"
-        self.root = self.prefix.removesuffix("/v1")  # where Ollama's own API begins
-        # What the same key is called differs from one cloud to the next.
-        usual = "x-api-key" if where.host == "api.anthropic.com" else "authorization"
-        self.key_header = upstream.api_key_header or usual
-        key_line = _KEY_LINES[self.key_header].format(secret) if secret else ""
-        fixed = {name: value for name, value in upstream.headers.items() if isinstance(value, str)}
-        fixed |= headers
-        if not any(name.lower() == "user-agent" for name in fixed):
-            fixed = {"User-Agent": USER_AGENT, **fixed}
-        lines = "".join(f"{name}: {value}\r\n" for name, value in fixed.items())
-        self.lines = f"Host: {where.authority}\r\n{lines}{key_line}"
+        self.address = address = address_of(upstream, headers)
+        self.tls = trusting(authority) if address.url.is_tls else None
+        fields = [] if address.names_agent else [("User-Agent", USER_AGENT)]
+        fields += address.headers.items()
+        if secret:
+            fields.append((_KEY_NAMES[address.key_header], address.key_value(secret)))
+        lines = "".join(f"{name}: {value}\r\n" for name, value in fields)
+        self.lines = f"Host: {address.url.authority}\r\n{lines}"

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from tidegate.core.errors import UpstreamError
 from tidegate.core.formats.foreign_json import Reader, Unreadable
+from tidegate.gateway.upstreams.fetch import fetch
 from tidegate.gateway.upstreams.pool import MAX_OBJECTS, UpstreamPool
 
 LOOK_LIMIT_S = 2.0  # for all questions of one look: these routes answer from memory
@@ -120,7 +121,7 @@ async def _loaded_by_llama_cpp(
     listed = _decode(body, _LlamaCpps)
     if listed and any(model.status for model in listed.data):
         return frozenset(m.id for m in listed.data if m.status and m.status.value == "loaded")
-    status, _ = await pool.fetch("/health", LOOK_LIMIT_S, at_root=True)
+    status, _ = await fetch(pool, "/health", LOOK_LIMIT_S, at_root=True)
     if status == 503:  # "Loading model"
         return frozenset()
     return names if status == 200 else None
@@ -133,7 +134,7 @@ async def _ask(
 
     LM Studio answers 200 with an error to routes that it does not know: only the shape tells.
     """
-    status, body = await pool.fetch(path, limit_s, at_root=True)
+    status, body = await fetch(pool, path, limit_s, at_root=True)
     if status >= 500:
         raise UpstreamError(f"answered {status}")
     return _decode(body, kind) if status == 200 else None
