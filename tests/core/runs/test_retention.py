@@ -43,7 +43,6 @@ def test_a_run_whose_end_never_came_is_swept(stage: str) -> None:
     """Nobody aborted it, its failover came or did not: at total_s + grace_s it goes, to 0 bytes."""
     ledger = Ledger()
     run = make_run(ledger=ledger)
-    run.end_disabled = True
     run.attach()
     if stage != "queued":
         run.begin_attempt("box", "m", 1001.0)

@@ -342,7 +342,7 @@ async def test_what_is_told_of_the_try_once_more_is_what_came_of_it(
     rigs, raw_upstream, monkeypatch, stream: bool
 ) -> None:
     """A 500 and then nothing: both are named, and the time is that of both."""
-    monkeypatch.setattr("tidegate.gateway.relay.relay.ONCE_MORE_S", 0.01)
+    monkeypatch.setattr("tidegate.gateway.relay.failover.ONCE_MORE_S", 0.01)
     asked = 0
 
     async def play(peer: Peer) -> None:

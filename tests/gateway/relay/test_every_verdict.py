@@ -60,7 +60,7 @@ PLAYED = [
 @pytest.fixture(autouse=True)
 def _soon_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """The try once more follows at once, so that a busy machine has the limits for itself."""
-    monkeypatch.setattr("tidegate.gateway.relay.relay.ONCE_MORE_S", 0.01)
+    monkeypatch.setattr("tidegate.gateway.relay.failover.ONCE_MORE_S", 0.01)
 
 
 def test_every_fault_is_played() -> None:

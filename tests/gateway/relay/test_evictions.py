@@ -18,6 +18,8 @@ from tidegate.core.runs.eviction import Act, Victim
 from tidegate.core.runs.ledger import Entry
 from tidegate.core.runs.run import State
 from tidegate.core.runs.window import SEGMENT_BYTES
+from tidegate.gateway.api import create
+from tidegate.gateway.api.demo import StuckRelay
 from tidegate.gateway.relay import evictor
 from tidegate.gateway.relay.evictor import Relief
 from tidegate.gateway.server.connection_table import CONNECTION_BYTES, FRESH_S
@@ -593,8 +595,11 @@ async def test_a_websocket_is_told_why_its_run_ends(rigs, raw_upstream) -> None:
 
 
 @pytest.mark.parametrize("step", ["stale", "stalled"])
-async def test_a_run_whose_own_end_hangs_goes_all_the_same(rigs, raw_upstream, step: str) -> None:
+async def test_a_run_whose_own_end_hangs_goes_all_the_same(
+    rigs, raw_upstream, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
     """Its state says that it is over, and nothing of it is held."""
+    monkeypatch.setattr(create, "Relay", StuckRelay)
     rig = await rigs(
         await raw_upstream(bulk(60000, b"")),
         stall_s=600.0,
@@ -605,7 +610,6 @@ async def test_a_run_whose_own_end_hangs_goes_all_the_same(rigs, raw_upstream, s
     await stream.read_events(1)
     relay = rig.relay()
     run = relay.run
-    run.end_disabled = True
     await until(lambda: run.paused_s is not None, DEADLINE_S, "its upstream waits")
     if step == "stale":
         await stream.vanish()

@@ -71,7 +71,7 @@ async def test_a_run_whose_end_never_comes_is_swept_at_every_stage(
     )
     if stage == "queued":
         rig.pool().active = 1  # the place is somebody else's
-    monkeypatch.setattr(Relay, "_end", lambda *_, **__: None)
+    monkeypatch.setattr(Relay, "end", lambda *_, **__: None)
     stream = await open_chat(rig.base_url, "m", stream=stage != "plain")
     await until(lambda: rig.gateway.registry.total, DEADLINE_S, "the run is there")
     run = rig.relay().run
@@ -95,7 +95,7 @@ async def test_an_abandoned_run_whose_end_never_comes_does_not_wait_for_total_s(
     """Grace after grace it goes."""
     upstream = await raw_upstream(bulk(20, b""))
     rig = await rigs(upstream, total_s=3600.0, grace_s=0.2, disconnect_grace_s=0.1)
-    monkeypatch.setattr(Relay, "_end", lambda *_, **__: None)
+    monkeypatch.setattr(Relay, "end", lambda *_, **__: None)
     stream = await stuck(rig)
     run = rig.relay().run
     await stream.vanish()

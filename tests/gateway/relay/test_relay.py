@@ -616,7 +616,7 @@ async def test_a_cancel_is_verified(rigs, raw_upstream, caplog) -> None:
     client = await open_chat(rig.base_url, "m")
     await client.read_events(1)
     relay = rig.relay()
-    relay._connection.abort = lambda: None  # a transport that does not let go
+    relay.attempt.connection.abort = lambda: None  # a transport that does not let go
     relay.cancel("cancelled by client")
     await until(lambda: upstream.peers[0].gone, DEADLINE_S, "the upstream has heard")
     assert "closed by force" in caplog.text
@@ -851,7 +851,7 @@ async def test_the_sweep_is_the_net_beneath_an_end_that_never_comes(
     """Live, lagging and waiting readers are told why; no byte and no connection stays."""
     upstream = await raw_upstream(flood)
     rig = await rigs(upstream, total_s=1.0, grace_s=0.5, disconnect_grace_s=60.0, close_flush_s=2.0)
-    monkeypatch.setattr(Relay, "_end", lambda *_, **__: None)
+    monkeypatch.setattr(Relay, "end", lambda *_, **__: None)
     lagging = await open_chat(rig.base_url, "m", receive_buffer=16 * 1024)
     await lagging.read_events(1)
     run = rig.relay().run

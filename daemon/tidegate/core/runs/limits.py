@@ -48,6 +48,22 @@ def look_again_s(run: Run, now_s: float) -> float:
     return quiet_s if quiet_s > now_s else now_s + _end_within_s(run)
 
 
+def fits_hold(run: Run, now_s: float, wait_s: float) -> bool:
+    """Whether the status can be held back for so long: later it could not be passed on."""
+    return now_s + wait_s <= run.created_s + run.limits.hold_s
+
+
+def has_time(run: Run, now_s: float, wait_s: float, *, is_loading: bool = False) -> bool:
+    """Whether the limits leave so long: else the upstream's own word is worth more at once."""
+    limits, started_s = run.limits, run.attempt.started_s
+    due_s = run.created_s + limits.total_s
+    if run.streamed or is_loading:
+        due_s = min(due_s, started_s + limits.first_output_s)
+    if not run.streamed and limits.plain_s is not None:
+        due_s = min(due_s, started_s + limits.plain_s)
+    return now_s + wait_s < due_s
+
+
 def _end_within_s(run: Run) -> float:
     return min(END_WITHIN_S, run.limits.idle_s)
 

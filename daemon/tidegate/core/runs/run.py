@@ -188,7 +188,6 @@ class Run:
         "created",
         "created_s",
         "delivered",
-        "end_disabled",
         "ended",
         "ended_s",
         "error_code",
@@ -265,9 +264,6 @@ class Run:
         self.upstream_response_id: str | None = None
         self.response_id: str | None = None  # what its creator calls it, where the format has that
         self.rewrite: Rewrite | None = None
-        # A planted fault, for the `demo:stuck` model and for tests: its end never takes place, as
-        # an end that hangs would not, and only the sweep is left.
-        self.end_disabled = False
         account.set(Entry.BODY, len(body))
         account.set(Entry.RECORD, RECORD_BYTES)
 

@@ -18,9 +18,11 @@ from tidegate.core.runs.ledger import Account, Entry
 from tidegate.core.runs.run import Run
 from tidegate.core.runs.window import START
 from tidegate.gateway.api import responses
+from tidegate.gateway.api.demo import StuckRelay
 from tidegate.gateway.api.heads import answer_head, failure, no_room, raw_head, stream_head
 from tidegate.gateway.gateway import Gateway
-from tidegate.gateway.relay.relay import HOPS_HEADER, Relay, Sent
+from tidegate.gateway.relay.relay import Relay
+from tidegate.gateway.relay.request import HOPS_HEADER, Sent
 from tidegate.gateway.relay.subscriber import (
     RawSubscriber,
     StreamSubscriber,
@@ -151,10 +153,10 @@ def new_relay(gateway: Gateway, caller: Caller, account: Account, question: Ques
         keep_running=wanted.keep_running,
         format=form,
     )
-    run.end_disabled = gateway.catalog.is_stuck_demo(wanted.model)
     if form is RESPONSES:
         sent, targets = responses.prepare(gateway, run, wanted, sent, targets)
-    return Relay(gateway.registry, run, targets, gateway.loop, sent, caller=address)
+    kind = StuckRelay if gateway.catalog.is_stuck_demo(wanted.model) else Relay
+    return kind(gateway.registry, run, targets, gateway.loop, sent, caller=address)
 
 
 def _hops(request: web.BaseRequest) -> int:

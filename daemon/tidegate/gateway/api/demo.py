@@ -18,7 +18,9 @@ from tidegate.core.formats import CHAT
 from tidegate.core.formats.base import Wanted
 from tidegate.core.formats.openai import DONE
 from tidegate.core.runs.ledger import Entry, Ledger
+from tidegate.core.runs.run import Happening
 from tidegate.core.settings import MIB
+from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.server.body import read_body
 from tidegate.gateway.server.errors import SERVER_ERROR, Refused
 from tidegate.gateway.upstreams.catalog import STUCK
@@ -39,6 +41,26 @@ TEXT = (
     "so, and takes back its memory. To hear from a real model, start one on this computer, "
     "Ollama or llama.cpp or LM Studio for instance, or name one in the config file."
 )
+
+
+class StuckRelay(Relay):
+    """A relay with a planted fault: its end never takes place, and only the sweep is left."""
+
+    _is_swept = False
+
+    def end(self, happening: Happening, reason: str | None, code: str | None) -> None:
+        """Do nothing, as an end that hangs would, before the sweep."""
+        if self._is_swept:
+            super().end(happening, reason, code)
+
+    def force_end(self, reason: str) -> None:
+        """End the run after all."""
+        self._is_swept = True
+        super().force_end(reason)
+
+    def check(self, now_s: float) -> None:
+        """Look at the clocks once: what they find comes to nothing."""
+        super().check(now_s)
 
 
 async def chat_completions(request: web.BaseRequest, ledger: Ledger) -> web.StreamResponse:

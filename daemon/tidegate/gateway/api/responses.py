@@ -20,7 +20,8 @@ from tidegate.gateway.api.cursor import cursor_after, follow, starting_after
 from tidegate.gateway.api.peer import asking, find_response, stream_from_peer
 from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.relay.handover import Peer
-from tidegate.gateway.relay.relay import Relay, Sent
+from tidegate.gateway.relay.relay import Relay
+from tidegate.gateway.relay.request import Sent
 from tidegate.gateway.server.auth import Caller
 from tidegate.gateway.server.errors import Refused
 from tidegate.gateway.server.ids import id_headers

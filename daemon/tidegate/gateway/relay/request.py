@@ -1,0 +1,62 @@
+"""The request that an upstream is sent for a run: what of it is the client's, and what is ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Raw
+
+from tidegate.core.formats.base import with_values
+from tidegate.core.formats.openai import UsageStripper
+from tidegate.core.runs.run import Run
+from tidegate.gateway.upstreams.choice import Target
+
+HOPS_HEADER = "x-tidegate-hops"  # so that a ring of gateways ends
+
+
+class Sent(NamedTuple):
+    """What an upstream is sent beside the body."""
+
+    content_type: str = "application/json"
+    header_lines: str = ""  # the client's own, as far as the format needs them
+    values: Mapping[str, Raw | None] = MappingProxyType({})  # for the body's own; None: without
+    hops: int = 0  # through how many tidegates the request has come already
+
+
+def body_for(target: Target, run: Run, sent: Sent) -> Sequence[bytes | memoryview]:
+    """Build the body in pieces, the run's own where possible.
+
+    Raises ValueError where the client's is such that nothing can be changed in it.
+    """
+    values = _values(target, run, sent)
+    return with_values(run.body, sent.content_type, values) if values else [run.body]
+
+
+def head_for(target: Target, run: Run, sent: Sent, body_bytes: int) -> bytes:
+    """Build the head. Raises UpstreamError where the upstream cannot be used as configured."""
+    form = run.format
+    return target.pool.request_head(
+        "POST",
+        form.path,
+        body_bytes,
+        stream=run.streamed,
+        accept=form.framing.accept if run.streamed else form.accept,
+        content_type=sent.content_type,
+        at_root=form.at_root,
+        more=f"{HOPS_HEADER}: {sent.hops + 1}\r\n{sent.header_lines}",
+    )
+
+
+def _values(target: Target, run: Run, sent: Sent) -> Mapping[str, Raw | None]:
+    """What of the request is said differently to this target."""
+    values = sent.values
+    if target.model != run.model:
+        values = {**values, "model": Raw(msgspec.json.encode(target.model))}
+    if target.pool.upstream.ask_usage and run.streamed:
+        asked = run.format.asking_usage(run.body)
+        run.rewrite = UsageStripper() if asked else run.rewrite
+        values = {**values, **(asked or {})}
+    return values
