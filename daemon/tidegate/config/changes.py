@@ -1,9 +1,9 @@
 """What differs between two configs, in words, and when each difference counts.
 
 A pure comparison: it is made before a reload, to know whether a new worker is needed, and told
-after it to whoever asked and to the log. `EFFECTS` has every setting; one without a place there
-cannot be compared, so that nobody adds a setting and forgets to say when it counts. Keys and
-tokens are named, never shown: of what leads to a key people paste the key itself.
+after it to the person who asked and to the log. Each setting says at its own field when it counts;
+one that does not cannot be compared. Keys and tokens are named, never shown: of what leads to a
+key people paste the key itself.
 """
 
 from __future__ import annotations
@@ -12,96 +12,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
-from msgspec.structs import fields, replace
+from msgspec.structs import FieldInfo, fields, replace
 
 from tidegate.config.convert import show_size
-from tidegate.core.protocol.reload import Change, Effect
-from tidegate.core.settings import (
-    Auth,
-    Drain,
-    Growth,
-    LimitOverrides,
-    Limits,
-    Memory,
-    Model,
-    Settings,
-    Token,
-    Upstream,
-)
+from tidegate.core.protocol.reload import Change
+from tidegate.core.settings import Effect, Model, Token, Upstream
 
 if TYPE_CHECKING:
     from tidegate.config import LoadedConfig
 
 MAX_SHOWN = 160  # characters of a value: a line of a terminal or two
 MAX_LINES = 20  # in a summary; a thousand new models are told by their number
-
-
-_LATER = Effect.NEW_ANSWERS
-_NOW = Effect.AT_ONCE
-_LIMITS = {
-    "connect_s": _LATER,
-    "first_output_s": _LATER,
-    "plain_s": _LATER,
-    "idle_s": _LATER,
-    "total_s": _LATER,
-    "grace_s": _LATER,
-    "hold_s": _LATER,
-    "keepalive_s": _LATER,
-    "stall_s": _LATER,
-    "disconnect_grace_s": _LATER,
-    "keep_finished_s": _LATER,
-    "close_flush_s": _LATER,
-    "header_s": _NOW,
-    "body_s": _NOW,
-    "queue_s": _LATER,
-    "max_queued": _LATER,
-    "max_connections": _NOW,
-    "window": _LATER,
-    "max_body": _LATER,
-}
-# By the names that the file has. Tables and lists of tables stand for what is in them; what an
-# entry of a list brings along or takes away counts for answers that begin from now on.
-EFFECTS: dict[type[Struct], dict[str, Effect]] = {
-    Settings: {
-        "listen": Effect.NEW_WORKER,
-        "allowed_hosts": _NOW,
-        "limits": _NOW,
-        "memory": _NOW,
-        "drain": _NOW,
-        "auth": _NOW,
-        "upstream": _LATER,
-        "model": _LATER,
-    },
-    Limits: _LIMITS,
-    LimitOverrides: {
-        name: effect
-        for name, effect in _LIMITS.items()
-        if name not in ("close_flush_s", "header_s", "body_s", "max_connections")
-    },
-    Memory: {
-        "budget": _NOW,
-        "mode": _NOW,
-        "recycles_per_hour": _NOW,
-        "recycle_after_s": _NOW,
-        "growth": _NOW,
-    },
-    Growth: {"bucket_s": _NOW, "skip_s": _NOW, "confirm_s": _NOW},
-    Drain: {"stop_limit_s": _NOW, "recycle_limit_s": _NOW},
-    Auth: {"tokens_file": _NOW, "allow_without_token": _NOW},
-    Upstream: {
-        "name": _LATER,
-        "url": _LATER,
-        "api_key_env": _LATER,
-        "api_key_file": _LATER,
-        "api_key_header": _LATER,
-        "headers": _LATER,
-        "ca_file": _LATER,
-        "max_concurrent": _LATER,
-        "ask_usage": _LATER,
-        "limits": _LATER,
-    },
-    Model: {"name": _LATER, "targets": _LATER, "limits": _LATER},
-}
 _HIDDEN = ("api_key_env", "api_key_file")
 
 
@@ -128,18 +49,25 @@ def summary(changes: Sequence[Change]) -> str:
     return "; ".join(change.text() for change in changes[:MAX_LINES]) + more
 
 
+def effect_of(setting: FieldInfo) -> Effect:
+    """When a change of this setting counts, as its field says; a table has no effect of its own."""
+    [meta] = setting.type.__metadata__
+    effect: Effect = meta.extra["effect"]
+    return effect
+
+
 def _tables(at: str, former: Struct, new: Struct) -> Iterator[Change]:
     """The differences of two tables of one kind."""
-    effects = EFFECTS[type(new)]
     for info in fields(new):
         old_value, new_value = getattr(former, info.name), getattr(new, info.name)
-        effect = effects[info.encode_name]
         key = f"{at}.{info.encode_name}" if at else info.encode_name
         if old_value == new_value:
             continue
         if isinstance(new_value, Struct):
             yield from _tables(key, old_value, new_value)
-        elif info.encode_name in ("upstream", "model"):
+            continue
+        effect = effect_of(info)
+        if info.encode_name in ("upstream", "model"):
             yield from _lists(key, old_value, new_value, effect)
         elif info.name == "headers":
             yield from _headers(key, old_value, new_value, effect)

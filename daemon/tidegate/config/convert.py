@@ -11,11 +11,11 @@ import functools
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import get_args, get_origin
+from typing import Annotated, get_args, get_origin
 
 import msgspec
 from msgspec import NODEFAULT, Struct
-from msgspec.structs import FieldInfo, fields
+from msgspec.structs import FieldInfo, fields, replace
 
 from tidegate.config.mistake import MAX_PROBLEMS, Problem
 from tidegate.core.settings import KIB, MIB, Settings
@@ -38,7 +38,6 @@ _LEAST: dict[str, float] = {
     "max_body_bytes": KIB,
     "budget_bytes": 128 * MIB,  # two workers need this much; see also LEAST_BUDGET_BYTES
 }
-_fields = functools.cache(fields)  # it evaluates every annotation anew
 _LEAST_SECONDS = 0.001
 _MOST_SHOWN = 80  # characters of an unknown key
 _MOST_SECONDS = 366 * 86400.0  # timers of event loops overflow far beyond it
@@ -70,6 +69,15 @@ def to_settings(table: Mapping[str, object], problems: list[Problem]) -> Setting
     A text that has no default is empty then.
     """
     return msgspec.convert(_table(Settings, table, "", problems), Settings)
+
+
+@functools.cache  # `fields` evaluates every annotation anew
+def _fields(kind: type[Struct]) -> list[FieldInfo]:
+    """Its fields by their plain types, without when a change of them counts."""
+    return [
+        replace(info, type=get_args(info.type)[0]) if get_origin(info.type) is Annotated else info
+        for info in fields(kind)
+    ]
 
 
 def _table(

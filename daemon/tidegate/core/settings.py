@@ -2,7 +2,7 @@
 
 Only the watchdog reads the file (`tidegate.config`); a worker receives these very values, so
 that two generations can never differ. Sizes are bytes here ("4MiB" in the file), times are
-seconds. Every default carries its reason.
+seconds. Every default carries its reason, and every setting says when a change of it counts.
 
 What stands at its default is not sent, and what is not known is not read: so a worker that drains
 under a watchdog of another version understands it. What the file says beyond them is an error all
@@ -11,8 +11,11 @@ the same (`config.convert`).
 
 from __future__ import annotations
 
+from enum import Enum
+from typing import Annotated, TypeVar
+
 import msgspec
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -21,6 +24,23 @@ MIB = 1024 * KIB
 # time for that before they do.
 PLAIN_S = 600.0
 PLAIN_BEFORE_OTHERS_S = 240.0
+
+
+class Effect(Enum):
+    """When a change counts. The values are what people read."""
+
+    AT_ONCE = "at once"
+    NEW_ANSWERS = "for answers that begin from now on"
+    NEW_WORKER = "with a new worker"
+    RESTART = "with a restart"
+
+
+# The type of a setting with when a change of it counts: Later is for answers that begin from now
+# on. A table has no effect of its own; what comes or goes with an entry of a list counts as that.
+_T = TypeVar("_T")
+AtOnce = Annotated[_T, Meta(extra={"effect": Effect.AT_ONCE})]
+Later = Annotated[_T, Meta(extra={"effect": Effect.NEW_ANSWERS})]
+NewWorker = Annotated[_T, Meta(extra={"effect": Effect.NEW_WORKER})]
 
 
 class Token(Struct, frozen=True, kw_only=True):
@@ -34,26 +54,26 @@ class Token(Struct, frozen=True, kw_only=True):
 class Limits(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Every wait and every buffer of a run. An upstream or a model may override each of them."""
 
-    connect_s: float = 5.0  # TCP and TLS; a host on the LAN answers in milliseconds or is gone
-    first_output_s: float = 300.0  # a large model on a slow disk needs minutes to load
+    connect_s: Later[float] = 5.0  # TCP and TLS; a LAN host answers in milliseconds or is gone
+    first_output_s: Later[float] = 300.0  # a large model on a slow disk needs minutes to load
     # For a whole answer that is no stream; None: PLAIN_S, or PLAIN_BEFORE_OTHERS_S.
-    plain_s: float | None = None
-    idle_s: float = 120.0  # between two events of one answer; keep-alives do not count
-    total_s: float = 3600.0  # no honest answer takes longer than an hour
-    grace_s: float = 30.0  # after total_s a run is swept whatever state it is in
-    hold_s: float = 10.0  # how long the status waits for the first output
-    keepalive_s: float = 15.0  # proxies and browsers give up after 30 to 60 s of silence
-    stall_s: float = 120.0  # a subscriber that makes no progress
-    disconnect_grace_s: float = 2.0  # after the last subscriber has gone; 0 cancels at once
-    keep_finished_s: float = 600.0  # how long a finished answer can still be resumed
-    close_flush_s: float = 5.0  # how long a close waits for the last bytes to be read
-    header_s: float = 10.0  # a request's head
-    body_s: float = 60.0  # a request's body
-    queue_s: float = 300.0  # waiting for a place at an upstream
-    max_queued: int = 64  # requests waiting for one upstream
-    max_connections: int = 4096  # clients connected at once; the oldest idle one goes first
-    window_bytes: int = field(default=4 * MIB, name="window")  # events kept per run
-    max_body_bytes: int = field(default=32 * MIB, name="max_body")  # request, or plain answer
+    plain_s: Later[float | None] = None
+    idle_s: Later[float] = 120.0  # between two events of one answer; keep-alives do not count
+    total_s: Later[float] = 3600.0  # no honest answer takes longer than an hour
+    grace_s: Later[float] = 30.0  # after total_s a run is swept whatever state it is in
+    hold_s: Later[float] = 10.0  # how long the status waits for the first output
+    keepalive_s: Later[float] = 15.0  # proxies and browsers give up after 30 to 60 s of silence
+    stall_s: Later[float] = 120.0  # a subscriber that makes no progress
+    disconnect_grace_s: Later[float] = 2.0  # after the last subscriber has gone; 0 cancels at once
+    keep_finished_s: Later[float] = 600.0  # how long a finished answer can still be resumed
+    close_flush_s: Later[float] = 5.0  # how long a close waits for the last bytes to be read
+    header_s: AtOnce[float] = 10.0  # a request's head
+    body_s: AtOnce[float] = 60.0  # a request's body
+    queue_s: Later[float] = 300.0  # waiting for a place at an upstream
+    max_queued: Later[int] = 64  # requests waiting for one upstream
+    max_connections: AtOnce[int] = 4096  # clients connected at once; the oldest idle one goes first
+    window_bytes: Later[int] = field(default=4 * MIB, name="window")  # events kept per run
+    max_body_bytes: Later[int] = field(default=32 * MIB, name="max_body")  # request or plain answer
 
     def at_target(self, *, is_last: bool) -> Limits:
         """These limits as they hold for one target, with `plain_s` filled in."""
@@ -66,21 +86,21 @@ class Limits(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class LimitOverrides(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The limits that one upstream or one model sets differently; None leaves them as they are."""
 
-    connect_s: float | None = None
-    first_output_s: float | None = None
-    plain_s: float | None = None
-    idle_s: float | None = None
-    total_s: float | None = None
-    grace_s: float | None = None
-    hold_s: float | None = None
-    keepalive_s: float | None = None
-    stall_s: float | None = None
-    disconnect_grace_s: float | None = None
-    keep_finished_s: float | None = None
-    queue_s: float | None = None
-    max_queued: int | None = None
-    window_bytes: int | None = field(default=None, name="window")
-    max_body_bytes: int | None = field(default=None, name="max_body")
+    connect_s: Later[float | None] = None
+    first_output_s: Later[float | None] = None
+    plain_s: Later[float | None] = None
+    idle_s: Later[float | None] = None
+    total_s: Later[float | None] = None
+    grace_s: Later[float | None] = None
+    hold_s: Later[float | None] = None
+    keepalive_s: Later[float | None] = None
+    stall_s: Later[float | None] = None
+    disconnect_grace_s: Later[float | None] = None
+    keep_finished_s: Later[float | None] = None
+    queue_s: Later[float | None] = None
+    max_queued: Later[int | None] = None
+    window_bytes: Later[int | None] = field(default=None, name="window")
+    max_body_bytes: Later[int | None] = field(default=None, name="max_body")
 
     def over(self, limits: Limits) -> Limits:
         """`limits` with every override that is set."""
@@ -93,33 +113,33 @@ class LimitOverrides(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Growth(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The periods by which a leak is told from a plateau. Tests scale them to seconds."""
 
-    bucket_s: float = 300.0  # of each the minimum counts; the window is 48 of them, 4 h
-    skip_s: float = 7200.0  # a worker's first hours, while caches and arenas fill
-    confirm_s: float = 1800.0  # between the three hits that make an alarm
+    bucket_s: AtOnce[float] = 300.0  # of each the minimum counts; the window is 48 of them, 4 h
+    skip_s: AtOnce[float] = 7200.0  # a worker's first hours, while caches and arenas fill
+    confirm_s: AtOnce[float] = 1800.0  # between the three hits that make an alarm
 
 
 class Memory(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the worker may hold, and whether the watchdog acts on it or only says so."""
 
-    budget_bytes: int | None = field(default=None, name="budget")  # None is "auto"
-    mode: str = "enforce"  # or "observe": says what it would have done
-    recycles_per_hour: int = 3
-    recycle_after_s: float = 0.0  # a worker's age at which the next takes over; 0: never
+    budget_bytes: AtOnce[int | None] = field(default=None, name="budget")  # None is "auto"
+    mode: AtOnce[str] = "enforce"  # or "observe": says what it would have done
+    recycles_per_hour: AtOnce[int] = 3
+    recycle_after_s: AtOnce[float] = 0.0  # a worker's age at which the next takes over; 0: never
     growth: Growth = Growth()
 
 
 class Drain(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How long streams may go on when their worker is on its way out."""
 
-    stop_limit_s: float = 30.0
-    recycle_limit_s: float = 3630.0  # longer than any run: a recycle cuts nobody
+    stop_limit_s: AtOnce[float] = 30.0
+    recycle_limit_s: AtOnce[float] = 3630.0  # longer than any run: a recycle cuts nobody
 
 
 class Auth(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where the tokens are, and whether the world may come in without one."""
 
-    tokens_file: str = "tokens"  # relative to the state directory; made by `tidegate token new`
-    allow_without_token: bool = False  # lets a bind that others can reach serve without tokens
+    tokens_file: AtOnce[str] = "tokens"  # in the state directory; made by `tidegate token new`
+    allow_without_token: AtOnce[bool] = False  # lets what others can reach serve without tokens
 
 
 API_KEY_HEADERS = ("authorization", "x-api-key")
@@ -135,25 +155,27 @@ class HeaderSource(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Upstream(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An LLM server that answers are streamed from."""
 
-    name: str
-    url: str  # "http://127.0.0.1:8080", "https://api.example.com/v1", "unix:/path"
-    api_key_env: str | None = None
-    api_key_file: str | None = None
-    api_key_header: str | None = None  # one of API_KEY_HEADERS; None: what its host is known for
-    headers: dict[str, str | HeaderSource] = {}  # sent with every request, see core.header
-    ca_file: str | None = None  # trusted instead of the system's authorities, for https
-    max_concurrent: int = 0  # 0: no limit of ours
-    ask_usage: bool = False  # counts tokens of streams whose client did not ask; some refuse it
+    name: Later[str]
+    url: Later[str]  # "http://127.0.0.1:8080", "https://api.example.com/v1", "unix:/path"
+    api_key_env: Later[str | None] = None
+    api_key_file: Later[str | None] = None
+    # One of API_KEY_HEADERS; None: what its host is known for.
+    api_key_header: Later[str | None] = None
+    headers: Later[dict[str, str | HeaderSource]] = {}  # sent with every request, see core.header
+    ca_file: Later[str | None] = None  # trusted instead of the system's authorities, for https
+    max_concurrent: Later[int] = 0  # 0: no limit of ours
+    # Counts tokens of streams whose client did not ask; some refuse it.
+    ask_usage: Later[bool] = False
     limits: LimitOverrides = LimitOverrides()
 
 
 class Model(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An alias: a name that clients ask for, and the upstream models that can answer it."""
 
-    name: str
+    name: Later[str]
     # "upstream/model", tried in this order before the first output. A list among them holds equals,
     # of which the first with a free place is asked.
-    targets: list[str | list[str]]
+    targets: Later[list[str | list[str]]]
     limits: LimitOverrides = LimitOverrides()
 
     @property
@@ -170,11 +192,11 @@ class Model(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The whole configuration file."""
 
-    listen: list[str] = field(default_factory=lambda: ["127.0.0.1:8433"])
-    allowed_hosts: list[str] = []
+    listen: NewWorker[list[str]] = field(default_factory=lambda: ["127.0.0.1:8433"])
+    allowed_hosts: AtOnce[list[str]] = []
     limits: Limits = Limits()
     memory: Memory = Memory()
     drain: Drain = Drain()
     auth: Auth = Auth()
-    upstreams: list[Upstream] = field(default_factory=list, name="upstream")
-    models: list[Model] = field(default_factory=list, name="model")
+    upstreams: Later[list[Upstream]] = field(default_factory=list, name="upstream")
+    models: Later[list[Model]] = field(default_factory=list, name="model")

@@ -20,7 +20,8 @@ from msgspec import Struct
 
 from tidegate.config import ConfigError, LoadedConfig
 from tidegate.config.changes import compare, summary
-from tidegate.core.protocol.reload import Change, Effect, Refusal, Reloaded, Why
+from tidegate.core.protocol.reload import Change, Refusal, Reloaded, Why
+from tidegate.core.settings import Effect
 from tidegate.core.text import count
 from tidegate.managers.sockets import Bound, ListenError
 from tidegate.watchdog.control.reload_replies import ReloadReplies

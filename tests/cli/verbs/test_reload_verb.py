@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from tidegate.core.protocol.control import ControlReply
-from tidegate.core.protocol.reload import Change, Earlier, Effect, Refused, Reloaded, Why
+from tidegate.core.protocol.reload import Change, Earlier, Refused, Reloaded, Why
+from tidegate.core.settings import Effect
 
 IDLE = Change(
     key="limits.idle_s", what="changed", old="120 s", new="60 s", effect=Effect.NEW_ANSWERS

@@ -12,7 +12,8 @@ from tidegate.cli.show import decode
 from tidegate.cli.show.printable import say, say_json
 from tidegate.cli.verbs.ask import RELOAD_LIMIT_S, reply_to
 from tidegate.core.protocol.control import ControlReply, ControlRequest
-from tidegate.core.protocol.reload import Change, Effect, Reloaded, Why
+from tidegate.core.protocol.reload import Change, Reloaded, Why
+from tidegate.core.settings import Effect
 
 _SUFFIX = {
     Effect.NEW_WORKER: "recycled",

@@ -6,14 +6,7 @@ from enum import Enum
 
 from msgspec import Struct
 
-
-class Effect(Enum):
-    """When a change counts. The values are what people read."""
-
-    AT_ONCE = "at once"
-    NEW_ANSWERS = "for answers that begin from now on"
-    NEW_WORKER = "with a new worker"
-    RESTART = "with a restart"
+from tidegate.core.settings import Effect
 
 
 class Change(Struct, frozen=True, kw_only=True):
