@@ -15,7 +15,7 @@ import time
 import weakref
 from pathlib import Path
 
-from tidegate.gateway import worker
+from tidegate.gateway import heap_upkeep, worker
 from tidegate.machine import collector
 
 COUNT = 1_000
@@ -57,7 +57,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--lose", type=Path, required=True)
     options, rest = parser.parse_known_args()
-    worker.HEARTBEAT_S = worker.TRIM_WHEN_QUIET_S = 0.1
+    worker.HEARTBEAT_S = heap_upkeep.TRIM_WHEN_QUIET_S = 0.1
     collector.LOOK_EVERY_S = 0.1
     nodes = [Node() for _ in range(COUNT)]
     threading.Thread(target=lose, args=(nodes, options.lose), daemon=True).start()

@@ -21,10 +21,8 @@ import sys
 import time
 from pathlib import Path
 
-from tidegate.core.decoding import Undecodable
 from tidegate.core.errors import UpstreamError
-from tidegate.core.memory.report import Allocator, StepReport
-from tidegate.core.protocol.lines import ChannelError, LineSplitter
+from tidegate.core.memory.report import StepReport
 from tidegate.core.protocol.worker import (
     PROTOCOL,
     AskBeat,
@@ -38,7 +36,6 @@ from tidegate.core.protocol.worker import (
     Inspect,
     ListModels,
     ListRuns,
-    Message,
     ModelList,
     Ready,
     Relieve,
@@ -47,17 +44,16 @@ from tidegate.core.protocol.worker import (
     StartDraining,
     Sweep,
     Swept,
-    decode_from_watchdog,
-    encode,
 )
 from tidegate.gateway import config_watch
 from tidegate.gateway.api import routes
 from tidegate.gateway.gateway import Gateway
+from tidegate.gateway.heap_upkeep import HeapUpkeep
 from tidegate.gateway.relay.evictor import Relief
 from tidegate.gateway.snapshot import inspect
+from tidegate.gateway.watchdog_line import WatchdogLine
 from tidegate.logs import handler as log_lines
-from tidegate.machine.collector import Collector
-from tidegate.machine.heap import allocator_meter, heap_trimmer, resident_meter, volunteer_for_oom
+from tidegate.machine.heap import resident_meter, volunteer_for_oom
 from tidegate.machine.signals import ignore_all, write_stacks_when_asked
 
 log = logging.getLogger("tidegate.worker")
@@ -68,48 +64,6 @@ POLL_S = 0.1  # while draining: how soon after the last stream it is gone
 GOODBYE_S = 1.0  # for readers to take their last bytes; the watchdog waits for twice as long
 HAND_OVER_AGAIN_S = 1.0  # after a successor that could not be reached
 HAND_OVER_LIMIT_S = 35.0  # for the next one to start, when nothing else is left to do
-# Free pages go back after a burst was released; while memory is short the watchdog orders it. In
-# a thread, and yet it is felt: whoever allocates meanwhile waits, 34 to 66 ms on a heap of 400 MB
-# full of holes (`guard.heap`). So never when no run has come or gone since the last one.
-TRIM_ABOVE_BYTES = 16 * 1024 * 1024
-TRIM_AFTER_RELEASE_S = 2.0
-TRIM_WHEN_QUIET_S = 5.0  # without a run; then once, so that what the last ones left goes too
-ALLOCATOR_EVERY_S = 10.0  # its figures too cost a walk
-LAST_WORDS_S = 0.2  # for the log, when it has to leave at once
-MAX_UNSENT_BYTES = 8 * 1024 * 1024  # a watchdog that reads nothing for this long is gone
-
-
-class WatchdogLine(asyncio.Protocol):
-    """The worker's end of the channel."""
-
-    def __init__(self) -> None:
-        self.inbox: asyncio.Queue[Message] = asyncio.Queue()
-        self._splitter = LineSplitter()
-        self._transport: asyncio.WriteTransport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport) or hasattr(transport, "write")
-        self._transport = transport  # type: ignore[assignment]
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            for line in self._splitter.feed(data):
-                self.inbox.put_nowait(decode_from_watchdog(line))
-        except (ChannelError, Undecodable) as error:
-            log.error("the watchdog's message cannot be read: %s", error)
-            _leave()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        log.error("the watchdog is gone; leaving")
-        _leave()
-
-    def send(self, message: Message) -> None:
-        """Queues a message; a watchdog that has stopped reading does not hold up the loop."""
-        assert self._transport is not None
-        if self._transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
-            log.error("the watchdog does not read; leaving")
-            _leave()
-        self._transport.write(encode(message))
 
 
 class Worker:
@@ -122,24 +76,18 @@ class Worker:
         self._gateway = Gateway(
             configure.generation, configure.peer_socket, routes, self._resident_bytes
         )
-        self._collector = Collector()
-        self._trim = heap_trimmer()
-        self._measure = allocator_meter()
-        self._allocator = Allocator()
-        self._measured_s = float("-inf")
-        self._base_bytes = 0  # resident when it became ready
+        self._heap = HeapUpkeep(
+            self._gateway.registry, self._gateway.server.table, self._resident_bytes
+        )
         self._relief = Relief(
             self._gateway.registry,
             resident_bytes=self._resident_bytes,
-            trim=self._trim,
-            free_bytes=self._free_bytes,
+            trim=self._heap.trim,
+            free_bytes=self._heap.free_bytes,
             tidy=self._gateway.tidy,
         )
         self._gateway.relief = self._relief
         self._relieving = asyncio.Lock()
-        self._trimmed_s = float("-inf")
-        self._trimmed_mark = (0, 0)  # runs and swept bytes at the last trim
-        self._busy_s = time.monotonic()  # when a run was last active
         self._drain: asyncio.Task[None] | None = None
         self._order: tuple[StartDraining, float] | None = None  # the last one, and until when
         self._farewell = "cancelled: tidegate is stopping"
@@ -158,8 +106,7 @@ class Worker:
         gateway.meet(first.other_socket)
         await gateway.open()
         await gateway.accept_clients([socket.socket(fileno=each.fd) for each in first.listeners])
-        self._collector.start(time.monotonic())  # what is here now stays
-        self._base_bytes = self._resident_bytes()
+        self._heap.start()
         catalog = gateway.catalog
         self._line.send(
             Ready(
@@ -186,26 +133,12 @@ class Worker:
 
     async def _beat(self) -> None:
         """Once a second, and how late that was is the loop's lag."""
-        loop = asyncio.get_running_loop()
         while True:
             planned_s = time.monotonic() + HEARTBEAT_S
             await asyncio.sleep(HEARTBEAT_S)
             self._gateway.loop_lag_s = max(0.0, time.monotonic() - planned_s)
             self._line.send(self._heartbeat())
-            self._maybe_trim(loop)
-            self._look_for_garbage()
-            if time.monotonic() - self._measured_s >= ALLOCATOR_EVERY_S:
-                self._measured_s = time.monotonic()
-                loop.run_in_executor(None, self._measure_allocator)
-
-    def _free_bytes(self) -> int:
-        """What a trim can give back at most: malloc counts as free what is no longer resident."""
-        beyond = self._resident_bytes() - self._base_bytes
-        held = beyond - self._gateway.registry.ledger.total_bytes
-        return max(0, min(self._measure().malloc_free_bytes, held))
-
-    def _measure_allocator(self) -> None:
-        self._allocator = self._measure()
+            self._heap.look(time.monotonic())
 
     def _heartbeat(self, request: int = 0) -> Heartbeat:
         registry = self._gateway.registry
@@ -222,31 +155,9 @@ class Worker:
             swept_last_reason=registry.last_sweep,
             connections=self._gateway.server.table.open_connections,
             most_connections=self._gateway.server.table.most_connections,
-            allocator=self._allocator,
+            allocator=self._heap.allocator,
             at_limit=registry.at_limit,
             upstreams=self._gateway.catalog.statuses(),
-        )
-
-    def _maybe_trim(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Gives memory back to the system, off the loop: after a burst, and when all is quiet."""
-        registry, now_s = self._gateway.registry, time.monotonic()
-        if registry.active_count:
-            self._busy_s = now_s
-        mark = (registry.total, registry.swept.bytes)
-        much = mark[1] - self._trimmed_mark[1] >= TRIM_ABOVE_BYTES
-        quiet = mark != self._trimmed_mark and now_s - self._busy_s >= TRIM_WHEN_QUIET_S
-        if (much and now_s - self._trimmed_s >= TRIM_AFTER_RELEASE_S) or quiet:
-            self._trimmed_mark, self._trimmed_s = mark, now_s
-            loop.run_in_executor(None, self._trim)
-
-    def _look_for_garbage(self) -> None:
-        """Finds lost cycles, when that takes little time and, if possible, disturbs no stream."""
-        registry, now_s = self._gateway.registry, time.monotonic()
-        held = registry.active_count + registry.finished_count
-        self._collector.look(
-            now_s,
-            held=held + self._gateway.server.table.open_connections,
-            is_quiet=now_s - self._busy_s >= TRIM_WHEN_QUIET_S,
         )
 
     # --- what the watchdog says ---------------------------------------------------------------
@@ -460,12 +371,6 @@ def _die_with_parent() -> None:
     pr_set_pdeathsig = 1
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-
-
-def _leave() -> None:
-    """At once: nobody is left to tell, and streams cannot be saved."""
-    log_lines.settle(LAST_WORDS_S)
-    os._exit(0)
 
 
 if __name__ == "__main__":
