@@ -1,17 +1,18 @@
-"""What the other generation is asked on a client's behalf, during a recycle.
+"""What the other generation answers in our place, during a recycle.
 
-A run that this generation does not know may belong to the other one; what that says is relayed.
+A handler that does not know a run raises NotHere. The run may be the other generation's: then that
+is asked, and what it answers is relayed, status and all.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import NamedTuple
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from tidegate.core.errors import LedgerFull, UpstreamError
 from tidegate.core.formats.framing import SSE
@@ -20,55 +21,46 @@ from tidegate.core.runs.run import State
 from tidegate.gateway.api.run_socket import RunSocket, event_message
 from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.relay.handover import Peer, PeerStream
-from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.server.auth import Caller
 from tidegate.gateway.server.errors import Refused
 from tidegate.gateway.server.websocket import WebSocket
 from tidegate.gateway.server.writer import Written
 
 _ID_LINE = re.compile(rb"(?:^|\n)id: (\d+)\n")
-Ask = Callable[[Peer], Awaitable[web.StreamResponse]]
-Look = Callable[[], Relay | None]
 
 
-async def find_run(
-    gateway: Gateway, caller: Caller, run_id: str, ask: Ask
-) -> Relay | web.StreamResponse:
-    """The run, or the other generation's answer. Raises Refused: 404."""
+class Events(NamedTuple):
+    """A request for a run's events: the query that names the first one, and how they are sent."""
 
-    def look() -> Relay | None:
-        return gateway.registry.find(run_id, caller.owner)
-
-    missing = Refused(404, "there is no such run, or it is no longer kept", "run_not_found")
-    return await _find(gateway, caller, look, ask, missing)
+    query: str
+    over_websocket: bool = False
 
 
-async def find_response(
-    gateway: Gateway, caller: Caller, response_id: str, ask: Ask
-) -> Relay | web.StreamResponse:
-    """The run of a response, or the other generation's answer. Raises Refused: 404."""
+class NotHere(Refused):
+    """This generation does not know what was asked for: 404, unless the other one does."""
 
-    def look() -> Relay | None:
-        return gateway.registry.find_response(response_id, caller.owner)
-
-    missing = Refused(
-        404, "there is no such response, or it is no longer kept", "response_not_found"
-    )
-    return await _find(gateway, caller, look, ask, missing)
+    def __init__(self, kind: str, events: Events | None = None) -> None:
+        """`kind` is "run" or "response"; `events` are what is wanted of it, if not a summary."""
+        message = f"there is no such {kind}, or it is no longer kept"
+        super().__init__(404, message, f"{kind}_not_found")
+        self.events = events
 
 
-async def _find(
-    gateway: Gateway, caller: Caller, look: Look, ask: Ask, missing: Refused
-) -> Relay | web.StreamResponse:
-    """What was looked for, or else what the other generation answers. Raises `missing`."""
-    relay = look()
-    peer = gateway.peer_for(caller)
-    if relay is not None:
-        return relay
+async def forward(
+    gateway: Gateway, request: web.BaseRequest, caller: Caller, missing: NotHere
+) -> web.StreamResponse:
+    """Answer with what the other generation says.
+
+    Raises `missing` where there is none any more, Refused (503) where it does not answer.
+    """
+    peer = gateway.peer
     if peer is None:
         raise missing
     try:
-        answer = await ask(peer)
+        if missing.events is not None:
+            return await _forward_events(gateway, peer, request, caller, missing.events)
+        method = hdrs.METH_GET if request.method == hdrs.METH_HEAD else request.method
+        return _whole(*await peer.ask(method, _path(request), caller.owner))
     except UpstreamError as error:
         if error.code == "connect_failed":
             raise missing from None  # it has gone, and its runs with it
@@ -79,42 +71,51 @@ async def _find(
             type="server_error",
             headers={"Retry-After": "1"},
         ) from None
-    if answer.status != 404:
-        return answer
-    # It may have been handed over to us while the other one was asked.
-    return look() or answer
 
 
-def asking(method: str, path: str, caller: Caller) -> Ask:
-    """A plain question to the other generation."""
-
-    async def ask(peer: Peer) -> web.StreamResponse:
-        status, body = await peer.ask(method, path, caller.owner)
-        return web.Response(status=status, body=body, content_type="application/json")
-
-    return ask
+def _path(request: web.BaseRequest) -> str:
+    """The path as it was sent, below /v1."""
+    return request.raw_path.partition("?")[0].removeprefix("/v1")
 
 
-async def stream_from_peer(
-    gateway: Gateway, peer: Peer, request: web.BaseRequest, path: str, caller: Caller
+def _whole(status: int, body: bytes) -> web.Response:
+    return web.Response(status=status, body=body, content_type="application/json")
+
+
+async def _forward_events(
+    gateway: Gateway, peer: Peer, request: web.BaseRequest, caller: Caller, events: Events
 ) -> web.StreamResponse:
-    """Relays the draining generation's own answer, status and all."""
-    account = gateway.registry.ledger.open()
-    stream = await peer.open_stream(path, caller.owner, account)
+    """Pass on the peer's SSE, as it is or as messages. Raises UpstreamError before the first."""
+    path, account = _path(request), gateway.registry.ledger.open()
+    stream = await peer.open_stream(f"{path}?{events.query}", caller.owner, account)
     try:
-        if stream.status != 200:
-            body = b"".join([piece async for piece in stream.pieces()])
-            return web.Response(status=stream.status, body=body, content_type="application/json")
-        response = web.StreamResponse(
-            headers={
-                "Content-Type": "text/event-stream; charset=utf-8",
-                "Cache-Control": "no-cache, no-transform",
-                "X-Accel-Buffering": "no",
-                **stream.ids,
-            }
-        )
+        if events.over_websocket and stream.status in {200, 204}:
+            with RunSocket(gateway, request, caller) as reader:
+                reader.open(keeps=False)
+                how = await _send_messages(stream, reader.socket, peer, caller, path)
+                await reader.finish(*how)
+            return Written(close=True)
+        if stream.status == 200:
+            return await _send_events(stream, request, gateway.settings.limits.stall_s)
+        return _whole(stream.status, b"".join([piece async for piece in stream.pieces()]))
+    finally:
+        stream.close()
+
+
+async def _send_events(
+    stream: PeerStream, request: web.BaseRequest, stall_s: float
+) -> web.StreamResponse:
+    """Send the peer's stream as it is. Raises ConnectionResetError when either side is gone."""
+    response = web.StreamResponse(
+        headers={
+            "Content-Type": "text/event-stream; charset=utf-8",
+            "Cache-Control": "no-cache, no-transform",
+            "X-Accel-Buffering": "no",
+            **stream.ids,
+        }
+    )
+    try:
         await response.prepare(request)
-        stall_s = gateway.settings.limits.stall_s
         async for piece in stream.pieces():
             async with asyncio.timeout(stall_s):
                 await response.write(piece)
@@ -127,37 +128,23 @@ async def stream_from_peer(
         if request.transport is not None:
             request.transport.close()
         raise ConnectionResetError(str(error)) from None
-    finally:
-        stream.close()
 
 
-async def websocket_from_peer(
-    gateway: Gateway, peer: Peer, request: web.BaseRequest, path: str, caller: Caller
-) -> web.StreamResponse:
-    """The same over WebSocket: the peer's SSE, with its ids, becomes messages."""
-    account = gateway.registry.ledger.open()
-    stream = await peer.open_stream(path, caller.owner, account)
+async def _send_messages(
+    stream: PeerStream, socket: WebSocket, peer: Peer, caller: Caller, path: str
+) -> tuple[str, str | None]:
+    """Send the peer's events as messages; return the state of their run, and its reason."""
     try:
-        if stream.status not in {200, 204}:
-            body = b"".join([piece async for piece in stream.pieces()])
-            return web.Response(status=stream.status, body=body, content_type="application/json")
-        with RunSocket(gateway, request, caller) as reader:
-            reader.open(keeps=False)
-            try:
-                await _pass_on(stream, reader.socket)
-                status, body = await peer.ask("GET", path.rpartition("/")[0], caller.owner)
-                summary = msgspec.json.decode(body) if status == 200 else {}
-                state, reason = summary.get("state", State.FAILED.value), summary.get("reason")
-            except UpstreamError as error:
-                state, reason = State.FAILED.value, str(error)
-            await reader.finish(state, reason)
-        return Written(close=True)
-    finally:
-        stream.close()
+        await _pass_on(stream, socket)
+        status, body = await peer.ask("GET", path.rpartition("/")[0], caller.owner)
+    except UpstreamError as error:
+        return State.FAILED.value, str(error)
+    summary = msgspec.json.decode(body) if status == 200 else {}
+    return summary.get("state", State.FAILED.value), summary.get("reason")
 
 
 async def _pass_on(stream: PeerStream, socket: WebSocket) -> None:
-    """Sends the peer's numbered events, at the pace of the client."""
+    """Send the peer's numbered events, at the pace of the client. Raises UpstreamError."""
     unfinished = bytearray()
     async for piece in stream.pieces():
         unfinished += piece
@@ -168,7 +155,7 @@ async def _pass_on(stream: PeerStream, socket: WebSocket) -> None:
 
 
 def _take_numbered(unfinished: bytearray) -> list[tuple[int, bytes]]:
-    """Takes the whole events, each with the seq in its `id:` line, off the front."""
+    """Take the whole events, each with the seq in its `id:` line, off the front."""
     events = SSE.split(bytes(unfinished))
     del unfinished[: sum(map(len, events))]
     return [(int(found[1]), event) for event in events if (found := _ID_LINE.search(event))]

@@ -17,9 +17,8 @@ from tidegate.core.formats.base import Wanted
 from tidegate.core.formats.responses import Rewriter, bare_response, failed_response, response_in
 from tidegate.core.runs.run import Run, State
 from tidegate.gateway.api.cursor import cursor_after, follow, starting_after
-from tidegate.gateway.api.peer import asking, find_response, stream_from_peer
+from tidegate.gateway.api.peer import Events, NotHere
 from tidegate.gateway.gateway import Gateway
-from tidegate.gateway.relay.handover import Peer
 from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.relay.request import Sent
 from tidegate.gateway.server.auth import Caller
@@ -38,43 +37,28 @@ async def show_response(
     """A response as it is now, or with `stream=true` its events from a cursor on."""
     after = starting_after(request)
     if not _wants_stream(request):
-        ask = asking("GET", f"/responses/{response_id}", caller)
-        found = await find_response(gateway, caller, response_id, ask)
-        return show(found) if isinstance(found, Relay) else found
-
-    async def ask_stream(peer: Peer) -> web.StreamResponse:
-        path = f"/responses/{response_id}?stream=true&starting_after={after}"
-        return await stream_from_peer(gateway, peer, request, path, caller)
-
-    found = await find_response(gateway, caller, response_id, ask_stream)
-    if not isinstance(found, Relay):
-        return found
-    check_streamable(found.run)
-    return await follow(gateway, found, Client(request), cursor_after(found, after), ids=False)
+        return show(_find(gateway, caller, response_id))
+    events = Events(f"stream=true&starting_after={after}")
+    relay = _find(gateway, caller, response_id, events)
+    check_streamable(relay.run)
+    return await follow(gateway, relay, Client(request), cursor_after(relay, after), ids=False)
 
 
 async def cancel_response(
     gateway: Gateway, request: web.BaseRequest, caller: Caller, response_id: str
 ) -> web.StreamResponse:
     """Ends a background response; one that is over is shown as it is."""
-    ask = asking("POST", f"/responses/{response_id}/cancel", caller)
-    found = await find_response(gateway, caller, response_id, ask)
-    if not isinstance(found, Relay):
-        return found
-    check_cancellable(found.run)
-    found.cancel("cancelled by client")
-    return show(found)
+    relay = _find(gateway, caller, response_id)
+    check_cancellable(relay.run)
+    relay.cancel("cancelled by client")
+    return show(relay)
 
 
 async def delete_response(
     gateway: Gateway, request: web.BaseRequest, caller: Caller, response_id: str
 ) -> web.StreamResponse:
     """Forgets a response, and ends it if need be."""
-    ask = asking("DELETE", f"/responses/{response_id}", caller)
-    found = await find_response(gateway, caller, response_id, ask)
-    if not isinstance(found, Relay):
-        return found
-    gateway.registry.discard(found, "deleted by client")
+    gateway.registry.discard(_find(gateway, caller, response_id), "deleted by client")
     return deleted(response_id)
 
 
@@ -82,11 +66,18 @@ async def list_input_items(
     gateway: Gateway, request: web.BaseRequest, caller: Caller, response_id: str
 ) -> web.StreamResponse:
     """Says of a response that there is one, and that this is not kept."""
-    ask = asking("GET", f"/responses/{response_id}/input_items", caller)
-    found = await find_response(gateway, caller, response_id, ask)
-    if not isinstance(found, Relay):
-        return found
+    _find(gateway, caller, response_id)
     raise no_input_items()
+
+
+def _find(
+    gateway: Gateway, caller: Caller, response_id: str, events: Events | None = None
+) -> Relay:
+    """The run of the caller's response. Raises NotHere."""
+    relay = gateway.registry.find_response(response_id, caller.owner)
+    if relay is None:
+        raise NotHere("response", events)
+    return relay
 
 
 def _wants_stream(request: web.BaseRequest) -> bool:

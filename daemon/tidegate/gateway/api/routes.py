@@ -7,6 +7,7 @@ administrative is here: that is the watchdog's control socket.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from functools import partial
 
 import msgspec
@@ -20,6 +21,7 @@ from tidegate.core.settings import MIB
 from tidegate.gateway.api import create, demo, health, ollama, openapi, response_socket, runs
 from tidegate.gateway.api.heads import no_room
 from tidegate.gateway.api.models import list_models, show_model
+from tidegate.gateway.api.peer import NotHere, forward
 from tidegate.gateway.api.responses import (
     cancel_response,
     delete_response,
@@ -110,7 +112,13 @@ async def handle(gateway: Gateway, request: web.BaseRequest) -> web.StreamRespon
     caller = gateway.admit(request, route.access)
     if route.access is not Access.OPEN:
         _refuse_when_parked(gateway)
-    answer = await route.handler(gateway, request, caller, *groups)
+    try:
+        answer = await route.handler(gateway, request, caller, *groups)
+    except NotHere as missing:
+        answer = await forward(gateway, request, caller, missing)
+        if answer.status == 404:
+            with suppress(NotHere):  # it may have been handed over to us meanwhile
+                answer = await route.handler(gateway, request, caller, *groups)
     if not answer.prepared and not isinstance(answer, Written):
         for name, value in id_headers(new_id("req")).items():
             answer.headers.setdefault(name, value)

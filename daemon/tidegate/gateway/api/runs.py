@@ -1,8 +1,7 @@
 """`/v1/runs`: look at runs, join them, resume them, cancel them.
 
-A run that this generation does not know may belong to the other one during a recycle; then that is
-asked, and what it says is relayed. Whose a run is decides what exists: another key's run is not
-found.
+Whose a run is decides what exists: another key's run is not found. One that this generation does
+not know may belong to the other one during a recycle (`peer`).
 """
 
 from __future__ import annotations
@@ -11,10 +10,9 @@ import msgspec
 from aiohttp import web
 
 from tidegate.gateway.api.cursor import cursor_after, follow, starting_after, whole_number
-from tidegate.gateway.api.peer import asking, find_run, stream_from_peer, websocket_from_peer
+from tidegate.gateway.api.peer import Events, NotHere
 from tidegate.gateway.api.run_socket import serve_socket
 from tidegate.gateway.gateway import Gateway
-from tidegate.gateway.relay.handover import Peer
 from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.relay.summaries import attempts_of, summarise
 from tidegate.gateway.server.auth import Caller
@@ -47,23 +45,18 @@ async def show_run(
     gateway: Gateway, request: web.BaseRequest, caller: Caller, run_id: str
 ) -> web.StreamResponse:
     """One run."""
-    found = await find_run(gateway, caller, run_id, asking("GET", f"/runs/{run_id}", caller))
-    if not isinstance(found, Relay):
-        return found
-    shown = msgspec.structs.asdict(summarise(found))
-    return _json({**shown, "attempt_list": attempts_of(found.run, gateway.loop.time())})
+    relay = _find(gateway, caller, run_id)
+    shown = msgspec.structs.asdict(summarise(relay))
+    return _json({**shown, "attempt_list": attempts_of(relay.run, gateway.loop.time())})
 
 
 async def cancel_run(
     gateway: Gateway, request: web.BaseRequest, caller: Caller, run_id: str
 ) -> web.StreamResponse:
     """Ends a run. One that is over already is shown as it is."""
-    ask = asking("POST", f"/runs/{run_id}/cancel", caller)
-    found = await find_run(gateway, caller, run_id, ask)
-    if not isinstance(found, Relay):
-        return found
-    found.cancel("cancelled by client")
-    return _json(summarise(found))
+    relay = _find(gateway, caller, run_id)
+    relay.cancel("cancelled by client")
+    return _json(summarise(relay))
 
 
 async def stream_run(
@@ -74,22 +67,22 @@ async def stream_run(
         raise Refused(405, "a stream has to be read: GET only", "bad_method", close=True)
     after = starting_after(request)
     over_websocket = request.headers.get("Upgrade", "").lower() == "websocket"
-    from_peer = websocket_from_peer if over_websocket else stream_from_peer
-
-    async def ask(peer: Peer) -> web.StreamResponse:
-        path = f"/runs/{run_id}/stream?starting_after={after}"
-        return await from_peer(gateway, peer, request, path, caller)
-
-    relay = await find_run(gateway, caller, run_id, ask)
-    if not isinstance(relay, Relay):
-        return relay
+    events = Events(f"starting_after={after}", over_websocket)
+    relay = _find(gateway, caller, run_id, events)
     cursor = cursor_after(relay, after)
     if relay.run.is_over and cursor == relay.run.window.end and not over_websocket:
         return web.Response(status=204)
     if over_websocket:
         return await serve_socket(gateway, relay, request, caller, cursor)
-    client = Client(request)
-    return await follow(gateway, relay, client, cursor, ids=True)
+    return await follow(gateway, relay, Client(request), cursor, ids=True)
+
+
+def _find(gateway: Gateway, caller: Caller, run_id: str, events: Events | None = None) -> Relay:
+    """The caller's run. Raises NotHere."""
+    relay = gateway.registry.find(run_id, caller.owner)
+    if relay is None:
+        raise NotHere("run", events)
+    return relay
 
 
 def _json(value: object) -> web.Response:
