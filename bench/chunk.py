@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 
 from tidegate.core.formats.sse import SseFramer
 from tidegate.core.runs.ledger import Ledger
-from tidegate.core.runs.run import Happening, Run
+from tidegate.core.runs.run import Run
+from tidegate.core.runs.state import Happening
 from tidegate.core.settings import Limits
 
 PASSES = 7

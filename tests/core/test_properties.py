@@ -24,7 +24,8 @@ from tidegate.core.runs.deadlines import Deadlines
 from tidegate.core.runs.ledger import RECORD_BYTES, Entry, Ledger
 from tidegate.core.runs.limits import next_expiry
 from tidegate.core.runs.retention import due_s, verdict
-from tidegate.core.runs.run import TERMINAL, Happening, Run, State, empty_census
+from tidegate.core.runs.run import Run
+from tidegate.core.runs.state import TERMINAL, Happening, State, empty_census
 from tidegate.core.runs.window import START, Cursor
 from tidegate.core.settings import Limits
 

@@ -26,7 +26,7 @@ from gateway.gateway_rig import (
     chunked,
     plain,
 )
-from tidegate.core.runs.run import State
+from tidegate.core.runs.state import State
 from tidegate.core.settings import Token
 from tidegate.gateway.api.routes import find_route
 from tidegate.gateway.server.errors import Refused

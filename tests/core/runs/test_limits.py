@@ -17,7 +17,8 @@ from tidegate.core.formats import (
 from tidegate.core.formats.base import Format, Meaning
 from tidegate.core.runs.ledger import Ledger
 from tidegate.core.runs.limits import END_WITHIN_S, look_again_s, next_expiry
-from tidegate.core.runs.run import HOLD_EVENTS, LOOK_EVERY_S, Happening, Run, State
+from tidegate.core.runs.run import HOLD_EVENTS, LOOK_EVERY_S, Run
+from tidegate.core.runs.state import Happening, State
 from tidegate.core.settings import LimitOverrides, Limits
 
 LIMITS = Limits(

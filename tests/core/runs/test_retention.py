@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from tidegate.core.runs.ledger import Ledger
 from tidegate.core.runs.retention import due_s, verdict
-from tidegate.core.runs.run import Happening, Run
+from tidegate.core.runs.run import Run
+from tidegate.core.runs.state import Happening
 from tidegate.core.settings import Limits
 
 LIMITS = Limits(

@@ -10,16 +10,8 @@ from tidegate.core.formats import CHAT, MESSAGES
 from tidegate.core.formats.base import Meaning
 from tidegate.core.formats.openai import DONE as CHAT_DONE
 from tidegate.core.runs.ledger import RECORD_BYTES, Entry, Ledger
-from tidegate.core.runs.run import (
-    HOLD_BYTES,
-    HOLD_EVENTS,
-    TERMINAL,
-    TRANSITIONS,
-    Happening,
-    Run,
-    State,
-    step,
-)
+from tidegate.core.runs.run import HOLD_BYTES, HOLD_EVENTS, Run
+from tidegate.core.runs.state import TERMINAL, TRANSITIONS, Happening, State, step
 from tidegate.core.settings import Limits
 
 BODY = b'{"model":"m","stream":true}'

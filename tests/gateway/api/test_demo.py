@@ -13,7 +13,7 @@ from fakes.client import chat, open_chat, words
 from fakes.machine import until
 from fakes.upstream import DONE
 from gateway.gateway_rig import DEADLINE_S, Rig
-from tidegate.core.runs.run import State
+from tidegate.core.runs.state import State
 from tidegate.gateway.api import demo
 from tidegate.gateway.upstreams import catalog
 

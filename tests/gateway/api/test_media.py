@@ -14,7 +14,7 @@ from fakes.machine import until
 from gateway.gateway_rig import DEADLINE_S, LAST, Peer, Rig, chunked, plain
 from gateway.gateway_rig import HEAD as EVENTS_HEAD
 from tidegate.core.runs.ledger import Entry, Ledger
-from tidegate.core.runs.run import State
+from tidegate.core.runs.state import State
 from tidegate.core.settings import MIB, Limits
 from tidegate.gateway.relay.handover import pack, unpack
 

@@ -13,7 +13,7 @@ from fakes.client import Stream, get, parse_events
 from fakes.machine import until
 from gateway.engine_rig import LLAMA_CPP, NOT_FOUND, OLLAMA, Fake
 from gateway.gateway_rig import DEADLINE_S, LAST, Peer, Rig, chunked, plain
-from tidegate.core.runs.run import State
+from tidegate.core.runs.state import State
 from tidegate.core.settings import Token, Upstream
 
 ON_BOTH_LOOPS = True

@@ -11,7 +11,7 @@ import pytest
 
 from fakes.client import get
 from tidegate.core import formats
-from tidegate.core.runs.run import State
+from tidegate.core.runs.state import State
 from tidegate.core.runs.summary import AttemptSummary, RunSummary
 from tidegate.core.settings import Token, Upstream
 from tidegate.gateway.api import openapi

@@ -15,7 +15,7 @@ from fakes.client import Stream, chat, get, open_chat
 from fakes.machine import until
 from fakes.upstream import DONE, FINISH, OK, ROLE, numbered
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked
-from tidegate.core.runs.run import State
+from tidegate.core.runs.state import State
 from tidegate.core.settings import Token
 
 ON_BOTH_LOOPS = True

@@ -16,7 +16,7 @@ from tidegate.core.memory.report import StepReport
 from tidegate.core.protocol.worker import Relieve
 from tidegate.core.runs.eviction import Act, Victim
 from tidegate.core.runs.ledger import Entry
-from tidegate.core.runs.run import State
+from tidegate.core.runs.state import State
 from tidegate.core.runs.window import SEGMENT_BYTES
 from tidegate.gateway.api import create
 from tidegate.gateway.api.demo import StuckRelay

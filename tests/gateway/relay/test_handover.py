@@ -18,7 +18,8 @@ from fakes.upstream import FINISH, OK, ROLE, numbered
 from gateway.gateway_rig import DEADLINE_S, HEAD, Peer, RawUpstream, Rig, chunked
 from tidegate.core.errors import LedgerFull
 from tidegate.core.runs.ledger import Ledger
-from tidegate.core.runs.run import Happening, Run
+from tidegate.core.runs.run import Run
+from tidegate.core.runs.state import Happening
 from tidegate.core.settings import Limits
 from tidegate.gateway.relay.handover import Peer as OtherGeneration
 from tidegate.gateway.relay.handover import pack, unpack

@@ -15,7 +15,7 @@ from fakes.upstream import DONE, FINISH, OK, ROLE, chunk, numbered
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked, plain
 from tidegate.core.errors import LedgerFull
 from tidegate.core.runs.ledger import Entry
-from tidegate.core.runs.run import State
+from tidegate.core.runs.state import State
 from tidegate.core.settings import Token, Upstream
 from tidegate.gateway.relay.relay import Relay
 

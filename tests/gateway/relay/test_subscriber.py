@@ -13,7 +13,7 @@ from fakes.upstream import DONE, FINISH, ROLE, numbered
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked
 from tidegate.core.formats.base import COMMENT as KEEP_ALIVE
 from tidegate.core.runs.ledger import Entry
-from tidegate.core.runs.run import State
+from tidegate.core.runs.state import State
 
 ON_BOTH_LOOPS = True
 

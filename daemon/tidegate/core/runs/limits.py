@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from tidegate.core.runs.run import Happening, Run, State
+from tidegate.core.runs.run import Run
+from tidegate.core.runs.state import Happening, State
 from tidegate.core.settings import PLAIN_S
 
 # After the reason why an answer ends only usage and the terminal marker are to come, at once. Some

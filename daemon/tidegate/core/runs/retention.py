@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from tidegate.core.runs.run import Run, State
+from tidegate.core.runs.run import Run
+from tidegate.core.runs.state import State
 
 
 class Verdict(NamedTuple):

@@ -5,8 +5,8 @@ its bytes can go through `Run.release`. End is about the answer (state, reason, 
 release is about memory (afterwards nothing of the run is held). They are apart because a finished
 answer stays resumable for a while.
 
-What happens when is a table, state by happening, with every cell filled. Time comes in as
-`now_s`, on a monotonic clock; nothing here reads, writes or waits.
+What happens when is a table (`core.runs.state`). Time comes in as `now_s`, on a monotonic clock;
+nothing here reads, writes or waits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
-from enum import Enum
 
 from tidegate.core.errors import LedgerFull, UpstreamError
 from tidegate.core.formats import CHAT
@@ -35,6 +34,7 @@ from tidegate.core.formats.framing import RAW, Framer
 from tidegate.core.formats.sse import SseFramer
 from tidegate.core.runs.advice import advise
 from tidegate.core.runs.ledger import RECORD_BYTES, Account, Entry
+from tidegate.core.runs.state import TERMINAL, Census, Happening, State, step
 from tidegate.core.runs.window import Cursor, Window
 from tidegate.core.secret import NO_SECRET, Secret
 from tidegate.core.settings import Limits
@@ -49,91 +49,6 @@ LOOK_EVERY_S = 0.25
 _TROUBLE = (b"error", b"failed")  # one of these is in every event that reports an error
 _NO_CHOICES: frozenset[int] = frozenset()
 PIECE_BYTES = sys.getsizeof(b"") + 8  # what a held piece costs beside its content
-
-
-class State(Enum):
-    """Where a run stands."""
-
-    __hash__ = object.__hash__  # Enum's own is written in Python, and costs 0.3 us each time
-
-    QUEUED = "queued"
-    CONNECTING = "connecting"
-    STREAMING = "streaming"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    EXPIRED = "expired"
-
-
-class Happening(Enum):
-    """What can befall a run."""
-
-    __hash__ = object.__hash__
-
-    QUEUE = "queue"  # the next try has to wait for a place
-    ATTEMPT = "attempt"  # a try at an upstream begins
-    OUTPUT = "output"  # the first output has arrived
-    COMPLETE = "complete"
-    FAIL = "fail"
-    CANCEL = "cancel"
-    EXPIRE = "expire"
-
-
-_ENDS = {
-    Happening.COMPLETE: State.COMPLETED,
-    Happening.FAIL: State.FAILED,
-    Happening.CANCEL: State.CANCELLED,
-    Happening.EXPIRE: State.EXPIRED,
-}
-TERMINAL = frozenset(_ENDS.values())
-
-# None: it cannot happen there, and is a mistake of ours. A terminal state absorbs everything:
-# late news about an answer that is over changes nothing.
-TRANSITIONS: dict[State, dict[Happening, State | None]] = {
-    State.QUEUED: {
-        Happening.QUEUE: State.QUEUED,
-        Happening.ATTEMPT: State.CONNECTING,
-        Happening.OUTPUT: None,
-        Happening.COMPLETE: None,
-        Happening.FAIL: State.FAILED,
-        Happening.CANCEL: State.CANCELLED,
-        Happening.EXPIRE: State.EXPIRED,
-    },
-    State.CONNECTING: {
-        Happening.QUEUE: State.QUEUED,  # a failover to an upstream that is busy
-        Happening.ATTEMPT: State.CONNECTING,  # the next try, or a failover
-        Happening.OUTPUT: State.STREAMING,
-        Happening.COMPLETE: State.COMPLETED,  # a plain answer, or an empty one
-        Happening.FAIL: State.FAILED,
-        Happening.CANCEL: State.CANCELLED,
-        Happening.EXPIRE: State.EXPIRED,
-    },
-    State.STREAMING: {
-        Happening.QUEUE: None,
-        Happening.ATTEMPT: None,  # two answers are never spliced together
-        Happening.OUTPUT: State.STREAMING,
-        Happening.COMPLETE: State.COMPLETED,
-        Happening.FAIL: State.FAILED,
-        Happening.CANCEL: State.CANCELLED,
-        Happening.EXPIRE: State.EXPIRED,
-    },
-    **{state: dict.fromkeys(Happening, state) for state in TERMINAL},
-}
-
-
-Census = dict[State, int]  # how many runs are held, by state
-
-
-def empty_census() -> Census:
-    """A census of no runs."""
-    return dict.fromkeys(State, 0)
-
-
-def step(state: State, happening: Happening) -> State:
-    """The state after `happening`. Raises AssertionError where that cannot happen."""
-    after = TRANSITIONS[state][happening]
-    assert after is not None, f"{happening.value} cannot happen to a run that is {state.value}"
-    return after
 
 
 @dataclass(slots=True)

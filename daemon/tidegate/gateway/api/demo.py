@@ -18,7 +18,7 @@ from tidegate.core.formats import CHAT
 from tidegate.core.formats.base import Wanted
 from tidegate.core.formats.openai import DONE
 from tidegate.core.runs.ledger import Entry, Ledger
-from tidegate.core.runs.run import Happening
+from tidegate.core.runs.state import Happening
 from tidegate.core.settings import MIB
 from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.server.body import read_body

@@ -7,7 +7,8 @@ from http import HTTPStatus
 
 from tidegate.core.errors import LedgerFull
 from tidegate.core.formats.framing import Framing
-from tidegate.core.runs.run import Run, State
+from tidegate.core.runs.run import Run
+from tidegate.core.runs.state import State
 from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.relay.subscriber import stream_headers
 from tidegate.gateway.server.connection_table import KEEPALIVE_S

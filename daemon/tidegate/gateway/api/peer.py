@@ -17,7 +17,7 @@ from aiohttp import hdrs, web
 from tidegate.core.errors import LedgerFull, UpstreamError
 from tidegate.core.formats.framing import SSE
 from tidegate.core.runs.ledger import Entry
-from tidegate.core.runs.run import State
+from tidegate.core.runs.state import State
 from tidegate.gateway.api.run_socket import RunSocket, event_message
 from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.relay.handover import Peer, PeerStream

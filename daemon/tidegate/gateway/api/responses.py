@@ -15,7 +15,8 @@ from msgspec import Raw
 
 from tidegate.core.formats.base import Wanted
 from tidegate.core.formats.responses import Rewriter, bare_response, failed_response, response_in
-from tidegate.core.runs.run import Run, State
+from tidegate.core.runs.run import Run
+from tidegate.core.runs.state import State
 from tidegate.gateway.api.cursor import cursor_after, follow, starting_after
 from tidegate.gateway.api.peer import Events, NotHere
 from tidegate.gateway.gateway import Gateway

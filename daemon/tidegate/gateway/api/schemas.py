@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from tidegate.core.problems import Repair
-from tidegate.core.runs.run import State
+from tidegate.core.runs.state import State
 from tidegate.core.runs.summary import AttemptSummary, RunSummary
 
 JsonObject = dict[str, Any]  # a piece of the document

@@ -18,7 +18,8 @@ from tidegate.core.errors import LedgerFull, UpstreamError
 from tidegate.core.formats.base import TAIL_EVENTS, Meaning
 from tidegate.core.formats.framing import RAW
 from tidegate.core.runs.limits import Expiry, fits_hold, has_time
-from tidegate.core.runs.run import Happening, Run, State
+from tidegate.core.runs.run import Run
+from tidegate.core.runs.state import Happening, State
 from tidegate.core.secret import NO_SECRET
 from tidegate.core.upstreams.blame import FAULT_OF_CODE, VERDICTS, Fault, Held, fault_of_answer
 from tidegate.core.upstreams.breaker import Witness

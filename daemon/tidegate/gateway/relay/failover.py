@@ -14,7 +14,7 @@ from tidegate.core.errors import UpstreamError
 from tidegate.core.formats.base import ErrorText
 from tidegate.core.runs.advice import advise
 from tidegate.core.runs.limits import Expiry, fits_hold, has_time
-from tidegate.core.runs.run import Happening, State
+from tidegate.core.runs.state import Happening, State
 from tidegate.core.upstreams.blame import VERDICTS
 from tidegate.gateway.relay.attempt import Attempt, AttemptHost
 from tidegate.gateway.relay.failure import Failure

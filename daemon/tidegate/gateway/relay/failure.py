@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tidegate.core.errors import UpstreamError
 from tidegate.core.formats.base import ErrorText, Format
 from tidegate.core.formats.foreign_json import is_json
-from tidegate.core.runs.run import Happening
+from tidegate.core.runs.state import Happening
 from tidegate.core.upstreams.blame import FAULT_OF_CODE, VERDICTS, Fault, Held, fault_of_answer
 from tidegate.gateway.upstreams.choice import Target
 from tidegate.gateway.upstreams.reply import Answer, Reply

@@ -19,7 +19,8 @@ from msgspec import Struct
 from tidegate.core.errors import LedgerFull, UpstreamError
 from tidegate.core.formats import BY_PATH, CHAT
 from tidegate.core.runs.ledger import Account, Entry, Ledger
-from tidegate.core.runs.run import Attempt, Run, State
+from tidegate.core.runs.run import Attempt, Run
+from tidegate.core.runs.state import State
 from tidegate.core.runs.summary import RunSummary
 from tidegate.core.settings import Limits, Upstream
 from tidegate.gateway.upstreams.fetch import fetch

@@ -24,7 +24,7 @@ from tidegate.core.runs.deadlines import Deadlines, Watched
 from tidegate.core.runs.eviction import Act, Candidate, Step, Victim
 from tidegate.core.runs.ledger import Entry, Ledger
 from tidegate.core.runs.retention import Verdict
-from tidegate.core.runs.run import Happening, State, empty_census
+from tidegate.core.runs.state import Happening, State, empty_census
 from tidegate.core.runs.summary import RunSummary
 from tidegate.core.runs.window import SEGMENT_BYTES
 from tidegate.core.text import count

@@ -23,7 +23,8 @@ from tidegate.core.formats.framing import RAW
 from tidegate.core.histogram import Histogram
 from tidegate.core.runs.ledger import Entry
 from tidegate.core.runs.limits import Expiry, look_again_s, next_expiry
-from tidegate.core.runs.run import Happening, Run, State
+from tidegate.core.runs.run import Run
+from tidegate.core.runs.state import Happening, State
 from tidegate.core.runs.window import SEGMENT_BYTES
 from tidegate.gateway.relay.attempt import Attempt
 from tidegate.gateway.relay.failover import Failover

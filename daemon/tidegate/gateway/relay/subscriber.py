@@ -17,7 +17,8 @@ from collections.abc import Callable
 from tidegate.core.errors import CursorEvicted
 from tidegate.core.formats.base import COMMENT
 from tidegate.core.formats.framing import Framing
-from tidegate.core.runs.run import Run, State
+from tidegate.core.runs.run import Run
+from tidegate.core.runs.state import State
 from tidegate.core.runs.window import START, Cursor
 from tidegate.gateway.server.writer import LOOK_AGAIN_S, RESOLUTION_S, Client
 
