@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol, cast
 
-from aiohttp import hdrs, web
+from aiohttp import web
 from aiohttp.http import WebSocketReader
 
 from tidegate.core.errors import LedgerFull
@@ -30,7 +30,6 @@ from tidegate.core.http.frames import (
     FrameReader,
     Opcode,
     WebSocketFault,
-    accept_of,
     close_frame,
     frame,
     read_close,
@@ -39,8 +38,8 @@ from tidegate.core.runs.deadlines import Watched
 from tidegate.core.runs.ledger import Entry, Ledger
 from tidegate.core.settings import Limits, Settings
 from tidegate.gateway.server.client_protocol import ClientProtocol
-from tidegate.gateway.server.errors import INVALID_REQUEST, SERVER_ERROR, Refused
-from tidegate.gateway.server.ids import id_headers, new_id
+from tidegate.gateway.server.errors import INVALID_REQUEST, SERVER_ERROR
+from tidegate.gateway.server.handshake import accept_handshake
 from tidegate.gateway.server.sockets import Sockets
 from tidegate.gateway.server.writer import LOOK_AGAIN_S, RESOLUTION_S, Client
 
@@ -100,7 +99,7 @@ class WebSocket:
 
         Raises Refused where the request is no handshake, ConnectionError when the client is gone.
         """
-        self._handshake = _handshake(request)
+        self._handshake = accept_handshake(request)
         self.client = Client(request)
         self.owner = owner or request.remote or ""
         self.account = gateway.registry.ledger.open()
@@ -403,33 +402,3 @@ class WebSocket:
 def text_frame(data: bytes) -> bytes:
     """A message of ours, which is UTF-8 whatever an upstream sent."""
     return frame(Opcode.TEXT, data if data.isascii() else as_utf8(data))
-
-
-def _handshake(request: web.BaseRequest) -> bytes:
-    """The answer to a handshake. Raises Refused where it is none."""
-    headers = request.headers
-    protocol = request.protocol
-    if request.method != hdrs.METH_GET or not getattr(protocol, "upgrades", False):
-        raise Refused(
-            400,
-            "a WebSocket is opened by GET with Upgrade: websocket and Connection: Upgrade",
-            "bad_handshake",
-        )
-    if headers.get(hdrs.SEC_WEBSOCKET_VERSION) != "13":
-        raise Refused(
-            426,
-            "only version 13 of the WebSocket protocol is spoken",
-            "bad_handshake",
-            headers={hdrs.SEC_WEBSOCKET_VERSION: "13"},
-        )
-    accept = accept_of(headers.get(hdrs.SEC_WEBSOCKET_KEY, ""))
-    if accept is None:
-        raise Refused(400, "Sec-WebSocket-Key is not 16 bytes in base64", "bad_handshake")
-    fields = {
-        hdrs.UPGRADE: "websocket",
-        hdrs.CONNECTION: "Upgrade",
-        hdrs.SEC_WEBSOCKET_ACCEPT: accept,
-        **id_headers(new_id("req")),
-    }
-    lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-    return f"HTTP/1.1 101 Switching Protocols\r\n{lines}\r\n".encode("ascii")

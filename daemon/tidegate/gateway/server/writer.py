@@ -89,11 +89,6 @@ class Client:
         self._former_bytes, self._last_bytes = self._last_bytes, size
         return transport.get_write_buffer_size()
 
-    def wrote(self, size: int) -> None:
-        """Counts what somebody else, aiohttp's WebSocket, wrote to this connection."""
-        self._written += size
-        self._former_bytes, self._last_bytes = self._last_bytes, size
-
     @property
     def outbound_bytes(self) -> int:
         """The memory of what was written, but not taken by the kernel.
