@@ -177,10 +177,10 @@ def _get(port: int, path: str) -> bytes:
 def be_watchdog(notes: str, arguments: list[str]) -> int:
     """A tidegate whose workers note their collections."""
     from tidegate.cli.main import main as tidegate  # noqa: PLC0415  (each process loads its part)
-    from tidegate.watchdog import watchdog  # noqa: PLC0415
+    from tidegate.watchdog import start  # noqa: PLC0415
 
     command = (sys.executable, __file__, "worker-with-notes", notes)
-    watchdog.run = functools.partial(watchdog.run, worker_command=command)
+    start.run = functools.partial(start.run, worker_command=command)
     sys.argv = ["tidegate", "run", *arguments]
     return tidegate()
 

@@ -4,7 +4,7 @@
     python -m soak.leaky RATE worker --channel FD     one of them
 
 Nothing that is shipped knows this module: the command that a watchdog starts its workers with is
-an argument of `watchdog.run`, and here it is given another one. RATE is bytes a second.
+an argument of `start.run`, and here it is given another one. RATE is bytes a second.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def main() -> int:
         threading.Thread(target=leak, args=(int(rate),), daemon=True).start()
         return worker.main(rest[1:])
     from tidegate.cli.main import main as tidegate  # noqa: PLC0415
-    from tidegate.watchdog import watchdog  # noqa: PLC0415
+    from tidegate.watchdog import start  # noqa: PLC0415
 
     command = (sys.executable, "-m", "soak.leaky", rate, "worker")
-    watchdog.run = functools.partial(watchdog.run, worker_command=command)
+    start.run = functools.partial(start.run, worker_command=command)
     sys.argv = ["tidegate", *rest]
     return tidegate()
 

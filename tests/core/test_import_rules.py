@@ -95,7 +95,7 @@ def test_the_map_shows_every_wing(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_watchdog_stays_small() -> None:
     """What outlives everything drags in neither the gateway nor an event loop."""
-    reached = closure("tidegate.watchdog.watchdog")
+    reached = closure("tidegate.watchdog.start")
     assert not {name for name in reached if name.startswith("tidegate.gateway")}
     assert not reached & {"asyncio", "aiohttp", "uvloop", "watchfiles", "httptools", "rich"}
 
@@ -150,7 +150,7 @@ def decodings_in(source: str) -> set[str]:
 
 def test_the_watchdog_decodes_in_one_place() -> None:
     """What it reads from outside raises one error: no file but `core.decoding` decodes."""
-    reached = closure("tidegate.watchdog.watchdog") & MODULES.keys()
+    reached = closure("tidegate.watchdog.start") & MODULES.keys()
     reached |= {"tidegate.gateway.worker", "tidegate.cli.verbs.run", "tidegate.config.document"}
     found = {name: decodings_in(MODULES[name].read_text()) for name in sorted(reached)}
     assert {name for name, calls in found.items() if calls} == {"tidegate.core.decoding"}

@@ -19,6 +19,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from tidegate.watchdog.fleet.dispatcher import Dispatcher
+from tidegate.watchdog.watchdog import Watchdog
+
 _log = logging.getLogger("faults")
 
 
@@ -51,7 +54,7 @@ class Fault:
             raise OSError(number, os.strerror(number))
 
 
-def plant(call: str, nth: int, error: str, watchdog: type) -> None:
+def plant(call: str, nth: int, error: str) -> None:
     """Have the Nth `call` ("send", "kill", "spawn", "open") of a watchdog fail with this errno."""
     fault = Fault(call, nth, error)
     any_os: Any = os
@@ -69,8 +72,9 @@ def plant(call: str, nth: int, error: str, watchdog: type) -> None:
         any_io.open = any_builtins.open = fault.wrap(io.open)
     else:
         raise ValueError(call)
+    place: Any = Dispatcher if call == "open" else Watchdog
     name = "_became_ready" if call == "open" else "serve"
-    former = getattr(watchdog, name)
+    former = getattr(place, name)
 
     def armed(*arguments: Any) -> Any:
         if call != "open":
@@ -80,4 +84,4 @@ def plant(call: str, nth: int, error: str, watchdog: type) -> None:
         finally:
             fault.is_armed = True
 
-    setattr(watchdog, name, armed)
+    setattr(place, name, armed)

@@ -23,7 +23,7 @@ from fakes.faults import plant
 from tidegate import config
 from tidegate.config.places import make_private
 from tidegate.core.fleet.lifecycle import Timing
-from tidegate.watchdog import watchdog
+from tidegate.watchdog import start
 from tidegate.watchdog.workers.process import WORKER_COMMAND
 
 
@@ -46,9 +46,9 @@ def run(plan: dict[str, Any]) -> int:
     if limit_bytes := plan.get("file_bytes"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
     if fault := plan.get("fault"):
-        plant(fault["call"], fault["nth"], fault["error"], watchdog.Watchdog)
+        plant(fault["call"], fault["nth"], fault["error"])
     logging.getLogger("scaled").warning("scaled: %s", json.dumps(plan))
-    return watchdog.run(
+    return start.run(
         load=lambda: config.load(Path(plan["config"]), state_dir),
         stand_in=lambda reason: config.stand_in(reason, Path(plan["config"])),
         runtime_dir=runtime_dir,

@@ -22,8 +22,9 @@ from tidegate.core.fleet.lifecycle import Timing
 from tidegate.core.protocol.control import ControlReply, ControlRequest
 from tidegate.core.settings import Drain, Memory, Settings
 from tidegate.watchdog.control.client import SOCKET_NAME
-from tidegate.watchdog.pid_file import PidFile
-from tidegate.watchdog.watchdog import PID_FILE_NAME, Watchdog
+from tidegate.watchdog.parts import Setup
+from tidegate.watchdog.pid_file import PID_FILE_NAME, PidFile
+from tidegate.watchdog.watchdog import Watchdog
 
 HERE = Path(__file__).parent
 Socket = socket.socket  # also while a test has calls of the watchdog fail
@@ -48,11 +49,13 @@ class Loop:
         self.ready = False
         self.pid_file = PidFile(directory / PID_FILE_NAME)
         self.pid_file.hold()
-        self.watchdog = Watchdog(
+        setup = Setup(
             load=lambda: self.load(),  # noqa: PLW0108  (a test replaces it)
             stand_in=lambda reason: msgspec.structs.replace(self.good(), parked=reason),  # type: ignore[type-var]
             runtime_dir=directory,
+            first_runtime_dir=directory,
             state_dir=directory,
+            passed=[],
             pid_file=self.pid_file,
             estate=None,
             park=False,
@@ -60,6 +63,7 @@ class Loop:
             worker_command=[sys.executable, str(HERE / "fake_worker.py")],
             timing=timing,
         )
+        self.watchdog = Watchdog(setup)
 
     def _ready(self, *_: object) -> None:
         self.ready = True
@@ -81,19 +85,18 @@ class Loop:
 
     def begin(self) -> None:
         """Start, and turn until the first worker serves."""
-        self.watchdog._generations.clear()
         self.watchdog._begin()
         self.until(lambda: self.ready and self.serving is not None, "a worker serves")
 
     @property
     def serving(self) -> Any:
         """The worker."""
-        return self.watchdog._generations.serving
+        return self.watchdog.parts.generations.serving
 
     @property
     def faults(self) -> Any:
         """What went wrong."""
-        return self.watchdog._faults
+        return self.watchdog.parts.faults
 
     def until(self, condition: Callable[[], object], what: str) -> None:
         """Turn until it comes true."""
@@ -151,7 +154,7 @@ class Loop:
 
     def end(self) -> None:
         """Stop it, whatever state it is in."""
-        for worker in self.watchdog._generations:
+        for worker in self.watchdog.parts.generations:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker.pid, signal.SIGKILL)
             worker.process.wait() if hasattr(worker.process, "wait") else None

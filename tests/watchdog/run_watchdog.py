@@ -1,4 +1,4 @@
-"""`watchdog.run` in a process of its own, with a config file in JSON and scaled periods."""
+"""`start.run` in a process of its own, with a config file in JSON and scaled periods."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tidegate.config import ConfigError, LoadedConfig
 from tidegate.core.fleet.lifecycle import Timing
 from tidegate.core.protocol.worker import Ready
 from tidegate.core.settings import Settings
-from tidegate.watchdog import watchdog
+from tidegate.watchdog import start
 
 HERE = Path(__file__).parent
 
@@ -45,7 +45,7 @@ def main() -> int:
         line = json.dumps({"pid": os.getpid(), "found": ready.found, "addresses": addresses})
         Path(plan["ready_file"]).write_text(line)
 
-    return watchdog.run(
+    return start.run(
         load=load,
         stand_in=stand_in,
         runtime_dir=Path(plan["runtime_dir"]),

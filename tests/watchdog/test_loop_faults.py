@@ -24,10 +24,21 @@ from tidegate.core.fleet import lifecycle
 from tidegate.core.protocol import worker as msg
 from tidegate.core.protocol.control import ControlRequest
 from tidegate.managers.systemd import notify
-from tidegate.watchdog import listeners, readiness, reload, repairs, watchdog
+from tidegate.watchdog import (
+    ending,
+    listeners,
+    parking,
+    parts,
+    readiness,
+    reload,
+    repairs,
+    watchdog,
+)
 from tidegate.watchdog.control import commands, overview, pending, reload_replies, server, status
 from tidegate.watchdog.faults import EXIT, SAMPLE, TICK, WAIT
-from tidegate.watchdog.guard import book, contents, decision_log, evidence, guard
+from tidegate.watchdog.fleet import dispatcher, supervisor
+from tidegate.watchdog.guard import book, contents, decision_log, evidence, guard, pressure_signal
+from tidegate.watchdog.upgrade import upgrader
 from tidegate.watchdog.workers import channel, generations, process
 from watchdog.loop_rig import Loop, loop
 
@@ -38,37 +49,15 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 MODULES = [
-    *(
-        channel,
-        commands,
-        contents,
-        server,
-        decision_log,
-        evidence,
-        generations,
-        guard,
-        listeners,
-        book,
-    ),
-    *(
-        overview,
-        process,
-        pending,
-        readiness,
-        reload,
-        reload_replies,
-        repairs,
-        status,
-        notify,
-        watchdog,
-        lifecycle,
-        msg,
-    ),
+    *(channel, commands, contents, server, decision_log, evidence, generations, guard, listeners),
+    *(book, overview, process, pending, readiness, reload, reload_replies, repairs, status, notify),
+    *(dispatcher, supervisor, ending, parking, parts, pressure_signal, upgrader, watchdog),
+    *(lifecycle, msg),
 ]
 # What turns, begins and ends the loop is not a handler of it; `__init__` is of the start.
 NOT_HANDLERS = {
     "Watchdog._run", "Watchdog._turn", "Watchdog._end", "Watchdog.serve", "Watchdog._begin",
-    "Watchdog._say_goodbye", "Watchdog._last_words", "Generations.clear", "Generations.close",
+    "Watchdog._say_goodbye", "Generations.clear", "Generations.close",
 }  # fmt: skip
 
 
@@ -157,7 +146,7 @@ def lose_the_worker(daemon: Loop) -> None:
 def recycle(daemon: Loop) -> None:
     """Asked for, with evidence; it succeeds or is refused."""
     daemon.ask_raw(b'{"verb":"recycle","wait":true}\n')
-    daemon.until(lambda: len(daemon.watchdog._generations) == 1, "one worker is left")
+    daemon.until(lambda: len(daemon.watchdog.parts.generations) == 1, "one worker is left")
     daemon.ask_raw(b'{"verb":"bundle"}\n')
 
 
@@ -239,7 +228,7 @@ def test_what_must_not_fail_for_ever(
             break_it(broken)
             assert daemon.watchdog._run() == os.EX_TEMPFAIL
             assert worker.wait(30) == 0  # it left when its channel closed
-        assert vital in daemon.watchdog._last_words()
+        assert vital in daemon.watchdog.parts.ending.words
         assert not vouched or not vouched[-1]
         assert daemon.faults.total < 20
 

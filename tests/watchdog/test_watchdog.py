@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tidegate.core.memory.levels import LEAST_BUDGET_BYTES, usual_ledger_limit_bytes
-from tidegate.watchdog import watchdog
+from tidegate.watchdog import start
 from watchdog.daemon_rig import HANGS, SILENT, Daemon, is_alive, wait_until
 
 pytestmark = pytest.mark.processes
@@ -575,7 +575,7 @@ def test_stuck_worker_channel_never_blocks(daemon: Daemon) -> None:
 def test_a_shortage_is_no_mistake_of_the_configuration(error: int | None, code: int) -> None:
     """A service manager tries again after 75, and never after 78."""
     cause = None if error is None else OSError(error, os.strerror(error))
-    assert watchdog._exit_code(cause) == code
+    assert start._exit_code(cause) == code
 
 
 def test_status_tells_what_is_not_what_was(daemon: Daemon) -> None:

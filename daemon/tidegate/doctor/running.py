@@ -16,7 +16,7 @@ from tidegate.doctor.findings import finding
 from tidegate.machine.processes import Neighbour
 from tidegate.watchdog.control import client
 from tidegate.watchdog.control.client import NotRunning
-from tidegate.watchdog.watchdog import PID_FILE_NAME
+from tidegate.watchdog.pid_file import PID_FILE_NAME
 
 ANSWER_S = 5.0  # the watchdog answers this by itself and at once
 

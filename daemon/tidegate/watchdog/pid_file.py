@@ -10,6 +10,8 @@ from pathlib import Path
 
 from tidegate.machine import private_file
 
+PID_FILE_NAME = "tidegate.pid"
+
 
 class AlreadyRunning(Exception):
     """Another watchdog holds the pid file."""

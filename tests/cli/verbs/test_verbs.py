@@ -315,7 +315,7 @@ def test_closed_pipe_is_no_error():
 def test_run_loads_nothing_that_only_prints():
     """What `run` needs before it becomes the watchdog leaves out asyncio, aiohttp and rich."""
     code = (
-        "import sys, tidegate.cli.main, tidegate.cli.verbs.run, tidegate.watchdog.watchdog;"
+        "import sys, tidegate.cli.main, tidegate.cli.verbs.run, tidegate.watchdog.start;"
         "print([m for m in ('asyncio','aiohttp','rich','daemon') if m in sys.modules])"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)

@@ -48,9 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
         has_tokens = loaded is not None and bool(loaded.tokens)
         print_calmly(banner_text(ready, addresses, places, log_file, has_tokens=has_tokens))
 
-    from tidegate.watchdog import watchdog
+    from tidegate.watchdog import start
 
-    return watchdog.run(
+    return start.run(
         load=load,
         stand_in=stand_in,
         runtime_dir=places.runtime_dir,

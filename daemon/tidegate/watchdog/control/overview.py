@@ -48,13 +48,12 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     listeners: Listeners
     memory: MemoryBook
     totals: status.Totals
-    guard_state: Callable[[], GuardState]
     repairs: Callable[[], list[Repair]]
     started_s: float = msgspec.field(default_factory=time.monotonic)
     manager: str | None = msgspec.field(default_factory=_manager)
     log: LogState = msgspec.field(default_factory=handler.state)
 
-    def now(self, parked: str | None) -> Status:
+    def now(self, parked: str | None, guard: GuardState) -> Status:
         """The truth now, as `tidegate status --json` shows it. `parked` says why we are."""
         now_s = time.monotonic()
         serving = self.generations.serving
@@ -101,7 +100,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             recycles=sum(self.totals.recycles.values()),
             restarts=restarts,
             upstreams=upstreams,
-            guard=self.guard_state(),
+            guard=guard,
             repairs=self.repairs(),
             reason=parked or (troubles[0] if state == "degraded" else None),
             manager=self.manager,

@@ -69,7 +69,6 @@ class Generations:
         on_said: Callable[[Worker, msg.FromWorker], None],
         on_event: Callable[[events.Event], object],
         faults: Faults,
-        first_limit_bytes: Callable[[int], int] = lambda _number: 0,
     ) -> None:
         self.fleet = life.Fleet()
         self.policy = policy
@@ -79,7 +78,6 @@ class Generations:
         self._on_said = on_said
         self._on_event = on_event
         self._faults = faults
-        self._first_limit_bytes = first_limit_bytes
         self._workers: dict[int, Worker] = {}
 
     def __repr__(self) -> str:
@@ -212,8 +210,13 @@ class Generations:
         self.fleet, effects = life.step(self.fleet, event, now_s, self.policy, jitter)
         return effects
 
-    def start(self, number: int, config: LoadedConfig, bound: Sequence[Bound]) -> None:
-        """Start a worker with these sockets, and tell it its config."""
+    def start(
+        self, number: int, config: LoadedConfig, bound: Sequence[Bound], limit_bytes: int
+    ) -> None:
+        """Start a worker with these sockets, and tell it its config.
+
+        `limit_bytes` is what its ledger may hold until it hears the facts; 0 is no limit.
+        """
         path = self._socket_path(number)
         try:
             worker = spawn(
@@ -226,7 +229,6 @@ class Generations:
         _log.info("worker %d starts, pid %d", number, worker.pid)
         self._add(worker)
         listeners = [msg.Listener(fd=b.sock.fileno(), address=b.address) for b in bound]
-        limit_bytes = self._first_limit_bytes(number)
         self.send(
             worker, self._configure(worker, config, listeners=listeners, limit_bytes=limit_bytes)
         )

@@ -1,0 +1,1 @@
+"""What befalls workers: what they say, passed on, and what lifecycle decides, performed."""

@@ -1,0 +1,47 @@
+"""The kernel's or the service manager's word that memory is short, as it comes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import time
+from contextlib import suppress
+
+from tidegate.machine import pressure
+from tidegate.watchdog.faults import Handler
+from tidegate.watchdog.guard.book import MemoryBook
+
+_log = logging.getLogger(__name__)
+
+
+class PressureSignal:
+    """Tells the book of pressure, where it is signalled at all. `close` it when done."""
+
+    def __init__(self, selector: selectors.BaseSelector, book: MemoryBook) -> None:
+        self._selector = selector
+        self._book = book
+        self._watch: pressure.PressureWatch | None = None
+        try:
+            self._watch = pressure.watch_from(os.environ)
+        except pressure.PressureError as error:
+            _log.warning("memory pressure is not signalled: %s", error)
+        if self._watch is not None:
+            handler = Handler("memory pressure", self._pressed, self.close)
+            selector.register(self._watch, selectors.EVENT_READ, handler)
+
+    def __repr__(self) -> str:
+        return f"<PressureSignal is_open={self._watch is not None}>"
+
+    def _pressed(self, _mask: int) -> None:
+        assert self._watch is not None
+        if self._watch.took():
+            self._book.pressed(time.monotonic(), self._watch.source)
+
+    def close(self) -> None:
+        """Listen no more; the figures are read once a second anyway."""
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            with suppress(KeyError, ValueError, RuntimeError):  # the selector is closed
+                self._selector.unregister(watch)
+            watch.close()

@@ -1,0 +1,248 @@
+"""The parts of a watchdog, built in the order of what each stands on, and wired here alone."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import selectors
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from msgspec import Struct
+
+from tidegate.config import LoadedConfig
+from tidegate.core.fleet import events
+from tidegate.core.fleet import lifecycle as life
+from tidegate.core.fleet.lifecycle import Timing
+from tidegate.core.protocol import worker as msg
+from tidegate.core.protocol.control import ControlRequest
+from tidegate.core.protocol.status import Status
+from tidegate.managers.sockets import Bound
+from tidegate.managers.systemd.notify import Notifier
+from tidegate.watchdog.control.client import SOCKET_NAME
+from tidegate.watchdog.control.commands import Commands, Daemon
+from tidegate.watchdog.control.overview import Overview
+from tidegate.watchdog.control.server import Client, ControlServer
+from tidegate.watchdog.control.status import Totals
+from tidegate.watchdog.ending import Ending
+from tidegate.watchdog.faults import Faults
+from tidegate.watchdog.fleet.dispatcher import Dispatcher
+from tidegate.watchdog.fleet.supervisor import Supervisor
+from tidegate.watchdog.guard.book import MemoryBook
+from tidegate.watchdog.guard.decision_log import DecisionLog
+from tidegate.watchdog.guard.evidence import Evidence
+from tidegate.watchdog.guard.guard import Guardian
+from tidegate.watchdog.guard.pressure_signal import PressureSignal
+from tidegate.watchdog.listeners import Listeners
+from tidegate.watchdog.parking import Parking
+from tidegate.watchdog.pid_file import PidFile
+from tidegate.watchdog.readiness import Banner, Readiness
+from tidegate.watchdog.reload import Reloader
+from tidegate.watchdog.repairs import Caretaker
+from tidegate.watchdog.runtime_dir import Home
+from tidegate.watchdog.signals import Signals
+from tidegate.watchdog.upgrade.state import Estate
+from tidegate.watchdog.upgrade.upgrader import Handover, Upgrader
+from tidegate.watchdog.workers.generations import Generations
+from tidegate.watchdog.workers.process import Worker
+
+_log = logging.getLogger(__name__)
+
+
+class Setup(Struct, frozen=True, kw_only=True, eq=False):
+    """What a watchdog is started with, and what holds for its whole life."""
+
+    load: Callable[[], LoadedConfig]  # raises ConfigError
+    stand_in: Callable[[str], LoadedConfig]  # what a parked daemon runs on, from the reason
+    runtime_dir: Path
+    first_runtime_dir: Path  # where the configuration has it; the other may stand in for it
+    state_dir: Path
+    passed: list[Bound]  # the sockets that the service manager opened
+    pid_file: PidFile  # held
+    estate: Estate | None  # what an upgrade left
+    park: bool  # while the config cannot be used, rather than end
+    banner: Banner
+    worker_command: Sequence[str]
+    timing: Timing
+
+
+class Parts:
+    """All parts of a watchdog. An earlier one reaches a later one through the methods here."""
+
+    def __init__(
+        self, setup: Setup, daemon: Daemon, on_signals: Callable[[list[int]], None]
+    ) -> None:
+        """Build them. `daemon` does what the command line asks. Raises ListenError."""
+        estate, timing = setup.estate, setup.timing
+        self._setup = setup
+        self.faults = Faults()
+        self.ending = Ending()
+        self.selector = selectors.DefaultSelector()
+        self.signals = Signals(self.selector, on_signals)
+        self.notifier = Notifier()
+        self.memory = MemoryBook()
+        self.totals = estate.totals if estate else Totals()
+        self.caretaker = Caretaker(setup.state_dir, estate.repairs if estate else None)
+        self.listeners = Listeners(setup.passed, self.notifier)
+        self.generations = Generations(
+            command=setup.worker_command,
+            runtime_dir=setup.runtime_dir,
+            policy=life.Policy(timing=timing, gives_up=not setup.park),
+            selector=self.selector,
+            on_said=self._heard,
+            on_event=self.do,
+            faults=self.faults,
+        )
+        self.readiness = Readiness(
+            self.notifier,
+            self.generations,
+            None if estate is not None and estate.serves else setup.banner,
+        )
+        self.control = ControlServer(
+            setup.runtime_dir / SOCKET_NAME,
+            self.selector,
+            self._asked,
+            time.monotonic,
+            estate.control_fd if estate else None,
+        )
+        self.home = Home(
+            setup.first_runtime_dir,
+            setup.state_dir,
+            setup.pid_file,
+            self.control,
+            self.generations.move,
+        )
+        self.commands = Commands(daemon, self.generations, self.control, timing.reply_s)
+        self.reloader = Reloader(
+            load=setup.load,
+            stand_in=setup.stand_in,
+            listeners=self.listeners,
+            generations=self.generations,
+            control=self.control,
+            readiness=self.readiness,
+            recycle=self.recycle,
+            on_config=self._follow,
+            limit_s=timing.configured_s,
+            faults=self.faults,
+        )
+        self.parking = Parking(
+            parks=setup.park,
+            reloader=self.reloader,
+            generations=self.generations,
+            start_worker=functools.partial(self.do, events.Begin()),
+            end=self.ending.fail_at_once,
+        )
+        self.overview = Overview(
+            generations=self.generations,
+            listeners=self.listeners,
+            memory=self.memory,
+            totals=self.totals,
+            repairs=self.caretaker.open,
+            started_s=estate.started_s if estate else time.monotonic(),
+        )
+        self.evidence = Evidence(
+            generations=self.generations,
+            state_dir=setup.state_dir,
+            status=self.status,
+            config=lambda: self.reloader.config,
+        )
+        self.guardian = Guardian(
+            book=self.memory,
+            generations=self.generations,
+            evidence=self.evidence,
+            decisions=DecisionLog(setup.state_dir),
+            tell_facts=self.tell_facts,
+            do=self.do,
+        )
+        self.pressure = PressureSignal(self.selector, self.memory)
+        self.supervisor = Supervisor(
+            generations=self.generations,
+            reloader=self.reloader,
+            overview=self.overview,
+            commands=self.commands,
+            evidence=self.evidence,
+            home=self.home,
+            totals=self.totals,
+            faults=self.faults,
+            tell_facts=self.tell_facts,
+            ending=self.ending,
+            stop=daemon.stop,
+        )
+        self.dispatcher = Dispatcher(
+            generations=self.generations,
+            reloader=self.reloader,
+            commands=self.commands,
+            guardian=self.guardian,
+            memory=self.memory,
+            evidence=self.evidence,
+            readiness=self.readiness,
+            listeners=self.listeners,
+            totals=self.totals,
+            faults=self.faults,
+            status=self.status,
+            do=self.do,
+        )
+        self.upgrader = Upgrader(
+            Handover(
+                started_s=self.overview.started_s,
+                pid_file=setup.pid_file,
+                home=self.home,
+                generations=self.generations,
+                listeners=self.listeners,
+                control=self.control,
+                commands=self.commands,
+                reloader=self.reloader,
+                readiness=self.readiness,
+                memory=self.memory,
+                caretaker=self.caretaker,
+                totals=self.totals,
+            ),
+            signals=self.signals,
+            notifier=self.notifier,
+            recycle=self.recycle,
+        )
+
+    def _heard(self, worker: Worker, said: msg.FromWorker) -> None:
+        self.dispatcher.heard(worker, said)
+
+    def _asked(self, client: Client, request: ControlRequest) -> None:
+        self.commands.asked(client, request)
+
+    def do(self, event: events.Event) -> list[events.Effect]:
+        """Have something decided about the workers, and done."""
+        return self.supervisor.do(event)
+
+    def recycle(self, reason: str) -> str | None:
+        """Start the next generation; why it was refused, or None."""
+        effects = self.do(events.Recycle(reason, planned=False))
+        return next((e.error for e in effects if isinstance(e, events.Refuse)), None)
+
+    def _follow(self, config: LoadedConfig) -> None:
+        """What the watchdog itself follows of a config that came into force."""
+        settings = config.settings
+        self.generations.policy = life.Policy(
+            timing=self._setup.timing,
+            recycle_limit_s=settings.drain.recycle_limit_s,
+            recycles_per_hour=settings.memory.recycles_per_hour,
+            gives_up=not self._setup.park,
+        )
+        self.memory.apply(settings.memory)
+        if config.parked is not None:
+            _log.warning("parked until the config is mended; /readyz says why")
+        elif config.path is None:
+            _log.info("no config file at %s; the defaults are in force", config.place)
+        for warning in config.warnings:
+            _log.warning("config: %s", warning)
+
+    def status(self) -> Status:
+        """The truth as it is known now."""
+        parked = None if self.generations.fleet.stopping else self.parking.reason
+        return self.overview.now(parked, self.guardian.state())
+
+    def tell_facts(self) -> None:
+        """Tell the workers where they stand. One that does not read is told nothing new."""
+        seen = self.status()
+        for worker in self.generations.ready():
+            if not worker.channel.unsent_bytes:
+                self.generations.send(worker, self.overview.facts(worker.number, seen))
