@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tidegate.core.memory.decision import Decision, Ladder
+from tidegate.core.memory.decision import Decision, Ladder, NoRecycle
 from tidegate.core.memory.policy import decide
 from tidegate.core.memory.record import Record, decide_again, describe, is_news, standing
 from watchdog.guard_records import AT, inputs
@@ -55,6 +55,7 @@ def test_figures_that_always_move_are_no_news() -> None:
     refused = replace(one, refused="no room for a second worker, 3 MiB are left of 44")
     assert is_news(one, refused)
     assert not is_news(refused, replace(one, refused="no room for a second worker, 2 MiB"))
+    assert is_news(refused, replace(one, refused=NoRecycle.SPENT.value))
 
 
 def test_harm_and_evidence_are_always_news() -> None:

@@ -6,6 +6,8 @@ their names, and a new one has a default.
 
 from __future__ import annotations
 
+from enum import Enum
+
 from msgspec import Struct
 
 from tidegate.core import settings
@@ -15,6 +17,13 @@ from tidegate.core.memory.report import StepReport
 from tidegate.core.runs.eviction import Step
 
 RECYCLE, CUT = "recycle", "cut"
+
+
+class NoRecycle(Enum):
+    """What may speak against a recycle; the reason in a decision begins with these words."""
+
+    SPENT = "the hour's recycles are spent"
+    NO_ROOM = "no room for a second worker"
 
 
 class Disruption(Struct, frozen=True, kw_only=True):
@@ -88,3 +97,9 @@ class Decision(Struct, frozen=True, kw_only=True):
     cut: str | None  # a generation has to go at once, because
     give_up: str | None  # the service manager is to decide, because
     refused: str | None  # why a recycle that is called for does not take place
+
+    @property
+    def no_recycle(self) -> NoRecycle | None:
+        """What speaks against the recycle, without its figures: they change each second."""
+        reason = self.refused or ""
+        return next((each for each in NoRecycle if reason.startswith(each.value)), None)

@@ -15,7 +15,15 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from tidegate.core.memory import levels
-from tidegate.core.memory.decision import CUT, RECYCLE, Decision, Disruption, Inputs, Ladder
+from tidegate.core.memory.decision import (
+    CUT,
+    RECYCLE,
+    Decision,
+    Disruption,
+    Inputs,
+    Ladder,
+    NoRecycle,
+)
 from tidegate.core.memory.growth import forecast_s
 from tidegate.core.memory.levels import LAST_LEVEL, Standing, Watermark
 from tidegate.core.runs.eviction import Step
@@ -325,7 +333,7 @@ def _why_not(wanted: Disruption | None, inputs: Inputs) -> str | None:
     if wanted is None or wanted.kind != RECYCLE:
         return None
     if inputs.recycles_left <= 0:
-        return "the hour's recycles are spent"
+        return NoRecycle.SPENT.value
     need_bytes, reading, limits = inputs.reading.base_bytes, inputs.reading, inputs.limits
     # Where level 5 begins: two workers that reach it together would cost the one that drains.
     share = levels.LAST_ENTER if limits.hard else levels.SOFT_EXCESS
@@ -333,7 +341,7 @@ def _why_not(wanted: Disruption | None, inputs: Inputs) -> str | None:
     left_bytes = min(ceiling - reading.used_bytes, reading.available_bytes)
     if left_bytes < need_bytes:
         left_mib, need_mib = max(0, left_bytes) // MIB, need_bytes // MIB
-        return f"no room for a second worker, {left_mib} MiB are left of {need_mib}"
+        return f"{NoRecycle.NO_ROOM.value}, {left_mib} MiB are left of {need_mib}"
     return None
 
 

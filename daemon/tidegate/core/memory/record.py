@@ -49,7 +49,7 @@ def _gist(decision: Decision) -> tuple[object, ...]:
         decision.squeeze,
         decision.shed.partition(":")[0] if decision.shed else None,
         decision.skipped,
-        decision.refused.partition(",")[0] if decision.refused else None,  # without its figures
+        decision.no_recycle,
     )
 
 

@@ -30,13 +30,11 @@ _ADVICE = {
     "upstream_key_refused": "the owner of this gateway has to mend the key or its account",
     "upstream_model_missing": "the owner of this gateway has to mend the targets in its config",
     "cursor_evicted": "read faster, or raise limits.window",
+    **{f"upstream_{status}": "its own log may say why; ask again" for status in range(500, 600)},
 }
-_BROKEN_STATUS = "its own log may say why; ask again"
 
 
 def advise(reason: str, code: str | None) -> str:
     """The reason, and what to do about it where that is known."""
     advice = _ADVICE.get(code or "")
-    if advice is None and code is not None and code.startswith("upstream_5"):
-        advice = _BROKEN_STATUS
     return reason if advice is None else f"{reason}; {advice}"

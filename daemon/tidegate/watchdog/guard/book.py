@@ -315,7 +315,7 @@ class MemoryBook:
                 f"{now.unexplained_bytes // MIB} MiB unexplained ({now.cause})"
                 + (", and the system is short of memory" if self._pressed else ""),
             )
-        if now.refused and (former is None or _kind(former.refused) != _kind(now.refused)):
+        if now.refused and (former is None or former.no_recycle is not now.no_recycle):
             _log.warning("no recycle, though it is called for: %s", now.refused)
         if not self.enforces and (words := would(now)) and words != (former and would(former)):
             _log.warning("observing only; it would %s", words)
@@ -342,8 +342,3 @@ def would(decision: Decision) -> str | None:
     if decision.cut or decision.give_up:
         deeds.append("end a worker at once")
     return ", ".join(deeds) or None
-
-
-def _kind(refused: str | None) -> str | None:
-    """A refusal without its figures, which change each second."""
-    return refused.split(",")[0] if refused else None
