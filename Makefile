@@ -41,7 +41,7 @@ run: $(VENV)/installed
 	@exec $(BIN)/tidegate run $(ARGS)
 
 test: $(VENV)/installed-dev
-	TEST_LIMIT_S=$(TEST_LIMIT_S) $(BIN)/python -m pytest $(or $(ARGS),$(PARALLEL) -m quick)
+	TEST_LIMIT_S=$(TEST_LIMIT_S) $(BIN)/python -m pytest $(or $(ARGS),-n $(TEST_JOBS) --dist worksteal -m quick)
 
 # What measures memory or time has the machine for itself, behind the rest.
 test-all: export TIDEGATE_TEST_LONG = 1

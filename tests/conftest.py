@@ -39,6 +39,13 @@ settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("busy")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`make test` need not read what it will not run."""
+    if config.option.markexpr == "quick" and collection_path.parent == TESTS:
+        return collection_path.name in {"bench", "clients", "hostile", "system"} or None
+    return None
+
+
 def pytest_report_header() -> list[str]:
     """What is left out without being skipped."""
     return [] if RUN_LONG else ["the gateway is tested on one event loop; make test-all takes both"]

@@ -19,6 +19,8 @@ from fakes.wire import wire_for
 from gateway.gateway_rig import LAST, Peer, Rig, chunked
 from gateway.relay.test_every_fault import STREAMED, Form
 
+pytestmark = pytest.mark.long
+
 AT_ONCE = 64
 MUTANTS = 400  # of each format
 LIMITS = {"first_output_s": 3.0, "idle_s": 3.0, "total_s": 20.0}

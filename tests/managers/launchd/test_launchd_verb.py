@@ -24,6 +24,8 @@ from tidegate.managers.find import find
 from tidegate.managers.job import LABEL, Scope
 from tidegate.managers.launchd import control
 
+pytestmark = pytest.mark.processes
+
 TARGET = f"gui/{os.getuid()}/{LABEL}"
 
 

@@ -13,6 +13,8 @@ import pytest
 
 from watchdog.guard.test_evidence import Rig
 
+pytestmark = pytest.mark.processes
+
 CALLS = ("open", "read", "write", "fsync", "stat", "fstat", "unlink", "rename", "mkdir", "chmod",
          "listdir", "scandir", "getloadavg", "replace")  # fmt: skip
 
