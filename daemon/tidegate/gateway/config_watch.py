@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 def look(path: Path) -> Seen:
-    """What tells one state of the file from another, its absence included."""
+    """Look at what tells one state of the file from another, its absence included."""
     try:
         found = path.stat()
     except OSError as error:  # not there, or not for us: that it is so may change too
@@ -39,7 +39,7 @@ def look(path: Path) -> Seen:
 
 
 def directories(path: Path) -> set[Path]:
-    """Where an event may tell of it: the nearest directory that is there, and its links' end."""
+    """Find where an event may tell of it: the nearest directory that is there, its links' end."""
     parents = path.absolute().parents
     near = next(each for each in parents if os.path.isdir(each))  # noqa: PTH112  (it never raises)
     try:
@@ -50,7 +50,7 @@ def directories(path: Path) -> set[Path]:
 
 
 async def changes(path: Path, every_s: float = LOOK_EVERY_S) -> AsyncGenerator[None, None]:
-    """Yields for each new state of the file, and once for the first.
+    """Yield for each new state of the file, and once for the first.
 
     For it may have changed between its reading and our first look.
     """
@@ -64,7 +64,7 @@ async def changes(path: Path, every_s: float = LOOK_EVERY_S) -> AsyncGenerator[N
 
 
 async def _settled(path: Path, every_s: float) -> Seen:
-    """The file as two looks in a row find it."""
+    """Wait until two looks in a row find the file alike."""
     former: Seen | None = None
     while (seen := await asyncio.to_thread(look, path)) != former:
         former = seen
@@ -73,7 +73,7 @@ async def _settled(path: Path, every_s: float) -> Seen:
 
 
 async def _stirs(path: Path, every_s: float) -> AsyncGenerator[None, None]:
-    """Now, whenever something happens where the file is, and every `every_s`."""
+    """Yield now, whenever something happens where the file is, and every `every_s`."""
     is_told = False
     yield
     while True:

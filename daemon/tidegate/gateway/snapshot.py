@@ -54,7 +54,7 @@ def inspect(registry: Registry, request: int) -> Inspected:
 
 
 def count_types(most_blocks: int = MOST_BLOCKS) -> dict[str, int]:
-    """Objects by type, the most frequent first; those that the collector froze too."""
+    """Count objects by type, the most frequent first; those that the collector froze too."""
     blocks = sys.getallocatedblocks()
     if blocks > most_blocks:
         return {"(too many to count; blocks of memory)": blocks}
@@ -66,7 +66,7 @@ def count_types(most_blocks: int = MOST_BLOCKS) -> dict[str, int]:
 
 
 def _objects() -> list[object]:
-    """Every object that the collector knows; what was frozen is so again afterwards."""
+    """List every object that the collector knows; what was frozen is so again afterwards."""
     if not gc.get_freeze_count():
         return gc.get_objects()
     was_enabled = gc.isenabled()
@@ -81,7 +81,7 @@ def _objects() -> list[object]:
 
 
 def show_stacks(tasks: set[asyncio.Task[object]]) -> list[str]:
-    """Where every thread and task stands, outermost first; equal stacks are counted."""
+    """Show where every thread and task stands, outermost first; equal stacks are counted."""
     stacks: Counter[str] = Counter()
     for task in islice(tasks, MOST_TASKS):
         stacks["\n".join(["task", *_task_frames(task)])] += 1
@@ -122,7 +122,7 @@ def _thread_frames(innermost: FrameType) -> list[str]:
 
 
 def _place(code: CodeType, line: int | None) -> str:
-    """ "gateway/relay/relay.py:120 Relay.serve": the end of the path is enough."""
+    """Shorten to "gateway/relay/relay.py:120 Relay.serve": the end of the path is enough."""
     file = code.co_filename.removeprefix(PACKAGE)
     if file == code.co_filename:  # of Python or a library
         file = "/".join(file.rsplit("/", 2)[-2:])
@@ -130,7 +130,7 @@ def _place(code: CodeType, line: int | None) -> str:
 
 
 def _descriptors() -> int:
-    """How many are open; 0 where the system does not say."""
+    """Count how many are open; 0 where the system does not say."""
     for place in ("/proc/self/fd", "/dev/fd"):
         with suppress(OSError):
             return len(os.listdir(place)) - 1  # noqa: PTH208  (thousands of Path objects)

@@ -67,7 +67,7 @@ HAND_OVER_LIMIT_S = 35.0  # for the next one to start, when nothing else is left
 
 
 class Worker:
-    """One generation."""
+    """One generation: a gateway, its heartbeat, and what the watchdog orders."""
 
     def __init__(self, line: WatchdogLine, configure: Configure) -> None:
         self._line = line
@@ -96,7 +96,7 @@ class Worker:
         self._over = asyncio.Event()
 
     async def serve(self) -> None:
-        """From the first setting to the last answer."""
+        """Serve from the first setting to the last answer."""
         gateway, first = self._gateway, self._configure
         gateway.configure(
             first.settings, first.tokens, first.secrets, first.headers, first.authorities
@@ -132,7 +132,7 @@ class Worker:
     # --- the heartbeat ------------------------------------------------------------------------
 
     async def _beat(self) -> None:
-        """Once a second, and how late that was is the loop's lag."""
+        """Send a heartbeat once a second; how late that was is the loop's lag."""
         while True:
             planned_s = time.monotonic() + HEARTBEAT_S
             await asyncio.sleep(HEARTBEAT_S)
@@ -212,14 +212,14 @@ class Worker:
         return Configured(request=message.request)
 
     async def _listen_for_peers(self, path: str) -> None:
-        """The runtime directory may have been made anew, or be another one."""
+        """Listen anew: the runtime directory may have been made anew, or be another one."""
         try:
             await self._gateway.listen_for_peers(path)
         except OSError as error:
             log.error("the other generation will not reach this one: %s", error)
 
     async def _relieve(self, order: Relieve) -> None:
-        """Carries out one order after the other; what a step could not do must not end us."""
+        """Carry out one order after the other; what a step could not do must not end us."""
         reports: list[StepReport] = []
         async with self._relieving:
             try:
@@ -229,7 +229,7 @@ class Worker:
         self._line.send(Relieved(request=order.request, steps=reports))
 
     async def _sweep(self, message: Sweep) -> Swept:
-        """Everything that is due, in bites, so that streams go on in between."""
+        """Sweep everything that is due, in bites, so that streams go on in between."""
         runs = freed = 0
         reasons: dict[str, int] = {}
         while True:
@@ -247,12 +247,12 @@ class Worker:
     # --- the end ------------------------------------------------------------------------------
 
     def _goodbye_s(self) -> float:
-        """How long the last words may take: what is left of the drain, and a part of its margin."""
+        """Say how long the last words may take: the rest of the drain, and a part of its margin."""
         deadline_s = self._order[1] if self._order else 0.0
         return max(0.0, deadline_s - time.monotonic()) + GOODBYE_S
 
     async def _drain_until_over(self) -> None:
-        """Accepts nothing new and waits for what is under way, for `limit_s` at most.
+        """Accept nothing new and wait for what is under way, for `limit_s` at most.
 
         On a stop idle connections are not waited for; on a recycle they have until their
         keep-alive ends, so that no request finds a closed door. A recycle may turn into a stop.
@@ -288,7 +288,7 @@ class Worker:
         self._over.set()
 
     async def _hand_over(self) -> None:
-        """Gives every finished run to the generation that serves; it then answers for them.
+        """Give every finished run to the generation that serves; it then answers for them.
 
         That may be another one than at first: if it dies, we learn of the next from the facts.
         """
@@ -311,7 +311,7 @@ class Worker:
                 gateway.registry.handed_over(relay)
 
     async def _watch_config(self, config_file: str | None) -> None:
-        """Tells the watchdog when the config file may have changed."""
+        """Tell the watchdog when the config file may have changed."""
         if config_file is None:
             return
         async for _ in config_watch.changes(Path(config_file)):
@@ -319,7 +319,7 @@ class Worker:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a worker to its end."""
+    """Run a worker to its end."""
     parser = argparse.ArgumentParser(prog="tidegate-worker")
     parser.add_argument("--channel", type=int, required=True, metavar="FD")
     arguments = parser.parse_args(argv)
@@ -358,7 +358,7 @@ async def _run(channel: socket.socket) -> int:
 
 
 def _new_loop_runner() -> asyncio.Runner:
-    """uvloop where its clock is right: on a Mac it runs on while the computer sleeps."""
+    """Run uvloop where its clock is right: on a Mac it runs on while the computer sleeps."""
     if sys.platform == "linux":
         import uvloop  # noqa: PLC0415
 
@@ -367,7 +367,7 @@ def _new_loop_runner() -> asyncio.Runner:
 
 
 def _die_with_parent() -> None:
-    """Linux kills us when the watchdog dies, should the end of file go unnoticed."""
+    """Have Linux kill us when the watchdog dies, should the end of file go unnoticed."""
     pr_set_pdeathsig = 1
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -65,7 +65,7 @@ NOBODY = Caller(owner="", name="")
 
 
 class Door:
-    """The checks, for one state of the settings; a reload makes a new door."""
+    """Checks who may come in, for one state of the settings; a reload makes a new one."""
 
     __slots__ = (
         "_accepted_digests",
@@ -104,7 +104,7 @@ class Door:
         return f"<Door tokens={len(self._tokens)}>"
 
     def admit(self, request: BaseRequest, access: Access, *, over_unix: bool = False) -> Caller:
-        """The caller, or `Refused`. `over_unix`: it came through a Unix socket.
+        """Find out who sends a request; raises Refused. `over_unix`: it came through a Unix socket.
 
         A name means nothing there, and the socket's file mode has already decided who may.
         """
@@ -131,7 +131,7 @@ class Door:
         return caller
 
     def _host(self, values: Sequence[str]) -> Authority:
-        """The host that the request names."""
+        """Read the host that the request names."""
         if len(values) != 1:
             raise Refused(400, "a request needs exactly one Host", "bad_host", close=True)
         text = values[0]
@@ -155,7 +155,7 @@ class Door:
         return host
 
     def _caller(self, keys: Iterable[str]) -> Caller | None:
-        """The owner of those keys that are valid. Raises Refused where they have several."""
+        """Find the owner of those keys that are valid. Raises Refused where they have several."""
         callers = {
             caller
             for key in keys
@@ -170,7 +170,7 @@ class Door:
         return next(iter(callers), None)
 
     def _wrong_key(self, source: Source) -> Refused:
-        """What is answered to a key that is no client's; the log hears of it in time."""
+        """Make the answer to a key that is no client's; the log hears of it in time."""
         now_s = self._clock()
         wait_s = self._brake.wrong(source, now_s)
         self.tell_wrong_keys(now_s)
@@ -193,7 +193,7 @@ class Door:
             log.warning("%s", report.text)
 
     def _look_up(self, digest: str) -> Caller | None:
-        """Compares with every token, always all of them, so that time tells nothing."""
+        """Compare with every token, always all of them, so that time tells nothing."""
         found = None
         for stored, caller in self._tokens:
             if compare_digest(stored, digest):
@@ -206,7 +206,7 @@ class Door:
 
 
 def _bearer(value: str) -> str:
-    """The key in an Authorization header; "" when it is of another kind."""
+    """Read the key in an Authorization header; "" when it is of another kind."""
     scheme, _, key = value.partition(" ")
     return key.strip(" ") if scheme.lower() == "bearer" else ""
 
@@ -216,7 +216,7 @@ def _unauthorized(message: str) -> Refused:
 
 
 def _check_site(request: BaseRequest, host: Authority | None) -> None:
-    """Turns away what a page of another site makes a browser send.
+    """Turn away what a page of another site makes a browser send.
 
     Reading is let through: without CORS headers, which are never sent, the page cannot see the
     answer. A WebSocket is not bound by CORS, so opening one counts as changing something.

@@ -33,7 +33,7 @@ async def read_body(
     charge: Callable[[int], None],
     fits_bytes: int | None = None,
 ) -> bytes:
-    """The body, inflated.
+    """Read the body whole, inflated.
 
     `max_bytes` bounds it both as sent and as inflated; `deadline_s` bounds the time until the
     last byte has arrived. `fits_bytes` is what memory ever has room for, where that is known: who
@@ -76,7 +76,7 @@ async def read_body(
 
 
 def content_length(headers: Mapping[str, str]) -> int:
-    """The length that is announced; 0 without one. A parser has seen that it has only digits.
+    """Read the announced length; 0 without one. A parser has seen that it has only digits.
 
     5,000 of them may be zeros, and Python makes no number of more than 4,300 digits.
     """
@@ -85,7 +85,7 @@ def content_length(headers: Mapping[str, str]) -> int:
 
 
 def too_large(max_bytes: int) -> Refused:
-    """The refusal of a body that is larger than `limits.max_body`."""
+    """Refuse a body that is larger than `limits.max_body`."""
     return _Bound(max_bytes, "limits.max_body").refusal()
 
 
@@ -117,7 +117,7 @@ class _Kept:
         self.room = bound.bytes
 
     def refusal(self) -> Refused:
-        """It is too large."""
+        """Make the answer that it is too large."""
         return self._bound.refusal()
 
     def _take(self, size: int) -> None:
@@ -129,24 +129,24 @@ class _Kept:
         self._charge(held_bytes if size == held_bytes else held_bytes + held_bytes // 8)
 
     def add(self, piece: bytes) -> None:
-        """Keeps one more piece. Raises Refused."""
+        """Keep one more piece. Raises Refused."""
         self._take(len(piece))
         if self._buffer is None:
             self._buffer = io.BytesIO()
         self._buffer.write(piece)
 
     def whole(self, body: bytes) -> bytes:
-        """Counts a body that is all there already. Raises Refused."""
+        """Count a body that is all there already. Raises Refused."""
         self._take(len(body))
         return body
 
     def value(self) -> bytes:
-        """All of it; BytesIO hands its buffer over without another copy."""
+        """Hand out all of it; BytesIO gives its buffer away without another copy."""
         return b"" if self._buffer is None else self._buffer.getvalue()
 
 
 async def _inflate(content: StreamReader, encoding: str, kept: _Kept) -> None:
-    """Reads and inflates to the end. Raises Refused."""
+    """Read and inflate to the end. Raises Refused."""
     inflater = None
     sent_limit = kept.room  # blocks that inflate to nothing could be sent for ever
     while chunk := await content.readany():
@@ -183,7 +183,7 @@ def _window(encoding: str, first: int) -> int:
 
 
 def _encoding(request: BaseRequest) -> str | None:
-    """ "gzip", "deflate" or None. Raises Refused."""
+    """Read the encoding: "gzip", "deflate" or None. Raises Refused."""
     if hdrs.CONTENT_ENCODING not in request.headers:
         return None
     values = request.headers.getall(hdrs.CONTENT_ENCODING)
@@ -199,7 +199,7 @@ def _encoding(request: BaseRequest) -> str | None:
 
 
 def _invite(request: BaseRequest) -> None:
-    """Asks for the body of a client that waits to be asked (curl does, above 1 MiB)."""
+    """Ask for the body of a client that waits to be asked (curl does, above 1 MiB)."""
     expectation = request.headers.get(hdrs.EXPECT)
     if expectation is None or request.version != HttpVersion11:
         return

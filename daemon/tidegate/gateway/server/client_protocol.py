@@ -226,7 +226,7 @@ class ClientProtocol(RequestHandler):
             client.resume_reading()
 
     def _charge(self, held_bytes: int) -> None:
-        """Raises LedgerFull, but for a small head: looking and cancelling are always possible."""
+        """Charge what is held. LedgerFull, but for a small head: one may always look and cancel."""
         try:
             self._table.charge(self, CONNECTION_BYTES + held_bytes)
         except LedgerFull:

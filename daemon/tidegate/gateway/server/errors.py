@@ -47,7 +47,7 @@ class Refused(Exception):
         headers: Mapping[str, str] | None = None,
         close: bool = False,
     ) -> None:
-        """`close` ends the connection after the answer, for a body that nobody will read."""
+        """`close` ends the connection after the answer, for a body that is not read."""
         super().__init__(message)
         self.error = ErrorText(status, message, type, code, param)
         self.status = status
@@ -57,7 +57,7 @@ class Refused(Exception):
         self.close = close
 
     def response(self, path: str = "") -> web.Response:
-        """The answer to send, in the shape that clients of `path` read."""
+        """Make the answer to send, in the shape that clients of `path` read."""
         answer = error_response(self.error, path, self.headers)
         if self.close:
             answer.force_close()
@@ -65,7 +65,7 @@ class Refused(Exception):
 
 
 def shape_for(path: str) -> Shape:
-    """How errors look to the clients of a path, be it as they wrote it or as the demo is asked."""
+    """Say how errors look to clients of a path, be it as they wrote it or as the demo is asked."""
     path = path.partition("?")[0]
     if path.startswith(DEMO_PATH):
         inner = path.removeprefix(DEMO_PATH)
@@ -80,7 +80,7 @@ def shape_for(path: str) -> Shape:
 def error_response(
     error: ErrorText, path: str = "", headers: Mapping[str, str] | None = None
 ) -> web.Response:
-    """An error as an answer of aiohttp's."""
+    """Make an error an answer of aiohttp's."""
     return web.Response(
         status=error.status,
         body=shape_for(path)(error),
@@ -92,7 +92,7 @@ def error_response(
 def closing_answer(
     error: ErrorText, path: str = "", *, headers: Mapping[str, str] | None = None
 ) -> bytes:
-    """An error as the bytes of a whole answer, for a connection that has no request to answer.
+    """Make an error the bytes of a whole answer, for a connection without a request to answer.
 
     It always announces the end of the connection.
     """

@@ -9,7 +9,7 @@ _random_bytes = bytearray()  # fetched for many ids at once: a system call each 
 
 
 def new_id(prefix: str) -> str:
-    """ "run_" and 32 hexadecimal digits, say."""
+    """Draw an id: "run_" and 32 hexadecimal digits, say."""
     if not _random_bytes:
         _random_bytes[:] = os.urandom(_BYTES * 64)
     drawn = bytes(_random_bytes[-_BYTES:])
@@ -18,5 +18,5 @@ def new_id(prefix: str) -> str:
 
 
 def id_headers(request_id: str) -> dict[str, str]:
-    """The names under which OpenAI's and Anthropic's clients look for a request's id."""
+    """Name a request's id in the headers where OpenAI's and Anthropic's clients look for it."""
     return {"x-request-id": request_id, "request-id": request_id}

@@ -142,13 +142,13 @@ class Intake:
         self._head = HeadCounter()
 
     def let_go(self) -> None:
-        """The connection is gone: what holds us is held no more, so no collector is needed."""
+        """Hold on to nothing of a connection that is gone, so that no collector is needed."""
         self.end()
         self._is_free, self._refusal_of, self._charge = _never, _none, _free
         self._parser = self._payload = None
 
     def answered(self) -> None:
-        """The request in hand is over, and its head is gone."""
+        """Charge no longer for the head of the request in hand: it has been answered."""
         self._taken_bytes = 0
 
     # --- another protocol ---------------------------------------------------------------------
@@ -159,7 +159,7 @@ class Intake:
             self._waiting += data
 
     def hand_over(self) -> bytes:
-        """Another protocol begins: return what came for it; from now on nothing passes here."""
+        """Begin another protocol: return what came for it; from now on nothing passes here."""
         self.is_upgraded = False
         data, self._waiting = self._waiting, b""
         return data
@@ -167,7 +167,7 @@ class Intake:
     # --- what aiohttp asks of its parser ------------------------------------------------------
 
     def feed_data(self, data: bytes) -> Parsed:
-        """The next head, or the next part of a body. Raises HttpProcessingError."""
+        """Parse the next head, or the next part of a body. Raises HttpProcessingError."""
         if self.is_over:
             return _NOTHING
         if self._waiting:
@@ -184,20 +184,20 @@ class Intake:
             raise
 
     def message_consumed(self) -> None:
-        """A request that was queued is in hand."""
+        """Tell the parser that a request which was queued is in hand."""
         self._parser.message_consumed()
 
     def pause_reading(self) -> None:
-        """The reader of a body has enough for now."""
+        """Tell the parser that the reader of a body has enough for now."""
         self._parser.pause_reading()
 
     def set_upgraded(self, val: bool) -> None:
-        """The other protocol was not granted."""
+        """Go on with HTTP: the other protocol was not granted."""
         self.is_upgraded = val
         self._parser.set_upgraded(val)
 
     def feed_eof(self) -> Any:
-        """The client sends nothing more."""
+        """Tell the parser that the client sends nothing more."""
         return self._parser.feed_eof()
 
     # --- heads --------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ class Intake:
         return parsed
 
     def _keep(self, data: bytes, *, is_first: bool) -> Parsed:
-        """A part of a head: its request line is looked at by the parser, the rest is kept."""
+        """Keep a part of a head; only its request line is looked at by the parser."""
         if self._was_shown_line:
             self._kept += data
             return _NOTHING
@@ -252,7 +252,7 @@ class Intake:
             raise self._refusal(503, message, full.code, _RETRY_AFTER) from None
 
     def _check(self, message: RawRequestMessage) -> None:
-        """What a parser lets through, and a server must not. Raises HeadRefused."""
+        """Check what a parser lets through, and a server must not. Raises HeadRefused."""
         headers = message.headers
         if error := self._refusal_of(message.path.partition("?")[0]):
             raise HeadRefused(error, _RETRY_AFTER)
@@ -299,7 +299,7 @@ class Intake:
             return self._break(web.RequestPayloadError("broken framing"))
 
     def _break(self, error: Exception) -> Parsed:
-        """This body never ends: its reader hears why, and nothing more is taken."""
+        """Break off a body that never ends: its reader hears why, and nothing more is taken."""
         assert self._payload is not None, "a body has its reader"
         self._body = 0
         self.end()
@@ -307,7 +307,7 @@ class Intake:
         return _NOTHING
 
     def _feed(self, piece: bytes) -> Parsed:
-        """What the parser makes of it. What follows for another protocol stays here."""
+        """Hand it to the parser. What follows for another protocol stays here."""
         messages, upgraded, tail = self._parser.feed_data(piece)
         if upgraded:
             self.is_upgraded = True

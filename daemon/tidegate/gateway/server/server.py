@@ -61,7 +61,7 @@ class GatewayServer(web.Server):
         self._listeners: list[asyncio.Server] = []
 
     def __call__(self) -> ClientProtocol:
-        """The protocol of a new connection."""
+        """Make the protocol of a new connection."""
         return ClientProtocol(self, self._running_loop)
 
     def __repr__(self) -> str:

@@ -13,7 +13,7 @@ STALLED_S = 2.0  # a message that has not grown for so long goes first when memo
 
 
 class Socket(Hashable, Protocol):
-    """One of them, as far as memory is concerned."""
+    """One WebSocket, as far as memory is concerned."""
 
     forget: Callable[[], None]  # drops what the client can send again
     grew_s: float  # when the message that is arriving last took more memory
@@ -23,7 +23,7 @@ class Socket(Hashable, Protocol):
         """The memory that what has arrived takes until it is received."""
 
     def give_up(self) -> None:
-        """Its message is given up, for memory."""
+        """Give up its message, for memory."""
 
 
 class Sockets:
@@ -38,15 +38,15 @@ class Sockets:
         return len(self._open)
 
     def add(self, socket: Socket) -> None:
-        """One more."""
+        """Count a socket among the open ones."""
         self._open[socket] = None
 
     def remove(self, socket: Socket) -> None:
-        """It is gone."""
+        """Forget a socket that is gone."""
         self._open.pop(socket, None)
 
     def count(self, owner: str, before_bytes: int, after_bytes: int) -> None:
-        """Says how much has arrived of one of the owner's messages."""
+        """Say how much has arrived of one of the owner's messages."""
         share = self._shares.setdefault(owner, _Share())
         share.arriving_bytes += after_bytes - before_bytes
         share.messages += bool(after_bytes) - bool(before_bytes)
@@ -54,7 +54,7 @@ class Sockets:
             del self._shares[owner]
 
     def check_share(self, owner: str) -> None:
-        """Raises LedgerFull where an owner's messages take more than half of the intake.
+        """Bound an owner's messages: LedgerFull where they take more than half of the intake.
 
         A message that is the owner's only one is bounded by the ledger alone.
         """
@@ -64,7 +64,7 @@ class Sockets:
             raise LedgerFull(share.arriving_bytes, most_bytes, of="messages from this client")
 
     def relieve(self, now_s: float) -> None:
-        """Memory is short: what clients can send again goes, then messages that do not grow."""
+        """Give memory back: what clients can send again goes, then messages that do not grow."""
         ledger = self._ledger
         for socket in self._open:
             if not (ledger.is_tight or ledger.is_intake_full):
@@ -77,7 +77,7 @@ class Sockets:
             socket.give_up()
 
     def forget(self) -> None:
-        """Drops whatever clients can send again."""
+        """Drop all that clients can send again."""
         for socket in self._open:
             socket.forget()
 

@@ -49,7 +49,7 @@ MOST_FRAMES = 64  # between two turns of the event loop; each costs some 5 us
 
 
 def _nothing() -> None:
-    """There is nothing that the client can send again."""
+    """Drop nothing: there is nothing that the client can send again."""
 
 
 class SocketEnded(Exception):
@@ -63,7 +63,7 @@ class SocketEnded(Exception):
 
 
 class Registry(Protocol):
-    """Where accounts are opened, and who calls `check` in time."""
+    """Opens accounts, and calls `check` in time."""
 
     @property
     def ledger(self) -> Ledger: ...
@@ -85,7 +85,7 @@ class Host(Protocol):
 
 
 class Reader(Protocol):
-    """Whoever reads a run over this connection."""
+    """A run's reader over this connection."""
 
     outbound_bytes: int
     on_progress: Callable[[], None]
@@ -134,7 +134,7 @@ class WebSocket:
         return self.account.entries[Entry.MESSAGE]
 
     def open(self, *, keeps: bool = True) -> None:
-        """Shakes hands; from then on it reads. Without `keeps` messages are read over."""
+        """Shake hands; from then on it reads. Without `keeps` messages are read over."""
         now_s = self._loop.time()
         self._frames.keeps = keeps
         self._heard_s = self._wrote_s = self.grew_s = now_s
@@ -145,7 +145,7 @@ class WebSocket:
         self._protocol.set_parser(cast(WebSocketReader, self))
 
     def drop(self) -> None:
-        """Leaves nothing behind."""
+        """Leave nothing behind."""
         self._gateway.sockets.remove(self)
         self._gateway.registry.forget(self)
         self._ready = None
@@ -158,12 +158,12 @@ class WebSocket:
     # --- what is written ----------------------------------------------------------------------
 
     async def send(self, data: bytes) -> None:
-        """One message, at the pace of the client. Raises ConnectionError when it is gone."""
+        """Send one message, at the pace of the client. Raises ConnectionError when it is gone."""
         self.write(text_frame(data))
         await self.drained()
 
     def write(self, frames: bytes) -> bool:
-        """Writes whole frames in one go; whether the client keeps up with what is written."""
+        """Write whole frames in one go; whether the client keeps up with what is written."""
         unsent = self.client.write(frames)
         self._wrote_s = self._loop.time()
         self._has_told = self._has_told or self._pinged_s is None
@@ -173,12 +173,12 @@ class WebSocket:
         return unsent <= self.client.high_water_bytes
 
     async def drained(self) -> None:
-        """Waits until the client has read most of it. Raises ConnectionError when it is gone."""
+        """Wait until the client has read most of it. Raises ConnectionError when it is gone."""
         await self.client.drained()
         self.count_outbound()
 
     async def close(self, code: int, reason: str = "") -> None:
-        """Says goodbye, and waits for the client's, `close_flush_s` at most."""
+        """Say goodbye, and wait for the client's, `close_flush_s` at most."""
         self._end(SocketEnded(code, reason))
         if not self._closing:
             self._closing = True
@@ -190,7 +190,7 @@ class WebSocket:
                 await self._closed.wait()
 
     def count_outbound(self) -> None:
-        """Charges what the kernel has not taken yet."""
+        """Charge what the kernel has not taken yet."""
         outbound, reader = self.client.outbound_bytes, self.reader
         if reader is not None:
             if reader.outbound_bytes != outbound:
@@ -203,7 +203,7 @@ class WebSocket:
     # --- what is read -------------------------------------------------------------------------
 
     async def receive(self) -> Frame:
-        """The next message; pings are answered meanwhile. Raises SocketEnded."""
+        """Wait for the next message; pings are answered meanwhile. Raises SocketEnded."""
         while True:
             if self._ready is None:
                 if self._ended is not None:
@@ -233,7 +233,7 @@ class WebSocket:
             self._waiter.set_result(None)
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
-        """What was read. aiohttp calls this, and goes on as long as the first value is False."""
+        """Take what was read. aiohttp calls this as long as the first value is False."""
         self._heard_s = self._loop.time()
         self._pinged_s = None
         self._has_told = False
@@ -243,13 +243,13 @@ class WebSocket:
         return False, b""
 
     def feed_eof(self) -> None:
-        """The connection is gone. aiohttp calls this."""
+        """Note that the connection is gone. aiohttp calls this."""
         self._closed.set()
         self._is_deaf = True
         self._end(SocketEnded(CloseCode.GOING_AWAY))
 
     def _advance(self) -> None:
-        """Goes on to what is whole next. Nothing is read while that has not been taken."""
+        """Go on to what is whole next. Nothing is read while that has not been taken."""
         if self._is_deaf:
             return
         has_more = False  # tiny frames: the other connections come first
@@ -295,7 +295,7 @@ class WebSocket:
         return min(self._max_bytes, room_bytes) if room_bytes else self._max_bytes
 
     def _charge(self) -> None:
-        """Charges what has arrived, and looks whether it grew. Raises LedgerFull."""
+        """Charge what has arrived, and see whether it grew. Raises LedgerFull."""
         if self._ended is not None:
             return
         ready, frames, now_s = self._ready, self._frames, self._loop.time()
@@ -312,7 +312,7 @@ class WebSocket:
         self._gateway.sockets.check_share(self.owner)
 
     def _set_arriving(self, held_bytes: int) -> None:
-        """Raises LedgerFull."""
+        """Charge so much of a message. Raises LedgerFull."""
         before_bytes = self.arriving_bytes
         if held_bytes != before_bytes:
             self._gateway.sockets.count(self.owner, before_bytes, held_bytes)
@@ -321,7 +321,7 @@ class WebSocket:
     # --- how it ends --------------------------------------------------------------------------
 
     def check(self, now_s: float) -> float:
-        """Looks at the clocks; returns when to look again."""
+        """Look at the clocks; returns when to look again."""
         limits = self._limits
         self.count_outbound()
         stall_s = limits.close_flush_s if self._closing else limits.stall_s
@@ -336,7 +336,7 @@ class WebSocket:
         return again_s if self._closing else min(again_s, self._ping(now_s))
 
     def _ping(self, now_s: float) -> float:
-        """Asks where all is silent whether the client is there, and drops one that is not.
+        """Ask where all is silent whether the client is there, and drop one that is not.
 
         With something to read it comes to a ping late, so it is gone when it takes nothing of
         that either; what is still in the kernel can't be seen, and `stall_s` is for that.
@@ -359,11 +359,11 @@ class WebSocket:
         return now_s + min(answer_s, LOOK_AGAIN_S)
 
     def give_up(self) -> None:
-        """Its message is given up, for memory."""
+        """Give up its message, for memory."""
         self._end(self._full("memory is short, and this message did not grow"))
 
     def _part(self, code: int) -> None:
-        """The client's close frame has come: it is answered, unless it is the answer."""
+        """Answer the client's close frame, unless it is the answer to ours."""
         self._closed.set()
         self._end(SocketEnded(code))
         if not self._closing:
@@ -371,7 +371,7 @@ class WebSocket:
             self.write(close_frame(code))
 
     def _end(self, ended: SocketEnded) -> None:
-        """Nothing more is received, and nothing is held of what comes."""
+        """Receive nothing more, and hold nothing of what comes."""
         if self._ended is None:
             self._ended = ended
         self._frames.discard()
@@ -400,5 +400,5 @@ class WebSocket:
 
 
 def text_frame(data: bytes) -> bytes:
-    """A message of ours, which is UTF-8 whatever an upstream sent."""
+    """Frame a message of ours, which is UTF-8 whatever an upstream sent."""
     return frame(Opcode.TEXT, data if data.isascii() else as_utf8(data))

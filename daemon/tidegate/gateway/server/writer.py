@@ -78,7 +78,7 @@ class Client:
         self.high_water_bytes = HIGH_WATER_BYTES
 
     def write(self, data: bytes | memoryview) -> int:
-        """Writes; returns the bytes that the kernel has not taken. A gone client takes all."""
+        """Write; returns the bytes that the kernel has not taken. A gone client takes all."""
         transport = self._transport
         if transport.is_closing():
             return 0
@@ -108,7 +108,7 @@ class Client:
         return 0 if self._transport.is_closing() else self._transport.get_write_buffer_size()
 
     def stalled_s(self, now_s: float) -> float:
-        """For how long it has had something to read and read nothing, as far as was looked."""
+        """Tell for how long it has had something to read and read nothing, as far as was looked."""
         outbound = self._unsent_bytes
         taken = self._written - outbound
         if not outbound or taken != self._taken or self._progress_s is None:
@@ -117,11 +117,11 @@ class Client:
         return now_s - self._progress_s
 
     async def drained(self) -> None:
-        """Waits until the buffer is below its low-water mark. Raises ConnectionError."""
+        """Wait until the buffer is below its low-water mark. Raises ConnectionError."""
         await self._writer.drain()
 
     async def flushed(self) -> None:
-        """Waits until the kernel has taken everything. Whoever calls watches `stalled_s`."""
+        """Wait until the kernel has taken everything. The caller watches `stalled_s`."""
         if not self._unsent_bytes:
             return
         self._transport.set_write_buffer_limits(high=0)
@@ -129,13 +129,13 @@ class Client:
         self._transport.set_write_buffer_limits(high=self.high_water_bytes)
 
     def limit_buffer(self, *, half: bool) -> None:
-        """How much may wait here before a reader lags: half as much while memory is short."""
+        """Limit what may wait here before a reader lags: half as much while memory is short."""
         self.high_water_bytes = HIGH_WATER_BYTES // 2 if half else HIGH_WATER_BYTES
         if not self._transport.is_closing():
             self._transport.set_write_buffer_limits(high=self.high_water_bytes)
 
     def reset(self) -> None:
-        """Drops the connection in a way that no client takes for the end of a body."""
+        """Drop the connection in a way that no client takes for the end of a body."""
         sock = self._transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
             with suppress(OSError):  # it is closed already
@@ -143,5 +143,5 @@ class Client:
         self._transport.abort()
 
     def abort(self) -> None:
-        """Drops the connection and what has not been read."""
+        """Drop the connection and what has not been read."""
         self._transport.abort()

@@ -43,7 +43,7 @@ LATEST = ":latest"  # how Ollama calls a model that is asked for without a tag
 
 DEMO = "tidegate"  # the built-in upstream's name
 STUCK = "demo:stuck"
-# So that anybody can watch a sweep: it streams, hangs, and its own end never takes place.
+# To watch a sweep with: it streams, hangs, and its own end never takes place.
 _DEMO_MODELS = [
     Model(name="demo", targets=[f"{DEMO}/demo"]),
     Model(
@@ -55,7 +55,7 @@ _DEMO_MODELS = [
 
 
 class ListedModel(Struct, frozen=True):
-    """An entry of an upstream's list; what we do not know of it is passed on by nobody."""
+    """An entry of an upstream's list; what we do not know of it is not passed on."""
 
     id: str
     created: int = 0
@@ -70,7 +70,7 @@ _read = Reader(_List)
 
 
 def _list(body: bytes) -> list[ListedModel]:
-    """What a list names, as far as it is of use. Raises Unreadable."""
+    """Read what a list names, as far as it is of use. Raises Unreadable."""
     if body.count(b"{") > MAX_OBJECTS:
         raise Unreadable("it is too long")
     named = (model for model in _read(body).data if len(model.id) <= MAX_MODEL_CHARS)
@@ -107,7 +107,7 @@ class Catalog:
         self._is_discovering = not settings.upstreams
         # What listens there is this gateway itself, and would be asked by itself for ever.
         self._own_ports = {address.rpartition(":")[2] for address in settings.listen}
-        self._titles: dict[str, str] = {}  # of upstreams that nobody configured
+        self._titles: dict[str, str] = {}  # of upstreams that are in no config
         for upstream in settings.upstreams:
             self._pools[upstream.name] = self._new_pool(upstream)
         if self._is_discovering:
@@ -115,7 +115,7 @@ class Catalog:
             self._pools[DEMO] = self._new_pool(Upstream(name=DEMO, url=demo_url))
 
     def adopt(self, former: Catalog) -> None:
-        """Keeps the pools of upstreams that did not change: their places and connections stay."""
+        """Keep the pools of upstreams that did not change: their places and connections stay."""
         for name, pool in former._pools.items():
             mine = self._pools.get(name)
             if (
@@ -136,7 +136,7 @@ class Catalog:
     # --- asking the upstreams -------------------------------------------------------------
 
     async def refresh(self) -> None:
-        """Asks every upstream for its models, and which are loaded.
+        """Ask every upstream for its models, and which are loaded.
 
         Looks for upstreams where none is configured.
         """
@@ -146,7 +146,7 @@ class Catalog:
         await asyncio.gather(*(self._guarded(pool, self._look(pool)) for pool in pools))
 
     async def probe(self) -> None:
-        """Asks those of whom it would decide something: set aside, or suspected of a fault."""
+        """Ask those of whom it would decide something: set aside, or suspected of a fault."""
         pools = [pool for name, pool in self._pools.items() if name != DEMO]
         doubtful = [pool for pool in pools if pool.health.wants_probe]
         asked = (self._guarded(pool, self._ask(pool, ASK_LIMIT_S)) for pool in doubtful)
@@ -164,7 +164,7 @@ class Catalog:
             pool.close()
 
     async def _guarded(self, pool: UpstreamPool, look: Awaitable[object]) -> None:
-        """One upstream's exception is that upstream's: the others are asked and serve."""
+        """Keep one upstream's exception that upstream's: the others are asked and serve."""
         try:
             await look
         except Exception as error:
@@ -183,7 +183,7 @@ class Catalog:
             self._listed[pool.name] = [ListedModel(name) for name in names]
 
     async def _ask(self, pool: UpstreamPool, limit_s: float) -> bytes | None:
-        """What it answered, None for nothing; a list is kept as long as no newer one comes."""
+        """Ask for its list, None for nothing; a list is kept as long as no newer one comes."""
         try:
             more = _ANTHROPIC_VERSION if pool.key_header == "x-api-key" else ""
             status, body = await fetch(pool, "/models", limit_s, more=more)
@@ -203,7 +203,7 @@ class Catalog:
     # --- answering clients ----------------------------------------------------------------
 
     def models(self) -> list[dict[str, object]]:
-        """OpenAI's list: aliases first, then what the upstreams have."""
+        """List the models as OpenAI does: aliases first, then what the upstreams have."""
         listed: dict[str, dict[str, object]] = {}
         for name in self._aliases:
             listed[name] = _entry(name, 0, "tidegate")
@@ -234,7 +234,7 @@ class Catalog:
         return "demo" if self._is_discovering else "MODEL"
 
     def route(self, model: str) -> list[Target]:
-        """Where a request for `model` may go, in order. Raises Refused naming the choices."""
+        """Say where a request for `model` may go, in order. Raises Refused naming the choices."""
         alias = self._aliases.get(model)
         if alias is not None:
             return [
@@ -262,22 +262,22 @@ class Catalog:
         )
 
     def _find(self, model: str) -> Target | None:
-        """The first upstream that lists `model`."""
+        """Find the first upstream that lists `model`."""
         for name, models in self._listed.items():
             if any(listed.id == model for listed in models):
                 return self._target(name, model, None)
         return None
 
     def is_stuck_demo(self, model: str) -> bool:
-        """Whether this is the demo whose end is switched off on purpose."""
+        """Tell whether this is the demo whose end is switched off on purpose."""
         return self._is_discovering and model == STUCK
 
     def ollama_pools(self) -> list[UpstreamPool]:
-        """The upstreams that speak Ollama's own API, as far as is known."""
+        """Find the upstreams that speak Ollama's own API, as far as is known."""
         return [p for p in self._pools.values() if self._engine(p.name).kind is Kind.OLLAMA]
 
     def ollama_aliases(self) -> dict[str, tuple[str, str]]:
-        """Aliases that lead to one of these first, with its name and that of its model."""
+        """Find aliases that lead to one of these first, with its name and that of its model."""
         aliases = {}
         for name, alias in self._aliases.items():
             upstream, _, model = alias.all_targets[0].partition("/")
@@ -287,13 +287,13 @@ class Catalog:
 
     @property
     def loaded(self) -> dict[str, frozenset[str] | None]:
-        """By upstream the models that it has in memory; None: not known."""
+        """Tell by upstream the models that it has in memory; None: not known."""
         return {name: self._engine(name).loaded for name in self._pools if name != DEMO}
 
     def describe(self, most: int) -> tuple[list[UpstreamModels], list[ModelAlias]]:
-        """The upstreams and `most` models of them in all, and the aliases, for `tidegate models`.
+        """Show upstreams, `most` models of them in all, and aliases, for `tidegate models`.
 
-        The built-in upstream is not among them: it is a demonstration and serves nobody's models.
+        The built-in upstream is not among them: it is a demonstration and has no model of an owner.
         """
         described = []
         for name, pool in self._pools.items():
@@ -325,7 +325,7 @@ class Catalog:
         )
 
     def _aside(self, pool: UpstreamPool) -> tuple[float, bool]:
-        """Until when nothing of it is asked, in seconds from now, and whether one request tries."""
+        """Tell for how many seconds nothing of it is asked, and whether one request tries."""
         health, now_s = pool.health, self._loop.time()
         if not health.whole.is_closed:
             left_s = max(0.0, (health.whole.due_s or 0.0) - now_s)
@@ -334,7 +334,7 @@ class Catalog:
         return min(each.left_s for each in aside), any(each.on_trial for each in aside)
 
     def _model_states(self, pool: UpstreamPool) -> list[ModelState]:
-        """Those it lists, and those it answered for without listing them."""
+        """List those it lists, and those it answered for without listing them."""
         loaded = self._engine(pool.name).loaded
         names = dict.fromkeys(model.id for model in self._listed.get(pool.name, ()))
         aside = {each.model: each for each in pool.health.aside(self._loop.time())}
@@ -355,11 +355,11 @@ class Catalog:
         return states
 
     def pools(self) -> list[UpstreamPool]:
-        """All upstreams."""
+        """List all upstreams."""
         return list(self._pools.values())
 
     def statuses(self) -> list[UpstreamStatus]:
-        """All upstreams as `status` shows them."""
+        """Show all upstreams as `status` does."""
         return [pool.status() for pool in self._pools.values()]
 
     @property
@@ -368,7 +368,7 @@ class Catalog:
         return any(pool.reachable is not False for pool in self._pools.values())
 
     def close(self) -> None:
-        """Closes every connection."""
+        """Close every connection."""
         for pool in self._pools.values():
             pool.close()
 
@@ -386,7 +386,7 @@ class Catalog:
         return UpstreamPool(upstream, limits, *self._belongings(upstream))
 
     def _belongings(self, upstream: Upstream) -> tuple[str | None, dict[str, str], str | None]:
-        """What is no setting: its key, its secret headers, whom it is to be trusted by."""
+        """Gather what is no setting: its key, its secret headers, whom it is to be trusted by."""
         return (
             self._secrets.get(upstream.name),
             self._headers.get(upstream.name, {}),

@@ -28,11 +28,11 @@ class Target(NamedTuple):
     names_ours: bool = False  # the model's name is the config's; else the client chose it
 
     def may_be_asked(self, now_s: float) -> bool:
-        """Whether nothing speaks against it."""
+        """Tell whether nothing speaks against it."""
         return self.pool.health.may_ask(self.model, now_s)
 
     def held_s(self, now_s: float) -> float:
-        """For how much longer it wants to be left alone."""
+        """Tell for how much longer it wants to be left alone."""
         return self.pool.health.held_s(self.model, now_s)
 
 
@@ -48,7 +48,7 @@ class Route:
         return f"<Route {[f'{each.pool.name}/{each.model}' for each in self._left]}>"
 
     def choose(self, now_s: float) -> list[Target]:
-        """The equals to be asked next, the preferred one first; empty when none is to be asked.
+        """Choose the equals to be asked next, the preferred one first; empty when there is none.
 
         If every target is set aside, it is the one whose time comes first.
         """
@@ -59,14 +59,14 @@ class Route:
         return [min(rest, key=lambda each: each.pool.health.due_s(each.model))] if rest else []
 
     def has_more(self, now_s: float) -> bool:
-        """Whether there is still a target that would be asked."""
+        """Tell whether there is still a target that would be asked."""
         return any(not each.held_s(now_s) for each in self._left)
 
     def first_held(self, now_s: float) -> Target | None:
-        """Of the targets that want to be left alone, the one that does so for the shortest time."""
+        """Find the target that wants to be left alone for the shortest time, of those that do."""
         held = [each for each in self._left if each.held_s(now_s)]
         return min(held, key=lambda each: each.held_s(now_s), default=None)
 
     def remove(self, *tried: Target) -> None:
-        """These are not asked again."""
+        """Remove these: they are not asked again."""
         self._left = [each for each in self._left if each not in tried]

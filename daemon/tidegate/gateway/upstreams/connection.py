@@ -37,23 +37,23 @@ LINGER_S = 1.0  # between the terminal marker and the end of the body
 
 
 class Exchange(Protocol):
-    """Who asked: hears what the upstream answers."""
+    """One request and what becomes of it: hears what the upstream answers."""
 
     def on_head(self, status: int, headers: dict[str, str]) -> None:
-        """The status and the headers, names in lower case."""
+        """Take the status and the headers, names in lower case."""
 
     def on_body(self, data: bytes) -> None:
-        """A piece of the body."""
+        """Take a piece of the body."""
 
     def on_end(self) -> None:
-        """The answer is complete; the connection is no longer the exchange's."""
+        """Note that the answer is complete; the connection is no longer the exchange's."""
 
     def on_lost(self, reason: str, *, answered: bool) -> None:
-        """The connection broke; `answered` if any byte of the answer had come."""
+        """Note that the connection broke; `answered` if any byte of the answer had come."""
 
 
 class _Discard:
-    """Takes the rest of an answer that nobody needs."""
+    """Takes the rest of an answer that is not needed."""
 
     def on_head(self, status: int, headers: dict[str, str]) -> None: ...
     def on_body(self, data: bytes) -> None: ...
@@ -104,7 +104,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self.exchanges = 0
         self.idle_until_s = 0.0
 
-    # --- for whoever uses it --------------------------------------------------------------
+    # --- for its user ---------------------------------------------------------------------
 
     @property
     def is_usable(self) -> bool:
@@ -124,7 +124,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         body: Sequence[bytes | memoryview] = (),
         on_sent: Callable[[], None] | None = None,
     ) -> None:
-        """Starts an exchange.
+        """Start an exchange.
 
         What `body` points to must stay as it is until `on_sent` is called, which is before this
         returns where the kernel takes it all, and never where the connection ends before.
@@ -146,7 +146,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self._send_on()
 
     def _send_on(self) -> None:
-        """Writes slices as long as the kernel takes them."""
+        """Write slices as long as the kernel takes them."""
         transport = self._transport
         while self._unsent is not None and not self._is_full:
             if transport is None or transport.is_closing():
@@ -159,19 +159,19 @@ class UpstreamConnection(asyncio.BufferedProtocol):
                 on_sent()
 
     def pause(self) -> None:
-        """Stops reading: the upstream feels it once the kernel's buffers are full."""
+        """Stop reading: the upstream feels it once the kernel's buffers are full."""
         if not self._paused:
             self._paused = True
             self._read(on=False)
 
     def resume(self) -> None:
-        """Reads on."""
+        """Read on."""
         if self._paused:
             self._paused = False
             self._read(on=not self._resting)
 
     def let_go(self) -> None:
-        """The exchange has read all it wants, the terminal marker included.
+        """Let go: the exchange has read all it wants, the terminal marker included.
 
         The connection stays reusable if the answer's own end follows within LINGER_S.
         """
@@ -183,7 +183,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             self._linger = self._loop.call_later(LINGER_S, self.abort)
 
     def abort(self) -> None:
-        """Ends the connection now; the exchange hears nothing more."""
+        """End the connection now; the exchange hears nothing more."""
         self._exchange = None
         self._unsent = None
         self._stop_lingering()
@@ -196,7 +196,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         return self._transport is None
 
     def close_by_force(self) -> None:
-        """Ends it below the event loop, for a transport that does not let go."""
+        """End it below the event loop, for a transport that does not let go."""
         self._exchange = None
         sock = None if self._transport is None else self._transport.get_extra_info("socket")
         if sock is not None and (descriptor := sock.fileno()) >= 0:
@@ -229,7 +229,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self.data_received(bytes(_buffer[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
-        """What one read of the socket brought, READ_BYTES at most."""
+        """Parse what one read of the socket brought, READ_BYTES at most."""
         exchange = self._exchange
         if exchange is None or self._parser is None:
             self.abort()  # it speaks without being asked
@@ -239,7 +239,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             broken = True
-            self._reusable = False  # bytes behind a complete answer: nobody knows whose
+            self._reusable = False  # bytes behind a complete answer: not known whose
         if not self._head_done:
             self._head_bytes += len(data)  # a head that came in pieces counts twice at worst
         pieces = self._pieces
@@ -280,7 +280,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
 
     def on_message_begin(self) -> None:
         if self._complete:
-            self._reusable = False  # a second answer that nobody asked for
+            self._reusable = False  # a second answer that was not asked for
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._head_done:
@@ -295,7 +295,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             self._head_done = self._status >= 200
 
     def on_body(self, data: bytes) -> None:
-        if self._head_done and not self._complete:  # what the parser takes for a 1xx's is nobody's
+        if self._head_done and not self._complete:  # a body that the parser gives a 1xx is none
             self._pieces.append(data)
 
     def on_message_complete(self) -> None:
@@ -312,7 +312,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
     # --- inside ----------------------------------------------------------------------------------
 
     def _rest(self) -> None:
-        """Reads on in the loop's next turn."""
+        """Read on in the loop's next turn."""
         if not self._resting:
             self._resting = True
             self._read(on=False)
@@ -338,7 +338,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         )
 
     def _finish(self, exchange: Exchange) -> None:
-        """The answer is complete: free the connection, then tell."""
+        """Free the connection, for the answer is complete; then tell."""
         self._exchange = None
         self._stop_lingering()
         if self._reusable and self._unsent is None:
@@ -356,7 +356,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             self._linger = None
 
     def _idle_s(self) -> float:
-        """How long it may lie idle: a second less than the upstream announced."""
+        """Tell how long it may lie idle: a second less than the upstream announced."""
         for part in self._headers.get("keep-alive", "").split(","):
             name, _, value = part.strip().partition("=")
             if name.lower() == "timeout" and value.isascii() and value.isdigit():

@@ -34,7 +34,7 @@ log = logging.getLogger("tidegate.upstream")
 
 MAX_IDLE = 64  # idle connections kept per upstream: a burst's worth, a few KiB each
 MAX_OBJECTS = 100_000  # in a list of models, with some five for each: 20 MB while it is read
-MAX_MODELS_NOTED = 256  # whose last figures are kept: more than anybody uses, some 60 KiB
+MAX_MODELS_NOTED = 256  # whose last figures are kept: more than a house uses, some 60 KiB
 MAX_NAME_NOTED = 200  # characters; some servers answer to any name, and a name may be a novel
 # Clouds' edges refuse requests that do not say whose they are.
 USER_AGENT = f"tidegate/{__version__}"
@@ -46,7 +46,7 @@ class Waiter(Protocol):
     """A relay that waits for a place."""
 
     def on_place(self, pool: UpstreamPool) -> None:
-        """A place is free at `pool` and is now yours."""
+        """Take a place at `pool`, which is free and now yours."""
 
 
 class ModelFigures(Struct, frozen=True):
@@ -97,7 +97,7 @@ class UpstreamPool:
             log.error("upstream %s %s", self.name, self._fault)
 
     def status(self) -> UpstreamStatus:
-        """As `status` shows it."""
+        """Show it as `status` does."""
         return UpstreamStatus(
             name=self.name,
             url=self._shown,
@@ -147,19 +147,19 @@ class UpstreamPool:
         return "neither api_key_env nor api_key_file is set"
 
     def succeeded(self, model: str, *, is_plain: bool = False) -> None:
-        """A request was answered."""
+        """Note that a request was answered."""
         if self.health.succeeded(model, self._loop.time(), is_plain=is_plain):
             self._log_back(model)
 
     def began(self, model: str) -> None:
-        """A request has its first output. Only a whole answer makes good for former failures."""
+        """Note a request's first output. Only a whole answer makes good for former failures."""
         if self.health.began(model, self._loop.time()):
             self._log_back(model)
 
     def failed(
         self, model: str, reason: str, held: Held = Held.NOTHING, witness: Witness | None = None
     ) -> None:
-        """A request was not. `held` says against whom that counts."""
+        """Note that a request was not answered. `held` says against whom that counts."""
         now_s = self._loop.time()
         was_aside = self.health.is_aside
         if news := self.health.failed(model, reason, held, now_s, witness):
@@ -168,20 +168,20 @@ class UpstreamPool:
             self._log_back(model)
 
     def alive(self, model: str) -> None:
-        """A request was refused with a reason."""
+        """Note that a request was refused with a reason."""
         if self.health.alive(model, self._loop.time()):
             self._log_back(model)
 
     def reached(self, *, is_well: bool) -> None:
-        """It answered a question of ours, which promises nothing for a request."""
+        """Note that it answered a question of ours, which promises nothing for a request."""
         self.health.reached(self._loop.time(), is_well=is_well)
 
     def unreached(self, reason: str) -> None:
-        """It did not even answer that."""
+        """Note that it did not even answer that."""
         self._log_news(self.health.unreached(reason, self._loop.time()))
 
     def confirm(self, reason: str) -> None:
-        """A question of ours found it broken as well, as requests seem to."""
+        """Note that a question of ours found it broken as well, as requests seem to."""
         self._log_news(self.health.confirm(reason, self._loop.time()))
 
     def _log_news(self, news: list[str]) -> None:
@@ -192,12 +192,12 @@ class UpstreamPool:
         log.info("upstream %s answers again, asked for %s", self.name, model[:MAX_NAME_NOTED])
 
     def note_first_output(self, model: str, seconds: float) -> None:
-        """How long the model's last answer took to begin."""
+        """Note how long the model's last answer took to begin."""
         known = self.figures.get(model, ModelFigures())
         self._note(model, ModelFigures(seconds, known.per_s, known.unit))
 
     def note_speed(self, model: str, per_s: float, unit: str) -> None:
-        """How fast the model's last answer came, in "tokens/s" or "events/s"."""
+        """Note how fast the model's last answer came, in "tokens/s" or "events/s"."""
         known = self.figures.get(model, ModelFigures())
         self._note(model, ModelFigures(known.first_output_s, per_s, unit))
 
@@ -217,7 +217,7 @@ class UpstreamPool:
         return not self._queue and self._has_place()
 
     def take_place(self, waiter: Waiter, max_queued: int | None = None) -> bool:
-        """True: go on. False: wait for `on_place`. Raises UpstreamError when too many do.
+        """Take a place. True: go on. False: wait for `on_place`. UpstreamError: too many do.
 
         Without `max_queued` the upstream's own limit holds; a model may have another.
         """
@@ -233,12 +233,12 @@ class UpstreamPool:
         return False
 
     def leave_place(self) -> None:
-        """Gives a place back; whoever waits longest gets it."""
+        """Give a place back; the longest waiter gets it."""
         self.active -= 1
         self._admit()
 
     def share(self, active_elsewhere: int) -> None:
-        """The other generation has so many places; both together respect the limit."""
+        """Respect the limit together with the other generation, which has so many places."""
         self._active_elsewhere = active_elsewhere
         self._admit()
 
@@ -252,7 +252,7 @@ class UpstreamPool:
             self._queue.popleft().on_place(self)
 
     def leave_queue(self, waiter: Waiter) -> None:
-        """Waits no longer."""
+        """Wait no longer."""
         self._queue.remove(waiter)
 
     # --- connections ----------------------------------------------------------------------------
@@ -276,7 +276,7 @@ class UpstreamPool:
         accept: str = "",
         at_root: bool = False,
     ) -> bytes:
-        """The head of a request. Nothing of the client's own head is ever copied.
+        """Write the head of a request. Nothing of the client's own head is ever copied.
 
         Raises UpstreamError where the upstream cannot be used. `more` are whole header lines.
         `accept` is said instead of what `stream` asks for. With `at_root` the path counts from
@@ -296,7 +296,7 @@ class UpstreamPool:
         ).encode("latin-1")
 
     def take_idle(self) -> UpstreamConnection | None:
-        """A connection that is open and surely still wanted by the other side."""
+        """Take a connection that is open and surely still wanted by the other side."""
         now_s = self._loop.time()
         while self._idle:
             connection = self._idle.pop()
@@ -306,7 +306,7 @@ class UpstreamPool:
         return None
 
     async def connect(self, connect_s: float | None = None) -> UpstreamConnection:
-        """A fresh connection, within the upstream's own limit or another.
+        """Open a fresh connection, within the upstream's own limit or another.
 
         Raises UpstreamError naming what is wrong.
         """
@@ -342,7 +342,7 @@ class UpstreamPool:
         return made
 
     def close_idle(self) -> None:
-        """Closes what nobody uses."""
+        """Close what is not in use."""
         while self._idle:
             self._idle.pop().abort()
         if self._reaper is not None:
@@ -350,13 +350,13 @@ class UpstreamPool:
             self._reaper = None
 
     def close(self) -> None:
-        """Closes every connection."""
+        """Close every connection."""
         self.close_idle()
         for connection in list(self._open):
             connection.abort()
 
     def _new(self) -> UpstreamConnection:
-        # Not ours to count yet: uvloop makes one even where nobody accepts the connection.
+        # Not ours to count yet: uvloop makes one even where the connection is not accepted.
         return UpstreamConnection(self._loop, self._on_free)
 
     def _on_free(self, connection: UpstreamConnection) -> None:
@@ -369,7 +369,7 @@ class UpstreamPool:
             self._open.discard(connection)
 
     def _reap(self) -> None:
-        """Closes what has been idle for too long, before the upstream does."""
+        """Close what has been idle for too long, before the upstream does."""
         now_s = self._loop.time()
         overdue = [each for each in self._idle if each.idle_until_s <= now_s]
         self._idle = [each for each in self._idle if each.idle_until_s > now_s]

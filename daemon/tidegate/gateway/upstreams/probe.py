@@ -51,7 +51,7 @@ class Engine:
         return f"<Engine {self.kind} loaded={self.loaded}>"
 
     async def look(self, pool: UpstreamPool, listed: dict[str, str], body: bytes) -> None:
-        """Asks what is loaded, and once what it is.
+        """Ask what is loaded, and once what it is.
 
         `listed` are the models with their owners as they stand in `body`, the list just got.
         """
@@ -63,7 +63,7 @@ class Engine:
             self.loaded = None
 
     async def names(self, pool: UpstreamPool) -> list[str]:
-        """Ollama's own list, for one that has no other."""
+        """Ask for Ollama's own list, for one that has no other."""
         if self.kind is not Kind.OLLAMA:
             return []
         try:
@@ -104,7 +104,7 @@ class Engine:
 
 
 async def _probe(pool: UpstreamPool) -> Kind:
-    """Its kind, by which routes answer in whose words. Raises UpstreamError where none answers."""
+    """Find its kind, by which routes answer in whose words. UpstreamError where none does."""
     if await _ask(pool, "/api/version", _Version):
         return Kind.OLLAMA
     if await _ask(pool, "/api/v0/models", _LmStudios):
@@ -130,7 +130,7 @@ async def _loaded_by_llama_cpp(
 async def _ask(
     pool: UpstreamPool, path: str, kind: type[_Answer], limit_s: float = LOOK_LIMIT_S
 ) -> _Answer | None:
-    """The answer in that shape, or None where it has another. Raises UpstreamError for no answer.
+    """Ask for an answer in that shape; None where it has another, UpstreamError for no answer.
 
     LM Studio answers 200 with an error to routes that it does not know: only the shape tells.
     """

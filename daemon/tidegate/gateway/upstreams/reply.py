@@ -40,7 +40,7 @@ class Answer(NamedTuple):
     headers: tuple[tuple[str, str], ...] = ()
 
     def never_again(self) -> Answer:
-        """The same, which no client library repeats by itself, unless it says something else."""
+        """Keep client libraries from repeating it by themselves, unless it says something else."""
         if any(name.lower() == "x-should-retry" for name, _ in self.headers):
             return self
         return self._replace(headers=(*self.headers, ("x-should-retry", "false")))
@@ -64,17 +64,17 @@ class Reply(NamedTuple):
 
     @property
     def is_compressed(self) -> bool:
-        """Though nobody asked for it."""
+        """Though it was not asked for."""
         return self.headers.get("content-encoding", "").lower() not in {"identity", ""}
 
     @property
     def request_id(self) -> str | None:
-        """What the upstream calls the request, for whoever asks its owner about it."""
+        """What the upstream calls the request, for asking its owner about it."""
         said = self.headers.get("x-request-id") or self.headers.get("request-id") or ""
         return said if _REQUEST_ID.fullmatch(said) else None
 
     def retry_after_s(self, now: float) -> float | None:
-        """When to come again, in seconds from `now` (Unix); None where it does not say.
+        """Read when to come again, in seconds from `now` (Unix); None where it does not say.
 
         Only overload says so: elsewhere the header means other things, of a redirect, say. A date
         is measured by the upstream's own clock, if it tells the time.
@@ -96,7 +96,7 @@ class Reply(NamedTuple):
         return self.status == 503 and said
 
     def pass_on(self, body: bytes) -> Answer:
-        """The upstream's own words, untouched, with the headers that concern the caller."""
+        """Pass on the upstream's own words, untouched, with the headers that concern the caller."""
         content_type = self.headers.get("content-type", "application/json")
         passed = tuple(
             (_RENAMED.get(name, name), value)
@@ -106,7 +106,7 @@ class Reply(NamedTuple):
         return Answer(self.status, content_type, body, passed)
 
     def raw_head(self) -> Answer:
-        """The head of an answer whose bytes are passed on as they come."""
+        """Write the head of an answer whose bytes are passed on as they come."""
         head = self.pass_on(b"")
         chunked = "transfer-encoding" in self.headers
         length = None if chunked else self.headers.get("content-length")
@@ -119,7 +119,7 @@ class Reply(NamedTuple):
         return f"{self.status}{'' if label == f' ({self.status})' else label}"
 
     def check_answer(self, form: Format, body: bytes, *, streamed: bool) -> None:
-        """Raises UpstreamError where a status of success has no answer behind it."""
+        """Check that a status of success has an answer behind it. Raises UpstreamError."""
         told = form.error_in(body) if "json" in self.content_type else None
         if told is not None:
             raise UpstreamError(
@@ -135,7 +135,7 @@ class Reply(NamedTuple):
 
 
 def _moment(text: str) -> float | None:
-    """The Unix time that a date of HTTP stands for; None for what is none."""
+    """Read the Unix time that a date of HTTP stands for; None for what is none."""
     if not 20 <= len(text) <= 40:  # "Sun, 29 Nov 2026 09:14:09 GMT"
         return None
     try:

@@ -6,7 +6,7 @@ import ssl
 
 
 def trusting(authority: str | None) -> ssl.SSLContext:
-    """A context that trusts the system's authorities, or those certificates (PEM) alone.
+    """Make a context that trusts the system's authorities, or those certificates (PEM) alone.
 
     Raises ValueError, whose text has no part of them.
     """
