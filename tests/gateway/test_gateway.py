@@ -97,14 +97,14 @@ def test_a_route_is_matched_whole() -> None:
 async def test_a_refused_reload_changes_nothing(rigs, scripted_upstream) -> None:
     """All of the new settings or none of them."""
     rig = await rigs(scripted_upstream)
-    before = (rig.gateway.settings, rig.gateway.catalog, rig.gateway._door)
+    before = (rig.gateway.settings, rig.gateway.catalog, rig.gateway._access)
     with pytest.raises(ValueError, match="host"):
         rig.gateway.configure(
             msgspec.structs.replace(rig.settings, allowed_hosts=["not a host/"], upstreams=[]),
             [Token(name="x", sha256="0" * 64)],
             {},
         )
-    assert (rig.gateway.settings, rig.gateway.catalog, rig.gateway._door) == before
+    assert (rig.gateway.settings, rig.gateway.catalog, rig.gateway._access) == before
     assert (await chat(rig.base_url, "ok")).status == 200
 
 

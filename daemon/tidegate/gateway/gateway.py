@@ -29,7 +29,7 @@ from tidegate.gateway.relay.registry import Registry
 from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.relay.subscriber import Subscriber
 from tidegate.gateway.server import descriptors
-from tidegate.gateway.server.auth import Access, Caller, Door
+from tidegate.gateway.server.auth import Access, AccessControl, Caller
 from tidegate.gateway.server.errors import DEMO_PATH, Refused
 from tidegate.gateway.server.server import GatewayServer
 from tidegate.gateway.server.sockets import Sockets
@@ -103,7 +103,7 @@ class Gateway:
         self._refresh = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._brake = Brake()
-        self._door = Door(allowed_hosts=[], host_name="", tokens=[])
+        self._access = AccessControl(allowed_hosts=[], host_name="", tokens=[])
         self.catalog = Catalog(self.settings, {}, self._demo_url)
 
     # --- settings -----------------------------------------------------------------------------
@@ -124,7 +124,7 @@ class Gateway:
 
         Runs under way keep the limits that they began with.
         """
-        door = Door(
+        access = AccessControl(
             allowed_hosts=settings.allowed_hosts,
             host_name=socket.gethostname(),
             tokens=tokens,
@@ -132,13 +132,13 @@ class Gateway:
         )
         catalog = Catalog(settings, secrets, self._demo_url, headers or {}, authorities or {})
         catalog.adopt(self.catalog)
-        self.settings, self._door, self.catalog = settings, door, catalog
+        self.settings, self._access, self.catalog = settings, access, catalog
         self.server.table.places = descriptors.places_for(settings.limits.max_connections)
 
     def accept_facts(self, facts: Facts) -> None:
         """The watchdog's view, once a second: the ledger's limit, and where the other one is."""
         self.facts = facts
-        self._door.tell_wrong_keys()
+        self._access.tell_wrong_keys()
         self.registry.ledger.limit_bytes = facts.ledger_limit_bytes
         self.registry.squeeze(half=facts.squeeze)
         self.meet(facts.peer_socket)
@@ -258,10 +258,10 @@ class Gateway:
 
     # --- requests -----------------------------------------------------------------------------
 
-    def admit(self, request: web.BaseRequest, access: Access) -> Caller:
-        """Whose request it is. Raises Refused: 401, 403 or 429."""
+    def authenticate(self, request: web.BaseRequest, access: Access) -> Caller:
+        """Find out who sends a request. Raises Refused: 401, 403 or 429."""
         over_unix = getattr(request.protocol, "over_unix", False)
-        return self._door.admit(request, access, over_unix=over_unix)
+        return self._access.authenticate(request, access, over_unix=over_unix)
 
     @contextmanager
     def reading(self, relay: Relay, subscriber: Subscriber) -> Iterator[None]:

@@ -255,7 +255,7 @@ class Worker:
         """Accept nothing new and wait for what is under way, for `limit_s` at most.
 
         On a stop idle connections are not waited for; on a recycle they have until their
-        keep-alive ends, so that no request finds a closed door. A recycle may turn into a stop.
+        keep-alive ends, so that no request finds itself shut out. A recycle may turn into a stop.
         """
         assert self._order is not None, "there is an order to drain"
         gateway, (order, deadline_s) = self._gateway, self._order

@@ -13,10 +13,10 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
-from gateway.door_rig import Answer, Rig, get, request, serving
+from gateway.server_rig import Answer, Rig, get, request, serving
 from tidegate.core.brake import EVERY_S, FREE, Brake
 from tidegate.core.settings import Token, Upstream
-from tidegate.gateway.server.auth import Access, Caller, Door
+from tidegate.gateway.server.auth import Access, AccessControl, Caller
 from tidegate.gateway.server.errors import Refused
 
 KEY = "tg-3f9c2b7d51"
@@ -34,29 +34,29 @@ TOKENS = (
 )
 
 
-def serve_door(door: Door, access: Access) -> AbstractAsyncContextManager[Rig]:
+def serve_guarded(control: AccessControl, access: Access) -> AbstractAsyncContextManager[Rig]:
     async def handler(request: web.BaseRequest) -> web.StreamResponse:
-        caller = door.admit(request, access)
+        caller = control.authenticate(request, access)
         return web.json_response({"owner": caller.owner, "name": caller.name})
 
     return serving(handler)
 
 
-def new_door(tokens: tuple[Token, ...] = (), *allowed_hosts: str) -> Door:
-    return Door(allowed_hosts=allowed_hosts, host_name="box", tokens=tokens)
+def new_control(tokens: tuple[Token, ...] = (), *allowed_hosts: str) -> AccessControl:
+    return AccessControl(allowed_hosts=allowed_hosts, host_name="box", tokens=tokens)
 
 
 @pytest.fixture
 async def free() -> AsyncIterator[Rig]:
     """A server without tokens."""
-    async with serve_door(new_door((), "good.example"), Access.TOKEN) as rig:
+    async with serve_guarded(new_control((), "good.example"), Access.TOKEN) as rig:
         yield rig
 
 
 @pytest.fixture
 async def guarded() -> AsyncIterator[Rig]:
     """A server with two tokens."""
-    async with serve_door(new_door(TOKENS), Access.TOKEN) as rig:
+    async with serve_guarded(new_control(TOKENS), Access.TOKEN) as rig:
         yield rig
 
 
@@ -117,7 +117,7 @@ async def test_a_host_that_is_none_is_a_bad_request(free: Rig, host: str) -> Non
 
 
 async def test_an_http_1_0_request_needs_a_host_too(free: Rig) -> None:
-    """Where HTTP does not ask for a Host, the door does."""
+    """Where HTTP does not ask for a Host, we do."""
     answer = await free.ask(b"GET / HTTP/1.0\r\n\r\n")
     assert (answer.status, answer.error["code"]) == (400, "bad_host")
 
@@ -134,7 +134,7 @@ async def test_a_rebound_name_is_refused_and_the_setting_named(free: Rig, host: 
 @pytest.mark.parametrize("host", ["localhost:1", "127.0.0.1", "[::1]", "box", "a.local", "HOST.ok"])
 async def test_the_names_of_this_server_pass_on_every_route(access: Access, host: str) -> None:
     """The same names are good for each route."""
-    async with serve_door(new_door((), "host.ok"), access) as rig:
+    async with serve_guarded(new_control((), "host.ok"), access) as rig:
         client = await rig.client()
         for _ in range(2):  # the second time from memory
             assert (await client.ask(get("/", f"Host: {host}"))).status == 200
@@ -142,32 +142,34 @@ async def test_the_names_of_this_server_pass_on_every_route(access: Access, host
 
 async def test_open_routes_check_the_host_too() -> None:
     """Health is open to callers without a token, not to every web page."""
-    async with serve_door(new_door(TOKENS), Access.OPEN) as rig:
+    async with serve_guarded(new_control(TOKENS), Access.OPEN) as rig:
         assert (await rig.ask(get())).status == 200
         assert (await rig.ask(get("/", "Host: evil.example"))).status == 403
 
 
 async def test_made_up_names_do_not_fill_the_memory() -> None:
     """The book of accepted names stays small, whatever is asked."""
-    door = new_door()
+    control = new_control()
     for n in range(1000):
         mocked = make_mocked_request("GET", "/", CIMultiDict({"Host": f"name-{n}.local"}))
-        door.admit(mocked, Access.OPEN)
-    assert len(door._accepted_hosts) <= 64
+        control.authenticate(mocked, Access.OPEN)
+    assert len(control._accepted_hosts) <= 64
 
 
 async def test_a_unix_socket_asks_no_host() -> None:
     """Names mean nothing on a Unix socket; the path and the token still do."""
-    door = new_door(TOKENS)
+    control = new_control(TOKENS)
     headers = CIMultiDict({"Host": "evil.example", "x-api-key": KEY})
     mocked = make_mocked_request("GET", "/", headers)
-    assert door.admit(mocked, Access.TOKEN, over_unix=True).name == "laptop"
+    assert control.authenticate(mocked, Access.TOKEN, over_unix=True).name == "laptop"
     with pytest.raises(Refused) as caught:
-        door.admit(make_mocked_request("GET", "//x", headers), Access.TOKEN, over_unix=True)
+        control.authenticate(
+            make_mocked_request("GET", "//x", headers), Access.TOKEN, over_unix=True
+        )
     assert caught.value.status == 400
     page = make_mocked_request("POST", "/", CIMultiDict({"Origin": "http://evil.example"}))
     with pytest.raises(Refused) as caught:
-        door.admit(page, Access.OPEN, over_unix=True)
+        control.authenticate(page, Access.OPEN, over_unix=True)
     assert caught.value.status == 403
 
 
@@ -286,13 +288,13 @@ async def test_without_one_good_key_nothing_is_served(
 @pytest.mark.parametrize("key", [CANARY * 10_000, f"{KEY}\x00", "", " ", KEY + "\n"])
 @pytest.mark.parametrize("form", ["Bearer", "x-api-key"])
 async def test_keys_that_the_parser_would_stop_are_refused_here_too(key: str, form: str) -> None:
-    """The door does not rely on what reads the heads."""
+    """AccessControl does not rely on what reads the heads."""
     headers = CIMultiDict({"Host": "localhost"})
     headers["Authorization" if form == "Bearer" else form] = (
         f"Bearer {key}" if form == "Bearer" else key
     )
     with pytest.raises(Refused) as caught:
-        new_door(TOKENS).admit(make_mocked_request("GET", "/", headers), Access.TOKEN)
+        new_control(TOKENS).authenticate(make_mocked_request("GET", "/", headers), Access.TOKEN)
     assert caught.value.status == 401
     assert CANARY not in caught.value.message
 
@@ -310,20 +312,22 @@ async def test_two_valid_keys_of_different_owners_are_told(guarded: Rig) -> None
 # --- wrong keys ----------------------------------------------------------------------------------
 
 
-def braked_door(now_s: list[float]) -> Door:
-    return Door(
+def braked_control(now_s: list[float]) -> AccessControl:
+    return AccessControl(
         allowed_hosts=[], host_name="box", tokens=TOKENS, brake=Brake(), clock=lambda: now_s[0]
     )
 
 
-def ask_from(door: Door, peer: str, *keys: str, over_unix: bool = False) -> Caller | Refused:
+def ask_from(
+    control: AccessControl, peer: str, *keys: str, over_unix: bool = False
+) -> Caller | Refused:
     """What a client at that address hears. Loopback is all that a test may connect from."""
     headers = CIMultiDict({"Host": "localhost"})
     for key in keys:
         headers.add("x-api-key", key)
     mocked = make_mocked_request("GET", "/", headers).clone(remote=peer)
     try:
-        return door.admit(mocked, Access.TOKEN, over_unix=over_unix)
+        return control.authenticate(mocked, Access.TOKEN, over_unix=over_unix)
     except Refused as refused:
         return refused
 
@@ -337,24 +341,24 @@ async def test_wrong_keys_are_braked_and_valid_ones_never(
 ) -> None:
     """429 with when to come back, to that address alone, and the log has a line a minute."""
     now_s = [100.0]
-    door = braked_door(now_s)
-    heard = [ask_from(door, "192.0.2.7", CANARY + str(n)) for n in range(FREE + 5)]
+    control = braked_control(now_s)
+    heard = [ask_from(control, "192.0.2.7", CANARY + str(n)) for n in range(FREE + 5)]
     assert [status_of(each) for each in heard] == [401] * FREE + [429] * 5
     last = heard[-1]
     assert isinstance(last, Refused)
     assert last.headers == {"Retry-After": "6"}
     assert last.close  # no connection waits for the brake
     assert CANARY not in last.message
-    assert status_of(ask_from(door, "192.0.2.7", KEY)) == 200
-    assert status_of(ask_from(door, "192.0.2.7", CANARY, OTHER_KEY)) == 200
-    assert status_of(ask_from(door, "192.0.2.8", CANARY)) == 401
-    assert status_of(ask_from(door, "192.0.2.7")) == 401  # none is not a wrong one
+    assert status_of(ask_from(control, "192.0.2.7", KEY)) == 200
+    assert status_of(ask_from(control, "192.0.2.7", CANARY, OTHER_KEY)) == 200
+    assert status_of(ask_from(control, "192.0.2.8", CANARY)) == 401
+    assert status_of(ask_from(control, "192.0.2.7")) == 401  # none is not a wrong one
     now_s[0] += EVERY_S
-    assert status_of(ask_from(door, "192.0.2.7", CANARY)) == 401
-    door.tell_wrong_keys()
+    assert status_of(ask_from(control, "192.0.2.7", CANARY)) == 401
+    control.tell_wrong_keys()
     now_s[0] = 160.0
-    door.tell_wrong_keys()
-    door.tell_wrong_keys()
+    control.tell_wrong_keys()
+    control.tell_wrong_keys()
     assert caplog.messages == [
         "wrong keys: 1, from 192.0.2.7 (1)",
         f"wrong keys: {FREE + 6}, from 192.0.2.7 ({FREE + 5}), 192.0.2.8 (1)",
@@ -368,9 +372,9 @@ async def test_wrong_keys_of_this_computer_are_told_and_not_braked(
     """Over loopback and over a Unix socket."""
     for _ in range(FREE * 2):
         assert (await guarded.ask(get("/", f"x-api-key: {CANARY}"))).status == 401
-    door = braked_door([0.0])
+    control = braked_control([0.0])
     for _ in range(FREE * 2):
-        assert status_of(ask_from(door, "", CANARY, over_unix=True)) == 401
+        assert status_of(ask_from(control, "", CANARY, over_unix=True)) == 401
     assert caplog.messages == [
         "wrong keys: 1, from 127.0.0.1 (1)",
         "wrong keys: 1, from this computer (1)",
@@ -378,12 +382,12 @@ async def test_wrong_keys_of_this_computer_are_told_and_not_braked(
 
 
 async def test_a_reload_does_not_release_the_brake(rigs) -> None:
-    """What a worker knows of wrong keys outlives each of its doors."""
+    """What a worker knows of wrong keys outlives each state of its settings."""
     rig = await rigs(Upstream(name="box", url="http://127.0.0.1:9"), tokens=list(TOKENS))
     for _ in range(FREE):
-        assert status_of(ask_from(rig.gateway._door, "192.0.2.7", CANARY)) == 401
+        assert status_of(ask_from(rig.gateway._access, "192.0.2.7", CANARY)) == 401
     rig.reload(rig.settings)
-    assert status_of(ask_from(rig.gateway._door, "192.0.2.7", CANARY)) == 429
+    assert status_of(ask_from(rig.gateway._access, "192.0.2.7", CANARY)) == 429
 
 
 async def test_a_key_in_the_query_is_no_key(guarded: Rig) -> None:
@@ -399,14 +403,14 @@ async def test_without_tokens_any_key_is_nobody(free: Rig) -> None:
 
 async def test_an_open_route_needs_no_key() -> None:
     """Health can be asked by a service manager, with tokens in use or not."""
-    async with serve_door(new_door(TOKENS), Access.OPEN) as rig:
+    async with serve_guarded(new_control(TOKENS), Access.OPEN) as rig:
         assert caller_of(await rig.ask(get("/", "x-api-key: wrong"))) == Caller(owner="", name="")
 
 
 async def test_a_door_does_not_hold_keys() -> None:
     """What is remembered of a key is its digest."""
-    door = new_door(TOKENS)
+    control = new_control(TOKENS)
     headers = CIMultiDict({"Host": "localhost", "x-api-key": KEY})
-    door.admit(make_mocked_request("GET", "/", headers), Access.TOKEN)
-    assert list(door._accepted_digests) == [digest(KEY)]
-    assert KEY not in repr(door)
+    control.authenticate(make_mocked_request("GET", "/", headers), Access.TOKEN)
+    assert list(control._accepted_digests) == [digest(KEY)]
+    assert KEY not in repr(control)

@@ -16,7 +16,7 @@ from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.door_rig import Rig, request, serving, until
+from gateway.server_rig import Rig, request, serving, until
 from tidegate.gateway.server.body import read_body
 from tidegate.gateway.server.errors import Refused
 
@@ -169,7 +169,7 @@ BOMBED = """
 import asyncio, sys
 import psutil
 sys.path.insert(0, sys.argv[1])
-from gateway.door_rig import request
+from gateway.server_rig import request
 from gateway.server.test_body import MIB, bomb, serve_body
 
 async def main():

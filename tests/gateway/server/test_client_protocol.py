@@ -10,7 +10,7 @@ import psutil
 import pytest
 from aiohttp import web
 
-from gateway.door_rig import get, hello, request, serving, until
+from gateway.server_rig import get, hello, request, serving, until
 from tidegate.gateway.server.client_protocol import (
     RECEIVE_BUFFER_BYTES,
     SEND_BUFFER_BYTES,

@@ -8,7 +8,7 @@ import socket
 import pytest
 from aiohttp import web
 
-from gateway.door_rig import get, hello, serving, until
+from gateway.server_rig import get, hello, serving, until
 from tidegate.gateway.server import connection_table
 from tidegate.gateway.server.client_protocol import ClientProtocol
 from tidegate.gateway.server.connection_table import Phase

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.door_rig import DEADLINE_S, RawClient, get, request, until
 from gateway.gateway_rig import Peer
+from gateway.server_rig import DEADLINE_S, RawClient, get, request, until
 
 pytestmark = pytest.mark.processes
 

@@ -11,7 +11,7 @@ import pytest
 import uvloop
 from aiohttp import web
 
-from gateway.door_rig import DEADLINE_S, RawClient, Rig, get, hello, serving, until
+from gateway.server_rig import DEADLINE_S, RawClient, Rig, get, hello, serving, until
 from tidegate.gateway.server.client_protocol import ClientProtocol
 
 NewLoop = Callable[[], asyncio.AbstractEventLoop]

@@ -106,10 +106,10 @@ async def handle(gateway: Gateway, request: web.BaseRequest) -> web.StreamRespon
     try:
         route, groups = find_route(request.method, _path(request))
     except Refused:
-        gateway.admit(request, Access.TOKEN)
+        gateway.authenticate(request, Access.TOKEN)
         _refuse_when_parked(gateway)
         raise
-    caller = gateway.admit(request, route.access)
+    caller = gateway.authenticate(request, route.access)
     if route.access is not Access.OPEN:
         _refuse_when_parked(gateway)
     try:

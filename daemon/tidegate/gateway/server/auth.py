@@ -31,7 +31,7 @@ from tidegate.core.http.host import Authority, HostRules, is_same_origin, parse_
 from tidegate.core.settings import Token
 from tidegate.gateway.server.errors import Refused
 
-log = logging.getLogger("tidegate.door")
+log = logging.getLogger("tidegate.auth")
 
 # A server is called by one or two names and by as many keys as it has clients. The bounds only
 # keep a flood of made-up ones from growing the books, so both are simply emptied when full.
@@ -61,10 +61,10 @@ class Caller:
     name: str
 
 
-NOBODY = Caller(owner="", name="")
+ANONYMOUS = Caller(owner="", name="")
 
 
-class Door:
+class AccessControl:
     """Checks who may come in, for one state of the settings; a reload makes a new one."""
 
     __slots__ = (
@@ -85,7 +85,7 @@ class Door:
         brake: Brake | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`host_name` is this machine's own; `brake` what former doors knew of wrong keys.
+        """`host_name` is this machine's own; `brake` what former ones knew of wrong keys.
 
         Raises ValueError on a bad entry of allowed_hosts.
         """
@@ -101,9 +101,11 @@ class Door:
         self._accepted_digests: dict[str, Caller] = {}
 
     def __repr__(self) -> str:
-        return f"<Door tokens={len(self._tokens)}>"
+        return f"<AccessControl tokens={len(self._tokens)}>"
 
-    def admit(self, request: BaseRequest, access: Access, *, over_unix: bool = False) -> Caller:
+    def authenticate(
+        self, request: BaseRequest, access: Access, *, over_unix: bool = False
+    ) -> Caller:
         """Find out who sends a request; raises Refused. `over_unix`: it came through a Unix socket.
 
         A name means nothing there, and the socket's file mode has already decided who may.
@@ -120,7 +122,7 @@ class Door:
         if hdrs.ORIGIN in headers or _SEC_FETCH_SITE in headers:
             _check_site(request, host)
         if access is Access.OPEN or not self._tokens:
-            return NOBODY
+            return ANONYMOUS
         keys = [_bearer(value) for value in headers.getall(hdrs.AUTHORIZATION, ())]
         keys += headers.getall(_API_KEY, ())
         if not keys:
