@@ -97,24 +97,11 @@ class Reloader:
 
     def begin(self) -> None:
         """Read the first config and open its sockets. Raises ConfigError or ListenError."""
-        self._begin_with(self._read())
+        self._begin_with(_read(self._load, self._faults))
 
     def park(self, reason: str) -> None:
         """Begin with nothing but the reason why. Raises ListenError."""
         self._begin_with(self._stand_in(reason))
-
-    def _read(self) -> LoadedConfig:
-        """Read the config. Raises ConfigError, also for a fault of ours over what it says."""
-        try:
-            return self._load()
-        except ConfigError:
-            raise
-        except Exception as error:
-            self._faults.note("reading the config", error)
-            raise ConfigError(
-                "the config cannot be judged, by a fault of tidegate's own "
-                f"({type(error).__name__}); the log has the stack"
-            ) from error
 
     def _begin_with(self, config: LoadedConfig) -> None:
         self._listeners.use(self._listeners.open(config.settings.listen))
@@ -188,7 +175,7 @@ class Reloader:
         if asked:
             self._readiness.reloading()
         try:
-            config = self._read()
+            config = _read(self._load, self._faults)
         except ConfigError as error:
             self._refuse(clients, Refusal(Why.CONFIG, str(error)), asked=asked)
             return
@@ -305,8 +292,8 @@ class Reloader:
             self._finish(None)
         elif self._reload is not None and self._reload.recycle is not None:
             self._start_with_recycle(self._reload.recycle)
-        else:
-            self._tell_ready_workers()
+        elif self.config is not None:
+            self._generations.spread(self.config)
 
     def worker_gone(self, worker: Worker) -> None:
         """A process ended that may have had to answer."""
@@ -346,8 +333,8 @@ class Reloader:
         if self._postponed and not self._is_recycling:
             self._postponed = False
             self.look_again()
-        if self._reload is None:
-            self._tell_ready_workers()  # should that have failed
+        if self._reload is None and self.config is not None:
+            self._generations.spread(self.config)  # should that have failed
 
     def _starts_with_reload(self, worker: Worker) -> bool:
         reload = self._reload
@@ -378,9 +365,9 @@ class Reloader:
             reload.awaits.config = reload.config
         for step in (
             lambda: self._listeners.use(reload.bound),
-            self._tell_ready_workers,
+            lambda: self._generations.spread(reload.config),
             lambda: self._on_config(reload.config),
-            lambda: self._log_done(reload),
+            lambda: _log_done(reload, self._listeners.addresses),
             self._readiness.reloaded,
         ):
             self._faults.attempt("a new config", step)
@@ -391,16 +378,6 @@ class Reloader:
             warnings=reload.config.warnings,
         )
         self._replies.done(reload.clients, result, asked=reload.asked)
-
-    def _tell_ready_workers(self) -> None:
-        """Have every worker that serves or drains know the config in force.
-
-        One may have become ready while another was asked; and a revoked token ends everywhere.
-        """
-        for worker in self._generations.ready():
-            if self.config is not None and worker.config is not self.config:
-                self._generations.reconfigure(worker, self.config, 0)
-                worker.config = self.config
 
     def _new_generation(self, reload: Reload) -> int | None:
         serving = self._generations.serving
@@ -423,12 +400,26 @@ class Reloader:
                 Reload(config=stand_in, bound=bound, changes=[], clients=[], asked=False)
             )
 
-    def _log_done(self, reload: Reload) -> None:
-        if reload.config.parked is not None:
-            return
-        addresses = ", ".join(self._listeners.addresses)
-        moved = f"; listening on {addresses}" if reload.recycle is not None else ""
-        text = summary(reload.changes)
-        if any(change.effect is Effect.RESTART for change in reload.changes):
-            text += "; `listen` counts with a restart: the service manager opened the sockets"
-        _log.info("config reloaded: %s%s", text, moved)
+
+def _read(load: Callable[[], LoadedConfig], faults: Faults) -> LoadedConfig:
+    """Read the config. Raises ConfigError, also for a fault of ours over what it says."""
+    try:
+        return load()
+    except ConfigError:
+        raise
+    except Exception as error:
+        faults.note("reading the config", error)
+        raise ConfigError(
+            "the config cannot be judged, by a fault of tidegate's own "
+            f"({type(error).__name__}); the log has the stack"
+        ) from error
+
+
+def _log_done(reload: Reload, addresses: Sequence[str]) -> None:
+    if reload.config.parked is not None:
+        return
+    moved = f"; listening on {', '.join(addresses)}" if reload.recycle is not None else ""
+    text = summary(reload.changes)
+    if any(change.effect is Effect.RESTART for change in reload.changes):
+        text += "; `listen` counts with a restart: the service manager opened the sockets"
+    _log.info("config reloaded: %s%s", text, moved)

@@ -243,6 +243,16 @@ class Generations:
             config = replace(config, settings=worker.known)
         self.send(worker, self._configure(worker, config, request=request))
 
+    def spread(self, config: LoadedConfig) -> None:
+        """Have every worker that serves or drains know the config in force.
+
+        One may have become ready while another was asked; and a revoked token ends everywhere.
+        """
+        for worker in self.ready():
+            if worker.config is not config:
+                self.reconfigure(worker, config, 0)
+                worker.config = config
+
     def drain(self, number: int, limit_s: float, successor: int | None) -> None:
         """Tell a worker to finish what it has, and who takes over its finished runs."""
         order = msg.StartDraining(
