@@ -23,7 +23,7 @@ from tidegate.core.brake import Brake
 from tidegate.core.protocol.worker import Facts
 from tidegate.core.runs.ledger import Ledger
 from tidegate.core.settings import Settings, Token
-from tidegate.gateway.relay.evictor import Relief
+from tidegate.gateway.relay.evictor import Evictor
 from tidegate.gateway.relay.handover import PEER_NAME, Peer
 from tidegate.gateway.relay.registry import Registry
 from tidegate.gateway.relay.relay import Relay
@@ -79,11 +79,8 @@ class Gateway:
         self.settings = Settings()
         self.registry = Registry(Ledger(), self.loop)
         self.sockets = Sockets(self.registry.ledger)
-        self._relieve_runs = self.registry.ledger.relieve
-        self.registry.ledger.relieve = self._relieve
         self.facts: Facts | None = None
         self.parked: str | None = None  # why nothing is served
-        self.relief: Relief | None = None  # what it gave back, for the metrics
         self._peer: Peer | None = None  # the other generation, while there is one
         self.loop_lag_s = 0.0
         self.resident_bytes = resident_bytes
@@ -94,7 +91,12 @@ class Gateway:
             ledger=self.registry.ledger,
             open_paths=routes.OPEN_PATHS,
         )
-        self.registry.make_room = self.server.table.make_room
+        self.evictor = Evictor(
+            self.registry,
+            sockets=self.sockets,
+            make_room=self.server.table.make_room,
+            drop_caches=self._drop_caches,
+        )
         self._inner = GatewayServer(
             partial(routes.handle_inner, self), lambda: self.settings.limits
         )
@@ -140,7 +142,7 @@ class Gateway:
         self.facts = facts
         self._access.tell_wrong_keys()
         self.registry.ledger.limit_bytes = facts.ledger_limit_bytes
-        self.registry.squeeze(half=facts.squeeze)
+        self.evictor.shrink_buffers(half=facts.squeeze)
         self.meet(facts.peer_socket)
         for pool in self.catalog.pools():
             pool.share(facts.peer_active.get(pool.name, 0))
@@ -215,13 +217,8 @@ class Gateway:
         if self._peer_socket:
             _unlink(self._peer_socket)
 
-    def _relieve(self) -> None:
-        """The ledger is tight or the intake full: what clients can send again goes first."""
-        self.sockets.relieve(self.loop.time())
-        self._relieve_runs()
-
-    def tidy(self) -> None:
-        """Gives up what can be had again: idle connections to upstreams, what sockets remember."""
+    def _drop_caches(self) -> None:
+        """Give up what can be had again: idle connections to upstreams, what sockets remember."""
         self.sockets.forget()
         for pool in self.catalog.pools():
             pool.close_idle()

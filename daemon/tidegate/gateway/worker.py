@@ -49,7 +49,7 @@ from tidegate.gateway import config_watch
 from tidegate.gateway.api import routes
 from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.heap_upkeep import HeapUpkeep
-from tidegate.gateway.relay.evictor import Relief
+from tidegate.gateway.relay.evictor import Heap
 from tidegate.gateway.snapshot import inspect
 from tidegate.gateway.watchdog_line import WatchdogLine
 from tidegate.logs import handler as log_lines
@@ -79,14 +79,9 @@ class Worker:
         self._heap = HeapUpkeep(
             self._gateway.registry, self._gateway.server.table, self._resident_bytes
         )
-        self._relief = Relief(
-            self._gateway.registry,
-            resident_bytes=self._resident_bytes,
-            trim=self._heap.trim,
-            free_bytes=self._heap.free_bytes,
-            tidy=self._gateway.tidy,
+        self._gateway.evictor.heap = Heap(
+            self._resident_bytes, self._heap.free_bytes, self._heap.trim
         )
-        self._gateway.relief = self._relief
         self._relieving = asyncio.Lock()
         self._drain: asyncio.Task[None] | None = None
         self._order: tuple[StartDraining, float] | None = None  # the last one, and until when
@@ -156,7 +151,7 @@ class Worker:
             connections=self._gateway.server.table.open_connections,
             most_connections=self._gateway.server.table.most_connections,
             allocator=self._heap.allocator,
-            at_limit=registry.at_limit,
+            at_limit=self._gateway.evictor.at_limit,
             upstreams=self._gateway.catalog.statuses(),
         )
 
@@ -223,7 +218,7 @@ class Worker:
         reports: list[StepReport] = []
         async with self._relieving:
             try:
-                reports = await self._relief.take(order)
+                reports = await self._gateway.evictor.carry_out(order)
             except Exception:
                 log.exception("relief failed (%s)", ", ".join(order.steps))
         self._line.send(Relieved(request=order.request, steps=reports))

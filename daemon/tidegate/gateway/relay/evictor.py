@@ -1,8 +1,9 @@
-"""Steps of relief, carried out: plan, look again, then evict, in bites.
+"""What goes when memory is short: by the watchdog's order, and at the ledger's own limit.
 
-The watchdog orders them on every tick while memory is short, and is told what each one freed. At
-most `order.most` runs lose something in one order, and between two bites the event loop turns, so
-that streams go on. What is freed is measured around each victim, where nobody else charges.
+An *order* comes on every tick while memory is short. Its victims are planned, looked at again and
+evicted in bites, between which the event loop turns, so that streams go on; at most `order.most`
+runs lose something in it. The *limit* is met where bytes are charged, and cannot wait. Both evict
+in one place. What is freed is measured around each victim, where nothing else charges.
 """
 
 from __future__ import annotations
@@ -11,101 +12,358 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from heapq import nlargest
+from itertools import chain
+from typing import NamedTuple
 
 from tidegate.core.memory.report import StepReport
 from tidegate.core.protocol.worker import Relieve
 from tidegate.core.runs import eviction
-from tidegate.core.runs.eviction import Step, Victim
-from tidegate.gateway.relay.registry import Registry
+from tidegate.core.runs.eviction import Act, Candidate, Step, Victim
+from tidegate.core.runs.ledger import Entry
+from tidegate.core.runs.retention import Verdict
+from tidegate.core.runs.window import SEGMENT_BYTES
+from tidegate.core.text import count
+from tidegate.gateway.relay.registry import AGAIN_S, MOST_PER_TICK, Registry
+from tidegate.gateway.relay.relay import Relay
+from tidegate.gateway.server.sockets import Sockets
 
-log = logging.getLogger("tidegate.relief")
+log = logging.getLogger("tidegate.evictor")
 
 # With these go heads that are arriving, and connections between two requests.
 _WITH_CONNECTIONS = frozenset({Step.TIDY, Step.STALE})
 BITE = 10  # victims between two turns of the loop; each costs some 10 us and its readers' goodbye
+MOST_CANDIDATES = 1000  # finished runs that one plan looks at, the oldest
+# When a live run would have to fail otherwise, readers who have read nothing for so long go first:
+# longer than a socket takes to drain or Wi-Fi to roam. Looking for them costs some 5 us a run.
+STALLED_S = 2.0
+LOOK_STALLED_S = 0.25
+AT_LIMIT = "memory limit"  # why it goes, as readers are told
 
 
-class Relief:
-    """Gives memory back when the watchdog says so. `take` one order at a time."""
+class Heap(NamedTuple):
+    """The process's heap, as far as the system lets it be measured and trimmed."""
+
+    resident_bytes: Callable[[], int] = lambda: 0
+    free_bytes: Callable[[], int] = lambda: 0  # what a trim could give back at most
+    trim: Callable[[], None] = lambda: None
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What was evicted so far."""
+
+    runs: int = 0
+    promised_bytes: int = 0
+    freed_bytes: int = 0
+    took_s: float = 0.0
+
+    def report(self, step: str) -> StepReport:
+        return StepReport(step=step, **asdict(self))
+
+
+class Evictor:
+    """Gives memory back. The ledger calls `relieve`; `carry_out` one order at a time."""
 
     def __init__(
         self,
         registry: Registry,
         *,
-        resident_bytes: Callable[[], int],
-        trim: Callable[[], None],
-        free_bytes: Callable[[], int],
-        tidy: Callable[[], None],
+        sockets: Sockets,
+        make_room: Callable[[Callable[[], bool]], int],
+        drop_caches: Callable[[], None],
     ) -> None:
-        """`free_bytes` tells what the allocator could give back at most; `tidy` drops caches."""
-        self.freed_bytes: Counter[str] = Counter()  # by step, since the start
+        """`make_room` closes connections that wait, for as long as its argument is true."""
+        self.freed_bytes: Counter[str] = Counter()  # by step of an order, since the start
         self.seconds: dict[str, float] = {}
+        self.holds_back = False  # the ledger is tight: slow readers' upstreams wait
+        self.heap = Heap()  # the worker has the real one
         self._registry = registry
-        self._resident_bytes = resident_bytes
-        self._trim = trim
-        self._free_bytes = free_bytes
-        self._tidy = tidy
+        self._ledger = registry.ledger
+        self._sockets = sockets
+        self._make_room = make_room
+        self._drop_caches = drop_caches
         self._loop = asyncio.get_running_loop()
+        self._buffers_are_halved = False
+        self._is_relieving = False
+        self._at_limit = _Tally()
+        self._stalled: Iterator[Victim] = iter(())  # as they were last looked for
+        self._look_stalled_s = float("-inf")
+        registry.ledger.relieve = self.relieve
+        registry.on_add, registry.on_tick = self._on_add, self._on_tick
 
-    async def take(self, order: Relieve) -> list[StepReport]:
-        """Every step of the order; what each one promised and freed."""
+    @property
+    def at_limit(self) -> StepReport:
+        """What the ledger's limit took, since the start."""
+        return self._at_limit.report("ledger")
+
+    # --- by order -----------------------------------------------------------------------------
+
+    async def carry_out(self, order: Relieve) -> list[StepReport]:
+        """Take every step of the order; what each one promised and freed."""
         reports = []
         left = order.most
         for name in order.steps:
-            started_s = time.perf_counter()
+            started_s, tally = time.perf_counter(), _Tally()
             try:
-                runs, promised, freed = await self._take(name, order, left)
+                await self._take(Step(name), order, left, tally)
             except Exception:  # the other steps, and what they freed, are told all the same
                 log.exception("step %s of relief failed", name)
                 continue
-            left -= runs
-            took_s = time.perf_counter() - started_s
-            self.freed_bytes[name] += freed
-            self.seconds[name] = self.seconds.get(name, 0.0) + took_s
-            reports.append(
-                StepReport(
-                    step=name, runs=runs, promised_bytes=promised, freed_bytes=freed, took_s=took_s
-                )
-            )
+            left -= tally.runs
+            tally.took_s = time.perf_counter() - started_s
+            self.freed_bytes[name] += tally.freed_bytes
+            self.seconds[name] = self.seconds.get(name, 0.0) + tally.took_s
+            reports.append(tally.report(name))
         return reports
 
-    async def _take(self, name: str, order: Relieve, most: int) -> tuple[int, int, int]:
-        step = Step(name)
+    async def _take(self, step: Step, order: Relieve, most: int, tally: _Tally) -> None:
         if step in _WITH_CONNECTIONS:
-            self._registry.make_room(lambda: True)
-        return await (self._take_tidy() if step is Step.TIDY else self._evict(step, order, most))
-
-    async def _take_tidy(self) -> tuple[int, int, int]:
-        """Caches and idle connections go, then the free pages, off the loop."""
-        before = self._resident_bytes()
-        promised = await self._loop.run_in_executor(None, self._free_bytes)
-        self._tidy()
-        await self._loop.run_in_executor(None, self._trim)
-        return 0, promised, max(0, before - self._resident_bytes())
-
-    async def _evict(self, step: Step, order: Relieve, most: int) -> tuple[int, int, int]:
-        registry = self._registry
-        runs = promised = freed = 0
-        candidates = registry.candidates(step)
-        victims = eviction.plan(step, candidates, self._loop.time(), order.stale_after_s, most)
-        for n, victim in enumerate(victims):
-            if n and not n % BITE:
-                await asyncio.sleep(0)
-            if step is Step.KEPT and not registry.ledger.has_much:
+            self._make_room(lambda: True)
+        if step is Step.TIDY:
+            await self._trim_heap(tally)
+            return
+        now_s, stale_after_s = self._loop.time(), order.stale_after_s
+        planned = eviction.plan(step, self._candidates(step), now_s, stale_after_s, most)
+        victims = self._still_due(step, planned, stale_after_s, order.reason)
+        is_short = (lambda: self._ledger.has_much) if step is Step.KEPT else (lambda: True)
+        for _ in range(0, most, BITE):
+            if self._evict(victims, is_short, tally, BITE) < BITE:
                 break
-            now_due = victim if n < BITE else self._look_again(step, victim.id, order)
-            if now_due is not None:
-                runs += 1
-                promised += now_due.promised_bytes
-                freed += registry.evict(now_due, order.reason)
-        registry.report()
-        return runs, promised, freed
+            await asyncio.sleep(0)
+        self._registry.report()
 
-    def _look_again(self, step: Step, run_id: str, order: Relieve) -> Victim | None:
-        """What is due now: since the plan was made somebody may have come for it, or for a part."""
-        candidate = self._registry.candidate(run_id)
-        if candidate is None:
-            return None
+    async def _trim_heap(self, tally: _Tally) -> None:
+        """Drop caches and idle connections, then give the free pages back, off the loop."""
+        heap, before = self.heap, self.heap.resident_bytes()
+        tally.promised_bytes = await self._loop.run_in_executor(None, heap.free_bytes)
+        self._drop_caches()
+        await self._loop.run_in_executor(None, heap.trim)
+        tally.freed_bytes = max(0, before - heap.resident_bytes())
+
+    def _candidates(self, step: Step) -> list[Candidate]:
+        """The runs that a step may take something from."""
+        active, finished = self._registry.active(), self._registry.finished(MOST_CANDIDATES)
+        unread = (relay for relay in active if not relay.subscribers)
+        relays: Iterable[Relay] = ()
+        match step:
+            case Step.FINISHED:
+                relays = finished
+            case Step.KEPT | Step.STALE:  # a stuck run that has readers is the sweep's
+                relays = chain(finished, unread)
+            case Step.STALLED:
+                relays = (relay for relay in chain(finished, active) if relay.subscribers)
+            case Step.BACKGROUND:
+                relays = unread
+            case Step.WINDOWS:
+                relays = active
         now_s = self._loop.time()
-        return next(iter(eviction.plan(step, [candidate], now_s, order.stale_after_s, 1)), None)
+        return [as_candidate(relay, now_s) for relay in relays]
+
+    # --- one after the other ------------------------------------------------------------------
+
+    def _evict(
+        self, victims: Iterator[Victim], is_short: Callable[[], bool], tally: _Tally, most: int
+    ) -> int:
+        """Evict at most `most` victims while memory is short; how many it were."""
+        for evicted in range(most):
+            victim = next(victims, None) if is_short() else None
+            if victim is None:
+                return evicted
+            tally.runs += 1
+            tally.promised_bytes += victim.promised_bytes
+            tally.freed_bytes += self.evict(victim)
+        return most
+
+    def evict(self, victim: Victim) -> int:
+        """Release the run, or shrink its window; the bytes that are free now."""
+        registry, before = self._registry, self._ledger.total_bytes
+        relay = registry.find(victim.id, None)
+        if relay is None:
+            return 0
+        if victim.act is Act.RELEASE:
+            registry.last_sweep = f"run {victim.id} {victim.reason}"
+            registry.release(relay, Verdict(victim.kind, victim.reason))
+            return before - self._ledger.total_bytes
+        relay.run.shrink(victim.keep_bytes)
+        freed_bytes = before - self._ledger.total_bytes
+        registry.swept_bytes[victim.kind] += freed_bytes
+        return freed_bytes
+
+    def _still_due(
+        self, step: Step, planned: Iterable[Victim], stale_after_s: float, where: str
+    ) -> Iterator[Victim]:
+        """Look again at each when its turn comes: a reader may have come, or have read meanwhile.
+
+        `where` ends the reason: "memory level 3".
+        """
+        for each in planned:
+            relay = self._registry.find(each.id, None)
+            if relay is None:
+                continue
+            now_s = self._loop.time()
+            candidate = as_candidate(relay, now_s)
+            for victim in eviction.plan(step, [candidate], now_s, stale_after_s, 1):
+                yield victim._replace(reason=f"{victim.reason}, {where}")
+
+    # --- at the ledger's limit ----------------------------------------------------------------
+
+    def relieve(self) -> None:
+        """Make room when the ledger is tight, or its intake full: what harms no reader first.
+
+        What clients can send again, finished windows, heads that are arriving, idle connections,
+        then what readers have behind them, and slow readers' upstreams wait.
+        What is kept of live runs that have no reader shrinks to a fair share. When it is full all
+        the same nothing is kept of those: they go on, and who comes later is told what is gone.
+        Then go runs whose readers read nothing, those whose readers lag most, and last finished
+        ones with readers who do; all of them are told.
+        """
+        self._sockets.relieve(self._loop.time())
+        if self._is_relieving:
+            return  # a run that goes charges its last words
+        self._is_relieving = True
+        try:
+            self._relieve()
+        finally:
+            self._is_relieving = False
+
+    def _relieve(self) -> None:
+        started_s, before, went = time.perf_counter(), self._ledger.total_bytes, _Tally()
+        if self._ledger.is_tight:
+            unread = self._registry.unread(MOST_PER_TICK)
+            self._evict_finished(unread, lambda: self._ledger.has_much, went)
+        self._make_room(lambda: self._ledger.is_tight or self._ledger.is_intake_full)
+        if self._ledger.is_tight and not self.holds_back:
+            log.warning("the ledger is tight: windows shrink, and slow readers' upstreams wait")
+            self._hold_back(back=True)
+        if self._ledger.is_full:
+            self._evict_read(went)
+        self._registry.report()
+        if freed_bytes := before - self._ledger.total_bytes:
+            taken = self._at_limit
+            taken.runs += went.runs
+            taken.promised_bytes += freed_bytes
+            taken.freed_bytes += freed_bytes
+            taken.took_s += time.perf_counter() - started_s
+
+    def _evict_read(self, went: _Tally) -> None:
+        """Take from runs that are live or being read, because the next charge would fail."""
+        for relay in self._registry.active():
+            if not relay.subscribers:
+                relay.run.shrink(0)
+        limit_bytes = self._ledger.limit_bytes
+        is_above = partial(self._cut_leaving, limit_bytes)
+        self._evict(self._stalled_victims(), is_above, went, MOST_PER_TICK)
+        if self._ledger.is_full:  # all are looked at, so a little more goes than is needed just now
+            is_above = partial(self._cut_leaving, limit_bytes - limit_bytes // 16)
+            self._evict(self._lagging_victims(), is_above, went, MOST_PER_TICK)
+        if self._ledger.is_full:
+            finished = self._registry.finished(MOST_PER_TICK)
+            self._evict_finished(finished, lambda: self._ledger.is_full, went)
+
+    def _evict_finished(
+        self, relays: list[Relay], is_short: Callable[[], bool], went: _Tally
+    ) -> None:
+        """Evict answers that are over, the oldest first."""
+        before = went.freed_bytes
+        victims = (
+            Victim(run.id, Act.RELEASE, "memory", f"swept: {AT_LIMIT}", run.account.total_bytes)
+            for run in (relay.run for relay in relays)
+        )
+        if runs := self._evict(victims, is_short, went, MOST_PER_TICK):
+            freed = f"{count(runs, 'run')}, {went.freed_bytes - before} bytes (memory {runs})"
+            self._registry.last_sweep = f"finished runs, for memory: {freed}"
+
+    def _stalled_victims(self) -> Iterator[Victim]:
+        """Runs whose readers read nothing go before one whose reader reads: the longest first."""
+        now_s = self._loop.time()
+        if now_s >= self._look_stalled_s:
+            self._look_stalled_s = now_s + LOOK_STALLED_S
+            found = self._candidates(Step.STALLED)
+            planned = eviction.plan(Step.STALLED, found, now_s, STALLED_S, MOST_PER_TICK)
+            self._stalled = iter(planned)
+        yield from self._still_due(Step.STALLED, self._stalled, STALLED_S, AT_LIMIT)
+
+    def _lagging_victims(self) -> Iterator[Victim]:
+        """Then goes what is held for readers who lag, the most first.
+
+        Else whichever run grows next would have to fail, and that is one whose reader keeps up.
+        """
+        relays = chain(self._registry.active(), self._registry.finished())
+        lags = ((relay.lag_bytes, relay.run.id) for relay in relays)
+        for lag_bytes, run_id in nlargest(MOST_PER_TICK, lags):
+            if not lag_bytes:
+                return
+            words = f"swept: its readers lag by {lag_bytes // 1024} KiB, {AT_LIMIT}"
+            yield Victim(run_id, Act.RELEASE, "lagging", words, lag_bytes)
+
+    def _cut_leaving(self, enough_bytes: int) -> bool:
+        """Cut readers of released runs, the oldest first; whether more is held all the same.
+
+        They have `close_flush_s` for their last words. Of 300 that read nothing those were two
+        thirds of the ledger, and what was charged next failed: an answer whose reader keeps up.
+        """
+        leaving = self._registry.leaving
+        while leaving and self._ledger.total_bytes > enough_bytes:
+            leaving.popitem(last=False)[0].cut_readers()
+        return self._ledger.total_bytes > enough_bytes
+
+    # --- how runs go on meanwhile -------------------------------------------------------------
+
+    def shrink_buffers(self, *, half: bool) -> None:
+        """Make windows and watermarks half as large, or whole again."""
+        if half == self._buffers_are_halved:
+            return
+        self._buffers_are_halved = half
+        for relay in self._registry.active():
+            relay.squeeze(half=half)
+
+    def _hold_back(self, *, back: bool) -> None:
+        self.holds_back = back
+        spare_bytes = self._fair_bytes()
+        for relay in self._registry.active():
+            relay.hold_back(back=back, spare_bytes=spare_bytes)
+        if back:
+            self._registry.tick_by(self._loop.time() + AGAIN_S)
+
+    def _on_add(self, relay: Relay) -> None:
+        """A run that begins goes on like those that are there."""
+        if self._buffers_are_halved:
+            relay.squeeze(half=True)
+        if self.holds_back:
+            relay.hold_back(back=True, spare_bytes=self._fair_bytes())
+
+    def _on_tick(self, now_s: float) -> None:
+        if not self.holds_back:
+            return
+        if self._ledger.is_tight:
+            self._registry.tick_by(now_s + AGAIN_S)
+        else:
+            self._hold_back(back=False)
+
+    def _fair_bytes(self) -> int:
+        """What a run without readers may keep while the ledger is tight: of half the limit."""
+        runs = max(1, self._registry.active_count)
+        return max(SEGMENT_BYTES, self._ledger.limit_bytes // 2 // runs)
+
+
+def as_candidate(relay: Relay, now_s: float) -> Candidate:
+    """What eviction has to know of a run."""
+    run = relay.run
+    return Candidate(
+        id=run.id,
+        is_over=run.is_over,
+        delivered=run.delivered,
+        readers=len(relay.subscribers),
+        stalled_s=min((each.stalled_s(now_s) for each in relay.subscribers), default=0.0),
+        ended_s=run.ended_s,
+        abandoned_s=run.abandoned_s,
+        keep_running=run.keep_running,
+        stuck_s=run.created_s + run.limits.total_s + run.limits.grace_s,
+        held_bytes=run.account.total_bytes - run.account.entries[Entry.OUTBOUND],
+        window_bytes=run.window.held_bytes,
+        needed_bytes=relay.needed_bytes,
+    )

@@ -21,23 +21,10 @@ from tidegate.core.runs.window import SEGMENT_BYTES
 from tidegate.gateway.api import create
 from tidegate.gateway.api.demo import StuckRelay
 from tidegate.gateway.relay import evictor
-from tidegate.gateway.relay.evictor import Relief
+from tidegate.gateway.relay.evictor import Heap
 from tidegate.gateway.server.connection_table import CONNECTION_BYTES, FRESH_S
 
 MIB = 1024 * 1024
-
-
-def relief_of(rig: Rig, free_bytes: int = 0) -> Relief:
-    """What a worker has, but that its trim gives nothing back."""
-    gateway = rig.gateway
-    gateway.relief = Relief(
-        gateway.registry,
-        resident_bytes=lambda: 50 * MIB,
-        trim=lambda: None,
-        free_bytes=lambda: free_bytes,
-        tidy=gateway.tidy,
-    )
-    return gateway.relief
 
 
 async def take(
@@ -51,7 +38,7 @@ async def take(
         most=most,
         reason="memory level 3",
     )
-    return await (rig.gateway.relief or relief_of(rig)).take(order)
+    return await rig.gateway.evictor.carry_out(order)
 
 
 async def background(rig: Rig, events: int) -> str:
@@ -264,15 +251,15 @@ async def test_an_order_takes_few_at_a_time_and_lets_the_loop_turn(
         await chat(rig.base_url, "m")
     await rig.idle()
     registry, turns = rig.gateway.registry, [0]
-    evict = registry.evict
+    evict = rig.gateway.evictor.evict
 
-    def counted(victim: Victim, where: str) -> int:
+    def counted(victim: Victim) -> int:
         turns[-1] += 1
         if turns[-1] == 1:
             rig.gateway.loop.call_soon(turns.append, 0)
-        return evict(victim, where)
+        return evict(victim)
 
-    monkeypatch.setattr(registry, "evict", counted)
+    monkeypatch.setattr(rig.gateway.evictor, "evict", counted)
     reports = await take(rig, "stale", "finished", stale_after_s=0.0, most=25)
     assert [report.runs for report in reports] == [25, 0]
     assert max(turns) <= evictor.BITE
@@ -316,11 +303,11 @@ class _Reader:
 async def test_tidying_closes_idle_upstream_connections(rigs, scripted_upstream) -> None:
     """They can be had again; what the allocator has is promised."""
     rig = await rigs(scripted_upstream)
+    rig.gateway.evictor.heap = Heap(resident_bytes=lambda: 50 * MIB, free_bytes=lambda: 123)
     await chat(rig.base_url, "ok")
     await rig.idle()
     pool = rig.pool()
     await until(lambda: len(pool._idle) == 1, DEADLINE_S, "it is kept")
-    relief_of(rig, free_bytes=123)
     (report,) = await take(rig, "tidy")
     assert (report.promised_bytes, report.freed_bytes, report.runs) == (123, 0, 0)
     await until(lambda: not pool._open, DEADLINE_S, "it is closed")
@@ -385,7 +372,7 @@ async def test_readers_who_read_nothing_go_before_one_who_reads_has_to_fail(
     rigs, raw_upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the ledger's limit the longest stalled run goes, no more than needed, and is told why."""
-    monkeypatch.setattr("tidegate.gateway.relay.registry.STALLED_S", 0.3)
+    monkeypatch.setattr("tidegate.gateway.relay.evictor.STALLED_S", 0.3)
     one_more, go_on = asyncio.Event(), asyncio.Event()
 
     async def play(peer: Peer) -> None:
@@ -441,7 +428,7 @@ async def test_readers_who_lag_go_before_one_who_keeps_up_has_to_fail(
     rigs, raw_upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where no reader has stalled for long yet: what holds most goes, and is told why."""
-    monkeypatch.setattr("tidegate.gateway.relay.registry.STALLED_S", 3600.0)
+    monkeypatch.setattr("tidegate.gateway.relay.evictor.STALLED_S", 3600.0)
     one_more, go_on = asyncio.Event(), asyncio.Event()
 
     async def play(peer: Peer) -> None:
@@ -584,10 +571,10 @@ async def test_a_websocket_is_told_why_its_run_ends(rigs, raw_upstream) -> None:
     run = rig.relay().run
     await until(lambda: run.paused_s is not None, DEADLINE_S, "its upstream waits")
     path = f"/v1/runs/{stream.run_id}/stream?starting_after={run.window.next_seq - 1}"
-    victim = Victim(run.id, Act.RELEASE, "stalled", "swept: its readers sleep", 0)
+    victim = Victim(run.id, Act.RELEASE, "stalled", "swept: its readers sleep, memory level 3", 0)
     async with aiohttp.ClientSession() as session, session.ws_connect(rig.base_url + path) as ws:
         await until(lambda: run.readers == 2, DEADLINE_S, "it has joined")
-        rig.gateway.registry.evict(victim, "memory level 3")
+        rig.gateway.evictor.evict(victim)
         messages = [message.json() async for message in ws]
     last = messages[-1]
     assert last["state"] == "expired"
