@@ -11,7 +11,7 @@ from aiohttp import ClientSession
 
 from fakes.client import Stream, get, parse_events
 from fakes.machine import until
-from gateway.engine_rig import LLAMA_CPP, NOT_FOUND, OLLAMA, Fake
+from gateway.backend_rig import LLAMA_CPP, NOT_FOUND, OLLAMA, Fake
 from gateway.gateway_rig import DEADLINE_S, LAST, Peer, Rig, chunked, plain
 from tidegate.core.runs.state import State
 from tidegate.core.settings import Token, Upstream

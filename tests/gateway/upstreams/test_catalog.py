@@ -13,7 +13,7 @@ import trustme
 from fakes.client import chat, get, open_chat
 from fakes.machine import until
 from fakes.upstream import OK
-from gateway.engine_rig import LM_STUDIO, OLLAMA, Fake
+from gateway.backend_rig import LM_STUDIO, OLLAMA, Fake
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked, plain
 from tidegate.core.settings import (
     HeaderSource,

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from fakes.machine import until
-from gateway.engine_rig import (
+from gateway.backend_rig import (
     LLAMA_CPP,
     LM_STUDIO,
     NOT_FOUND,
@@ -21,25 +21,25 @@ from gateway.engine_rig import (
 )
 from gateway.gateway_rig import DEADLINE_S, Peer, plain
 from tidegate.core.settings import Limits, Upstream
-from tidegate.gateway.upstreams import probe as engine_module
+from tidegate.gateway.upstreams import probe as probe_module
 from tidegate.gateway.upstreams.pool import UpstreamPool
-from tidegate.gateway.upstreams.probe import MOST_PROBES, Engine, Kind
+from tidegate.gateway.upstreams.probe import MOST_PROBES, Backend, BackendProbe
 
 
 class Look:
-    """An engine that looks at a fake, as a refresh does."""
+    """A probe that looks at a fake, as a refresh does."""
 
     def __init__(self, fake: Fake, url: str) -> None:
         self.fake = fake
         self.pool = UpstreamPool(Upstream(name="box", url=url), Limits(), None)
-        self.engine = Engine()
+        self.probe = BackendProbe()
 
-    async def __call__(self) -> tuple[Kind | None, set[str] | None]:
+    async def __call__(self) -> tuple[Backend | None, set[str] | None]:
         answer = self.fake.routes.get("/v1/models", {"data": []})
         listed = {model["id"]: model["owned_by"] for model in answer["data"]}
-        await self.engine.look(self.pool, listed, as_json(answer))
-        loaded = self.engine.loaded
-        return self.engine.kind, None if loaded is None else set(loaded)
+        await self.probe.look(self.pool, listed, as_json(answer))
+        loaded = self.probe.loaded
+        return self.probe.kind, None if loaded is None else set(loaded)
 
     async def close(self) -> None:
         self.pool.close()
@@ -64,22 +64,22 @@ async def looking(raw_upstream):
 @pytest.mark.parametrize(
     ("routes", "otherwise", "kind", "loaded"),
     [
-        (OLLAMA, NOT_FOUND, Kind.OLLAMA, {"qwen3:8b"}),
-        (OLLAMA | {"/api/ps": {"models": []}}, NOT_FOUND, Kind.OLLAMA, set()),
-        ({"/api/tags": OLLAMA["/api/tags"]}, NOT_FOUND, Kind.OLLAMA, None),
-        (LM_STUDIO, UNEXPECTED, Kind.LM_STUDIO, {"phi"}),
-        (LLAMA_CPP, NOT_FOUND, Kind.LLAMA_CPP, {"tiny"}),
-        (LLAMA_CPP | {"/health": plain(b"{}", b"503 X")}, NOT_FOUND, Kind.LLAMA_CPP, set()),
-        (LLAMA_CPP | {"/health": NOT_FOUND}, NOT_FOUND, Kind.LLAMA_CPP, None),
-        (LLAMA_CPP | {"/v1/models": ROUTER}, NOT_FOUND, Kind.LLAMA_CPP, {"a"}),
-        ({"/v1/models": models("big", owner="vllm")}, NOT_FOUND, Kind.VLLM, {"big"}),
-        ({"/v1/models": models("gpt")}, NOT_FOUND, Kind.OTHER, None),
-        ({"/v1/models": models("gpt")}, UNEXPECTED, Kind.OTHER, None),
-        ({"/v1/models": models("gpt")}, plain(b"<html>"), Kind.OTHER, None),
-        ({"/v1/models": models("gpt")}, plain(b"\xff" + b"[" * 9000), Kind.OTHER, None),
-        ({"/v1/models": models("gpt")}, plain(b"{}", b"401 X"), Kind.OTHER, None),
+        (OLLAMA, NOT_FOUND, Backend.OLLAMA, {"qwen3:8b"}),
+        (OLLAMA | {"/api/ps": {"models": []}}, NOT_FOUND, Backend.OLLAMA, set()),
+        ({"/api/tags": OLLAMA["/api/tags"]}, NOT_FOUND, Backend.OLLAMA, None),
+        (LM_STUDIO, UNEXPECTED, Backend.LM_STUDIO, {"phi"}),
+        (LLAMA_CPP, NOT_FOUND, Backend.LLAMA_CPP, {"tiny"}),
+        (LLAMA_CPP | {"/health": plain(b"{}", b"503 X")}, NOT_FOUND, Backend.LLAMA_CPP, set()),
+        (LLAMA_CPP | {"/health": NOT_FOUND}, NOT_FOUND, Backend.LLAMA_CPP, None),
+        (LLAMA_CPP | {"/v1/models": ROUTER}, NOT_FOUND, Backend.LLAMA_CPP, {"a"}),
+        ({"/v1/models": models("big", owner="vllm")}, NOT_FOUND, Backend.VLLM, {"big"}),
+        ({"/v1/models": models("gpt")}, NOT_FOUND, Backend.OTHER, None),
+        ({"/v1/models": models("gpt")}, UNEXPECTED, Backend.OTHER, None),
+        ({"/v1/models": models("gpt")}, plain(b"<html>"), Backend.OTHER, None),
+        ({"/v1/models": models("gpt")}, plain(b"\xff" + b"[" * 9000), Backend.OTHER, None),
+        ({"/v1/models": models("gpt")}, plain(b"{}", b"401 X"), Backend.OTHER, None),
         # Only a status that is a table is llama.cpp's.
-        ({"/v1/models": models("m", owner="llamacpp", status="up")}, NOT_FOUND, Kind.LLAMA_CPP,
+        ({"/v1/models": models("m", owner="llamacpp", status="up")}, NOT_FOUND, Backend.LLAMA_CPP,
          None),
     ],
     ids=[
@@ -89,7 +89,7 @@ async def looking(raw_upstream):
     ],
 )  # fmt: skip
 async def test_each_engine_is_known_by_its_words(
-    looking, routes: Routes, otherwise: bytes, kind: Kind, loaded: set[str] | None
+    looking, routes: Routes, otherwise: bytes, kind: Backend, loaded: set[str] | None
 ) -> None:
     """Its kind, and what is loaded; where it does not say so, that is not known."""
     look = await looking(routes, otherwise)
@@ -100,7 +100,7 @@ async def test_a_path_before_v1_is_kept(looking) -> None:
     """Behind a proxy Ollama's own routes stand beside its /v1."""
     routes = {f"/proxy{path}": answer for path, answer in OLLAMA.items()}
     look = await looking(routes, path="/proxy/v1")
-    assert await look() == (Kind.OLLAMA, {"qwen3:8b"})
+    assert await look() == (Backend.OLLAMA, {"qwen3:8b"})
 
 
 async def test_a_cloud_is_probed_once(looking) -> None:
@@ -121,7 +121,7 @@ async def test_a_known_engine_is_asked_its_own_route_alone(looking) -> None:
     await look()
     look.fake.asked.clear()
     look.fake.routes["/api/ps"] = {"models": [{"name": "llama3:latest"}]}
-    assert await look() == (Kind.OLLAMA, {"llama3:latest"})
+    assert await look() == (Backend.OLLAMA, {"llama3:latest"})
     assert dict(look.fake.asked) == {"/api/ps": 1}
 
 
@@ -131,7 +131,7 @@ async def test_what_does_not_answer_is_probed_a_few_times(looking) -> None:
     for _ in range(MOST_PROBES - 1):
         assert await look() == (None, None)
     look.fake.routes |= OLLAMA
-    assert (await look())[0] is Kind.OLLAMA
+    assert (await look())[0] is Backend.OLLAMA
     dead = await looking({"/v1/models": models("m")}, plain(b"{}", b"503 X"))
     for _ in range(2 * MOST_PROBES):
         await dead()
@@ -139,13 +139,13 @@ async def test_what_does_not_answer_is_probed_a_few_times(looking) -> None:
 
 
 async def test_another_server_in_its_place_is_found_out(looking) -> None:
-    """Where the list no longer tells of the former engine, it is probed anew."""
+    """Where the list no longer tells of the former backend, it is probed anew."""
     look = await looking(LLAMA_CPP)
-    assert await look() == (Kind.LLAMA_CPP, {"tiny"})
+    assert await look() == (Backend.LLAMA_CPP, {"tiny"})
     look.fake.routes = dict(OLLAMA)
-    assert await look() == (Kind.OLLAMA, {"qwen3:8b"})
+    assert await look() == (Backend.OLLAMA, {"qwen3:8b"})
     look.fake.routes = dict(LLAMA_CPP)
-    assert await look() == (Kind.LLAMA_CPP, {"tiny"})
+    assert await look() == (Backend.LLAMA_CPP, {"tiny"})
 
 
 async def test_a_look_has_its_limit(raw_upstream, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,9 +158,9 @@ async def test_a_look_has_its_limit(raw_upstream, monkeypatch: pytest.MonkeyPatc
 
     fake = Hanging(OLLAMA)
     look = Look(fake, (await raw_upstream(fake.play)).url)
-    assert await look() == (Kind.OLLAMA, {"qwen3:8b"})
+    assert await look() == (Backend.OLLAMA, {"qwen3:8b"})
     look.pool.close_idle()
     hangs.set()
-    monkeypatch.setattr(engine_module, "LOOK_LIMIT_S", 0.1)
-    assert await look() == (Kind.OLLAMA, None)
+    monkeypatch.setattr(probe_module, "LOOK_LIMIT_S", 0.1)
+    assert await look() == (Backend.OLLAMA, None)
     await look.close()

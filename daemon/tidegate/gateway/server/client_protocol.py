@@ -74,7 +74,7 @@ _RETRY_AFTER = {"Retry-After": "5"}
 _BODILESS = frozenset({hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS})  # no handler reads one
 
 
-class Host(Protocol):
+class ConnectionHost(Protocol):
     """The server, as far as one of its connections needs it."""
 
     draining: bool  # each answer that is begun announces the end of its connection
@@ -107,7 +107,7 @@ class ClientProtocol(RequestHandler):
         "wrote_raw",
     )
 
-    def __init__(self, server: Host, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, server: ConnectionHost, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
             cast(web.Server, server),
             loop=loop,

@@ -62,7 +62,7 @@ class SocketEnded(Exception):
         self.error = error
 
 
-class Registry(Protocol):
+class Accounts(Protocol):
     """Opens accounts, and calls `check` in time."""
 
     @property
@@ -71,7 +71,7 @@ class Registry(Protocol):
     def forget(self, who: Watched) -> None: ...
 
 
-class Host(Protocol):
+class SocketHost(Protocol):
     """The gateway, as far as a connection needs it."""
 
     @property
@@ -79,12 +79,12 @@ class Host(Protocol):
     @property
     def settings(self) -> Settings: ...
     @property
-    def registry(self) -> Registry: ...
+    def registry(self) -> Accounts: ...
     @property
     def sockets(self) -> Sockets: ...
 
 
-class Reader(Protocol):
+class RunReader(Protocol):
     """A run's reader over this connection."""
 
     outbound_bytes: int
@@ -94,7 +94,9 @@ class Reader(Protocol):
 class WebSocket:
     """One connection. Its opener drops it in the end, whatever happened meanwhile."""
 
-    def __init__(self, gateway: Host, request: web.BaseRequest, owner: str, max_bytes: int) -> None:
+    def __init__(
+        self, gateway: SocketHost, request: web.BaseRequest, owner: str, max_bytes: int
+    ) -> None:
         """`owner` shares a bound with its other sockets; `max_bytes` bounds a message.
 
         Raises Refused where the request is no handshake, ConnectionError when the client is gone.
@@ -103,7 +105,7 @@ class WebSocket:
         self.client = Client(request)
         self.owner = owner or request.remote or ""
         self.account = gateway.registry.ledger.open()
-        self.reader: Reader | None = None  # of a run, whose account has what is outbound
+        self.reader: RunReader | None = None  # of a run, whose account has what is outbound
         self.forget: Callable[[], None] = _nothing  # drops what the client can send again
         self.grew_s = 0.0  # when the message that is arriving last took more memory
         self._gateway = gateway

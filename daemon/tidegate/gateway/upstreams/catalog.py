@@ -27,7 +27,7 @@ from tidegate.gateway.server.errors import Refused
 from tidegate.gateway.upstreams.choice import Target
 from tidegate.gateway.upstreams.fetch import fetch
 from tidegate.gateway.upstreams.pool import MAX_NAME_NOTED, MAX_OBJECTS, ModelFigures, UpstreamPool
-from tidegate.gateway.upstreams.probe import Engine, Kind
+from tidegate.gateway.upstreams.probe import Backend, BackendProbe
 
 log = logging.getLogger("tidegate.models")
 
@@ -103,7 +103,7 @@ class Catalog:
         self._aliases = {model.name: model for model in settings.models}
         self._pools: dict[str, UpstreamPool] = {}
         self._listed: dict[str, list[ListedModel]] = {}
-        self._engines: dict[str, Engine] = {}
+        self._probes: dict[str, BackendProbe] = {}
         self._is_discovering = not settings.upstreams
         # What listens there is this gateway itself, and would be asked by itself for ever.
         self._own_ports = {address.rpartition(":")[2] for address in settings.listen}
@@ -129,7 +129,7 @@ class Catalog:
                 continue
             self._pools[name] = pool
             self._listed[name] = former._listed.get(name, [])
-            self._engines[name] = former._engine(name)
+            self._probes[name] = former._probe_of(name)
         if self._is_discovering and former._is_discovering:
             self._titles = dict(former._titles)
 
@@ -172,14 +172,14 @@ class Catalog:
             pool.unreached(f'upstream "{pool.name}" cannot be asked: {type(error).__name__}')
 
     async def _look(self, pool: UpstreamPool) -> None:
-        engine = self._engine(pool.name)
+        probe = self._probe_of(pool.name)
         body = await self._ask(pool, ASK_LIMIT_S)
         if body is None:
-            engine.loaded = None
+            probe.loaded = None
             return
         owners = {model.id: model.owned_by for model in self._listed.get(pool.name, ())}
-        await engine.look(pool, owners, body)
-        if not owners and (names := await engine.names(pool)):
+        await probe.look(pool, owners, body)
+        if not owners and (names := await probe.names(pool)):
             self._listed[pool.name] = [ListedModel(name) for name in names]
 
     async def _ask(self, pool: UpstreamPool, limit_s: float) -> bytes | None:
@@ -274,21 +274,21 @@ class Catalog:
 
     def ollama_pools(self) -> list[UpstreamPool]:
         """Find the upstreams that speak Ollama's own API, as far as is known."""
-        return [p for p in self._pools.values() if self._engine(p.name).kind is Kind.OLLAMA]
+        return [p for p in self._pools.values() if self._probe_of(p.name).kind is Backend.OLLAMA]
 
     def ollama_aliases(self) -> dict[str, tuple[str, str]]:
         """Find aliases that lead to one of these first, with its name and that of its model."""
         aliases = {}
         for name, alias in self._aliases.items():
             upstream, _, model = alias.all_targets[0].partition("/")
-            if self._engine(upstream).kind is Kind.OLLAMA:
+            if self._probe_of(upstream).kind is Backend.OLLAMA:
                 aliases[name] = (upstream, model)
         return aliases
 
     @property
     def loaded(self) -> dict[str, frozenset[str] | None]:
         """Tell by upstream the models that it has in memory; None: not known."""
-        return {name: self._engine(name).loaded for name in self._pools if name != DEMO}
+        return {name: self._probe_of(name).loaded for name in self._pools if name != DEMO}
 
     def describe(self, most: int) -> tuple[list[UpstreamModels], list[ModelAlias]]:
         """Show upstreams, `most` models of them in all, and aliases, for `tidegate models`.
@@ -308,7 +308,7 @@ class Catalog:
         return described, aliases
 
     def _describe(self, pool: UpstreamPool, models: list[ModelState], total: int) -> UpstreamModels:
-        kind, state = self._engine(pool.name).kind, pool.state
+        kind, state = self._probe_of(pool.name).kind, pool.state
         aside_s, on_trial = self._aside(pool) if pool.health.is_aside else (None, False)
         if aside_s is None and pool.reachable is False:
             state = "unreachable"
@@ -335,7 +335,7 @@ class Catalog:
 
     def _model_states(self, pool: UpstreamPool) -> list[ModelState]:
         """List those it lists, and those it answered for without listing them."""
-        loaded = self._engine(pool.name).loaded
+        loaded = self._probe_of(pool.name).loaded
         names = dict.fromkeys(model.id for model in self._listed.get(pool.name, ()))
         aside = {each.model: each for each in pool.health.aside(self._loop.time())}
         states = []
@@ -378,8 +378,8 @@ class Catalog:
         is_named = alias is not None and upstream != DEMO  # the demo's is in no config
         return Target(pool, model, limits, level, names_ours=is_named)
 
-    def _engine(self, upstream: str) -> Engine:
-        return self._engines.setdefault(upstream, Engine())
+    def _probe_of(self, upstream: str) -> BackendProbe:
+        return self._probes.setdefault(upstream, BackendProbe())
 
     def _new_pool(self, upstream: Upstream) -> UpstreamPool:
         limits: Limits = upstream.limits.over(self._settings.limits)

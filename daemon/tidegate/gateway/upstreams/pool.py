@@ -87,10 +87,10 @@ class UpstreamPool:
         self.key_header = upstream.api_key_header or "authorization"
         self._shown = HIDDEN if "@" in upstream.url else upstream.url  # what is before it is a key
         self.secret = Secret(secret, *(headers or {}).values())
-        self._place: _Place | None = None
+        self._endpoint: _Endpoint | None = None
         try:
-            self._place = _Place(upstream, secret, headers or {}, authority)
-            self.key_header = self._place.address.key_header
+            self._endpoint = _Endpoint(upstream, secret, headers or {}, authority)
+            self.key_header = self._endpoint.address.key_header
         except Exception as error:  # whatever is wrong with it, the others serve
             self._fault = f"cannot be used as it is configured: {error or type(error).__name__}"
             self.unreached(f'upstream "{self.name}" {self._fault}')
@@ -258,11 +258,11 @@ class UpstreamPool:
     # --- connections ----------------------------------------------------------------------------
 
     @property
-    def place(self) -> _Place:
+    def endpoint(self) -> _Endpoint:
         """Where it is and what is sent there. Raises UpstreamError where that cannot be used."""
-        if self._place is None:
+        if self._endpoint is None:
             raise UpstreamError(self._fault, code="connect_failed")
-        return self._place
+        return self._endpoint
 
     def request_head(
         self,
@@ -282,16 +282,16 @@ class UpstreamPool:
         `accept` is said instead of what `stream` asks for. With `at_root` the path counts from
         where the server begins and not from its /v1.
         """
-        place = self.place
+        endpoint = self.endpoint
         accept = accept or ("text/event-stream" if stream else "application/json")
         content = (
             f"Content-Type: {content_type}\r\nContent-Length: {body_bytes}\r\n"
             if method == "POST"
             else ""
         )
-        prefix = place.address.root if at_root else place.address.prefix
+        prefix = endpoint.address.root if at_root else endpoint.address.prefix
         return (
-            f"{method} {prefix}{path} HTTP/1.1\r\n{place.lines}"
+            f"{method} {prefix}{path} HTTP/1.1\r\n{endpoint.lines}"
             f"Accept: {accept}\r\n{more}{content}\r\n"
         ).encode("latin-1")
 
@@ -311,15 +311,15 @@ class UpstreamPool:
         Raises UpstreamError naming what is wrong.
         """
         limit_s = self.limits.connect_s if connect_s is None else connect_s
-        loop, place = self._loop, self.place
-        url = place.address.url
+        loop, endpoint = self._loop, self.endpoint
+        url = endpoint.address.url
         try:
             async with asyncio.timeout(limit_s):
                 if url.socket_path:
                     _, made = await loop.create_unix_connection(self._new, url.socket_path)
                 else:
                     _, made = await loop.create_connection(
-                        self._new, url.host, url.port, ssl=place.tls
+                        self._new, url.host, url.port, ssl=endpoint.tls
                     )
         except TimeoutError:
             raise UpstreamError(
@@ -382,7 +382,7 @@ class UpstreamPool:
         )
 
 
-class _Place:
+class _Endpoint:
     """An upstream's address with what only a connection needs, worked out once."""
 
     def __init__(

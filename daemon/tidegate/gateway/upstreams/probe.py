@@ -1,8 +1,8 @@
 """What an upstream runs, and which of its models it has in memory.
 
-Every engine lists its models at /models, and each says in its own way which are loaded. What it is
+Every backend lists its models at /models, and each says in its own way which are loaded. What it is
 is learned from that list where it tells, else from one probe: a cloud must not be asked for
-Ollama's routes twice a minute for months. An engine's own route is asked only of that engine, with
+Ollama's routes twice a minute for months. A backend's own route is asked only of that backend, with
 a short limit, and whatever goes wrong there only means that nothing is known.
 """
 
@@ -25,8 +25,8 @@ MOST_PROBES = 3  # one is enough where it is answered; a server that starts may 
 _Answer = TypeVar("_Answer", bound=Struct)
 
 
-class Kind(Enum):
-    """An engine whose ways are known; OTHER has been probed and is none of them."""
+class Backend(Enum):
+    """A server whose ways are known; OTHER has been probed and is none of them."""
 
     OLLAMA = "ollama"
     LLAMA_CPP = "llama.cpp"
@@ -36,19 +36,19 @@ class Kind(Enum):
 
 
 # What these write as the owner of each model in their lists.
-_TOLD_BY_OWNER = {"llamacpp": Kind.LLAMA_CPP, "vllm": Kind.VLLM}
+_TOLD_BY_OWNER = {"llamacpp": Backend.LLAMA_CPP, "vllm": Backend.VLLM}
 
 
-class Engine:
+class BackendProbe:
     """One upstream's, remembered from look to look."""
 
     def __init__(self) -> None:
-        self.kind: Kind | None = None
+        self.kind: Backend | None = None
         self.loaded: frozenset[str] | None = None  # None: not known
         self._probes = 0
 
     def __repr__(self) -> str:
-        return f"<Engine {self.kind} loaded={self.loaded}>"
+        return f"<BackendProbe {self.kind} loaded={self.loaded}>"
 
     async def look(self, pool: UpstreamPool, listed: dict[str, str], body: bytes) -> None:
         """Ask what is loaded, and once what it is.
@@ -64,7 +64,7 @@ class Engine:
 
     async def names(self, pool: UpstreamPool) -> list[str]:
         """Ask for Ollama's own list, for one that has no other."""
-        if self.kind is not Kind.OLLAMA:
+        if self.kind is not Backend.OLLAMA:
             return []
         try:
             tags = await _ask(pool, "/api/tags", _Ollamas, LOOK_LIMIT_S)
@@ -89,29 +89,29 @@ class Engine:
         self, pool: UpstreamPool, names: frozenset[str], body: bytes
     ) -> frozenset[str] | None:
         match self.kind:
-            case Kind.OLLAMA:
+            case Backend.OLLAMA:
                 running = await _ask(pool, "/api/ps", _Ollamas)
                 return frozenset(model.name for model in running.models) if running else None
-            case Kind.LM_STUDIO:
+            case Backend.LM_STUDIO:
                 all_models = await _ask(pool, "/api/v0/models", _LmStudios)
                 return all_models.loaded if all_models else None
-            case Kind.LLAMA_CPP:
+            case Backend.LLAMA_CPP:
                 return await _loaded_by_llama_cpp(pool, names, body)
-            case Kind.VLLM:
+            case Backend.VLLM:
                 return names  # it lists nothing else
             case _:
                 return None
 
 
-async def _probe(pool: UpstreamPool) -> Kind:
+async def _probe(pool: UpstreamPool) -> Backend:
     """Find its kind, by which routes answer in whose words. UpstreamError where none does."""
     if await _ask(pool, "/api/version", _Version):
-        return Kind.OLLAMA
+        return Backend.OLLAMA
     if await _ask(pool, "/api/v0/models", _LmStudios):
-        return Kind.LM_STUDIO
+        return Backend.LM_STUDIO
     # A proxy may let nothing else through. llama.cpp has this route too, with "data" beside it.
     tags = await _ask(pool, "/api/tags", _Ollamas)
-    return Kind.OLLAMA if tags and tags.data is None else Kind.OTHER
+    return Backend.OLLAMA if tags and tags.data is None else Backend.OTHER
 
 
 async def _loaded_by_llama_cpp(
