@@ -16,7 +16,7 @@ import pytest
 
 from tidegate.core.protocol.control import ControlReply
 from tidegate.core.protocol.reload import Reloaded
-from watchdog.daemon_rig import Daemon, wait_until
+from watchdog.daemon_rig import SILENT, Daemon, wait_until
 
 pytestmark = pytest.mark.processes
 
@@ -371,3 +371,71 @@ def test_what_did_not_change_is_not_announced(daemon: Daemon, manager: Manager) 
     daemon.get("/config")
     wait_until(lambda: "config reloaded" in daemon.log(), "it is taken up")
     wait_until(lambda: manager.states() == ["READY", "RELOADING", "READY"], "once")
+
+
+@pytest.mark.parametrize("way", ["verb", "signal", "worker"])
+def test_reload_reaches_the_worker(daemon: Daemon, way: str) -> None:
+    """`reload`, SIGHUP and a changed file all validate and pass the config on."""
+    daemon.start()
+    daemon.write(allowed_hosts=["box.example"])
+    if way == "verb":
+        assert daemon.ask("reload").ok
+    elif way == "signal":
+        daemon.signal(signal.SIGHUP)
+    else:
+        daemon.get("/config")
+    wait_until(lambda: "config reloaded" in daemon.log(), "it is reloaded")
+    assert daemon.status()["generation"] == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"nonsense": 1}, "nonsense"),
+        ({"allowed_hosts": ["refuse.me"]}, "no"),
+        ({"allowed_hosts": ["never.answer"]}, "the worker did not answer within 0.5 s"),
+        ({"listen": ["127.0.0.1:x"]}, 'listen "127.0.0.1:x"'),
+        ({"listen": ["127.0.0.1:0", "unix:/nowhere/at/all"]}, "its directory does not exist"),
+    ],
+)
+def test_refused_reload_changes_nothing(
+    daemon: Daemon, settings: dict[str, object], error: str
+) -> None:
+    """Whatever is wrong with a new config is returned, and the former one goes on."""
+    daemon.start(timing=SILENT if "0.5 s" in error else None)
+    daemon.write(**settings)
+    reply = daemon.ask("reload")
+    assert not reply.ok
+    assert error in (reply.error or "")
+    told = f"nothing has changed: {reply.error}"
+    wait_until(lambda: told in daemon.log(), "it is logged")
+    assert daemon.get() == "1"
+
+
+def test_changed_listen_moves_without_a_gap(daemon: Daemon, tmp_path: Path) -> None:
+    """A new address is opened, a new generation takes it over, and the old one is closed."""
+    daemon.start("--drain-s", "0.2")
+    former = daemon.address
+    path = tmp_path / "door.sock"
+    daemon.write(listen=[f"unix:{path}"])
+    assert daemon.ask("reload").ok
+    assert daemon.status()["listen"] == [f"unix:{path}"]
+    assert daemon.status()["generation"] == 2
+    wait_until(lambda: "no longer listening" in daemon.log(), "the former socket is closed")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(former)
+    assert path.is_socket()
+    daemon.signal(signal.SIGTERM)
+    assert daemon.wait() == 0
+    assert not path.exists()
+
+
+def test_changed_listen_that_cannot_start_is_undone(daemon: Daemon, tmp_path: Path) -> None:
+    """When no worker starts with the new address, the former address stays and is served."""
+    daemon.start("--fail-from", "2")
+    path = tmp_path / "door.sock"
+    daemon.write(listen=[f"unix:{path}"])
+    assert not daemon.ask("reload").ok
+    assert not path.exists()
+    assert daemon.status()["listen"] == ["{}:{}".format(*daemon.address)]
+    assert daemon.get() == "1"
