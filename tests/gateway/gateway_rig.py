@@ -16,6 +16,7 @@ from typing import Any
 
 from fakes.client import Stream
 from fakes.machine import stop_listening, until
+from fakes.upstream import DONE, FINISH, ROLE
 from tidegate.core.protocol.worker import Facts
 from tidegate.core.settings import Limits, Model, Settings, Token, Upstream
 from tidegate.gateway.api import routes
@@ -130,6 +131,26 @@ class RawUpstream:
         for task in list(self._tasks):
             task.cancel()
         await until(lambda: not self._tasks, DEADLINE_S, "the raw upstream has ended")
+
+
+class Tap:
+    """An upstream whose events come when the test says so."""
+
+    def __init__(self) -> None:
+        self.pieces: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def play(self, peer: Peer) -> None:
+        await peer.request()
+        await peer.send(HEAD + chunked(ROLE))
+        while piece := await self.pieces.get():
+            await peer.send(piece)
+        await peer.hang()
+
+    def send(self, *events: bytes) -> None:
+        self.pieces.put_nowait(chunked(*events))
+
+    def finish(self) -> None:
+        self.pieces.put_nowait(chunked(FINISH, DONE) + LAST)
 
 
 # --- the gateway ----------------------------------------------------------------------------------
@@ -291,6 +312,15 @@ class Rigs:
         assert mine is not None
         before = self._before | {mine}
         await until(lambda: asyncio.all_tasks() <= before, DEADLINE_S, "no task is left")
+
+
+async def two_generations(rigs: Rigs, upstream: object) -> tuple[Rig, Rig]:
+    """The draining one and the serving one, which know each other."""
+    draining, serving = await rigs(upstream, peer=True), await rigs(upstream, peer=True)
+    serving.facts(peer_socket=draining.gateway._peer_socket)
+    draining.facts(peer_socket=serving.gateway._peer_socket)
+    draining.gateway.server.draining = True
+    return draining, serving
 
 
 def _cancel_test() -> None:
