@@ -381,7 +381,7 @@ async def test_what_is_kept_goes_first_when_memory_is_short(rigs, raw_upstream) 
         await says(other, store=False, input="y" * 700_000)
         told = await says(socket, store=False, previous_response_id="resp_1")
         assert told["error"]["code"] == "previous_response_not_found"
-        rig.gateway.tidy()
+        rig.gateway.sockets.forget()
         told = await says(other, store=False, previous_response_id="resp_2")
         assert told["error"]["code"] == "previous_response_not_found"
 
