@@ -238,6 +238,21 @@ def keys_of(error: ConfigError) -> list[tuple[str, str]]:
     return re.findall(r"config\.toml:(\d+): ([^:]+):", str(error))
 
 
+def test_each_line_has_the_problem_that_it_tells(load):
+    """As a value, in the order of the file; the lines beyond the limit are one without any."""
+    with pytest.raises(ConfigError) as error:
+        load("a = 1\nb = 2\n")
+    assert [problem.key for _, problem in error.value.lines] == ["a", "b"]
+    with pytest.raises(ConfigError) as error:
+        load("".join(f"k{n} = 1\n" for n in range(150)))
+    *told, (last, none) = error.value.lines
+    assert all(problem.key in line for line, problem in told)
+    assert (last, none) == ("and 50 more", None)
+    with pytest.raises(ConfigError) as error:
+        load("listen = [")
+    assert [problem for _, problem in error.value.lines] == [None]
+
+
 def test_mistakes_in_types_do_not_hide_the_others(load):
     """A wrong type, an unknown key, a bad URL and a target that leads nowhere are told together.
 

@@ -97,6 +97,25 @@ def test_a_secret_header_is_looked_for_as_a_key_is(bench: Bench, line: str, find
     assert problem.id.partition(":")[0] == finding
 
 
+@pytest.mark.parametrize("line", ["api_key_env = 7", 'api_key_env = "A"\napi_key_file = "b"'])
+def test_a_mistake_about_a_key_is_a_mistake_wherever_it_is_read(bench: Bench, line: str) -> None:
+    """The running one's environment does not help: what the file says is wrong."""
+    toml = f'[[upstream]]\nname = "cloud"\nurl = "https://x.example"\n{line}'
+    found = list(files.check_config(bench.load(toml, A="sk-123456"), serves=True))
+    assert [each.id for each in found] == ["config-bad"]
+
+
+def test_what_mends_an_exposed_key_repeats_no_key(bench: Bench) -> None:
+    """People put the key itself where the name of a file belongs."""
+    name = "sk-proj-0123456789abcdefghijklmnop"
+    (bench.root / name).write_text("sk-123456")
+    (bench.root / name).chmod(0o644)
+    toml = f'[[upstream]]\nname = "cloud"\nurl = "https://x.example"\napi_key_file = "{name}"'
+    [problem] = files.check_config(bench.load(toml), serves=False)
+    assert problem.fix.startswith("run: chmod 600 '")
+    assert name not in problem.fix + problem.cause
+
+
 @provokes("tokens-unusable", "chmod 600")
 def _(bench: Bench) -> Iterator[Problem]:
     path = bench.places.state_dir / "tokens"

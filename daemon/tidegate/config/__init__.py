@@ -168,5 +168,5 @@ def _tokens(path: Path, problems: list[Problem]) -> list[Token]:
     try:
         return tokens.read(path)
     except tokens.TokenError as error:
-        problems.append(Problem("auth.tokens_file", str(error)))
+        problems.append(Problem("auth.tokens_file", str(error), command=error.command))
         return []

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from tidegate.config import bounds
 from tidegate.config.mistake import MAX_PROBLEMS, ConfigError, Problem
@@ -39,17 +40,26 @@ class Document(Struct, frozen=True, kw_only=True):
 
         Each has the file, the line if it is known, and the key.
         """
-        lines = _lines_of_keys(self.text)
-        placed = [(_nearest(problem.key, lines), problem) for problem in problems]
+        where = _lines_of_keys(self.text)
+        placed = [(_nearest(problem.key, where), problem) for problem in problems]
         placed.sort(key=lambda each: each[0] or 0)
-        told = [self._line(line, problem) for line, problem in placed[:MAX_PROBLEMS]]
+        told = placed[:MAX_PROBLEMS]
+        lines = [self._line(line, problem) for line, problem in told]
         if len(placed) > MAX_PROBLEMS:
-            told.append(f"and {len(placed) - MAX_PROBLEMS} more")
-        return ConfigError("\n".join(told))
+            lines.append(f"and {len(placed) - MAX_PROBLEMS} more")
+        return ConfigError("\n".join(lines), [_shown(problem) for _, problem in told])
 
     def _line(self, line: int | None, problem: Problem) -> str:
         place = "" if self.path is None else f"{self.path}:{line}: " if line else f"{self.path}: "
-        return f"{place}{visible(hide_keys(f'{problem.key}: {problem.text}'))}"
+        return f"{place}{_harmless(f'{problem.key}: {problem.text}')}"
+
+
+def _shown(problem: Problem) -> Problem:
+    return replace(problem, command=problem.command and _harmless(problem.command))
+
+
+def _harmless(text: str) -> str:
+    return visible(hide_keys(text))
 
 
 def read(path: Path) -> Document:

@@ -33,7 +33,11 @@ _KEY = re.compile(r"[!-~]+")  # what may stand in a header; no spaces, no line e
 
 
 class _SecretError(Exception):
-    """Why there is no key; the text becomes a Problem's."""
+    """Why there is no key; the text and the command become a Problem's."""
+
+    def __init__(self, text: str, command: str | None = None) -> None:
+        super().__init__(text)
+        self.command = command
 
 
 def read_keys(
@@ -50,7 +54,7 @@ def read_keys(
                 source = "api_key_file"
                 keys[upstream.name] = _from_file(upstream.api_key_file, config_dir, environ)
         except _SecretError as error:
-            problems.append(Problem(f"upstream[{n}].{source}", str(error)))
+            problems.append(Problem(f"upstream[{n}].{source}", str(error), n, error.command))
     return keys
 
 
@@ -75,7 +79,9 @@ def read_headers(
                     )
                 headers.setdefault(upstream.name, {})[name] = value
             except _SecretError as error:
-                problems.append(Problem(f"upstream[{n}].headers.{name}", str(error)))
+                problems.append(
+                    Problem(f"upstream[{n}].headers.{name}", str(error), n, error.command)
+                )
     return headers
 
 
@@ -185,7 +191,9 @@ def _content(name: str, config_dir: Path, environ: Mapping[str, str]) -> str:
         return _read(_beside_config(name, config_dir), private=True)
     except FileNotFoundError as error:
         raise _SecretError(f"{error.filename}: there is no such file") from None
-    except (OSError, RuntimeError, UnreadableFile) as error:
+    except UnreadableFile as error:
+        raise _SecretError(str(error), error.command) from None
+    except (OSError, RuntimeError) as error:
         raise _SecretError(str(error)) from None
 
 

@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+
 from msgspec import Struct
 
 MAX_PROBLEMS = 100  # are told; when those are mended the rest is told
 
 
 class Problem(Struct, frozen=True):
-    """One thing that is wrong. `key` is a path such as `upstream[1].limits.idle_s`."""
+    """One thing that is wrong. `key` is a path such as `upstream[1].limits.idle_s`.
+
+    `secret_of` is the place in the list of an upstream whose key, or secret header, is not to be
+    had where the config says. `command` puts it right, where one does; the text ends with it.
+    """
 
     key: str
     text: str
+    secret_of: int | None = None
+    command: str | None = None
 
 
 class ConfigError(Exception):
-    """The config cannot be used. The text has one line per problem and holds no secret."""
+    """The config cannot be used. The text has one line per problem and holds no secret.
+
+    `problems` are those of its first lines; what is wrong with the file as a whole is only a text.
+    """
+
+    def __init__(self, text: str, problems: Sequence[Problem] = ()) -> None:
+        super().__init__(text)
+        self._problems = problems
+
+    @property
+    def lines(self) -> Iterator[tuple[str, Problem | None]]:
+        """Each line with the problem that it tells."""
+        return zip_longest(str(self).split("\n"), self._problems)

@@ -34,7 +34,14 @@ _tokens = Decoder(list[Token])
 
 
 class TokenError(Exception):
-    """The file cannot be read or trusted, or a request about a token makes no sense."""
+    """The file cannot be read or trusted, or a request about a token makes no sense.
+
+    `command` puts it right, where one does; the text ends with it.
+    """
+
+    def __init__(self, text: str, command: str | None = None) -> None:
+        super().__init__(text)
+        self.command = command
 
 
 def read(path: Path) -> list[Token]:
@@ -48,7 +55,7 @@ def read(path: Path) -> list[Token]:
     except FileNotFoundError:
         return []
     except private_file.UnreadableFile as error:
-        raise TokenError(str(error)) from error
+        raise TokenError(str(error), error.command) from error
     try:
         tokens = _tokens.decode(text)
     except Undecodable as error:

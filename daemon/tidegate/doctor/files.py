@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tidegate.config import ConfigError, LoadedConfig
+from tidegate.config.mistake import Problem as Mistake
 from tidegate.config.places import Places
 from tidegate.core.problems import Problem
 from tidegate.core.settings import MIB
@@ -29,8 +29,8 @@ def check_config(loaded: LoadedConfig | ConfigError, *, serves: bool) -> Iterato
     While a tidegate `serves`, keys that are missing here are those of its own environment.
     """
     if isinstance(loaded, ConfigError):
-        for line in str(loaded).splitlines():
-            yield _mistake(line, serves=serves)
+        for line, mistake in loaded.lines:
+            yield _mistake(line, mistake, serves=serves)
         return
     for n, warning in enumerate(loaded.warnings):
         yield finding(
@@ -38,34 +38,23 @@ def check_config(loaded: LoadedConfig | ConfigError, *, serves: bool) -> Iterato
         )
 
 
-# A key or a secret header that is not where the config says.
-_ELSEWHERE = re.compile(
-    r"upstream\[(\d+)\]\.(?:api_key_(?:env|file)|"
-    r"headers\.\S+: .*(?:no such variable|what it leads to|no such file|others can read))"
-)
-
-
-def _mistake(line: str, *, serves: bool) -> Problem:
-    fix = "correct it in the config; `tidegate check` says when it is good"
-    if "auth.tokens_file" in line:
-        return finding("tokens-unusable", line, _command_in(line) or "restore or remove that file")
-    found = _ELSEWHERE.search(line)
-    if found and serves:
+def _mistake(line: str, mistake: Mistake | None, *, serves: bool) -> Problem:
+    command = f"run: {mistake.command}" if mistake and mistake.command else None
+    if mistake and mistake.key == "auth.tokens_file":
+        return finding("tokens-unusable", line, command or "restore or remove that file")
+    if mistake is None or mistake.secret_of is None:
+        fix = "correct it in the config; `tidegate check` says when it is good"
+        return finding("config-bad", line, fix)
+    upstream = str(mistake.secret_of)
+    if serves:
         return finding(
             "key-not-here",
             f"this terminal does not have a key that the running tidegate has: {line}",
             "nothing; to have that upstream asked as well, give doctor the same environment",
-            found[1],
+            upstream,
         )
-    if found:
-        fix = _command_in(line) or "put the key where the config says, readable by its user alone"
-        return finding("key-unusable", line, fix, found[1])
-    return finding("config-bad", line, fix)
-
-
-def _command_in(line: str) -> str | None:
-    found = re.search(r"run: (.+)$", line)
-    return f"run: {found[1]}" if found else None
+    fix = command or "put the key where the config says, readable by its user alone"
+    return finding("key-unusable", line, fix, upstream)
 
 
 def check_permissions(places: Places, credentials: Path = Path(CREDENTIALS)) -> Iterator[Problem]:

@@ -14,7 +14,14 @@ from pathlib import Path
 
 
 class UnreadableFile(Exception):
-    """The file cannot be read or must not be trusted. The text names it and says why."""
+    """The file cannot be read or must not be trusted. The text names it and says why.
+
+    `command` puts it right, where one does; the text ends with it.
+    """
+
+    def __init__(self, text: str, command: str | None = None) -> None:
+        super().__init__(text if command is None else f"{text}; run: {command}")
+        self.command = command
 
 
 def read(path: Path, *, max_bytes: int, private: bool) -> bytes:
@@ -78,6 +85,6 @@ def check_own_directory(path: Path) -> None:
 
 def _check_private(path: Path, found: os.stat_result) -> None:
     if found.st_mode & 0o077:
-        raise UnreadableFile(f"{path}: others can read or write it; run: chmod 600 '{path}'")
+        raise UnreadableFile(f"{path}: others can read or write it", f"chmod 600 '{path}'")
     if os.geteuid() not in (found.st_uid, 0):
         raise UnreadableFile(f"{path}: belongs to another user")
