@@ -42,7 +42,7 @@ _ON_DISCONNECT = {"": False, "cancel": False, "continue": True}
 async def answer(
     gateway: Gateway, request: web.BaseRequest, caller: Caller, form: Format
 ) -> web.StreamResponse:
-    """Creates a run and answers with it: as it grows, or whole, or not yet."""
+    """Create a run and answer with it: as it grows, or whole, or not yet."""
     account = gateway.registry.ledger.open()
     try:
         relay, wanted = await _new_relay(gateway, request, caller, form, account)
@@ -54,19 +54,22 @@ async def answer(
         account.close()
         raise
     gateway.registry.add(relay)
+    run = relay.run
     if wanted.stream:
-        return await _stream(gateway, relay, client)
-    if relay.run.background:
+        head = stream_head(run, client, run.format.framing)
+        return await _stream(gateway, relay, StreamSubscriber(run, client, head), client)
+    if run.background:
         return responses.begin(relay)
-    if relay.run.format.framing is RAW:
-        return await _pass_bytes(gateway, relay, client)
+    if run.format.framing is RAW:
+        subscriber = RawSubscriber(run, client, lambda: raw_head(relay, client))
+        return await _stream(gateway, relay, subscriber, client)
     return await _answer(gateway, relay, client)
 
 
 async def _new_relay(
     gateway: Gateway, request: web.BaseRequest, caller: Caller, form: Format, account: Account
 ) -> tuple[Relay, Wanted]:
-    """Reads and understands the request. Raises Refused and LedgerFull."""
+    """Read and parse the request. Raises Refused and LedgerFull."""
 
     def charge(held_bytes: int) -> None:
         account.set(Entry.BODY, held_bytes)
@@ -80,12 +83,12 @@ async def _new_relay(
         charge=charge,
         fits_bytes=gateway.registry.ledger.largest_body_bytes,
     )
-    question = understand(request, form, body)
-    return new_relay(gateway, caller, account, question), question.wanted
+    parsed = parse_request(request, form, body)
+    return new_relay(gateway, caller, account, parsed), parsed.wanted
 
 
-class Question(NamedTuple):
-    """A request, understood."""
+class ParsedRequest(NamedTuple):
+    """A request, and what it means."""
 
     form: Format
     body: bytes
@@ -95,7 +98,7 @@ class Question(NamedTuple):
 
 
 def check_welcome(gateway: Gateway, request: web.BaseRequest) -> None:
-    """Raises Refused where nothing new may begin, whatever it is."""
+    """Check that something new may begin. Raises Refused."""
     gateway.refuse_when_shedding()
     if _hops(request) >= MAX_HOPS:
         raise Refused(
@@ -106,8 +109,8 @@ def check_welcome(gateway: Gateway, request: web.BaseRequest) -> None:
         )
 
 
-def understand(request: web.BaseRequest, form: Format, body: bytes) -> Question:
-    """What is asked for, and what its upstream has to know. Raises Refused."""
+def parse_request(request: web.BaseRequest, form: Format, body: bytes) -> ParsedRequest:
+    """Find out what is asked for, and what its upstream has to know. Raises Refused."""
     content_type = request.headers.get("Content-Type", "application/json")
     if not content_type.lower().startswith("multipart/form-data"):
         content_type = "application/json"  # whatever it says, it is read as that
@@ -133,12 +136,12 @@ def understand(request: web.BaseRequest, form: Format, body: bytes) -> Question:
     ]
     sent = Sent(content_type, "".join(lines), hops=_hops(request))
     wanted = wanted._replace(keep_running=keep_running or wanted.background)
-    return Question(form, body, wanted, sent, request.remote or "")
+    return ParsedRequest(form, body, wanted, sent, request.remote or "")
 
 
-def new_relay(gateway: Gateway, caller: Caller, account: Account, question: Question) -> Relay:
-    """A run for this question, ready to begin. Raises Refused and LedgerFull."""
-    form, body, wanted, sent, address = question
+def new_relay(gateway: Gateway, caller: Caller, account: Account, parsed: ParsedRequest) -> Relay:
+    """Make a run for this request, ready to begin. Raises Refused and LedgerFull."""
+    form, body, wanted, sent, address = parsed
     targets = gateway.catalog.route(wanted.model)
     run = Run(
         run_id=new_id("run"),
@@ -160,15 +163,15 @@ def new_relay(gateway: Gateway, caller: Caller, account: Account, question: Ques
 
 
 def _hops(request: web.BaseRequest) -> int:
-    """Through how many tidegates a request has come."""
+    """Read through how many tidegates a request has come."""
     text = request.headers.get(HOPS_HEADER, "0")
     return int(text) if text.isascii() and text.isdigit() and len(text) < 4 else MAX_HOPS
 
 
-async def _stream(gateway: Gateway, relay: Relay, client: Client) -> web.StreamResponse:
-    """The answer as it grows."""
-    run = relay.run
-    subscriber = StreamSubscriber(run, client, stream_head(run, client, run.format.framing))
+async def _stream(
+    gateway: Gateway, relay: Relay, subscriber: StreamSubscriber, client: Client
+) -> web.StreamResponse:
+    """Send the answer as it grows, or in one piece where nothing of it could be streamed."""
     with gateway.reading(relay, subscriber):
         relay.begin()
         await subscriber.serve()
@@ -178,7 +181,7 @@ async def _stream(gateway: Gateway, relay: Relay, client: Client) -> web.StreamR
 
 
 async def _answer(gateway: Gateway, relay: Relay, client: Client) -> web.StreamResponse:
-    """The answer in one piece."""
+    """Send the answer in one piece."""
     subscriber = Subscriber(relay.run, START, client)
     with gateway.reading(relay, subscriber):
         relay.begin()
@@ -187,22 +190,10 @@ async def _answer(gateway: Gateway, relay: Relay, client: Client) -> web.StreamR
         return await _write(gateway, relay, subscriber, client, relay.answer or failure(relay))
 
 
-async def _pass_bytes(gateway: Gateway, relay: Relay, client: Client) -> web.StreamResponse:
-    """The answer's bytes as they come, or in one piece where the upstream has no sound for it."""
-    run = relay.run
-    subscriber = RawSubscriber(run, client, lambda: raw_head(relay, client))
-    with gateway.reading(relay, subscriber):
-        relay.begin()
-        await subscriber.serve()
-        if not subscriber.is_committed:
-            return await _write(gateway, relay, subscriber, client, failure(relay))
-        return Written(close=client.closes)
-
-
 async def _write(
     gateway: Gateway, relay: Relay, subscriber: Subscriber, client: Client, answer: Answer
 ) -> web.StreamResponse:
-    """Writes a whole answer, and waits until it has been read."""
+    """Write a whole answer, and wait until it has been read."""
     relay.answer = None
     body = memoryview(answer.body)
     length = ("Content-Length", str(len(body)))

@@ -20,7 +20,7 @@ _MAX_SEQ = 2**53
 async def follow(
     gateway: Gateway, relay: Relay, client: Client, cursor: Cursor, *, ids: bool
 ) -> web.StreamResponse:
-    """Reads a run to its end from `cursor` on."""
+    """Send a run to its end from `cursor` on."""
     head = stream_head(relay.run, client, SSE if ids else relay.run.format.framing)
     subscriber = StreamSubscriber(relay.run, client, head, cursor=cursor, ids=ids)
     with gateway.reading(relay, subscriber):
@@ -30,7 +30,7 @@ async def follow(
 
 
 def starting_after(request: web.BaseRequest) -> int:
-    """The last seq that the caller has; -1 for none."""
+    """Read the last seq that the client has; -1 for none. Raises Refused: 400."""
     text = request.query.get("starting_after") or request.headers.get("Last-Event-ID") or "-1"
     return -1 if text == "-1" else whole_number(text, "starting_after")
 
@@ -43,7 +43,7 @@ def whole_number(text: str, name: str) -> int:
 
 
 def cursor_after(relay: Relay, after: int) -> Cursor:
-    """Where reading starts. Raises Refused: 400 in the future, 410 when it is gone."""
+    """Find where reading starts. Raises Refused: 400 in the future, 410 when it is gone."""
     run = relay.run
     if not run.streamed:
         raise Refused(400, "this run is not a stream: its answer comes in one piece", "no_stream")

@@ -26,7 +26,7 @@ _KEEP = f"Keep-Alive: timeout={KEEPALIVE_S:.0f}\r\n"
 
 
 def raw_head(relay: Relay, client: Client) -> tuple[bytes, bool]:
-    """The head of an answer that is passed on as it comes, and whether it announces chunks."""
+    """Make the head of an answer that passes as it comes; say whether it announces chunks."""
     head = relay.raw_head
     has_length = any(name == "content-length" for name, _ in head.headers)
     is_chunked = not (client.http10 or has_length)
@@ -35,7 +35,7 @@ def raw_head(relay: Relay, client: Client) -> tuple[bytes, bool]:
 
 
 def answer_head(relay: Relay, client: Client, answer: Answer) -> bytes:
-    """The head of an answer in one piece."""
+    """Make the head of an answer in one piece."""
     lines = "".join(f"{name}: {value}\r\n" for name, value in answer.headers)
     return (
         f"HTTP/1.1 {answer.status} {_phrase(answer.status)}\r\n"
@@ -52,7 +52,7 @@ def _phrase(status: int) -> str:
 
 
 def stream_head(run: Run, client: Client, framing: Framing) -> bytes:
-    """The head of every stream of events."""
+    """Make the head of a stream of events."""
     chunks = "" if client.http10 else "Transfer-Encoding: chunked\r\n"
     ending = _CLOSE if client.closes else _KEEP
     return (f"HTTP/1.1 200 OK\r\n{stream_headers(framing)}{chunks}{ending}{_ids(run)}\r\n").encode(
@@ -61,12 +61,12 @@ def stream_head(run: Run, client: Client, framing: Framing) -> bytes:
 
 
 def _ids(run: Run) -> str:
-    """A run's id is its request's too, so that a log line with the one has the other."""
+    """Name the run; its id is its request's too, so that a log line with the one has the other."""
     return f"x-run-id: {run.id}\r\nx-request-id: {run.id}\r\nrequest-id: {run.id}\r\n"
 
 
 def failure(relay: Relay) -> Answer:
-    """Why there is no answer, for a creator that has not been sent any of it."""
+    """Tell why there is no answer, for a creator that has not been sent any of it."""
     run = relay.run
     if relay.answer is not None:
         return relay.answer
@@ -83,7 +83,7 @@ def failure(relay: Relay) -> Answer:
 
 
 def no_room(full: LedgerFull) -> Refused:
-    """The ledger is full: come again."""
+    """Refuse because the ledger is full: come again."""
     return Refused(
         503,
         str(full),

@@ -16,7 +16,7 @@ from tidegate.gateway.server.auth import Caller
 
 
 async def welcome(gateway: Gateway, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
-    """One sentence for a person with a browser."""
+    """Say one sentence to a person with a browser."""
     if gateway.parked is not None:
         return web.Response(
             status=503,
@@ -33,7 +33,7 @@ async def welcome(gateway: Gateway, request: web.BaseRequest, caller: Caller) ->
 async def is_alive(
     gateway: Gateway, request: web.BaseRequest, caller: Caller
 ) -> web.StreamResponse:
-    """The event loop turns. A parked one is alive, and says that it is parked."""
+    """Say that the event loop turns. A parked one is alive, and says that it is parked."""
     parked = {} if gateway.parked is None else {"parked": gateway.parked}
     return web.json_response({"status": "alive", **parked})
 
@@ -41,7 +41,7 @@ async def is_alive(
 async def is_ready(
     gateway: Gateway, request: web.BaseRequest, caller: Caller
 ) -> web.StreamResponse:
-    """Whether it can serve, and if not, why."""
+    """Say whether it can serve, and if not, why."""
     reasons = gateway.why_not_ready()
     facts = gateway.facts
     body = {
@@ -57,7 +57,7 @@ async def is_ready(
 async def show_metrics(
     gateway: Gateway, request: web.BaseRequest, caller: Caller
 ) -> web.StreamResponse:
-    """For Prometheus. Totals that outlive a worker come from the watchdog's facts."""
+    """Render every metric for Prometheus. Totals that outlive a worker are the watchdog's."""
     registry, facts = gateway.registry, gateway.facts
     resident = {"worker": gateway.resident_bytes()}
     if facts is not None and facts.guard.watchdog_rss_bytes:
@@ -90,7 +90,7 @@ async def show_metrics(
 async def list_repairs(
     gateway: Gateway, request: web.BaseRequest, caller: Caller
 ) -> web.StreamResponse:
-    """What somebody should mend, as the watchdog knows it; the worst first."""
+    """List what needs mending, as the watchdog knows it; the worst first."""
     found = gateway.facts.repairs if gateway.facts else []
     data = [msgspec.structs.asdict(repair) for repair in found]
     return web.json_response({"object": "list", "data": data})

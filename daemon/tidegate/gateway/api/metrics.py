@@ -49,7 +49,7 @@ class MetricsView:
 
 
 def render(view: MetricsView) -> bytes:
-    """The answer to a scrape, of the type `CONTENT_TYPE`."""
+    """Render the answer to a scrape, of the type `CONTENT_TYPE`."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_ViewCollector(view))
     return generate_latest(registry)
@@ -106,7 +106,7 @@ class _ViewCollector(Collector):
 
 
 def _guard(guard: GuardFigures) -> Iterator[Metric]:
-    """What the watchdog measured; a figure that it does not have yet is left out."""
+    """Render what the watchdog measured; a figure that it does not have yet is left out."""
     yield _gauge("memory_budget_bytes", "What all processes may use.", guard.budget_bytes)
     yield _gauge("memory_used_bytes", "What a killer would count.", guard.used_bytes)
     yield _gauge("memory_unexplained_bytes", "Held, but by no run.", guard.unexplained_bytes)

@@ -18,7 +18,7 @@ _MOST_UNIX_S = 253_402_300_799  # the last second of the year 9999; an upstream 
 async def list_models(
     gateway: Gateway, request: web.BaseRequest, caller: Caller
 ) -> web.StreamResponse:
-    """OpenAI's list, from memory; with what Anthropic's clients read for those who are."""
+    """List the models as OpenAI does, from memory; for Anthropic's clients with what they read."""
     models = gateway.catalog.models()
     if _ANTHROPIC not in request.headers:
         return web.json_response({"object": "list", "data": models})
@@ -31,7 +31,7 @@ async def list_models(
 async def show_model(
     gateway: Gateway, request: web.BaseRequest, caller: Caller, model: str
 ) -> web.StreamResponse:
-    """One entry of the list. A model's name may hold slashes."""
+    """Show one entry of the list. A model's name may hold slashes."""
     for entry in gateway.catalog.models():
         if entry["id"] == unquote(model):
             shown = _for_anthropic(entry) if _ANTHROPIC in request.headers else entry
@@ -40,7 +40,7 @@ async def show_model(
 
 
 def _for_anthropic(model: dict[str, object]) -> dict[str, object]:
-    """The entry with Anthropic's members too; a time that nobody knows is the first one."""
+    """Add Anthropic's members to the entry; a time that is not known is the first one."""
     created = model["created"]
     seconds = created if isinstance(created, int) and 0 <= created <= _MOST_UNIX_S else 0
     at = datetime.fromtimestamp(seconds, UTC)

@@ -1,7 +1,7 @@
 """What Ollama's clients ask of it beside answers: what there is, what is loaded, which version.
 
 All Ollamas behind the gateway answer as one. Nothing that changes one of them is passed on: no
-pull, no create, no delete. Whoever may do that asks the one that is meant.
+pull, no create, no delete. That is asked of the Ollama that is meant.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _encode = msgspec.json.encode
 
 
 def refuse_changes(path: str) -> None:
-    """Raises Refused where a path of Ollama's would change what it has."""
+    """Refuse a path of Ollama's that would change what it has. Raises Refused."""
     if _CHANGES.fullmatch(path):
         raise Refused(
             404,
@@ -55,7 +55,7 @@ def refuse_changes(path: str) -> None:
 async def list_ollama_models(
     gateway: Gateway, request: web.BaseRequest, caller: Caller
 ) -> web.StreamResponse:
-    """The models of every Ollama, and the aliases that lead to one of them."""
+    """List the models of every Ollama, and the aliases that lead to one of them."""
     lists = await _lists(gateway, "/api/tags")
     there = {(upstream, name): model for upstream, name, model in lists}
     models: dict[str, dict[str, Raw]] = {}
@@ -68,27 +68,27 @@ async def list_ollama_models(
 async def list_loaded_models(
     gateway: Gateway, request: web.BaseRequest, caller: Caller
 ) -> web.StreamResponse:
-    """The models that are in memory."""
+    """List the models that are in memory."""
     return _json({"models": _first_of_each({}, await _lists(gateway, "/api/ps"))})
 
 
 async def show_ollama_version(
     gateway: Gateway, request: web.BaseRequest, caller: Caller
 ) -> web.StreamResponse:
-    """The version of the first Ollama that answers."""
+    """Show the version of the first Ollama that answers."""
     for _, body in await _ask(gateway, "/api/version"):
         try:
             return _json({"version": _version(as_utf8(body)).version})
         except Unreadable:
             continue
-    raise _nobody()
+    raise _no_ollama()
 
 
 async def _lists(gateway: Gateway, path: str) -> list[tuple[str, str, dict[str, Raw]]]:
-    """Every model of theirs: its upstream, its name, and what that says of it. Raises Refused."""
+    """List every model: its upstream, its name, and what that says of it. Raises Refused."""
     answers = await _ask(gateway, path)
     if not answers:
-        raise _nobody()
+        raise _no_ollama()
     found = []
     for upstream, body in answers:
         with suppress(Unreadable):
@@ -100,7 +100,7 @@ async def _lists(gateway: Gateway, path: str) -> list[tuple[str, str, dict[str, 
 def _first_of_each(
     models: dict[str, dict[str, Raw]], lists: list[tuple[str, str, dict[str, Raw]]]
 ) -> list[dict[str, Raw]]:
-    """`models` and the lists as one; of two models of one name the first one's upstream counts."""
+    """Join `models` and the lists; of two models of one name the first one's upstream counts."""
     for _, name, model in lists:
         models.setdefault(name, model)
     return list(models.values())
@@ -111,7 +111,7 @@ def _name(model: dict[str, Raw]) -> str:
 
 
 async def _ask(gateway: Gateway, path: str) -> list[tuple[str, bytes]]:
-    """What those say that answer in time and well, by upstream."""
+    """Ask every Ollama; return the body of each that answers in time and well, by upstream."""
     pools = gateway.catalog.ollama_pools()
     answers = await asyncio.gather(*(_ask_one(pool, path) for pool in pools))
     told = zip(pools, answers, strict=True)
@@ -126,7 +126,7 @@ async def _ask_one(pool: UpstreamPool, path: str) -> bytes | None:
     return body if status == 200 else None
 
 
-def _nobody() -> Refused:
+def _no_ollama() -> Refused:
     return Refused(
         502,
         "no upstream of the config speaks Ollama's own API, or none answers;"

@@ -36,18 +36,18 @@ _MEDIA = re.compile("/v1/(?:images|audio)/")
 async def describe(
     gateway: Gateway, request: web.BaseRequest, caller: Caller
 ) -> web.StreamResponse:
-    """The document of what this gateway serves."""
+    """Show the document of what this gateway serves."""
     return web.Response(body=encoded(gateway.routes.ROUTES), content_type=JSON)
 
 
 @cache
 def encoded(routes: tuple[Route, ...]) -> bytes:
-    """The document as JSON, made when it is first asked for."""
+    """Encode the document, when it is first asked for."""
     return msgspec.json.encode(document(routes))
 
 
 def document(routes: Iterable[Route]) -> JsonObject:
-    """The document. Raises KeyError for a route whose handler is not described."""
+    """Make the document. Raises KeyError for a route whose handler is not described."""
     paths: dict[str, JsonObject] = {}
     for route in routes:
         paths.setdefault(template(route.path), {})[route.method.lower()] = _operation(route)
@@ -70,12 +70,12 @@ def document(routes: Iterable[Route]) -> JsonObject:
 
 
 def template(path: re.Pattern[str]) -> str:
-    """A route's path as OpenAPI writes it; at most one part of it varies."""
+    """Write a route's path as OpenAPI does; at most one part of it varies."""
     return _GROUP.sub("{id}", path.pattern)
 
 
 def error_schema(path: str) -> str:
-    """The schema's name of the errors that clients of this path read."""
+    """Name the schema of the errors that clients of this path read."""
     if path.startswith("/v1/messages"):
         return "AnthropicError"
     return "OllamaError" if path.startswith("/api/") else "Error"
@@ -104,14 +104,14 @@ def _operation(route: Route) -> JsonObject:
 
 
 def _form_of(handler: Handler) -> Format | None:
-    """What a route that asks an upstream speaks."""
+    """Find the format of a route that asks an upstream."""
     form = handler.keywords["form"] if isinstance(handler, partial) else None
     assert form is None or isinstance(form, Format)
     return form
 
 
 def _about_form(form: Format) -> Description:
-    """How a format is asked, and what it answers."""
+    """Describe how a format is asked, and what it answers."""
     forms = (form, form.of_request(b'{"stream_format":"sse"}', JSON))  # as speech may be asked
     bodies: JsonObject = {JSON if form.answers_json else _ANY: {}}
     streaming = [each.framing.content_type.partition(";")[0] for each in forms if each.streams]
@@ -179,7 +179,7 @@ def _path_parameter(group: str) -> JsonObject:
 
 
 def _responses(path: str, access: Access, about: Description, *, is_answer: bool) -> JsonObject:
-    """What this route answers, and what every route of its kind may."""
+    """Describe what this route answers, and what every route of its kind may."""
     statuses = dict(descriptions.ALWAYS)
     if access is not Access.OPEN:
         statuses |= descriptions.WITH_TOKENS

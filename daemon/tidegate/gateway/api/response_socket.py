@@ -189,14 +189,14 @@ class _Dialogue(WebSocketSession):
                 " bytes (limits.max_body); begin anew with less, or raise that limit",
                 "body_too_large",
             )
-        question = create.understand(self._request, RESPONSES, exchange.body)
+        parsed = create.parse_request(self._request, RESPONSES, exchange.body)
         if not asked.generates:
-            return self._remember(exchange, question.wanted.model)
+            return self._remember(exchange, parsed.wanted.model)
         if asked.previous is not None and former is None:
             exchange.start = 0  # only its upstream knows what it goes on from
         account = self._gateway.registry.ledger.open()
         try:
-            relay = create.new_relay(self._gateway, self._caller, account, question)
+            relay = create.new_relay(self._gateway, self._caller, account, parsed)
         except BaseException:
             account.close()
             raise

@@ -35,7 +35,7 @@ _STATUS = {State.QUEUED: "queued", State.CONNECTING: "queued", State.STREAMING: 
 async def show_response(
     gateway: Gateway, request: web.BaseRequest, caller: Caller, response_id: str
 ) -> web.StreamResponse:
-    """A response as it is now, or with `stream=true` its events from a cursor on."""
+    """Show a response as it is now, or with `stream=true` its events from a cursor on."""
     after = starting_after(request)
     if not _wants_stream(request):
         return show(_find(gateway, caller, response_id))
@@ -48,7 +48,7 @@ async def show_response(
 async def cancel_response(
     gateway: Gateway, request: web.BaseRequest, caller: Caller, response_id: str
 ) -> web.StreamResponse:
-    """Ends a background response; one that is over is shown as it is."""
+    """End a background response; one that is over is shown as it is."""
     relay = _find(gateway, caller, response_id)
     check_cancellable(relay.run)
     relay.cancel("cancelled by client")
@@ -58,7 +58,7 @@ async def cancel_response(
 async def delete_response(
     gateway: Gateway, request: web.BaseRequest, caller: Caller, response_id: str
 ) -> web.StreamResponse:
-    """Forgets a response, and ends it if need be."""
+    """Forget a response, and end it if need be."""
     gateway.registry.discard(_find(gateway, caller, response_id), "deleted by client")
     return deleted(response_id)
 
@@ -66,7 +66,7 @@ async def delete_response(
 async def list_input_items(
     gateway: Gateway, request: web.BaseRequest, caller: Caller, response_id: str
 ) -> web.StreamResponse:
-    """Says of a response that there is one, and that this is not kept."""
+    """Say of a response that there is one, and that its input is not kept."""
     _find(gateway, caller, response_id)
     raise no_input_items()
 
@@ -74,7 +74,7 @@ async def list_input_items(
 def _find(
     gateway: Gateway, caller: Caller, response_id: str, events: Events | None = None
 ) -> Relay:
-    """The run of the caller's response. Raises NotHere."""
+    """Find the run of the caller's response. Raises NotHere."""
     relay = gateway.registry.find_response(response_id, caller.owner)
     if relay is None:
         raise NotHere("response", events)
@@ -91,7 +91,7 @@ def _wants_stream(request: web.BaseRequest) -> bool:
 def prepare(
     gateway: Gateway, run: Run, wanted: Wanted, sent: Sent, targets: list[Target]
 ) -> tuple[Sent, list[Target]]:
-    """What a request for a response needs beyond any other: what to send, and where it may go."""
+    """Complete a request for a response: what to send beside it, and where it may go."""
     values: dict[str, Raw | None] = {}
     run.stored = wanted.store
     if wanted.background:
@@ -117,18 +117,18 @@ def prepare(
 
 
 def begin(relay: Relay) -> web.StreamResponse:
-    """Starts a run that nobody reads yet; the answer is where to find it."""
+    """Start a run that has no reader yet; the answer is where to find it."""
     relay.begin()
     return _json(relay.run)
 
 
 def show(relay: Relay) -> web.StreamResponse:
-    """The response as it is now."""
+    """Show the response as it is now."""
     return _json(relay.run)
 
 
 def check_streamable(run: Run) -> None:
-    """Raises Refused for a response whose events nobody was promised."""
+    """Check that events of this response were promised. Raises Refused."""
     if not run.background:
         raise Refused(
             400,
@@ -138,7 +138,7 @@ def check_streamable(run: Run) -> None:
 
 
 def check_cancellable(run: Run) -> None:
-    """Raises Refused for a response that ends with its creator's request."""
+    """Check that the response does not end with its creator's request. Raises Refused."""
     if not run.background:
         raise Refused(
             400,
@@ -148,14 +148,14 @@ def check_cancellable(run: Run) -> None:
 
 
 def no_input_items() -> Refused:
-    """What was asked is let go of when the answer begins, so that it costs no memory."""
+    """Refuse to show the input: it is let go of when the answer begins, to cost no memory."""
     return Refused(
         404, "the input of a response is not kept here, only its answer", "input_items_not_kept"
     )
 
 
 def deleted(response_id: str) -> web.Response:
-    """The answer to a DELETE."""
+    """Make the answer to a DELETE."""
     body = _encode({"id": response_id, "object": "response", "deleted": True})
     return web.Response(body=body, content_type="application/json")
 
@@ -169,7 +169,7 @@ def _json(run: Run) -> web.Response:
 
 
 def _as_it_is(run: Run) -> bytes:
-    """The response object. Raises Refused when it is no longer kept."""
+    """Find the response object. Raises Refused when it is no longer kept."""
     if not run.is_over:
         return _encode(bare_response(run.about(), _STATUS[run.state]))
     if not run.streamed:

@@ -82,7 +82,7 @@ OPEN_PATHS = [route.path.pattern for route in ROUTES if route.access is Access.O
 
 
 def find_route(method: str, path: str) -> tuple[Route, tuple[str, ...]]:
-    """The route and what its path matched. Raises Refused: 404, or 405 naming what is allowed."""
+    """Find the route and what its path matched. Raises Refused: 404, or 405 with the methods."""
     allowed = []
     for route in ROUTES:
         if found := route.path.fullmatch(path):
@@ -97,12 +97,12 @@ def find_route(method: str, path: str) -> tuple[Route, tuple[str, ...]]:
 
 
 def _path(request: web.BaseRequest) -> str:
-    """The path as it was sent, undecoded: what a route is matched with is what was checked."""
+    """Read the path as it was sent, undecoded: what is matched with a route is what was checked."""
     return request.raw_path.partition("?")[0]
 
 
 async def handle(gateway: Gateway, request: web.BaseRequest) -> web.StreamResponse:
-    """Every request of the outside: who is asking first, then the table."""
+    """Answer a client: first whose request it is, then the table. Raises Refused."""
     try:
         route, groups = find_route(request.method, _path(request))
     except Refused:
@@ -126,7 +126,7 @@ async def handle(gateway: Gateway, request: web.BaseRequest) -> web.StreamRespon
 
 
 async def handle_inner(gateway: Gateway, request: web.BaseRequest) -> web.StreamResponse:
-    """The Unix socket: the demo upstream, and the other generation on a caller's behalf."""
+    """Answer on the Unix socket: as the demo upstream, or the other generation for a caller."""
     if request.path == f"{DEMO_PATH}/chat/completions":
         return await demo.chat_completions(request, gateway.registry.ledger)
     if request.path.startswith(f"{DEMO_PATH}/"):
@@ -139,7 +139,7 @@ async def handle_inner(gateway: Gateway, request: web.BaseRequest) -> web.Stream
 
 
 async def _adopt(gateway: Gateway, request: web.BaseRequest) -> web.StreamResponse:
-    """A finished run of the former generation."""
+    """Take over a finished run of the former generation."""
     registry = gateway.registry
     account = registry.ledger.open()
     try:
@@ -162,7 +162,7 @@ async def _adopt(gateway: Gateway, request: web.BaseRequest) -> web.StreamRespon
 
 
 def _refuse_when_parked(gateway: Gateway) -> None:
-    """Raises Refused when there is no config to serve by."""
+    """Refuse when there is no config to serve by. Raises Refused."""
     if gateway.parked is not None:
         raise Refused(
             503,

@@ -23,7 +23,7 @@ MOST_SAID_BYTES = 64 * 1024  # in a message, where what a client says means noth
 
 
 def event_message(seq: int, event: bytes, framing: Framing = SSE) -> bytes:
-    """One event as a message of ours."""
+    """Make a message of ours of one event."""
     data = framing.data(event).decode("utf-8", "replace")
     return _encode({"seq": seq, "event": framing.event_name(event), "data": data})
 
@@ -74,7 +74,7 @@ async def _pump(subscriber: Subscriber, socket: WebSocket) -> str | None:
 
 
 def _frames(run: Run, cursor: Cursor) -> tuple[bytes, Cursor]:
-    """The next events as frames, and the cursor behind them. Raises CursorEvicted."""
+    """Read the next events as frames, and the cursor behind them. Raises CursorEvicted."""
     framing = run.format.framing
     block, _ = run.window.read(cursor)
     frames: list[bytes] = []

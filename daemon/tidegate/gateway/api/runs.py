@@ -27,7 +27,7 @@ _encode = msgspec.json.Encoder().encode
 async def list_runs(
     gateway: Gateway, request: web.BaseRequest, caller: Caller
 ) -> web.StreamResponse:
-    """The caller's runs, newest first, those of a draining generation included."""
+    """List the caller's runs, newest first, those of a draining generation included."""
     limit = whole_number(request.query.get("limit", str(MOST_LISTED)), "limit")
     if not 1 <= limit <= MOST_LISTED:
         raise Refused(400, f"limit is a number from 1 to {MOST_LISTED}", "bad_limit")
@@ -44,7 +44,7 @@ async def list_runs(
 async def show_run(
     gateway: Gateway, request: web.BaseRequest, caller: Caller, run_id: str
 ) -> web.StreamResponse:
-    """One run."""
+    """Show one run."""
     relay = _find(gateway, caller, run_id)
     shown = msgspec.structs.asdict(summarise(relay))
     return _json({**shown, "attempt_list": attempts_of(relay.run, gateway.loop.time())})
@@ -53,7 +53,7 @@ async def show_run(
 async def cancel_run(
     gateway: Gateway, request: web.BaseRequest, caller: Caller, run_id: str
 ) -> web.StreamResponse:
-    """Ends a run. One that is over already is shown as it is."""
+    """End a run. One that is over already is shown as it is."""
     relay = _find(gateway, caller, run_id)
     relay.cancel("cancelled by client")
     return _json(summarise(relay))
@@ -62,7 +62,7 @@ async def cancel_run(
 async def stream_run(
     gateway: Gateway, request: web.BaseRequest, caller: Caller, run_id: str
 ) -> web.StreamResponse:
-    """The events of a run from a cursor on: over SSE with ids, or over WebSocket."""
+    """Send the events of a run from a cursor on: over SSE with ids, or over WebSocket."""
     if request.method == "HEAD":
         raise Refused(405, "a stream has to be read: GET only", "bad_method", close=True)
     after = starting_after(request)
@@ -78,7 +78,7 @@ async def stream_run(
 
 
 def _find(gateway: Gateway, caller: Caller, run_id: str, events: Events | None = None) -> Relay:
-    """The caller's run. Raises NotHere."""
+    """Find the caller's run. Raises NotHere."""
     relay = gateway.registry.find(run_id, caller.owner)
     if relay is None:
         raise NotHere("run", events)
