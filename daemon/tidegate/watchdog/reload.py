@@ -4,8 +4,8 @@ A reload validates first: what is wrong with the new config changes nothing. The
 worker has to take it over within a limit; if the listening sockets change, a new generation
 starts with them instead, and its readiness is the answer.
 
-One reload is under way at a time. Whoever asks meanwhile is answered by the next one, which
-begins as soon as it is over and serves all of them: so nobody waits for more than two. A file
+One reload is under way at a time. Clients that ask meanwhile are answered by the next one, which
+begins as soon as it is over and serves all of them: so no client waits for more than two. A file
 that changed is only looked at: what is as it was, or wrong in the same way, is not told again.
 """
 
@@ -36,23 +36,21 @@ _log = logging.getLogger(__name__)
 
 
 class Reload(Struct, frozen=True, kw_only=True, eq=False):
-    """One new config on its way."""
+    """One new config on its way: what it needs, and which clients wait for it."""
 
     config: LoadedConfig
     bound: list[Bound]
     changes: list[Change]
-    clients: list[Client]  # who asked for it
+    clients: list[Client]  # that asked for it
     asked: bool  # by a person: they are told also of what did not change
-    recycle: str | None = (
-        None  # why a new generation starts with it; None: the serving one takes it
-    )
-    awaits: Worker | None = None  # who has to confirm it
+    recycle: str | None = None  # why a new generation starts with it; else the serving one takes it
+    awaits: Worker | None = None  # that has to confirm it
     request: int = 0  # which it confirms
-    deadline_s: float | None = None
+    deadline_s: float | None = None  # monotonic
 
 
 class Reloader:
-    """Reads the config at the start, and again whenever it may have changed."""
+    """Keep the config in force; take up a new one whole or not at all. `tick` it every second."""
 
     def __init__(
         self,
@@ -85,8 +83,8 @@ class Reloader:
         self._limit_s = limit_s
         self._faults = faults
         self._reload: Reload | None = None
-        self._clients: list[Client] = []  # who asked while it was under way
-        self._asked = False  # somebody did, if only by a signal
+        self._clients: list[Client] = []  # that asked while it was under way
+        self._asked = False  # a person did, if only by a signal
         self._changed = False  # the file changed meanwhile
         self._refused: str | None = None  # what the file as it is now was refused for
         self._postponed = False  # until the recycle that is under way is over
@@ -110,12 +108,12 @@ class Reloader:
 
     @property
     def refused(self) -> str | None:
-        """Why what the file says now is not in force, if so."""
+        """Tell why what the file says now is not in force, if so."""
         return self._refused
 
     @property
     def is_under_way(self) -> bool:
-        """Whether a new config is on its way."""
+        """Tell whether a new config is on its way."""
         return self._reload is not None
 
     def resume(self, former: LoadedConfig) -> None:
@@ -127,7 +125,7 @@ class Reloader:
         self._on_config(former)
 
     def for_new_worker(self) -> tuple[LoadedConfig, list[Bound]]:
-        """What a worker that starts now has to begin with."""
+        """Give what a worker that starts now has to begin with: the config and its open sockets."""
         if self._reload is not None and self._reload.recycle is not None:
             return self._reload.config, self._reload.bound
         assert self.config is not None, "no worker is started without a config"
@@ -136,19 +134,19 @@ class Reloader:
     # --- what begins a reload -------------------------------------------------------------------
 
     def start(self, client: Client | None) -> None:
-        """Somebody asked, by the command line or (None) a signal, to take up what the file says."""
+        """Take up what the file says, and answer `client`; None where a signal asked."""
         if client is not None:
             self._clients.append(client)
         self._asked = True
         self._begin_next()
 
     def look_again(self) -> None:
-        """The file may have changed; if so, take it up."""
+        """Take up what the file says, if that has changed."""
         self._changed = True
         self._begin_next()
 
     def _begin_next(self) -> None:
-        """Serve all who asked so far, unless a reload is under way: then it is followed by this."""
+        """Serve all that asked so far; a reload that is under way is followed by this."""
         if self._reload is not None or not (self._asked or self._changed):
             return
         clients, asked = self._clients, self._asked
@@ -157,7 +155,7 @@ class Reloader:
             self.abandon(clients)
 
     def abandon(self, clients: Sequence[Client] = ()) -> None:
-        """A fault of ours: the client that waits is told, and the next reload is a new one."""
+        """Drop all, by a fault of ours: clients that wait are told, and the next reload is new."""
         reload, self._reload = self._reload, None
         waiting = [*clients, *self._clients, *(reload.clients if reload is not None else ())]
         self._clients, self._asked, self._changed = [], False, False
@@ -273,7 +271,7 @@ class Reloader:
     # --- what may end a reload ------------------------------------------------------------------
 
     def confirmed(self, worker: Worker, request: int, error: str | None) -> None:
-        """A worker took a config over, or (`error`) would not."""
+        """Note that a worker took a config over, or (`error`) would not."""
         reload = self._reload
         refused = None if error is None else f"worker {worker.number} refuses it: {error}"
         if reload is not None and reload.awaits is worker and reload.request == request:
@@ -287,7 +285,7 @@ class Reloader:
             self._generations.reconfigure(worker, self.config, 0)
 
     def became_ready(self, worker: Worker) -> None:
-        """A worker serves: with the new config, or with one that was replaced meanwhile."""
+        """Note that a worker serves, with the new config or one that was replaced meanwhile."""
         if self._starts_with_reload(worker):
             self._finish(None)
         elif self._reload is not None and self._reload.recycle is not None:
@@ -296,7 +294,7 @@ class Reloader:
             self._generations.spread(self.config)
 
     def worker_gone(self, worker: Worker) -> None:
-        """A process ended that may have had to answer."""
+        """Note that a process ended, which may have had to answer."""
         how = worker.how_it_ended()
         if self._reload is not None and self._reload.awaits is worker:
             self._finish(
@@ -311,12 +309,12 @@ class Reloader:
             )
 
     def recycle_failed(self, error: str) -> None:
-        """The generation that was to start with the new config never served."""
+        """Note that the generation which was to start with the new config never served."""
         if self._reload is not None and self._reload.recycle is not None:
             self._finish(Refusal(Why.WORKER, error))
 
     def leave(self) -> None:
-        """An upgrade takes over, and waits no longer for a reload: it reads the config anew."""
+        """End the reload for an upgrade that takes over: it reads the config anew."""
         clients = [*(self._reload.clients if self._reload else ()), *self._clients]
         self._clients = []
         self._replies.refuse(
@@ -325,7 +323,7 @@ class Reloader:
         self._readiness.reloaded()
 
     def tick(self, now_s: float) -> None:
-        """Every wait has its limit, and what had to wait for a recycle goes on after it."""
+        """End a wait at its limit, and go on with what had to wait for a recycle."""
         deadline_s = self._reload.deadline_s if self._reload else None
         if deadline_s is not None and now_s > deadline_s:
             late = f"the worker did not answer within {self._limit_s:g} s"

@@ -194,19 +194,19 @@ class Watchdog:
     # --- what the command line may want, see `commands.Daemon` ----------------------------------
 
     def take_status(self) -> Status:
-        """The truth now: memory too is read for it."""
+        """Read memory, and tell the truth as it is now."""
         self.parts.memory.read(self.parts.generations)
         return self.parts.status()
 
     def recycle(self) -> str | None:
-        """Start the next generation because somebody asked; why it was refused, or None."""
+        """Start the next generation because a client asked; why it was refused, or None."""
         error = self.parts.recycle("asked")
         if error is None:
             self.parts.evidence.gather("recycle", "asked for")
         return error
 
     def bundle(self, client: Client) -> None:
-        """Write a bundle of evidence because somebody asked for one."""
+        """Write a bundle of evidence because `client` asked for one."""
         self.parts.evidence.gather("bundle", "asked for", self.parts.commands.bundled(client))
 
     def reload(self, client: Client | None) -> None:

@@ -1,13 +1,13 @@
-"""Evidence: what is written down before the guard does harm, and whenever somebody asks.
+"""Evidence: what is written down before the guard does harm, and whenever a client asks.
 
     gather -> what can be seen from outside, at once -> each ready worker is asked (1 s at most)
-    -> the document is written by a thread -> whoever asked is told the path, or None
+    -> the document is written by a thread -> those that asked are told the path, or None
 
 The loop never waits. Asking a worker has its limit, and the disk, like everything else that may
 take its time, belongs to a thread. On an SSD 0.75 MiB are put together, written and synced in 6 to
 20 ms, of which the loop itself spends 2 to 10 (measured); a tired SD card takes seconds, and a
-network disk that is away takes for ever. After `WRITE_LIMIT_S` nobody waits for the thread any
-more, and until it is done nothing else is written.
+network disk that is away takes for ever. After `WRITE_LIMIT_S` no client waits for the thread
+any more, and until it is done nothing else is written.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from tidegate.watchdog.workers.generations import Generations
 from tidegate.watchdog.workers.process import Worker
 
 LIMIT_S = 1.0  # for the workers' answers
-WRITE_LIMIT_S = 1.5  # after both, whoever waits goes on without a bundle
-POLL_S = 0.02  # while somebody waits for a thread that writes
+WRITE_LIMIT_S = 1.5  # after both, what waits goes on without a bundle
+POLL_S = 0.02  # while a client waits for a thread that writes
 STUCK_POLL_S = 1.0  # when they no longer do
 CLOSE_LIMIT_S = 0.5
 MAX_WAITING = 4  # bundles that wait for the disk
-MAX_ASKERS = 64  # who wait for one bundle; beyond them nobody is told
+MAX_ASKERS = 64  # that wait for one bundle; beyond them none is told
 DECISION_BYTES = 128 * KIB  # of the decision log's end: some 60 decisions
 _log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class _Case:
 
 
 class Evidence:
-    """Gathers bundles. `tick` it when `next_s` says so; `close` it when done."""
+    """Gather bundles, and never wait. `tick` it when `next_s` says so; `close` it when done."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class Evidence:
 
     @property
     def is_pending(self) -> bool:
-        """Whether a bundle is on its way that somebody may wait for."""
+        """Tell whether a bundle is on its way that a client may wait for."""
         writing = self._writing
         is_written = writing is None or not writing.done
         return self._asking is not None or bool(self._waiting) or not is_written
@@ -127,18 +127,18 @@ class Evidence:
     def gather(self, kind: str, reason: str, done: Done | None = None) -> None:
         """Ask the workers, and write when they have answered or `LIMIT_S` is over.
 
-        Whoever asks while workers are being asked shares that bundle. `done` gets its path, or
-        None if it could not be written, which is in the log.
+        A client that asks while workers are being asked shares that bundle. `done` gets its path,
+        or None if it could not be written, which is in the log.
         """
         if (case := self._asking) is not None:
             if len(case.why) < MAX_ASKERS:
                 case.why.append(
                     {"kind": kind, "reason": contents.text_without_keys(reason, case.secrets)}
                 )
-                case.done.append(done or _nobody)
+                case.done.append(done or _no_client)
             return
         case = self._asking = self._open(kind, reason)
-        case.done.append(done or _nobody)
+        case.done.append(done or _no_client)
         self._request += 1
         case.request = self._request
         case.deadline_s = self._clock() + LIMIT_S
@@ -152,11 +152,11 @@ class Evidence:
     def gather_now(self, kind: str, reason: str) -> None:
         """Write what can be seen from outside, of workers that would not answer."""
         case = self._open(kind, reason)
-        case.done.append(_nobody)
+        case.done.append(_no_client)
         self._write(case)
 
     def heard(self, worker: Worker, answer: Inspected) -> None:
-        """A worker shows its inside."""
+        """Take in what a worker shows of its inside."""
         case = self._asking
         if case is None or answer.request != case.request or worker.number not in case.asked:
             return  # too late, it is shown as silent
@@ -165,21 +165,21 @@ class Evidence:
             self._all_heard()
 
     def worker_gone(self, number: int) -> None:
-        """Generation `number` will answer no more."""
+        """Note that generation `number` will answer no more."""
         if (case := self._asking) is not None:
             case.gone.add(number)
             if case.is_answered:
                 self._all_heard()
 
     def next_s(self) -> float | None:
-        """When `tick` has something to do; monotonic."""
+        """Tell when `tick` has something to do; monotonic seconds."""
         due = [self._asking.deadline_s] if self._asking else []
         if self._writing is not None:
             due.append(self._clock() + (POLL_S if self._writing.done else STUCK_POLL_S))
         return min(due, default=None)
 
     def tick(self, now_s: float) -> None:
-        """Stop waiting for who is silent, and see how far the writing is."""
+        """Stop waiting for workers that are silent, and see how far the writing is."""
         if self._asking is not None and now_s >= self._asking.deadline_s:
             self._all_heard()
         if (case := self._writing) is not None:
@@ -260,7 +260,7 @@ class Evidence:
             case.trouble = f"it cannot be put into words: {error}"
 
     def _give_up_waiting(self, case: _Case) -> None:
-        """Whoever waits goes on. The thread stays, for nobody can end it."""
+        """Have those that wait go on. The thread stays, for nothing can end it."""
         if case.done:
             _log.error("evidence (%s) takes longer than %g s to write", case.kind, WRITE_LIMIT_S)
             self._tell(case, None)
@@ -287,7 +287,7 @@ class Evidence:
     # --- what is in it ----------------------------------------------------------------------------
 
     def _open(self, kind: str, reason: str) -> _Case:
-        """All that can be seen now, without waiting for anybody."""
+        """Gather all that can be seen now, without waiting for any worker."""
         config = self._config()
         at, now_s = time.time(), self._clock()
         secrets = contents.secrets_of(config)
@@ -312,7 +312,7 @@ class Evidence:
 
 
 def _inside(case: _Case) -> dict[str, bundle.Section]:
-    """What the workers answered; who did not is named."""
+    """What the workers answered; one that did not is named."""
     workers: dict[str, object] = {}
     runs: list[dict[str, object]] = []
     for number in sorted(case.asked):
@@ -332,5 +332,5 @@ def _pids(case: _Case) -> dict[str, int]:
     return {name: process["pid"] for name, process in processes.items()}
 
 
-def _nobody(path: Path | None) -> None:
-    """Nobody waits."""
+def _no_client(path: Path | None) -> None:
+    """No client waits."""

@@ -26,7 +26,7 @@ from tidegate.watchdog.listeners import KeptListener
 from tidegate.watchdog.workers.generations import KeptWorker
 
 FORMAT = 1  # of the estate; another one is refused in the rehearsal
-_MOST_FD = 2**31 - 1
+MOST_FD = 2**31 - 1
 
 
 class UpgradeError(Exception):
@@ -34,7 +34,7 @@ class UpgradeError(Exception):
 
 
 class Estate(Struct, frozen=True, kw_only=True):
-    """All that a watchdog leaves to the one that it becomes."""
+    """All that a watchdog leaves to the one that it becomes; its JSON is read by other versions."""
 
     format: int = FORMAT
     protocol: int = PROTOCOL
@@ -56,28 +56,28 @@ class Estate(Struct, frozen=True, kw_only=True):
 
     @property
     def descriptors(self) -> list[int]:
-        """What has to survive execve."""
+        """List the descriptors that have to survive execve."""
         fds = [self.pid_fd, self.control_fd, *self.clients.descriptors]
         return [*fds, *(w.fd for w in self.workers), *(each.fd for each in self.listeners)]
 
 
 def write(estate: Estate) -> BinaryIO:
-    """The estate in an open file that has no name; the caller closes it. Raises OSError."""
-    file = _nameless_file()
+    """Write the estate to an open file that has no name; the caller closes it. Raises OSError."""
+    file = nameless_file()
     file.write(msgspec.json.encode(estate, enc_hook=str))  # a path is the only foreign type
     file.flush()
     return file
 
 
-def _nameless_file() -> BinaryIO:
-    """In memory where the system can: what is in it is nobody else's affair. Raises OSError."""
+def nameless_file() -> BinaryIO:
+    """Open a file in memory where the system can: no other process may see it. Raises OSError."""
     if sys.platform == "linux":
         return os.fdopen(os.memfd_create("tidegate"), "w+b")
     return tempfile.TemporaryFile()
 
 
 def read(fd: int) -> Estate:
-    """What was written. Raises UpgradeError when this version cannot go on with it."""
+    """Read what was written. Raises UpgradeError when this version cannot go on with it."""
     try:
         os.lseek(fd, 0, os.SEEK_SET)
         with os.fdopen(os.dup(fd), "rb") as file:

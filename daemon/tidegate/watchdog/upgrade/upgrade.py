@@ -1,4 +1,4 @@
-"""An upgrade: the watchdog becomes the program that lies on the disk now, and nobody is cut off.
+"""An upgrade: the watchdog becomes the program that lies on the disk now, and no client is cut off.
 
     asked for -> a rehearsal: the very command that would be executed reads what it would inherit
     -> execve: the process keeps its id, its children and these descriptors
@@ -24,10 +24,10 @@ from tidegate.core import decoding
 from tidegate.logs import handler
 from tidegate.machine.signals import hold_early
 from tidegate.watchdog.upgrade.state import (
-    _MOST_FD,
+    MOST_FD,
     Estate,
     UpgradeError,
-    _nameless_file,
+    nameless_file,
     read,
     write,
 )
@@ -44,11 +44,11 @@ _SAID_BYTES = 2000
 
 
 def inherited(environ: MutableMapping[str, str]) -> Estate | None:
-    """What the former watchdog left to this process; the variable is used up.
+    """Take up what the former watchdog left to this process; the variable is used up.
 
     Raises UpgradeError.
     """
-    fd = decoding.count(environ.pop(STATE_VARIABLE, ""), _MOST_FD)
+    fd = decoding.count(environ.pop(STATE_VARIABLE, ""), MOST_FD)
     if fd is None:
         return None
     try:
@@ -62,13 +62,13 @@ def inherited(environ: MutableMapping[str, str]) -> Estate | None:
 
 
 def is_rehearsal(environ: Mapping[str, str]) -> bool:
-    """Whether this process is only to say if it could take over."""
+    """Tell whether this process is only to say if it could take over."""
     return REHEARSAL_VARIABLE in environ
 
 
 def rehearse(environ: Mapping[str, str]) -> Estate:
-    """What would be inherited. Raises UpgradeError."""
-    fd = decoding.count(environ.get(STATE_VARIABLE, ""), _MOST_FD)
+    """Read what would be inherited. Raises UpgradeError."""
+    fd = decoding.count(environ.get(STATE_VARIABLE, ""), MOST_FD)
     if fd is None:
         raise UpgradeError("nothing was handed on")
     return read(fd)
@@ -78,7 +78,7 @@ def rehearse(environ: Mapping[str, str]) -> Estate:
 
 
 def command() -> list[str]:
-    """What to execute: whatever was started, found anew.
+    """Find anew what was started: it is what to execute.
 
     A script is started as such, so that the interpreter it names today is the one that runs it.
     """
@@ -95,7 +95,7 @@ class Rehearsal:
         """Start it. Raises UpgradeError."""
         self._deadline_s = now_s + REHEARSAL_LIMIT_S
         try:
-            self._said = _nameless_file()
+            self._said = nameless_file()
             with write(estate) as state:
                 self._process = self._start(words, state.fileno())
         except OSError as error:
@@ -117,14 +117,14 @@ class Rehearsal:
         )
 
     def is_over(self, now_s: float) -> bool:
-        """Whether it has come to its end, by itself or at its limit."""
+        """Tell whether it has come to its end, by itself or at its limit."""
         if self._process.poll() is None and now_s > self._deadline_s:
             self._process.kill()
             self._process.wait()
         return self._process.poll() is not None
 
     def judge(self) -> None:
-        """Raises UpgradeError when it did not end well, with what it said."""
+        """Raise UpgradeError when it did not end well, with what it said."""
         code = self._process.returncode
         with self._said as said:
             said.seek(0)
@@ -133,7 +133,7 @@ class Rehearsal:
             raise UpgradeError(text or f"it ended with exit code {code} and said nothing")
 
     def cancel(self) -> None:
-        """Nobody wants to know any more."""
+        """End it: its result is not wanted any more."""
         self._process.kill()
         self._process.wait()
         self._said.close()
@@ -178,9 +178,9 @@ class Upgrade:
         self._quiet_until_s = 0.0
 
     def is_due(self, now_s: float, *, is_quiet: bool) -> bool:
-        """Whether it is time for `become`. Raises UpgradeError when the rehearsal failed.
+        """Tell whether it is time for `become`. Raises UpgradeError when the rehearsal failed.
 
-        It waits a little for whoever is being answered just now.
+        It waits a little for clients that are being answered just now.
         """
         if self._rehearsal is not None:
             if not self._rehearsal.is_over(now_s):
@@ -191,6 +191,6 @@ class Upgrade:
         return is_quiet or now_s > self._quiet_until_s
 
     def cancel(self) -> None:
-        """It is not wanted any more."""
+        """End the rehearsal, if it still runs: the upgrade is not wanted any more."""
         if self._rehearsal is not None:
             self._rehearsal.cancel()
