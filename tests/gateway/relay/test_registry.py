@@ -1,25 +1,20 @@
-"""All runs of a generation: the net beneath their clocks, and what goes when memory is short."""
+"""All runs of a generation: the net beneath their clocks, and how they are found."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import json
-from contextlib import suppress
 
 import pytest
 
 from fakes.client import Stream, chat, get, open_chat
 from fakes.machine import until
-from fakes.upstream import DONE, FINISH, OK, ROLE, chunk, numbered
+from fakes.upstream import DONE, FINISH, ROLE, chunk, numbered
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked, plain
-from tidegate.core.errors import LedgerFull
-from tidegate.core.runs.ledger import Entry
 from tidegate.core.runs.state import State
 from tidegate.core.settings import Token, Upstream
 from tidegate.gateway.relay.relay import Relay
-
-MIB = 1024 * 1024
 
 
 def bulk(kilobytes: int, *end: bytes):
@@ -140,162 +135,6 @@ async def test_a_sweep_that_was_asked_for_takes_what_is_finished(rigs, raw_upstr
     swept = registry.sweep(rig.gateway.loop.time(), finished=True)
     assert (swept.runs, swept.bytes, swept.reasons) == (3, held, {"finished": 3})
     assert rig.held_bytes == 0
-
-
-# --- when memory is short -------------------------------------------------------------------------
-
-
-async def test_finished_windows_go_first_the_oldest_before_the_others(rigs, raw_upstream) -> None:
-    """They are all that goes, as long as that is enough."""
-    rig = await rigs(await raw_upstream(bulk(500, *WHOLE_END)))
-    kept = [await chat(rig.base_url, "m") for _ in range(3)]
-    await rig.idle()
-    registry = rig.gateway.registry
-    rig.facts(ledger_limit_bytes=registry.ledger.total_bytes + 100_000)
-    last = await chat(rig.base_url, "m")
-    assert (last.status, last.clean, last.body[-len(DONE) :]) == (200, True, DONE)
-    left = [run.id for run in registry.newest(None, 10)]
-    assert last.run_id in left
-    assert kept[0].run_id not in left
-    assert kept[2].run_id in left
-    assert registry.swept_bytes["memory"] > 500_000
-    assert "for memory" in str(registry.last_sweep)
-    assert not rig.gateway.evictor.holds_back
-
-
-async def test_windows_shrink_to_what_their_readers_need_before_anybody_waits(
-    rigs, raw_upstream
-) -> None:
-    """A reader that keeps up needs no window: its answer goes on, whole, under any limit."""
-    rig = await rigs(await raw_upstream(bulk(8000, *WHOLE_END)), total_s=60.0)
-    rig.facts(ledger_limit_bytes=2 * MIB)
-    answer = await asyncio.wait_for(chat(rig.base_url, "m"), 30)
-    assert (answer.status, answer.clean) == (200, True)
-    assert len(answer.events) == 8000 + 3
-    assert rig.relay().run.window.first_seq > 0
-    assert rig.held_bytes <= 2 * MIB
-
-
-async def test_upstreams_wait_while_readers_catch_up(rigs, raw_upstream) -> None:
-    """Slow readers' windows are needed: their upstreams are paused, and go on afterwards."""
-    rig = await rigs(
-        await raw_upstream(bulk(6000, *WHOLE_END)), idle_s=1.0, total_s=60.0, close_flush_s=5.0
-    )
-    rig.facts(ledger_limit_bytes=3 * MIB)
-    registry = rig.gateway.registry
-    slow: list[Stream] = []
-    while not rig.gateway.evictor.holds_back:
-        slow.append(await open_chat(rig.base_url, "m", receive_buffer=16 * 1024))
-        await until(
-            lambda: registry.total == len(slow) and rig.relay().run.paused_s is not None,
-            DEADLINE_S,
-            "its upstream waits",
-        )
-    for _ in range(2):  # longer than idle_s, in which they are not late
-        await asyncio.sleep(0.7)
-        assert rig.held_bytes <= 3 * MIB
-        assert registry.active_count == len(slow)
-    for stream in await asyncio.gather(*(asyncio.wait_for(s.read_all(), 40) for s in slow)):
-        assert (stream.clean, len(stream.events)) == (True, 6003)
-    await until(lambda: not rig.gateway.evictor.holds_back, DEADLINE_S, "upstreams wait no longer")
-
-
-async def test_a_run_that_begins_while_memory_is_short_keeps_little(rigs, raw_upstream) -> None:
-    """It has the same manners as those that were there before; afterwards windows grow again."""
-    rig = await rigs(await raw_upstream(bulk(3000, *WHOLE_END)))
-    registry = rig.gateway.registry
-    account = registry.ledger.open()
-    rig.facts(ledger_limit_bytes=10 * MIB)
-    account.set(Entry.WINDOW, 9 * MIB)
-    assert rig.gateway.evictor.holds_back
-    answer = await asyncio.wait_for(chat(rig.base_url, "m"), 20)
-    assert (answer.clean, len(answer.events)) == (True, 3003)
-    run = rig.relay().run
-    assert run.state is State.COMPLETED
-    assert run.window.next_seq - run.window.first_seq < 1000
-    account.close()
-    await until(lambda: not rig.gateway.evictor.holds_back, DEADLINE_S, "memory is there again")
-    await chat(rig.base_url, "m")
-    assert rig.relay().run.window.first_seq == 0
-
-
-async def test_a_finish_reason_is_remembered_when_its_event_had_to_go(rigs, raw_upstream) -> None:
-    """How an answer ends is known though its window keeps nothing."""
-
-    async def play(peer: Peer) -> None:
-        await peer.request()
-        await peer.send(HEAD + chunked(ROLE, numbered(0), FINISH))
-        await asyncio.sleep(0.1)
-        await peer.send(chunked(b'data: {"choices":[],"usage":{}}\n\n') + LAST)
-        await peer.hang()
-
-    rig = await rigs(await raw_upstream(play))
-    account = rig.gateway.registry.ledger.open()
-    rig.facts(ledger_limit_bytes=10 * MIB)
-    account.set(Entry.WINDOW, 9 * MIB)
-    answer = await asyncio.wait_for(chat(rig.base_url, "m"), DEADLINE_S)
-    assert (answer.clean, len(answer.events)) == (True, 4)
-    assert rig.relay().run.state is State.COMPLETED
-    account.close()
-
-
-async def test_where_nothing_helps_a_run_fails_with_the_reason(rigs, raw_upstream) -> None:
-    """The events that found no room are not lost: they come before the error."""
-
-    async def play(peer: Peer) -> None:
-        await peer.request()
-        await peer.send(HEAD + chunked(ROLE, numbered(0)))
-        await go_on.wait()
-        await peer.send(chunked(numbered(1, 1000) * 200 + numbered(2, 300_000)))
-        await peer.hang()
-
-    go_on = asyncio.Event()
-    rig = await rigs(await raw_upstream(play))
-    live = await stuck(rig)
-    joined = await Stream.open(rig.base_url, f"/v1/runs/{live.run_id}/stream")
-    await joined.read_events(2)
-    registry = rig.gateway.registry
-    rig.facts(ledger_limit_bytes=registry.ledger.total_bytes + 100_000)
-    go_on.set()
-    for stream in (live, joined):
-        await asyncio.wait_for(stream.read_rest(), DEADLINE_S)
-        (error,) = [event.error for event in stream.events if event.error]
-        assert stream.events[-1].error == error
-        assert "memory limit" in error["message"]
-        assert error["code"] == "memory_limit"
-        assert stream.clean
-    assert [event.id for event in joined.events] == [str(n) for n in range(len(joined.events))]
-    assert [event.data for event in joined.events] == [event.data for event in live.events]
-    await rig.idle()
-    rig.facts(ledger_limit_bytes=200_000)
-    other = registry.ledger.open()
-    with suppress(LedgerFull):
-        other.set(Entry.WINDOW, 200_001)
-    refused = await chat(rig.base_url, "m")
-    assert refused.status == 503
-    assert int(refused.headers["retry-after"]) > 0
-    assert refused.json()["error"]["code"] == "memory_limit"  # type: ignore[index]
-    other.close()
-
-
-async def test_a_body_without_room_is_refused_and_charged_to_nobody(
-    rigs, scripted_upstream
-) -> None:
-    """503 with Retry-After; health is still answered."""
-    rig = await rigs(scripted_upstream)
-    rig.facts(ledger_limit_bytes=500_000)
-    ledger = rig.gateway.registry.ledger
-    other = ledger.open()
-    other.set(Entry.BODY, 200_000)
-    refused = await open_chat(rig.base_url, "ok", padding="x" * 100_000)
-    await refused.read_all()
-    assert refused.status == 503
-    assert "retry-after" in refused.headers
-    other.close()
-    assert rig.held_bytes == 0
-    assert rig.gateway.registry.total == 0
-    assert (await get(rig.base_url, "/healthz")).status == 200
-    assert bytes((await chat(rig.base_url, "ok")).body) == b"".join(OK)
 
 
 # --- what it says ---------------------------------------------------------------------------------
