@@ -132,11 +132,11 @@ class Fleet(Struct, frozen=True, kw_only=True):
     ticked_s: float | None = None
 
     def in_state(self, state: State) -> Generation | None:
-        """The youngest generation in `state`."""
+        """Find the youngest generation in `state`."""
         return next((g for g in reversed(self.generations) if g.state is state), None)
 
     def by_number(self, number: int) -> Generation | None:
-        """The living generation of that number."""
+        """Find the living generation of that number."""
         return next((g for g in self.generations if g.number == number), None)
 
 
@@ -161,7 +161,7 @@ class _Moment(Struct, frozen=True):
 
 
 def step(fleet: Fleet, event: Event, now_s: float, policy: Policy, jitter: float = 0.0) -> Step:
-    """The next state, and what has to be done for it to become true.
+    """Decide the next state, and what has to be done for it to become true.
 
     `now_s` is monotonic. `jitter` in [0, 1) shortens a back-off by up to a quarter, so that
     daemons which crashed together do not come back together.
@@ -189,10 +189,10 @@ def step(fleet: Fleet, event: Event, now_s: float, policy: Policy, jitter: float
 
 
 def is_healthy(fleet: Fleet, now_s: float, timing: Timing) -> bool:
-    """Whether the service manager may be told that all is well.
+    """Say whether the service manager may be told that all is well.
 
     It may while a heartbeat is fresh or while a replacement is inside its own deadline; a
-    worker that hangs is our affair for as long as we are dealing with it. A stop has its own
+    worker that hangs is the watchdog's affair for as long as it deals with it. A stop has its own
     limits.
     """
     if fleet.stopping:
@@ -245,7 +245,7 @@ def _take_over(fleet: Fleet, number: int, at: _Moment) -> Step:
 
 
 def _lost(fleet: Fleet, dead: Generation, reason: str, at: _Moment) -> Step:
-    """A generation went without being asked to. `dead` is as it was before."""
+    """Answer a death that was not asked for. `dead` is as it was before."""
     if fleet.stopping or dead.state is State.DRAINING:
         return _rested(fleet)
     if dead.state is State.STARTING and fleet.in_state(State.SERVING):
@@ -276,7 +276,7 @@ def _restart(fleet: Fleet, dead: Generation, reason: str, at: _Moment) -> Step:
 
 
 def backoff_s(restarts: int, policy: Policy, jitter: float) -> float:
-    """How long the restart after `restarts` earlier ones waits: at once, then doubling."""
+    """Count the seconds before a restart after `restarts` earlier ones: none, then doubling."""
     if restarts == 0:
         return 0.0
     timing = policy.timing
@@ -286,7 +286,7 @@ def backoff_s(restarts: int, policy: Policy, jitter: float) -> float:
 
 
 def _rested(fleet: Fleet) -> Step:
-    """A generation ended as it should: was it the last one of a recycle, or of all?"""
+    """See whether the generation that ended was the last one of a recycle, or of all."""
     effects: list[Effect] = []
     if fleet.recycle is not None and fleet.in_state(State.SERVING) and len(fleet.generations) == 1:
         fleet = replace(fleet, recycle=None)
@@ -348,13 +348,13 @@ def _tick(fleet: Fleet, at: _Moment) -> Step:
 
 
 def _noticed(done: Step, *, notice: bool) -> Step:
-    """The same, where whoever is killed may say goodbye."""
+    """Let a worker that is killed tell its readers why."""
     fleet, effects = done
     return fleet, [replace(e, notice=notice) if isinstance(e, Kill) else e for e in effects]
 
 
 def _lateness(generation: Generation, now_s: float, timing: Timing) -> str | None:
-    """Why a generation must go now, or None."""
+    """Say why a generation must go now, or None."""
     if generation.limit_s is not None and now_s > generation.limit_s:
         took_s = now_s - generation.since_s
         if generation.state is State.STARTING:
@@ -390,7 +390,7 @@ def _spawn(fleet: Fleet, at: _Moment) -> Step:
 
 
 def _entered(fleet: Fleet, generation: Generation, state: State, now_s: float) -> Fleet:
-    """`generation` is in `state` now; the gone are no longer counted."""
+    """Put `generation` in `state`; the gone are no longer counted."""
     if state is State.GONE:
         rest = tuple(g for g in fleet.generations if g.number != generation.number)
         return replace(fleet, generations=rest)
@@ -411,7 +411,7 @@ def _retired(fleet: Fleet, generation: Generation, limit_s: float, at: _Moment) 
 
 
 def _moved(fleet: Fleet, gap_s: float, now_s: float) -> Fleet:
-    """Every deadline starts afresh; none can pass within a heartbeat's limit."""
+    """Start every deadline afresh; none can pass within a heartbeat's limit."""
     moved = tuple(
         replace(
             g,

@@ -15,7 +15,7 @@ A window of 48 such minima is a *hit* if all of this holds:
 - neither half has less than 0.6 of the steepest slope of the three: a warm-up slackens, a step has
   one steep place, a leak goes on (0.6 of the whole window's alone let a warm-up of 3 h pass);
 - the resident memory grew as much by itself. What a run gives back the allocator keeps, so when
-  the load falls for hours what nobody explains rises for hours, at a level that was reached long
+  the load falls for hours what no run explains rises for hours, at a level that was reached long
   before. A leak that still fits into such free places costs nothing yet.
 
 Three hits, each `confirm_s` after the one counted before, confirm it. So long without any hit, and

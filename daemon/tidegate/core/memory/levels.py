@@ -30,7 +30,7 @@ EXIT = (0.55, 0.64, 0.73, 0.80)  # at least 5 points below: a sample's noise is 
 LAST_ENTER, LAST_EXIT = 0.95, 0.90  # level 5, of the budget as a whole
 LAST_LEVEL = 5
 PRESSURE_LEVEL = 2
-SOFT_EXCESS = 1.5  # a budget nobody enforces is a wish: level 5 only far beyond it,
+SOFT_EXCESS = 1.5  # a budget that is not enforced is a wish: level 5 only far beyond it,
 SOFT_AVAILABLE = 0.05  # or when the machine itself has nearly nothing left
 DWELL_S = 10.0
 # Head-room: the fastest rise of the last minutes may go on until the next sample. It fades by half
@@ -49,7 +49,7 @@ LEDGER_LEAST_SHARE = 0.30  # of the spendable part, when the budget is hardly mo
 
 
 class Limits(Struct, frozen=True, kw_only=True):
-    """What memory is judged against. `hard`: the budget was set by somebody, not guessed."""
+    """What memory is judged against. `hard`: the budget was set, not guessed."""
 
     budget_bytes: int
     hard: bool
@@ -153,7 +153,7 @@ def _loose_bytes(reading: Reading) -> int:
 
 
 def _reading_level(level: int, ratio: float, reading: Reading, limits: Limits) -> int:
-    """The level this reading alone would give to somebody who stands at `level`."""
+    """The level this reading alone would give to memory that stands at `level`."""
     if _is_last(level, reading, limits):
         return LAST_LEVEL
     entered = sum(ratio >= point for point in ENTER)

@@ -49,7 +49,7 @@ SQUEEZE_LEVEL = 2
 SHED_LEVEL = 3
 HARD_LEVEL = 4
 
-# What nobody touched for so long is stale: ten minutes when memory begins to be short, half a
+# What was not touched for so long is stale: ten minutes when memory begins to be short, half a
 # minute near the top.
 STALE_MOST_S, STALE_LEAST_S = 600.0, 30.0
 STALE_FROM, STALE_TO = levels.ENTER[SQUEEZE_LEVEL - 1], levels.ENTER[HARD_LEVEL - 1]
@@ -79,7 +79,7 @@ GAP_S = 5.0  # a tick later than this: the clock stood still, and what it counte
 
 
 def decide(ladder: Ladder, inputs: Inputs) -> tuple[Ladder, Decision]:
-    """What to do now, and what to remember."""
+    """Decide what to do now, and what to remember."""
     ladder = _of_generation(_kept_time(ladder, inputs.now_s), inputs)
     mark, standing = levels.judge(
         ladder.mark,
@@ -130,7 +130,7 @@ def decide(ladder: Ladder, inputs: Inputs) -> tuple[Ladder, Decision]:
 
 
 def stale_after_s(ratio: float) -> float:
-    """How long nobody may have touched what is not stale: less the fuller it is."""
+    """Count the seconds after which an untouched run is stale: fewer the fuller memory is."""
     part = (ratio - STALE_FROM) / (STALE_TO - STALE_FROM)
     return STALE_MOST_S - min(1.0, max(0.0, part)) * (STALE_MOST_S - STALE_LEAST_S)
 
@@ -196,7 +196,7 @@ def _measured(ladder: Ladder, inputs: Inputs) -> Ladder:
 
 
 def _cause(ladder: Ladder, inputs: Inputs, standing: Standing, unexplained_bytes: int) -> str:
-    """What holds the memory: runs, free places in the allocator, or objects nobody accounts for."""
+    """Say what holds the memory: runs, free places in the allocator, or unexplained objects."""
     share_bytes = UNEXPLAINED_SHARE * standing.spendable_bytes
     if unexplained_bytes <= max(UNEXPLAINED_LEAST_BYTES, share_bytes):
         return "explained" if inputs.reading.ledger_bytes > MIB else "none"

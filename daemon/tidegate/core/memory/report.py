@@ -20,5 +20,5 @@ class Allocator(Struct, frozen=True, kw_only=True):
 
     pymalloc_blocks: int = 0  # objects in Python's own arenas
     malloc_in_use_bytes: int = 0
-    malloc_free_bytes: int = 0  # kept by malloc, used by nobody: what a trim may give back
+    malloc_free_bytes: int = 0  # kept by malloc, unused: what a trim may give back
     malloc_mapped_bytes: int = 0  # large pieces, each a mapping of its own

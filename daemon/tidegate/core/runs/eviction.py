@@ -1,7 +1,7 @@
 """What a step of relief takes, and from whom: planned here from plain facts, carried out elsewhere.
 
 The watchdog says which steps are due. Within a step, and from one step to the next, it is value
-that decides: what nobody wants any more goes before what somebody may still want, a finished
+that decides: what is not wanted any more goes before what may still be wanted, a finished
 answer before one that is still being made, and a reader who reads is never harmed.
 """
 
@@ -13,14 +13,14 @@ from typing import NamedTuple
 
 
 class Step(Enum):
-    """A kind of relief. The ladder has the order."""
+    """A kind of relief. `core.memory.policy` has the order."""
 
     TIDY = "tidy"  # caches, idle connections, a trim of the heap: no run loses anything
     KEPT = "kept"  # what no reader wants just now, until the ledger is half full
     STALE = "stale"  # abandoned, finished and not being read, or stuck, for long enough
     STALLED = "stalled"  # runs whose every reader has read nothing for long enough
-    FINISHED = "finished"  # every finished run that nobody is reading
-    BACKGROUND = "background"  # runs that go on though nobody listens
+    FINISHED = "finished"  # every finished run without readers
+    BACKGROUND = "background"  # runs that go on without readers
     WINDOWS = "windows"  # of each live run what its readers have had
 
 

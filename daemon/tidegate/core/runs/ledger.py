@@ -136,8 +136,8 @@ class Account:
         """Says how much one buffer holds now.
 
         Raises LedgerFull when that is more than the limit leaves, after relief; the bytes stay
-        charged until their owner lets go of them. Once the account is closed nothing is charged:
-        it would be nobody's.
+        charged until their owner lets go of them. Once the account is closed nothing is
+        charged: it would never be let go of.
         """
         delta = held_bytes - self.entries[entry]
         if not delta or not self._is_open:

@@ -30,7 +30,7 @@ def due_s(run: Run) -> float:
     kept_s = run.limits.keep_finished_s
     if run.state is State.CANCELLED and not run.background:
         kept_s = min(kept_s, run.limits.close_flush_s)  # its readers have the reason by then
-    if run.readers:  # somebody is still reading the end of it, but not for ever
+    if run.readers:  # the end of it is still being read, but not for ever
         return max(run.ended_s + kept_s, stuck_s)
     return run.ended_s + kept_s
 

@@ -97,7 +97,7 @@ class Evictor:
 
     @property
     def at_limit(self) -> StepReport:
-        """What the ledger's limit took, since the start."""
+        """Tell what the ledger's limit took, since the start."""
         return self._at_limit.report("ledger")
 
     # --- by order -----------------------------------------------------------------------------
@@ -145,7 +145,7 @@ class Evictor:
         tally.freed_bytes = max(0, before - heap.resident_bytes())
 
     def _candidates(self, step: Step) -> list[Candidate]:
-        """The runs that a step may take something from."""
+        """Gather the runs that a step may take something from."""
         active, finished = self._registry.active(), self._registry.finished(MOST_CANDIDATES)
         unread = (relay for relay in active if not relay.subscribers)
         relays: Iterable[Relay] = ()
@@ -351,7 +351,7 @@ class Evictor:
 
 
 def as_candidate(relay: Relay, now_s: float) -> Candidate:
-    """What eviction has to know of a run."""
+    """Gather what eviction has to know of a run."""
     run = relay.run
     return Candidate(
         id=run.id,

@@ -135,20 +135,20 @@ class Registry:
             self._let_go(relay, reason)
 
     def newest(self, owner: str | None, limit: int) -> list[RunSummary]:
-        """Summaries, newest first."""
+        """List summaries, newest first."""
         relays = self._relays if owner is None else self._of_owner.get(owner, {})
         return [summarise(relay) for relay in islice(reversed(relays.values()), limit)]
 
     def active(self) -> list[Relay]:
-        """The runs that are not over."""
+        """List the runs that are not over."""
         return list(self._active.values())
 
     def finished(self, most: int | None = None) -> list[Relay]:
-        """The runs that are over and kept, the oldest first, at most `most`."""
+        """List the runs that are over and kept, the oldest first, at most `most`."""
         return list(islice(self._finished.values(), most))
 
     def unread(self, most: int) -> list[Relay]:
-        """The finished runs that no reader has, the oldest first, at most `most`."""
+        """List the finished runs that have no reader, the oldest first, at most `most`."""
         relays = (relay for relay in self._finished.values() if not relay.subscribers)
         return list(islice(relays, most))
 
@@ -161,7 +161,7 @@ class Registry:
         return len(self._finished)
 
     def states(self) -> Counter[str]:
-        """How many runs are held, by state."""
+        """Count the runs that are held, by state."""
         return Counter({state.value: held for state, held in self._census.items() if held})
 
     def _file(self, relay: Relay) -> None:
@@ -180,7 +180,7 @@ class Registry:
         self._plan_sweep(relay)
 
     def _unfile(self, relay: Relay) -> None:
-        """Hold the run no longer."""
+        """Take the run out of every list."""
         run = relay.run
         run.leave_census()
         for runs in (self._relays, self._active, self._finished):
@@ -223,7 +223,7 @@ class Registry:
             self._plan_sweep(relay)
 
     def forget(self, who: Watched) -> None:
-        """Nothing of it is due any more."""
+        """Drop its deadline: nothing of it is due any more."""
         self._clocks.drop(who)
 
     # --- sweeping -----------------------------------------------------------------------------
@@ -261,7 +261,7 @@ class Registry:
         return freed_bytes
 
     def _end_by_force(self, relay: Relay, reason: str) -> None:
-        """Whatever is broken about this run's end, the record says that it is over."""
+        """End the run; whatever is broken about its end, the record says that it is over."""
         try:
             relay.force_end(reason)
         except Exception:
@@ -272,7 +272,7 @@ class Registry:
             self.on_end(relay)
 
     def _let_go(self, relay: Relay, reason: str) -> int:
-        """The one way out of the registry: afterwards the run holds nothing.
+        """Take the run out, which has no other way: afterwards it holds nothing.
 
         `reason` is what a reader is told who had not come to the end yet.
         """
@@ -315,7 +315,7 @@ class Registry:
     # --- time ---------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """No more ticks; what was swept and not yet told is told."""
+        """Stop the ticks, and log what was swept and is not yet told."""
         self._tell_swept()
         if self._timer is not None:
             self._timer.cancel()

@@ -1,4 +1,4 @@
-"""Who reads a run, and how its bytes reach the socket.
+"""The readers of a run, and how its bytes reach the socket.
 
 A subscriber is *live*, written to in the very callback in which the upstream's bytes arrived, or
 *lagging*: above its high-water mark it is served from the window by cursor, at the pace of its
@@ -26,7 +26,7 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 
 def stream_headers(framing: Framing) -> str:
-    """The header lines of every stream of events."""
+    """Give the header lines of every stream of events."""
     return (
         f"Content-Type: {framing.content_type}\r\n"
         "Cache-Control: no-cache, no-transform\r\n"
@@ -49,7 +49,7 @@ class Subscriber:
         self._waiter: asyncio.Future[None] | None = None
 
     def deliver(self, block: bytes, end: Cursor, *, last: bool = False) -> int:
-        """New events, up to `end`; with `last` nothing will follow them.
+        """Take new events, up to `end`; with `last` nothing will follow them.
 
         Returns what is outbound after that, in bytes.
         """
@@ -57,12 +57,12 @@ class Subscriber:
         return self.outbound_bytes
 
     def wake(self) -> None:
-        """Something has changed: the window grew, the run is over."""
+        """Wake the reader: the window grew, or the run is over."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     async def wait(self) -> None:
-        """Waits to be woken."""
+        """Wait to be woken."""
         self._waiter = self._loop.create_future()
         try:
             await self._waiter
@@ -70,11 +70,11 @@ class Subscriber:
             self._waiter = None
 
     def squeeze(self, *, half: bool) -> None:
-        """Memory is short, or no longer: less may wait for this reader."""
+        """Let half as much wait for this reader, or as much as before."""
         self._client.limit_buffer(half=half)
 
     def stalled_s(self, now_s: float) -> float:
-        """For how long there has been something to read and nothing was read."""
+        """Count the seconds for which there has been something to read and nothing was read."""
         return self._client.stalled_s(now_s)
 
     def cut(self) -> None:
@@ -84,7 +84,7 @@ class Subscriber:
         self.outbound_bytes = 0
 
     def check(self, now_s: float) -> float:
-        """Drops a client that reads nothing; returns when to look again.
+        """Drop a client that reads nothing; returns when to look again.
 
         A close towards a peer that does not read would keep its buffer for ever, so what is
         over has only `close_flush_s`.
@@ -127,17 +127,17 @@ class StreamSubscriber(Subscriber):
         return not self._head
 
     def commit(self) -> None:
-        """Writes status and headers now, though there is nothing to say yet."""
+        """Write status and headers now, though there is nothing to say yet."""
         if self._head:
             self._write(b"")
 
     def stop_holding(self) -> None:
-        """The status has been held back long enough, if anything can be said behind it."""
+        """Write the status, which was held back long enough, if a keep-alive can follow it."""
         if self._keep_alive is not None:
             self.commit()
 
     def deliver(self, block: bytes, end: Cursor, *, last: bool = False) -> int:
-        """Writes the events at once if live; otherwise they are found in the window."""
+        """Write the events at once if live; otherwise they are found in the window."""
         if not self.live:
             self.wake()
             return self.outbound_bytes
@@ -150,7 +150,7 @@ class StreamSubscriber(Subscriber):
         return self.outbound_bytes
 
     async def serve(self) -> None:
-        """Reads the run to its end. Raises ConnectionError when the client is gone."""
+        """Read the run to its end. Raises ConnectionError when the client is gone."""
         while True:
             if not self.live:
                 await self._catch_up()
@@ -168,7 +168,7 @@ class StreamSubscriber(Subscriber):
             self._write(b"", last=True)
 
     async def _catch_up(self) -> None:
-        """Writes from the window, as fast as the client reads, until it is live again."""
+        """Write from the window, as fast as the client reads, until it is live again."""
         while True:
             await self._client.drained()
             try:
@@ -190,7 +190,7 @@ class StreamSubscriber(Subscriber):
             self.on_progress()
 
     def check(self, now_s: float) -> float:
-        """As every subscriber, and a keep-alive when it was silent for long."""
+        """Check as every subscriber does, and write a keep-alive after a long silence."""
         again_s = super().check(now_s)
         keepalive_s = self.run.limits.keepalive_s
         if self.run.is_over or self._keep_alive is None:
@@ -206,7 +206,7 @@ class StreamSubscriber(Subscriber):
         return min(again_s, now_s + max(wait_s, RESOLUTION_S))
 
     def _drop(self, reason: str, code: str) -> None:
-        """Ends this reader alone, telling it why; never silently."""
+        """End this reader alone, telling it why; never silently."""
         self.dropped = reason
         block = self.run.error_block(reason, "stream_error", code)
         self._write(self._framing.as_sse(block) if self._ids else block)
