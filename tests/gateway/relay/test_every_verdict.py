@@ -91,14 +91,14 @@ async def _rig_for_all(rigs, upstream: ScriptedUpstream) -> Rig:
     rig: Rig = await rigs(*ups, good, models=models, **LIMITS)
     (full,) = (name for fault, _, name in PLAYED if fault is Fault.FULL)
     pool = rig.pool(full)
-    pool.take_place(_Occupant())
+    pool.take_slot(_Occupant())
     return rig
 
 
 class _Occupant:
-    """Has a place and keeps it."""
+    """Has a slot and keeps it."""
 
-    def on_place(self, pool: UpstreamPool) -> None:
+    def on_slot(self, pool: UpstreamPool) -> None:
         raise AssertionError
 
 
@@ -154,6 +154,6 @@ async def test_every_cell_is_what_happens(
 
     said = await asyncio.gather(*(play(*each) for each in played))
     full = next(name for fault, _, name in PLAYED if fault is Fault.FULL)
-    rig.pool(full).leave_place()
+    rig.pool(full).release_slot()
     wrong = [each for each in said if each]
     assert not wrong, "\n".join(wrong)

@@ -419,7 +419,7 @@ async def test_whatever_goes_wrong_with_one_upstream_the_others_are_asked(
 
 
 async def test_a_reload_keeps_what_did_not_change(rigs, scripted_upstream, raw_upstream) -> None:
-    """Streams go on, places are counted on, connections are kept; the rest is new."""
+    """Streams go on, slots are counted on, connections are kept; the rest is new."""
 
     async def play(peer: Peer) -> None:
         while True:

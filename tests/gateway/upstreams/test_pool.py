@@ -1,4 +1,4 @@
-"""An upstream's pool: its address, its places and their queue, its connections."""
+"""An upstream's pool: its address, its slots and their queue, its connections."""
 
 from __future__ import annotations
 
@@ -393,17 +393,17 @@ async def test_closing_idle_ones_leaves_those_in_use(raw_upstream) -> None:
     await closed(pool)
 
 
-# --- places and their queue -----------------------------------------------------------------------
+# --- slots and their queue ------------------------------------------------------------------------
 
 
 class Guest:
-    """Waits for a place."""
+    """Waits for a slot."""
 
     def __init__(self, number: int, served: list[int]) -> None:
         self.number = number
         self.served = served
 
-    def on_place(self, pool: UpstreamPool) -> None:
+    def on_slot(self, pool: UpstreamPool) -> None:
         self.served.append(self.number)
 
 
@@ -412,27 +412,27 @@ async def test_whoever_waits_longest_is_next() -> None:
     pool = pool_of("http://h", most=2, max_queued=10)
     served: list[int] = []
     guests = [Guest(number, served) for number in range(6)]
-    assert [pool.take_place(guest) for guest in guests] == [True, True] + [False] * 4
-    pool.leave_place()
+    assert [pool.take_slot(guest) for guest in guests] == [True, True] + [False] * 4
+    pool.release_slot()
     assert served == [2]
     pool.leave_queue(guests[3])
-    pool.leave_place()
+    pool.release_slot()
     assert served == [2, 4]
-    pool.leave_place()
-    pool.leave_place()
+    pool.release_slot()
+    pool.release_slot()
     assert served == [2, 4, 5]
     assert (pool.active, pool.status().queued) == (1, 0)
-    pool.leave_place()
+    pool.release_slot()
     assert pool.active == 0
 
 
 async def test_a_full_queue_says_so() -> None:
     """The bound is max_queued, and the error tells how it stands."""
     pool = pool_of("http://h", most=1, max_queued=1)
-    assert pool.take_place(Guest(0, []))
-    assert not pool.take_place(Guest(1, []))
+    assert pool.take_slot(Guest(0, []))
+    assert not pool.take_slot(Guest(1, []))
     with pytest.raises(UpstreamError, match="1 active, 1 waiting") as caught:
-        pool.take_place(Guest(2, []))
+        pool.take_slot(Guest(2, []))
     assert caught.value.code == "queue_full"
     assert (pool.active, pool.status().queued) == (1, 1)
 
@@ -440,20 +440,20 @@ async def test_a_full_queue_says_so() -> None:
 async def test_without_a_limit_nobody_waits() -> None:
     """max_concurrent = 0."""
     pool = pool_of("http://h")
-    assert all(pool.take_place(Guest(number, [])) for number in range(100))
+    assert all(pool.take_slot(Guest(number, [])) for number in range(100))
     for _ in range(100):
-        pool.leave_place()
+        pool.release_slot()
     assert pool.active == 0
 
 
-async def test_two_generations_share_the_places() -> None:
+async def test_two_generations_share_the_slots() -> None:
     """What the other one has under way counts; when it ends, whoever waits here goes on."""
     called: list[int] = []
     pool = pool_of("http://h", most=2)
     pool.share(2)
-    assert not pool.take_place(Guest(0, called))
+    assert not pool.take_slot(Guest(0, called))
     pool.share(1)
     assert called == [0]
-    assert not pool.take_place(Guest(1, called))
+    assert not pool.take_slot(Guest(1, called))
     pool.share(0)
     assert (called, pool.active) == ([0, 1], 2)

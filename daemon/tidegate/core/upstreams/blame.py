@@ -29,7 +29,7 @@ class Fault(Enum):
 
     __hash__ = object.__hash__
 
-    FULL = "full"  # no place within queue_s, or not even in the queue: busy, and not broken
+    FULL = "full"  # no slot within queue_s, or not even in the queue: busy, and not broken
     UNREACHED = "unreached"  # no connection, or no TLS over it
     HUNG_UP = "hung up"  # the connection ended before any byte of an answer
     CUT = "cut"  # the connection ended within the answer

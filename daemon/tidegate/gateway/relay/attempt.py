@@ -1,4 +1,4 @@
-"""One try at one upstream: from a free place there to what came of it.
+"""One try at one upstream: from a free slot there to what came of it.
 
 An attempt connects, sends the request and hears what the upstream answers. The relay takes the
 answer; a stream's bytes go from the connection to `Relay.on_body` without a step between. The
@@ -91,11 +91,11 @@ class Phase(Enum):
     ASKED = "asked"  # the head is to come, or the rest of a body that is no stream
     STREAMING = "streaming"  # what the upstream is sending right now is the stream
     WAITING = "waiting"  # told to come again, still loading, or only stumbled: asked again soon
-    OVER = "over"  # its place is another's
+    OVER = "over"  # its slot is another's
 
 
 class Attempt:
-    """A try at a target where it has a place, which it gives back when it is let go of."""
+    """A try at a target where it has a slot, which it gives back when it is let go of."""
 
     def __init__(
         self,
@@ -411,7 +411,7 @@ class Attempt:
         pool.failed(model, failure.reason, held, witness)
 
     def let_go(self) -> None:
-        """Leave no connection, place, timer or task behind."""
+        """Leave no connection, slot, timer or task behind."""
         if self._phase is Phase.OVER:
             return
         self._phase, self.on_body = Phase.OVER, _ignore
@@ -422,7 +422,7 @@ class Attempt:
             self._coming.cancel()
             self._coming = None
         self._drop_connection()
-        pool.leave_place()
+        pool.release_slot()
 
     def _drop_connection(self) -> None:
         if self.connection is not None:

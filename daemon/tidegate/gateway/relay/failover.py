@@ -56,7 +56,7 @@ class Failover:
         return self._route.has_more(self._loop.time())
 
     def begin(self) -> None:
-        """Go for the next target: at once, or when one of its equals has a place."""
+        """Go for the next target: at once, or when one of its equals has a slot."""
         now_s = self._loop.time()
         self._again = self._host.attempt = None
         equals = self._route.choose(now_s)
@@ -65,13 +65,13 @@ class Failover:
             return
         for target in equals:
             if target.pool.is_free:
-                target.pool.take_place(self)
+                target.pool.take_slot(self)
                 self._try(target)
                 return
         self._wait_for_place(equals)
 
     def _try(self, target: Target) -> None:
-        """There is a place for the run at this target."""
+        """There is a slot for the run at this target."""
         self._route.remove(target)
         attempt = self._host.attempt = Attempt(self._host, self, target, self._loop)
         self._run.limits = target.limits.at_target(is_last=not self.has_more())
@@ -81,12 +81,12 @@ class Failover:
     # --- waiting --------------------------------------------------------------------------------
 
     def _wait_for_place(self, equals: list[Target]) -> None:
-        """Stands in the queues of all equals, and goes where a place is free first."""
+        """Stands in the queues of all equals, and goes where a slot is free first."""
         busy = []
         for pool in dict.fromkeys(each.pool for each in equals):
             here = [each for each in equals if each.pool is pool]
             try:
-                pool.take_place(self, here[0].limits.max_queued)
+                pool.take_slot(self, here[0].limits.max_queued)
             except UpstreamError as error:
                 most = f"limits.max_queued = {here[0].limits.max_queued}"
                 busy.append(f'upstream "{pool.name}" {error} ({most})')
@@ -100,8 +100,8 @@ class Failover:
         self._run.wait_for_place(self._loop.time())
         self._host.look_again()
 
-    def on_place(self, pool: UpstreamPool) -> None:
-        """A place is free here; those who wait behind this run at the equals move up."""
+    def on_slot(self, pool: UpstreamPool) -> None:
+        """A slot is free here; those who wait behind this run at the equals move up."""
         target = next(each for each in self._waiting if each.pool is pool)
         self._leave_queues(but=pool)
         self._try(target)
@@ -189,7 +189,7 @@ class Failover:
             self._host.end(expiry.happening, expiry.reason, expiry.limit)
 
     def let_go(self) -> None:
-        """Leave no connection, place, timer or task of the upstream's side behind."""
+        """Leave no connection, slot, timer or task of the upstream's side behind."""
         if self._again is not None:
             self._again.cancel()
             self._again = None

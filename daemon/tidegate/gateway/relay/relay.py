@@ -5,7 +5,7 @@ window, ledger) → `Relay._send` → `Subscriber.deliver` → the client's sock
 
 Where the answer comes from is the failover's and its attempts' (`failover`, `attempt`). Once it has
 begun, a failure reaches the reader as an error event without a terminal marker. Every way to an end
-goes through `end`, which leaves no connection, place, timer or task of the upstream's side behind.
+goes through `end`, which leaves no connection, slot, timer or task of the upstream's side behind.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ class Catalog:
             self._pools[DEMO] = self._new_pool(Upstream(name=DEMO, url=demo_url))
 
     def adopt(self, former: Catalog) -> None:
-        """Keep the pools of upstreams that did not change: their places and connections stay."""
+        """Keep the pools of upstreams that did not change: their slots and connections stay."""
         for name, pool in former._pools.items():
             mine = self._pools.get(name)
             if (

@@ -1,6 +1,6 @@
-"""An upstream: its pool of connections, its places, and how it fares.
+"""An upstream: its pool of connections, its slots, and how it fares.
 
-The pool keeps idle connections only as long as the upstream surely does. A place is what
+The pool keeps idle connections only as long as the upstream surely does. A slot is what
 `max_concurrent` counts: without a free one a relay waits in a queue that is fair (first come, first
 served) and bounded.
 
@@ -43,10 +43,10 @@ _KEY_NAMES = {"authorization": "Authorization", "x-api-key": "x-api-key"}  # as 
 
 
 class Waiter(Protocol):
-    """A relay that waits for a place."""
+    """A relay that waits for a slot."""
 
-    def on_place(self, pool: UpstreamPool) -> None:
-        """Take a place at `pool`, which is free and now yours."""
+    def on_slot(self, pool: UpstreamPool) -> None:
+        """Take a slot at `pool`, which is free and now yours."""
 
 
 class ModelFigures(Struct, frozen=True):
@@ -209,15 +209,15 @@ class UpstreamPool:
         if len(self.figures) > MAX_MODELS_NOTED:
             del self.figures[next(iter(self.figures))]
 
-    # --- places ---------------------------------------------------------------------------------
+    # --- slots ----------------------------------------------------------------------------------
 
     @property
     def is_free(self) -> bool:
-        """Whether a request would have a place at once."""
-        return not self._queue and self._has_place()
+        """Whether a request would have a slot at once."""
+        return not self._queue and self._has_slot()
 
-    def take_place(self, waiter: Waiter, max_queued: int | None = None) -> bool:
-        """Take a place. True: go on. False: wait for `on_place`. UpstreamError: too many do.
+    def take_slot(self, waiter: Waiter, max_queued: int | None = None) -> bool:
+        """Take a slot. True: go on. False: wait for `on_slot`. UpstreamError: too many do.
 
         Without `max_queued` the upstream's own limit holds; a model may have another.
         """
@@ -232,24 +232,24 @@ class UpstreamPool:
         self._queue.append(waiter)
         return False
 
-    def leave_place(self) -> None:
-        """Give a place back; the longest waiter gets it."""
+    def release_slot(self) -> None:
+        """Release a slot; the longest waiter gets it."""
         self.active -= 1
         self._admit()
 
     def share(self, active_elsewhere: int) -> None:
-        """Respect the limit together with the other generation, which has so many places."""
+        """Respect the limit together with the other generation, which has so many slots."""
         self._active_elsewhere = active_elsewhere
         self._admit()
 
-    def _has_place(self) -> bool:
+    def _has_slot(self) -> bool:
         most = self.upstream.max_concurrent
         return not most or self.active + self._active_elsewhere < most
 
     def _admit(self) -> None:
-        while self._queue and self._has_place():
+        while self._queue and self._has_slot():
             self.active += 1
-            self._queue.popleft().on_place(self)
+            self._queue.popleft().on_slot(self)
 
     def leave_queue(self, waiter: Waiter) -> None:
         """Wait no longer."""
