@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,7 @@ from tidegate.config.places import Places, PlacesError, make_private, serving_di
 from tidegate.core.protocol.control import ControlRequest
 from tidegate.core.protocol.status import Status
 from tidegate.logs.file import refuse_strange_link
+from tidegate.logs.handler import unit_of
 from tidegate.managers import base, placing
 from tidegate.managers.base import Manager
 from tidegate.managers.find import find
@@ -139,14 +139,12 @@ def _manager_of(places: Places) -> Manager | None:
 def _unit_words(verb: str, pid: int) -> str | None:
     """systemctl's command, where the unit goes by another name than ours."""
     try:
-        groups = Path(f"/proc/{pid}/cgroup").read_text(errors="replace")
+        unit, is_users = unit_of(Path(f"/proc/{pid}/cgroup").read_text(errors="replace"))
     except OSError:
         return None
-    found = re.search(r"/([^/\n]+\.service)$", groups, re.MULTILINE)
-    if found is None or found[1] == f"{NAME}.service":
+    if unit in (None, f"{NAME}.service"):
         return None
-    user = " --user" if "/user@" in groups else ""
-    return f"systemctl{user} {verb} {found[1]}"
+    return f"systemctl{' --user' if is_users else ''} {verb} {unit}"
 
 
 def _open_log(log_file: Path) -> int:
