@@ -26,7 +26,7 @@ from tidegate.config.check import (
 from tidegate.config.convert import to_settings
 from tidegate.config.document import Document, read
 from tidegate.config.keys import read_authorities, read_headers, read_keys, size_problem
-from tidegate.config.mistake import ConfigError, Problem
+from tidegate.config.mistake import ConfigError, Mistake
 from tidegate.core.settings import Auth, Settings, Token
 
 __all__ = ["ConfigError", "LoadedConfig", "load", "read_settings", "stand_in", "tokens_path"]
@@ -118,14 +118,14 @@ def read_settings(path: Path) -> Settings:
     return settings
 
 
-def _judge(table: Mapping[str, object]) -> tuple[Settings, list[Problem], list[Problem]]:
+def _judge(table: Mapping[str, object]) -> tuple[Settings, list[Mistake], list[Mistake]]:
     """The settings, the mistakes in types and keys, and what else is wrong with the settings."""
-    mistakes: list[Problem] = []
+    mistakes: list[Mistake] = []
     settings = to_settings(table, mistakes)
     return settings, mistakes, find_problems(settings)
 
 
-def _refuse(document: Document, mistakes: list[Problem], found: list[Problem]) -> None:
+def _refuse(document: Document, mistakes: list[Mistake], found: list[Mistake]) -> None:
     """Raise ConfigError with every problem, if there is one."""
     if problems := mistakes + without_consequences(found, mistakes):
         raise document.error(problems)
@@ -164,9 +164,9 @@ def _beside(document: Document) -> Path:
     return document.path.parent if document.path else Path.cwd()
 
 
-def _tokens(path: Path, problems: list[Problem]) -> list[Token]:
+def _tokens(path: Path, problems: list[Mistake]) -> list[Token]:
     try:
         return tokens.read(path)
     except tokens.TokenError as error:
-        problems.append(Problem("auth.tokens_file", str(error), command=error.command))
+        problems.append(Mistake("auth.tokens_file", str(error), command=error.command))
         return []

@@ -10,7 +10,7 @@ import re
 import socket
 from collections.abc import Iterator
 
-from tidegate.config.mistake import MAX_PROBLEMS, Problem
+from tidegate.config.mistake import MAX_PROBLEMS, Mistake
 from tidegate.config.places import MAX_SOCKET_PATH_BYTES
 from tidegate.core.http.header import MAX_HEADERS, MAX_VALUE_BYTES, is_value, name_problem
 from tidegate.core.http.host import parse_pattern
@@ -37,7 +37,7 @@ LEAST_AGE_S = 3600.0  # of a worker that is replaced for its age; below it, a wa
 _MODEL_NAME = re.compile(r"[!-~](?:[ -~]{0,198}[!-~])?")
 
 
-def find_problems(settings: Settings) -> list[Problem]:
+def find_problems(settings: Settings) -> list[Mistake]:
     """Everything that is wrong with the settings by themselves."""
     return [
         *_listen(settings),
@@ -49,12 +49,12 @@ def find_problems(settings: Settings) -> list[Problem]:
     ]
 
 
-def find_open_doors(settings: Settings) -> list[Problem]:
+def find_open_doors(settings: Settings) -> list[Mistake]:
     """The addresses that others could use, for a tidegate that has no token."""
     if settings.auth.allow_without_token:
         return []
     return [
-        Problem(
+        Mistake(
             "listen",
             f"{address} can be reached by others and there is no token: make one with "
             "`tidegate token new NAME`, or set auth.allow_without_token = true",
@@ -64,7 +64,7 @@ def find_open_doors(settings: Settings) -> list[Problem]:
     ]
 
 
-def without_consequences(found: list[Problem], mistakes: list[Problem]) -> list[Problem]:
+def without_consequences(found: list[Mistake], mistakes: list[Mistake]) -> list[Mistake]:
     """`found`, less what may only follow from the `mistakes` in types and keys.
 
     Those stand at their defaults by now, and what is said of a default would mislead.
@@ -132,18 +132,18 @@ def _run_limits(settings: Settings) -> Iterator[tuple[float, float]]:
         yield limits.total_s, limits.grace_s
 
 
-def _listen(settings: Settings) -> Iterator[Problem]:
+def _listen(settings: Settings) -> Iterator[Mistake]:
     if not settings.listen:
-        yield Problem("listen", 'is empty; the default is "127.0.0.1:8433"')
+        yield Mistake("listen", 'is empty; the default is "127.0.0.1:8433"')
     if len(settings.listen) > MAX_LISTEN:
-        yield Problem("listen", f"has more than {MAX_LISTEN} addresses; 0.0.0.0 is all of a port")
+        yield Mistake("listen", f"has more than {MAX_LISTEN} addresses; 0.0.0.0 is all of a port")
         return
     for address in settings.listen:
         if text := _listen_problem(address):
-            yield Problem("listen", text)
+            yield Mistake("listen", text)
     for _, address in _repeated(settings.listen):
         if not address.endswith(":0"):
-            yield Problem("listen", f"{address} is there twice")
+            yield Mistake("listen", f"{address} is there twice")
 
 
 def _listen_problem(address: str) -> str | None:
@@ -199,30 +199,30 @@ def _is_local(address: str) -> bool:
     return host.lower() == "localhost"
 
 
-def _allowed_hosts(settings: Settings) -> Iterator[Problem]:
+def _allowed_hosts(settings: Settings) -> Iterator[Mistake]:
     for n, host in enumerate(settings.allowed_hosts):
         try:
             parse_pattern(host)
         except ValueError as error:
-            yield Problem(f"allowed_hosts[{n}]", str(error))
+            yield Mistake(f"allowed_hosts[{n}]", str(error))
 
 
-def _memory(settings: Settings) -> Iterator[Problem]:
+def _memory(settings: Settings) -> Iterator[Mistake]:
     if settings.memory.mode not in ("enforce", "observe"):
-        yield Problem("memory.mode", 'must be "enforce" or "observe"')
+        yield Mistake("memory.mode", 'must be "enforce" or "observe"')
 
 
-def _auth(settings: Settings) -> Iterator[Problem]:
+def _auth(settings: Settings) -> Iterator[Mistake]:
     name = settings.auth.tokens_file
     if not name or name.endswith("/") or not name.isprintable():
-        yield Problem("auth.tokens_file", "must be the name of a file")
+        yield Mistake("auth.tokens_file", "must be the name of a file")
 
 
-def _upstreams(settings: Settings) -> Iterator[Problem]:
+def _upstreams(settings: Settings) -> Iterator[Mistake]:
     for n, upstream in enumerate(settings.upstreams):
         at = f"upstream[{n}]"
         if not _UPSTREAM_NAME.fullmatch(upstream.name):
-            yield Problem(
+            yield Mistake(
                 f"{at}.name",
                 "must be 1 to 64 letters, digits, '.', '_' or '-', and begin with a letter or "
                 "digit; '/' divides it from a model's name",
@@ -230,34 +230,34 @@ def _upstreams(settings: Settings) -> Iterator[Problem]:
         if text := _url_problem(upstream.url) or _loop_problem(
             upstream.url, settings.listen[:MAX_LISTEN]
         ):
-            yield Problem(f"{at}.url", text)
+            yield Mistake(f"{at}.url", text)
         if upstream.api_key_env is not None and upstream.api_key_file is not None:
-            yield Problem(f"{at}.api_key_file", "is there beside api_key_env; keep one of them")
+            yield Mistake(f"{at}.api_key_file", "is there beside api_key_env; keep one of them")
         if upstream.api_key_header not in (None, *API_KEY_HEADERS):
             # Not repeated: somebody may have put the key itself there.
-            yield Problem(f"{at}.api_key_header", 'must be "authorization" or "x-api-key"')
+            yield Mistake(f"{at}.api_key_header", 'must be "authorization" or "x-api-key"')
         yield from _headers(upstream, f"{at}.headers")
         if upstream.ca_file is not None and not upstream.url.startswith("https:"):
-            yield Problem(f"{at}.ca_file", "is of use for an https:// url alone")
+            yield Mistake(f"{at}.ca_file", "is of use for an https:// url alone")
     for n, name in _repeated([upstream.name for upstream in settings.upstreams]):
-        yield Problem(f"upstream[{n}].name", f"another one is called {name!r} already")
+        yield Mistake(f"upstream[{n}].name", f"another one is called {name!r} already")
 
 
-def _headers(upstream: Upstream, at: str) -> Iterator[Problem]:
+def _headers(upstream: Upstream, at: str) -> Iterator[Mistake]:
     """Values are not repeated: people put keys there."""
     if len(upstream.headers) > MAX_HEADERS:
-        yield Problem(at, f"has more than {MAX_HEADERS} headers")
+        yield Mistake(at, f"has more than {MAX_HEADERS} headers")
     for name, value in upstream.headers.items():
         if text := name_problem(name):
-            yield Problem(f"{at}.{name[:80]}", text)
+            yield Mistake(f"{at}.{name[:80]}", text)
         elif isinstance(value, str) and not is_value(value):
-            yield Problem(
+            yield Mistake(
                 f"{at}.{name}",
                 f"must be 1 to {MAX_VALUE_BYTES} printable ASCII characters, without spaces at "
                 "its ends",
             )
     for _, name in _repeated([name.lower() for name in upstream.headers]):
-        yield Problem(f"{at}.{name[:80]}", "is there twice; upper and lower case are the same")
+        yield Mistake(f"{at}.{name[:80]}", "is there twice; upper and lower case are the same")
 
 
 def _url_problem(text: str) -> str | None:
@@ -327,30 +327,30 @@ def _is_of_this_computer(packed: bytes) -> bool:
     return True
 
 
-def _models(settings: Settings) -> Iterator[Problem]:
+def _models(settings: Settings) -> Iterator[Mistake]:
     names = {upstream.name for upstream in settings.upstreams}
     guesses = MAX_PROBLEMS  # what a target may have meant takes some time, and no more are told
     for n, model in enumerate(settings.models):
         at = f"model[{n}]"
         if not _MODEL_NAME.fullmatch(model.name):
-            yield Problem(f"{at}.name", "must be 1 to 200 printable ASCII characters")
+            yield Mistake(f"{at}.name", "must be 1 to 200 printable ASCII characters")
         if model.name.partition("/")[0] in names and "/" in model.name:
-            yield Problem(f"{at}.name", f"{model.name!r} would hide a model of that upstream")
+            yield Mistake(f"{at}.name", f"{model.name!r} would hide a model of that upstream")
         if not model.targets:
-            yield Problem(f"{at}.targets", 'is empty; name at least one "upstream/model"')
+            yield Mistake(f"{at}.targets", 'is empty; name at least one "upstream/model"')
         if [] in model.targets:
-            yield Problem(
+            yield Mistake(
                 f"{at}.targets",
                 "has an empty list in it; a list there holds targets that are equal",
             )
         for target in model.all_targets:
             if text := _target_problem(target, names, guess=guesses > 0):
                 guesses -= 1
-                yield Problem(f"{at}.targets", text)
+                yield Mistake(f"{at}.targets", text)
         for _, target in _repeated(model.all_targets):
-            yield Problem(f"{at}.targets", f"{target!r} is there twice")
+            yield Mistake(f"{at}.targets", f"{target!r} is there twice")
     for n, name in _repeated([model.name for model in settings.models]):
-        yield Problem(f"model[{n}].name", f"another one is called {name!r} already")
+        yield Mistake(f"model[{n}].name", f"another one is called {name!r} already")
 
 
 def _target_problem(target: str, upstreams: set[str], *, guess: bool) -> str | None:

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import NODEFAULT, Struct
 from msgspec.structs import FieldInfo, fields, replace
 
-from tidegate.config.mistake import MAX_PROBLEMS, Problem
+from tidegate.config.mistake import MAX_PROBLEMS, Mistake
 from tidegate.core.settings import KIB, MIB, Settings
 
 GIB = 1024 * MIB
@@ -63,7 +63,7 @@ _EXPECTED: dict[object, str] = {
 }
 
 
-def to_settings(table: Mapping[str, object], problems: list[Problem]) -> Settings:
+def to_settings(table: Mapping[str, object], problems: list[Mistake]) -> Settings:
     """The settings in `table`. What is wrong is appended to `problems` and stands at its default.
 
     A text that has no default is empty then.
@@ -81,7 +81,7 @@ def _fields(kind: type[Struct]) -> list[FieldInfo]:
 
 
 def _table(
-    kind: type[Struct], table: Mapping[str, object], at: str, problems: list[Problem]
+    kind: type[Struct], table: Mapping[str, object], at: str, problems: list[Mistake]
 ) -> dict[str, object]:
     known = {info.encode_name: info for info in _fields(kind)}
     cleaned: dict[str, object] = {}
@@ -91,7 +91,7 @@ def _table(
         if key not in known:
             # To look for what was meant takes some time, and only so many are told.
             text = _unknown(shown, known) if len(problems) < MAX_PROBLEMS else "unknown key"
-            problems.append(Problem(path, text))
+            problems.append(Mistake(path, text))
             continue
         before = len(problems)
         good = _value(known[key], value, path, problems)
@@ -101,11 +101,11 @@ def _table(
         if _is_required(info) and key not in cleaned:
             cleaned[key] = [] if get_origin(info.type) is list else ""
             if key not in table:
-                problems.append(Problem(f"{at}.{key}", "is missing"))
+                problems.append(Mistake(f"{at}.{key}", "is missing"))
     return cleaned
 
 
-def _value(info: FieldInfo, value: object, path: str, problems: list[Problem]) -> object:
+def _value(info: FieldInfo, value: object, path: str, problems: list[Mistake]) -> object:
     if table := _struct_in(info.type):
         return _tables(table, info, value, path, problems)
     if info.name.endswith("_bytes"):
@@ -118,7 +118,7 @@ def _value(info: FieldInfo, value: object, path: str, problems: list[Problem]) -
     try:
         plain: object = msgspec.convert(value, kind)
     except msgspec.ValidationError:
-        problems.append(Problem(path, f"must be {_EXPECTED[kind]}"))
+        problems.append(Mistake(path, f"must be {_EXPECTED[kind]}"))
         return value
     if isinstance(plain, int | float) and not isinstance(plain, bool):
         _check_range(info, plain, path, problems)
@@ -126,28 +126,28 @@ def _value(info: FieldInfo, value: object, path: str, problems: list[Problem]) -
 
 
 def _tables(
-    kind: type[Struct], info: FieldInfo, value: object, path: str, problems: list[Problem]
+    kind: type[Struct], info: FieldInfo, value: object, path: str, problems: list[Mistake]
 ) -> object:
     """A table, or a list of tables, that becomes one Struct each."""
     if info.type is kind:
         if isinstance(value, dict):
             return _table(kind, value, path, problems)
-        problems.append(Problem(path, f"must be a table, [{path}]"))
+        problems.append(Mistake(path, f"must be a table, [{path}]"))
         return {}
     if isinstance(value, list) and all(isinstance(item, dict) for item in value):
         return [_table(kind, item, f"{path}[{n}]", problems) for n, item in enumerate(value)]
-    problems.append(Problem(path, f"must be a list of tables, each begun by [[{path}]]"))
+    problems.append(Mistake(path, f"must be a list of tables, each begun by [[{path}]]"))
     return []
 
 
-def _headers(value: object, path: str, problems: list[Problem]) -> dict[str, object]:
+def _headers(value: object, path: str, problems: list[Mistake]) -> dict[str, object]:
     """Names with texts, or with where a secret text is kept."""
     if not isinstance(value, dict):
-        problems.append(Problem(path, f"must be a table, [{path}]"))
+        problems.append(Mistake(path, f"must be a table, [{path}]"))
         return {}
     good = {name: each for name, each in value.items() if _is_header_value(each)}
     problems += [
-        Problem(
+        Mistake(
             f"{path}.{name}",
             'must be a text in quotes, { env = "VARIABLE" } or { file = "name" }',
         )
@@ -164,7 +164,7 @@ def _is_header_value(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _size(info: FieldInfo, value: object, path: str, problems: list[Problem]) -> int | None:
+def _size(info: FieldInfo, value: object, path: str, problems: list[Mistake]) -> int | None:
     auto = " or auto" if info.name == "budget_bytes" else ""
     if auto and value == "auto":
         return None
@@ -174,14 +174,14 @@ def _size(info: FieldInfo, value: object, path: str, problems: list[Problem]) ->
         size = round(float(match[1]) * _UNITS[match[2].lower()])
     else:
         problems.append(
-            Problem(path, f'must be a size such as "512KiB", "4MiB" or "1GiB"{auto}, or bytes')
+            Mistake(path, f'must be a size such as "512KiB", "4MiB" or "1GiB"{auto}, or bytes')
         )
         return None
     _check_range(info, size, path, problems)
     return size
 
 
-def _check_range(info: FieldInfo, value: float, path: str, problems: list[Problem]) -> None:
+def _check_range(info: FieldInfo, value: float, path: str, problems: list[Mistake]) -> None:
     show: Callable[[float], str]
     if info.name.endswith("_s"):
         least, most, show = _LEAST.get(info.name, _LEAST_SECONDS), _MOST_SECONDS, "{:g} s".format
@@ -190,11 +190,11 @@ def _check_range(info: FieldInfo, value: float, path: str, problems: list[Proble
     else:
         least, most, show = _LEAST.get(info.name, 1), _MOST_COUNT, "{:.0f}".format
     if isinstance(value, float) and not math.isfinite(value):  # whole numbers may be any size
-        problems.append(Problem(path, "must be a finite number"))
+        problems.append(Mistake(path, "must be a finite number"))
     elif value < least:
-        problems.append(Problem(path, f"must be at least {show(least)}"))
+        problems.append(Mistake(path, f"must be at least {show(least)}"))
     elif value > most:
-        problems.append(Problem(path, f"must be at most {show(most)}"))
+        problems.append(Mistake(path, f"must be at most {show(most)}"))
 
 
 def show_size(size: float) -> str:

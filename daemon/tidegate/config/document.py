@@ -14,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tidegate.config import bounds
-from tidegate.config.mistake import MAX_PROBLEMS, ConfigError, Problem
+from tidegate.config.mistake import MAX_PROBLEMS, ConfigError, Mistake
 from tidegate.core import decoding
 from tidegate.core.decoding import Undecodable
 from tidegate.core.secret import hide_keys
@@ -35,7 +35,7 @@ class Document(Struct, frozen=True, kw_only=True):
     text: str
     table: dict[str, object]
 
-    def error(self, problems: list[Problem]) -> ConfigError:
+    def error(self, problems: list[Mistake]) -> ConfigError:
         """These problems as one error in the order of the file.
 
         Each has the file, the line if it is known, and the key.
@@ -49,12 +49,12 @@ class Document(Struct, frozen=True, kw_only=True):
             lines.append(f"and {len(placed) - MAX_PROBLEMS} more")
         return ConfigError("\n".join(lines), [_shown(problem) for _, problem in told])
 
-    def _line(self, line: int | None, problem: Problem) -> str:
+    def _line(self, line: int | None, problem: Mistake) -> str:
         place = "" if self.path is None else f"{self.path}:{line}: " if line else f"{self.path}: "
         return f"{place}{_harmless(f'{problem.key}: {problem.text}')}"
 
 
-def _shown(problem: Problem) -> Problem:
+def _shown(problem: Mistake) -> Mistake:
     return replace(problem, command=problem.command and _harmless(problem.command))
 
 

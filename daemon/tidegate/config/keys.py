@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tidegate.config.mistake import Problem
+from tidegate.config.mistake import Mistake
 from tidegate.core.http.header import MAX_VALUE_BYTES, is_value
 from tidegate.core.settings import Settings
 from tidegate.machine import private_file
@@ -33,7 +33,7 @@ _KEY = re.compile(r"[!-~]+")  # what may stand in a header; no spaces, no line e
 
 
 class _SecretError(Exception):
-    """Why there is no key; the text and the command become a Problem's."""
+    """Why there is no key; the text and the command become a Mistake's."""
 
     def __init__(self, text: str, command: str | None = None) -> None:
         super().__init__(text)
@@ -41,7 +41,7 @@ class _SecretError(Exception):
 
 
 def read_keys(
-    settings: Settings, config_dir: Path, environ: Mapping[str, str], problems: list[Problem]
+    settings: Settings, config_dir: Path, environ: Mapping[str, str], problems: list[Mistake]
 ) -> dict[str, str]:
     """The key of each upstream that names one; what is wrong is appended to `problems`."""
     keys: dict[str, str] = {}
@@ -54,12 +54,12 @@ def read_keys(
                 source = "api_key_file"
                 keys[upstream.name] = _from_file(upstream.api_key_file, config_dir, environ)
         except _SecretError as error:
-            problems.append(Problem(f"upstream[{n}].{source}", str(error), n, error.command))
+            problems.append(Mistake(f"upstream[{n}].{source}", str(error), n, error.command))
     return keys
 
 
 def read_headers(
-    settings: Settings, config_dir: Path, environ: Mapping[str, str], problems: list[Problem]
+    settings: Settings, config_dir: Path, environ: Mapping[str, str], problems: list[Mistake]
 ) -> dict[str, dict[str, str]]:
     """The headers of each upstream whose values are kept elsewhere, by upstream and name."""
     headers: dict[str, dict[str, str]] = {}
@@ -80,13 +80,13 @@ def read_headers(
                 headers.setdefault(upstream.name, {})[name] = value
             except _SecretError as error:
                 problems.append(
-                    Problem(f"upstream[{n}].headers.{name}", str(error), n, error.command)
+                    Mistake(f"upstream[{n}].headers.{name}", str(error), n, error.command)
                 )
     return headers
 
 
 def read_authorities(
-    settings: Settings, config_dir: Path, problems: list[Problem]
+    settings: Settings, config_dir: Path, problems: list[Mistake]
 ) -> dict[str, str]:
     """The certificates in each file that is a `ca_file`, by the file's name as it is written."""
     found: dict[str, str] = {}
@@ -97,7 +97,7 @@ def read_authorities(
         try:
             found[name] = _certificates(name, config_dir)
         except _SecretError as error:
-            problems.append(Problem(f"upstream[{n}].ca_file", str(error)))
+            problems.append(Mistake(f"upstream[{n}].ca_file", str(error)))
     return found
 
 
@@ -105,13 +105,13 @@ def size_problem(
     keys: Mapping[str, str],
     headers: Mapping[str, Mapping[str, str]],
     authorities: Mapping[str, str],
-) -> Problem | None:
+) -> Mistake | None:
     """More of all this than a worker can be told."""
     texts = [*keys.values(), *authorities.values()]
     texts += [value for each in headers.values() for value in each.values()]
     if sum(map(len, texts)) <= MAX_ALL_BYTES:
         return None
-    return Problem("upstream", f"keys, headers and ca_files have more than {MAX_ALL_BYTES} bytes")
+    return Mistake("upstream", f"keys, headers and ca_files have more than {MAX_ALL_BYTES} bytes")
 
 
 def variables_of(settings: Settings) -> Iterator[str]:

@@ -10,7 +10,7 @@ from msgspec import Struct
 MAX_PROBLEMS = 100  # are told; when those are mended the rest is told
 
 
-class Problem(Struct, frozen=True):
+class Mistake(Struct, frozen=True):
     """One thing that is wrong. `key` is a path such as `upstream[1].limits.idle_s`.
 
     `secret_of` is the place in the list of an upstream whose key, or secret header, is not to be
@@ -29,11 +29,11 @@ class ConfigError(Exception):
     `problems` are those of its first lines; what is wrong with the file as a whole is only a text.
     """
 
-    def __init__(self, text: str, problems: Sequence[Problem] = ()) -> None:
+    def __init__(self, text: str, problems: Sequence[Mistake] = ()) -> None:
         super().__init__(text)
         self._problems = problems
 
     @property
-    def lines(self) -> Iterator[tuple[str, Problem | None]]:
+    def lines(self) -> Iterator[tuple[str, Mistake | None]]:
         """Each line with the problem that it tells."""
         return zip_longest(str(self).split("\n"), self._problems)

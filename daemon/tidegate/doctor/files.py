@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tidegate.config import ConfigError, LoadedConfig
-from tidegate.config.mistake import Problem as Mistake
+from tidegate.config.mistake import Mistake
 from tidegate.config.places import Places
 from tidegate.core.problems import Problem
 from tidegate.core.settings import MIB

@@ -38,7 +38,7 @@ class ManagerError(Exception):
     """The service manager is not there, cannot be reached, or said no."""
 
 
-class Limits(Struct, frozen=True, kw_only=True):
+class UnitLimits(Struct, frozen=True, kw_only=True):
     """What the manager really holds the service to; None: to nothing, or it does not say."""
 
     stop_s: float | None = None  # from SIGTERM to SIGKILL
@@ -47,7 +47,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     open_files: int | None = None
 
 
-class State(Struct, frozen=True, kw_only=True):
+class UnitState(Struct, frozen=True, kw_only=True):
     """The manager's view of the service."""
 
     installed: bool  # it knows the service
@@ -63,7 +63,7 @@ class State(Struct, frozen=True, kw_only=True):
     file: Path | None = None
     drop_ins: list[Path] = []
     command: str = ""  # its words, joined by spaces
-    limits: Limits = Limits()
+    limits: UnitLimits = UnitLimits()
 
 
 class Manager(Protocol):
@@ -105,7 +105,7 @@ class Manager(Protocol):
     def remove(self) -> list[str]:
         """Make it no service, and remove the files; what to tell of that."""
 
-    def state(self) -> State:
+    def state(self) -> UnitState:
         """How it is now."""
 
     def last_lines(self, number: int) -> list[str]:

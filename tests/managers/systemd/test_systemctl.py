@@ -95,7 +95,7 @@ def test_state_is_what_systemd_has_in_force(fake: Path) -> None:
     assert (state.exit_code, state.restarts) == (75, 3)
     assert [path.name for path in state.drop_ins] == ["a.conf", "b.conf"]
     assert state.command == "/usr/bin/tidegate run --config /a ; b/c.toml"
-    assert state.limits == base.Limits(
+    assert state.limits == base.UnitLimits(
         stop_s=45.0, watchdog_s=60.0, memory_bytes=512 << 20, open_files=65536
     )
 

@@ -35,7 +35,7 @@ from tidegate.config import read_settings
 from tidegate.config.places import Places
 from tidegate.core.protocol.status import Status
 from tidegate.managers import account, placing
-from tidegate.managers.base import Manager, ManagerError, State
+from tidegate.managers.base import Manager, ManagerError, UnitState
 from tidegate.managers.files import WriteError
 from tidegate.managers.job import NAME, Scope
 from tidegate.watchdog.control.client import SOCKET_NAME
@@ -156,7 +156,7 @@ def logs(arguments: argparse.Namespace) -> int:
 # --- telling -----------------------------------------------------------------------------------
 
 
-def _state_lines(chosen: Manager, state: State) -> list[str]:
+def _state_lines(chosen: Manager, state: UnitState) -> list[str]:
     if not state.installed:
         return [unknown_text(chosen)]
     starts = "starts with the computer" if chosen.scope is Scope.SYSTEM else "starts by itself"
@@ -175,7 +175,7 @@ def _state_lines(chosen: Manager, state: State) -> list[str]:
     return [f"  {name:<9} {text}" if name else text for name, text in rows if text]
 
 
-def _limits_text(state: State) -> str:
+def _limits_text(state: UnitState) -> str:
     limits = state.limits
     parts = [
         None if limits.stop_s is None else f"killed {limits.stop_s:g} s after a stop",
@@ -186,7 +186,7 @@ def _limits_text(state: State) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _as_json(chosen: Manager, state: State, own: Status | None) -> str:
+def _as_json(chosen: Manager, state: UnitState, own: Status | None) -> str:
     view = msgspec.to_builtins(state, enc_hook=str)
     whole = {"manager": chosen.name, "scope": chosen.scope.value, "service": view}
     return json.dumps(whole | {"tidegate": None if own is None else msgspec.to_builtins(own)})

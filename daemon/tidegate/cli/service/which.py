@@ -12,7 +12,7 @@ from tidegate.config import places
 from tidegate.config.places import Places
 from tidegate.managers import find as managers
 from tidegate.managers import placing
-from tidegate.managers.base import Manager, ManagerError, State
+from tidegate.managers.base import Manager, ManagerError, UnitState
 from tidegate.managers.job import Scope
 
 
@@ -52,7 +52,9 @@ def installed(arguments: argparse.Namespace) -> Manager:
     return chosen
 
 
-def places_of(chosen: Manager, arguments: argparse.Namespace, state: State | None = None) -> Places:
+def places_of(
+    chosen: Manager, arguments: argparse.Namespace, state: UnitState | None = None
+) -> Places:
     """Where the service keeps its things: as its flags say, unless ours say otherwise."""
     command = (state or chosen.state()).command
     found = placing.places_of(command, chosen.scope, platform_of(chosen))

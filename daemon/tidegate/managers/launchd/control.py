@@ -18,7 +18,7 @@ from typing import Any
 from xml.parsers.expat import ExpatError
 
 from tidegate.managers import files as written
-from tidegate.managers.base import ManagerError, State, Tell
+from tidegate.managers.base import ManagerError, Tell, UnitState
 from tidegate.managers.commands import CallError, Done, call, environment
 from tidegate.managers.files import File, WriteError
 from tidegate.managers.job import LABEL, Job, Scope
@@ -69,13 +69,13 @@ class Launchd:
             return Path("/Library/LaunchDaemons")
         return self._home / "Library" / "LaunchAgents"
 
-    def state(self) -> State:
+    def state(self) -> UnitState:
         """How launchd sees the job; the file alone is installed, but not active."""
         path = self.directory / FILE_NAME
         text = self.show()
         if text is None:
             there = path.exists()
-            return State(
+            return UnitState(
                 installed=there,
                 enabled=there,
                 word="not loaded" if there else "not installed",

@@ -8,15 +8,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tidegate.managers.base import Limits, State, exit_text
+from tidegate.managers.base import UnitLimits, UnitState, exit_text
 
 
-def state(text: str, path: Path) -> State:
+def state(text: str, path: Path) -> UnitState:
     """Read how the loaded job is; `path` is where its file belongs."""
     code = number(text, "last exit code")
     word = value(text, "state") or "loaded"
     timeout_s = number(text, "exit timeout")
-    return State(
+    return UnitState(
         installed=True,
         enabled=path.exists(),
         active=True,
@@ -28,7 +28,7 @@ def state(text: str, path: Path) -> State:
         restarts=max(0, (number(text, "runs") or 1) - 1),
         file=Path(value(text, "path") or path),
         command=" ".join(block(text, "arguments")),
-        limits=Limits(stop_s=None if timeout_s is None else float(timeout_s)),
+        limits=UnitLimits(stop_s=None if timeout_s is None else float(timeout_s)),
     )
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from tidegate.managers import files as written
-from tidegate.managers.base import ManagerError, State, Tell
+from tidegate.managers.base import ManagerError, Tell, UnitState
 from tidegate.managers.commands import LIMIT_S, CallError, Done, call, environment, insist
 from tidegate.managers.files import File, WriteError
 from tidegate.managers.job import NAME, Job, Scope
@@ -75,7 +75,7 @@ class Systemd:
         wanted = [_SYSTEM_DIR] if self.scope is Scope.SYSTEM else self._user_directories()
         return next((each for each in wanted if str(each) in searched), wanted[-1])
 
-    def state(self) -> State:
+    def state(self) -> UnitState:
         """How systemd sees the service."""
         return show.state(self.show())
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from tidegate.managers.base import Limits, State, exit_text
+from tidegate.managers.base import UnitLimits, UnitState, exit_text
 
 # What is asked for. The last row is judged by the doctor alone.
 PROPERTIES = (
@@ -39,13 +39,13 @@ def parse(text: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
 
 
-def state(shown: Mapping[str, str]) -> State:
+def state(shown: Mapping[str, str]) -> UnitState:
     """Read how the service is from its properties."""
     active = shown.get("ActiveState", "inactive")
     if shown.get("LoadState") not in {"loaded", "masked"}:
-        return State(installed=False)
+        return UnitState(installed=False)
     is_masked = shown["LoadState"] == "masked"
-    return State(
+    return UnitState(
         installed=True,
         enabled=shown.get("UnitFileState") in {"enabled", "enabled-runtime", "linked"},
         active=active in _ACTIVE,
@@ -69,12 +69,12 @@ def span_s(text: str) -> float | None:
     return sum(float(number) * _SPAN_S[unit] for number, unit in parts) if parts else None
 
 
-def _limits(shown: Mapping[str, str]) -> Limits:
+def _limits(shown: Mapping[str, str]) -> UnitLimits:
     memory = [
         int(shown[name]) for name in ("MemoryMax", "MemoryHigh") if shown.get(name, "").isdigit()
     ]
     files = shown.get("LimitNOFILE", "")
-    return Limits(
+    return UnitLimits(
         stop_s=span_s(shown.get("TimeoutStopUSec", "")),
         watchdog_s=span_s(shown.get("WatchdogUSec", "")) or None,
         memory_bytes=min(memory, default=None),
