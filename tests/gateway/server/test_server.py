@@ -13,22 +13,9 @@ from aiohttp import web
 
 from gateway.server_rig import DEADLINE_S, RawClient, Rig, get, hello, serving, until
 from tidegate.gateway.server.client_protocol import ClientProtocol
+from tidegate.gateway.server.writer import AlreadySent
 
 NewLoop = Callable[[], asyncio.AbstractEventLoop]
-
-
-class AlreadyWritten(web.StreamResponse):
-    """An answer that was written past aiohttp."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._keep_alive = True
-
-    async def prepare(self, request: web.BaseRequest) -> None:
-        return None
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        return None
 
 
 async def test_while_draining_each_answer_announces_the_end() -> None:
@@ -61,7 +48,7 @@ async def test_an_answer_begun_before_draining_keeps_its_promise(raw: bool) -> N
             assert transport is not None
             protocol.wrote_raw = True
             transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-            stream = AlreadyWritten()
+            stream = AlreadySent()
         else:
             stream.content_length = 2
             await stream.prepare(request)

@@ -13,7 +13,7 @@ from fakes.client import Stream, open_chat
 from fakes.machine import until
 from fakes.upstream import DONE, OK, ROLE, chunk, numbered
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked
-from tidegate.gateway.server.writer import Client
+from tidegate.gateway.server.writer import ResponseWriter
 
 ON_BOTH_LOOPS = True
 
@@ -203,14 +203,14 @@ async def test_writing_to_a_client_that_has_gone_is_no_error(
             await peer.send(chunked(DONE) + LAST)
 
     rig = await rigs(await raw_upstream(play), disconnect_grace_s=5.0)
-    made: list[Client] = []
-    real = Client.__init__
+    made: list[ResponseWriter] = []
+    real = ResponseWriter.__init__
 
-    def remember(self: Client, *arguments: object) -> None:
+    def remember(self: ResponseWriter, *arguments: object) -> None:
         real(self, *arguments)  # type: ignore[arg-type]
         made.append(self)
 
-    monkeypatch.setattr(Client, "__init__", remember)
+    monkeypatch.setattr(ResponseWriter, "__init__", remember)
     for delay_s in (0.0, 0.01, 0.05, 0.1):
         stream = await open_chat(rig.base_url, "m")
         await stream.read_events(2)

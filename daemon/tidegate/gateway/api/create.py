@@ -32,7 +32,7 @@ from tidegate.gateway.server.auth import Caller
 from tidegate.gateway.server.body import read_body
 from tidegate.gateway.server.errors import Refused
 from tidegate.gateway.server.ids import new_id
-from tidegate.gateway.server.writer import SLICE_BYTES, Client, Written
+from tidegate.gateway.server.writer import SLICE_BYTES, AlreadySent, ResponseWriter
 from tidegate.gateway.upstreams.reply import Answer
 
 MAX_HOPS = 4  # one gateway before another is sensible; a longer row is a ring
@@ -46,7 +46,7 @@ async def answer(
     account = gateway.registry.ledger.open()
     try:
         relay, wanted = await _new_relay(gateway, request, caller, form, account)
-        client = Client(request)
+        client = ResponseWriter(request)
     except LedgerFull as full:
         account.close()
         raise no_room(full) from None
@@ -169,7 +169,7 @@ def _hops(request: web.BaseRequest) -> int:
 
 
 async def _stream(
-    gateway: Gateway, relay: Relay, subscriber: StreamSubscriber, client: Client
+    gateway: Gateway, relay: Relay, subscriber: StreamSubscriber, client: ResponseWriter
 ) -> web.StreamResponse:
     """Send the answer as it grows, or in one piece where nothing of it could be streamed."""
     with gateway.reading(relay, subscriber):
@@ -177,10 +177,10 @@ async def _stream(
         await subscriber.serve()
         if not subscriber.is_committed:
             return await _write(gateway, relay, subscriber, client, failure(relay))
-        return Written(close=client.closes)
+        return AlreadySent(close=client.closes)
 
 
-async def _answer(gateway: Gateway, relay: Relay, client: Client) -> web.StreamResponse:
+async def _answer(gateway: Gateway, relay: Relay, client: ResponseWriter) -> web.StreamResponse:
     """Send the answer in one piece."""
     subscriber = Subscriber(relay.run, START, client)
     with gateway.reading(relay, subscriber):
@@ -191,7 +191,7 @@ async def _answer(gateway: Gateway, relay: Relay, client: Client) -> web.StreamR
 
 
 async def _write(
-    gateway: Gateway, relay: Relay, subscriber: Subscriber, client: Client, answer: Answer
+    gateway: Gateway, relay: Relay, subscriber: Subscriber, client: ResponseWriter, answer: Answer
 ) -> web.StreamResponse:
     """Write a whole answer, and wait until it has been read."""
     relay.answer = None
@@ -209,4 +209,4 @@ async def _write(
             client.write(body[at : at + SLICE_BYTES])
         await client.flushed()
         client.kept_bytes = subscriber.outbound_bytes = 0
-    return Written(close=client.closes)
+    return AlreadySent(close=client.closes)

@@ -12,13 +12,13 @@ from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.relay.subscriber import StreamSubscriber
 from tidegate.gateway.server.errors import Refused
-from tidegate.gateway.server.writer import Client, Written
+from tidegate.gateway.server.writer import AlreadySent, ResponseWriter
 
 _MAX_SEQ = 2**53
 
 
 async def follow(
-    gateway: Gateway, relay: Relay, client: Client, cursor: Cursor, *, ids: bool
+    gateway: Gateway, relay: Relay, client: ResponseWriter, cursor: Cursor, *, ids: bool
 ) -> web.StreamResponse:
     """Send a run to its end from `cursor` on."""
     head = stream_head(relay.run, client, SSE if ids else relay.run.format.framing)
@@ -26,7 +26,7 @@ async def follow(
     with gateway.reading(relay, subscriber):
         subscriber.commit()
         await subscriber.serve()
-    return Written(close=client.closes)
+    return AlreadySent(close=client.closes)
 
 
 def starting_after(request: web.BaseRequest) -> int:

@@ -13,7 +13,7 @@ from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.relay.subscriber import stream_headers
 from tidegate.gateway.server.connection_table import KEEPALIVE_S
 from tidegate.gateway.server.errors import Refused
-from tidegate.gateway.server.writer import Client
+from tidegate.gateway.server.writer import ResponseWriter
 from tidegate.gateway.upstreams.reply import Answer
 
 RETRY_AFTER_S = 5
@@ -25,7 +25,7 @@ _CLOSE = "Connection: close\r\n"
 _KEEP = f"Keep-Alive: timeout={KEEPALIVE_S:.0f}\r\n"
 
 
-def raw_head(relay: Relay, client: Client) -> tuple[bytes, bool]:
+def raw_head(relay: Relay, client: ResponseWriter) -> tuple[bytes, bool]:
     """Make the head of an answer that passes as it comes; say whether it announces chunks."""
     head = relay.raw_head
     has_length = any(name == "content-length" for name, _ in head.headers)
@@ -34,7 +34,7 @@ def raw_head(relay: Relay, client: Client) -> tuple[bytes, bool]:
     return answer_head(relay, client, head._replace(headers=(*head.headers, *chunks))), is_chunked
 
 
-def answer_head(relay: Relay, client: Client, answer: Answer) -> bytes:
+def answer_head(relay: Relay, client: ResponseWriter, answer: Answer) -> bytes:
     """Make the head of an answer in one piece."""
     lines = "".join(f"{name}: {value}\r\n" for name, value in answer.headers)
     return (
@@ -51,7 +51,7 @@ def _phrase(status: int) -> str:
         return "Unknown"  # 529, say
 
 
-def stream_head(run: Run, client: Client, framing: Framing) -> bytes:
+def stream_head(run: Run, client: ResponseWriter, framing: Framing) -> bytes:
     """Make the head of a stream of events."""
     chunks = "" if client.http10 else "Transfer-Encoding: chunked\r\n"
     ending = _CLOSE if client.closes else _KEEP

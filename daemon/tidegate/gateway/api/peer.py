@@ -24,7 +24,7 @@ from tidegate.gateway.relay.handover import Peer, PeerStream
 from tidegate.gateway.server.auth import Caller
 from tidegate.gateway.server.errors import Refused
 from tidegate.gateway.server.websocket import WebSocket
-from tidegate.gateway.server.writer import Written
+from tidegate.gateway.server.writer import AlreadySent
 
 _ID_LINE = re.compile(rb"(?:^|\n)id: (\d+)\n")
 
@@ -94,7 +94,7 @@ async def _forward_events(
                 reader.open(keeps=False)
                 how = await _send_messages(stream, reader.socket, peer, caller, path)
                 await reader.finish(*how)
-            return Written(close=True)
+            return AlreadySent(close=True)
         if stream.status == 200:
             return await _send_events(stream, request, gateway.settings.limits.stall_s)
         return _whole(stream.status, b"".join([piece async for piece in stream.pieces()]))

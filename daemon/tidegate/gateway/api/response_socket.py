@@ -38,7 +38,7 @@ from tidegate.gateway.server.auth import Caller
 from tidegate.gateway.server.errors import Refused
 from tidegate.gateway.server.ids import new_id
 from tidegate.gateway.server.websocket import text_frame
-from tidegate.gateway.server.writer import Written
+from tidegate.gateway.server.writer import AlreadySent
 
 # Questions that may wait behind the one that is being answered: a client asks when it has its
 # answer, so even one is rare. Each is in the ledger.
@@ -60,7 +60,7 @@ async def converse_responses(
     with _Dialogue(gateway, request, caller) as dialogue:
         dialogue.open()
         await dialogue.serve()
-    return Written(close=True)
+    return AlreadySent(close=True)
 
 
 class _Dialogue(WebSocketSession):

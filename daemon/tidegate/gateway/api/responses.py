@@ -25,7 +25,7 @@ from tidegate.gateway.relay.request import Sent
 from tidegate.gateway.server.auth import Caller
 from tidegate.gateway.server.errors import Refused
 from tidegate.gateway.server.ids import id_headers
-from tidegate.gateway.server.writer import Client
+from tidegate.gateway.server.writer import ResponseWriter
 from tidegate.gateway.upstreams.choice import Target
 
 _encode = msgspec.json.encode
@@ -42,7 +42,9 @@ async def show_response(
     events = Events(f"stream=true&starting_after={after}")
     relay = _find(gateway, caller, response_id, events)
     check_streamable(relay.run)
-    return await follow(gateway, relay, Client(request), cursor_after(relay, after), ids=False)
+    return await follow(
+        gateway, relay, ResponseWriter(request), cursor_after(relay, after), ids=False
+    )
 
 
 async def cancel_response(

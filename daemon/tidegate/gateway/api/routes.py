@@ -35,7 +35,7 @@ from tidegate.gateway.server.auth import Access, Caller
 from tidegate.gateway.server.body import read_body
 from tidegate.gateway.server.errors import DEMO_PATH, Refused
 from tidegate.gateway.server.ids import id_headers, new_id
-from tidegate.gateway.server.writer import Written
+from tidegate.gateway.server.writer import AlreadySent
 
 MAX_HANDED_BYTES = 64 * MIB  # a whole window in base64, with room
 
@@ -119,7 +119,7 @@ async def handle(gateway: Gateway, request: web.BaseRequest) -> web.StreamRespon
         if answer.status == 404:
             with suppress(NotHere):  # it may have been handed over to us meanwhile
                 answer = await route.handler(gateway, request, caller, *groups)
-    if not answer.prepared and not isinstance(answer, Written):
+    if not answer.prepared and not isinstance(answer, AlreadySent):
         for name, value in id_headers(new_id("req")).items():
             answer.headers.setdefault(name, value)
     return answer

@@ -16,7 +16,7 @@ from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.relay.subscriber import Subscriber
 from tidegate.gateway.server.auth import Caller
 from tidegate.gateway.server.websocket import WRITE_BYTES, WebSocket, text_frame
-from tidegate.gateway.server.writer import Written
+from tidegate.gateway.server.writer import AlreadySent
 
 _encode = msgspec.json.Encoder().encode
 MOST_SAID_BYTES = 64 * 1024  # in a message, where what a client says means nothing
@@ -50,7 +50,7 @@ async def serve_socket(
             reader.open(keeps=False)
             reason = await _pump(subscriber, reader.socket)
             await reader.finish(relay.run.state.value, reason)
-    return Written(close=True)
+    return AlreadySent(close=True)
 
 
 async def _pump(subscriber: Subscriber, socket: WebSocket) -> str | None:

@@ -17,7 +17,7 @@ from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.relay.summaries import attempts_of, summarise
 from tidegate.gateway.server.auth import Caller
 from tidegate.gateway.server.errors import Refused
-from tidegate.gateway.server.writer import Client
+from tidegate.gateway.server.writer import ResponseWriter
 
 MOST_LISTED = 1000
 
@@ -74,7 +74,7 @@ async def stream_run(
         return web.Response(status=204)
     if over_websocket:
         return await serve_socket(gateway, relay, request, caller, cursor)
-    return await follow(gateway, relay, Client(request), cursor, ids=True)
+    return await follow(gateway, relay, ResponseWriter(request), cursor, ids=True)
 
 
 def _find(gateway: Gateway, caller: Caller, run_id: str, events: Events | None = None) -> Relay:

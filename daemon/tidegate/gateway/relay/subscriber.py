@@ -20,7 +20,7 @@ from tidegate.core.formats.framing import Framing
 from tidegate.core.runs.run import Run
 from tidegate.core.runs.state import State
 from tidegate.core.runs.window import START, Cursor
-from tidegate.gateway.server.writer import LOOK_AGAIN_S, RESOLUTION_S, Client
+from tidegate.gateway.server.writer import LOOK_AGAIN_S, RESOLUTION_S, ResponseWriter
 
 LAST_CHUNK = b"0\r\n\r\n"
 
@@ -37,7 +37,7 @@ def stream_headers(framing: Framing) -> str:
 class Subscriber:
     """A reader of a run: a cursor, a way to be woken, and a watch over its connection."""
 
-    def __init__(self, run: Run, cursor: Cursor, client: Client) -> None:
+    def __init__(self, run: Run, cursor: Cursor, client: ResponseWriter) -> None:
         self.run = run
         self.cursor = cursor
         self.live = False
@@ -109,7 +109,13 @@ class StreamSubscriber(Subscriber):
     """
 
     def __init__(
-        self, run: Run, client: Client, head: bytes, *, cursor: Cursor = START, ids: bool = False
+        self,
+        run: Run,
+        client: ResponseWriter,
+        head: bytes,
+        *,
+        cursor: Cursor = START,
+        ids: bool = False,
     ) -> None:
         super().__init__(run, cursor, client)
         self.live = cursor == run.window.end
@@ -237,7 +243,9 @@ class RawSubscriber(StreamSubscriber):
     in such a body: where the answer is not whole, the connection breaks.
     """
 
-    def __init__(self, run: Run, client: Client, head: Callable[[], tuple[bytes, bool]]) -> None:
+    def __init__(
+        self, run: Run, client: ResponseWriter, head: Callable[[], tuple[bytes, bool]]
+    ) -> None:
         """`head` gives the head's bytes, and whether it announces chunks."""
         super().__init__(run, client, b"to be made")
         self._make_head = head

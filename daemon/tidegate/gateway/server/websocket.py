@@ -41,7 +41,7 @@ from tidegate.gateway.server.client_protocol import ClientProtocol
 from tidegate.gateway.server.errors import INVALID_REQUEST, SERVER_ERROR
 from tidegate.gateway.server.handshake import accept_handshake
 from tidegate.gateway.server.sockets import Sockets
-from tidegate.gateway.server.writer import LOOK_AGAIN_S, RESOLUTION_S, Client
+from tidegate.gateway.server.writer import LOOK_AGAIN_S, RESOLUTION_S, ResponseWriter
 
 # Of events that waited, what is written at once; the rest stays in the window until it is read.
 WRITE_BYTES = 32 * 1024
@@ -102,7 +102,7 @@ class WebSocket:
         Raises Refused where the request is no handshake, ConnectionError when the client is gone.
         """
         self._handshake = accept_handshake(request)
-        self.client = Client(request)
+        self.client = ResponseWriter(request)
         self.owner = owner or request.remote or ""
         self.account = gateway.registry.ledger.open()
         self.reader: RunReader | None = None  # of a run, whose account has what is outbound

@@ -23,12 +23,11 @@ HIGH_WATER_BYTES = WRITE_HIGH_WATER_BYTES
 SLICE_BYTES = 256 * KIB
 _NO_LINGER = struct.pack("ii", 1, 0)  # what is left unsent is forgotten, and RST sent
 
-
 RESOLUTION_S = 0.001  # uvloop's clock counts milliseconds
 LOOK_AGAIN_S = 1.0  # while something is outbound, so that the ledger stays true
 
 
-class Written(web.StreamResponse):
+class AlreadySent(web.StreamResponse):
     """The answer has been written already: tells aiohttp only whether the connection goes on."""
 
     def __init__(self, *, close: bool = False) -> None:
@@ -42,7 +41,7 @@ class Written(web.StreamResponse):
         return None
 
 
-class Client:
+class ResponseWriter:
     """The connection that one answer is written to."""
 
     __slots__ = (
