@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from tidegate.core.formats.sse import SseFramer
 from tidegate.core.runs.ledger import Ledger
-from tidegate.core.runs.run import Run
+from tidegate.core.runs.run import Run, RunRequest
 from tidegate.core.runs.state import Happening
 from tidegate.core.settings import Limits
 
@@ -68,7 +68,7 @@ def record(reads: Sequence[bytes]) -> None:
     run = Run(
         run_id="run",
         owner="bench",
-        model="tide",
+        request=RunRequest("tide"),
         body=b"{}",
         limits=Limits(),
         account=account,

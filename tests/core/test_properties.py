@@ -24,7 +24,7 @@ from tidegate.core.runs.deadlines import Deadlines
 from tidegate.core.runs.ledger import RECORD_BYTES, Entry, Ledger
 from tidegate.core.runs.limits import next_expiry
 from tidegate.core.runs.retention import due_s, verdict
-from tidegate.core.runs.run import Run
+from tidegate.core.runs.run import Run, RunRequest
 from tidegate.core.runs.state import TERMINAL, Happening, State, empty_census
 from tidegate.core.runs.window import START, Cursor
 from tidegate.core.settings import Limits
@@ -116,8 +116,8 @@ class Gateway(RuleBasedStateMachine):
             self.tell(story)
 
     def tell(self, story: Story) -> None:
-        if story.run.streamed:
-            story.sent.append(story.run.append_error())
+        if story.run.request.streamed:
+            story.sent.append(story.run.transcript.append_ours(story.run.error_events()))
             story.appended += 1
 
     def note_sent(self, story: Story, block: bytes) -> None:
@@ -152,21 +152,19 @@ class Gateway(RuleBasedStateMachine):
             run = Run(
                 run_id=f"run_{len(self.alive)}",
                 owner="",
-                model="m",
+                request=RunRequest("m", streamed=streamed, keep_running=keep_running),
                 body=bytes(body),
                 limits=Limits(window_bytes=window, total_s=100.0, grace_s=10.0),
                 account=account,
                 now_s=self.now_s,
                 created=0.0,
-                streamed=streamed,
-                keep_running=keep_running,
             )
         except LedgerFull:
             account.close()
             run = Run(
                 run_id="run_refused",
                 owner="",
-                model="m",
+                request=RunRequest("m"),
                 body=b"",
                 limits=Limits(),
                 account=Ledger().open(),
@@ -195,7 +193,7 @@ class Gateway(RuleBasedStateMachine):
     def upstream_sends(self, story: Story, pieces: list[str], unread: int) -> None:
         """More of the answer arrives, and all but the last `unread` bytes of it are read."""
         run = story.run
-        if story not in self.alive or not run.attempts or run.is_over or not run.streamed:
+        if story not in self.alive or not run.attempts or run.is_over or not run.request.streamed:
             return
         for raw, event in (PIECES[piece] for piece in pieces):
             story.stream += raw
@@ -214,7 +212,7 @@ class Gateway(RuleBasedStateMachine):
     @rule(story=stories)
     def upstream_says_error(self, story: Story) -> None:
         run = story.run
-        if story not in self.alive or run.state is not State.CONNECTING or not run.streamed:
+        if story not in self.alive or run.state is not State.CONNECTING or not run.request.streamed:
             return
         if story.stream or run.attempt.framer.partial_bytes:
             return
@@ -230,7 +228,7 @@ class Gateway(RuleBasedStateMachine):
     @rule(story=stories, size=st.integers(0, 5000))
     def plain_is_read(self, story: Story, size: int) -> None:
         run = story.run
-        if story not in self.alive or run.streamed or run.state is not State.CONNECTING:
+        if story not in self.alive or run.request.streamed or run.state is not State.CONNECTING:
             return
         try:
             run.feed_plain(bytes(size))
@@ -240,7 +238,7 @@ class Gateway(RuleBasedStateMachine):
     @rule(story=stories)
     def upstream_ends(self, story: Story) -> None:
         run = story.run
-        if story not in self.alive or not run.attempts or run.is_over or not run.streamed:
+        if story not in self.alive or not run.attempts or run.is_over or not run.request.streamed:
             return
         story.stream.clear()
         try:
@@ -492,7 +490,7 @@ def test_a_reader_from_the_start_sees_every_event() -> None:
     run = Run(
         run_id="run_1",
         owner="",
-        model="m",
+        request=RunRequest("m"),
         body=b"{}",
         limits=Limits(),
         account=ledger.open(),

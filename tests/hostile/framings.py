@@ -14,7 +14,7 @@ from tidegate.core.formats.base import Format, with_values
 from tidegate.core.formats.ndjson import NdjsonFramer
 from tidegate.core.formats.sse import SseFramer
 from tidegate.core.runs.ledger import Ledger
-from tidegate.core.runs.run import Run
+from tidegate.core.runs.run import Run, RunRequest
 from tidegate.core.settings import Limits
 
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/api/chat")
@@ -66,8 +66,8 @@ def _framed(framer: SseFramer | NdjsonFramer, data: bytes, cut: int) -> tuple[by
 def _run(form: Format, data: bytes, cut: int) -> tuple[str | None, bytes, str]:
     """The error if there was one, what a reader was sent, and how it ended."""
     run = Run(
-        run_id="run", owner="", model="m", body=b"{}", limits=Limits(), account=Ledger().open(),
-        now_s=0.0, created=0.0, format=form,
+        run_id="run", owner="", request=RunRequest("m"), body=b"{}", limits=Limits(),
+        account=Ledger().open(), now_s=0.0, created=0.0, format=form,
     )  # fmt: skip
     run.begin_attempt("box", "m", 0.0)
     sent = b""

@@ -15,9 +15,10 @@ from tidegate.core.formats import (
     RESPONSES,
 )
 from tidegate.core.formats.base import Format, Meaning
+from tidegate.core.runs.attempt import HOLD_EVENTS
 from tidegate.core.runs.ledger import Ledger
 from tidegate.core.runs.limits import END_WITHIN_S, look_again_s, next_expiry
-from tidegate.core.runs.run import HOLD_EVENTS, LOOK_EVERY_S, Run
+from tidegate.core.runs.run import LOOK_EVERY_S, Run, RunRequest
 from tidegate.core.runs.state import Happening, State
 from tidegate.core.settings import LimitOverrides, Limits
 
@@ -45,14 +46,12 @@ def make_run(
     return Run(
         run_id="run_1",
         owner="",
-        model="m",
+        request=RunRequest("m", streamed=streamed, keep_running=keep_running),
         body=b"{}",
         limits=limits,
         account=Ledger().open(),
         now_s=100.0,
         created=0.0,
-        streamed=streamed,
-        keep_running=keep_running,
         format=form,
     )
 

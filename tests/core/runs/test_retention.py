@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tidegate.core.runs.ledger import Ledger
 from tidegate.core.runs.retention import due_s, verdict
-from tidegate.core.runs.run import Run
+from tidegate.core.runs.run import Run, RunRequest
 from tidegate.core.runs.state import Happening
 from tidegate.core.settings import Limits
 
@@ -29,13 +29,12 @@ def make_run(
     return Run(
         run_id="run_1",
         owner="",
-        model="m",
+        request=RunRequest("m", **values),
         body=b"{}",
         limits=limits,
         account=(ledger or Ledger()).open(),
         now_s=now_s,
         created=0.0,
-        **values,
     )
 
 

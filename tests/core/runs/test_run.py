@@ -7,10 +7,11 @@ import pytest
 
 from tidegate.core.errors import LedgerFull, UpstreamError
 from tidegate.core.formats import CHAT, MESSAGES
-from tidegate.core.formats.base import Meaning
+from tidegate.core.formats.base import Format, Meaning
 from tidegate.core.formats.openai import DONE as CHAT_DONE
+from tidegate.core.runs.attempt import HOLD_BYTES, HOLD_EVENTS
 from tidegate.core.runs.ledger import RECORD_BYTES, Entry, Ledger
-from tidegate.core.runs.run import HOLD_BYTES, HOLD_EVENTS, Run
+from tidegate.core.runs.run import Run, RunRequest
 from tidegate.core.runs.state import TERMINAL, TRANSITIONS, Happening, State, step
 from tidegate.core.settings import Limits
 
@@ -30,17 +31,22 @@ def message(kind: str, **values: object) -> bytes:
     return f"event: {kind}\ndata: {json.dumps({'type': kind, **values})}\n\n".encode()
 
 
-def make_run(ledger: Ledger | None = None, limits: Limits | None = None, **values: object) -> Run:
+def make_run(
+    ledger: Ledger | None = None,
+    limits: Limits | None = None,
+    form: Format = CHAT,
+    **values: object,
+) -> Run:
     return Run(
         run_id="run_1",
         owner="",
-        model="m",
+        request=RunRequest("m", **values),  # type: ignore[arg-type]
         body=BODY,
         limits=limits or Limits(),
         account=(ledger or Ledger()).open(),
         now_s=100.0,
         created=1_700_000_000.0,
-        **values,  # type: ignore[arg-type]
+        format=form,
     )
 
 
@@ -134,7 +140,7 @@ def test_a_failover_releases_what_the_first_attempt_held() -> None:
 def test_a_hold_is_bounded_by_events() -> None:
     """A chatty upstream cannot hide an answer behind its preamble."""
     block = message("content_block_start", index=0, content_block={"type": "text", "text": ""})
-    run = connecting(format=MESSAGES)
+    run = connecting(form=MESSAGES)
     for _ in range(HOLD_EVENTS):
         assert run.feed(block, 102.0) == b""
     assert run.feed(block, 102.0) == block * (HOLD_EVENTS + 1)
@@ -142,7 +148,7 @@ def test_a_hold_is_bounded_by_events() -> None:
 
 def test_a_hold_is_bounded_by_bytes() -> None:
     """What follows a preamble of 256 KiB is passed on with it."""
-    run = connecting(format=MESSAGES)
+    run = connecting(form=MESSAGES)
     start = message("message_start", message={"pad": "x" * HOLD_BYTES})
     assert run.feed(start, 102.0) == b""
     assert run.feed(start, 102.0) == start * 2
@@ -343,7 +349,7 @@ def test_the_error_event_is_kept_even_without_room() -> None:
     run = streaming(ledger=ledger)
     ledger.limit_bytes = 1
     run.end(Happening.EXPIRE, 'upstream "box" idle for 120 s', "idle_s", 110.0, 0.0)
-    block = run.append_error()
+    block = run.transcript.append_ours(run.error_events())
     assert CHAT.meaning(block) is Meaning.ERROR
     assert b"idle for 120 s" in block
     assert json.loads(block[6:])["error"]["code"] == "idle_s"
@@ -470,7 +476,7 @@ def test_an_event_without_a_word_is_dropped() -> None:
 def test_pings_are_neither_held_nor_progress() -> None:
     """However many come before the first output: the attempt still waits for it."""
     ping = b'event: ping\ndata: {"type": "ping"}\n\n'
-    run = make_run(format=MESSAGES)
+    run = make_run(form=MESSAGES)
     run.begin_attempt("box", "m", 100.0)
     for second in range(200):
         assert run.feed(ping, 101.0 + second) == b""
@@ -487,7 +493,7 @@ def test_a_ping_of_the_preamble_is_kept_however_it_is_read() -> None:
         b'"delta": {"type": "text_delta", "text": "a"}}\n\n'
     )
     for reads in ([start + ping, word], [start, ping, word], [start, ping, ping, word]):
-        run = make_run(format=MESSAGES)
+        run = make_run(form=MESSAGES)
         run.begin_attempt("box", "m", 100.0)
         sent = b"".join(run.feed(read, 101.0) for read in reads)
         assert sent == start + ping + word, reads

@@ -207,7 +207,7 @@ async def test_what_is_no_longer_held_is_said_to_be_gone(rigs, raw_upstream) -> 
     rig = await rigs(await raw_upstream(sends(CREATED, *WORDS, DONE)))
     identity = await begin(rig)
     await rig.idle()
-    rig.relay().run.shrink(0)
+    rig.relay().run.transcript.shrink(0)
     answer = await ask(rig, f"/{identity}")
     assert (answer.status, told(answer)["error"]["code"]) == (410, "response_evicted")
 

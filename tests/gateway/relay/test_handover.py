@@ -16,7 +16,7 @@ from fakes.upstream import FINISH, OK, ROLE, numbered
 from gateway.gateway_rig import DEADLINE_S, Rig, two_generations
 from tidegate.core.errors import LedgerFull
 from tidegate.core.runs.ledger import Ledger
-from tidegate.core.runs.run import Run
+from tidegate.core.runs.run import Run, RunRequest
 from tidegate.core.runs.state import Happening
 from tidegate.core.settings import Limits
 from tidegate.gateway.relay.handover import Peer as OtherGeneration
@@ -27,7 +27,7 @@ def finished_run(*events: bytes, window_bytes: int = 4 * 1024 * 1024) -> Run:
     run = Run(
         run_id="run_1",
         owner="me",
-        model="m",
+        request=RunRequest("m"),
         body=b"{}",
         limits=Limits(window_bytes=window_bytes),
         account=Ledger().open(),
@@ -69,7 +69,7 @@ def test_a_run_that_is_handed_over_is_the_same(events: tuple[bytes, ...]) -> Non
     ledger = Ledger()
     other = unpack(pack(run), ledger, Limits(), 5000.0)
     assert replay(other) == replay(run)
-    for name in ("id", "owner", "model", "state", "reason", "created", "ended", "is_over"):
+    for name in ("id", "owner", "request", "state", "reason", "created", "ended", "is_over"):
         assert getattr(other, name) == getattr(run, name)
     assert (other.window.first_seq, other.window.next_seq) == (0, run.window.next_seq)
     assert other.ended_s == pytest.approx(4990.0, abs=1)

@@ -18,8 +18,8 @@ from tidegate.core.formats.base import COMMENT as KEEP_ALIVE
 from tidegate.core.protocol.lines import MAX_LINE_BYTES
 from tidegate.core.protocol.worker import RunList, encode
 from tidegate.core.runs import limits as clock
+from tidegate.core.runs.attempt import HOLD_BYTES, HOLD_EVENTS
 from tidegate.core.runs.ledger import RECORD_BYTES, Entry
-from tidegate.core.runs.run import HOLD_BYTES, HOLD_EVENTS
 from tidegate.core.runs.state import State
 from tidegate.core.settings import LimitOverrides, Model, Upstream
 from tidegate.gateway.relay.relay import Relay

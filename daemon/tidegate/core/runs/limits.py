@@ -58,9 +58,9 @@ def has_time(run: Run, now_s: float, wait_s: float, *, is_loading: bool = False)
     """Whether the limits leave so long: else the upstream's own word is worth more at once."""
     limits, started_s = run.limits, run.attempt.started_s
     due_s = run.created_s + limits.total_s
-    if run.streamed or is_loading:
+    if run.request.streamed or is_loading:
         due_s = min(due_s, started_s + limits.first_output_s)
-    if not run.streamed and limits.plain_s is not None:
+    if not run.request.streamed and limits.plain_s is not None:
         due_s = min(due_s, started_s + limits.plain_s)
     return now_s + wait_s < due_s
 
@@ -79,7 +79,7 @@ def _expiries(run: Run) -> list[Expiry]:
             f"took longer than total_s = {limits.total_s:g} s",
         )
     ]
-    if run.abandoned_s is not None and not run.keep_running:
+    if run.abandoned_s is not None and not run.request.keep_running:
         expiries.append(
             Expiry(
                 run.abandoned_s + limits.disconnect_grace_s,
@@ -102,7 +102,7 @@ def _expiries(run: Run) -> list[Expiry]:
         return expiries  # while we do not read, the upstream cannot be late
     attempt = run.attempts[-1] if run.attempts else None
     # An answer that is no stream of events is its own first output.
-    if run.state is State.CONNECTING and attempt is not None and not run.streamed:
+    if run.state is State.CONNECTING and attempt is not None and not run.request.streamed:
         plain_s = limits.plain_s or PLAIN_S
         expiries.append(
             Expiry(
@@ -113,7 +113,7 @@ def _expiries(run: Run) -> list[Expiry]:
                 of_upstream=True,
             )
         )
-    if run.state is State.CONNECTING and attempt is not None and run.streamed:
+    if run.state is State.CONNECTING and attempt is not None and run.request.streamed:
         expiries.append(
             Expiry(
                 attempt.started_s + limits.first_output_s,
@@ -123,7 +123,7 @@ def _expiries(run: Run) -> list[Expiry]:
                 of_upstream=True,
             )
         )
-    if run.state is State.STREAMING and attempt is not None and run.lacks_only_end():
+    if run.state is State.STREAMING and attempt is not None and run.transcript.lacks_only_end():
         whole_s = attempt.last_event_s + _end_within_s(run)
         expiries.append(
             Expiry(

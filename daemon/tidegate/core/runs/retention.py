@@ -24,11 +24,11 @@ def due_s(run: Run) -> float:
     """The earliest moment at which `verdict` may say something else than None."""
     stuck_s = _stuck_s(run)
     if run.ended_s is None:
-        if run.abandoned_s is None or run.keep_running:
+        if run.abandoned_s is None or run.request.keep_running:
             return stuck_s
         return min(stuck_s, run.abandoned_s + run.limits.disconnect_grace_s + run.limits.grace_s)
     kept_s = run.limits.keep_finished_s
-    if run.state is State.CANCELLED and not run.background:
+    if run.state is State.CANCELLED and not run.request.background:
         kept_s = min(kept_s, run.limits.close_flush_s)  # its readers have the reason by then
     if run.readers:  # the end of it is still being read, but not for ever
         return max(run.ended_s + kept_s, stuck_s)

@@ -44,10 +44,10 @@ class _Segment:
 class Window:
     """The retained events of one run, bounded by `cap_bytes`."""
 
-    __slots__ = ("_framing", "_segments", "cap_bytes", "end", "held_bytes")
+    __slots__ = ("_segments", "cap_bytes", "end", "framing", "held_bytes")
 
     def __init__(self, cap_bytes: int, framing: Framing = SSE) -> None:
-        self._framing = framing
+        self.framing = framing
         self.cap_bytes = cap_bytes
         self.held_bytes = 0  # the memory taken, which is what the ledger is charged
         self.end = START  # where the next event will stand
@@ -70,7 +70,7 @@ class Window:
         segment too much: one read may bring more than a small window holds.
         """
         if len(block) > SEGMENT_BYTES and events > 1:
-            for portion, count in _portions(self._framing.split(block)):
+            for portion, count in _portions(self.framing.split(block)):
                 self._add(portion, count)
         else:
             self._add(block, events)
@@ -116,7 +116,7 @@ class Window:
         if seq == self.end.seq:
             return self.end
         segment = self._segments[self._index(seq)]
-        skipped = self._framing.split(bytes(segment.data))[: seq - segment.first.seq]
+        skipped = self.framing.split(bytes(segment.data))[: seq - segment.first.seq]
         return Cursor(seq, segment.first.offset + sum(map(len, skipped)))
 
     def read(self, cursor: Cursor) -> tuple[bytes, Cursor]:
@@ -137,7 +137,7 @@ class Window:
         """The last `count` events, fewer where fewer are held."""
         events: list[bytes] = []
         for segment in reversed(self._segments):
-            events[:0] = self._framing.last(bytes(segment.data), count - len(events))
+            events[:0] = self.framing.last(bytes(segment.data), count - len(events))
             if len(events) >= count:
                 break
         return events

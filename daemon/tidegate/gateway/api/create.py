@@ -15,7 +15,7 @@ from tidegate.core.formats import RESPONSES
 from tidegate.core.formats.base import Format, Wanted
 from tidegate.core.formats.framing import RAW
 from tidegate.core.runs.ledger import Account, Entry
-from tidegate.core.runs.run import Run
+from tidegate.core.runs.run import Run, RunRequest
 from tidegate.core.runs.window import START
 from tidegate.gateway.api import responses
 from tidegate.gateway.api.demo import StuckRelay
@@ -58,7 +58,7 @@ async def answer(
     if wanted.stream:
         head = stream_head(run, client, run.format.framing)
         return await _stream(gateway, relay, StreamSubscriber(run, client, head), client)
-    if run.background:
+    if run.request.background:
         return responses.begin(relay)
     if run.format.framing is RAW:
         subscriber = RawSubscriber(run, client, lambda: raw_head(relay, client))
@@ -146,14 +146,18 @@ def new_relay(gateway: Gateway, caller: Caller, account: Account, parsed: Parsed
     run = Run(
         run_id=new_id("run"),
         owner=caller.owner,
-        model=wanted.model,
+        request=RunRequest(
+            wanted.model,
+            streamed=wanted.stream or wanted.background,
+            keep_running=wanted.keep_running,
+            background=wanted.background,
+            stored=wanted.store,
+        ),
         body=body,
         limits=targets[0].limits,
         account=account,
         now_s=gateway.loop.time(),
         created=time.time(),
-        streamed=wanted.stream or wanted.background,
-        keep_running=wanted.keep_running,
         format=form,
     )
     if form is RESPONSES:

@@ -45,7 +45,7 @@ def whole_number(text: str, name: str) -> int:
 def cursor_after(relay: Relay, after: int) -> Cursor:
     """Find where reading starts. Raises Refused: 400 in the future, 410 when it is gone."""
     run = relay.run
-    if not run.streamed:
+    if not run.request.streamed:
         raise Refused(400, "this run is not a stream: its answer comes in one piece", "no_stream")
     window = run.window
     if after >= window.next_seq:

@@ -95,11 +95,9 @@ def prepare(
 ) -> tuple[Sent, list[Target]]:
     """Complete a request for a response: what to send beside it, and where it may go."""
     values: dict[str, Raw | None] = {}
-    run.stored = wanted.store
     if wanted.background:
-        run.background = True
         run.response_id = run.id.replace("run_", "resp_", 1)
-        run.rewrite = Rewriter(run.about())
+        run.transcript.rewrite = Rewriter(run.about())
         values |= {"background": None, "stream": Raw(b"true")}
     former = gateway.registry.find_response(wanted.previous, run.owner)
     if former is not None:
@@ -131,7 +129,7 @@ def show(relay: Relay) -> web.StreamResponse:
 
 def check_streamable(run: Run) -> None:
     """Check that events of this response were promised. Raises Refused."""
-    if not run.background:
+    if not run.request.background:
         raise Refused(
             400,
             "This response cannot be streamed because it was not created with background=true.",
@@ -141,7 +139,7 @@ def check_streamable(run: Run) -> None:
 
 def check_cancellable(run: Run) -> None:
     """Check that the response does not end with its creator's request. Raises Refused."""
-    if not run.background:
+    if not run.request.background:
         raise Refused(
             400,
             "Cannot cancel a synchronous response: it was not created with background=true.",
@@ -174,7 +172,7 @@ def _as_it_is(run: Run) -> bytes:
     """Find the response object. Raises Refused when it is no longer kept."""
     if not run.is_over:
         return _encode(bare_response(run.about(), _STATUS[run.state]))
-    if not run.streamed:
+    if not run.request.streamed:
         whole, _ = run.window.read(run.window.cursor(run.window.first_seq))
         if whole:
             return whole

@@ -201,7 +201,7 @@ class Attempt:
             self.fail(UpstreamError(what, code="compressed"))
             return
         framing = run.format.framing
-        may_stream = reply.is_success and (run.streamed or framing is RAW)
+        may_stream = reply.is_success and (run.request.streamed or framing is RAW)
         if may_stream and framing.takes(reply.content_type):
             self._phase, self.on_body = Phase.STREAMING, self._host.on_body
 
@@ -289,7 +289,7 @@ class Attempt:
     def _take_plain(self, data: bytes) -> None:
         run = self._run
         run.feed_plain(data)
-        is_answer = self._reply.is_success and not run.streamed
+        is_answer = self._reply.is_success and not run.request.streamed
         if not is_answer and run.attempt.held_bytes > MAX_ERROR_BYTES:
             connection, self.connection = self.connection, None
             if connection is not None:
@@ -301,10 +301,10 @@ class Attempt:
         run, reply, target = self._run, self._reply, self.target
         body = b"".join(run.attempt.held)
         if reply.is_success:
-            reply.check_answer(run.format, body, streamed=run.streamed)
+            reply.check_answer(run.format, body, streamed=run.request.streamed)
             run.learn_id(body)
-            if run.response_id is not None and run.stored:
-                run.keep_plain(body)
+            if run.response_id is not None and run.request.stored:
+                run.transcript.keep_plain(body)
             self._host.answer = reply.pass_on(body)
             self._host.complete()
             return
@@ -375,7 +375,7 @@ class Attempt:
     def succeed(self) -> None:
         """Tell the upstream's health of the whole answer."""
         self._on_trial = False
-        self.target.pool.succeeded(self.target.model, is_plain=not self._run.streamed)
+        self.target.pool.succeeded(self.target.model, is_plain=not self._run.request.streamed)
         if self._phase is Phase.STREAMING and self._run.format.framing is not RAW:
             self._note_speed()
 
@@ -385,7 +385,8 @@ class Attempt:
         took_s = self._loop.time() - self._begun_s
         if took_s <= 0.0 or run.window.next_seq < FEWEST_EVENTS:
             return
-        tokens = run.rewrite.tokens if run.rewrite is not None else None
+        rewrite = run.transcript.rewrite
+        tokens = rewrite.tokens if rewrite is not None else None
         tokens = tokens or run.format.tokens(run.window.last_events(TAIL_EVENTS))
         if tokens:
             pool.note_speed(model, tokens / took_s, "tokens/s")
@@ -402,7 +403,7 @@ class Attempt:
             return
         if failure.refusal is not None:
             pool.health.refuse(*failure.refusal, self._loop.time())
-        is_plain = failure.fault is Fault.SILENT and not self._run.streamed
+        is_plain = failure.fault is Fault.SILENT and not self._run.request.streamed
         if is_plain and pool.health.answered_since(model, self._run.attempt.started_s):
             held = Held.NOTHING  # it is slow, and answers others
         self._on_trial = self._on_trial and held is Held.NOTHING

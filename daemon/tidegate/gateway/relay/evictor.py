@@ -188,7 +188,7 @@ class Evictor:
             registry.last_sweep = f"run {victim.id} {victim.reason}"
             registry.release(relay, Verdict(victim.kind, victim.reason))
             return before - self._ledger.total_bytes
-        relay.run.shrink(victim.keep_bytes)
+        relay.run.transcript.shrink(victim.keep_bytes)
         freed_bytes = before - self._ledger.total_bytes
         registry.swept_bytes[victim.kind] += freed_bytes
         return freed_bytes
@@ -253,7 +253,7 @@ class Evictor:
         """Take from runs that are live or being read, because the next charge would fail."""
         for relay in self._registry.active():
             if not relay.subscribers:
-                relay.run.shrink(0)
+                relay.run.transcript.shrink(0)
         limit_bytes = self._ledger.limit_bytes
         is_above = partial(self._cut_leaving, limit_bytes)
         self._evict(self._stalled_victims(), is_above, went, MOST_PER_TICK)
@@ -361,7 +361,7 @@ def as_candidate(relay: Relay, now_s: float) -> Candidate:
         stalled_s=min((each.stalled_s(now_s) for each in relay.subscribers), default=0.0),
         ended_s=run.ended_s,
         abandoned_s=run.abandoned_s,
-        keep_running=run.keep_running,
+        keep_running=run.request.keep_running,
         stuck_s=run.created_s + run.limits.total_s + run.limits.grace_s,
         held_bytes=run.account.total_bytes - run.account.entries[Entry.OUTBOUND],
         window_bytes=run.window.held_bytes,

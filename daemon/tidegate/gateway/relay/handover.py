@@ -18,8 +18,9 @@ from msgspec import Struct
 
 from tidegate.core.errors import LedgerFull, UpstreamError
 from tidegate.core.formats import BY_PATH, CHAT
+from tidegate.core.runs.attempt import AttemptRecord
 from tidegate.core.runs.ledger import Account, Entry, Ledger
-from tidegate.core.runs.run import Attempt, Run
+from tidegate.core.runs.run import Run, RunRequest
 from tidegate.core.runs.state import State
 from tidegate.core.runs.summary import RunSummary
 from tidegate.core.settings import Limits, Upstream
@@ -82,7 +83,7 @@ def pack(run: Run) -> bytes:
         HandedRun(
             id=run.id,
             owner=run.owner,
-            model=run.model,
+            model=run.request.model,
             state=run.state.value,
             reason=run.reason,
             upstreams=[attempt.upstream for attempt in run.attempts],
@@ -91,9 +92,9 @@ def pack(run: Run) -> bytes:
             first_seq=window.first_seq,
             next_seq=window.next_seq,
             path=run.format.path,
-            streamed=run.streamed,
-            background=run.background,
-            stored=run.stored,
+            streamed=run.request.streamed,
+            background=run.request.background,
+            stored=run.request.stored,
             response_id=run.response_id,
             upstream_response_id=run.upstream_response_id,
             events=base64.b64encode(b"".join(blocks)).decode("ascii"),
@@ -110,22 +111,25 @@ def unpack(data: bytes, ledger: Ledger, limits: Limits, now_s: float) -> Run:
         run = Run(
             run_id=handed.id,
             owner=handed.owner,
-            model=handed.model,
+            request=RunRequest(
+                handed.model,
+                streamed=handed.streamed,
+                background=handed.background,
+                stored=handed.stored,
+            ),
             body=b"",
             limits=limits,
             account=account,
             now_s=now_s - max(0.0, time.time() - handed.created),
             created=handed.created,
-            streamed=handed.streamed,
             format=BY_PATH.get(handed.path, CHAT),
         )
-        run.background, run.stored = handed.background, handed.stored
         run.response_id, run.upstream_response_id = handed.response_id, handed.upstream_response_id
         run.adopt(
             state=State(handed.state),
             reason=handed.reason,
             attempts=[
-                Attempt(number, upstream, handed.model, now_s)
+                AttemptRecord(number, upstream, handed.model, now_s)
                 for number, upstream in enumerate(handed.upstreams, 1)
             ],
             events=base64.b64decode(handed.events, validate=True),

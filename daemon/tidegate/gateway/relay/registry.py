@@ -124,7 +124,7 @@ class Registry:
         over = self._of_response.get(response_id, {})
         for relay in chain(reversed(self._active.values()), reversed(over.values())):
             run = relay.run
-            if run.response_id == response_id and run.owner == owner and run.stored:
+            if run.response_id == response_id and run.owner == owner and run.request.stored:
                 return relay
         return None
 
@@ -213,11 +213,12 @@ class Registry:
             log.info("run %s %s: %s", run.id, run.state.value, _once(run.state, run.reason))
 
     def on_detach(self, relay: Relay) -> None:
-        if relay.run.released:
+        run = relay.run
+        if run.released:
             if not relay.subscribers:
                 self.leaving.pop(relay, None)
-                relay.run.account.close()
-        elif relay.run.is_over and not relay.run.streamed and not relay.run.window.held_bytes:
+                run.account.close()
+        elif run.is_over and not run.request.streamed and not run.window.held_bytes:
             self._let_go(relay, "answered")  # it has been written; there is nothing to resume
         else:
             self._plan_sweep(relay)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
@@ -111,7 +110,7 @@ class Relay:
 
     def _charge_heads(self) -> None:
         heads = (self.sent.header_lines, self.sent.content_type, *self._reply.headers.values())
-        self.run.charge_record(sum(map(len, heads)) + len(self.run.model))
+        self.run.charge_record(sum(map(len, heads)) + len(self.run.request.model))
 
     @property
     def raw_head(self) -> Answer:
@@ -129,7 +128,7 @@ class Relay:
                 if before is not State.STREAMING:
                     self._on_first_output()
                 if run.format.may_end(block):
-                    said = run.verdict()
+                    said = run.transcript.verdict()
                     if said is Meaning.DONE or said is Meaning.ERROR:
                         self._send(block, last=said is Meaning.DONE)
                         if self.attempt is not None:
@@ -214,7 +213,7 @@ class Relay:
         run = self.run
         log.info("run %s: whole, but its upstream did not end it", run.id)
         if run.format.end_marker:
-            self._say_last(run.append_end)
+            self._say_last([run.format.end_marker])
         self.complete()
 
     def on_fault(self) -> None:
@@ -228,7 +227,7 @@ class Relay:
         run = self.run
         # Where the upstream's own error event stands in the stream, the readers have it.
         broken = happening is not Happening.COMPLETE and run.state is State.STREAMING
-        told = broken and run.has_told_error()
+        told = broken and run.transcript.has_told_error()
         if not run.end(happening, reason, code, self._loop.time(), time.time()):
             return
         self._let_go_of_upstream()
@@ -247,14 +246,14 @@ class Relay:
 
     def tell_error(self) -> None:
         """Every reader of a stream learns why it broke off; a plain answer has a status."""
-        if not self.run.streamed:
+        if not self.run.request.streamed:
             return
-        self._say_last(self.run.append_error)
+        self._say_last(self.run.error_events())
 
-    def _say_last(self, append: Callable[[], bytes]) -> None:
+    def _say_last(self, events: list[bytes]) -> None:
         """Hands every reader what we append to the upstream's events ourselves."""
         before = self.run.window.end
-        block = append()
+        block = self.run.transcript.append_ours(events)
         for subscriber in self.subscribers:
             if subscriber.cursor != before:
                 subscriber.live = False  # events that found no room in the ledger come first
@@ -295,7 +294,7 @@ class Relay:
         """Only a stream of events is there for those who come later."""
         self.answer = None
         if self.run.format.framing is RAW:
-            self.run.shrink(0)
+            self.run.transcript.shrink(0)
 
     def _on_reader_progress(self) -> None:
         self.count_outbound()
@@ -351,7 +350,7 @@ class Relay:
         self._squeezed = half
         window, whole_bytes = self.run.window, self.run.limits.window_bytes
         window.cap_bytes = max(whole_bytes // 2, self.needed_bytes) if half else whole_bytes
-        self.run.shrink(window.cap_bytes)
+        self.run.transcript.shrink(window.cap_bytes)
         for subscriber in self.subscribers:
             subscriber.squeeze(half=half)
         self._balance()
@@ -370,7 +369,7 @@ class Relay:
 
     def _shrink_window(self) -> None:
         """Drops what all readers have, or what is too much where somebody may still come."""
-        self.run.shrink(self.needed_bytes if self.subscribers else self._spare_bytes)
+        self.run.transcript.shrink(self.needed_bytes if self.subscribers else self._spare_bytes)
 
     @property
     def needed_bytes(self) -> int:
@@ -394,7 +393,7 @@ class Relay:
         if connection is None:
             return
         lag = 0
-        if self.subscribers and not run.keep_running:
+        if self.subscribers and not run.request.keep_running:
             lag = run.window.end.offset - max(s.cursor.offset for s in self.subscribers)
         # What is read after the pause must still fit: who keeps reading never loses an event.
         room = run.window.cap_bytes - SEGMENT_BYTES - 2 * READ_BYTES

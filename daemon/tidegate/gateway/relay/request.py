@@ -42,8 +42,8 @@ def head_for(target: Target, run: Run, sent: Sent, body_bytes: int) -> bytes:
         "POST",
         form.path,
         body_bytes,
-        stream=run.streamed,
-        accept=form.framing.accept if run.streamed else form.accept,
+        stream=run.request.streamed,
+        accept=form.framing.accept if run.request.streamed else form.accept,
         content_type=sent.content_type,
         at_root=form.at_root,
         more=f"{HOPS_HEADER}: {sent.hops + 1}\r\n{sent.header_lines}",
@@ -53,10 +53,11 @@ def head_for(target: Target, run: Run, sent: Sent, body_bytes: int) -> bytes:
 def _values(target: Target, run: Run, sent: Sent) -> Mapping[str, Raw | None]:
     """What of the request is said differently to this target."""
     values = sent.values
-    if target.model != run.model:
+    if target.model != run.request.model:
         values = {**values, "model": Raw(msgspec.json.encode(target.model))}
-    if target.pool.upstream.ask_usage and run.streamed:
+    if target.pool.upstream.ask_usage and run.request.streamed:
         asked = run.format.asking_usage(run.body)
-        run.rewrite = UsageStripper() if asked else run.rewrite
+        if asked:
+            run.transcript.rewrite = UsageStripper()
         values = {**values, **(asked or {})}
     return values

@@ -31,7 +31,8 @@ def summarise(relay: Relay) -> RunSummary:
         id=run.id,
         state=run.state.value,
         reason=run.reason,
-        model=run.model[:MAX_NAME_NOTED],  # 1,000 of them must fit into a line of the channel
+        # 1,000 of them must fit into a line of the channel.
+        model=run.request.model[:MAX_NAME_NOTED],
         upstream=run.attempts[-1].upstream if run.attempts else None,
         attempts=len(run.attempts),
         created=run.created,

@@ -1,0 +1,119 @@
+"""The events of an answer as they are kept, and what they say of how it ends."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from tidegate.core.errors import LedgerFull
+from tidegate.core.formats.base import TAIL_EVENTS, Format, Meaning, Rewrite, may_say, stronger
+from tidegate.core.runs.ledger import Account, Entry
+from tidegate.core.runs.window import Window
+from tidegate.core.secret import Secret
+
+_TROUBLE = (b"error", b"failed")  # one of these is in every event that reports an error
+_NO_CHOICES: frozenset[int] = frozenset()
+
+
+class Transcript:
+    """Records events in the window, and charges them.
+
+    What the window can't hold any more is asked, before it goes, how it bears on the end.
+    """
+
+    __slots__ = (
+        "_account",
+        "_finished",
+        "_format",
+        "_is_whole",
+        "_judged_seq",
+        "_said",
+        "rewrite",
+        "window",
+    )
+
+    def __init__(self, form: Format, window: Window, account: Account) -> None:
+        self.window = window
+        self.rewrite: Rewrite | None = None  # what stands in the events otherwise than it came
+        self._format = form
+        self._account = account
+        self._said = Meaning.OPENING  # what events said that the window could not hold
+        self._finished = _NO_CHOICES  # of several, those that said why they end
+        self._judged_seq = -1  # up to where it was asked whether the answer is whole
+        self._is_whole = False
+
+    def append(self, block: bytes, events: int, secret: Secret) -> bytes:
+        """Add whole events, with `secret` hidden where they report an error; returns what it added.
+
+        Raises LedgerFull when there is no room.
+        """
+        form, window = self._format, self.window
+        if secret and any(may_say(word, block) for word in _TROUBLE):
+            block = self._without_key(block, secret)
+        if self.rewrite is not None:
+            block, events = self.rewrite(block, events, window.next_seq)
+            if not events:
+                return b""
+        if form.choices > 1 and len(self._finished) < form.choices:
+            self._finished |= form.finished_choices(block)
+        window.append(block, events)
+        self._account.set(Entry.WINDOW, window.held_bytes)
+        if window.first_seq and window.next_seq - window.first_seq < TAIL_EVENTS:
+            self._said = stronger(self._said, form.verdict(form.framing.split(block)))
+        return block
+
+    def _without_key(self, block: bytes, secret: Secret) -> bytes:
+        """The block, with the key that the upstream was sent hidden where it reports an error."""
+        form = self._format
+        return b"".join(
+            secret.hide_bytes(event) if form.meaning(event) is Meaning.ERROR else event
+            for event in form.framing.split(block)
+        )
+
+    def append_ours(self, events: list[bytes]) -> bytes:
+        """Add events of our own, behind the upstream's; returns them as one block."""
+        block = b"".join(events)
+        self.window.append(block, len(events))
+        with suppress(LedgerFull):  # charged all the same; how it ended must reach the reader
+            self._account.set(Entry.WINDOW, self.window.held_bytes)
+        return block
+
+    def keep_plain(self, body: bytes) -> None:
+        """Keep a whole answer for its owner to ask for again, as long as there is room."""
+        self.window.append(body, 1)
+        try:
+            self._account.set(Entry.WINDOW, self.window.held_bytes)
+        except LedgerFull:
+            self.shrink(0)
+
+    def shrink(self, keep_bytes: int) -> None:
+        """Drop the oldest events, for memory; what they say about the end is kept."""
+        window = self.window
+        if window.held_bytes > keep_bytes:
+            self._said = self.verdict()
+            window.trim(keep_bytes)
+            self._account.set(Entry.WINDOW, window.held_bytes)
+
+    def verdict(self) -> Meaning:
+        """How the answer ended, as far as it has come: see `Format.verdict`."""
+        form = self._format
+        said = stronger(self._said, form.verdict(self.window.last_events(TAIL_EVENTS)))
+        all_finished = len(self._finished) >= form.choices > 1
+        return Meaning.FINISH if all_finished and said is Meaning.OPENING else said
+
+    def lacks_only_end(self) -> bool:
+        """Whether it has said why it ends, so that nothing but the terminal marker is to come."""
+        if self._judged_seq != self.window.next_seq:
+            self._judged_seq = self.window.next_seq
+            self._is_whole = not self._format.needs_end and self.verdict() is Meaning.FINISH
+        return self._is_whole
+
+    def has_told_error(self) -> bool:
+        """Whether the upstream's own error stands in the stream, with all that belongs to it."""
+        if self.verdict() is not Meaning.ERROR:
+            return False
+        return not self._format.is_error_open(self.last_event)
+
+    @property
+    def last_event(self) -> bytes:
+        """The newest event that is kept."""
+        return b"".join(self.window.last_events(1))
