@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from tidegate.core.formats import conversation
-from tidegate.core.formats.conversation import Exchange
+from tidegate.core.formats.conversation import Turn
 
 
 def asked(**fields: Any) -> bytes:
     return json.dumps({"type": "response.create", "model": "m", **fields}).encode()
 
 
-def request(message: bytes, former: Exchange | None = None) -> Exchange:
+def request(message: bytes, former: Turn | None = None) -> Turn:
     return conversation.request(conversation.read(message).fields, former)
 
 
@@ -27,11 +27,11 @@ def done(output: bytes) -> bytes:
     return b'data: {"type":"response.completed","response":{"id":"r","output":%b}}\n\n' % output
 
 
-def answered(exchange: Exchange, *items: bytes, output: bytes = b"[]") -> Exchange:
+def answered(turn: Turn, *items: bytes, output: bytes = b"[]") -> Turn:
     for item in items:
-        assert exchange.add_item(item_done(item))
-    exchange.finish("r", done(output))
-    return exchange
+        assert turn.add_item(item_done(item))
+    turn.finish("r", done(output))
+    return turn
 
 
 ITEM = b'{"role":"assistant","content":"half \\ud83d"}'
@@ -58,34 +58,34 @@ def test_a_request_goes_on_from_what_is_held(
     head = '{"type":"response.create","model":"m",'
     former = answered(request((head + f'"input":{first}}}').encode()), *items, output=output)
     more = head + f'"previous_response_id":"r","store":false,"input":{second},"tools":[]}}'
-    exchange = request(more.encode(), former)
+    turn = request(more.encode(), former)
     whole = whole.replace("[1][0]", "1")
-    assert exchange.body[exchange.start : -1].decode() == whole
-    fields = json.loads(exchange.body)
+    assert turn.body[turn.start : -1].decode() == whole
+    fields = json.loads(turn.body)
     assert set(fields) == {"model", "store", "stream", "tools", "input"}
     assert fields["stream"] is True
 
 
 def test_it_goes_on_and_on() -> None:
     """The third request has all that came before."""
-    exchange = answered(request(asked(input="a")), b'"A"')
+    turn = answered(request(asked(input="a")), b'"A"')
     for text, item in (("b", b'"B"'), ("c", b'"C"')):
-        exchange = answered(request(asked(input=text, previous_response_id="r"), exchange), item)
-    said = [each if isinstance(each, str) else each["content"] for each in _input(exchange)]
+        turn = answered(request(asked(input=text, previous_response_id="r"), turn), item)
+    said = [each if isinstance(each, str) else each["content"] for each in _input(turn)]
     assert said == ["a", "A", "b", "B", "c"]
-    assert exchange.held_bytes >= len(exchange.body) + 3
+    assert turn.held_bytes >= len(turn.body) + 3
 
 
-def _input(exchange: Exchange) -> list[Any]:
-    whole: list[Any] = json.loads(exchange.body)["input"]
+def _input(turn: Turn) -> list[Any]:
+    whole: list[Any] = json.loads(turn.body)["input"]
     return whole
 
 
 def test_a_request_of_its_own_keeps_every_value() -> None:
     """But for what means nothing over HTTP; what it does not say is not made up."""
-    exchange = request(asked(input="x", background=True, generate=True, half="\ud83d", store=None))
-    assert b'"half":"\\ud83d"' in exchange.body.replace(b": ", b":")
-    assert set(json.loads(exchange.body)) == {"model", "half", "store", "stream", "input"}
+    turn = request(asked(input="x", background=True, generate=True, half="\ud83d", store=None))
+    assert b'"half":"\\ud83d"' in turn.body.replace(b": ", b":")
+    assert set(json.loads(turn.body)) == {"model", "half", "store", "stream", "input"}
     assert "input" not in json.loads(request(asked()).body)
     assert request(asked()).start == 0
 
@@ -110,7 +110,7 @@ def test_an_input_that_is_none_goes_on_from_nothing() -> None:
 
 def test_other_events_are_no_items() -> None:
     """Nor is the name of the event where it is somebody's text."""
-    exchange = request(asked(input="a"))
+    turn = request(asked(input="a"))
     for event in (
         b"data: [DONE]\n\n",
         b'data: {"type":"response.output_text.delta","delta":"response.output_item.done"}\n\n',
@@ -118,5 +118,5 @@ def test_other_events_are_no_items() -> None:
         b'data: {"type":"response.output_item.done"}\n\n',
         b'data: "response.output_item.done"\n\n',
     ):
-        assert not exchange.add_item(event)
-    assert exchange.items == []
+        assert not turn.add_item(event)
+    assert turn.items == []

@@ -433,7 +433,7 @@ async def test_a_client_that_is_gone_before_its_run_begins_leaves_none(
         raise ConnectionResetError("the client is gone")
 
     rig = await rigs(scripted_upstream)
-    monkeypatch.setattr(create, "Client", gone)
+    monkeypatch.setattr(create, "ResponseWriter", gone)
     stream = await open_chat(rig.base_url, "ok")
     await asyncio.wait_for(stream.reader.read(), DEADLINE_S)
     registry = rig.gateway.registry

@@ -97,12 +97,12 @@ class Rewrite(Protocol):
         """The block as it is sent and its number of events; the first of them is `first_seq`."""
 
 
-class Wanted(NamedTuple):
+class RequestInfo(NamedTuple):
     """The part of a request that routing needs; everything else passes untouched."""
 
     model: str
     stream: bool
-    keep_running: bool = False  # when nobody listens any more
+    keep_running: bool = False  # when the last reader has gone
     background: bool = False  # the creator comes back for it
     previous: str | None = None  # the id of the answer that this one goes on from
     store: bool = True
@@ -188,7 +188,7 @@ class Format:
         """The description of this very request's answer, where a request may ask for another."""
         return self
 
-    def parse_request(self, body: bytes, content_type: str) -> Wanted:
+    def parse_request(self, body: bytes, content_type: str) -> RequestInfo:
         """Raises ValueError with a sentence for the caller."""
         if content_type.startswith("multipart/"):
             fields = multipart.fields(body, content_type, ("model", "stream"))
@@ -207,7 +207,7 @@ class Format:
         if len(wanted.model) > MAX_MODEL_CHARS:
             raise ValueError(f"the model's name is longer than {MAX_MODEL_CHARS} characters")
         stream = self.streams_unasked if wanted.stream is None else wanted.stream
-        return Wanted(wanted.model, self.streams and stream)
+        return RequestInfo(wanted.model, self.streams and stream)
 
     def asking_usage(self, body: bytes) -> dict[str, Raw | None] | None:
         """What makes an upstream count tokens where the client did not ask; None: nothing to do."""

@@ -24,8 +24,8 @@ _value = Reader(object)
 _ITEM_DONE = b'"response.output_item.done"'
 
 
-class Message(NamedTuple):
-    """What a client says over the WebSocket."""
+class ClientEvent(NamedTuple):
+    """One message of a client: an event of its own, as `response.create` is."""
 
     type: str
     fields: dict[str, Raw]  # of the request in it
@@ -34,8 +34,8 @@ class Message(NamedTuple):
     stores: bool = True
 
 
-class Exchange:
-    """A request, and what has been answered to it so far."""
+class Turn:
+    """One turn of a conversation: a request, and what has been answered to it so far."""
 
     __slots__ = ("body", "items", "items_bytes", "response_id", "start")
 
@@ -49,16 +49,16 @@ class Exchange:
 
     @property
     def held_bytes(self) -> int:
-        """The memory that it takes."""
+        """The memory that the turn takes."""
         return len(self.body) + self.items_bytes
 
     def drop(self) -> None:
-        """Lets go of all of it, also where it is still being answered."""
+        """Let go of request and answer, also while it is being answered."""
         self.body, self.start = b"", 0
         self.items, self.items_bytes = [], 0
 
     def add_item(self, event: bytes) -> bool:
-        """Takes an item of the answer, where the event completes one; whether it did."""
+        """Take an item of the answer, where the event completes one; return whether it did."""
         if _ITEM_DONE not in event:
             return False
         try:
@@ -71,7 +71,7 @@ class Exchange:
         return item is not None
 
     def finish(self, response_id: str, last_event: bytes) -> None:
-        """The answer is whole; its last event has the items where no other had them."""
+        """Note that the answer is whole; its last event has the items where no other had them."""
         self.response_id = response_id
         if not self.items:
             with suppress(Unreadable, KeyError):  # an answer without items
@@ -84,15 +84,15 @@ class Exchange:
         self.items_bytes += sys.getsizeof(self.items[-1])
 
     def pieces(self) -> list[bytes | memoryview]:
-        """Input and answer as the items of a list, without its brackets."""
+        """Return input and answer as the items of a list, without its brackets."""
         said = _items(memoryview(self.body)[self.start : -1]) if self.start else []
         for item in self.items:
             said += [b",", item] if said else [item]
         return said
 
 
-def read(message: bytes) -> Message:
-    """Raises ValueError with a sentence for the client."""
+def read(message: bytes) -> ClientEvent:
+    """Read a client's message. Raises ValueError with a sentence for the client."""
     try:
         fields = members_of(message)
         kind = _value(fields.pop("type", _NULL))
@@ -106,18 +106,18 @@ def read(message: bytes) -> Message:
     fields.pop("background", None)
     fields["stream"] = Raw(b"true")
     said = kind if isinstance(kind, str) else ""
-    return Message(said, fields, generates is not False, previous, stores is not False)
+    return ClientEvent(said, fields, generates is not False, previous, stores is not False)
 
 
-def request(fields: Mapping[str, Raw], former: Exchange | None = None) -> Exchange:
-    """The request that these fields make, behind what `former` holds."""
+def request(fields: Mapping[str, Raw], former: Turn | None = None) -> Turn:
+    """Make the request of these fields, behind what `former` holds."""
     parts: list[bytes | memoryview] = [b"{"]
     for name, value in fields.items():
         if name != "input" and not (former is not None and name == "previous_response_id"):
             parts += [as_name(name), b":", memoryview(value), b","]
     if former is None and "input" not in fields:
         parts[-1] = b"}"
-        return Exchange(b"".join(parts), 0)
+        return Turn(b"".join(parts), 0)
     parts.append(b'"input":')
     start = sum(map(len, parts))
     given = memoryview(fields.get("input", b"null"))
@@ -127,11 +127,11 @@ def request(fields: Mapping[str, Raw], former: Exchange | None = None) -> Exchan
         earlier, new = former.pieces(), _items(given)
         parts += [b"[", *earlier, b"," if earlier and new else b"", *new, b"]"]
     parts.append(b"}")
-    return Exchange(b"".join(parts), start)
+    return Turn(b"".join(parts), start)
 
 
 def _items(given: memoryview) -> list[bytes | memoryview]:
-    """An input as the items of a list, without its brackets. Raises ValueError."""
+    """Return an input as the items of a list, without its brackets. Raises ValueError."""
     match bytes(given[:1]):
         case b'"':  # a text is short for a message of the user's
             return [b'{"type":"message","role":"user","content":', given, b"}"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Raw, Struct
 
-from tidegate.core.formats.base import NOTHING, About, ErrorText, Format, Meaning, Wanted
+from tidegate.core.formats.base import NOTHING, About, ErrorText, Format, Meaning, RequestInfo
 from tidegate.core.formats.foreign_json import OtherShape, Reader, Unreadable
 from tidegate.core.formats.framing import NDJSON
 
@@ -96,13 +96,13 @@ class Show(Ollama):
     def __init__(self) -> None:
         super().__init__("show", "/api/show", streams=False)
 
-    def parse_request(self, body: bytes, content_type: str) -> Wanted:
+    def parse_request(self, body: bytes, content_type: str) -> RequestInfo:
         try:
             named = _named(body)
         except Unreadable:
             named = _Named()
         if named.name and not named.model:
-            return Wanted(named.name, stream=False)
+            return RequestInfo(named.name, stream=False)
         return super().parse_request(body, content_type)
 
 

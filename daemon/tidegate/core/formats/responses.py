@@ -16,8 +16,8 @@ from tidegate.core.formats.base import (
     About,
     ErrorText,
     Meaning,
+    RequestInfo,
     ToldError,
-    Wanted,
     error_label,
     error_members,
     is_keep_alive,
@@ -108,7 +108,7 @@ class Responses(OpenAIFormat):
     name = "response"
     path = "/responses"
 
-    def parse_request(self, body: bytes, content_type: str) -> Wanted:
+    def parse_request(self, body: bytes, content_type: str) -> RequestInfo:
         wanted = super().parse_request(body, "")
         try:
             more = _request(body)

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from tidegate.core.errors import LedgerFull
 from tidegate.core.formats import RESPONSES
-from tidegate.core.formats.base import Format, Wanted
+from tidegate.core.formats.base import Format, RequestInfo
 from tidegate.core.formats.framing import RAW
 from tidegate.core.runs.ledger import Account, Entry
 from tidegate.core.runs.run import Run, RunRequest
@@ -45,7 +45,7 @@ async def answer(
     """Create a run and answer with it: as it grows, or whole, or not yet."""
     account = gateway.registry.ledger.open()
     try:
-        relay, wanted = await _new_relay(gateway, request, caller, form, account)
+        relay, info = await _new_relay(gateway, request, caller, form, account)
         client = ResponseWriter(request)
     except LedgerFull as full:
         account.close()
@@ -55,7 +55,7 @@ async def answer(
         raise
     gateway.registry.add(relay)
     run = relay.run
-    if wanted.stream:
+    if info.stream:
         head = stream_head(run, client, run.format.framing)
         return await _stream(gateway, relay, StreamSubscriber(run, client, head), client)
     if run.request.background:
@@ -68,7 +68,7 @@ async def answer(
 
 async def _new_relay(
     gateway: Gateway, request: web.BaseRequest, caller: Caller, form: Format, account: Account
-) -> tuple[Relay, Wanted]:
+) -> tuple[Relay, RequestInfo]:
     """Read and parse the request. Raises Refused and LedgerFull."""
 
     def charge(held_bytes: int) -> None:
@@ -84,7 +84,7 @@ async def _new_relay(
         fits_bytes=gateway.registry.ledger.largest_body_bytes,
     )
     parsed = parse_request(request, form, body)
-    return new_relay(gateway, caller, account, parsed), parsed.wanted
+    return new_relay(gateway, caller, account, parsed), parsed.info
 
 
 class ParsedRequest(NamedTuple):
@@ -92,7 +92,7 @@ class ParsedRequest(NamedTuple):
 
     form: Format
     body: bytes
-    wanted: Wanted
+    info: RequestInfo
     sent: Sent
     address: str = ""  # whose it is where there are no tokens
 
@@ -116,13 +116,13 @@ def parse_request(request: web.BaseRequest, form: Format, body: bytes) -> Parsed
         content_type = "application/json"  # whatever it says, it is read as that
     try:
         form = form.of_request(body, content_type)
-        wanted = form.parse_request(body, content_type)
+        info = form.parse_request(body, content_type)
     except ValueError as error:
         raise Refused(400, str(error), "bad_request") from None
     keep_running = _ON_DISCONNECT.get(request.headers.get("x-on-disconnect", "").lower())
     if keep_running is None:
         raise Refused(400, "x-on-disconnect is cancel or continue", "bad_on_disconnect")
-    if keep_running and not wanted.stream:
+    if keep_running and not info.stream:
         raise Refused(
             400,
             "x-on-disconnect: continue needs stream: true, for only a stream can be resumed",
@@ -135,23 +135,23 @@ def parse_request(request: web.BaseRequest, form: Format, body: bytes) -> Parsed
         if value.isascii() and value.isprintable()
     ]
     sent = Sent(content_type, "".join(lines), hops=_hops(request))
-    wanted = wanted._replace(keep_running=keep_running or wanted.background)
-    return ParsedRequest(form, body, wanted, sent, request.remote or "")
+    info = info._replace(keep_running=keep_running or info.background)
+    return ParsedRequest(form, body, info, sent, request.remote or "")
 
 
 def new_relay(gateway: Gateway, caller: Caller, account: Account, parsed: ParsedRequest) -> Relay:
     """Make a run for this request, ready to begin. Raises Refused and LedgerFull."""
-    form, body, wanted, sent, address = parsed
-    targets = gateway.catalog.route(wanted.model)
+    form, body, info, sent, address = parsed
+    targets = gateway.catalog.route(info.model)
     run = Run(
         run_id=new_id("run"),
         owner=caller.owner,
         request=RunRequest(
-            wanted.model,
-            streamed=wanted.stream or wanted.background,
-            keep_running=wanted.keep_running,
-            background=wanted.background,
-            stored=wanted.store,
+            info.model,
+            streamed=info.stream or info.background,
+            keep_running=info.keep_running,
+            background=info.background,
+            stored=info.store,
         ),
         body=body,
         limits=targets[0].limits,
@@ -161,8 +161,8 @@ def new_relay(gateway: Gateway, caller: Caller, account: Account, parsed: Parsed
         format=form,
     )
     if form is RESPONSES:
-        sent, targets = responses.prepare(gateway, run, wanted, sent, targets)
-    kind = StuckRelay if gateway.catalog.is_stuck_demo(wanted.model) else Relay
+        sent, targets = responses.prepare(gateway, run, info, sent, targets)
+    kind = StuckRelay if gateway.catalog.is_stuck_demo(info.model) else Relay
     return kind(gateway.registry, run, targets, gateway.loop, sent, caller=address)
 
 

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from tidegate.core.errors import LedgerFull
 from tidegate.core.formats import CHAT
-from tidegate.core.formats.base import Wanted
+from tidegate.core.formats.base import RequestInfo
 from tidegate.core.formats.openai import DONE
 from tidegate.core.runs.ledger import Entry, Ledger
 from tidegate.core.runs.state import Happening
@@ -65,27 +65,27 @@ class StuckRelay(Relay):
 
 async def chat_completions(request: web.BaseRequest, ledger: Ledger) -> web.StreamResponse:
     """OpenAI's chat completions, with one answer."""
-    wanted = await _wanted(request, ledger)
-    if not wanted.stream:
-        if wanted.model == STUCK:
+    info = await _request_info(request, ledger)
+    if not info.stream:
+        if info.model == STUCK:
             await asyncio.Event().wait()
-        return web.json_response(body=_whole(wanted.model))
+        return web.json_response(body=_whole(info.model))
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     await response.prepare(request)
     words = TEXT.split(" ")
-    stuck = wanted.model == STUCK
-    await response.write(_event(wanted.model, {"role": "assistant", "content": ""}, None))
+    stuck = info.model == STUCK
+    await response.write(_event(info.model, {"role": "assistant", "content": ""}, None))
     for number, word in enumerate(words[:_STUCK_WORDS] if stuck else words):
         await asyncio.sleep(_WORD_S)
         text = f" {word}" if number else word
-        await response.write(_event(wanted.model, {"content": text}, None))
+        await response.write(_event(info.model, {"content": text}, None))
     if stuck:
         await asyncio.Event().wait()  # until the gateway goes away
-    await response.write(_event(wanted.model, {}, "stop") + DONE)
+    await response.write(_event(info.model, {}, "stop") + DONE)
     return response
 
 
-async def _wanted(request: web.BaseRequest, ledger: Ledger) -> Wanted:
+async def _request_info(request: web.BaseRequest, ledger: Ledger) -> RequestInfo:
     """What is asked for; the body is not needed beyond. Raises Refused."""
     account = ledger.open()
     try:

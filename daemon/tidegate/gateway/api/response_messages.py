@@ -15,7 +15,7 @@ from msgspec import Raw
 
 from tidegate.core.formats import RESPONSES
 from tidegate.core.formats.base import About, ErrorText, Meaning
-from tidegate.core.formats.conversation import Exchange
+from tidegate.core.formats.conversation import Turn
 from tidegate.core.formats.foreign_json import Unreadable, as_object, as_utf8, members_of
 from tidegate.core.formats.framing import SSE
 from tidegate.core.formats.openai import error_body
@@ -36,13 +36,13 @@ _NO_USAGE = {
 
 
 class AnswerMessages:
-    """Makes messages of a run's events, and notes in the exchange what the answer holds."""
+    """Makes messages of a run's events, and notes in the turn what the answer holds."""
 
-    def __init__(self, relay: Relay, exchange: Exchange | None) -> None:
-        """`exchange` is what the connection remembers of the answer, if anything."""
+    def __init__(self, relay: Relay, turn: Turn | None) -> None:
+        """`turn` is what the connection remembers of the answer, if anything."""
         self.is_over = False  # an error has been told that nothing follows
         self._relay = relay
-        self._exchange = exchange
+        self._turn = turn
         self._flat = b""  # an error after which only `response.failed` counts, or nothing
 
     def read(self, cursor: Cursor) -> tuple[bytes, Cursor]:
@@ -82,12 +82,12 @@ class AnswerMessages:
         data = SSE.data(event)
         if meaning is Meaning.ERROR:
             return _with_text_code(data)
-        exchange = self._exchange
-        if exchange is not None and exchange.start:
-            exchange.add_item(event)
+        turn = self._turn
+        if turn is not None and turn.start:
+            turn.add_item(event)
             name = RESPONSES.response_id(data) if meaning is Meaning.DONE else None
             if name is not None:
-                exchange.finish(name, event)
+                turn.finish(name, event)
         return None if data == b"[DONE]" else data
 
 

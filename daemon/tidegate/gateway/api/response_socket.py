@@ -22,7 +22,7 @@ from aiohttp import web
 from tidegate.core.errors import CursorEvicted, LedgerFull
 from tidegate.core.formats import RESPONSES, conversation
 from tidegate.core.formats.base import ErrorText
-from tidegate.core.formats.conversation import Exchange, Message
+from tidegate.core.formats.conversation import ClientEvent, Turn
 from tidegate.core.formats.framing import SSE
 from tidegate.core.http.frames import CloseCode, Frame, Opcode
 from tidegate.core.runs.ledger import Entry
@@ -74,7 +74,7 @@ class _Dialogue(WebSocketSession):
         self._caller = caller
         self._asked: asyncio.Queue[bytes] = asyncio.Queue(MOST_WAITING)
         self._waiting_bytes = 0
-        self._kept: Exchange | None = None  # the last one, which may be under way
+        self._kept: Turn | None = None  # the last one, which may be under way
         self._kept_s = 0.0  # since when it is whole
         self._relay: Relay | None = None  # of the answer under way
 
@@ -178,32 +178,32 @@ class _Dialogue(WebSocketSession):
                 )
             create.check_welcome(self._gateway, self._request)
             former = self._former(asked)
-            exchange = conversation.request(asked.fields, former)
+            turn = conversation.request(asked.fields, former)
         except ValueError as error:
             raise Refused(400, str(error), "bad_request") from None
         limits = self._gateway.settings.limits
-        if len(exchange.body) > limits.max_body_bytes:
+        if len(turn.body) > limits.max_body_bytes:
             raise Refused(
                 413,
                 f"with what it goes on from the request is larger than {limits.max_body_bytes}"
                 " bytes (limits.max_body); begin anew with less, or raise that limit",
                 "body_too_large",
             )
-        parsed = create.parse_request(self._request, RESPONSES, exchange.body)
+        parsed = create.parse_request(self._request, RESPONSES, turn.body)
         if not asked.generates:
-            return self._remember(exchange, parsed.wanted.model)
+            return self._remember(turn, parsed.info.model)
         if asked.previous is not None and former is None:
-            exchange.start = 0  # only its upstream knows what it goes on from
+            turn.start = 0  # only its upstream knows what it goes on from
         account = self._gateway.registry.ledger.open()
         try:
             relay = create.new_relay(self._gateway, self._caller, account, parsed)
         except BaseException:
             account.close()
             raise
-        self._relay, self._kept = relay, exchange
+        self._relay, self._kept = relay, turn
         return relay
 
-    def _former(self, asked: Message) -> Exchange | None:
+    def _former(self, asked: ClientEvent) -> Turn | None:
         """Return what the request goes on from, if it is known here. Raises Refused.
 
         Otherwise its upstream may know it, where it keeps responses and the client lets it.
@@ -246,12 +246,12 @@ class _Dialogue(WebSocketSession):
         if self._kept is not None and self._gateway.loop.time() - self._kept_s >= keep_s:
             self._forget()
 
-    def _remember(self, exchange: Exchange, model: str) -> bytes:
+    def _remember(self, turn: Turn, model: str) -> bytes:
         """Keep a request that generates nothing, and return its answer. Raises Refused."""
         self._gateway.catalog.route(model)
-        exchange.response_id = new_id("resp")
-        self._kept, self._kept_s = exchange, self._gateway.loop.time()
-        return remembered(exchange.response_id, model)
+        turn.response_id = new_id("resp")
+        self._kept, self._kept_s = turn, self._gateway.loop.time()
+        return remembered(turn.response_id, model)
 
     # --- what is answered ---------------------------------------------------------------------
 

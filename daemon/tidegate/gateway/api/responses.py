@@ -13,7 +13,7 @@ import msgspec
 from aiohttp import web
 from msgspec import Raw
 
-from tidegate.core.formats.base import Wanted
+from tidegate.core.formats.base import RequestInfo
 from tidegate.core.formats.responses import Rewriter, bare_response, failed_response, response_in
 from tidegate.core.runs.run import Run
 from tidegate.core.runs.state import State
@@ -91,15 +91,15 @@ def _wants_stream(request: web.BaseRequest) -> bool:
 
 
 def prepare(
-    gateway: Gateway, run: Run, wanted: Wanted, sent: Sent, targets: list[Target]
+    gateway: Gateway, run: Run, info: RequestInfo, sent: Sent, targets: list[Target]
 ) -> tuple[Sent, list[Target]]:
     """Complete a request for a response: what to send beside it, and where it may go."""
     values: dict[str, Raw | None] = {}
-    if wanted.background:
+    if info.background:
         run.response_id = run.id.replace("run_", "resp_", 1)
         run.transcript.rewrite = Rewriter(run.about())
         values |= {"background": None, "stream": Raw(b"true")}
-    former = gateway.registry.find_response(wanted.previous, run.owner)
+    former = gateway.registry.find_response(info.previous, run.owner)
     if former is not None:
         if former.run.upstream_response_id is None:
             raise Refused(
