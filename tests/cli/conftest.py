@@ -14,7 +14,7 @@ import pytest
 
 from tidegate.cli.main import main
 from tidegate.core.protocol.control import ControlReply, ControlRequest
-from tidegate.watchdog.control.server import Client, ControlServer
+from tidegate.watchdog.control.server import ControlClient, ControlServer
 
 
 class ScriptedWatchdog:
@@ -45,7 +45,7 @@ class ScriptedWatchdog:
         self._selector.close()
         os.close(self._wake_read)
 
-    def _answer(self, client: Client, request: ControlRequest) -> None:
+    def _answer(self, client: ControlClient, request: ControlRequest) -> None:
         self.requests.append(request)
         if request.verb in self.replies:
             self._server.reply(client, self.replies[request.verb])

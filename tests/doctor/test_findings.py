@@ -25,7 +25,7 @@ from tidegate.doctor.findings import SEVERITIES, finding, kind_of
 from tidegate.machine.processes import Neighbour
 from tidegate.managers import sockets
 from tidegate.managers.job import Scope
-from watchdog.test_caretaker import PROVOKED as REPAIRS
+from watchdog.test_repair_monitor import PROVOKED as REPAIRS
 
 Provoke = Callable[[Bench], "list[Problem] | Iterator[Problem]"]
 PROVOKED: dict[str, tuple[Provoke, str]] = {}

@@ -17,7 +17,7 @@ from typing import Any
 from fakes.client import Stream
 from fakes.machine import stop_listening, until
 from fakes.upstream import DONE, FINISH, ROLE
-from tidegate.core.protocol.worker import Facts
+from tidegate.core.protocol.worker import StateUpdate
 from tidegate.core.settings import Limits, Model, Settings, Token, Upstream
 from tidegate.gateway.api import routes
 from tidegate.gateway.gateway import Gateway
@@ -190,7 +190,7 @@ class Rig:
     def facts(self, **changes: Any) -> None:
         """What the watchdog says."""
         known: dict[str, Any] = {"level": 0, "ledger_limit_bytes": 0}
-        self.gateway.accept_facts(Facts(**(known | changes)))
+        self.gateway.accept_facts(StateUpdate(**(known | changes)))
 
     def reload(self, settings: Settings) -> None:
         """A reload, as the watchdog orders it."""

@@ -40,7 +40,7 @@ class FakeWorker:
         self.runs_total = 0
         self.swept_bytes = self.swept_runs = 0
         self.end_s: float | None = None
-        self.facts: msg.Facts | None = None
+        self.facts: msg.StateUpdate | None = None
 
     def serve(self) -> None:
         next_beat_s = 0.0
@@ -73,7 +73,7 @@ class FakeWorker:
                     self.say(msg.Configured(request=said.request, error=refused))
                 else:
                     print(f"worker {self.number} hears of never.answer", file=sys.stderr)
-            case msg.Facts():
+            case msg.StateUpdate():
                 self.facts = said
             case msg.AskBeat():
                 assert not self.options.former, "it would not know that message"
@@ -86,10 +86,10 @@ class FakeWorker:
                     self.swept_bytes += freed
                 if not self.options.mute:
                     self.say(msg.Swept(request=said.request, runs=int(bool(freed)), bytes=freed))
-            case msg.Relieve():
+            case msg.Reclaim():
                 reports = [self.relieve(step) for step in said.steps]
                 if not self.options.mute:
-                    self.say(msg.Relieved(request=said.request, steps=reports))
+                    self.say(msg.Reclaimed(request=said.request, steps=reports))
             case msg.ListRuns():
                 run = RunSummary(
                     id=f"run-{self.number}", state="completed", reason=None, model="m",

@@ -57,7 +57,7 @@ class Loop:
             state_dir=directory,
             passed=[],
             pid_file=self.pid_file,
-            estate=None,
+            inherited=None,
             park=False,
             banner=self._ready,
             worker_command=[sys.executable, str(HERE / "fake_worker.py")],

@@ -205,7 +205,7 @@ def failing(_: object = None) -> None:
     ("vital", "break_it"),
     [
         (TICK, lambda m: m.setattr(watchdog.life, "step", lambda *_: failing())),
-        (SAMPLE, lambda m: m.setattr(guard.Guardian, "tick", lambda *_: failing())),
+        (SAMPLE, lambda m: m.setattr(guard.MemoryGuard, "tick", lambda *_: failing())),
         (EXIT, lambda m: m.setattr(generations.Generations, "gone", failing)),
         (WAIT, lambda m: m.setattr(watchdog.Watchdog, "_wait_s", failing)),
     ],
@@ -238,16 +238,16 @@ def test_two_faults_and_a_success_end_nothing(
 ) -> None:
     """Only what fails in a row counts."""
     turns = 0
-    tick = guard.Guardian.tick
+    tick = guard.MemoryGuard.tick
 
-    def mostly_failing(self: guard.Guardian, now_s: float, delay_s: float) -> None:
+    def mostly_failing(self: guard.MemoryGuard, now_s: float, delay_s: float) -> None:
         nonlocal turns
         turns += 1
         if turns % 3:
             failing()
         tick(self, now_s, delay_s)
 
-    monkeypatch.setattr(guard.Guardian, "tick", mostly_failing)
+    monkeypatch.setattr(guard.MemoryGuard, "tick", mostly_failing)
     with loop(directory) as daemon:
         daemon.begin()
         daemon.until(lambda: turns > 12, "twelve samples")
@@ -259,11 +259,11 @@ def test_a_fault_is_a_repair_and_one_stack_a_minute(
 ) -> None:
     """It is logged with its stack, the next ones are counted, and the status tells of it."""
     monkeypatch.setattr(core_repairs, "OPEN_AFTER_S", 0.0)
-    monkeypatch.setattr(repairs.Caretaker, "free_bytes", failing)
+    monkeypatch.setattr(repairs.RepairMonitor, "free_bytes", failing)
     with loop(directory) as daemon:
         daemon.begin()
         monkeypatch.setattr(commands.Commands, "give_up_waiting", failing)
-        monkeypatch.setattr(repairs.Caretaker, "free_bytes", lambda *_: None)
+        monkeypatch.setattr(repairs.RepairMonitor, "free_bytes", lambda *_: None)
 
         def is_told() -> bool:
             status = msgspec.json.decode(daemon.ask("status").result)

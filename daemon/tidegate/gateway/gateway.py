@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol
 from aiohttp import web
 
 from tidegate.core.brake import Brake
-from tidegate.core.protocol.worker import Facts
+from tidegate.core.protocol.worker import StateUpdate
 from tidegate.core.runs.ledger import Ledger
 from tidegate.core.settings import Settings, Token
 from tidegate.gateway.relay.evictor import Evictor
@@ -79,7 +79,7 @@ class Gateway:
         self.settings = Settings()
         self.registry = Registry(Ledger(), self.loop)
         self.sockets = Sockets(self.registry.ledger)
-        self.facts: Facts | None = None
+        self.facts: StateUpdate | None = None
         self.parked: str | None = None  # why nothing is served
         self._peer: Peer | None = None  # the other generation, while there is one
         self.loop_lag_s = 0.0
@@ -137,7 +137,7 @@ class Gateway:
         self.settings, self._access, self.catalog = settings, access, catalog
         self.server.table.places = descriptors.places_for(settings.limits.max_connections)
 
-    def accept_facts(self, facts: Facts) -> None:
+    def accept_facts(self, facts: StateUpdate) -> None:
         """The watchdog's view, once a second: the ledger's limit, and where the other one is."""
         self.facts = facts
         self._access.tell_wrong_keys()

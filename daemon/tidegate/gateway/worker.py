@@ -30,7 +30,6 @@ from tidegate.core.protocol.worker import (
     Configure,
     Configured,
     Draining,
-    Facts,
     Failed,
     Heartbeat,
     Inspect,
@@ -38,10 +37,11 @@ from tidegate.core.protocol.worker import (
     ListRuns,
     ModelList,
     Ready,
-    Relieve,
-    Relieved,
+    Reclaim,
+    Reclaimed,
     RunList,
     StartDraining,
+    StateUpdate,
     Sweep,
     Swept,
 )
@@ -161,7 +161,7 @@ class Worker:
         while True:
             message = await self._line.inbox.get()
             match message:
-                case Facts():
+                case StateUpdate():
                     self._gateway.accept_facts(message)
                 case Configure():
                     self._line.send(self._reconfigure(message))
@@ -170,7 +170,7 @@ class Worker:
                     self._line.send(self._heartbeat(message.request))
                 case Sweep():
                     self._line.send(await self._sweep(message))
-                case Relieve():
+                case Reclaim():
                     tasks.create_task(self._relieve(message))
                 case Inspect():
                     self._line.send(inspect(self._gateway.registry, message.request))
@@ -213,7 +213,7 @@ class Worker:
         except OSError as error:
             log.error("the other generation will not reach this one: %s", error)
 
-    async def _relieve(self, order: Relieve) -> None:
+    async def _relieve(self, order: Reclaim) -> None:
         """Carry out one order after the other; what a step could not do must not end us."""
         reports: list[StepReport] = []
         async with self._relieving:
@@ -221,7 +221,7 @@ class Worker:
                 reports = await self._gateway.evictor.carry_out(order)
             except Exception:
                 log.exception("relief failed (%s)", ", ".join(order.steps))
-        self._line.send(Relieved(request=order.request, steps=reports))
+        self._line.send(Reclaimed(request=order.request, steps=reports))
 
     async def _sweep(self, message: Sweep) -> Swept:
         """Sweep everything that is due, in bites, so that streams go on in between."""

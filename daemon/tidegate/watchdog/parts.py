@@ -23,29 +23,29 @@ from tidegate.managers.systemd.notify import Notifier
 from tidegate.watchdog.control.client import SOCKET_NAME
 from tidegate.watchdog.control.commands import Commands, Daemon
 from tidegate.watchdog.control.overview import Overview
-from tidegate.watchdog.control.server import Client, ControlServer
+from tidegate.watchdog.control.server import ControlClient, ControlServer
 from tidegate.watchdog.control.status import Totals
 from tidegate.watchdog.ending import Ending
 from tidegate.watchdog.faults import Faults
 from tidegate.watchdog.fleet.dispatcher import Dispatcher
 from tidegate.watchdog.fleet.supervisor import Supervisor
-from tidegate.watchdog.guard.book import MemoryBook
+from tidegate.watchdog.guard.book import MemoryMonitor
 from tidegate.watchdog.guard.decision_log import DecisionLog
 from tidegate.watchdog.guard.evidence import Evidence
-from tidegate.watchdog.guard.guard import Guardian
+from tidegate.watchdog.guard.guard import MemoryGuard
 from tidegate.watchdog.guard.pressure_signal import PressureSignal
 from tidegate.watchdog.listeners import Listeners
 from tidegate.watchdog.parking import Parking
 from tidegate.watchdog.pid_file import PidFile
 from tidegate.watchdog.readiness import Banner, Readiness
 from tidegate.watchdog.reload import Reloader
-from tidegate.watchdog.repairs import Caretaker
+from tidegate.watchdog.repairs import RepairMonitor
 from tidegate.watchdog.runtime_dir import Home
 from tidegate.watchdog.signals import Signals
-from tidegate.watchdog.upgrade.state import Estate
+from tidegate.watchdog.upgrade.state import UpgradeState
 from tidegate.watchdog.upgrade.upgrader import Handover, Upgrader
 from tidegate.watchdog.workers.generations import Generations
-from tidegate.watchdog.workers.process import Worker
+from tidegate.watchdog.workers.process import WorkerHandle
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Setup(Struct, frozen=True, kw_only=True, eq=False):
     state_dir: Path
     passed: list[Bound]  # the sockets that the service manager opened
     pid_file: PidFile  # held
-    estate: Estate | None  # what an upgrade left
+    inherited: UpgradeState | None  # what an upgrade left
     park: bool  # while the config cannot be used, rather than end
     banner: Banner
     worker_command: Sequence[str]
@@ -74,16 +74,18 @@ class Parts:
         self, setup: Setup, daemon: Daemon, on_signals: Callable[[list[int]], None]
     ) -> None:
         """Build them. `daemon` does what the command line asks. Raises ListenError."""
-        estate, timing = setup.estate, setup.timing
+        inherited, timing = setup.inherited, setup.timing
         self._setup = setup
         self.faults = Faults()
         self.ending = Ending()
         self.selector = selectors.DefaultSelector()
         self.signals = Signals(self.selector, on_signals)
         self.notifier = Notifier()
-        self.memory = MemoryBook()
-        self.totals = estate.totals if estate else Totals()
-        self.caretaker = Caretaker(setup.state_dir, estate.repairs if estate else None)
+        self.memory = MemoryMonitor()
+        self.totals = inherited.totals if inherited else Totals()
+        self.repair_monitor = RepairMonitor(
+            setup.state_dir, inherited.repairs if inherited else None
+        )
         self.listeners = Listeners(setup.passed, self.notifier)
         self.generations = Generations(
             command=setup.worker_command,
@@ -97,14 +99,14 @@ class Parts:
         self.readiness = Readiness(
             self.notifier,
             self.generations,
-            None if estate is not None and estate.serves else setup.banner,
+            None if inherited is not None and inherited.serves else setup.banner,
         )
         self.control = ControlServer(
             setup.runtime_dir / SOCKET_NAME,
             self.selector,
             self._asked,
             time.monotonic,
-            estate.control_fd if estate else None,
+            inherited.control_fd if inherited else None,
         )
         self.home = Home(
             setup.first_runtime_dir,
@@ -138,8 +140,8 @@ class Parts:
             listeners=self.listeners,
             memory=self.memory,
             totals=self.totals,
-            repairs=self.caretaker.open,
-            started_s=estate.started_s if estate else time.monotonic(),
+            repairs=self.repair_monitor.open,
+            started_s=inherited.started_s if inherited else time.monotonic(),
         )
         self.evidence = Evidence(
             generations=self.generations,
@@ -147,7 +149,7 @@ class Parts:
             status=self.status,
             config=lambda: self.reloader.config,
         )
-        self.guardian = Guardian(
+        self.memory_guard = MemoryGuard(
             book=self.memory,
             generations=self.generations,
             evidence=self.evidence,
@@ -173,7 +175,7 @@ class Parts:
             generations=self.generations,
             reloader=self.reloader,
             commands=self.commands,
-            guardian=self.guardian,
+            memory_guard=self.memory_guard,
             memory=self.memory,
             evidence=self.evidence,
             readiness=self.readiness,
@@ -195,7 +197,7 @@ class Parts:
                 reloader=self.reloader,
                 readiness=self.readiness,
                 memory=self.memory,
-                caretaker=self.caretaker,
+                repair_monitor=self.repair_monitor,
                 totals=self.totals,
             ),
             signals=self.signals,
@@ -203,10 +205,10 @@ class Parts:
             recycle=self.recycle,
         )
 
-    def _heard(self, worker: Worker, said: msg.FromWorker) -> None:
+    def _heard(self, worker: WorkerHandle, said: msg.FromWorker) -> None:
         self.dispatcher.heard(worker, said)
 
-    def _asked(self, client: Client, request: ControlRequest) -> None:
+    def _asked(self, client: ControlClient, request: ControlRequest) -> None:
         self.commands.asked(client, request)
 
     def do(self, event: events.Event) -> list[events.Effect]:
@@ -238,7 +240,7 @@ class Parts:
     def status(self) -> Status:
         """The truth as it is known now."""
         parked = None if self.generations.fleet.stopping else self.parking.reason
-        return self.overview.now(parked, self.guardian.state())
+        return self.overview.now(parked, self.memory_guard.state())
 
     def tell_facts(self) -> None:
         """Tell the workers where they stand. One that does not read is told nothing new."""

@@ -25,12 +25,12 @@ from tidegate.core.settings import Effect
 from tidegate.core.text import count
 from tidegate.managers.sockets import Bound, ListenError
 from tidegate.watchdog.control.reload_replies import ReloadReplies
-from tidegate.watchdog.control.server import OUR_FAULT, Client, ControlServer
+from tidegate.watchdog.control.server import OUR_FAULT, ControlClient, ControlServer
 from tidegate.watchdog.faults import Faults
 from tidegate.watchdog.listeners import Listeners
 from tidegate.watchdog.readiness import Readiness
 from tidegate.watchdog.workers.generations import Generations
-from tidegate.watchdog.workers.process import Worker
+from tidegate.watchdog.workers.process import WorkerHandle
 
 _log = logging.getLogger(__name__)
 
@@ -41,10 +41,10 @@ class Reload(Struct, frozen=True, kw_only=True, eq=False):
     config: LoadedConfig
     bound: list[Bound]
     changes: list[Change]
-    clients: list[Client]  # that asked for it
+    clients: list[ControlClient]  # that asked for it
     asked: bool  # by a person: they are told also of what did not change
     recycle: str | None = None  # why a new generation starts with it; else the serving one takes it
-    awaits: Worker | None = None  # that has to confirm it
+    awaits: WorkerHandle | None = None  # that has to confirm it
     request: int = 0  # which it confirms
     deadline_s: float | None = None  # monotonic
 
@@ -83,7 +83,7 @@ class Reloader:
         self._limit_s = limit_s
         self._faults = faults
         self._reload: Reload | None = None
-        self._clients: list[Client] = []  # that asked while it was under way
+        self._clients: list[ControlClient] = []  # that asked while it was under way
         self._asked = False  # a person did, if only by a signal
         self._changed = False  # the file changed meanwhile
         self._refused: str | None = None  # what the file as it is now was refused for
@@ -133,7 +133,7 @@ class Reloader:
 
     # --- what begins a reload -------------------------------------------------------------------
 
-    def start(self, client: Client | None) -> None:
+    def start(self, client: ControlClient | None) -> None:
         """Take up what the file says, and answer `client`; None where a signal asked."""
         if client is not None:
             self._clients.append(client)
@@ -154,7 +154,7 @@ class Reloader:
         if not self._faults.attempt("a reload", lambda: self._try_to_serve(clients, asked=asked)):
             self.abandon(clients)
 
-    def abandon(self, clients: Sequence[Client] = ()) -> None:
+    def abandon(self, clients: Sequence[ControlClient] = ()) -> None:
         """Drop all, by a fault of ours: clients that wait are told, and the next reload is new."""
         reload, self._reload = self._reload, None
         waiting = [*clients, *self._clients, *(reload.clients if reload is not None else ())]
@@ -166,7 +166,7 @@ class Reloader:
         finally:
             self._replies.refuse(waiting, Refusal(Why.WORKER, OUR_FAULT))
 
-    def _try_to_serve(self, clients: list[Client], *, asked: bool) -> None:
+    def _try_to_serve(self, clients: list[ControlClient], *, asked: bool) -> None:
         if self._generations.fleet.stopping:
             self._replies.refuse(clients, Refusal(Why.BUSY, "tidegate is stopping"))
             return
@@ -183,7 +183,7 @@ class Reloader:
         self._readiness.reloading()
         self._take_up(config, clients, asked=asked)
 
-    def _take_up(self, config: LoadedConfig, clients: list[Client], *, asked: bool) -> None:
+    def _take_up(self, config: LoadedConfig, clients: list[ControlClient], *, asked: bool) -> None:
         """A config that is good: by the worker that serves, or by a new one where it has to be."""
         assert self.config is not None, "there is a config to replace"
         if error := self._why_not_now(config):
@@ -242,7 +242,7 @@ class Reloader:
         return self.config is not None and self.config.parked is not None
 
     @property
-    def _serving(self) -> Worker | None:
+    def _serving(self) -> WorkerHandle | None:
         """The worker that serves; not one that is dead, though its end was not noticed yet."""
         serving = self._generations.serving
         return serving if serving is not None and serving.process.poll() is None else None
@@ -270,7 +270,7 @@ class Reloader:
 
     # --- what may end a reload ------------------------------------------------------------------
 
-    def confirmed(self, worker: Worker, request: int, error: str | None) -> None:
+    def confirmed(self, worker: WorkerHandle, request: int, error: str | None) -> None:
         """Note that a worker took a config over, or (`error`) would not."""
         reload = self._reload
         refused = None if error is None else f"worker {worker.number} refuses it: {error}"
@@ -284,7 +284,7 @@ class Reloader:
             # It was given up on, and took over what has been refused meanwhile.
             self._generations.reconfigure(worker, self.config, 0)
 
-    def became_ready(self, worker: Worker) -> None:
+    def became_ready(self, worker: WorkerHandle) -> None:
         """Note that a worker serves, with the new config or one that was replaced meanwhile."""
         if self._starts_with_reload(worker):
             self._finish(None)
@@ -293,7 +293,7 @@ class Reloader:
         elif self.config is not None:
             self._generations.spread(self.config)
 
-    def worker_gone(self, worker: Worker) -> None:
+    def worker_gone(self, worker: WorkerHandle) -> None:
         """Note that a process ended, which may have had to answer."""
         how = worker.how_it_ended()
         if self._reload is not None and self._reload.awaits is worker:
@@ -334,7 +334,7 @@ class Reloader:
         if self._reload is None and self.config is not None:
             self._generations.spread(self.config)  # should that have failed
 
-    def _starts_with_reload(self, worker: Worker) -> bool:
+    def _starts_with_reload(self, worker: WorkerHandle) -> bool:
         reload = self._reload
         return reload is not None and reload.recycle is not None and worker.config is reload.config
 
@@ -383,7 +383,7 @@ class Reloader:
 
     # --- what is said of it ---------------------------------------------------------------------
 
-    def _refuse(self, clients: Sequence[Client], refusal: Refusal, *, asked: bool) -> None:
+    def _refuse(self, clients: Sequence[ControlClient], refusal: Refusal, *, asked: bool) -> None:
         """What the file says cannot be used; a parked daemon's worker tells that reason."""
         is_news = refusal.text not in (self._refused, self.config.parked if self.config else None)
         self._refused = refusal.text

@@ -34,7 +34,7 @@ _LEVELS = {Severity.NOTE: logging.INFO, Severity.WARNING: logging.WARNING}
 _log = logging.getLogger(__name__)
 
 
-class Seen(Struct, frozen=True, kw_only=True):
+class Observation(Struct, frozen=True, kw_only=True):
     """What the watchdog knows at one moment."""
 
     status: Status
@@ -58,7 +58,7 @@ class Seen(Struct, frozen=True, kw_only=True):
     fault: str | None = None  # a recent one of the watchdog's own
 
 
-def find(seen: Seen) -> Iterator[Problem]:
+def find(seen: Observation) -> Iterator[Problem]:
     """Everything that is wrong now."""
     yield from _config(seen)
     yield from _upstreams(seen)
@@ -68,7 +68,7 @@ def find(seen: Seen) -> Iterator[Problem]:
     yield from _machine(seen)
 
 
-def _config(seen: Seen) -> Iterator[Problem]:
+def _config(seen: Observation) -> Iterator[Problem]:
     if seen.parked is not None:
         yield _error(
             "parked",
@@ -89,7 +89,7 @@ def _config(seen: Seen) -> Iterator[Problem]:
         )
 
 
-def _upstreams(seen: Seen) -> Iterator[Problem]:
+def _upstreams(seen: Observation) -> Iterator[Problem]:
     for upstream in seen.status.upstreams:
         for refusal in upstream.refusals:
             if refusal.model:
@@ -112,7 +112,7 @@ def _upstreams(seen: Seen) -> Iterator[Problem]:
             )
 
 
-def _workers(seen: Seen) -> Iterator[Problem]:
+def _workers(seen: Observation) -> Iterator[Problem]:
     lost = [each for each in seen.status.restarts if seen.now - each.at < HOUR_S]
     if lost:
         many = len(lost) >= MANY_LOST_WORKERS
@@ -125,7 +125,7 @@ def _workers(seen: Seen) -> Iterator[Problem]:
     yield from _connections(seen)
 
 
-def _connections(seen: Seen) -> Iterator[Problem]:
+def _connections(seen: Observation) -> Iterator[Problem]:
     limit = seen.most_connections or seen.max_connections
     if not limit or seen.connections < FULL_SHARE * limit:
         return
@@ -140,7 +140,7 @@ def _connections(seen: Seen) -> Iterator[Problem]:
     yield _warning("connections-full", cause, f"see who connects (`ss -tnp`), or {raise_it}")
 
 
-def _memory(seen: Seen) -> Iterator[Problem]:
+def _memory(seen: Observation) -> Iterator[Problem]:
     memory = seen.status.memory
     if memory.shedding:
         yield _error(
@@ -163,7 +163,7 @@ def _memory(seen: Seen) -> Iterator[Problem]:
         )
 
 
-def _little_memory(seen: Seen) -> Iterator[Problem]:
+def _little_memory(seen: Observation) -> Iterator[Problem]:
     """What a budget is too small for."""
     budget_mib, least_mib = seen.status.memory.budget_bytes // MIB, LEAST_BUDGET_BYTES // MIB
     if seen.configured_budget_bytes is not None and (
@@ -191,7 +191,7 @@ def _little_memory(seen: Seen) -> Iterator[Problem]:
         )
 
 
-def _machine(seen: Seen) -> Iterator[Problem]:
+def _machine(seen: Observation) -> Iterator[Problem]:
     if seen.free_bytes is not None and seen.free_bytes < LITTLE_DISK_BYTES:
         text = f"{seen.free_bytes // MIB} MiB are free where state and logs are kept"
         make_room = "make room on that disk, or move it with --state-dir"
@@ -243,7 +243,7 @@ def _error(name: str, cause: str, fix: str) -> Problem:
     return Problem(id=name, severity=Severity.ERROR, cause=cause, fix=fix)
 
 
-class Caretaker:
+class RepairMonitor:
     """Keeps the repairs of a running tidegate, and writes a line when one comes or goes."""
 
     def __init__(self, state_dir: Path, since: Mapping[str, float] | None = None) -> None:
@@ -254,7 +254,7 @@ class Caretaker:
         self._free_bytes: int | None = None
 
     def __repr__(self) -> str:
-        return f"<Caretaker {self._book!r}>"
+        return f"<RepairMonitor {self._book!r}>"
 
     def open(self) -> list[Repair]:
         """What is open now, the worst first."""
@@ -276,7 +276,7 @@ class Caretaker:
                 self._free_bytes = found.f_bavail * found.f_frsize
         return self._free_bytes
 
-    def look(self, seen: Seen) -> None:
+    def look(self, seen: Observation) -> None:
         """Find what is wrong, and say what is new about it."""
         opened, closed = self._book.observe(find(seen), now_s=time.monotonic(), now=seen.now)
         for repair in opened:

@@ -55,8 +55,8 @@ def run(
     next time.
     `banner` is called once, when the first worker is ready, with the addresses really bound.
     """
-    if upgrade.is_rehearsal(os.environ):
-        return _rehearse(load)
+    if upgrade.is_preflight(os.environ):
+        return _preflight(load)
     hold_early()
     try:
         log.setup("watchdog", log_file)
@@ -68,14 +68,14 @@ def run(
     forbid_core_dumps()
     allow_many_descriptors()
     try:
-        estate = upgrade.inherited(os.environ)
-    except UpgradeError as error:  # not in the rehearsal, yet now: a start from nothing is left
+        inherited = upgrade.inherited(os.environ)
+    except UpgradeError as error:  # not in the preflight, yet now: a start from nothing is left
         _log.critical("%s", error)
         return os.EX_TEMPFAIL
     first_runtime_dir = runtime_dir
-    if estate and estate.runtime_dir is not None:  # which may stand in for another one
-        runtime_dir = Path(estate.runtime_dir)
-    pid_file = PidFile(runtime_dir / PID_FILE_NAME, estate.pid_fd if estate else -1)
+    if inherited and inherited.runtime_dir is not None:  # which may stand in for another one
+        runtime_dir = Path(inherited.runtime_dir)
+    pid_file = PidFile(runtime_dir / PID_FILE_NAME, inherited.pid_fd if inherited else -1)
     try:
         pid_file.hold()
     except AlreadyRunning as error:
@@ -94,7 +94,7 @@ def run(
                 state_dir=state_dir,
                 passed=_passed_sockets(),
                 pid_file=pid_file,
-                estate=estate,
+                inherited=inherited,
                 park=park or activation.is_job(),
                 banner=banner,
                 worker_command=worker_command,
@@ -124,11 +124,11 @@ def _serve(watchdog: Watchdog) -> int:
         return os.EX_SOFTWARE
 
 
-def _rehearse(load: Callable[[], LoadedConfig]) -> int:
+def _preflight(load: Callable[[], LoadedConfig]) -> int:
     """Say on stderr why this program could not take over, if so; the exit code."""
     try:
-        estate = upgrade.rehearse(os.environ)
-        if estate.config is not None and estate.config.parked is None:
+        inherited = upgrade.preflight(os.environ)
+        if inherited.config is not None and inherited.config.parked is None:
             load()  # one that is parked may be helped by the other version
     except (UpgradeError, ConfigError) as error:
         sys.stderr.write(f"{error}\n")

@@ -26,10 +26,10 @@ from tidegate.core.protocol.status import Status
 from tidegate.logs import handler as log
 from tidegate.managers.launchd import activation
 from tidegate.watchdog import signals
-from tidegate.watchdog.control.server import Client
+from tidegate.watchdog.control.server import ControlClient
 from tidegate.watchdog.faults import CLOCK, EXIT, PAUSE_S, SAMPLE, TICK, WAIT
 from tidegate.watchdog.parts import Parts, Setup
-from tidegate.watchdog.repairs import Seen
+from tidegate.watchdog.repairs import Observation
 
 _log = logging.getLogger(__name__)
 
@@ -52,8 +52,8 @@ class Watchdog:
         return self._run()
 
     def _begin(self) -> None:
-        estate = self._setup.estate
-        if estate is None or not self.parts.upgrader.resume(estate):
+        inherited = self._setup.inherited
+        if inherited is None or not self.parts.upgrader.resume(inherited):
             self.parts.generations.clear()
             self.parts.parking.begin()
 
@@ -90,7 +90,7 @@ class Watchdog:
             parts.signals.close,
             parts.selector.close,
             parts.memory.close,
-            parts.guardian.close,
+            parts.memory_guard.close,
             parts.evidence.close,
             parts.pressure.close,
             self._say_goodbye,
@@ -154,7 +154,7 @@ class Watchdog:
         attempt("the recycle after an upgrade", parts.upgrader.tick)
         attempt("the next try of a parked config", lambda: parts.parking.tick(now_s))
         if parts.reloader.config is not None:
-            attempt(SAMPLE, lambda: parts.guardian.tick(now_s, delay_s))
+            attempt(SAMPLE, lambda: parts.memory_guard.tick(now_s, delay_s))
         attempt("the repairs", lambda: self._care(now_s))
         attempt("the service manager", self._tell_manager)
 
@@ -168,14 +168,14 @@ class Watchdog:
         config = parts.reloader.config
         beats = [worker.beat for worker in parts.generations if worker.beat]
         fullest = max(beats, key=lambda beat: beat.connections, default=None)
-        seen = Seen(
+        seen = Observation(
             status=parts.status(),
             now=time.time(),
             parked=parts.parking.reason,
             refused_config=parts.reloader.refused,
             refused_upgrade=parts.upgrader.refused,
             lost_lines=log.lost(),
-            free_bytes=parts.caretaker.free_bytes(now_s),
+            free_bytes=parts.repair_monitor.free_bytes(now_s),
             connections=fullest.connections if fullest else 0,
             most_connections=fullest.most_connections if fullest else 0,
             max_connections=config.settings.limits.max_connections if config else 0,
@@ -189,7 +189,7 @@ class Watchdog:
             runtime_dir=parts.home.place if parts.home.is_elsewhere else None,
             homeless=parts.home.trouble,
         )
-        parts.caretaker.look(seen)
+        parts.repair_monitor.look(seen)
 
     # --- what the command line may want, see `commands.Daemon` ----------------------------------
 
@@ -205,11 +205,11 @@ class Watchdog:
             self.parts.evidence.gather("recycle", "asked for")
         return error
 
-    def bundle(self, client: Client) -> None:
+    def bundle(self, client: ControlClient) -> None:
         """Write a bundle of evidence because `client` asked for one."""
         self.parts.evidence.gather("bundle", "asked for", self.parts.commands.bundled(client))
 
-    def reload(self, client: Client | None) -> None:
+    def reload(self, client: ControlClient | None) -> None:
         """Take up the config as it is now; a parked daemon begins with it."""
         if self.parts.reloader.config is None:
             self.parts.control.answer(client, self.parts.parking.begin())
@@ -217,7 +217,7 @@ class Watchdog:
             self.parts.reloader.start(client)
 
     def upgrade(self) -> None:
-        """Become the program that is on the disk now, unless its rehearsal fails."""
+        """Become the program that is on the disk now, unless its preflight fails."""
         self.parts.upgrader.start()
 
     def stop(self) -> None:

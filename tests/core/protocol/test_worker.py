@@ -19,7 +19,7 @@ FROM_WATCHDOG: list[msg.FromWatchdog] = [
         secrets={"box": "sk-ü\n"},
         listeners=[msg.Listener(fd=3, address="[::1]:8433")],
     ),
-    msg.Facts(
+    msg.StateUpdate(
         level=1,
         ledger_limit_bytes=0,
         shed="memory level 3",
@@ -27,7 +27,7 @@ FROM_WATCHDOG: list[msg.FromWatchdog] = [
     ),
     msg.AskBeat(request=4),
     msg.Sweep(request=1, reason="level 2"),
-    msg.Relieve(request=1, steps=["stale"], stale_after_s=600.0, reason="memory level 2"),
+    msg.Reclaim(request=1, steps=["stale"], stale_after_s=600.0, reason="memory level 2"),
     msg.Inspect(request=1),
     msg.ListRuns(request=1),
     msg.ListModels(request=1),
@@ -42,7 +42,7 @@ FROM_WORKER: list[msg.FromWorker] = [
     ),
     msg.Configured(request=1, error="no"),
     msg.Swept(request=1, runs=2, bytes=3, reasons={"stuck": 2}),
-    msg.Relieved(
+    msg.Reclaimed(
         request=1,
         steps=[
             StepReport(step="stale", runs=1, promised_bytes=2, freed_bytes=2, took_s=0.1)

@@ -13,7 +13,7 @@ from fakes.upstream import DONE, ROLE, numbered
 from gateway.gateway_rig import DEADLINE_S, HEAD, Peer, Rig, chunked
 from gateway.relay.test_registry import WHOLE_END, bulk
 from tidegate.core.memory.report import StepReport
-from tidegate.core.protocol.worker import Relieve
+from tidegate.core.protocol.worker import Reclaim
 from tidegate.core.runs.eviction import Act, Victim
 from tidegate.core.runs.ledger import Entry
 from tidegate.core.runs.state import State
@@ -31,7 +31,7 @@ async def take(
     rig: Rig, *steps: str, stale_after_s: float = 600.0, most: int = 50
 ) -> list[StepReport]:
     """One order, carried out."""
-    order = Relieve(
+    order = Reclaim(
         request=1,
         steps=list(steps),
         stale_after_s=stale_after_s,

@@ -170,7 +170,7 @@ def test_answers_that_are_not_read_are_bounded_in_sum(
 ) -> None:
     """One as long as any may wait; then others are told to ask again."""
     control_server, selector = server
-    asked: list[control.Client] = []
+    asked: list[control.ControlClient] = []
     control_server._on_request = lambda client, _: asked.append(client)
     path = str(tmp_path / SOCKET_NAME)
     with ExitStack() as stack:

@@ -13,7 +13,7 @@ import pytest
 
 from tidegate.watchdog.control.commands import KeptClients
 from tidegate.watchdog.upgrade import upgrade
-from tidegate.watchdog.upgrade.state import Estate, UpgradeError, read
+from tidegate.watchdog.upgrade.state import UpgradeError, UpgradeState, read
 from watchdog.daemon_rig import HANGS, Daemon, is_alive, wait_until
 
 pytestmark = pytest.mark.processes
@@ -94,7 +94,7 @@ def test_upgrades_refuse_nobody_and_leave_no_descriptor(daemon: Daemon) -> None:
 def test_a_bad_config_refuses_the_upgrade(
     daemon: Daemon, tmp_path: Path, *, to_a_file: bool
 ) -> None:
-    """The rehearsal reads the file as the new version would; what it says is the answer."""
+    """The preflight reads the file as the new version would; what it says is the answer."""
     daemon.log_file = tmp_path / "tidegate.log" if to_a_file else None
     daemon.start()
     pid = daemon.worker()["pid"]
@@ -186,11 +186,11 @@ def test_signals_in_the_moment_of_execve_do_not_end_it(daemon: Daemon) -> None:
     wait_until(lambda: daemon.status()["generation"] == 2, "a new worker serves")
 
 
-# --- the estate ------------------------------------------------------------------------------
+# --- the state -------------------------------------------------------------------------------
 
 
 def as_file(tmp_path: Path, value: object) -> int:
-    file = tmp_path / "estate"
+    file = tmp_path / "state"
     file.write_bytes(msgspec.json.encode(value))
     return os.open(file, os.O_RDONLY)
 
@@ -222,13 +222,13 @@ def test_a_program_that_is_not_there_is_no_upgrade() -> None:
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
-def _estate() -> Estate:
+def _estate() -> UpgradeState:
     from tidegate.core.fleet.lifecycle import Fleet
     from tidegate.watchdog.control.status import Totals
 
     reading, writing = os.pipe()
     os.close(reading)
-    return Estate(
+    return UpgradeState(
         started_s=0.0,
         serves=True,
         fleet=Fleet(),

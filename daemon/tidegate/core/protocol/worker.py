@@ -53,7 +53,7 @@ class Configure(Message, frozen=True, kw_only=True, tag="configure"):
     other_socket: str | None = None  # where the other one listens, if there is one
     config_file: str | None = None  # which the worker looks at for changes
     parked: str | None = None  # why nothing is served; health routes say so
-    ledger_limit_bytes: int = 0  # until the first Facts; only in the first one; 0: no limit
+    ledger_limit_bytes: int = 0  # until the first StateUpdate; only in the first one; 0: no limit
 
     def __repr__(self) -> str:
         return f"<Configure request={self.request} generation={self.generation}>"  # no secrets
@@ -73,7 +73,7 @@ class GuardFigures(Struct, frozen=True, kw_only=True):
     sample_failures: int = 0
 
 
-class Facts(Message, frozen=True, kw_only=True, tag="facts"):
+class StateUpdate(Message, frozen=True, kw_only=True, tag="facts"):
     """What the watchdog knows and the worker goes by or shows. Once a second."""
 
     level: int
@@ -95,7 +95,7 @@ class Sweep(Message, frozen=True, kw_only=True, tag="sweep"):
     reason: str
 
 
-class Relieve(Message, frozen=True, kw_only=True, tag="relieve"):
+class Reclaim(Message, frozen=True, kw_only=True, tag="relieve"):
     """Give memory back by these steps, in this order. Sent on every tick while a level holds."""
 
     request: int
@@ -188,8 +188,8 @@ class Swept(Message, frozen=True, kw_only=True, tag="swept"):
     reasons: dict[str, int] = {}
 
 
-class Relieved(Message, frozen=True, kw_only=True, tag="relieved"):
-    """Answer to Relieve, when the last step is over."""
+class Reclaimed(Message, frozen=True, kw_only=True, tag="relieved"):
+    """Answer to Reclaim, when the last step is over."""
 
     request: int
     steps: list[StepReport]
@@ -239,14 +239,22 @@ class Failed(Message, frozen=True, kw_only=True, tag="failed"):
 
 
 FromWatchdog = (
-    Configure | Facts | Sweep | Relieve | AskBeat | Inspect | ListRuns | ListModels | StartDraining
+    Configure
+    | StateUpdate
+    | Sweep
+    | Reclaim
+    | AskBeat
+    | Inspect
+    | ListRuns
+    | ListModels
+    | StartDraining
 )
 FromWorker = (
     Ready
     | Heartbeat
     | Configured
     | Swept
-    | Relieved
+    | Reclaimed
     | Inspected
     | RunList
     | ModelList

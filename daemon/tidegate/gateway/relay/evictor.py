@@ -20,7 +20,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from tidegate.core.memory.report import StepReport
-from tidegate.core.protocol.worker import Relieve
+from tidegate.core.protocol.worker import Reclaim
 from tidegate.core.runs import eviction
 from tidegate.core.runs.eviction import Act, Candidate, Step, Victim
 from tidegate.core.runs.ledger import Entry
@@ -102,7 +102,7 @@ class Evictor:
 
     # --- by order -----------------------------------------------------------------------------
 
-    async def carry_out(self, order: Relieve) -> list[StepReport]:
+    async def carry_out(self, order: Reclaim) -> list[StepReport]:
         """Take every step of the order; what each one promised and freed."""
         reports = []
         left = order.most
@@ -120,7 +120,7 @@ class Evictor:
             reports.append(tally.report(name))
         return reports
 
-    async def _take(self, step: Step, order: Relieve, most: int, tally: _Tally) -> None:
+    async def _take(self, step: Step, order: Reclaim, most: int, tally: _Tally) -> None:
         if step in _WITH_CONNECTIONS:
             self._make_room(lambda: True)
         if step is Step.TIDY:

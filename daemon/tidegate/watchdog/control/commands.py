@@ -20,10 +20,10 @@ from msgspec import Struct
 from tidegate.core.protocol.control import ControlReply, ControlRequest
 from tidegate.core.protocol.status import Status
 from tidegate.core.protocol.worker import AskBeat, ListModels, ListRuns, Sweep, Swept
-from tidegate.watchdog.control.pending import Answer, Questions
-from tidegate.watchdog.control.server import OUR_FAULT, Client, ControlServer
+from tidegate.watchdog.control.pending import Answer, PendingRequests
+from tidegate.watchdog.control.server import OUR_FAULT, ControlClient, ControlServer
 from tidegate.watchdog.workers.generations import Generations
-from tidegate.watchdog.workers.process import Worker
+from tidegate.watchdog.workers.process import WorkerHandle
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Daemon(Protocol):
     def recycle(self) -> str | None:
         """Start the next generation; why it was refused, or None."""
 
-    def reload(self, client: Client | None) -> None:
+    def reload(self, client: ControlClient | None) -> None:
         """Take up the config, and answer `client` when that is done."""
 
     def upgrade(self) -> None:
@@ -60,7 +60,7 @@ class Daemon(Protocol):
     def stop(self) -> None:
         """Drain and end."""
 
-    def bundle(self, client: Client) -> None:
+    def bundle(self, client: ControlClient) -> None:
         """Write a bundle of evidence, and let `Commands.bundled` answer `client`."""
 
 
@@ -72,7 +72,7 @@ BEAT_LIMIT_S = 0.5  # a loop that turns beats at once; `status` waits no longer 
 class _Beats:
     """A client that waits for the status, and the workers that first give a heartbeat."""
 
-    client: Client
+    client: ControlClient
     deadline_s: float
     generations: set[int] = field(default_factory=set)
 
@@ -86,17 +86,19 @@ class Commands:
         self._daemon = daemon
         self._generations = generations
         self._control = control
-        self._questions = Questions(reply_s)
+        self._questions = PendingRequests(reply_s)
         self._beats: dict[int, _Beats] = {}  # by request; who asks for the status waits
-        self._until_takeover: list[Client] = []
-        self._until_recycled: list[Client] = []
-        self._until_upgraded: list[tuple[Client, bool]] = []  # and whether until it is recycled
-        self._until_stopped: list[Client] = []
+        self._until_takeover: list[ControlClient] = []
+        self._until_recycled: list[ControlClient] = []
+        self._until_upgraded: list[
+            tuple[ControlClient, bool]
+        ] = []  # and whether until it is recycled
+        self._until_stopped: list[ControlClient] = []
 
     def __repr__(self) -> str:
         return f"<Commands {self._questions} waiting={len(self._long_waiting())}>"
 
-    def asked(self, client: Client, request: ControlRequest) -> None:
+    def asked(self, client: ControlClient, request: ControlRequest) -> None:
         """A client wants something."""
         match request.verb:
             case "status":
@@ -132,7 +134,7 @@ class Commands:
             case verb:
                 self._control.answer(client, f'"{verb}" is no verb that this tidegate knows')
 
-    def _stop(self, client: Client, *, wait: bool) -> None:
+    def _stop(self, client: ControlClient, *, wait: bool) -> None:
         _log.info("stop asked for by the command line")
         if wait:
             self._until_stopped.append(client)
@@ -143,7 +145,7 @@ class Commands:
 
     # --- status: what a worker last said may be over ----------------------------------------------
 
-    def _ask_beats(self, client: Client) -> None:
+    def _ask_beats(self, client: ControlClient) -> None:
         """Answer with the truth now: workers whose last heartbeat is older first give a new one."""
         now_s = time.monotonic()
         number = self._questions.next_number()
@@ -178,7 +180,7 @@ class Commands:
         del self._beats[number]
         self._tell_status(client)
 
-    def _tell_status(self, client: Client) -> None:
+    def _tell_status(self, client: ControlClient) -> None:
         try:
             status = self._daemon.take_status()
         except Exception:
@@ -191,9 +193,9 @@ class Commands:
     def _ask_workers(
         self,
         verb: str,
-        client: Client,
+        client: ControlClient,
         order: Sweep | ListRuns | ListModels,
-        workers: list[Worker],
+        workers: list[WorkerHandle],
     ) -> None:
         if not workers:
             self._control.answer(client, "no worker is ready; see `tidegate status`")
@@ -235,7 +237,7 @@ class Commands:
         self._answer_all([client for client, _ in self._until_upgraded], error)
         self._until_upgraded.clear()
 
-    def _long_waiting(self) -> list[Client]:
+    def _long_waiting(self) -> list[ControlClient]:
         upgraded = [client for client, _ in self._until_upgraded]
         return self._until_recycled + self._until_takeover + self._until_stopped + upgraded
 
@@ -258,7 +260,7 @@ class Commands:
         """Every wait for a worker has its limit."""
         self._reply_all(self._questions.expire(now_s))
 
-    def bundled(self, client: Client) -> Callable[[Path | None], None]:
+    def bundled(self, client: ControlClient) -> Callable[[Path | None], None]:
         """What to call when the bundle that `client` asked for is written, or (None) is not."""
 
         def answer(path: Path | None) -> None:
@@ -286,16 +288,16 @@ class Commands:
         """Everything has ended."""
         self._answer_all(self._until_stopped, None)
 
-    def _reply_all(self, replies: list[tuple[Client, ControlReply]]) -> None:
+    def _reply_all(self, replies: list[tuple[ControlClient, ControlReply]]) -> None:
         for client, reply in replies:
             self._control.reply(client, reply)
 
-    def _answer_all(self, clients: list[Client], error: str | None) -> None:
+    def _answer_all(self, clients: list[ControlClient], error: str | None) -> None:
         for client in clients:
             self._control.answer(client, error)
         clients.clear()
 
 
-def _open(clients: Iterable[Client]) -> list[int]:
+def _open(clients: Iterable[ControlClient]) -> list[int]:
     """The descriptors of those who still wait."""
     return [fd for client in clients if (fd := client.sock.fileno()) >= 0]

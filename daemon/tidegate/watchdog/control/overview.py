@@ -26,10 +26,10 @@ from tidegate.logs import handler
 from tidegate.managers.launchd import activation
 from tidegate.managers.systemd import notify
 from tidegate.watchdog.control import status
-from tidegate.watchdog.guard.book import MemoryBook
+from tidegate.watchdog.guard.book import MemoryMonitor
 from tidegate.watchdog.listeners import Listeners
 from tidegate.watchdog.workers.generations import Generations
-from tidegate.watchdog.workers.process import Worker
+from tidegate.watchdog.workers.process import WorkerHandle
 
 LEAST_LEDGER_BYTES = 4 * MIB  # a new generation can always begin, however full the former one is
 
@@ -46,7 +46,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     generations: Generations
     listeners: Listeners
-    memory: MemoryBook
+    memory: MemoryMonitor
     totals: status.Totals
     repairs: Callable[[], list[Repair]]
     started_s: float = msgspec.field(default_factory=time.monotonic)
@@ -106,10 +106,10 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             manager=self.manager,
         )
 
-    def facts(self, number: int, seen: Status) -> msg.Facts:
+    def facts(self, number: int, seen: Status) -> msg.StateUpdate:
         """What generation `number` needs to know of what was `seen`, and of the other one."""
         peer = self.generations.peer(number)
-        return msg.Facts(
+        return msg.StateUpdate(
             level=seen.memory.level,
             ledger_limit_bytes=_share(self.memory.ledger_limit_bytes, peer),
             squeeze=self.memory.squeezes,
@@ -125,7 +125,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         """What generation `number` may hold until it hears the facts; 0 is no limit."""
         return _share(self.memory.first_ledger_limit_bytes, self.generations.peer(number))
 
-    def _worker_state(self, worker: Worker, now_s: float) -> WorkerState:
+    def _worker_state(self, worker: WorkerHandle, now_s: float) -> WorkerState:
         generation = self.generations.fleet.by_number(worker.number)
         state = generation.state if generation else State.GONE
         return WorkerState(
@@ -138,14 +138,14 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         )
 
 
-def _share(limit_bytes: int, peer: Worker | None) -> int:
+def _share(limit_bytes: int, peer: WorkerHandle | None) -> int:
     """Of what all ledgers may hold, what the other generation leaves; 0 stays no limit."""
     if not limit_bytes or peer is None or peer.beat is None:
         return limit_bytes
     return max(LEAST_LEDGER_BYTES, limit_bytes - peer.beat.ledger_bytes)
 
 
-def _active(peer: Worker | None) -> dict[str, int]:
+def _active(peer: WorkerHandle | None) -> dict[str, int]:
     """The requests that the other generation had on each upstream when it last beat."""
     if peer is None or peer.beat is None:
         return {}

@@ -8,28 +8,28 @@ import msgspec
 
 from tidegate.core.protocol.control import ControlReply
 from tidegate.core.protocol.worker import ModelList, RunList, Swept
-from tidegate.watchdog.control.server import Client
+from tidegate.watchdog.control.server import ControlClient
 
 Answer = Swept | RunList | ModelList
 
 
 @dataclass(slots=True)
-class Question:
+class PendingRequest:
     """One question to some of the ready workers."""
 
     verb: str
-    client: Client
+    client: ControlClient
     deadline_s: float
     awaited: set[int]  # generations
     answers: list[Answer] = field(default_factory=list)
 
 
-class Questions:
+class PendingRequests:
     """All that are open, by their number. Each ends in one reply."""
 
     def __init__(self, reply_s: float) -> None:
         self._reply_s = reply_s
-        self._open: dict[int, Question] = {}
+        self._open: dict[int, PendingRequest] = {}
         self._last_number = 0
 
     def __repr__(self) -> str:
@@ -45,11 +45,15 @@ class Questions:
         self._last_number += 1
         return self._last_number
 
-    def ask(self, number: int, verb: str, client: Client, awaited: set[int], now_s: float) -> None:
+    def ask(
+        self, number: int, verb: str, client: ControlClient, awaited: set[int], now_s: float
+    ) -> None:
         """Remember that `awaited` were asked."""
-        self._open[number] = Question(verb, client, now_s + self._reply_s, awaited)
+        self._open[number] = PendingRequest(verb, client, now_s + self._reply_s, awaited)
 
-    def answered(self, generation: int, answer: Answer) -> tuple[Client, ControlReply] | None:
+    def answered(
+        self, generation: int, answer: Answer
+    ) -> tuple[ControlClient, ControlReply] | None:
         """Take an answer in; the reply, if it was the last one."""
         question = self._open.get(answer.request)
         if question is None or generation not in question.awaited:
@@ -62,7 +66,7 @@ class Questions:
         del self._open[answer.request]  # last: what fails before is told at the question's limit
         return question.client, reply
 
-    def forget(self, generation: int) -> list[tuple[Client, ControlReply]]:
+    def forget(self, generation: int) -> list[tuple[ControlClient, ControlReply]]:
         """A worker is gone: replies to what only it had left to answer."""
         replies = []
         for number, question in list(self._open.items()):
@@ -80,7 +84,7 @@ class Questions:
             del self._open[number]
         return replies
 
-    def expire(self, now_s: float) -> list[tuple[Client, ControlReply]]:
+    def expire(self, now_s: float) -> list[tuple[ControlClient, ControlReply]]:
         """Replies to what was not answered in time; they name who was silent."""
         replies = []
         for number, question in list(self._open.items()):

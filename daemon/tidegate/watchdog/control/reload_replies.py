@@ -9,7 +9,7 @@ import msgspec
 
 from tidegate.core.protocol.control import ControlReply
 from tidegate.core.protocol.reload import Change, Earlier, Refusal, Refused, Reloaded
-from tidegate.watchdog.control.server import Client, ControlServer
+from tidegate.watchdog.control.server import ControlClient, ControlServer
 
 
 class ReloadReplies:
@@ -22,14 +22,14 @@ class ReloadReplies:
     def __repr__(self) -> str:
         return f"<ReloadReplies untold={self._untold is not None}>"
 
-    def done(self, clients: Sequence[Client], result: Reloaded, *, asked: bool) -> None:
+    def done(self, clients: Sequence[ControlClient], result: Reloaded, *, asked: bool) -> None:
         """Answer that the config is in force; `asked`: by a person, if only by a signal."""
         earlier = self._earlier(result.changes, is_told=bool(clients), asked=asked)
         raw = msgspec.Raw(msgspec.json.encode(msgspec.structs.replace(result, earlier=earlier)))
         for client in clients:
             self._control.reply(client, ControlReply(ok=True, result=raw))
 
-    def refuse(self, clients: Sequence[Client], refusal: Refusal) -> None:
+    def refuse(self, clients: Sequence[ControlClient], refusal: Refusal) -> None:
         """Answer why the former config stays in force."""
         raw = msgspec.Raw(msgspec.json.encode(Refused(refused=refusal.why)))
         for client in clients:

@@ -38,7 +38,7 @@ _READ_BYTES = 64 * 1024
 OUR_FAULT = "a fault of tidegate's own; its log has the stack"
 
 
-class Client:
+class ControlClient:
     """One connection: it sends a request, waits for the answer, and goes."""
 
     def __init__(self, sock: socket.socket, deadline_s: float) -> None:
@@ -63,7 +63,7 @@ class ControlServer:
         self,
         path: Path,
         selector: selectors.BaseSelector,
-        on_request: Callable[[Client, ControlRequest], None],
+        on_request: Callable[[ControlClient, ControlRequest], None],
         clock: Callable[[], float],
         kept_fd: int | None = None,
     ) -> None:
@@ -75,7 +75,7 @@ class ControlServer:
         self._selector = selector
         self._on_request = on_request
         self._clock = clock
-        self._clients: set[Client] = set()
+        self._clients: set[ControlClient] = set()
         self._begin(_listen(path) if kept_fd is None else socket.socket(fileno=kept_fd))
 
     def _begin(self, sock: socket.socket) -> None:
@@ -109,18 +109,18 @@ class ControlServer:
         """Of the listening socket, for an upgrade."""
         return self._sock.fileno()
 
-    def is_quiet(self, but: Collection[Client]) -> bool:
+    def is_quiet(self, but: Collection[ControlClient]) -> bool:
         """Whether nobody is asking or being answered beside those who wait for long."""
         return all(client in but for client in self._clients)
 
-    def resume(self, fd: int) -> Client:
+    def resume(self, fd: int) -> ControlClient:
         """A client that an upgrade left, which still waits for its answer."""
-        client = Client(socket.socket(fileno=fd), 0.0)
+        client = ControlClient(socket.socket(fileno=fd), 0.0)
         client.deadline_s = None
         self._add(client)
         return client
 
-    def reply(self, client: Client, answer: ControlReply) -> None:
+    def reply(self, client: ControlClient, answer: ControlReply) -> None:
         """Answer and hang up once the answer has been read. A client that went is no fault."""
         if client not in self._clients:
             return
@@ -133,7 +133,7 @@ class ControlServer:
         client.deadline_s = self._clock() + REQUEST_LIMIT_S
         self._write(client)
 
-    def answer(self, client: Client | None, error: str | None) -> None:
+    def answer(self, client: ControlClient | None, error: str | None) -> None:
         """Done, or why not. Without a client nobody waits for it."""
         if client is not None:
             self.reply(client, ControlReply(ok=error is None, error=error))
@@ -163,7 +163,7 @@ class ControlServer:
         except OSError:  # out of descriptors: the next turn retries, and not at full speed
             time.sleep(RETRY_S)
             return
-        client = Client(sock, self._clock() + REQUEST_LIMIT_S)
+        client = ControlClient(sock, self._clock() + REQUEST_LIMIT_S)
         try:
             self._add(client)
         except Exception:
@@ -172,18 +172,18 @@ class ControlServer:
         if len(self._clients) > MAX_CLIENTS:
             self._make_room(client)
 
-    def _add(self, client: Client) -> None:
+    def _add(self, client: ControlClient) -> None:
         self._clients.add(client)
         self._selector.register(client.sock, selectors.EVENT_READ, self._handler(client))
 
-    def _handler(self, client: Client) -> Handler:
+    def _handler(self, client: ControlClient) -> Handler:
         return Handler(
             "a client of control.sock",
             lambda mask: self._turn(client, mask),
             lambda: self._give_up(client),
         )
 
-    def _give_up(self, client: Client) -> None:
+    def _give_up(self, client: ControlClient) -> None:
         """A fault of ours while it was served: it is told so, if that can be done."""
         is_told = False
         try:
@@ -194,7 +194,7 @@ class ControlServer:
             if not is_told:
                 self._drop(client)
 
-    def _make_room(self, newcomer: Client) -> None:
+    def _make_room(self, newcomer: ControlClient) -> None:
         """A silent client goes first, so that `status` is always answered."""
         silent = [
             client
@@ -207,7 +207,7 @@ class ControlServer:
         else:
             self.reply(newcomer, ControlReply(ok=False, error="too many commands at once"))
 
-    def _turn(self, client: Client, mask: int) -> None:
+    def _turn(self, client: ControlClient, mask: int) -> None:
         if client not in self._clients:  # dropped by another event of the same turn
             return
         if mask & selectors.EVENT_WRITE:
@@ -215,7 +215,7 @@ class ControlServer:
         elif mask & selectors.EVENT_READ:
             self._read(client)
 
-    def _read(self, client: Client) -> None:
+    def _read(self, client: ControlClient) -> None:
         try:
             data = client.sock.recv(_READ_BYTES)
         except BlockingIOError:
@@ -238,13 +238,13 @@ class ControlServer:
         elif not data:  # it gave up
             self._drop(client)
 
-    def _ignore(self, client: Client, data: bytes) -> None:
+    def _ignore(self, client: ControlClient, data: bytes) -> None:
         """What comes behind its line has no meaning, and is not read for ever."""
         client.ignored_bytes += len(data)
         if not data or client.ignored_bytes > MAX_IGNORED_BYTES:
             self._drop(client)
 
-    def _request(self, client: Client, line: bytes) -> None:
+    def _request(self, client: ControlClient, line: bytes) -> None:
         try:
             request = decode_request(line)
         except Undecodable as error:
@@ -253,7 +253,7 @@ class ControlServer:
         client.deadline_s = None  # the answer has its own limit from here
         self._on_request(client, request)
 
-    def _refuse(self, client: Client, why: str) -> None:
+    def _refuse(self, client: ControlClient, why: str) -> None:
         """Say what is wrong with what it sent.
 
         It may still be sending. A socket that is closed with something unread fails the client's
@@ -262,7 +262,7 @@ class ControlServer:
         client.is_refused = True
         self.reply(client, ControlReply(ok=False, error=f"not a request: {why}"))
 
-    def _write(self, client: Client) -> None:
+    def _write(self, client: ControlClient) -> None:
         try:
             client.unsent = client.unsent[client.sock.send(client.unsent) :]
         except BlockingIOError:
@@ -277,7 +277,7 @@ class ControlServer:
         else:
             self._drop(client)
 
-    def _await_end(self, client: Client) -> None:
+    def _await_end(self, client: ControlClient) -> None:
         """Tell a client that was refused that there is no more; it has until its deadline to go."""
         try:
             client.sock.shutdown(socket.SHUT_WR)
@@ -286,7 +286,7 @@ class ControlServer:
             return
         self._selector.modify(client.sock, selectors.EVENT_READ, self._handler(client))
 
-    def _drop(self, client: Client) -> None:
+    def _drop(self, client: ControlClient) -> None:
         self._clients.discard(client)
         with suppress(KeyError, ValueError):  # it never was registered
             self._selector.unregister(client.sock)

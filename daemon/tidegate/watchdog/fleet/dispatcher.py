@@ -14,14 +14,14 @@ from tidegate.core.settings import MIB
 from tidegate.watchdog.control.commands import Commands
 from tidegate.watchdog.control.status import Totals
 from tidegate.watchdog.faults import Faults
-from tidegate.watchdog.guard.book import MemoryBook
+from tidegate.watchdog.guard.book import MemoryMonitor
 from tidegate.watchdog.guard.evidence import Evidence
-from tidegate.watchdog.guard.guard import Guardian
+from tidegate.watchdog.guard.guard import MemoryGuard
 from tidegate.watchdog.listeners import Listeners
 from tidegate.watchdog.readiness import Readiness
 from tidegate.watchdog.reload import Reloader
 from tidegate.watchdog.workers.generations import Generations
-from tidegate.watchdog.workers.process import Worker
+from tidegate.watchdog.workers.process import WorkerHandle
 
 _log = logging.getLogger(__name__)
 
@@ -33,8 +33,8 @@ class Dispatcher:
     generations: Generations
     reloader: Reloader
     commands: Commands
-    guardian: Guardian
-    memory: MemoryBook
+    memory_guard: MemoryGuard
+    memory: MemoryMonitor
     evidence: Evidence
     readiness: Readiness
     listeners: Listeners
@@ -43,14 +43,14 @@ class Dispatcher:
     status: Callable[[], Status]
     do: Callable[[events.Event], object]
 
-    def heard(self, worker: Worker, said: msg.FromWorker) -> None:
+    def heard(self, worker: WorkerHandle, said: msg.FromWorker) -> None:
         """Pass on one message."""
         match said:
             case msg.Heartbeat():
                 self.do(events.Beat(worker.number))
                 former, worker.beat = worker.beat, said
                 self.totals.add_beat(former, said)
-                self.guardian.heard(worker, former, said)
+                self.memory_guard.heard(worker, former, said)
                 if worker is self.generations.serving:
                     self.memory.heard(worker, said, time.monotonic())
                 if said.request:
@@ -65,8 +65,8 @@ class Dispatcher:
                 self.reloader.confirmed(worker, request, error)
             case msg.Swept() | msg.RunList() | msg.ModelList():
                 self.commands.answered(worker.number, said)
-            case msg.Relieved():
-                self.guardian.relieved(worker, said)
+            case msg.Reclaimed():
+                self.memory_guard.relieved(worker, said)
             case msg.Inspected():
                 self.evidence.heard(worker, said)
             case msg.ConfigChanged():
@@ -77,7 +77,7 @@ class Dispatcher:
                 _log.error("worker %d cannot go on: %s", worker.number, reason)
                 worker.last_words = reason
 
-    def _became_ready(self, worker: Worker, ready: msg.Ready) -> None:
+    def _became_ready(self, worker: WorkerHandle, ready: msg.Ready) -> None:
         if ready.protocol != msg.PROTOCOL:
             reason = f"it speaks protocol {ready.protocol}, we speak {msg.PROTOCOL}"
             self.do(events.Fail(worker.number, reason))
@@ -89,13 +89,13 @@ class Dispatcher:
         attempt("a reload", lambda: self.reloader.became_ready(worker))
         attempt("the first words", lambda: self._tell_first(worker, ready))
 
-    def _measure_new(self, worker: Worker, ready: msg.Ready) -> None:
+    def _measure_new(self, worker: WorkerHandle, ready: msg.Ready) -> None:
         worker.ready_s = time.monotonic()
         worker.beats_when_asked = ready.beats_when_asked
         self.memory.read(self.generations)
         worker.base_bytes = self.memory.rss_bytes(worker.pid)
 
-    def _tell_first(self, worker: Worker, ready: msg.Ready) -> None:
+    def _tell_first(self, worker: WorkerHandle, ready: msg.Ready) -> None:
         """That we serve, once: to the service manager and on the terminal."""
         if worker.config.parked is None and not self.generations.fleet.stopping:
             self.readiness.serving(ready, self.listeners.addresses, self.status())
@@ -105,7 +105,7 @@ class Dispatcher:
         for worker in self.generations.gone():
             number = worker.number
             self._tell_gone(lambda: self.reloader.worker_gone(worker))  # noqa: B023  (called now)
-            self._tell_gone(lambda: self.guardian.worker_gone(number))  # noqa: B023
+            self._tell_gone(lambda: self.memory_guard.worker_gone(number))  # noqa: B023
             self._tell_gone(lambda: self.evidence.worker_gone(number))  # noqa: B023
             self.do(events.Exited(number, worker.how_it_ended()))
             self.generations.forget(worker)

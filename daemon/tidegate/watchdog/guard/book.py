@@ -22,14 +22,14 @@ from tidegate.core.runs.ledger import largest_body_bytes
 from tidegate.core.settings import MIB, Memory
 from tidegate.machine import budget, pressure, sample
 from tidegate.watchdog.workers.generations import Generations
-from tidegate.watchdog.workers.process import Worker
+from tidegate.watchdog.workers.process import WorkerHandle
 
 USS_EVERY_S = 300.0  # reading it walks every mapping of the worker: 11 to 74 ms
 PRESSURE_HOLDS_S = 10.0  # how long a signal of it counts
 _log = logging.getLogger(__name__)
 
 
-class MemoryBook:
+class MemoryMonitor:
     """The budget, the last sample and what was decided. `close` it when done."""
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class MemoryBook:
         self._reports: list[StepReport] = []
 
     def __repr__(self) -> str:
-        return f"<MemoryBook level={self.level} budget={self.budget.bytes}>"
+        return f"<MemoryMonitor level={self.level} budget={self.budget.bytes}>"
 
     def apply(self, settings: Memory) -> None:
         """Follow the settings; a budget that is new is said."""
@@ -91,7 +91,7 @@ class MemoryBook:
 
     # --- what is heard between two samples ------------------------------------------------------
 
-    def heard(self, worker: Worker, beat: Heartbeat, now_s: float) -> None:
+    def heard(self, worker: WorkerHandle, beat: Heartbeat, now_s: float) -> None:
         """A heartbeat of the serving worker: its own pair of resident bytes and ledger."""
         if worker.number != self._generation:
             self._generation, self._trend, self._finding = worker.number, growth.Trend(), None
@@ -283,7 +283,7 @@ class MemoryBook:
     def _is_pressed(self, now_s: float) -> bool:
         return now_s <= self._pressed_until_s or pressure.is_high(self._pressure.read())
 
-    def _read_uss(self, serving: Worker | None, now_s: float) -> None:
+    def _read_uss(self, serving: WorkerHandle | None, now_s: float) -> None:
         if serving is not None and now_s >= self._uss_due_s:
             self._uss_due_s = now_s + USS_EVERY_S
             self.uss_bytes = self._sampler.uss_bytes(serving.pid)

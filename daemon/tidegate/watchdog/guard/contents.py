@@ -21,7 +21,7 @@ from tidegate.core.secret import looks_like_key
 from tidegate.core.settings import Settings
 from tidegate.machine.sample import SampleError, machine_bytes
 from tidegate.watchdog.guard import bundle, kernel
-from tidegate.watchdog.workers.process import Worker
+from tidegate.watchdog.workers.process import WorkerHandle
 
 MIN_SECRET_LENGTH = 6  # what is shorter is no secret, and is in every other word
 MAX_REASON_LENGTH = 200
@@ -124,7 +124,7 @@ def show_process(pid: int, what: str) -> dict[str, object]:
     return {"pid": pid, "is": what, **kernel.of_process(pid)}
 
 
-def show_worker(worker: Worker) -> dict[str, object]:
+def show_worker(worker: WorkerHandle) -> dict[str, object]:
     """Show a worker's process, and why it has to go, if it has."""
     said = worker.condemned or worker.last_words
     what = "a worker" if said is None else f"a worker that has to go: {said}"

@@ -35,7 +35,7 @@ from tidegate.machine.signals import start_aside
 from tidegate.watchdog.guard import bundle, contents, decision_log, kernel
 from tidegate.watchdog.guard.samples import COLUMNS, Samples
 from tidegate.watchdog.workers.generations import Generations
-from tidegate.watchdog.workers.process import Worker
+from tidegate.watchdog.workers.process import WorkerHandle
 
 LIMIT_S = 1.0  # for the workers' answers
 WRITE_LIMIT_S = 1.5  # after both, what waits goes on without a bundle
@@ -155,7 +155,7 @@ class Evidence:
         case.done.append(_no_client)
         self._write(case)
 
-    def heard(self, worker: Worker, answer: Inspected) -> None:
+    def heard(self, worker: WorkerHandle, answer: Inspected) -> None:
         """Take in what a worker shows of its inside."""
         case = self._asking
         if case is None or answer.request != case.request or worker.number not in case.asked:

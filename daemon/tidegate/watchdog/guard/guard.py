@@ -24,11 +24,11 @@ from tidegate.core.runs.eviction import Step
 from tidegate.core.settings import MIB
 from tidegate.core.text import count
 from tidegate.logs.pace import Pace
-from tidegate.watchdog.guard.book import MemoryBook
+from tidegate.watchdog.guard.book import MemoryMonitor
 from tidegate.watchdog.guard.decision_log import DecisionLog
 from tidegate.watchdog.guard.evidence import Evidence
 from tidegate.watchdog.workers.generations import Generations
-from tidegate.watchdog.workers.process import Worker
+from tidegate.watchdog.workers.process import WorkerHandle
 
 RELIEF_LIMIT_S = 10.0  # an answer that takes longer is not waited for
 WORST_KEPT_S = 3600.0
@@ -53,13 +53,13 @@ class Freed(msgspec.Struct, kw_only=True):
         )
 
 
-class Guardian:
+class MemoryGuard:
     """Has done what was decided. `tick` it once a second."""
 
     def __init__(
         self,
         *,
-        book: MemoryBook,
+        book: MemoryMonitor,
         generations: Generations,
         evidence: Evidence,
         decisions: DecisionLog,
@@ -80,7 +80,7 @@ class Guardian:
         self._freed: dict[tuple[int, str], Freed] = {}  # by generation and step
 
     def __repr__(self) -> str:
-        return f"<Guardian {self._book!r} awaits={sorted(self._awaited)}>"
+        return f"<MemoryGuard {self._book!r} awaits={sorted(self._awaited)}>"
 
     def tick(self, now_s: float, delay_s: float) -> None:
         """Look, decide, tell, act. `delay_s` tells how late this tick is."""
@@ -123,7 +123,7 @@ class Guardian:
                 continue
             self._request += 1
             self._awaited[worker.number] = (self._request, now_s + RELIEF_LIMIT_S)
-            order = msg.Relieve(
+            order = msg.Reclaim(
                 request=self._request,
                 steps=[step.value for step in decision.steps if _knows(worker, step)],
                 stale_after_s=decision.stale_after_s,
@@ -131,14 +131,16 @@ class Guardian:
             )
             self._generations.send(worker, order)
 
-    def relieved(self, worker: Worker, answer: msg.Relieved) -> None:
+    def relieved(self, worker: WorkerHandle, answer: msg.Reclaimed) -> None:
         """What each step freed: told, counted, and judged by the next decision."""
         request, _ = self._awaited.get(worker.number, (0, 0.0))
         if request == answer.request:
             del self._awaited[worker.number]
         self._tell(worker, answer.steps)
 
-    def heard(self, worker: Worker, before: msg.Heartbeat | None, beat: msg.Heartbeat) -> None:
+    def heard(
+        self, worker: WorkerHandle, before: msg.Heartbeat | None, beat: msg.Heartbeat
+    ) -> None:
         """What the ledger's own limit took since the heartbeat `before` counts as a step too."""
         former = before.at_limit if before else None
         if beat.at_limit is None or not beat.at_limit.freed_bytes:
@@ -146,7 +148,7 @@ class Guardian:
         if report := _since(former, beat.at_limit):
             self._tell(worker, [report])
 
-    def _tell(self, worker: Worker, reports: list[StepReport]) -> None:
+    def _tell(self, worker: WorkerHandle, reports: list[StepReport]) -> None:
         self._book.relieved(reports)
         now_s = time.monotonic()
         for report in reports:
@@ -224,7 +226,7 @@ class Guardian:
             self._worst_s, self._worst_at_s = delay_s, now_s
 
 
-def _knows(worker: Worker, step: Step) -> bool:
+def _knows(worker: WorkerHandle, step: Step) -> bool:
     """Whether a worker, which may be of the version before, can take a step."""
     return step is not Step.KEPT or worker.known is None
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from tidegate.machine import pressure
 from tidegate.watchdog.faults import Handler
-from tidegate.watchdog.guard.book import MemoryBook
+from tidegate.watchdog.guard.book import MemoryMonitor
 
 _log = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 class PressureSignal:
     """Tells the book of pressure, where it is signalled at all. `close` it when done."""
 
-    def __init__(self, selector: selectors.BaseSelector, book: MemoryBook) -> None:
+    def __init__(self, selector: selectors.BaseSelector, book: MemoryMonitor) -> None:
         self._selector = selector
         self._book = book
         self._watch: pressure.PressureWatch | None = None

@@ -25,7 +25,7 @@ from tidegate.watchdog.control.status import Totals
 from tidegate.watchdog.listeners import KeptListener
 from tidegate.watchdog.workers.generations import KeptWorker
 
-FORMAT = 1  # of the estate; another one is refused in the rehearsal
+FORMAT = 1  # of what is left behind; another one is refused in the preflight
 MOST_FD = 2**31 - 1
 
 
@@ -33,12 +33,12 @@ class UpgradeError(Exception):
     """The program on the disk cannot take over. The text says why; nothing has changed."""
 
 
-class Estate(Struct, frozen=True, kw_only=True):
+class UpgradeState(Struct, frozen=True, kw_only=True):
     """All that a watchdog leaves to the one that it becomes; its JSON is read by other versions."""
 
     format: int = FORMAT
     protocol: int = PROTOCOL
-    version: str = __version__  # whose estate it is
+    version: str = __version__  # of the program that left it
     started_s: float  # monotonic, like all times here: the clock runs on
     serves: bool  # the service manager has been told that it is ready
     fleet: Fleet
@@ -61,10 +61,10 @@ class Estate(Struct, frozen=True, kw_only=True):
         return [*fds, *(w.fd for w in self.workers), *(each.fd for each in self.listeners)]
 
 
-def write(estate: Estate) -> BinaryIO:
-    """Write the estate to an open file that has no name; the caller closes it. Raises OSError."""
+def write(state: UpgradeState) -> BinaryIO:
+    """Write `state` to an open file that has no name; the caller closes it. Raises OSError."""
     file = nameless_file()
-    file.write(msgspec.json.encode(estate, enc_hook=str))  # a path is the only foreign type
+    file.write(msgspec.json.encode(state, enc_hook=str))  # a path is the only foreign type
     file.flush()
     return file
 
@@ -76,7 +76,7 @@ def nameless_file() -> BinaryIO:
     return tempfile.TemporaryFile()
 
 
-def read(fd: int) -> Estate:
+def read(fd: int) -> UpgradeState:
     """Read what was written. Raises UpgradeError when this version cannot go on with it."""
     try:
         os.lseek(fd, 0, os.SEEK_SET)
@@ -90,13 +90,13 @@ def read(fd: int) -> Estate:
                 f"the workers of {about.version} speak protocol {about.protocol} and {__version__} "
                 f"speaks {PROTOCOL}; restart instead"
             )
-        return _estate.decode(text)
+        return _upgrade_state.decode(text)
     except (OSError, Undecodable) as error:
         raise UpgradeError(f"what the former version left cannot be read: {error}") from error
 
 
 class _About(Struct, frozen=True):
-    """What must be known of an estate before anything else of it is believed."""
+    """Hold what must be known of a state before anything else of it is believed."""
 
     format: int
     protocol: int
@@ -105,9 +105,9 @@ class _About(Struct, frozen=True):
 
 def _to_path(wanted: type, value: object) -> object:
     if wanted is not Path:
-        raise NotImplementedError(f"{wanted} is no part of an estate")
+        raise NotImplementedError(f"{wanted} is not part of the state")
     return Path(str(value))
 
 
 _about = Decoder(_About)
-_estate = Decoder(Estate, _to_path)
+_upgrade_state = Decoder(UpgradeState, _to_path)

@@ -1,10 +1,10 @@
 """An upgrade: the watchdog becomes the program that lies on the disk now, and no client is cut off.
 
-    asked for -> a rehearsal: the very command that would be executed reads what it would inherit
+    asked for -> a preflight: the very command that would be executed reads what it would inherit
     -> execve: the process keeps its id, its children and these descriptors
     -> the new watchdog takes up what the former one left, and recycles: a new worker follows
 
-What fails in the rehearsal (a broken installation, a config that the new version refuses, a
+What fails in the preflight (a broken installation, a config that the new version refuses, a
 worker's protocol that it does not speak) changes nothing. What is handed on lies in memory, for
 the config that is in force has keys in it.
 """
@@ -25,8 +25,8 @@ from tidegate.logs import handler
 from tidegate.machine.signals import hold_early
 from tidegate.watchdog.upgrade.state import (
     MOST_FD,
-    Estate,
     UpgradeError,
+    UpgradeState,
     nameless_file,
     read,
     write,
@@ -34,8 +34,8 @@ from tidegate.watchdog.upgrade.state import (
 from tidegate.watchdog.workers.process import worker_environment
 
 STATE_VARIABLE = "TIDEGATE_ESTATE_FD"
-REHEARSAL_VARIABLE = "TIDEGATE_REHEARSAL"
-REHEARSAL_LIMIT_S = 60.0  # imports from a Raspberry Pi's cold SD card take ten
+PREFLIGHT_VARIABLE = "TIDEGATE_REHEARSAL"
+PREFLIGHT_LIMIT_S = 60.0  # imports from a Raspberry Pi's cold SD card take ten
 QUIET_LIMIT_S = 10.0  # for commands and a reload under way to come to their end
 _SAID_BYTES = 2000
 
@@ -43,7 +43,7 @@ _SAID_BYTES = 2000
 # --- the new program's side ------------------------------------------------------------------
 
 
-def inherited(environ: MutableMapping[str, str]) -> Estate | None:
+def inherited(environ: MutableMapping[str, str]) -> UpgradeState | None:
     """Take up what the former watchdog left to this process; the variable is used up.
 
     Raises UpgradeError.
@@ -52,21 +52,21 @@ def inherited(environ: MutableMapping[str, str]) -> Estate | None:
     if fd is None:
         return None
     try:
-        estate = read(fd)
+        state = read(fd)
     finally:
         with suppress(OSError):  # it was no descriptor at all
             os.close(fd)
-    for each in estate.descriptors:
+    for each in state.descriptors:
         os.set_inheritable(each, False)
-    return estate
+    return state
 
 
-def is_rehearsal(environ: Mapping[str, str]) -> bool:
+def is_preflight(environ: Mapping[str, str]) -> bool:
     """Tell whether this process is only to say if it could take over."""
-    return REHEARSAL_VARIABLE in environ
+    return PREFLIGHT_VARIABLE in environ
 
 
-def rehearse(environ: Mapping[str, str]) -> Estate:
+def preflight(environ: Mapping[str, str]) -> UpgradeState:
     """Read what would be inherited. Raises UpgradeError."""
     fd = decoding.count(environ.get(STATE_VARIABLE, ""), MOST_FD)
     if fd is None:
@@ -88,23 +88,23 @@ def command() -> list[str]:
     return [sys.executable, *sys.orig_argv[1:]]
 
 
-class Rehearsal:
-    """The command on its trial run. Never waits."""
+class Preflight:
+    """Run the command to see whether it could take over. Never waits."""
 
-    def __init__(self, words: Sequence[str], estate: Estate, now_s: float) -> None:
+    def __init__(self, words: Sequence[str], state: UpgradeState, now_s: float) -> None:
         """Start it. Raises UpgradeError."""
-        self._deadline_s = now_s + REHEARSAL_LIMIT_S
+        self._deadline_s = now_s + PREFLIGHT_LIMIT_S
         try:
             self._said = nameless_file()
-            with write(estate) as state:
-                self._process = self._start(words, state.fileno())
+            with write(state) as file:
+                self._process = self._start(words, file.fileno())
         except OSError as error:
             raise UpgradeError(f"{words[0]} cannot be started: {error}") from error
 
     def _start(self, words: Sequence[str], state: int) -> subprocess.Popen[bytes]:
         environ = worker_environment(os.environ) | {
             STATE_VARIABLE: str(state),
-            REHEARSAL_VARIABLE: "1",
+            PREFLIGHT_VARIABLE: "1",
         }
         environ.pop(handler.FILE_VARIABLE, None)  # what it says is for us
         return subprocess.Popen(  # noqa: S603  (our own command)
@@ -139,14 +139,14 @@ class Rehearsal:
         self._said.close()
 
 
-def become(words: Sequence[str], estate: Estate, notify: Mapping[str, str]) -> None:
+def become(words: Sequence[str], state: UpgradeState, notify: Mapping[str, str]) -> None:
     """Execute `words` in this process. Returns only by UpgradeError; then all is as before.
 
     Signals wait meanwhile: until the new program hears them, their default would be to end it.
     """
     try:
-        with write(estate) as state:
-            _execute(words, [state.fileno(), *estate.descriptors], state.fileno(), notify)
+        with write(state) as file:
+            _execute(words, [file.fileno(), *state.descriptors], file.fileno(), notify)
     except OSError as error:
         raise UpgradeError(f"{words[0]} cannot be executed: {error}") from error
 
@@ -169,28 +169,28 @@ def _execute(
 
 
 class Upgrade:
-    """One upgrade that was asked for, from its rehearsal to the moment before execve."""
+    """One upgrade that was asked for, from its preflight to the moment before execve."""
 
-    def __init__(self, estate: Estate) -> None:
+    def __init__(self, state: UpgradeState) -> None:
         """Begin. Raises UpgradeError."""
         self.words = command()
-        self._rehearsal: Rehearsal | None = Rehearsal(self.words, estate, time.monotonic())
+        self._preflight: Preflight | None = Preflight(self.words, state, time.monotonic())
         self._quiet_until_s = 0.0
 
     def is_due(self, now_s: float, *, is_quiet: bool) -> bool:
-        """Tell whether it is time for `become`. Raises UpgradeError when the rehearsal failed.
+        """Tell whether it is time for `become`. Raises UpgradeError when the preflight failed.
 
         It waits a little for clients that are being answered just now.
         """
-        if self._rehearsal is not None:
-            if not self._rehearsal.is_over(now_s):
+        if self._preflight is not None:
+            if not self._preflight.is_over(now_s):
                 return False
-            rehearsal, self._rehearsal = self._rehearsal, None
-            rehearsal.judge()
+            preflight, self._preflight = self._preflight, None
+            preflight.judge()
             self._quiet_until_s = now_s + QUIET_LIMIT_S
         return is_quiet or now_s > self._quiet_until_s
 
     def cancel(self) -> None:
-        """End the rehearsal, if it still runs: the upgrade is not wanted any more."""
-        if self._rehearsal is not None:
-            self._rehearsal.cancel()
+        """End the preflight, if it still runs: the upgrade is not wanted any more."""
+        if self._preflight is not None:
+            self._preflight.cancel()

@@ -14,16 +14,16 @@ from tidegate.managers.systemd.notify import Notifier
 from tidegate.watchdog.control.commands import Commands
 from tidegate.watchdog.control.server import ControlServer
 from tidegate.watchdog.control.status import Totals
-from tidegate.watchdog.guard.book import MemoryBook
+from tidegate.watchdog.guard.book import MemoryMonitor
 from tidegate.watchdog.listeners import Listeners
 from tidegate.watchdog.pid_file import PidFile
 from tidegate.watchdog.readiness import Readiness
 from tidegate.watchdog.reload import Reloader
-from tidegate.watchdog.repairs import Caretaker
+from tidegate.watchdog.repairs import RepairMonitor
 from tidegate.watchdog.runtime_dir import Home
 from tidegate.watchdog.signals import Signals
 from tidegate.watchdog.upgrade import upgrade
-from tidegate.watchdog.upgrade.state import Estate, UpgradeError
+from tidegate.watchdog.upgrade.state import UpgradeError, UpgradeState
 from tidegate.watchdog.upgrade.upgrade import Upgrade
 from tidegate.watchdog.workers.generations import Generations
 
@@ -42,13 +42,13 @@ class Handover(Struct, frozen=True, kw_only=True, eq=False):
     commands: Commands
     reloader: Reloader
     readiness: Readiness
-    memory: MemoryBook
-    caretaker: Caretaker
+    memory: MemoryMonitor
+    repair_monitor: RepairMonitor
     totals: Totals
 
-    def leave_behind(self) -> Estate:
+    def leave_behind(self) -> UpgradeState:
         """Gather what the new program has to know."""
-        return Estate(
+        return UpgradeState(
             started_s=self.started_s,
             serves=self.readiness.has_served,
             fleet=self.generations.fleet,
@@ -62,21 +62,21 @@ class Handover(Struct, frozen=True, kw_only=True, eq=False):
             totals=self.totals,
             alarms=self.memory.alarms,
             steps=self.memory.steps,
-            repairs=self.caretaker.since(),
+            repairs=self.repair_monitor.since(),
         )
 
-    def take_up(self, estate: Estate) -> bool:
+    def take_up(self, state: UpgradeState) -> bool:
         """Go on with what the former program left; whether it left a config and its workers.
 
         What the parts took up when they were made (descriptors, totals, repairs) is not repeated.
         """
-        self.memory.resume(estate.alarms, estate.steps)
-        self.listeners.resume(estate.listeners)
-        self.commands.resume(estate.clients)
-        if estate.config is None:
+        self.memory.resume(state.alarms, state.steps)
+        self.listeners.resume(state.listeners)
+        self.commands.resume(state.clients)
+        if state.config is None:
             return False
-        self.generations.adopt(estate.fleet, estate.workers, estate.config)
-        self.reloader.resume(estate.config)
+        self.generations.adopt(state.fleet, state.workers, state.config)
+        self.reloader.resume(state.config)
         return True
 
 
@@ -106,7 +106,7 @@ class Upgrader:
     # --- the former program's side --------------------------------------------------------------
 
     def start(self) -> None:
-        """Become the program that is on the disk now, unless its rehearsal fails."""
+        """Become the program that is on the disk now, unless its preflight fails."""
         if self._upgrade is not None:
             return
         if self._handover.generations.fleet.stopping:
@@ -126,7 +126,7 @@ class Upgrader:
             cancelled.cancel()
 
     def turn(self) -> None:
-        """Become the new program after its rehearsal, as soon as no client is being answered."""
+        """Become the new program after its preflight, as soon as no client is being answered."""
         if self._upgrade is None:
             return
         handover = self._handover
@@ -158,10 +158,10 @@ class Upgrader:
 
     # --- the new program's side -----------------------------------------------------------------
 
-    def resume(self, estate: Estate) -> bool:
+    def resume(self, state: UpgradeState) -> bool:
         """Take up what the former program left; False when it left nothing that serves."""
-        _log.info("version %s goes on where %s left off", __version__, estate.version)
-        self._wants_recycle = self._handover.take_up(estate)
+        _log.info("version %s goes on where %s left off", __version__, state.version)
+        self._wants_recycle = self._handover.take_up(state)
         return self._wants_recycle
 
     def tick(self) -> None:

@@ -32,7 +32,7 @@ from tidegate.core.settings import Settings
 from tidegate.managers.sockets import Bound
 from tidegate.watchdog.faults import Faults, Handler
 from tidegate.watchdog.workers.channel import Channel
-from tidegate.watchdog.workers.process import Adopted, Worker, spawn
+from tidegate.watchdog.workers.process import Adopted, WorkerHandle, spawn
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Generations:
         runtime_dir: Path,
         policy: life.Policy,
         selector: selectors.BaseSelector,
-        on_said: Callable[[Worker, msg.FromWorker], None],
+        on_said: Callable[[WorkerHandle, msg.FromWorker], None],
         on_event: Callable[[events.Event], object],
         faults: Faults,
     ) -> None:
@@ -78,12 +78,12 @@ class Generations:
         self._on_said = on_said
         self._on_event = on_event
         self._faults = faults
-        self._workers: dict[int, Worker] = {}
+        self._workers: dict[int, WorkerHandle] = {}
 
     def __repr__(self) -> str:
         return f"<Generations {[(g.number, g.state.value) for g in self.fleet.generations]}>"
 
-    def __iter__(self) -> Iterator[Worker]:
+    def __iter__(self) -> Iterator[WorkerHandle]:
         """Every process that has not been reaped, also one that was written off."""
         return iter(list(self._workers.values()))
 
@@ -125,7 +125,7 @@ class Generations:
         self.fleet = fleet
         for each in kept:
             channel = Channel(socket.socket(fileno=each.fd), each.unsent, each.unfinished)
-            worker = Worker(
+            worker = WorkerHandle(
                 number=each.number,
                 process=Adopted(each.pid),
                 channel=channel,
@@ -142,44 +142,44 @@ class Generations:
             )
             self._add(worker)
 
-    def _add(self, worker: Worker) -> None:
+    def _add(self, worker: WorkerHandle) -> None:
         self._workers[worker.number] = worker
         self._selector.register(worker.channel, selectors.EVENT_READ, self._handler(worker))
         self._watch(worker)
 
-    def _handler(self, worker: Worker) -> Handler:
+    def _handler(self, worker: WorkerHandle) -> Handler:
         return Handler(
             "a worker's channel",
             functools.partial(self._turn, worker),
             functools.partial(self._give_up, worker),
         )
 
-    def _give_up(self, worker: Worker) -> None:
+    def _give_up(self, worker: WorkerHandle) -> None:
         """What we cannot talk to is of no use: another one takes its place."""
         self._unwatch(worker)
         self._on_event(events.Fail(worker.number, "its channel failed, by a fault of tidegate's"))
 
-    def _unwatch(self, worker: Worker) -> None:
+    def _unwatch(self, worker: WorkerHandle) -> None:
         with suppress(KeyError, ValueError):  # its end of file came before
             self._selector.unregister(worker.channel)
 
     # --- who is who ---------------------------------------------------------------------------
 
     @property
-    def serving(self) -> Worker | None:
+    def serving(self) -> WorkerHandle | None:
         """The one that new connections come to."""
         return self._in_state(State.SERVING)
 
     @property
-    def draining(self) -> Worker | None:
+    def draining(self) -> WorkerHandle | None:
         """The one that only finishes what it has."""
         return self._in_state(State.DRAINING)
 
-    def ready(self) -> list[Worker]:
+    def ready(self) -> list[WorkerHandle]:
         """The serving one first, then the draining one."""
         return [worker for worker in (self.serving, self.draining) if worker is not None]
 
-    def stale(self, now_s: float, fresh_s: float) -> list[Worker]:
+    def stale(self, now_s: float, fresh_s: float) -> list[WorkerHandle]:
         """Those who are ready, last beat longer ago than that, and can be asked to beat."""
         return [
             worker
@@ -190,7 +190,7 @@ class Generations:
             and now_s - known.beat_s > fresh_s
         ]
 
-    def peer(self, number: int) -> Worker | None:
+    def peer(self, number: int) -> WorkerHandle | None:
         """The other generation as that one sees it, while it is ready."""
         return next((worker for worker in self.ready() if worker.number != number), None)
 
@@ -198,7 +198,7 @@ class Generations:
         """Whether anybody beside the serving one still takes connections."""
         return any(worker.accepts for worker in self if worker is not self.serving)
 
-    def _in_state(self, state: State) -> Worker | None:
+    def _in_state(self, state: State) -> WorkerHandle | None:
         generation = self.fleet.in_state(state)
         return self._workers.get(generation.number) if generation else None
 
@@ -233,7 +233,7 @@ class Generations:
             worker, self._configure(worker, config, listeners=listeners, limit_bytes=limit_bytes)
         )
 
-    def reconfigure(self, worker: Worker, config: LoadedConfig, request: int) -> None:
+    def reconfigure(self, worker: WorkerHandle, config: LoadedConfig, request: int) -> None:
         """Tell a worker a new config; it answers with `request`.
 
         One of a former version hears of tokens and keys, and keeps its settings: a word in them
@@ -289,13 +289,13 @@ class Generations:
 
     # --- the line to each of them -----------------------------------------------------------------
 
-    def send(self, worker: Worker, message: msg.Message) -> None:
+    def send(self, worker: WorkerHandle, message: msg.Message) -> None:
         """Say something; one that has stopped reading hears it later or never."""
         if not worker.channel.send(message):
             _log.warning("worker %d takes no messages", worker.number)
         self._watch(worker)
 
-    def _turn(self, worker: Worker, mask: int) -> None:
+    def _turn(self, worker: WorkerHandle, mask: int) -> None:
         """A worker's channel can be read or written."""
         if mask & selectors.EVENT_WRITE:
             worker.channel.flush()
@@ -303,7 +303,7 @@ class Generations:
         if mask & selectors.EVENT_READ and not self._hear(worker):
             self._unwatch(worker)  # its exit follows, or its beat is missed
 
-    def _hear(self, worker: Worker) -> bool:
+    def _hear(self, worker: WorkerHandle) -> bool:
         """Take in all that a worker said; False when it will say no more."""
         try:
             for line in worker.channel.receive():
@@ -319,7 +319,7 @@ class Generations:
             return False
         return True
 
-    def _watch(self, worker: Worker) -> None:
+    def _watch(self, worker: WorkerHandle) -> None:
         """Wait for room only while something waits to be sent."""
         mask = selectors.EVENT_READ
         if worker.channel.unsent_bytes:
@@ -336,7 +336,7 @@ class Generations:
 
     def _configure(
         self,
-        worker: Worker,
+        worker: WorkerHandle,
         config: LoadedConfig,
         *,
         request: int = 0,
@@ -374,7 +374,7 @@ class Generations:
         for worker in self:
             worker.kill_if_due(now_s)
 
-    def gone(self) -> list[Worker]:
+    def gone(self) -> list[WorkerHandle]:
         """Those whose process is gone. Their last words have been heard."""
         ended = [worker for worker in self if worker.process.poll() is not None]
         for worker in ended:
@@ -382,7 +382,7 @@ class Generations:
             _log.info("worker %d is gone: %s", worker.number, worker.how_it_ended())
         return ended
 
-    def forget(self, worker: Worker) -> None:
+    def forget(self, worker: WorkerHandle) -> None:
         """Give back what is left of a worker."""
         self._unwatch(worker)
         self._workers.pop(worker.number, None)

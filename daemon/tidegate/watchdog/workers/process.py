@@ -72,7 +72,7 @@ class Adopted:
 
 
 @dataclass(slots=True, eq=False)
-class Worker:
+class WorkerHandle:
     """One worker process and what it last said."""
 
     number: int
@@ -143,7 +143,7 @@ def spawn(
     socket_path: Path,
     config: LoadedConfig,
     inherited: Sequence[int],
-) -> Worker:
+) -> WorkerHandle:
     """Start generation `number`, which has yet to be told its config. Raises OSError."""
     ours, theirs = socket.socketpair()
     try:
@@ -161,7 +161,7 @@ def spawn(
         raise
     finally:
         theirs.close()
-    return Worker(number, popen, Channel(ours), socket_path, config)
+    return WorkerHandle(number, popen, Channel(ours), socket_path, config)
 
 
 def _is_needed(name: str) -> bool:

@@ -21,7 +21,7 @@ from tidegate.core.protocol.status import (
 from tidegate.core.settings import MIB
 from tidegate.core.upstreams.summary import UpstreamRefusal
 from tidegate.watchdog import repairs
-from tidegate.watchdog.repairs import Seen, find
+from tidegate.watchdog.repairs import Observation, find
 
 NOW = 1_000_000.0
 STATUS = Status(
@@ -40,7 +40,7 @@ STATUS = Status(
     restarts=[],
     upstreams=[],
 )
-WELL = Seen(status=STATUS, now=NOW, free_bytes=1 << 40, connections=5, max_connections=100)
+WELL = Observation(status=STATUS, now=NOW, free_bytes=1 << 40, connections=5, max_connections=100)
 SOURCE = Path(repairs.__file__).read_text()
 
 
@@ -59,11 +59,11 @@ def lost(ago_s: float) -> Restart:
     return Restart(at=NOW - ago_s, reason="killed by SIGKILL", exit=-9)
 
 
-def with_status(**values: object) -> Seen:
+def with_status(**values: object) -> Observation:
     return replace(WELL, status=replace(STATUS, **values))
 
 
-def with_memory(**values: object) -> Seen:
+def with_memory(**values: object) -> Observation:
     return with_status(memory=replace(MemoryState(), **values))
 
 
@@ -144,7 +144,7 @@ def test_each_is_found_and_says_what_to_do(name: str) -> None:
         (replace(WELL, free_bytes=5 * MIB), "disk-full"),
     ],
 )
-def test_worse_is_an_error(seen: Seen, name: str) -> None:
+def test_worse_is_an_error(seen: Observation, name: str) -> None:
     """What was a warning becomes one when it is worse."""
     assert [(each.id, each.severity.value) for each in find(seen)] == [(name, "error")]
 
@@ -178,8 +178,8 @@ def test_a_bound_that_few_descriptors_lowered_is_the_one_that_counts() -> None:
 
 def test_the_disk_is_really_read(tmp_path: Path) -> None:
     """Room where the state is kept; a directory that is not there is not guessed at."""
-    assert (repairs.Caretaker(tmp_path).free_bytes(1e6) or 0) > 0
-    assert repairs.Caretaker(tmp_path / "none").free_bytes(1e6) is None
+    assert (repairs.RepairMonitor(tmp_path).free_bytes(1e6) or 0) > 0
+    assert repairs.RepairMonitor(tmp_path / "none").free_bytes(1e6) is None
 
 
 def test_opening_and_closing_are_a_line_each(
@@ -189,11 +189,11 @@ def test_opening_and_closing_are_a_line_each(
     caplog.set_level("INFO")
     now_s = [0.0]
     monkeypatch.setattr(repairs.time, "monotonic", lambda: now_s[0])
-    caretaker = repairs.Caretaker(tmp_path)
+    monitor = repairs.RepairMonitor(tmp_path)
     short = PROVOKED["memory-short"][0]
     for at_s, seen in ((0.0, short), (6.0, short), (7.0, short), (30.0, WELL), (60.0, WELL)):
         now_s[0] = at_s
-        caretaker.look(seen)
+        monitor.look(seen)
     assert [line.split(":")[0] for line in caplog.messages] == [
         "repair memory-short",
         "repair memory-short is no longer needed",
