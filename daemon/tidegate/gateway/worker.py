@@ -21,7 +21,6 @@ import sys
 import time
 from pathlib import Path
 
-from tidegate.core.errors import UpstreamError
 from tidegate.core.memory.report import StepReport
 from tidegate.core.protocol.worker import (
     PROTOCOL,
@@ -47,6 +46,7 @@ from tidegate.core.protocol.worker import (
 )
 from tidegate.gateway import config_watch
 from tidegate.gateway.api import routes
+from tidegate.gateway.drain import GatewayDrain
 from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.heap_upkeep import HeapUpkeep
 from tidegate.gateway.relay.evictor import Heap
@@ -60,10 +60,7 @@ log = logging.getLogger("tidegate.worker")
 
 HEARTBEAT_S = 1.0
 CONFIGURE_LIMIT_S = 10.0
-POLL_S = 0.1  # while draining: how soon after the last stream it is gone
-GOODBYE_S = 1.0  # for readers to take their last bytes; the watchdog waits for twice as long
-HAND_OVER_AGAIN_S = 1.0  # after a successor that could not be reached
-HAND_OVER_LIMIT_S = 35.0  # for the next one to start, when nothing else is left to do
+FAILED_S = 0.1  # for the last message, which says why it cannot serve
 
 
 class Worker:
@@ -83,11 +80,7 @@ class Worker:
             self._resident_bytes, self._heap.free_bytes, self._heap.trim
         )
         self._relieving = asyncio.Lock()
-        self._drain: asyncio.Task[None] | None = None
-        self._order: tuple[StartDraining, float] | None = None  # the last one, and until when
-        self._farewell = "cancelled: tidegate is stopping"
-        self._hand_over_s = float("-inf")  # not before
-        self._unreachable: str | None = None  # which successor that was said of
+        self._drain = GatewayDrain(self._gateway)
         self._over = asyncio.Event()
 
     async def serve(self) -> None:
@@ -121,7 +114,7 @@ class Worker:
             await self._over.wait()
             for chore in chores:
                 chore.cancel()
-        await gateway.close(self._farewell, self._goodbye_s())
+        await gateway.close(self._drain.farewell, self._drain.goodbye_s)
         self._line.send(self._heartbeat())  # the last word on what was swept and served
 
     # --- the heartbeat ------------------------------------------------------------------------
@@ -186,9 +179,8 @@ class Worker:
                     )
                     self._line.send(answer)
                 case StartDraining():
-                    self._order = (message, time.monotonic() + message.limit_s)
-                    if self._drain is None:
-                        self._drain = tasks.create_task(self._drain_until_over())
+                    if self._drain.order(message):
+                        tasks.create_task(self._drain_until_over())
 
     def _reconfigure(self, message: Configure) -> Configured:
         try:
@@ -239,71 +231,11 @@ class Worker:
                 reasons[kind] = reasons.get(kind, 0) + count
             await asyncio.sleep(0)
 
-    # --- the end ------------------------------------------------------------------------------
-
-    def _goodbye_s(self) -> float:
-        """Say how long the last words may take: the rest of the drain, and a part of its margin."""
-        deadline_s = self._order[1] if self._order else 0.0
-        return max(0.0, deadline_s - time.monotonic()) + GOODBYE_S
-
     async def _drain_until_over(self) -> None:
-        """Accept nothing new and wait for what is under way, for `limit_s` at most.
-
-        On a stop idle connections are not waited for; on a recycle they have until their
-        keep-alive ends, so that no request finds itself shut out. A recycle may turn into a stop.
-        """
-        assert self._order is not None, "there is an order to drain"
-        gateway, (order, deadline_s) = self._gateway, self._order
-        gateway.stop_accepting()
+        self._gateway.stop_accepting()
         self._line.send(Draining())
-        log.info("draining for a %s: %d runs active", order.reason, gateway.registry.active_count)
-        quiet_s: float | None = None  # since when only answers to be handed over are left
-        while time.monotonic() < deadline_s:
-            if order.reason == "recycle":
-                await self._hand_over()
-            connections = (
-                gateway.server.table.open_connections
-                if order.reason == "recycle"
-                else gateway.server.table.busy_connections
-            )
-            if connections or gateway.registry.active_count:
-                quiet_s = None
-            else:
-                quiet_s = quiet_s or time.monotonic()
-                waited_s = time.monotonic() - quiet_s
-                kept = gateway.registry.finished_count if order.reason == "recycle" else 0
-                if not kept or waited_s >= HAND_OVER_LIMIT_S:
-                    break
-            await asyncio.sleep(POLL_S)
-            order, deadline_s = self._order
-        left = gateway.registry.active_count
-        log.log(logging.WARNING if left else logging.INFO, "drained, %d runs cut", left)
-        if order.reason != "stop":
-            self._farewell = f"cancelled: {order.reason}"
+        await self._drain.until_over()
         self._over.set()
-
-    async def _hand_over(self) -> None:
-        """Give every finished run to the generation that serves; it then answers for them.
-
-        That may be another one than at first: if it dies, we learn of the next from the facts.
-        """
-        gateway = self._gateway
-        peer = gateway.peer
-        if peer is None or time.monotonic() < self._hand_over_s:
-            return
-        for relay in gateway.registry.finished():
-            if relay.subscribers:
-                continue
-            try:
-                taken = await peer.hand_over(relay.run)
-            except UpstreamError as error:
-                self._hand_over_s = time.monotonic() + HAND_OVER_AGAIN_S
-                if peer.socket_path != self._unreachable:
-                    log.warning("finished runs cannot be handed over now: %s", error)
-                self._unreachable = peer.socket_path
-                return
-            if taken:
-                gateway.registry.handed_over(relay)
 
     async def _watch_config(self, config_file: str | None) -> None:
         """Tell the watchdog when the config file may have changed."""
@@ -347,7 +279,7 @@ async def _run(channel: socket.socket) -> int:
     except (OSError, ValueError) as error:
         log.error("cannot serve: %s", error)
         line.send(Failed(reason=str(error)))
-        await asyncio.sleep(POLL_S)  # the message is on its way; the watchdog then ends us
+        await asyncio.sleep(FAILED_S)  # the message is on its way; the watchdog then ends us
         return 1
     return 0
 
