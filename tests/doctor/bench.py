@@ -122,7 +122,7 @@ def memory(**changed: Any) -> list[Problem]:
         "swap_bytes": GIB,
         "overcommit": 0,
     }
-    return list(computer.check_memory(computer.Memory(**(base | changed))))
+    return list(computer.check_memory(computer.ComputerMemory(**(base | changed))))
 
 
 def running(state: str = "serving", **changed: Any) -> Status:

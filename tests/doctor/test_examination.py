@@ -25,7 +25,7 @@ from tidegate.cli.verbs.doctor import EXIT_CODES, report_json, show_report
 from tidegate.core.problems import Severity
 from tidegate.core.settings import HeaderSource, Upstream
 from tidegate.doctor import examination, upstreams
-from tidegate.doctor.examination import Check, Report
+from tidegate.doctor.examination import Check, Examination
 from tidegate.doctor.findings import finding
 from tidegate.machine.processes import is_watchdog
 
@@ -312,7 +312,7 @@ def test_a_defect_in_one_check_hides_no_other() -> None:
 def test_the_exit_code_is_that_of_the_worst(kinds: list[str], code: int) -> None:
     """Notes alone are no reason for a script to stop."""
     problems = [finding(kind, "cause", "fix") for kind in kinds]
-    report = Report(checks=[Check(name="x", text="", problems=problems)])
+    report = Examination(checks=[Check(name="x", text="", problems=problems)])
     assert EXIT_CODES[report.worst] == code
     page = json.loads(report_json(report))
     assert page["counts"]["warning"] == kinds.count("disk-low")
@@ -324,7 +324,7 @@ def test_the_page_has_a_line_for_what_is_well_and_a_fix_for_what_is_not(
     """And an escape sequence of somebody else's does not reach the terminal."""
     problem = finding("upstream-error", "\x1b]0;evil\x07 broke off", "see its own log", "box")
     show_report(
-        Report(
+        Examination(
             checks=[
                 Check(name="disk", text="there is room"),
                 Check(name="upstream box", text="", problems=[problem]),

@@ -459,28 +459,30 @@ def _(bench: Bench) -> list[Problem]:
 
 @provokes("daemon-parked", "tidegate check")
 def _(bench: Bench) -> Iterator[Problem]:
-    return daemon.check_running(daemon.Seen(status=running("parked", reason="bad")), "1.0")
+    return daemon.check_running(daemon.RunningDaemon(status=running("parked", reason="bad")), "1.0")
 
 
 @provokes("daemon-not-ready", "wait a moment")
 def _(bench: Bench) -> Iterator[Problem]:
-    return daemon.check_running(daemon.Seen(status=running("starting")), "1.0")
+    return daemon.check_running(daemon.RunningDaemon(status=running("starting")), "1.0")
 
 
 @provokes("daemon-degraded", "tidegate status")
 def _(bench: Bench) -> Iterator[Problem]:
-    return daemon.check_running(daemon.Seen(status=running("degraded", reason="box fails")), "1.0")
+    return daemon.check_running(
+        daemon.RunningDaemon(status=running("degraded", reason="box fails")), "1.0"
+    )
 
 
 @provokes("daemon-other-version", "tidegate upgrade")
 def _(bench: Bench) -> Iterator[Problem]:
-    return daemon.check_running(daemon.Seen(status=running()), "1.1")
+    return daemon.check_running(daemon.RunningDaemon(status=running()), "1.1")
 
 
 @provokes("two-tidegates", "tidegate stop")
 def _(bench: Bench) -> Iterator[Problem]:
     others = [Neighbour(1000, "tidegate"), Neighbour(2000, "tidegate")]
-    return daemon.check_running(daemon.Seen(status=running()), "1.0", others)
+    return daemon.check_running(daemon.RunningDaemon(status=running()), "1.0", others)
 
 
 @provokes("unfinished", "again")
@@ -558,7 +560,7 @@ def test_a_good_computer_has_no_findings(bench: Bench) -> None:
     assert not memory()
     assert not list(computer.check_clock(computer.Clock(unix_s=1.8e9, synchronised=True)))
     assert not list(computer.check_descriptors(100_000, Settings()))
-    assert not list(daemon.check_running(daemon.Seen(status=running()), "1.0"))
+    assert not list(daemon.check_running(daemon.RunningDaemon(status=running()), "1.0"))
 
 
 @pytest.mark.parametrize(
@@ -623,7 +625,7 @@ def test_a_sleep_that_something_prevents_is_none() -> None:
 def test_repairs_of_the_running_one_are_told_under_their_own_names() -> None:
     """And stand for the one word that it is degraded."""
     repair = Repair(id="disk-full", since=0.0, severity="error", cause="8 MiB are free", fix="go")
-    seen = daemon.Seen(status=running("degraded", repairs=[repair]))
+    seen = daemon.RunningDaemon(status=running("degraded", repairs=[repair]))
     found = list(daemon.check_running(seen, "1.0"))
     assert [(each.id, each.severity) for each in found] == [("disk-full", Severity.ERROR)]
 
@@ -668,7 +670,7 @@ def test_one_that_does_not_answer_is_no_second_tidegate(bench: Bench) -> None:
     (bench.places.runtime_dir / "tidegate.pid").write_text(f"{os.getpid()}\n")
     pid = daemon.pid_in(bench.places.runtime_dir)
     others = [Neighbour(os.getpid(), "tidegate")]
-    found = daemon.check_running(daemon.Seen(silent=True), "1.0", others, None, pid)
+    found = daemon.check_running(daemon.RunningDaemon(silent=True), "1.0", others, None, pid)
     assert [each.id for each in found] == ["daemon-silent"]
 
 

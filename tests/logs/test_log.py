@@ -17,7 +17,7 @@ import pytest
 
 from tidegate.logs import handler as log
 from tidegate.logs import writer
-from tidegate.logs.file import LogStream, Target
+from tidegate.logs.file import LogStream, LogTarget
 
 LIMIT_S = 20.0
 Made = Callable[..., log.LineHandler]
@@ -37,7 +37,7 @@ def handler() -> Iterator[Made]:
     """Makes handlers, and ends their threads."""
     made: list[log.LineHandler] = []
 
-    def make(target: Target | int, *, journal: bool = False) -> log.LineHandler:
+    def make(target: LogTarget | int, *, journal: bool = False) -> log.LineHandler:
         where = LogStream(target) if isinstance(target, int) else target
         made.append(log.LineHandler("worker", where, journal=journal))
         return made[-1]

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from tidegate.logs import repeats
-from tidegate.logs.repeats import Entry, Repeats
+from tidegate.logs.repeats import LogLine, Repeats
 
 
 class Log:
@@ -19,8 +19,8 @@ class Log:
         self.lines: list[str] = []
 
     def say(self, text: str, level: int = logging.INFO) -> None:
-        entry = Entry(level, text, self.now_s)
-        self._write(self.repeats.take(entry, self.now_s))
+        line = LogLine(level, text, self.now_s)
+        self._write(self.repeats.take(line, self.now_s))
 
     def wait(self, seconds: float) -> None:
         self.now_s += seconds
@@ -29,8 +29,8 @@ class Log:
     def end(self) -> None:
         self._write(self.repeats.end(self.now_s, self.now_s))
 
-    def _write(self, entries: list[Entry]) -> None:
-        self.lines += [entry.text for entry in entries]
+    def _write(self, lines: list[LogLine]) -> None:
+        self.lines += [line.text for line in lines]
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_single_repetition_is_the_line_itself(log: Log) -> None:
     """A count of one would say less than the line, which keeps its own time."""
     log.say("x")
     log.say("x")
-    assert log.repeats.end(1030.0, 5.0) == [Entry(logging.INFO, "x", 1000.0)]
+    assert log.repeats.end(1030.0, 5.0) == [LogLine(logging.INFO, "x", 1000.0)]
 
 
 def test_turns_of_two_lines_are_told_in_order(log: Log) -> None:

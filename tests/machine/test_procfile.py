@@ -53,7 +53,7 @@ def test_a_vanished_file_is_said_and_its_descriptor_given_back(tmp_path: Path) -
     """What is not there is named in the error, with the kernel's reason."""
     file = procfile.KeptFile(tmp_path / "memory.current")
     before = open_descriptors()
-    with pytest.raises(procfile.Unreadable, match=r"memory\.current of .*: No such file"):
+    with pytest.raises(procfile.UnreadableFigure, match=r"memory\.current of .*: No such file"):
         file.parse(procfile.number)
     assert open_descriptors() == before
 

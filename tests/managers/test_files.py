@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tidegate.managers import files
-from tidegate.managers.files import Change, File, WriteError, marked
+from tidegate.managers.files import File, FileChange, WriteError, marked
 
 
 def comment(text: str) -> str:
@@ -22,17 +22,17 @@ def file(tmp_path: Path) -> File:
 
 def test_new_file_is_written_for_all_to_read(file: File) -> None:
     """What was not there is written with its directory, 0644 whatever the umask."""
-    assert file.compare() is Change.NEW
+    assert file.compare() is FileChange.NEW
     assert file.write() is None
     assert file.path.read_text() == file.text
     assert file.path.stat().st_mode & 0o777 == 0o644
-    assert file.compare() is Change.NONE
+    assert file.compare() is FileChange.NONE
 
 
 def test_what_a_version_of_ours_wrote_is_replaced(file: File) -> None:
     """An older text of ours gives way, and nothing is left beside the new one."""
     File(file.path, marked("[Unit]\nDescription=older\n", comment)).write()
-    assert file.compare() is Change.OURS
+    assert file.compare() is FileChange.OURS
     assert file.write() is None
     assert [path.name for path in file.path.parent.iterdir()] == ["a.service"]
 
@@ -52,12 +52,12 @@ def test_what_a_person_wrote_or_changed_is_kept(file: File, theirs: str) -> None
     """A text that no version of ours wrote is kept beside the new one, byte for byte."""
     file.path.parent.mkdir()
     file.path.write_text(theirs, errors="surrogateescape")
-    assert file.compare() is Change.THEIRS
+    assert file.compare() is FileChange.THEIRS
     kept = file.write()
     assert kept is not None
     assert kept.name.startswith("a.service.bak-")
     assert kept.read_text(errors="surrogateescape") == theirs
-    assert file.compare() is Change.NONE
+    assert file.compare() is FileChange.NONE
 
 
 def test_two_kept_in_one_second_do_not_meet(file: File) -> None:
@@ -76,7 +76,7 @@ def test_symbolic_link_is_kept_and_not_followed(file: File, tmp_path: Path) -> N
     target.write_text(file.text)
     file.path.parent.mkdir()
     file.path.symlink_to(target)
-    assert file.compare() is Change.THEIRS
+    assert file.compare() is FileChange.THEIRS
     kept = file.write()
     assert kept is not None
     assert kept.is_symlink()

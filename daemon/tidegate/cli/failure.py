@@ -10,7 +10,7 @@ NOT_YET = 75  # EX_TEMPFAIL
 BAD_CONFIG = 78  # EX_CONFIG
 
 
-class Failure(Exception):
+class CliError(Exception):
     """Printed to stderr; `code` is the exit code."""
 
     def __init__(self, text: str, code: int) -> None:

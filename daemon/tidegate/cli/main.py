@@ -17,7 +17,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from tidegate.cli.failure import BAD_CONFIG, OUTPUT_FAILED, USAGE, Failure
+from tidegate.cli.failure import BAD_CONFIG, OUTPUT_FAILED, USAGE, CliError
 from tidegate.cli.parser import command_line
 from tidegate.cli.show.printable import say_lines
 from tidegate.config import ConfigError
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _call(arguments)
         sys.stdout.flush()
         return code
-    except Failure as failure:
+    except CliError as failure:
         return _complain(str(failure), failure.code)
     except (ConfigError, PlacesError) as error:
         return _complain(str(error), BAD_CONFIG)

@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import FieldInfo, fields, replace
 
 from tidegate.config.convert import show_size
-from tidegate.core.protocol.reload import Change
+from tidegate.core.protocol.reload import SettingChange
 from tidegate.core.settings import Effect, Model, Token, Upstream
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _HIDDEN = ("api_key_env", "api_key_file")
 
 def compare(
     former: LoadedConfig, new: LoadedConfig, *, listen: Effect = Effect.NEW_WORKER
-) -> list[Change]:
+) -> list[SettingChange]:
     """What differs, in the order of the file; keys of upstreams and tokens come last.
 
     `listen` is when new addresses count here: never by a reload where the service manager opened
@@ -41,7 +41,7 @@ def compare(
     return [*changes, *_keys(former, new), *_tokens(former.tokens, new.tokens)]
 
 
-def summary(changes: Sequence[Change]) -> str:
+def summary(changes: Sequence[SettingChange]) -> str:
     """All of them in one line, bounded."""
     if not changes:
         return "nothing changed"
@@ -56,7 +56,7 @@ def effect_of(setting: FieldInfo) -> Effect:
     return effect
 
 
-def _tables(at: str, former: Struct, new: Struct) -> Iterator[Change]:
+def _tables(at: str, former: Struct, new: Struct) -> Iterator[SettingChange]:
     """The differences of two tables of one kind."""
     for info in fields(new):
         old_value, new_value = getattr(former, info.name), getattr(new, info.name)
@@ -75,25 +75,25 @@ def _tables(at: str, former: Struct, new: Struct) -> Iterator[Change]:
             yield _hidden(key, old_value, new_value, effect)
         else:
             old_text, new_text = _shown(info.name, old_value), _shown(info.name, new_value)
-            yield Change(key=key, what="changed", old=old_text, new=new_text, effect=effect)
+            yield SettingChange(key=key, what="changed", old=old_text, new=new_text, effect=effect)
 
 
 def _lists(
     key: str, former: Sequence[Upstream | Model], new: Sequence[Upstream | Model], effect: Effect
-) -> Iterator[Change]:
+) -> Iterator[SettingChange]:
     """The differences of two lists of tables, each known by its name."""
     before, after = {each.name: each for each in former}, {each.name: each for each in new}
     for name in before:
         if name not in after:
-            yield Change(key=f"{key}[{name}]", what="removed", effect=effect)
+            yield SettingChange(key=f"{key}[{name}]", what="removed", effect=effect)
     for name, each in after.items():
         if name not in before:
-            yield Change(key=f"{key}[{name}]", what="added", effect=effect)
+            yield SettingChange(key=f"{key}[{name}]", what="added", effect=effect)
         elif before[name] != each:
             yield from _tables(f"{key}[{name}]", before[name], each)
     stayed = [name for name in before if name in after]
     if stayed != [name for name in after if name in before]:
-        yield Change(
+        yield SettingChange(
             key=f"{key} (order)",
             what="changed",
             old=_shown("", list(before)),
@@ -104,13 +104,13 @@ def _lists(
 
 def _headers(
     at: str, former: Mapping[str, object], new: Mapping[str, object], effect: Effect
-) -> Iterator[Change]:
+) -> Iterator[SettingChange]:
     for name in former | new:  # type: ignore[operator]
         if former.get(name) != new.get(name):
             yield _hidden(f"{at}.{name}", former.get(name), new.get(name), effect)
 
 
-def _keys(former: LoadedConfig, new: LoadedConfig) -> Iterator[Change]:
+def _keys(former: LoadedConfig, new: LoadedConfig) -> Iterator[SettingChange]:
     """What belongs to upstreams that are in both; a new one brings its own along."""
     stayed = {u.name for u in former.settings.upstreams} & {u.name for u in new.settings.upstreams}
     for name in sorted(stayed):
@@ -121,14 +121,14 @@ def _keys(former: LoadedConfig, new: LoadedConfig) -> Iterator[Change]:
         for header in sorted(old_headers.keys() & new_headers.keys()):
             if old_headers[header] != new_headers[header]:
                 key = f"value of {header} of {name}"
-                yield Change(key=key, what="changed", effect=Effect.NEW_ANSWERS)
+                yield SettingChange(key=key, what="changed", effect=Effect.NEW_ANSWERS)
     for file in sorted(former.authorities.keys() & new.authorities.keys()):
         if former.authorities[file] != new.authorities[file]:
             key = f"certificates in {file}"
-            yield Change(key=key, what="changed", effect=Effect.NEW_ANSWERS)
+            yield SettingChange(key=key, what="changed", effect=Effect.NEW_ANSWERS)
 
 
-def _tokens(former: Sequence[Token], new: Sequence[Token]) -> Iterator[Change]:
+def _tokens(former: Sequence[Token], new: Sequence[Token]) -> Iterator[SettingChange]:
     before, after = _by_name(former), _by_name(new)
     for name in sorted(before.keys() | after.keys()):
         old_hash, new_hash = before.get(name), after.get(name)
@@ -140,10 +140,10 @@ def _by_name(tokens: Sequence[Token]) -> Mapping[str, str]:
     return {token.name: token.sha256 for token in tokens}
 
 
-def _hidden(key: str, old: object, new: object, effect: Effect) -> Change:
+def _hidden(key: str, old: object, new: object, effect: Effect) -> SettingChange:
     """Whether it is there, and nothing of what it is."""
     what = "added" if old is None else "removed" if new is None else "changed"
-    return Change(key=key, what=what, effect=effect)
+    return SettingChange(key=key, what=what, effect=effect)
 
 
 def _shown(name: str, value: Any) -> str:

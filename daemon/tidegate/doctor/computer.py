@@ -38,7 +38,7 @@ class Clock(Struct, frozen=True, kw_only=True):
     synchronised: bool | None = None
 
 
-class Memory(Struct, frozen=True, kw_only=True):
+class ComputerMemory(Struct, frozen=True, kw_only=True):
     """Bytes; None where it is not known."""
 
     budget_bytes: int
@@ -68,7 +68,7 @@ def check_clock(clock: Clock) -> Iterator[Problem]:
         )
 
 
-def check_memory(memory: Memory) -> Iterator[Problem]:
+def check_memory(memory: ComputerMemory) -> Iterator[Problem]:
     """Whether the budget can be had."""
     budget, total, available = memory.budget_bytes, memory.total_bytes, memory.available_bytes
     smaller = "set a smaller memory.budget in the config"
@@ -139,17 +139,17 @@ def _is_synchronised() -> bool | None:
     return {"NTPSynchronized=yes": True, "NTPSynchronized=no": False}.get(done.out.strip())
 
 
-def read_memory(budget_bytes: int, used_bytes: int = 0) -> Memory:
+def read_memory(budget_bytes: int, used_bytes: int = 0) -> ComputerMemory:
     """From the kernel."""
     meter = machine.AvailableMeter()
     try:
         available = meter.read()
         total = machine.total_bytes()
-    except procfile.Unreadable:
-        return Memory(budget_bytes=budget_bytes, used_bytes=used_bytes)
+    except procfile.UnreadableFigure:
+        return ComputerMemory(budget_bytes=budget_bytes, used_bytes=used_bytes)
     finally:
         meter.close()
-    return Memory(
+    return ComputerMemory(
         budget_bytes=budget_bytes,
         used_bytes=used_bytes,
         total_bytes=total,

@@ -44,7 +44,7 @@ class Check(Struct, frozen=True, kw_only=True):
     problems: list[Problem] = []
 
 
-class Report(Struct, frozen=True, kw_only=True):
+class Examination(Struct, frozen=True, kw_only=True):
     """All of it."""
 
     checks: list[Check]
@@ -72,7 +72,7 @@ class Subject:
     keys: Mapping[str, str]  # by upstream; never shown
     headers: Mapping[str, Mapping[str, str]]  # the secret ones by upstream; as little shown
     authorities: Mapping[str, str]  # certificates, by `ca_file`
-    seen: running.Seen
+    seen: running.RunningDaemon
 
     @property
     def status(self) -> Status | None:
@@ -82,7 +82,7 @@ class Subject:
 
 def examine(
     places: Places, *, asks_tokens: bool = True, environ: Mapping[str, str] = os.environ
-) -> Report:
+) -> Examination:
     """Look at everything."""
     begun_s = time.monotonic()
     subject = read(places, environ)
@@ -148,7 +148,7 @@ def checks_for(subject: Subject, *, asks_tokens: bool) -> list[tuple[str, Callab
     ]
 
 
-def run(checks: Iterable[tuple[str, Callable[[], Result]]], deadline_s: float) -> Report:
+def run(checks: Iterable[tuple[str, Callable[[], Result]]], deadline_s: float) -> Examination:
     """All at once. What is not over at the deadline is left alone."""
     wanted = list(checks)
     done: queue.SimpleQueue[tuple[int, Check]] = queue.SimpleQueue()
@@ -162,7 +162,7 @@ def run(checks: Iterable[tuple[str, Callable[[], Result]]], deadline_s: float) -
         except queue.Empty:
             break
         found[number] = each
-    return Report(
+    return Examination(
         checks=[found.get(n) or _unfinished(name, "in time") for n, (name, _) in enumerate(wanted)]
     )
 

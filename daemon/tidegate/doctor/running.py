@@ -21,7 +21,7 @@ from tidegate.watchdog.pid_file import PID_FILE_NAME
 ANSWER_S = 5.0  # the watchdog answers this by itself and at once
 
 
-class Seen(Struct, frozen=True, kw_only=True):
+class RunningDaemon(Struct, frozen=True, kw_only=True):
     """The answer, or why there is none."""
 
     status: Status | None = None
@@ -29,7 +29,7 @@ class Seen(Struct, frozen=True, kw_only=True):
 
 
 def check_running(
-    seen: Seen,
+    seen: RunningDaemon,
     installed: str,
     others: Sequence[Neighbour] = (),
     runtime_dir: Path | None = None,
@@ -107,15 +107,15 @@ def _check_status(status: Status, installed: str) -> Iterator[Problem]:
         )
 
 
-def ask(runtime_dir: Path, limit_s: float = ANSWER_S) -> Seen:
+def ask(runtime_dir: Path, limit_s: float = ANSWER_S) -> RunningDaemon:
     """Ask it how it is."""
     try:
         reply = client.ask(runtime_dir, ControlRequest(verb="status"), limit_s)
-        return Seen(status=Decoder(Status).decode(reply.result))
+        return RunningDaemon(status=Decoder(Status).decode(reply.result))
     except NotRunning:
-        return Seen()
+        return RunningDaemon()
     except (TimeoutError, Undecodable):
-        return Seen(silent=True)
+        return RunningDaemon(silent=True)
 
 
 def pid_in(runtime_dir: Path) -> int | None:

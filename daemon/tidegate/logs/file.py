@@ -4,7 +4,7 @@ Only the watchdog rotates; the others see that the file has another inode and op
 writer that finds the file full waits for that, so that a flood between two rotations cannot make
 it larger: three files, each of at most `ROTATE_BYTES` and a tenth, and a batch of each writer.
 
-All of this may block, on a disk as well as on a pipe: it is called by `log_writer`'s thread.
+All of this may block, on a disk as well as on a pipe: it is called by `logs.writer`'s thread.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def family(file: Path) -> list[Path]:
     return [file, *(file.with_name(f"{file.name}.{n + 1}") for n in range(ROTATIONS))]
 
 
-class Target(Protocol):
+class LogTarget(Protocol):
     """What lines are written to."""
 
     batch_bytes: int  # so much may be written at once
@@ -68,7 +68,7 @@ class LogStream:
         """One line. Raises OSError."""
         try:
             os.write(self._fd, lines[0])
-        except BlockingIOError:  # somebody else made the stream so, and it filled up again
+        except BlockingIOError:  # another process made the stream so, and it filled up again
             return 0
         return 1
 

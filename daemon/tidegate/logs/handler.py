@@ -1,10 +1,10 @@
 """One line per thing done: "time level process event", to stderr or to a file that we rotate.
 
-Writing never waits: a line is handed to a thread (`log_writer`), so neither a full disk nor a
+Writing never waits: a line is handed to a thread (`logs.writer`), so neither a full disk nor a
 terminal that was stopped holds up the loop that relays streams or the one that ends hung
 workers. Under systemd a line carries its priority instead of the time, which the journal adds.
 
-In a file's case (`log_file`) stderr follows it, so that a traceback or the stacks of a hung
+In a file's case (`logs.file`) stderr follows it, so that a traceback or the stacks of a hung
 worker land there too.
 """
 
@@ -18,8 +18,8 @@ from pathlib import Path
 
 from tidegate.core.protocol.status import LogState
 from tidegate.core.text import visible
-from tidegate.logs.file import LogFile, LogStream, Target
-from tidegate.logs.repeats import Entry
+from tidegate.logs.file import LogFile, LogStream, LogTarget
+from tidegate.logs.repeats import LogLine
 from tidegate.logs.writer import SETTLE_LIMIT_S, LogWriter
 
 FILE_VARIABLE = "TIDEGATE_LOG_FILE"  # hands the file's place to the workers
@@ -44,7 +44,7 @@ def setup(process: str, file: Path | None = None, environ: Mapping[str, str] = o
     if _handler is not None and _handler.file == file:
         _handler.process = process
         return
-    target: Target = (
+    target: LogTarget = (
         LogStream(_STDERR) if file is None else LogFile(file, rotates=process == "watchdog")
     )
     journal = file is None and is_journal(_STDERR, environ)
@@ -72,7 +72,7 @@ def settle(limit_s: float = SETTLE_LIMIT_S) -> None:
 
 
 def lost() -> int:
-    """Lines that could not be written and that nobody has been told of."""
+    """Count the lines that could not be written and that the log does not tell of yet."""
     return _handler.writer.lost if _handler is not None else 0
 
 
@@ -118,22 +118,22 @@ class LineHandler(logging.Handler):
     """Makes a line of a record and hands it to the writer."""
 
     def __init__(
-        self, process: str, target: Target, *, journal: bool, file: Path | None = None
+        self, process: str, target: LogTarget, *, journal: bool, file: Path | None = None
     ) -> None:
         super().__init__()
         self.file = file
         self.process = process
         self.is_journal = journal
-        self.writer = LogWriter(target, self._line)
+        self.writer = LogWriter(target, self._encode)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Hand the record on."""
         try:
-            entry = Entry(record.levelno, self._text(record), record.created)
+            line = LogLine(record.levelno, self._text(record), record.created)
         except (TypeError, ValueError):  # arguments that do not fit their format
             self.handleError(record)
         else:
-            self.writer.put(entry)
+            self.writer.put(line)
 
     def close(self) -> None:
         """Write what is left, and end the thread. `logging` calls it when the process ends."""
@@ -146,14 +146,14 @@ class LineHandler(logging.Handler):
             text += "\n" + (self.formatter or logging.Formatter()).formatException(record.exc_info)
         return visible(text.translate(_WITHIN_A_LINE))
 
-    def _line(self, entry: Entry) -> bytes:
+    def _encode(self, line: LogLine) -> bytes:
         if self.is_journal:
-            head = f"<{_PRIORITY.get(entry.level, 2)}>{self.process} "
+            head = f"<{_PRIORITY.get(line.level, 2)}>{self.process} "
         else:
-            name = logging.getLevelName(entry.level).lower()
-            at = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(entry.at))
+            name = logging.getLevelName(line.level).lower()
+            at = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(line.at))
             head = f"{at} {name} {self.process} "
-        return _cut((head + entry.text).encode("utf-8", "replace")) + b"\n"
+        return _cut((head + line.text).encode("utf-8", "replace")) + b"\n"
 
 
 def _cut(line: bytes) -> bytes:

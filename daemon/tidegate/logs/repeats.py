@@ -26,7 +26,7 @@ _VARIABLE = re.compile(r"(?<!\S)[^\s\d]*\d\S*")
 _LOOKED_AT = 300  # characters of a line
 
 
-class Entry(Struct, frozen=True):
+class LogLine(Struct, frozen=True):
     """A line to be written."""
 
     level: int
@@ -39,7 +39,7 @@ class _Kind:
     """Lines that count as equal, since the first of them or since their count was last said."""
 
     since_s: float
-    last: Entry
+    last: LogLine
     written: int = 1
     counted: int = 0
     differ: bool = False  # those that were counted do not all say what was written last
@@ -55,28 +55,28 @@ class Repeats:
     def __repr__(self) -> str:
         return f"<Repeats kinds={len(self._kinds)}>"
 
-    def take(self, entry: Entry, now_s: float) -> list[Entry]:
+    def take(self, line: LogLine, now_s: float) -> list[LogLine]:
         """What is to be written now that this came: nothing, or it, after what was counted."""
-        due = self.due(now_s, entry.at)
-        key = self._key(entry)
+        due = self.due(now_s, line.at)
+        key = self._key(line)
         kind = self._kinds.get(key)
-        if kind is not None and _is_counted(kind, entry, is_next=key == self._former):
+        if kind is not None and _is_counted(kind, line, is_next=key == self._former):
             self._former = key
-            kind.differ = kind.differ or entry.text != kind.last.text
+            kind.differ = kind.differ or line.text != kind.last.text
             kind.counted += 1
-            kind.last = entry
+            kind.last = line
             return due
-        before = self._say(self._former, now_s, entry.at)
+        before = self._say(self._former, now_s, line.at)
         self._former = key
         if kind is None:
-            self._kinds[key] = _Kind(now_s, entry)
+            self._kinds[key] = _Kind(now_s, line)
         else:
-            before += self._say(key, now_s, entry.at)
-            kind.last = entry
+            before += self._say(key, now_s, line.at)
+            kind.last = line
             kind.written += 1
-        return [*due, *before, entry]
+        return [*due, *before, line]
 
-    def due(self, now_s: float, at: float) -> list[Entry]:
+    def due(self, now_s: float, at: float) -> list[LogLine]:
         """Counts that are a minute old; `at` is the wall clock's time."""
         found = []
         for key, kind in list(self._kinds.items()):
@@ -91,11 +91,11 @@ class Repeats:
                 del self._kinds[key]
         return found
 
-    def end(self, now_s: float, at: float) -> list[Entry]:
+    def end(self, now_s: float, at: float) -> list[LogLine]:
         """Every count there is."""
-        return [entry for key in self._kinds for entry in self._say(key, now_s, at)]
+        return [line for key in self._kinds for line in self._say(key, now_s, at)]
 
-    def _say(self, key: tuple[int, str] | None, now_s: float, at: float) -> list[Entry]:
+    def _say(self, key: tuple[int, str] | None, now_s: float, at: float) -> list[LogLine]:
         """The count of one kind, which begins again at none."""
         kind = self._kinds.get(key) if key is not None else None
         if kind is None or not kind.counted:
@@ -110,14 +110,14 @@ class Repeats:
             if differ
             else f"repeated {count} times in {span_s} s: {last.text}"
         )
-        return [Entry(last.level, text, at)]
+        return [LogLine(last.level, text, at)]
 
-    def _key(self, entry: Entry) -> tuple[int, str]:
-        key = (entry.level, _VARIABLE.sub("#", entry.text[:_LOOKED_AT]))
+    def _key(self, line: LogLine) -> tuple[int, str]:
+        key = (line.level, _VARIABLE.sub("#", line.text[:_LOOKED_AT]))
         if key not in self._kinds and len(self._kinds) >= MOST_KINDS:
-            return (entry.level, "")
+            return (line.level, "")
         return key
 
 
-def _is_counted(kind: _Kind, entry: Entry, *, is_next: bool) -> bool:
-    return kind.written >= MOST_A_MINUTE or (is_next and entry.text == kind.last.text)
+def _is_counted(kind: _Kind, line: LogLine, *, is_next: bool) -> bool:
+    return kind.written >= MOST_A_MINUTE or (is_next and line.text == kind.last.text)

@@ -1,6 +1,6 @@
 """A thread that writes log lines, so that no loop ever waits for a disk, a pipe or a terminal.
 
-    put -> `core.repeats` -> a queue with a bound -> the thread -> a target
+    put -> `logs.repeats` -> a queue with a bound -> the thread -> a target
 
 What does not fit in the queue is dropped and counted, and the count is written in its place as
 soon as there is room again. A target that fails (a full disk, a closed pipe) is tried again once
@@ -15,8 +15,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from tidegate.logs.file import Target
-from tidegate.logs.repeats import Entry, Repeats
+from tidegate.logs.file import LogTarget
+from tidegate.logs.repeats import LogLine, Repeats
 from tidegate.machine.signals import start_aside
 
 QUEUE_BYTES = 512 * 1024  # some seconds of trouble in full detail
@@ -27,12 +27,12 @@ SETTLE_LIMIT_S = 1.0  # at the end; a disk that hangs is not waited for
 
 
 class LogWriter:
-    """`form` makes bytes of an entry; they end a line."""
+    """Queues lines and writes them in its thread; `encode` makes the bytes of a whole line."""
 
-    def __init__(self, target: Target, form: Callable[[Entry], bytes]) -> None:
-        self.lost = 0  # lines that nobody has been told of yet
+    def __init__(self, target: LogTarget, encode: Callable[[LogLine], bytes]) -> None:
+        self.lost = 0  # lines, until a line of the log says how many
         self._target = target
-        self._form = form
+        self._encode = encode
         self._changed = threading.Condition()
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0
@@ -46,10 +46,10 @@ class LogWriter:
     def __repr__(self) -> str:
         return f"<LogWriter queued={self._queued_bytes} lost={self.lost}>"
 
-    def put(self, entry: Entry) -> None:
+    def put(self, line: LogLine) -> None:
         """Have it written some time soon. Never waits."""
         with self._changed:
-            for each in self._repeats.take(entry, time.monotonic()):
+            for each in self._repeats.take(line, time.monotonic()):
                 self._enqueue(each)
             self._changed.notify_all()
 
@@ -70,13 +70,13 @@ class LogWriter:
         if settled:
             self._thread.join(SETTLE_LIMIT_S)
 
-    def _enqueue(self, entry: Entry) -> None:
-        line = self._form(entry)
-        if self.lost or self._queued_bytes + len(line) > QUEUE_BYTES:
+    def _enqueue(self, line: LogLine) -> None:
+        encoded = self._encode(line)
+        if self.lost or self._queued_bytes + len(encoded) > QUEUE_BYTES:
             self.lost += 1
             return
-        self._queue.append(line)
-        self._queued_bytes += len(line)
+        self._queue.append(encoded)
+        self._queued_bytes += len(encoded)
 
     # --- the thread -----------------------------------------------------------------------------
 
@@ -129,7 +129,7 @@ class LogWriter:
                 said = f"the log stood still for {stood_s:.0f} s: {self._trouble}"
                 self._trouble = None
             if said is not None:
-                self._enqueue(Entry(logging.WARNING, said, time.time()))
+                self._enqueue(LogLine(logging.WARNING, said, time.time()))
             self._changed.notify_all()
 
     def _pause(self, pause_s: float) -> None:

@@ -83,5 +83,5 @@ def _guess(total_bytes: int | None) -> Budget:
 def _machine(root: Path) -> tuple[int | None, tuple[str, ...]]:
     try:
         return meminfo.total_bytes(root / "proc/meminfo"), ()
-    except procfile.Unreadable as error:
+    except procfile.UnreadableFigure as error:
         return None, (str(error),)

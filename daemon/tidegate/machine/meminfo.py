@@ -29,7 +29,7 @@ class AvailableMeter:
         try:
             return int(psutil.virtual_memory().available)
         except (OSError, RuntimeError, psutil.Error) as error:
-            raise procfile.Unreadable(f"available memory: {error}") from error
+            raise procfile.UnreadableFigure(f"available memory: {error}") from error
 
     def close(self) -> None:
         """Give the descriptor back."""
@@ -49,7 +49,7 @@ def total_bytes(meminfo: Path = _MEMINFO) -> int:
     try:
         return int(psutil.virtual_memory().total)
     except (OSError, RuntimeError, psutil.Error) as error:
-        raise procfile.Unreadable(f"total memory: {error}") from error
+        raise procfile.UnreadableFigure(f"total memory: {error}") from error
 
 
 def _field(text: bytes, key: bytes) -> int:

@@ -21,7 +21,7 @@ _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.EOPNOTSUPP}
 _T = TypeVar("_T")
 
 
-class Unreadable(Exception):
+class UnreadableFigure(Exception):
     """A file of the kernel would not be read, or says what no kernel writes. The text names it."""
 
 
@@ -58,7 +58,7 @@ class KeptFile:
         try:
             return read(self.read())
         except (OSError, ValueError) as error:
-            raise Unreadable(in_words(self.path, error)) from error
+            raise UnreadableFigure(in_words(self.path, error)) from error
 
     def close(self) -> None:
         """Give the descriptor back."""

@@ -63,7 +63,7 @@ class Sampler:
             raise SampleError(f"cannot read memory figures: {'; '.join(failures)}")
         try:
             available_bytes = self._available.read()
-        except procfile.Unreadable as error:
+        except procfile.UnreadableFigure as error:
             available_bytes = None
             failures.append(str(error))
         return Sample(
@@ -104,7 +104,7 @@ class Sampler:
         for pid in pids:
             try:
                 read = self._rss(pid)
-            except procfile.Unreadable as error:
+            except procfile.UnreadableFigure as error:
                 failures.append(str(error))
                 read = self._last_rss.get(pid)
             if read is not None:
@@ -126,7 +126,7 @@ class Sampler:
             self._forget([pid])
             return None
         except (OSError, ValueError, IndexError) as error:
-            raise procfile.Unreadable(procfile.in_words(file.path, error)) from error
+            raise procfile.UnreadableFigure(procfile.in_words(file.path, error)) from error
 
     def _read_cgroup(self, failures: list[str]) -> int | None:
         meter = self._cgroup_meter
@@ -139,7 +139,7 @@ class Sampler:
             meter = self._cgroup_meter = CgroupMeter(self.cgroup)
         try:
             return meter.read()
-        except procfile.Unreadable as error:
+        except procfile.UnreadableFigure as error:
             failures.append(str(error))
             return None
 
@@ -155,7 +155,7 @@ def machine_bytes() -> int:
     """The machine's memory, as first read: asked again it cannot fail. Raises SampleError."""
     try:
         return meminfo.total_bytes()
-    except procfile.Unreadable as error:
+    except procfile.UnreadableFigure as error:
         raise SampleError(str(error)) from error
 
 
@@ -167,4 +167,4 @@ def _rss_by_psutil(pid: int) -> int | None:
     except psutil.NoSuchProcess:
         return None
     except (OSError, RuntimeError, psutil.Error) as error:
-        raise procfile.Unreadable(f"memory of process {pid}: {error}") from error
+        raise procfile.UnreadableFigure(f"memory of process {pid}: {error}") from error

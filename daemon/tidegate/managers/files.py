@@ -21,7 +21,7 @@ from msgspec import Struct
 _MARK = re.compile(r"^.*\btidegate wrote this file, sha256 ([0-9a-f]{64})\b.*\n", re.MULTILINE)
 
 
-class Change(Enum):
+class FileChange(Enum):
     """What writing a file would do."""
 
     NEW = "new"
@@ -40,14 +40,14 @@ class File(Struct, frozen=True):
     path: Path
     text: str
 
-    def compare(self) -> Change:
+    def compare(self) -> FileChange:
         """What there is in its place. Raises WriteError."""
         former = _read(self.path)
         if former is None:
-            return Change.NEW
+            return FileChange.NEW
         if former == self.text and not self.path.is_symlink():
-            return Change.NONE
-        return Change.OURS if is_ours(self.path) else Change.THEIRS
+            return FileChange.NONE
+        return FileChange.OURS if is_ours(self.path) else FileChange.THEIRS
 
     def difference(self) -> str:
         """A unified diff from what is there; the marks are left out."""
@@ -58,7 +58,7 @@ class File(Struct, frozen=True):
 
     def write(self) -> Path | None:
         """Put it in place, readable for all; where a former one was kept. Raises WriteError."""
-        kept = keep(self.path) if self.compare() is Change.THEIRS else None
+        kept = keep(self.path) if self.compare() is FileChange.THEIRS else None
         beside = self.path.with_name(f".{self.path.name}.new")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from tidegate.config import ConfigError, LoadedConfig
 from tidegate.config.changes import compare, summary
-from tidegate.core.protocol.reload import Change, Refusal, Reloaded, Why
+from tidegate.core.protocol.reload import Reloaded, ReloadRefusal, SettingChange, Why
 from tidegate.core.settings import Effect
 from tidegate.core.text import count
 from tidegate.managers.sockets import Bound, ListenError
@@ -40,7 +40,7 @@ class Reload(Struct, frozen=True, kw_only=True, eq=False):
 
     config: LoadedConfig
     bound: list[Bound]
-    changes: list[Change]
+    changes: list[SettingChange]
     clients: list[ControlClient]  # that asked for it
     asked: bool  # by a person: they are told also of what did not change
     recycle: str | None = None  # why a new generation starts with it; else the serving one takes it
@@ -164,18 +164,18 @@ class Reloader:
                 self._listeners.discard(reload.bound)
             self._readiness.reloaded()
         finally:
-            self._replies.refuse(waiting, Refusal(Why.WORKER, OUR_FAULT))
+            self._replies.refuse(waiting, ReloadRefusal(Why.WORKER, OUR_FAULT))
 
     def _try_to_serve(self, clients: list[ControlClient], *, asked: bool) -> None:
         if self._generations.fleet.stopping:
-            self._replies.refuse(clients, Refusal(Why.BUSY, "tidegate is stopping"))
+            self._replies.refuse(clients, ReloadRefusal(Why.BUSY, "tidegate is stopping"))
             return
         if asked:
             self._readiness.reloading()
         try:
             config = _read(self._load, self._faults)
         except ConfigError as error:
-            self._refuse(clients, Refusal(Why.CONFIG, str(error)), asked=asked)
+            self._refuse(clients, ReloadRefusal(Why.CONFIG, str(error)), asked=asked)
             return
         if config == self.config and not asked:
             self._refused = None
@@ -188,12 +188,12 @@ class Reloader:
         assert self.config is not None, "there is a config to replace"
         if error := self._why_not_now(config):
             self._postponed = True
-            self._refuse(clients, Refusal(Why.BUSY, error), asked=asked)
+            self._refuse(clients, ReloadRefusal(Why.BUSY, error), asked=asked)
             return
         try:
             bound = self._listeners.open(config.settings.listen)
         except ListenError as error:
-            self._refuse(clients, Refusal(Why.ADDRESS, str(error)), asked=asked)
+            self._refuse(clients, ReloadRefusal(Why.ADDRESS, str(error)), asked=asked)
             return
         moves = set(bound) != set(self._listeners.bound)
         reload = Reload(
@@ -252,7 +252,7 @@ class Reloader:
         if self._serving is None:
             return
         if error := self._recycle(reason):
-            self._finish(Refusal(Why.BUSY, f"this needs a new worker, and {error}"))
+            self._finish(ReloadRefusal(Why.BUSY, f"this needs a new worker, and {error}"))
 
     def _start_with_serving(self, reload: Reload) -> None:
         serving = self._serving
@@ -275,7 +275,7 @@ class Reloader:
         reload = self._reload
         refused = None if error is None else f"worker {worker.number} refuses it: {error}"
         if reload is not None and reload.awaits is worker and reload.request == request:
-            self._finish(None if refused is None else Refusal(Why.WORKER, refused))
+            self._finish(None if refused is None else ReloadRefusal(Why.WORKER, refused))
         elif refused is not None:
             _log.error("the config is in force, and %s", refused)
         elif (
@@ -298,27 +298,27 @@ class Reloader:
         how = worker.how_it_ended()
         if self._reload is not None and self._reload.awaits is worker:
             self._finish(
-                Refusal(
+                ReloadRefusal(
                     Why.WORKER,
                     f"the worker ended before it answered: {how}; the next one tries again",
                 )
             )
         elif self._starts_with_reload(worker):
             self._finish(
-                Refusal(Why.WORKER, f"the new worker did not start: {how}; the log says why")
+                ReloadRefusal(Why.WORKER, f"the new worker did not start: {how}; the log says why")
             )
 
     def recycle_failed(self, error: str) -> None:
         """Note that the generation which was to start with the new config never served."""
         if self._reload is not None and self._reload.recycle is not None:
-            self._finish(Refusal(Why.WORKER, error))
+            self._finish(ReloadRefusal(Why.WORKER, error))
 
     def leave(self) -> None:
         """End the reload for an upgrade that takes over: it reads the config anew."""
         clients = [*(self._reload.clients if self._reload else ()), *self._clients]
         self._clients = []
         self._replies.refuse(
-            clients, Refusal(Why.BUSY, "an upgrade came first; it reads the config anew")
+            clients, ReloadRefusal(Why.BUSY, "an upgrade came first; it reads the config anew")
         )
         self._readiness.reloaded()
 
@@ -327,7 +327,9 @@ class Reloader:
         deadline_s = self._reload.deadline_s if self._reload else None
         if deadline_s is not None and now_s > deadline_s:
             late = f"the worker did not answer within {self._limit_s:g} s"
-            self._finish(Refusal(Why.WORKER, f"{late}; `tidegate recycle` replaces one that hangs"))
+            self._finish(
+                ReloadRefusal(Why.WORKER, f"{late}; `tidegate recycle` replaces one that hangs")
+            )
         if self._postponed and not self._is_recycling:
             self._postponed = False
             self.look_again()
@@ -338,7 +340,7 @@ class Reloader:
         reload = self._reload
         return reload is not None and reload.recycle is not None and worker.config is reload.config
 
-    def _finish(self, refusal: Refusal | None) -> None:
+    def _finish(self, refusal: ReloadRefusal | None) -> None:
         """The reload under way came to its end; the next may begin."""
         reload = self._reload
         assert reload is not None, "there is a reload to finish"
@@ -347,7 +349,7 @@ class Reloader:
             self.abandon(reload.clients)
         self._begin_next()
 
-    def _end(self, reload: Reload, refusal: Refusal | None) -> None:
+    def _end(self, reload: Reload, refusal: ReloadRefusal | None) -> None:
         if refusal is None:
             self._put_in_force(reload)
         else:
@@ -383,7 +385,9 @@ class Reloader:
 
     # --- what is said of it ---------------------------------------------------------------------
 
-    def _refuse(self, clients: Sequence[ControlClient], refusal: Refusal, *, asked: bool) -> None:
+    def _refuse(
+        self, clients: Sequence[ControlClient], refusal: ReloadRefusal, *, asked: bool
+    ) -> None:
         """What the file says cannot be used; a parked daemon's worker tells that reason."""
         is_news = refusal.text not in (self._refused, self.config.parked if self.config else None)
         self._refused = refusal.text

@@ -15,7 +15,7 @@ import pytest
 from tidegate.cli.main import main
 from tidegate.cli.parser import command_line
 from tidegate.cli.shell import completion
-from tidegate.cli.shell.grammar import Kind, read
+from tidegate.cli.shell.grammar import WordKind, read
 from tidegate.cli.shell.manual import manual
 
 PACKAGING = Path(__file__).parents[3] / "packaging"
@@ -61,10 +61,10 @@ def test_grammar_has_every_verb_and_flag() -> None:
     found = read(parser)
     assert [" ".join(verb.path) for verb in found.walk()] == ["", "sail", "crew", "crew sail"]
     [flag] = found.verbs[0].flags
-    assert (flag.names, flag.kind, flag.help) == (("--chart",), Kind.FILE, "100% of the coast")
+    assert (flag.names, flag.kind, flag.help) == (("--chart",), WordKind.FILE, "100% of the coast")
     [argument] = found.verbs[0].arguments
-    assert (argument.kind, argument.choices) == (Kind.CHOICE, ("north", "south"))
-    assert found.verbs[1].verbs[0].flags[0].kind is Kind.NOTHING
+    assert (argument.kind, argument.choices) == (WordKind.CHOICE, ("north", "south"))
+    assert found.verbs[1].verbs[0].flags[0].kind is WordKind.NOTHING
 
 
 # --- the shells themselves ---------------------------------------------------------------------

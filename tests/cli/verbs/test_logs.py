@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from tidegate.cli.failure import NOT_RUNNING, REFUSED, USAGE, Failure
+from tidegate.cli.failure import NOT_RUNNING, REFUSED, USAGE, CliError
 from tidegate.cli.show.log_reader import Line, LogReader, parse
 from tidegate.cli.verbs import logs as verb
-from tidegate.cli.verbs.logs import Wanted, from_journal, show_file, show_journal
+from tidegate.cli.verbs.logs import LogQuery, from_journal, show_file, show_journal
 from tidegate.core.protocol.status import (
     LogState,
     MemoryState,
@@ -55,7 +55,7 @@ def events(text: str) -> list[str]:
 
 def test_rotated_files_are_read_in_order(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The oldest first, as if it were one file."""
-    assert show_file(file, Wanted(lines=None)) == 0
+    assert show_file(file, LogQuery(lines=None)) == 0
     assert events(capsys.readouterr().out) == ["one", "two", "three", "four", "five"]
 
 
@@ -64,7 +64,7 @@ def test_last_lines_are_counted_over_all_files(
     file: Path, capsys: pytest.CaptureFixture[str], lines: int
 ) -> None:
     """`-n` does not end where a file was rotated."""
-    show_file(file, Wanted(lines=lines))
+    show_file(file, LogQuery(lines=lines))
     wanted = ["one", "two", "three", "four", "five"][max(0, 5 - lines) :]
     assert events(capsys.readouterr().out) == wanted
 
@@ -79,14 +79,14 @@ def test_lines_since_a_moment(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         + "Traceback of new\n"
     )
     since = datetime.fromisoformat("2026-11-22T18:15:00+00:00").timestamp()
-    show_file(log, Wanted(lines=None, since=since))
+    show_file(log, LogQuery(lines=None, since=since))
     assert events(capsys.readouterr().out) == ["new", "new"]
 
 
 def test_log_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`--json` is an object a line; what is no log line has only its text."""
     (tmp_path / "log").write_text(line("run ended", process="worker 12") + "  File x\n")
-    show_file(tmp_path / "log", Wanted(json=True))
+    show_file(tmp_path / "log", LogQuery(json=True))
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
     assert first == {
         "time": "2026-11-22T20:00:00+0000",
@@ -100,7 +100,7 @@ def test_log_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_unfinished_line_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The last words of a process that was killed in the middle of them."""
     (tmp_path / "log").write_text(line("one") + "2026-11-22T20:00:00+0000 info wor")
-    show_file(tmp_path / "log", Wanted())
+    show_file(tmp_path / "log", LogQuery())
     assert capsys.readouterr().out.endswith(" info wor\n")
 
 
@@ -113,19 +113,19 @@ def test_log_cannot_steer_the_terminal() -> None:
 def test_no_log_is_said(tmp_path: Path, name: str) -> None:
     """No file at all is an error; a rotated one alone is a log."""
     if name == "log":
-        with pytest.raises(Failure, match="does not exist") as caught:
-            show_file(tmp_path / "log", Wanted())
+        with pytest.raises(CliError, match="does not exist") as caught:
+            show_file(tmp_path / "log", LogQuery())
         assert caught.value.code == NOT_RUNNING
     else:
         (tmp_path / name).write_text(line("one"))
-        assert show_file(tmp_path / "log", Wanted()) == 0
+        assert show_file(tmp_path / "log", LogQuery()) == 0
 
 
 def test_unreadable_log_is_said(tmp_path: Path) -> None:
     """A directory in its place is named with the reason."""
     (tmp_path / "log").mkdir()
-    with pytest.raises(Failure, match=r"log: Is a directory") as caught:
-        show_file(tmp_path / "log", Wanted())
+    with pytest.raises(CliError, match=r"log: Is a directory") as caught:
+        show_file(tmp_path / "log", LogQuery())
     assert caught.value.code == REFUSED
 
 
@@ -158,7 +158,7 @@ def test_moments(text: str, moment: datetime) -> None:
 )
 def test_what_is_no_moment_is_said(text: str) -> None:
     """The error shows what would be one."""
-    with pytest.raises(Failure, match="30min, 2h") as caught:
+    with pytest.raises(CliError, match="30min, 2h") as caught:
         verb.moment(text, NOW)
     assert caught.value.code == USAGE
 
@@ -393,8 +393,8 @@ def test_journal_is_asked_for_the_units_lines(
 ) -> None:
     """Of the system's or the user's manager, and no more than is wanted."""
     asked = journal(ENTRY)
-    assert show_journal(Scope.SYSTEM, Wanted(lines=3)) == 0
-    assert show_journal(Scope.USER, Wanted(lines=None, since=7.0), "other.service") == 0
+    assert show_journal(Scope.SYSTEM, LogQuery(lines=3)) == 0
+    assert show_journal(Scope.USER, LogQuery(lines=None, since=7.0), "other.service") == 0
     first, second = asked.read_text().splitlines()
     assert "--unit=tidegate" in first
     assert "-n 3" in first
@@ -406,23 +406,23 @@ def test_journal_is_asked_for_the_units_lines(
 def test_journal_without_lines_is_said(journal: Callable[[str], Path]) -> None:
     """Nothing shown is never just silence."""
     journal("")
-    with pytest.raises(Failure, match="the journal has no lines of tidegate") as caught:
-        show_journal(Scope.SYSTEM, Wanted())
+    with pytest.raises(CliError, match="the journal has no lines of tidegate") as caught:
+        show_journal(Scope.SYSTEM, LogQuery())
     assert caught.value.code == NOT_RUNNING
 
 
 def test_following_a_journal_never_stops_silently(journal: Callable[[str], Path]) -> None:
     """When journalctl ends by itself, so it is said."""
     journal(ENTRY)
-    with pytest.raises(Failure, match="journalctl ended"):
-        show_journal(Scope.SYSTEM, Wanted(follow=True))
+    with pytest.raises(CliError, match="journalctl ended"):
+        show_journal(Scope.SYSTEM, LogQuery(follow=True))
 
 
 def test_without_journalctl_that_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A Mac, or a small container."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(Failure, match="no journalctl"):
-        show_journal(Scope.SYSTEM, Wanted())
+    with pytest.raises(CliError, match="no journalctl"):
+        show_journal(Scope.SYSTEM, LogQuery())
 
 
 def test_line_knows_its_time() -> None:

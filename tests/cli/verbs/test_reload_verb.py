@@ -8,20 +8,20 @@ import msgspec
 import pytest
 
 from tidegate.core.protocol.control import ControlReply
-from tidegate.core.protocol.reload import Change, Earlier, Refused, Reloaded, Why
+from tidegate.core.protocol.reload import Earlier, Reloaded, ReloadRefused, SettingChange, Why
 from tidegate.core.settings import Effect
 
-IDLE = Change(
+IDLE = SettingChange(
     key="limits.idle_s", what="changed", old="120 s", new="60 s", effect=Effect.NEW_ANSWERS
 )
-LISTEN = Change(
+LISTEN = SettingChange(
     key="listen",
     what="changed",
     old="127.0.0.1:8433",
     new="0.0.0.0:8433",
     effect=Effect.NEW_WORKER,
 )
-TOKEN = Change(key="token laptop", what="added", effect=Effect.AT_ONCE)
+TOKEN = SettingChange(key="token laptop", what="added", effect=Effect.AT_ONCE)
 
 
 def test_each_change_is_a_line_with_when_it_counts(tidegate, watchdog) -> None:
@@ -68,7 +68,7 @@ def test_warnings_go_to_stderr(tidegate, watchdog) -> None:
 )
 def test_a_refusal_says_whether_another_try_may_help(tidegate, watchdog, why, code) -> None:
     """A mistake in the file exits with 78; what may pass by itself exits with 75."""
-    raw = msgspec.Raw(msgspec.json.encode(Refused(refused=why)))
+    raw = msgspec.Raw(msgspec.json.encode(ReloadRefused(refused=why)))
     watchdog.replies["reload"] = ControlReply(ok=False, error="no, because", result=raw)
     assert tidegate("reload") == (code, "", "tidegate: no, because\n")
     printed_code, out, err = tidegate("reload", "--json")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tidegate.cli.verbs.replay import judge
+from tidegate.cli.verbs.replay import compare
 from tidegate.watchdog.guard import bundle, decision_log
 from watchdog.guard_records import log_of
 
@@ -79,7 +79,7 @@ def test_json_is_a_line_for_each_record(tidegate, log):
     code, out, _ = tidegate("replay", "--json", str(log))
     verdicts = [json.loads(line) for line in out.splitlines()]
     assert code == 1
-    assert [verdict["same"] for verdict in verdicts] == [True, True, False, True]
+    assert [comparison["same"] for comparison in verdicts] == [True, True, False, True]
     [difference] = verdicts[2]["differences"]
     assert difference == {"field": "cause", "recorded": "slack", "now": "explained"}
 
@@ -169,8 +169,8 @@ def test_no_record_ends_in_a_traceback(log, data):
             break
         table = table[name]
     table[name] = data.draw(st.sampled_from(STRANGE))
-    verdict = judge(1, json.dumps(record).encode())
-    assert verdict.same or verdict.differences or verdict.note
+    comparison = compare(1, json.dumps(record).encode())
+    assert comparison.same or comparison.differences or comparison.note
 
 
 def test_a_large_log_is_read_line_by_line(tidegate, log, capsys):

@@ -8,11 +8,11 @@ import msgspec
 import pytest
 
 from tidegate.core.protocol.control import ControlReply
-from tidegate.core.protocol.reload import Change, Effect, Refusal, Reloaded, Why
+from tidegate.core.protocol.reload import Effect, Reloaded, ReloadRefusal, SettingChange, Why
 from tidegate.watchdog.control import reload_replies
 from tidegate.watchdog.control.reload_replies import ReloadReplies
 
-CHANGE = Change(key="allowed_hosts", what="changed", effect=Effect.AT_ONCE)
+CHANGE = SettingChange(key="allowed_hosts", what="changed", effect=Effect.AT_ONCE)
 CHANGED, SAME = Reloaded(changes=[CHANGE]), Reloaded(changes=[])
 
 
@@ -65,7 +65,7 @@ def test_what_is_told_or_overtaken_is_not_told_again(
 def test_a_refusal_goes_to_every_client_with_its_kind() -> None:
     """And with the text that says what to do."""
     rig = Rig()
-    rig.replies.refuse(["a", "b"], Refusal(Why.ADDRESS, "it is taken"))
+    rig.replies.refuse(["a", "b"], ReloadRefusal(Why.ADDRESS, "it is taken"))
     assert [client for client, _ in rig.answers] == ["a", "b"]
     for _, answer in rig.answers:
         assert (answer.ok, answer.error) == (False, "it is taken")

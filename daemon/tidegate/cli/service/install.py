@@ -16,7 +16,7 @@ from socket import AF_UNIX
 import msgspec
 from msgspec import Struct
 
-from tidegate.cli.failure import BAD_CONFIG, REFUSED, Failure
+from tidegate.cli.failure import BAD_CONFIG, REFUSED, CliError
 from tidegate.cli.service.starting import bring_up, check_alone
 from tidegate.cli.service.which import (
     check_writable,
@@ -34,14 +34,14 @@ from tidegate.config import read_settings
 from tidegate.core.settings import Settings
 from tidegate.managers import account, placing
 from tidegate.managers.base import Manager
-from tidegate.managers.files import Change, File
+from tidegate.managers.files import File, FileChange
 from tidegate.managers.job import Job, Scope
 from tidegate.managers.launchd import plist
 from tidegate.managers.sockets import parse
 from tidegate.managers.systemd.unit import CREDENTIALS
 
 
-class Step(Struct, frozen=True):
+class InstallStep(Struct, frozen=True):
     """One part of an installation: the lines that announce it, and what carries it out.
 
     `act` says what came of it; without one there is nothing to do.
@@ -69,15 +69,15 @@ def install(arguments: argparse.Namespace) -> int:
             if step.act:
                 step.act()
     except account.AccountError as error:
-        raise Failure(str(error), REFUSED) from error
+        raise CliError(str(error), REFUSED) from error
     return 0
 
 
 # --- the plan ------------------------------------------------------------------------------------
 
 
-def plan(arguments: argparse.Namespace, chosen: Manager) -> Iterator[Step]:
-    """What is to be done, in this order. Raises Failure, ConfigError, ManagerError, WriteError."""
+def plan(arguments: argparse.Namespace, chosen: Manager) -> Iterator[InstallStep]:
+    """What is to be done, in this order. Raises CliError, ConfigError, ManagerError, WriteError."""
     job, settings = make_job(arguments, chosen)
     check_reach(chosen, job)
     command = " ".join(job.command)
@@ -89,53 +89,55 @@ def plan(arguments: argparse.Namespace, chosen: Manager) -> Iterator[Step]:
     changes = [file.compare() for file in files]
     yield from _preparing(chosen, job)
     if supplied:
-        yield Step([f"{supplied} does the same already; nothing is written."])
+        yield InstallStep([f"{supplied} does the same already; nothing is written."])
     for file, change in zip(files, changes, strict=True):
         yield _writing(file, change, chosen)
     other = other_than(chosen)
     if is_installed(other) and other.state().active:
-        yield Step([f"{name_of(other)} runs a tidegate too; two cannot share an address."])
+        yield InstallStep([f"{name_of(other)} runs a tidegate too; two cannot share an address."])
     begun = "enabled" if arguments.no_start else "enabled and started"
-    yield Step([f"Then it is {begun} by {name_of(chosen)}."], partial(_enable, chosen, files))
-    yield Step([], partial(_advise, chosen, job, settings))
+    yield InstallStep(
+        [f"Then it is {begun} by {name_of(chosen)}."], partial(_enable, chosen, files)
+    )
+    yield InstallStep([], partial(_advise, chosen, job, settings))
     if arguments.no_start:
         text = f"Installed, not started. {own_words(chosen, 'start')} starts it."
-        yield Step([], partial(say, text))
+        yield InstallStep([], partial(say, text))
     else:
-        is_changed = any(change is not Change.NONE for change in changes)
+        is_changed = any(change is not FileChange.NONE for change in changes)
         start = partial(bring_up, is_changed=is_changed, opens_sockets=bool(sockets))
-        yield Step([], partial(start, chosen, arguments))
+        yield InstallStep([], partial(start, chosen, arguments))
 
 
-def _preparing(chosen: Manager, job: Job) -> Iterator[Step]:
+def _preparing(chosen: Manager, job: Job) -> Iterator[InstallStep]:
     """The user, the directories and the config of a service, where they are missing."""
     if job.user and not account.exists(job.user):
         make = partial(_make_user, job.user, job.state_dir or Path("/"), platform_of(chosen))
-        yield Step([f"The user {job.user} (new)."], make)
+        yield InstallStep([f"The user {job.user} (new)."], make)
     is_linux_system = job.scope is Scope.SYSTEM and chosen.name == "systemd"
     wanted = account.directories(job, Path(CREDENTIALS) if is_linux_system else None)
     missing = [f"{each.path} (new directory)." for each in wanted if not is_there(each.path)]
-    yield Step(missing, partial(_make_directories, wanted))
+    yield InstallStep(missing, partial(_make_directories, wanted))
     config = job.config_file
     if job.scope is Scope.SYSTEM and config and not is_there(config):
-        yield Step([f"{config} (new, without a setting)."], partial(_make_config, config))
+        yield InstallStep([f"{config} (new, without a setting)."], partial(_make_config, config))
 
 
-def _writing(file: File, change: Change, chosen: Manager) -> Step:
+def _writing(file: File, change: FileChange, chosen: Manager) -> InstallStep:
     """A file, shown whole when it is new, else with what changes."""
     match change:
-        case Change.NONE:
-            return Step([f"{file.path} is as it should be."])
-        case Change.NEW:
+        case FileChange.NONE:
+            return InstallStep([f"{file.path} is as it should be."])
+        case FileChange.NEW:
             head, body = f"{file.path} (new):", file.text
-        case Change.OURS | Change.THEIRS:
+        case FileChange.OURS | FileChange.THEIRS:
             head, body = f"{file.path} changes:", file.difference()
     lines = [f"  {line}" for line in body.splitlines()]
-    return Step([head, *lines, ""], partial(_write, file, chosen))
+    return InstallStep([head, *lines, ""], partial(_write, file, chosen))
 
 
 def make_job(arguments: argparse.Namespace, chosen: Manager) -> tuple[Job, Settings]:
-    """What the service runs, and the settings it will find. Raises Failure or ConfigError.
+    """What the service runs, and the settings it will find. Raises CliError or ConfigError.
 
     What it was given when it was installed before stays, unless it is given something else now.
     """
@@ -155,7 +157,7 @@ def make_job(arguments: argparse.Namespace, chosen: Manager) -> tuple[Job, Setti
     if config is None:
         config = placing.places_of("", chosen.scope, platform_of(chosen)).config_file
     elif arguments.config and not is_there(config):
-        raise Failure(f"{config}: there is no such file", BAD_CONFIG)
+        raise CliError(f"{config}: there is no such file", BAD_CONFIG)
     settings = read_settings(config) if is_there(config) else Settings()
     stop_limit_s = settings.drain.stop_limit_s
     return msgspec.structs.replace(job, stop_limit_s=stop_limit_s), settings
@@ -167,12 +169,12 @@ def _given(flag: Path | None, variable: str, former: Path | None) -> Path | None
 
 
 def check_reach(chosen: Manager, job: Job) -> None:
-    """Raise Failure when a service of the system could not read its program or its places."""
+    """Raise CliError when a service of the system could not read its program or its places."""
     if chosen.name != "systemd" or chosen.scope is Scope.USER:
         return
     drop_ins = sorted((chosen.directory / "tidegate.service.d").glob("*.conf"))
     if why := placing.unreachable(job, drop_ins):
-        raise Failure(
+        raise CliError(
             f"{why}.\nA service of the system needs its program where everybody may read it, such "
             "as /opt/tidegate (packaging/install.sh), and its places outside of homes. Or make it "
             "one of your own: tidegate service install --user",
@@ -183,7 +185,7 @@ def check_reach(chosen: Manager, job: Job) -> None:
 def numeric(addresses: Sequence[str]) -> list[str]:
     """As a service manager can open them: it resolves no names and chooses no ports.
 
-    Raises Failure.
+    Raises CliError.
     """
     found = []
     for address in addresses:
@@ -192,7 +194,7 @@ def numeric(addresses: Sequence[str]) -> list[str]:
             found.append(address)
             continue
         if port == 0:
-            raise Failure(f"--socket: {address} of `listen` has to name a port", BAD_CONFIG)
+            raise CliError(f"--socket: {address} of `listen` has to name a port", BAD_CONFIG)
         found.append(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     return found
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from tidegate import __version__
-from tidegate.cli.failure import BAD_CONFIG, NOT_RUNNING, NOT_YET, REFUSED, Failure
+from tidegate.cli.failure import BAD_CONFIG, NOT_RUNNING, NOT_YET, REFUSED, CliError
 from tidegate.cli.places import stop_limit_s
 from tidegate.cli.service.which import own_words, places_of
 from tidegate.cli.show.banner import base_url
@@ -67,10 +67,10 @@ def bring_up(
 
 
 def check_alone(chosen: Manager, found: Places) -> None:
-    """Raise Failure when another one in the same places holds the lock and the address."""
+    """Raise CliError when another one in the same places holds the lock and the address."""
     own = find_status(found)
     if own is not None and own.watchdog.pid != chosen.state().pid:
-        raise Failure(
+        raise CliError(
             f"another tidegate runs with these places, pid {own.watchdog.pid}; stop it first: "
             "tidegate stop",
             REFUSED,
@@ -78,7 +78,7 @@ def check_alone(chosen: Manager, found: Places) -> None:
 
 
 def _wait_serving(chosen: Manager, found: Places) -> Status | None:
-    """tidegate's own word that it serves; None where it cannot be asked. Raises Failure."""
+    """tidegate's own word that it serves; None where it cannot be asked. Raises CliError."""
     begun_s = time.monotonic()
     latest = None
     while time.monotonic() - begun_s < READY_LIMIT_S:
@@ -99,7 +99,7 @@ def _wait_serving(chosen: Manager, found: Places) -> Status | None:
     raise _failure(chosen, f"it is not ready after {READY_LIMIT_S:g} s", NOT_YET)
 
 
-def _failure(chosen: Manager, what: str, code: int | None = None) -> Failure:
+def _failure(chosen: Manager, what: str, code: int | None = None) -> CliError:
     """With the end of its log, and the code that it ended with where that says more."""
     if code is None:
         try:
@@ -108,7 +108,7 @@ def _failure(chosen: Manager, what: str, code: int | None = None) -> Failure:
             code = NOT_RUNNING
     lines = [printable(line) for line in chosen.last_lines(LOG_LINES)]
     log = "\n".join(["; the end of its log:", *(f"  {line}" for line in lines)]) if lines else ""
-    return Failure(f"{what}{log}", code)
+    return CliError(f"{what}{log}", code)
 
 
 def longest_stop_s(found: Places) -> float:

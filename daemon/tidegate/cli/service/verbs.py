@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from tidegate.cli.failure import NOT_RUNNING, REFUSED, Failure
+from tidegate.cli.failure import NOT_RUNNING, REFUSED, CliError
 from tidegate.cli.service.install import install
 from tidegate.cli.service.starting import begin, check_alone, longest_stop_s, tell
 from tidegate.cli.service.which import (
@@ -147,7 +147,7 @@ def logs(arguments: argparse.Namespace) -> int:
     chosen = find(arguments)
     state = chosen.state()
     if not state.installed:
-        raise Failure(unknown_text(chosen), NOT_RUNNING)
+        raise CliError(unknown_text(chosen), NOT_RUNNING)
     if file := placing.log_file_of(state.command):
         return show_file(file, wanted)
     return show_journal(chosen.scope, wanted)
@@ -193,11 +193,11 @@ def _as_json(chosen: Manager, state: UnitState, own: Status | None) -> str:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """One of the verbs. What a manager or a disk refuses becomes a Failure."""
+    """One of the verbs. What a manager or a disk refuses becomes a CliError."""
     try:
         return VERBS[arguments.service_verb](arguments)
     except (ManagerError, WriteError) as error:
-        raise Failure(str(error), NOT_RUNNING) from error
+        raise CliError(str(error), NOT_RUNNING) from error
     finally:
         sys.stdout.flush()  # the complaint comes behind what led to it, also in a file
 

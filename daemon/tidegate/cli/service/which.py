@@ -7,7 +7,7 @@ import os
 import shlex
 from pathlib import Path
 
-from tidegate.cli.failure import NOT_RUNNING, REFUSED, USAGE, Failure
+from tidegate.cli.failure import NOT_RUNNING, REFUSED, USAGE, CliError
 from tidegate.config import places
 from tidegate.config.places import Places
 from tidegate.managers import find as managers
@@ -17,14 +17,14 @@ from tidegate.managers.job import Scope
 
 
 def find(arguments: argparse.Namespace, *, to_install: bool = False) -> Manager:
-    """The manager that is meant; without a flag the one that has the service. Raises Failure."""
+    """The manager that is meant; without a flag the one that has the service. Raises CliError."""
     asked = Scope.SYSTEM if arguments.system else Scope.USER if arguments.user else None
     if asked is Scope.USER and os.geteuid() == 0 and os.environ.get("SUDO_UID", "0") != "0":
-        raise Failure("with sudo, --user would mean root's own service: leave out the sudo", USAGE)
+        raise CliError("with sudo, --user would mean root's own service: leave out the sudo", USAGE)
     try:
         first = managers.find(asked)
     except ManagerError as error:
-        raise Failure(str(error), NOT_RUNNING) from error
+        raise CliError(str(error), NOT_RUNNING) from error
     if asked or to_install or is_installed(first):
         return first
     other = other_than(first)
@@ -44,10 +44,10 @@ def is_installed(chosen: Manager) -> bool:
 
 
 def installed(arguments: argparse.Namespace) -> Manager:
-    """For a verb that changes something: it is installed, and we may. Raises Failure."""
+    """For a verb that changes something: it is installed, and we may. Raises CliError."""
     chosen = find(arguments)
     if not chosen.state().installed:
-        raise Failure(unknown_text(chosen), NOT_RUNNING)
+        raise CliError(unknown_text(chosen), NOT_RUNNING)
     need_root(chosen, arguments)
     return chosen
 
@@ -68,13 +68,13 @@ def places_of(
 def need_root(chosen: Manager, arguments: argparse.Namespace) -> None:
     if chosen.scope is Scope.SYSTEM and os.geteuid() != 0:
         words = shlex.join(["sudo", *placing.program(), *_typed(arguments)])
-        raise Failure(f"only root may change a service of the system; run:\n  {words}", REFUSED)
+        raise CliError(f"only root may change a service of the system; run:\n  {words}", REFUSED)
 
 
 def check_writable(chosen: Manager) -> None:
-    """Before anything is begun that could not be ended. Raises Failure."""
+    """Before anything is begun that could not be ended. Raises CliError."""
     if is_there(chosen.directory) and not os.access(chosen.directory, os.W_OK):
-        raise Failure(f"{chosen.directory} cannot be written to; nothing was changed", REFUSED)
+        raise CliError(f"{chosen.directory} cannot be written to; nothing was changed", REFUSED)
 
 
 def _typed(arguments: argparse.Namespace) -> list[str]:

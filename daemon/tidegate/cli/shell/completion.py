@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable
 
-from tidegate.cli.shell.grammar import Flag, Kind, Verb, read
+from tidegate.cli.shell.grammar import Flag, Verb, WordKind, read
 
 
 def completion(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -19,7 +19,7 @@ def completion(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -
     return 0
 
 
-def _taking(command: Verb, *kinds: Kind) -> list[str]:
+def _taking(command: Verb, *kinds: WordKind) -> list[str]:
     """The names of all flags that are followed by something of these kinds."""
     flags = [flag for verb in command.walk() for flag in verb.flags if flag.kind in kinds]
     return sorted({name for flag in flags for name in flag.names})
@@ -31,7 +31,7 @@ def _choices(command: Verb) -> dict[str, str]:
     return {name: " ".join(flag.choices) for flag in flags for name in flag.names}
 
 
-_ANY_VALUE = (Kind.FILE, Kind.DIRECTORY, Kind.CHOICE, Kind.TEXT)
+_ANY_VALUE = (WordKind.FILE, WordKind.DIRECTORY, WordKind.CHOICE, WordKind.TEXT)
 
 
 # --- bash ----------------------------------------------------------------------------------------
@@ -85,10 +85,10 @@ def bash(command: Verb) -> str:
 
 def _bash_values(command: Verb) -> list[str]:
     rows = [
-        (_taking(command, Kind.FILE), "files=default"),
-        (_taking(command, Kind.DIRECTORY), "files=dirnames"),
+        (_taking(command, WordKind.FILE), "files=default"),
+        (_taking(command, WordKind.DIRECTORY), "files=dirnames"),
         *(([name], f'words="{words}"') for name, words in _choices(command).items()),
-        (_taking(command, Kind.TEXT), ":"),
+        (_taking(command, WordKind.TEXT), ":"),
     ]
     return [f"        {'|'.join(names)}) {what} ;;" for names, what in rows if names]
 
@@ -97,7 +97,7 @@ def _bash_verb(verb: Verb) -> list[str]:
     words = [inner.name for inner in verb.verbs]
     words += [choice for argument in verb.arguments for choice in argument.choices]
     flags = [name for flag in verb.flags for name in flag.names]
-    files = [a for a in verb.arguments if a.kind in (Kind.FILE, Kind.DIRECTORY)]
+    files = [a for a in verb.arguments if a.kind in (WordKind.FILE, WordKind.DIRECTORY)]
     path = " ".join(verb.path)
     lines = [f'                "{path}")', f'                    words="{" ".join(words)}"']
     # Flags are offered once a dash asks for them; where nothing else fits, at once.
@@ -171,10 +171,10 @@ def _zsh_argument(argument: Flag) -> str:
 
 def _zsh_value(flag: Flag) -> str:
     actions = {
-        Kind.FILE: "_files",
-        Kind.DIRECTORY: "_files -/",
-        Kind.CHOICE: f"({' '.join(flag.choices)})",
-        Kind.TEXT: " ",
+        WordKind.FILE: "_files",
+        WordKind.DIRECTORY: "_files -/",
+        WordKind.CHOICE: f"({' '.join(flag.choices)})",
+        WordKind.TEXT: " ",
     }
     return f":{_colon(flag.metavar)}:{actions[flag.kind]}" if flag.kind in actions else ""
 
@@ -229,7 +229,7 @@ def fish(command: Verb) -> str:
         for argument in verb.arguments:
             if argument.choices:
                 lines.append(f"{here} -a {_single(' '.join(argument.choices))}")
-            elif argument.kind in (Kind.FILE, Kind.DIRECTORY):
+            elif argument.kind in (WordKind.FILE, WordKind.DIRECTORY):
                 lines.append(f"{here} -F")
     return "\n".join(lines) + "\n"
 
@@ -237,10 +237,10 @@ def fish(command: Verb) -> str:
 def _fish_flag(flag: Flag) -> str:
     names = " ".join(f"-l {n[2:]}" if n.startswith("--") else f"-s {n[1:]}" for n in flag.names)
     values = {
-        Kind.FILE: " -r -F",
-        Kind.DIRECTORY: " -x -a '(__fish_complete_directories)'",
-        Kind.CHOICE: f" -x -a {_single(' '.join(flag.choices))}",
-        Kind.TEXT: " -x",
+        WordKind.FILE: " -r -F",
+        WordKind.DIRECTORY: " -x -a '(__fish_complete_directories)'",
+        WordKind.CHOICE: f" -x -a {_single(' '.join(flag.choices))}",
+        WordKind.TEXT: " -x",
     }
     return f"{names}{values.get(flag.kind, '')} -d {_fish(flag.help)}"
 

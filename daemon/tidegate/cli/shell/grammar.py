@@ -13,7 +13,7 @@ from enum import Enum
 from msgspec import Struct
 
 
-class Kind(Enum):
+class WordKind(Enum):
     """What a flag or an argument is followed by, as far as a shell can help with it."""
 
     NOTHING = "nothing"
@@ -28,7 +28,7 @@ class Flag(Struct, frozen=True, kw_only=True):
 
     names: tuple[str, ...]
     help: str
-    kind: Kind
+    kind: WordKind
     metavar: str = ""
     choices: tuple[str, ...] = ()
     required: bool = False
@@ -88,9 +88,9 @@ def _flag(action: argparse.Action) -> Flag:
     )
 
 
-def _kind(action: argparse.Action, metavar: str) -> Kind:
+def _kind(action: argparse.Action, metavar: str) -> WordKind:
     if action.nargs == 0:
-        return Kind.NOTHING
+        return WordKind.NOTHING
     if action.choices:
-        return Kind.CHOICE
-    return {"FILE": Kind.FILE, "DIR": Kind.DIRECTORY}.get(metavar, Kind.TEXT)
+        return WordKind.CHOICE
+    return {"FILE": WordKind.FILE, "DIR": WordKind.DIRECTORY}.get(metavar, WordKind.TEXT)

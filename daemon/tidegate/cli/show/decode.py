@@ -11,9 +11,9 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct
 
-from tidegate.cli.failure import REFUSED, Failure
+from tidegate.cli.failure import REFUSED, CliError
 from tidegate.core.decoding import Decoder, Undecodable
-from tidegate.core.protocol.reload import Refused, Reloaded, Why
+from tidegate.core.protocol.reload import Reloaded, ReloadRefused, Why
 from tidegate.core.protocol.status import Status
 from tidegate.core.runs.summary import RunSummary
 from tidegate.core.upstreams.summary import ModelAlias, UpstreamModels
@@ -50,7 +50,7 @@ class BundleResult(Struct, frozen=True, kw_only=True):
 
 
 def read_status(answer: msgspec.Raw) -> Status:
-    """The status in a control reply. Raises Failure, as the others do."""
+    """The status in a control reply. Raises CliError, as the others do."""
     return _read(answer, Status)
 
 
@@ -82,7 +82,7 @@ def read_reload(answer: msgspec.Raw) -> Reloaded | None:
 def read_refusal(answer: msgspec.Raw) -> Why | None:
     """Why a reload was refused; None where that is not known."""
     try:
-        return Decoder(Refused).decode(answer).refused
+        return Decoder(ReloadRefused).decode(answer).refused
     except Undecodable:
         return None
 
@@ -91,6 +91,6 @@ def _read(answer: msgspec.Raw, kind: type[_Answer]) -> _Answer:
     try:
         return Decoder(kind).decode(answer)
     except Undecodable as error:
-        raise Failure(
+        raise CliError(
             f"the running tidegate is of another version ({error}); try --json", REFUSED
         ) from error

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from tidegate.cli.failure import NOT_RUNNING, NOT_YET, REFUSED, Failure
+from tidegate.cli.failure import NOT_RUNNING, NOT_YET, REFUSED, CliError
 from tidegate.cli.places import find_places
 from tidegate.cli.show.printable import say, say_json, say_lines
 from tidegate.config.places import Places, of_the_system, serving_dir
@@ -25,29 +25,29 @@ RECYCLE_LIMIT_S = 2 * 3630.0  # twice the default of drain.recycle_limit_s
 
 
 def ask(places: Places, request: ControlRequest, limit_s: float = ANSWER_LIMIT_S) -> msgspec.Raw:
-    """The result of a request. Raises Failure when there is nobody, no answer, or a refusal."""
+    """The result of a request. Raises CliError when there is nobody, no answer, or a refusal."""
     reply = reply_to(places, request, limit_s)
     if not reply.ok:
-        raise Failure(reply.error or f"{request.verb} was refused", REFUSED)
+        raise CliError(reply.error or f"{request.verb} was refused", REFUSED)
     return reply.result
 
 
 def reply_to(places: Places, request: ControlRequest, limit_s: float) -> ControlReply:
-    """The answer to a request, a refusal included. Raises Failure when there is none."""
+    """The answer to a request, a refusal included. Raises CliError when there is none."""
     try:
         return client.ask(serving_dir(places), request, limit_s)
     except NotRunning as error:
         is_closed = isinstance(error.__cause__, PermissionError)
-        raise Failure(
+        raise CliError(
             closed_text(places) if is_closed else nobody_text(places), NOT_RUNNING
         ) from error
     except Undecodable as error:
-        raise Failure(
+        raise CliError(
             f"what answers at {places.runtime_dir / SOCKET_NAME} is no tidegate: {error}",
             NOT_RUNNING,
         ) from error
     except TimeoutError as error:
-        raise Failure(
+        raise CliError(
             f"no answer to {request.verb} within {limit_s:g} s; see `tidegate status`", NOT_YET
         ) from error
 

@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from tidegate.cli.failure import REFUSED, USAGE, Failure
+from tidegate.cli.failure import REFUSED, USAGE, CliError
 from tidegate.cli.places import find_places
 from tidegate.cli.show.decode import read_bundle
 from tidegate.cli.show.printable import say, say_json
@@ -38,7 +38,7 @@ def _copy(bundle: Path, output: Path) -> Path:
     try:
         source = bundle.open("rb")
     except OSError as error:
-        raise Failure(f"{bundle}: {error.strerror}", REFUSED) from error
+        raise CliError(f"{bundle}: {error.strerror}", REFUSED) from error
     with source:
         try:
             refuse_strange_link(place)
@@ -48,5 +48,5 @@ def _copy(bundle: Path, output: Path) -> Path:
                 shutil.copyfileobj(source, target)
         except OSError as error:
             text = f"{place}: {error.strerror}; the bundle is {bundle}"
-            raise Failure(text, USAGE) from error
+            raise CliError(text, USAGE) from error
     return place

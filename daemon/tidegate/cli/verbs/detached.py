@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tidegate import config
-from tidegate.cli.failure import NOT_RUNNING, NOT_YET, REFUSED, Failure
+from tidegate.cli.failure import NOT_RUNNING, NOT_YET, REFUSED, CliError
 from tidegate.cli.places import find_places, stop_limit_s
 from tidegate.cli.show.banner import base_url
 from tidegate.cli.show.decode import read_status
@@ -60,7 +60,7 @@ def _start(places: Places) -> int:
         command = [*placing.program(), "run", *_run_arguments(places)]
         lifeline = detach.spawn(command, places.log_file)
     except detach.DetachError as error:
-        raise Failure(str(error), NOT_RUNNING) from error
+        raise CliError(str(error), NOT_RUNNING) from error
     try:
         status = _wait_ready(places, lifeline, seen)
     finally:
@@ -83,19 +83,19 @@ def _stop(places: Places) -> int:
     pid_file = serving_dir(places) / "tidegate.pid"
     pid = detach.holder(pid_file)
     if pid is None:
-        raise Failure(nobody_text(places), NOT_RUNNING)
+        raise CliError(nobody_text(places), NOT_RUNNING)
 
     def is_over() -> bool:
         return detach.holder(pid_file) != pid
 
     try:
         ask(places, ControlRequest(verb="stop", wait=False))
-    except Failure:
+    except CliError:
         _terminate(pid_file, pid)
     if not detach.wait_for(is_over, stop_limit_s(places) + STOP_MARGIN_S):
         _terminate(pid_file, pid)
         if not detach.wait_for(is_over, TERM_LIMIT_S):
-            raise Failure(f"pid {pid} has been told to stop and is still there", NOT_YET)
+            raise CliError(f"pid {pid} has been told to stop and is still there", NOT_YET)
     say("Stopped.")
     return 0
 
@@ -111,7 +111,7 @@ def restart(arguments: argparse.Namespace) -> int:
 
 
 def _leave_to_manager(verb: str, places: Places, running: Status | None) -> None:
-    """Raises Failure when a service manager runs it, with the command that it obeys."""
+    """Raises CliError when a service manager runs it, with the command that it obeys."""
     if running is not None and running.manager is not None:
         words = _unit_words(verb, running.watchdog.pid) or f"tidegate service {verb}"
         by = running.manager
@@ -119,7 +119,7 @@ def _leave_to_manager(verb: str, places: Places, running: Status | None) -> None
         words, by = f"tidegate service {verb} --{chosen.scope.value}", chosen.name
     else:
         return
-    raise Failure(f"this tidegate is a service of {by}; run: {words}", REFUSED)
+    raise CliError(f"this tidegate is a service of {by}; run: {words}", REFUSED)
 
 
 def _manager_of(places: Places) -> Manager | None:
@@ -148,13 +148,13 @@ def _unit_words(verb: str, pid: int) -> str | None:
 
 
 def _open_log(log_file: Path) -> int:
-    """How long the log is before the start. Raises Failure when it cannot be written."""
+    """How long the log is before the start. Raises CliError when it cannot be written."""
     try:
         refuse_strange_link(log_file)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
         fd = os.open(log_file, flags | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise Failure(f"cannot write the log {log_file}: {error.strerror}", NOT_RUNNING) from error
+        raise CliError(f"cannot write the log {log_file}: {error.strerror}", NOT_RUNNING) from error
     try:
         return os.fstat(fd).st_size
     finally:
@@ -170,7 +170,7 @@ def _run_arguments(places: Places) -> list[str]:
 
 
 def _wait_ready(places: Places, lifeline: int, seen: int) -> Status:
-    """The status of the serving daemon. Raises Failure with the end of its log."""
+    """The status of the serving daemon. Raises CliError with the end of its log."""
     latest: Status | None = None
 
     def is_settled() -> bool:
@@ -184,14 +184,14 @@ def _wait_ready(places: Places, lifeline: int, seen: int) -> Status:
     what = "tidegate has ended" if settled else f"tidegate is not ready after {READY_LIMIT_S:g} s"
     log = "\n".join(_new_lines(places.log_file, seen)) or "(the log is empty)"
     code = NOT_RUNNING if settled else NOT_YET
-    raise Failure(f"{what}; the end of {places.log_file}:\n{log}", code)
+    raise CliError(f"{what}; the end of {places.log_file}:\n{log}", code)
 
 
 def find_status(places: Places) -> Status | None:
     """How the tidegate of these places is; None when it does not answer."""
     try:
         return read_status(ask(places, ControlRequest(verb="status"), STATUS_LIMIT_S))
-    except Failure:
+    except CliError:
         return None
 
 

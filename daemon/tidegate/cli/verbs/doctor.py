@@ -18,7 +18,7 @@ from tidegate.cli.show.printable import printable, say
 from tidegate.cli.show.screen import new_console
 from tidegate.core.problems import Problem, Severity
 from tidegate.core.text import visible_json
-from tidegate.doctor.examination import Check, Report, examine
+from tidegate.doctor.examination import Check, Examination, examine
 
 EXIT_CODES = {None: 0, Severity.NOTE: 0, Severity.WARNING: 1, Severity.ERROR: 2}
 _STYLES = {Severity.NOTE: "cyan", Severity.WARNING: "yellow", Severity.ERROR: "bold red"}
@@ -36,7 +36,7 @@ def doctor(arguments: argparse.Namespace) -> int:
     return EXIT_CODES[report.worst]
 
 
-def report_json(report: Report) -> str:
+def report_json(report: Examination) -> str:
     """For programs."""
     counts = {s.value: sum(p.severity is s for p in report.problems) for s in Severity}
     worst = report.worst.value if report.worst else None
@@ -44,7 +44,7 @@ def report_json(report: Report) -> str:
     return visible_json(msgspec.json.encode(page).decode())
 
 
-def show_report(report: Report, console: Console | None = None) -> None:
+def show_report(report: Examination, console: Console | None = None) -> None:
     """What is fine in a line each, what is not with its fix."""
     console = console or new_console()
     grid = Table.grid(padding=(0, 2))
@@ -73,7 +73,7 @@ def _fix(problem: Problem) -> str:
     return f"→ {problem.fix}  [{problem.id}]"
 
 
-def _conclusion(report: Report) -> str:
+def _conclusion(report: Examination) -> str:
     if report.worst is None:
         return "All is well."
     counts = [(sum(p.severity is s for p in report.problems), s.value) for s in _ORDER]

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from tidegate.cli.failure import NOT_RUNNING, REFUSED, USAGE, Failure
+from tidegate.cli.failure import NOT_RUNNING, REFUSED, USAGE, CliError
 from tidegate.cli.places import find_places
 from tidegate.cli.show.decode import read_status
 from tidegate.cli.show.log_reader import PROCESS, Line, LogReader, parse
@@ -42,7 +42,7 @@ _OURS = re.compile(rf"({PROCESS}) (.*)")
 _LEVELS = ("critical", "critical", "critical", "error", "warning", "info", "info", "debug")
 
 
-class Wanted(Struct, frozen=True, kw_only=True):
+class LogQuery(Struct, frozen=True, kw_only=True):
     """Which lines, and how."""
 
     lines: int | None = LINES  # the last so many; None: all
@@ -51,71 +51,71 @@ class Wanted(Struct, frozen=True, kw_only=True):
     json: bool = False
 
 
-def read_arguments(arguments: argparse.Namespace) -> Wanted:
-    """What the flags ask for. Raises Failure."""
+def read_arguments(arguments: argparse.Namespace) -> LogQuery:
+    """What the flags ask for. Raises CliError."""
     since = None if arguments.since is None else moment(arguments.since, datetime.now())
     lines = LINES if since is None else None
     if arguments.lines is not None:
         lines = _number(arguments.lines)
-    return Wanted(lines=lines, since=since, follow=arguments.follow, json=arguments.json)
+    return LogQuery(lines=lines, since=since, follow=arguments.follow, json=arguments.json)
 
 
 def logs(arguments: argparse.Namespace) -> int:
-    """Show the log of this tidegate. Raises Failure when there is none."""
-    wanted = read_arguments(arguments)
+    """Show the log of this tidegate. Raises CliError when there is none."""
+    query = read_arguments(arguments)
     places = find_places(arguments)
     running = _running(places)
     if running is None or running.watchdog.log is None:
-        return _show_what_is_left(places, wanted)
+        return _show_what_is_left(places, query)
     log = running.watchdog.log
     if log.file is not None:
-        return show_file(Path(log.file), wanted)
+        return show_file(Path(log.file), query)
     if log.journal:
-        return show_journal(Scope.USER if log.user else Scope.SYSTEM, wanted, log.unit or NAME)
-    raise Failure(_no_log_text(running.watchdog.pid, places), REFUSED)
+        return show_journal(Scope.USER if log.user else Scope.SYSTEM, query, log.unit or NAME)
+    raise CliError(_no_log_text(running.watchdog.pid, places), REFUSED)
 
 
-def show_file(file: Path, wanted: Wanted) -> int:
-    """Lines of a log file and of its rotated ones. Raises Failure when there is none."""
+def show_file(file: Path, query: LogQuery) -> int:
+    """Lines of a log file and of its rotated ones. Raises CliError when there is none."""
     if not any(path.exists() for path in family(file)):
-        raise Failure(f"there is no log: {file} does not exist", NOT_RUNNING)
+        raise CliError(f"there is no log: {file} does not exist", NOT_RUNNING)
     reader = LogReader(file)
     try:
         found = (parse(line) for line in reader.read())
-        _print(_last(_since(found, wanted.since), wanted.lines), wanted)
-        if wanted.follow:
-            _follow(reader, wanted)
-        _print((parse(line) for line in reader.rest()), wanted)
+        _print(_last(_since(found, query.since), query.lines), query)
+        if query.follow:
+            _follow(reader, query)
+        _print((parse(line) for line in reader.rest()), query)
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise
-        raise Failure(f"{error.filename or file}: {error.strerror}", REFUSED) from error
+        raise CliError(f"{error.filename or file}: {error.strerror}", REFUSED) from error
     finally:
         reader.close()
     return 0
 
 
-def show_journal(scope: Scope, wanted: Wanted, unit: str = NAME) -> int:
-    """Lines of a unit's journal. Raises Failure when it cannot be read or has none."""
-    command = [*_journalctl(scope, unit), "-n", "all" if wanted.lines is None else wanted.lines]
-    if wanted.since is not None:
-        command.append(f"--since=@{wanted.since:.0f}")
-    if wanted.follow:
+def show_journal(scope: Scope, query: LogQuery, unit: str = NAME) -> int:
+    """Lines of a unit's journal. Raises CliError when it cannot be read or has none."""
+    command = [*_journalctl(scope, unit), "-n", "all" if query.lines is None else query.lines]
+    if query.since is not None:
+        command.append(f"--since=@{query.since:.0f}")
+    if query.follow:
         command.append("--follow")
     shown = 0
     with subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE) as journal:  # noqa: S603
         try:
             assert journal.stdout is not None
             for entry in journal.stdout:
-                _print([from_journal(entry)], wanted)
+                _print([from_journal(entry)], query)
                 shown += 1
         finally:
             journal.terminate()
     code = journal.wait()
-    if wanted.follow:
-        raise Failure(f"journalctl ended ({code}); follow again", REFUSED)
-    if not shown and wanted.lines != 0 and wanted.since is None:
-        raise Failure(_empty_journal_text(scope, unit), NOT_RUNNING)
+    if query.follow:
+        raise CliError(f"journalctl ended ({code}); follow again", REFUSED)
+    if not shown and query.lines != 0 and query.since is None:
+        raise CliError(_empty_journal_text(scope, unit), NOT_RUNNING)
     return 0
 
 
@@ -141,11 +141,11 @@ def from_journal(entry: bytes) -> Line:
 def _running(places: Places) -> Status | None:
     try:
         return read_status(ask(places, ControlRequest(verb="status"), STATUS_LIMIT_S))
-    except Failure:
+    except CliError:
         return None  # not running, hanging, or of another version: what it wrote is still there
 
 
-def _show_what_is_left(places: Places, wanted: Wanted) -> int:
+def _show_what_is_left(places: Places, query: LogQuery) -> int:
     """Nobody can be asked: what was written last, by whatever ran here last."""
     at: dict[Scope | None, float] = {}
     if written := [path.stat().st_mtime for path in family(places.log_file) if path.exists()]:
@@ -154,13 +154,13 @@ def _show_what_is_left(places: Places, wanted: Wanted) -> int:
         if last := _last_in_journal(scope):
             at[scope] = last
     if not at:
-        raise Failure(
+        raise CliError(
             f"there is no log: tidegate is not running, {places.log_file} does not exist, and "
             f"no journal has lines of {NAME}.service (or you may not read them)",
             NOT_RUNNING,
         )
     latest = max(at, key=lambda place: at[place])
-    return show_file(places.log_file, wanted) if latest is None else show_journal(latest, wanted)
+    return show_file(places.log_file, query) if latest is None else show_journal(latest, query)
 
 
 def _no_log_text(pid: int, places: Places) -> str:
@@ -175,10 +175,10 @@ def _no_log_text(pid: int, places: Places) -> str:
 
 
 def _journalctl(scope: Scope, unit: str) -> list[str]:
-    """Raises Failure where there is none."""
+    """Raises CliError where there is none."""
     program = shutil.which("journalctl")
     if program is None:
-        raise Failure("there is no journalctl on this computer", NOT_RUNNING)
+        raise CliError("there is no journalctl on this computer", NOT_RUNNING)
     flag = "--unit" if scope is Scope.SYSTEM else "--user-unit"
     return [program, f"{flag}={unit}", "--output=json", "--all", "--quiet", "--no-pager"]
 
@@ -190,7 +190,7 @@ def _last_in_journal(scope: Scope) -> float | None:
         done = subprocess.run(command, capture_output=True, check=False, timeout=10)  # noqa: S603
         entry = json.loads(done.stdout)
         return int(entry["__REALTIME_TIMESTAMP"]) / 1e6
-    except (Failure, OSError, subprocess.TimeoutExpired, ValueError, KeyError):
+    except (CliError, OSError, subprocess.TimeoutExpired, ValueError, KeyError):
         return None
 
 
@@ -217,20 +217,20 @@ def _last(lines: Iterator[Line], number: int | None) -> Iterable[Line]:
     return lines if number is None else deque(lines, maxlen=number)
 
 
-def _follow(reader: LogReader, wanted: Wanted) -> None:
+def _follow(reader: LogReader, query: LogQuery) -> None:
     """Until Ctrl-C: over rotation and over a restart."""
     while True:
-        _print((parse(line) for line in reader.read()), wanted)
+        _print((parse(line) for line in reader.read()), query)
         time.sleep(POLL_S)
 
 
-def _print(lines: Iterable[Line], wanted: Wanted) -> None:
+def _print(lines: Iterable[Line], query: LogQuery) -> None:
     for line in lines:
-        if wanted.json:
+        if query.json:
             say_json(line)
         else:
             say(line)
-    if wanted.follow:
+    if query.follow:
         sys.stdout.flush()
 
 
@@ -238,12 +238,12 @@ def _number(text: str) -> int | None:
     if text == "all":
         return None
     if not text.isascii() or not text.isdigit():
-        raise Failure(f'-n {text}: it takes a number of lines, or "all"', USAGE)
+        raise CliError(f'-n {text}: it takes a number of lines, or "all"', USAGE)
     return int(text)
 
 
 def moment(text: str, now: datetime) -> float:
-    """`30min` and `2h` ago, `06:00` today, or a date with or without a time. Raises Failure."""
+    """`30min` and `2h` ago, `06:00` today, or a date with or without a time. Raises CliError."""
     if found := re.fullmatch(r"(\d{1,9}) ?(s|m|min|h|d|w)", text):
         return now.timestamp() - int(found[1]) * _UNITS_S[found[2]]
     midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
@@ -257,7 +257,7 @@ def moment(text: str, now: datetime) -> float:
             return datetime.fromisoformat(candidate).timestamp()
         except (ValueError, OverflowError):
             continue
-    raise Failure(
+    raise CliError(
         f"--since {text}: it takes 30min, 2h, 3d, 06:00, today, 2026-11-22 or 2026-11-22T06:00",
         USAGE,
     )

@@ -6,13 +6,13 @@ import argparse
 import sys
 from collections.abc import Iterator
 
-from tidegate.cli.failure import BAD_CONFIG, NOT_YET, Failure
+from tidegate.cli.failure import BAD_CONFIG, NOT_YET, CliError
 from tidegate.cli.places import find_places
 from tidegate.cli.show import decode
 from tidegate.cli.show.printable import say, say_json
 from tidegate.cli.verbs.ask import RELOAD_LIMIT_S, reply_to
 from tidegate.core.protocol.control import ControlReply, ControlRequest
-from tidegate.core.protocol.reload import Change, Reloaded, Why
+from tidegate.core.protocol.reload import Reloaded, SettingChange, Why
 from tidegate.core.settings import Effect
 
 _SUFFIX = {
@@ -22,7 +22,7 @@ _SUFFIX = {
 
 
 def reload(arguments: argparse.Namespace) -> int:
-    """Print what changed and when it counts, or raise Failure with what to do."""
+    """Print what changed and when it counts, or raise CliError with what to do."""
     reply = reply_to(find_places(arguments), ControlRequest(verb="reload"), RELOAD_LIMIT_S)
     if not reply.ok:
         return _refused(reply, json=arguments.json)
@@ -46,7 +46,7 @@ def _refused(reply: ControlReply, *, json: bool) -> int:
     code = BAD_CONFIG if why in (None, Why.CONFIG) else NOT_YET
     error = reply.error or "the reload was refused"
     if not json:
-        raise Failure(error, code)
+        raise CliError(error, code)
     shown = {"error": error, "refused": why.value if why else None}
     say_json(shown)
     return code
@@ -65,6 +65,6 @@ def reload_lines(done: Reloaded) -> Iterator[str]:
     yield from _lines(done.changes)
 
 
-def _lines(changes: list[Change]) -> Iterator[str]:
+def _lines(changes: list[SettingChange]) -> Iterator[str]:
     for change in changes:
         yield f"{change.text()} ({_SUFFIX.get(change.effect, change.effect.value)})"

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from tidegate import __version__
-from tidegate.cli.failure import REFUSED, USAGE, Failure
+from tidegate.cli.failure import REFUSED, USAGE, CliError
 from tidegate.cli.show.printable import say, say_json
 from tidegate.core import decoding
 from tidegate.core.memory.record import Difference, Record, decide_again, describe, standing
@@ -28,7 +28,7 @@ MAX_BUNDLE_BYTES = 4 * bundle.MAX_BUNDLE_BYTES  # room for those of a later vers
 MAX_SHOWN = 200  # characters of a value
 
 
-class Verdict(Struct, frozen=True, kw_only=True):
+class Comparison(Struct, frozen=True, kw_only=True):
     """One record, made again. `--json` prints these, one a line."""
 
     number: int  # of the line, or of the record in a bundle
@@ -49,18 +49,18 @@ _version = decoding.Decoder(_Version)
 
 
 def replay(arguments: argparse.Namespace) -> int:
-    """Print a line for each record; 0 when all came out the same, else 1. Raises Failure."""
+    """Print a line for each record; 0 when all came out the same, else 1. Raises CliError."""
     count = different = 0
     try:
         with arguments.file.open("rb") as file:
-            for verdict in _verdicts(file, arguments.file):
+            for comparison in _comparisons(file, arguments.file):
                 count += 1
-                different += not (verdict.same or verdict.is_cut_off)
-                _print(verdict, as_json=arguments.json)
+                different += not (comparison.same or comparison.is_cut_off)
+                _print(comparison, as_json=arguments.json)
     except OSError as error:
-        raise Failure(f"{arguments.file}: {error.strerror}", USAGE) from error
+        raise CliError(f"{arguments.file}: {error.strerror}", USAGE) from error
     if not count:
-        raise Failure(f"{arguments.file}: no decisions are in it", USAGE)
+        raise CliError(f"{arguments.file}: no decisions are in it", USAGE)
     if not arguments.json:
         told = f"{different} differ" if different else "all the same"
         say(f"{count} decisions made again by tidegate {__version__}: {told}.")
@@ -70,37 +70,39 @@ def replay(arguments: argparse.Namespace) -> int:
 # --- reading ----------------------------------------------------------------------------------
 
 
-def _verdicts(file: BinaryIO, path: Path) -> Iterator[Verdict]:
-    """Of a bundle or of a log of decisions. Raises Failure when it is neither."""
+def _comparisons(file: BinaryIO, path: Path) -> Iterator[Comparison]:
+    """Of a bundle or of a log of decisions. Raises CliError when it is neither."""
     first = file.readline(MAX_RECORD_BYTES)
     if not first or (b'"decision":' in first and _is_object(first)):
-        yield from _verdicts_of_log(file, first)
+        yield from _comparisons_of_log(file, first)
         return
     document = first + file.read(MAX_BUNDLE_BYTES)
     records = bundle.read_decisions(document) if len(document) <= MAX_BUNDLE_BYTES else None
     if records is None:
-        raise Failure(f"{path}: neither a bundle nor a log of decisions", USAGE)
+        raise CliError(f"{path}: neither a bundle nor a log of decisions", USAGE)
     for number, record in enumerate(records, 1):
-        yield judge(number, bytes(record))
+        yield compare(number, bytes(record))
 
 
-def _verdicts_of_log(file: BinaryIO, first: bytes) -> Iterator[Verdict]:
+def _comparisons_of_log(file: BinaryIO, first: bytes) -> Iterator[Comparison]:
     number, line = 1, first
     while line:
         if line.strip():
-            yield _judge_line(number, line)
+            yield _compare_line(number, line)
         while len(line) == MAX_RECORD_BYTES and not line.endswith(b"\n"):
             line = file.readline(MAX_RECORD_BYTES)  # the rest of it
         line = file.readline(MAX_RECORD_BYTES)
         number += 1
 
 
-def _judge_line(number: int, line: bytes) -> Verdict:
+def _compare_line(number: int, line: bytes) -> Comparison:
     if line.endswith(b"\n") or _is_object(line):
-        return judge(number, line)
+        return compare(number, line)
     if len(line) >= MAX_RECORD_BYTES:
-        return Verdict(number=number, note=f"longer than {MAX_RECORD_BYTES} bytes, which is none")
-    return Verdict(number=number, note="cut off while it was written", is_cut_off=True)
+        return Comparison(
+            number=number, note=f"longer than {MAX_RECORD_BYTES} bytes, which is none"
+        )
+    return Comparison(number=number, note="cut off while it was written", is_cut_off=True)
 
 
 def _is_object(line: bytes) -> bool:
@@ -110,24 +112,24 @@ def _is_object(line: bytes) -> bool:
         return False
 
 
-# --- judging ------------------------------------------------------------------------------------
+# --- comparing ---------------------------------------------------------------------------------
 
 
-def judge(number: int, line: bytes) -> Verdict:
+def compare(number: int, line: bytes) -> Comparison:
     """One record, decided again."""
     try:
         record = _record.decode(line)
     except decoding.Undecodable as error:
-        return Verdict(number=number, note=f"cannot be read as a decision{_by(line)}: {error}")
+        return Comparison(number=number, note=f"cannot be read as a decision{_by(line)}: {error}")
     try:
         differences = decide_again(record)
     except (ArithmeticError, ValueError, LookupError, AssertionError) as error:
-        return Verdict(
+        return Comparison(
             number=number, at=record.at, note=f"cannot be decided from what it says: {error!r}"
         )
     strange = _strange_fields(decoding.json(line), msgspec.to_builtins(record), "")
     by = f"written by tidegate {record.version}: " if record.version != __version__ else ""
-    return Verdict(
+    return Comparison(
         number=number,
         at=record.at,
         decided=f"{standing(record.decision)}: {describe(record.decision)}",
@@ -160,22 +162,22 @@ def _strange_fields(written: object, known: object, place: str) -> list[str]:
 # --- showing ------------------------------------------------------------------------------------
 
 
-def _print(verdict: Verdict, *, as_json: bool) -> None:
+def _print(comparison: Comparison, *, as_json: bool) -> None:
     if as_json:
-        say_json(verdict)
+        say_json(comparison)
         return
-    when = "-" if verdict.at is None else _when(verdict.at)
-    decided = verdict.decided or f"record {verdict.number} {verdict.note}"
-    if verdict.decided is None:
+    when = "-" if comparison.at is None else _when(comparison.at)
+    decided = comparison.decided or f"record {comparison.number} {comparison.note}"
+    if comparison.decided is None:
         say(f"{when}  {decided}")
         return
-    if verdict.same:
+    if comparison.same:
         say(f"{when}  {decided}  same")
-    for each in verdict.differences:
+    for each in comparison.differences:
         change = f"{each.field} {_value(each.recorded)} -> {_value(each.now)}"
         say(f"{when}  {decided}  differs: {change}")
-    if verdict.note:
-        say(f"    {verdict.note}")
+    if comparison.note:
+        say(f"    {comparison.note}")
 
 
 def _when(at: float) -> str:

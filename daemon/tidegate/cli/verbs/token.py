@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tidegate import config
-from tidegate.cli.failure import NOT_RUNNING, REFUSED, Failure
+from tidegate.cli.failure import NOT_RUNNING, REFUSED, CliError
 from tidegate.cli.places import find_places
 from tidegate.cli.show.printable import say, say_json
 from tidegate.cli.verbs.ask import RELOAD_LIMIT_S, ask, system_text
@@ -59,9 +59,9 @@ def _file(places: Places) -> Path:
 def _tell_the_running_one(places: Places, otherwise: str) -> None:
     try:
         ask(places, ControlRequest(verb="reload"), RELOAD_LIMIT_S)
-    except Failure as failure:
+    except CliError as failure:
         if failure.code != NOT_RUNNING:
-            raise Failure(f"{otherwise}: {failure}", REFUSED) from failure
+            raise CliError(f"{otherwise}: {failure}", REFUSED) from failure
         if other := system_text(places):
             say(f"That was the file in {_file(places).parent}; {other}.", file=sys.stderr)
 

@@ -9,7 +9,7 @@ from msgspec import Struct
 from tidegate.core.settings import Effect
 
 
-class Change(Struct, frozen=True, kw_only=True):
+class SettingChange(Struct, frozen=True, kw_only=True):
     """One difference. Where a value may be a secret, and where a whole entry came, none is told."""
 
     key: str  # as in the file, `upstream[box].limits.idle_s`; or "token laptop"
@@ -34,14 +34,14 @@ class Why(Enum):
     WORKER = "worker"  # the worker that was to take it over did not
 
 
-class Refusal(Struct, frozen=True):
+class ReloadRefusal(Struct, frozen=True):
     """The former config stays."""
 
     why: Why
     text: str  # with what to do
 
 
-class Refused(Struct, frozen=True, kw_only=True):
+class ReloadRefused(Struct, frozen=True, kw_only=True):
     """The result of a reload that was refused; the text is the reply's error."""
 
     refused: Why
@@ -50,14 +50,14 @@ class Refused(Struct, frozen=True, kw_only=True):
 class Earlier(Struct, frozen=True, kw_only=True):
     """What was taken up before somebody asked, because the file had changed."""
 
-    changes: list[Change]
+    changes: list[SettingChange]
     ago_s: float
 
 
 class Reloaded(Struct, frozen=True, kw_only=True):
     """The result of a reload that was done."""
 
-    changes: list[Change]
+    changes: list[SettingChange]
     generation: int | None = None  # the new worker's, if one was needed
     unparked: bool = False  # a parked tidegate serves from now on
     warnings: list[str] = []  # what works, but perhaps not as its author thinks

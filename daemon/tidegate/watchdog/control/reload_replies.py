@@ -8,7 +8,13 @@ from collections.abc import Sequence
 import msgspec
 
 from tidegate.core.protocol.control import ControlReply
-from tidegate.core.protocol.reload import Change, Earlier, Refusal, Refused, Reloaded
+from tidegate.core.protocol.reload import (
+    Earlier,
+    Reloaded,
+    ReloadRefusal,
+    ReloadRefused,
+    SettingChange,
+)
 from tidegate.watchdog.control.server import ControlClient, ControlServer
 
 
@@ -17,7 +23,7 @@ class ReloadReplies:
 
     def __init__(self, control: ControlServer) -> None:
         self._control = control
-        self._untold: tuple[list[Change], float] | None = None  # taken up unasked, and when
+        self._untold: tuple[list[SettingChange], float] | None = None  # taken up unasked, and when
 
     def __repr__(self) -> str:
         return f"<ReloadReplies untold={self._untold is not None}>"
@@ -29,13 +35,15 @@ class ReloadReplies:
         for client in clients:
             self._control.reply(client, ControlReply(ok=True, result=raw))
 
-    def refuse(self, clients: Sequence[ControlClient], refusal: Refusal) -> None:
+    def refuse(self, clients: Sequence[ControlClient], refusal: ReloadRefusal) -> None:
         """Answer why the former config stays in force."""
-        raw = msgspec.Raw(msgspec.json.encode(Refused(refused=refusal.why)))
+        raw = msgspec.Raw(msgspec.json.encode(ReloadRefused(refused=refusal.why)))
         for client in clients:
             self._control.reply(client, ControlReply(ok=False, error=refusal.text, result=raw))
 
-    def _earlier(self, changes: list[Change], *, is_told: bool, asked: bool) -> Earlier | None:
+    def _earlier(
+        self, changes: list[SettingChange], *, is_told: bool, asked: bool
+    ) -> Earlier | None:
         """What the file brought unasked, told once to the client that then finds no change."""
         untold, now_s = self._untold, time.monotonic()
         if not is_told:
