@@ -30,7 +30,7 @@ class Expiry(NamedTuple):
 
 
 def next_expiry(run: Run) -> Expiry | None:
-    """The limit that will end `run` first if nothing more happens; None once it is over."""
+    """Find the limit that will end `run` first if nothing more happens; None once it is over."""
     if run.is_over:
         return None
     expiries = _expiries(run)  # of two at the same time the kinder one, which comes last
@@ -38,7 +38,7 @@ def next_expiry(run: Run) -> Expiry | None:
 
 
 def look_again_s(run: Run, now_s: float) -> float:
-    """When to ask for the next limit anew, though no deadline has come.
+    """Say when to ask for the next limit anew, though no deadline has come.
 
     An answer that has said why it ends has less time than one that goes on, and events set no
     deadlines: so each wait looks as often as the shortest of these is long.
@@ -50,12 +50,12 @@ def look_again_s(run: Run, now_s: float) -> float:
 
 
 def fits_hold(run: Run, now_s: float, wait_s: float) -> bool:
-    """Whether the status can be held back for so long: later it could not be passed on."""
+    """Say whether the status can be held back for so long: later it could not be passed on."""
     return now_s + wait_s <= run.created_s + run.limits.hold_s
 
 
 def has_time(run: Run, now_s: float, wait_s: float, *, is_loading: bool = False) -> bool:
-    """Whether the limits leave so long: else the upstream's own word is worth more at once."""
+    """Say whether the limits leave so long: else the upstream's own word is worth more at once."""
     limits, started_s = run.limits, run.attempt.started_s
     due_s = run.created_s + limits.total_s
     if run.request.streamed or is_loading:

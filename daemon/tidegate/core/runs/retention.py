@@ -21,7 +21,7 @@ class Verdict(NamedTuple):
 
 
 def due_s(run: Run) -> float:
-    """The earliest moment at which `verdict` may say something else than None."""
+    """Say the earliest moment at which `verdict` may say something else than None."""
     stuck_s = _stuck_s(run)
     if run.ended_s is None:
         if run.abandoned_s is None or run.request.keep_running:
@@ -36,7 +36,7 @@ def due_s(run: Run) -> float:
 
 
 def verdict(run: Run, now_s: float) -> Verdict | None:
-    """Why `run` is to be released now, or None if its time has not come."""
+    """Say why `run` is to be released now, or None if its time has not come."""
     if now_s < due_s(run):
         return None
     limits = run.limits

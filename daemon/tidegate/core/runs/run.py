@@ -102,7 +102,7 @@ class Run:
 
     @property
     def is_over(self) -> bool:
-        """The answer has ended, whatever way."""
+        """Whether the answer has ended, whatever way."""
         return self.state in TERMINAL
 
     @property
@@ -132,7 +132,7 @@ class Run:
     # --- the answer grows -------------------------------------------------------------------
 
     def wait_for_place(self, now_s: float) -> None:
-        """The next try has to wait; what the former one held is released."""
+        """Queue for the next try; what the former one held is released."""
         self._become(step(self.state, Happening.QUEUE))
         self.queued_s = now_s
         self._drop_attempt()
@@ -140,7 +140,7 @@ class Run:
     def begin_attempt(
         self, upstream: str, model: str, now_s: float, secret: Secret = NO_SECRET
     ) -> AttemptRecord:
-        """Starts the next try; what the former one held is released."""
+        """Start the next try; what the former one held is released."""
         self._become(step(self.state, Happening.ATTEMPT))
         self._drop_attempt()
         framer = self.format.framing.framer()
@@ -150,13 +150,13 @@ class Run:
         return attempt
 
     def try_again(self) -> None:
-        """The same try once more: what went before was no failure, and its clock runs on."""
+        """Go on with the same try: what went before was no failure, and its clock runs on."""
         assert self.state is State.CONNECTING
         self._drop_attempt()
         self.attempt.tries += 1
 
     def feed(self, data: bytes, now_s: float) -> bytes:
-        """Takes what was read from the upstream; returns what the subscribers are to be sent.
+        """Take what was read from the upstream; returns what the subscribers are to be sent.
 
         Whole events only, possibly none. Before the first output they are held, so that a failure
         can still fail over. Raises UpstreamError when the upstream says it failed or sends what
@@ -196,7 +196,7 @@ class Run:
         return self.transcript.append(block, events, attempt.secret)
 
     def learn_id(self, data: bytes) -> None:
-        """What the upstream calls the answer; its creator does so too, unless told otherwise."""
+        """Learn the upstream's id of the answer; its creator uses it too, unless told otherwise."""
         found = self.format.response_id(data)
         if found is not None and len(found) <= MAX_ID_CHARS:
             self.upstream_response_id = found
@@ -214,7 +214,7 @@ class Run:
         return self.transcript.append(block, events, attempt.secret)
 
     def feed_plain(self, data: bytes) -> None:
-        """Takes a piece of an answer that is not a stream; it is sent whole, or not at all.
+        """Take a piece of an answer that is not a stream; it is sent whole, or not at all.
 
         Raises UpstreamError when it outgrows `max_body`, LedgerFull when there is no room.
         """
@@ -229,7 +229,7 @@ class Run:
         self.account.set(Entry.HELD, attempt.charged_bytes)
 
     def feed_end(self, now_s: float) -> tuple[bytes, Meaning]:
-        """The upstream has nothing more: the last block to send, and how the answer ended."""
+        """Take the upstream's end; returns the last block to send, and how the answer ended."""
         if not self._is_taking:
             return b"", Meaning.OPENING
         block, events = self.attempt.framer.finish()
@@ -246,16 +246,16 @@ class Run:
     # --- what is told of it -----------------------------------------------------------------
 
     def error_events(self) -> list[bytes]:
-        """The events that tell every reader why the answer broke off."""
+        """Make the events that tell every reader why the answer broke off."""
         return self.format.error_events(self.error(), self.about())
 
     def error_block(self, reason: str, kind: str, code: str) -> bytes:
-        """The same for one reader alone, as one block."""
+        """Make the block that tells one reader alone why it reads no further."""
         error = ErrorText(502, advise(reason, code), kind, code)
         return b"".join(self.format.error_events(error, self.about()))
 
     def error(self) -> ErrorText:
-        """Why there is no whole answer, as callers are told it."""
+        """Say why there is no whole answer, as clients are told it."""
         return ErrorText(
             status=_ERROR_STATUS.get(self.state, 502),
             message=advise(self.reason or "there was no answer", self.error_code),
@@ -264,7 +264,7 @@ class Run:
         )
 
     def about(self) -> About:
-        """What an error event says of the answer that it ends."""
+        """Collect what an error event says of the answer that it ends."""
         return About(
             last_event=self.transcript.last_event,
             response_id=self.response_id or "",
@@ -278,7 +278,7 @@ class Run:
     def end(
         self, happening: Happening, reason: str | None, code: str | None, now_s: float, now: float
     ) -> bool:
-        """Ends the answer; the one way to a terminal state. False if it was over already."""
+        """End the answer, the one way to a terminal state. False if it was over already."""
         if self.is_over:
             return False
         self._become(step(self.state, happening))
@@ -292,12 +292,12 @@ class Run:
         return True
 
     def end_attempt(self, outcome: str, now_s: float) -> None:
-        """What became of the try under way."""
+        """Record what became of the try under way."""
         self.attempt.outcome = outcome
         self.attempt.ended_s = now_s
 
     def release(self) -> int:
-        """Lets go of everything but what subscribers' transports still hold; returns the bytes.
+        """Let go of everything but what subscribers' transports still hold; returns the bytes.
 
         What is outbound belongs to connections that close within their flush limit; the account
         is closed when they have.
@@ -314,18 +314,18 @@ class Run:
         return before - self.account.total_bytes
 
     def charge_record(self, beside_bytes: int) -> None:
-        """Counts what is kept of heads, the client's and the upstream's; usual ones are counted."""
+        """Charge what is kept of the client's and the upstream's heads, beyond the usual ones."""
         with suppress(LedgerFull):  # charged all the same
             self.account.set(Entry.RECORD, max(RECORD_BYTES, RECORD_BYTES - 1024 + beside_bytes))
 
     def sending(self, held_bytes: int) -> None:
-        """An upstream is being sent the body, for which so much is held until it has taken it."""
+        """Charge what is held of the body that an upstream is being sent, until it has taken it."""
         self.is_sending = True
         with suppress(LedgerFull):  # charged all the same: what comes next is refused, not this
             self.account.set(Entry.BODY, held_bytes)
 
     def sent(self) -> None:
-        """The upstream has taken all of the body, or will take no more of it."""
+        """Charge the body alone: the upstream has taken all of it, or will take no more."""
         self.is_sending = False
         self.account.set(Entry.BODY, len(self.body))
 
@@ -353,7 +353,7 @@ class Run:
         ended_s: float,
         ended: float,
     ) -> None:
-        """Becomes a run that ended in another process. Raises ValueError where that is untrue."""
+        """Become a run that ended in another process. Raises ValueError where that is untrue."""
         if state not in TERMINAL or not 0 <= first_seq <= next_seq:
             raise ValueError("only a finished run can be handed over")
         if len(self.window.framing.split(events)) != next_seq - first_seq:
@@ -370,24 +370,24 @@ class Run:
     # --- readers come and go, and the upstream waits for them ---------------------------------
 
     def attach(self) -> None:
-        """A subscriber reads the run: it is not abandoned, or no longer."""
+        """Count a subscriber: the run is not abandoned, or no longer."""
         self.readers += 1
         self.abandoned_s = None
 
     def detach(self, now_s: float) -> None:
-        """A subscriber has gone; after the last one the disconnect grace begins."""
+        """Count a subscriber no more; after the last one the disconnect grace begins."""
         self.readers -= 1
         assert self.readers >= 0, "more subscribers left than came"
         if self.readers == 0 and not self.is_over:
             self.abandoned_s = now_s
 
     def pause(self, now_s: float) -> None:
-        """We stop reading the upstream: its idle clock stands still."""
+        """Stop the upstream's idle clock: it is not being read."""
         if self.paused_s is None:
             self.paused_s = now_s
 
     def resume(self, now_s: float) -> None:
-        """We read on."""
+        """Let the clocks run on: the upstream is read again."""
         if self.paused_s is not None and self.attempts:
             is_connecting = self.state is State.CONNECTING
             self.attempt.pause_clocks(self.paused_s, now_s, is_connecting=is_connecting)

@@ -64,7 +64,7 @@ class StuckRelay(Relay):
 
 
 async def chat_completions(request: web.BaseRequest, ledger: Ledger) -> web.StreamResponse:
-    """OpenAI's chat completions, with one answer."""
+    """Answer as OpenAI's chat completions do, with one choice."""
     info = await _request_info(request, ledger)
     if not info.stream:
         if info.model == STUCK:
@@ -103,7 +103,7 @@ async def _request_info(request: web.BaseRequest, ledger: Ledger) -> RequestInfo
 
 
 def other_format() -> Refused:
-    """Whoever tries another client first is told that the gateway is not what is missing."""
+    """Tell a client of another format that the gateway is not what is missing."""
     return Refused(
         404,
         "the demo model speaks OpenAI's chat completions only, and formats are not translated; for"

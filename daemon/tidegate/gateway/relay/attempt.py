@@ -47,31 +47,31 @@ class AttemptHost(Protocol):
     attempt: Attempt | None  # the one under way
 
     def on_request(self) -> None:
-        """A request is on its way over a connection."""
+        """Take note that a request is on its way over a connection."""
 
     def on_head(self, reply: Reply) -> None:
-        """The upstream's head has come."""
+        """Take the head of the upstream's answer."""
 
     def on_body(self, data: bytes) -> None:
-        """A piece of the stream has come."""
+        """Take a piece of the stream."""
 
     def on_stream_end(self) -> Meaning:
-        """No more of the stream comes; returns how the answer ended."""
+        """Take the end of the stream; returns how the answer ended."""
 
     def complete(self) -> None:
-        """The answer is whole."""
+        """End the run: the answer is whole."""
 
     def end(self, happening: Happening, reason: str | None, code: str | None) -> None:
-        """There will be no whole answer."""
+        """End the run: there will be no whole answer."""
 
     def refuse(self, reason: str) -> None:
-        """The request itself is the caller's mistake."""
+        """End the run: the request itself is the client's mistake."""
 
     def on_fault(self) -> None:
-        """The exception that is being handled is a mistake of ours."""
+        """End the run: the exception that is being handled is a mistake of ours."""
 
     def look_again(self) -> None:
-        """The run's clocks have changed."""
+        """Look at the run's clocks in time: they have changed."""
 
 
 class FailureHost(Protocol):
@@ -81,7 +81,7 @@ class FailureHost(Protocol):
         """Whether there is another target that would be asked."""
 
     def settle(self, attempt: Attempt, failure: Failure) -> None:
-        """The attempt has failed: it is asked once more, or let go of."""
+        """Take the failure: ask once more, go to another target, or end the run."""
 
 
 class Phase(Enum):
@@ -216,7 +216,7 @@ class Attempt:
         return took_s
 
     def on_done(self, said: Meaning) -> None:
-        """The terminal marker: the answer is whole, whatever the connection does next."""
+        """Take the terminal marker: the answer is over, whatever the connection does next."""
         connection, self.connection = self.connection, None
         if connection is not None:
             connection.let_go()
@@ -226,7 +226,7 @@ class Attempt:
             self._host.complete()
 
     def on_end(self) -> None:
-        """The upstream's answer is complete as far as HTTP goes."""
+        """Finish: the upstream's answer is complete as far as HTTP goes."""
         self.connection = None
         run = self._run
         if self._phase is not Phase.STREAMING:

@@ -41,7 +41,7 @@ class Failover:
         loop: asyncio.AbstractEventLoop,
         caller: str,
     ) -> None:
-        """`caller` tells apart who asked, where a request may be at fault and not its upstream."""
+        """`caller` tells clients apart, where a request may be at fault and not its upstream."""
         self._host = host
         self._run = host.run
         self._loop = loop
@@ -95,13 +95,13 @@ class Failover:
         if not self._waiting:
             self._on_no_place(equals, "; ".join(busy), "queue_full", Happening.FAIL)
             return
-        # Who waits for several waits as long as the most patient of them allows.
+        # A run that waits for several waits as long as the most patient of them allows.
         self._run.limits = max((each.limits for each in self._waiting), key=lambda it: it.queue_s)
         self._run.wait_for_place(self._loop.time())
         self._host.look_again()
 
     def on_slot(self, pool: UpstreamPool) -> None:
-        """A slot is free here; those who wait behind this run at the equals move up."""
+        """Try here, where a slot is free; what waits behind this run at the equals moves up."""
         target = next(each for each in self._waiting if each.pool is pool)
         self._leave_queues(but=pool)
         self._try(target)
@@ -156,7 +156,7 @@ class Failover:
     # --- what follows ---------------------------------------------------------------------------
 
     def settle(self, attempt: Attempt, failure: Failure) -> None:
-        """Hold the fault against whom it is, and go on: once more, elsewhere, or to the end."""
+        """Hold the fault against its owner, and go on: once more, elsewhere, or to the end."""
         run, verdict, now_s = self._run, VERDICTS[failure.fault], self._loop.time()
         has_begun = run.state not in {State.QUEUED, State.CONNECTING}
         has_more = self.has_more()
@@ -176,7 +176,7 @@ class Failover:
         self._host.end(failure.happening, failure.reason, failure.code)
 
     def expire(self, expiry: Expiry) -> None:
-        """A limit has been reached that is said of the upstream."""
+        """End what has reached a limit that is said of the upstream."""
         if self._waiting and expiry.limit == "queue_s":
             equals = self._waiting
             names = " and ".join(dict.fromkeys(f'"{each.pool.name}"' for each in equals))

@@ -36,31 +36,31 @@ from tidegate.gateway.upstreams.reply import Answer, Reply
 log = logging.getLogger("tidegate.relay")
 
 # An upstream waits when even the reader that is furthest ahead is this far behind it: enough to
-# ride out a hiccup, far less than the window, so nobody who reads loses an event.
+# ride out a hiccup, far less than the window, so no client that reads loses an event.
 PAUSE_LAG_BYTES = 256 * 1024
 TIMED_EVERY = 16  # events; timing each would cost as much as framing it
 
 
 class Book(Protocol):
-    """Where relays are registered, and who keeps their clocks."""
+    """Where relays are registered, and where their clocks are kept."""
 
     relay_seconds: Histogram  # the time a chunk spends in the gateway
 
     def look_soon(self, relay: Relay | Subscriber, due_s: float) -> None:
-        """Calls `check` at `due_s`, or earlier if that was asked before."""
+        """Call `check` at `due_s`, or earlier if that was asked before."""
 
     def on_end(self, relay: Relay) -> None:
-        """The run is over."""
+        """Take note that the run is over."""
 
     def on_detach(self, relay: Relay) -> None:
-        """A reader has gone."""
+        """Take note that a reader has gone."""
 
     def on_first_output(self, upstream: str, seconds: float) -> None:
-        """An answer has begun."""
+        """Take note that an answer has begun, so many seconds after it was asked for."""
 
 
 class Relay:
-    """Moves one answer. Times are the event loop's, in seconds."""
+    """One answer in motion. Times are the event loop's, in seconds."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Relay:
         *,
         caller: str = "",
     ) -> None:
-        """`caller` tells callers apart who have no token: an address."""
+        """`caller` tells clients apart that have no token: an address."""
         self.run = run
         self.sent = sent
         self.subscribers: list[Subscriber] = []
@@ -86,7 +86,7 @@ class Relay:
             self._failover = Failover(self, targets, loop, run.owner or caller)
         self._reply = Reply()  # the head that came last
         self._held_back = False  # the ledger is tight
-        self._spare_bytes = 0  # what may then be kept of a run that nobody reads
+        self._spare_bytes = 0  # what may then be kept of a run without a subscriber
         self._squeezed = False  # memory is short: windows and watermarks are half as large
         self._charge_heads()
 
@@ -114,11 +114,11 @@ class Relay:
 
     @property
     def raw_head(self) -> Answer:
-        """The head of an answer whose bytes are passed on as they come."""
+        """Give the head of an answer whose bytes are passed on as they come."""
         return self._reply.raw_head()
 
     def on_body(self, data: bytes) -> None:
-        """One read of the upstream's socket, while it sends the stream: the hot path."""
+        """Take one read of the upstream's socket, while it sends the stream: the hot path."""
         run = self.run
         started_s = time.perf_counter()
         try:
@@ -144,7 +144,7 @@ class Relay:
             self.on_fault()
 
     def _send(self, block: bytes, *, last: bool = False) -> None:
-        """Hands new events to every subscriber, and keeps the upstream from running ahead."""
+        """Hand new events to every subscriber, and keep the upstream from running ahead."""
         run = self.run
         end = run.window.end
         outbound = 0
@@ -180,7 +180,7 @@ class Relay:
     # --- how it ends --------------------------------------------------------------------------
 
     def expire(self, expiry: Expiry) -> None:
-        """A limit has been reached."""
+        """End what has reached a limit: a try, the wait for a slot, or the run."""
         if expiry.happening is Happening.COMPLETE:
             self._complete_in_its_place()
         elif expiry.of_upstream and self._failover is not None:
@@ -189,16 +189,16 @@ class Relay:
             self.end(expiry.happening, expiry.reason, expiry.limit)
 
     def cancel(self, reason: str) -> None:
-        """The answer is not wanted any more."""
+        """End the run, which is not wanted any more."""
         self.end(Happening.CANCEL, reason, "cancelled")
 
     def force_end(self, reason: str) -> None:
-        """The sweep's way: ends the run whatever kept its own end from taking place."""
+        """End the run for the sweep, whatever kept its own end from taking place."""
         self._let_go_of_upstream()
         self.end(Happening.EXPIRE, reason, "swept")
 
     def refuse(self, reason: str) -> None:
-        """The caller's own mistake, seen late."""
+        """End the run with a 400: the client's own mistake, seen late."""
         error = ErrorText(400, reason, "invalid_request_error", "bad_request")
         self.answer = Answer(400, "application/json", self.run.format.error_body(error))
         self.end(Happening.FAIL, reason, "bad_request")
@@ -217,13 +217,13 @@ class Relay:
         self.complete()
 
     def on_fault(self) -> None:
-        """A mistake of ours must not leave a run behind."""
+        """End the run for a mistake of ours, which must not leave one behind."""
         log.exception("run %s: internal error", self.run.id)
         self._let_go_of_upstream()
         self.end(Happening.FAIL, "internal error of tidegate", "internal_error")
 
     def end(self, happening: Happening, reason: str | None, code: str | None) -> None:
-        """The one way to an end: the record, the reason to all readers, nothing left upstream."""
+        """End the run: the record, the reason to all readers, nothing left upstream."""
         run = self.run
         # Where the upstream's own error event stands in the stream, the readers have it.
         broken = happening is not Happening.COMPLETE and run.state is State.STREAMING
@@ -241,17 +241,17 @@ class Relay:
         for subscriber in self.subscribers:
             subscriber.wake()
         if not self.subscribers:
-            self._forget_answer()  # nobody is left who could be told
+            self._forget_answer()  # no client is left to be told
         self._book.on_end(self)
 
     def tell_error(self) -> None:
-        """Every reader of a stream learns why it broke off; a plain answer has a status."""
+        """Tell every reader of a stream why it broke off; a plain answer has a status."""
         if not self.run.request.streamed:
             return
         self._say_last(self.run.error_events())
 
     def _say_last(self, events: list[bytes]) -> None:
-        """Hands every reader what we append to the upstream's events ourselves."""
+        """Hand every reader what we append to the upstream's events ourselves."""
         before = self.run.window.end
         block = self.run.transcript.append_ours(events)
         for subscriber in self.subscribers:
@@ -268,7 +268,7 @@ class Relay:
     # --- readers ------------------------------------------------------------------------------
 
     def attach(self, subscriber: Subscriber) -> None:
-        """A reader joins."""
+        """Add a reader."""
         self.run.attach()
         self.subscribers.append(subscriber)
         if self._squeezed:
@@ -277,7 +277,7 @@ class Relay:
         self._book.look_soon(subscriber, subscriber.check(self._loop.time()))
 
     def detach(self, subscriber: Subscriber) -> None:
-        """A reader has gone, with whatever it had not read."""
+        """Remove a reader that has gone, with what it had not read."""
         self.subscribers.remove(subscriber)
         self.run.detach(self._loop.time())
         if not self.subscribers:
@@ -291,7 +291,7 @@ class Relay:
         self._book.on_detach(self)
 
     def _forget_answer(self) -> None:
-        """Only a stream of events is there for those who come later."""
+        """Only a stream of events is there for readers that come later."""
         self.answer = None
         if self.run.format.framing is RAW:
             self.run.transcript.shrink(0)
@@ -307,7 +307,7 @@ class Relay:
         self.count_outbound()
 
     def count_outbound(self) -> None:
-        """Charges what the kernel has not taken yet."""
+        """Charge what the kernel has not taken yet."""
         outbound = sum(subscriber.outbound_bytes for subscriber in self.subscribers)
         with suppress(LedgerFull):  # the next event that comes in is refused, not this one
             self.run.account.set(Entry.OUTBOUND, outbound)
@@ -321,7 +321,7 @@ class Relay:
     # --- waiting ------------------------------------------------------------------------------
 
     def check(self, now_s: float) -> float | None:
-        """Looks at the clocks; returns when to look again, None when there is nothing to see."""
+        """Look at the clocks; returns when to look again, None when there is nothing to see."""
         expiry = next_expiry(self.run)
         if expiry is not None and expiry.due_s <= now_s:
             self.expire(expiry)
@@ -346,7 +346,7 @@ class Relay:
         self._book.look_soon(self, self._due_s())
 
     def squeeze(self, *, half: bool) -> None:
-        """Memory is short, or no longer. Nobody loses what he has not read."""
+        """Halve the window while memory is short. No reader loses what it has not read."""
         self._squeezed = half
         window, whole_bytes = self.run.window, self.run.limits.window_bytes
         window.cap_bytes = max(whole_bytes // 2, self.needed_bytes) if half else whole_bytes
@@ -356,10 +356,10 @@ class Relay:
         self._balance()
 
     def hold_back(self, *, back: bool, spare_bytes: int) -> None:
-        """The ledger is tight, or no longer.
+        """Keep less while the ledger is tight.
 
-        While it is, a run keeps what its readers still need, and reads on when they have it. One
-        whose readers keep up goes on, and so does one that nobody reads, of which `spare_bytes`
+        A run then keeps what its readers still need, and reads on when they have it. One whose
+        readers keep up goes on, and so does one without a subscriber, of which `spare_bytes`
         may be kept: to stop them would free nothing.
         """
         self._held_back, self._spare_bytes = back, spare_bytes
@@ -368,12 +368,12 @@ class Relay:
         self._balance()
 
     def _shrink_window(self) -> None:
-        """Drops what all readers have, or what is too much where somebody may still come."""
+        """Drop what all readers have, or what is too much where a reader may still come."""
         self.run.transcript.shrink(self.needed_bytes if self.subscribers else self._spare_bytes)
 
     @property
     def needed_bytes(self) -> int:
-        """Of the window, what its slowest reader has not had; whole segments, so two more."""
+        """Bytes of the window that its slowest reader lacks; whole segments, so two more."""
         if not self.subscribers:
             return 0
         lag = self.run.window.end.offset - min(s.cursor.offset for s in self.subscribers)
@@ -381,13 +381,13 @@ class Relay:
 
     @property
     def lag_bytes(self) -> int:
-        """What is held for readers of whom none keeps up; 0 where one does."""
+        """Bytes that are held for readers of which none keeps up; 0 where one does."""
         if not self.subscribers or any(each.live for each in self.subscribers):
             return 0
         return self.needed_bytes + self.run.account.entries[Entry.OUTBOUND]
 
     def _balance(self) -> None:
-        """Pauses the upstream when every reader lags far behind, and reads on when one is near."""
+        """Pause the upstream when every reader lags far behind; read on when one is near."""
         run = self.run
         connection = None if self.attempt is None else self.attempt.connection
         if connection is None:
@@ -395,7 +395,7 @@ class Relay:
         lag = 0
         if self.subscribers and not run.request.keep_running:
             lag = run.window.end.offset - max(s.cursor.offset for s in self.subscribers)
-        # What is read after the pause must still fit: who keeps reading never loses an event.
+        # What is read after the pause must still fit: a client that reads never loses an event.
         room = run.window.cap_bytes - SEGMENT_BYTES - 2 * READ_BYTES
         most = PAUSE_LAG_BYTES // 2 if self._squeezed else PAUSE_LAG_BYTES
         allowed = max(0, min(most, room))

@@ -1,0 +1,38 @@
+"""The table of a run's states: what may happen when, and that each has a way out."""
+
+import pytest
+
+from tidegate.core.runs.state import TERMINAL, TRANSITIONS, Happening, State, step
+
+
+def test_every_cell_of_the_table_is_filled() -> None:
+    """Each state says what each happening does to it."""
+    assert set(TRANSITIONS) == set(State)
+    for row in TRANSITIONS.values():
+        assert set(row) == set(Happening)
+
+
+@pytest.mark.parametrize("happening", list(Happening))
+@pytest.mark.parametrize("state", list(State))
+def test_every_cell_is_walked(state: State, happening: Happening) -> None:
+    """A cell leads to its state; an impossible one is named as a mistake; an end stays an end."""
+    after = TRANSITIONS[state][happening]
+    if after is None:
+        with pytest.raises(AssertionError, match=happening.value):
+            step(state, happening)
+    else:
+        assert step(state, happening) is after
+    if state in TERMINAL:
+        assert after is state
+    else:
+        assert (after in TERMINAL) == (
+            happening in {Happening.COMPLETE, Happening.FAIL, Happening.CANCEL, Happening.EXPIRE}
+            and after is not None
+        )
+
+
+def test_every_living_state_can_fail_be_cancelled_and_expire() -> None:
+    """No state is a trap: each one has a way out that needs no one's cooperation."""
+    for state in set(State) - TERMINAL:
+        for happening in (Happening.FAIL, Happening.CANCEL, Happening.EXPIRE):
+            assert step(state, happening) in TERMINAL
