@@ -3,8 +3,9 @@
     python bench/simulate.py            # the whole table, some 3 minutes on two cores
     python bench/simulate.py --quick    # a look, some seconds
 
-The shipped growth rule, ladder and lifecycle run on virtual workers, beside the rules that others
-go by. Afterwards the promises are looked at one by one, and the exit code is 1 if one is broken.
+The shipped growth rule, memory policy and lifecycle run on virtual workers, beside the rules that
+others go by. Afterwards the promises are looked at one by one, and the exit code is 1 if one is
+broken.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ TABLES = (
     settings.Settings,
     settings.Limits,
     settings.Memory,
-    settings.Drain,
+    settings.DrainLimits,
     settings.Auth,
     settings.Upstream,
     settings.Model,

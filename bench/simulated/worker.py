@@ -13,7 +13,7 @@ from random import Random
 from typing import NamedTuple
 
 from tidegate.core.memory.report import StepReport
-from tidegate.core.runs.eviction import Step
+from tidegate.core.runs.eviction import ReclaimStep
 from tidegate.core.settings import MIB
 
 HOUR_S = 3600.0
@@ -24,8 +24,8 @@ KEPT_S = 600.0  # finished answers stay that long
 GIVE_BACK_EVERY_S, GIVE_BACK_SHARE = 1800.0, 0.3
 TRIM_LEAVES = 0.15  # pages with something living in them
 # What each step of relief takes, of what finished and of what lives.
-FINISHED_SHARE = {Step.STALE: 0.5, Step.FINISHED: 1.0}
-LIVE_SHARE = {Step.STALLED: 0.1, Step.BACKGROUND: 0.1, Step.WINDOWS: 0.3}
+FINISHED_SHARE = {ReclaimStep.STALE: 0.5, ReclaimStep.FINISHED: 1.0}
+LIVE_SHARE = {ReclaimStep.STALLED: 0.1, ReclaimStep.BACKGROUND: 0.1, ReclaimStep.WINDOWS: 0.3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,16 +128,16 @@ class Worker:
         """Beyond what it had when it became ready."""
         return 0 if self.base_bytes is None else max(0, self.rss_bytes - self.base_bytes)
 
-    def relieve(self, steps: tuple[Step, ...]) -> tuple[StepReport, ...]:
+    def relieve(self, steps: tuple[ReclaimStep, ...]) -> tuple[StepReport, ...]:
         """Take these steps, and tell what each freed."""
         return tuple(self._relieve(step) for step in steps)
 
-    def _relieve(self, step: Step) -> StepReport:
-        if step is Step.TIDY:
+    def _relieve(self, step: ReclaimStep) -> StepReport:
+        if step is ReclaimStep.TIDY:
             promised = self._rss - self._need
             freed = promised * (1 - TRIM_LEAVES)
             self._rss -= freed
-        elif step is Step.KEPT:
+        elif step is ReclaimStep.KEPT:
             too_much = self.finished + self.live - self.limit_bytes / MIB / 2
             promised = freed = min(self.finished, max(0.0, too_much))
             self.finished -= freed
@@ -147,7 +147,7 @@ class Worker:
         else:
             promised = freed = self.live * LIVE_SHARE[step]
             self.live -= freed
-            self.active *= 1 - (LIVE_SHARE[step] if step is Step.STALLED else 0)
+            self.active *= 1 - (LIVE_SHARE[step] if step is ReclaimStep.STALLED else 0)
         return StepReport(
             step=step.value,
             runs=int(freed > 0),

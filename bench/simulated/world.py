@@ -1,4 +1,6 @@
-"""A virtual machine around virtual workers, with the shipped code in charge: growth, ladder, fleet.
+"""A virtual machine around virtual workers, with the shipped code in charge.
+
+That is growth, the memory policy and the fleet.
 
 Time goes in steps of a minute while nothing is going on, for weeks are long, and in the real
 ticks of a second as soon as the level, the fleet or a plan is anything but at rest. What the code
@@ -18,6 +20,7 @@ from tidegate.core import settings
 from tidegate.core.fleet import events
 from tidegate.core.fleet import lifecycle as life
 from tidegate.core.memory import growth, levels, policy
+from tidegate.core.memory.decision import PolicyState
 from tidegate.core.memory.report import StepReport
 from tidegate.core.settings import MIB
 
@@ -54,9 +57,9 @@ class World:
         self.scenario = scenario
         self.told = Told(hours=scenario.hours)
         self.now_s = BEGIN_S
-        self.policy = life.Policy()
+        self.policy = life.RestartPolicy()
         self.fleet = life.Fleet()
-        self.ladder = policy.Ladder()
+        self.policy_state = PolicyState()
         self.workers: dict[int, Worker] = {}
         self.is_reachable = True  # False: no worker starts well
         self._chance = Random(f"{scenario.name} {seed}")
@@ -66,7 +69,7 @@ class World:
         self._periods = settings.Growth()
         self._reports: tuple[StepReport, ...] = ()
         self._shed = False
-        self._limits = levels.Limits(
+        self._limits = levels.BudgetLimits(
             budget_bytes=scenario.budget * MIB, hard=True, machine_bytes=MACHINE_BYTES
         )
         self._level, self._rose_s = 0, float("-inf")
@@ -112,7 +115,7 @@ class World:
     @property
     def serving(self) -> Worker | None:
         """The worker that new runs go to."""
-        generation = self.fleet.in_state(life.State.SERVING)
+        generation = self.fleet.in_state(life.GenerationState.SERVING)
         return self.workers.get(generation.number) if generation else None
 
     def sleep(self, gap_s: float) -> None:
@@ -135,7 +138,7 @@ class World:
             self._catch_up(self.now_s - TICK_S)
         self.do(events.Tick())
         inputs = self._inputs()
-        self.ladder, decision = policy.decide(self.ladder, inputs)
+        self.policy_state, decision = policy.decide(self.policy_state, inputs)
         self._reports = ()
         self._note(decision)
         self._obey(decision)
@@ -144,7 +147,7 @@ class World:
 
     def _is_quiet(self) -> bool:
         """Whether a minute can pass in which nobody had anything to decide."""
-        now, generations = self.ladder, self.fleet.generations
+        now, generations = self.policy_state, self.fleet.generations
         serving = self.serving
         if serving is None or len(generations) > 1 or self._reports:
             return False
@@ -159,7 +162,7 @@ class World:
         generations = tuple(replace(g, beat_s=now_s) for g in self.fleet.generations)
         self.fleet = replace(self.fleet, ticked_s=now_s, generations=generations)
         mark = levels.Watermark(former=self._reading(), read_s=now_s)  # level 0, no rise
-        self.ladder = replace(self.ladder, ticked_s=now_s, mark=mark)
+        self.policy_state = replace(self.policy_state, ticked_s=now_s, mark=mark)
         self._was_quiet = False
 
     def _pass(self, step_s: float) -> None:
@@ -184,7 +187,11 @@ class World:
                 continue
             self.do(events.Beat(number))
             generation = self.fleet.by_number(number)
-            if generation and generation.state is life.State.DRAINING and worker.active < 1:
+            if (
+                generation
+                and generation.state is life.GenerationState.DRAINING
+                and worker.active < 1
+            ):
                 del self.workers[number]
                 self.do(events.Exited(number, "drained"))
             elif worker is serving:
@@ -220,7 +227,7 @@ class World:
 
     def _inputs(self) -> policy.Inputs:
         workers = list(self.workers.values())
-        generation = self.fleet.in_state(life.State.SERVING)
+        generation = self.fleet.in_state(life.GenerationState.SERVING)
         serving = self.serving
         planned = sum(self.now_s - at_s < HOUR_S for at_s in self.fleet.planned)
         fleet = self.fleet
@@ -245,7 +252,7 @@ class World:
         if decision.alarm:
             since_h = self.load.leak_from_h if self.scenario.leaks else 0.0
             told.alarms_h.append(self.at_h - since_h)
-        level = self.ladder.mark.level
+        level = self.policy_state.mark.level
         if level > self._level:
             self._rose_s = self.now_s
         elif level < self._level and self.now_s - self._rose_s < levels.DWELL_S:
@@ -263,8 +270,8 @@ class World:
             refused = self.do(events.Recycle(decision.recycle, planned=True))
             self.told.recycles += not any(isinstance(e, events.Refuse) for e in refused)
         if decision.cut:
-            victim = self.fleet.in_state(life.State.DRAINING) or self.fleet.in_state(
-                life.State.SERVING
+            victim = self.fleet.in_state(life.GenerationState.DRAINING) or self.fleet.in_state(
+                life.GenerationState.SERVING
             )
             if victim:
                 self.do(events.Fail(victim.number, decision.cut, notice=True))

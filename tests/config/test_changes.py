@@ -17,7 +17,7 @@ from tidegate.config import LoadedConfig
 from tidegate.config.changes import MAX_LINES, compare, effect_of, summary
 from tidegate.core.settings import (
     MIB,
-    Drain,
+    DrainLimits,
     Effect,
     HeaderSource,
     LimitOverrides,
@@ -176,7 +176,7 @@ def test_values_are_said_as_in_the_file() -> None:
             allowed_hosts=["a.example"],
             limits=Limits(idle_s=60.5, window_bytes=2 * MIB),
             memory=Memory(budget_bytes=512 * MIB),
-            drain=Drain(stop_limit_s=0),
+            drain=DrainLimits(stop_limit_s=0),
         ),
     ) == [
         "listen: 127.0.0.1:8433 → 0.0.0.0:8433, unix:/x",
@@ -267,6 +267,6 @@ def test_the_documentation_says_the_same() -> None:
     before, _, limits = row.partition("of `[limits]`:")
     at_once = [name for name, effect in effects(Limits).items() if effect is Effect.AT_ONCE]
     assert re.findall(r"`(\w+)`", limits) == at_once
-    for table in (Memory, Drain):
+    for table in (Memory, DrainLimits):
         assert f"`[{table.__name__.lower()}]`" in before
         assert set(effects(table).values()) == {Effect.AT_ONCE}

@@ -16,14 +16,14 @@ def test_a_client_is_two_descriptors_and_the_rest_stays_free(
     limit: int, clients: int, beyond: int
 ) -> None:
     """Its own, and that of its upstream; 256 are for everything else, of few a quarter."""
-    assert descriptors.places(limit) == (clients, beyond)
+    assert descriptors.connection_bounds(limit) == (clients, beyond)
 
 
 @pytest.mark.parametrize("clients", [385, 1000, 4096, 32640])
 def test_what_is_needed_is_just_enough(clients: int) -> None:
     """With one descriptor less there is no place for the last client."""
-    assert descriptors.places(descriptors.needed(clients)).clients == clients
-    assert descriptors.places(descriptors.needed(clients) - 1).clients == clients - 1
+    assert descriptors.connection_bounds(descriptors.needed(clients)).clients == clients
+    assert descriptors.connection_bounds(descriptors.needed(clients) - 1).clients == clients - 1
 
 
 def test_the_default_needs_what_the_documents_say() -> None:

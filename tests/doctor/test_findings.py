@@ -16,9 +16,9 @@ import pytest
 from doctor.bench import AWAKE, GIB, GOOD_JOB, Bench, disk, job, judged, memory, running, unit
 from fakes.upstream import ScriptedUpstream
 from tidegate.config import tokens
-from tidegate.core.descriptors import places
+from tidegate.core.descriptors import connection_bounds
 from tidegate.core.problems import Problem, Repair, Severity
-from tidegate.core.settings import MIB, Drain, Limits, Settings, Upstream
+from tidegate.core.settings import MIB, DrainLimits, Limits, Settings, Upstream
 from tidegate.doctor import computer, examination, files, ports, services, software, upstreams
 from tidegate.doctor import running as daemon
 from tidegate.doctor.findings import SEVERITIES, finding, kind_of
@@ -148,10 +148,10 @@ def _(bench: Bench) -> Iterator[Problem]:
 
 @provokes("directory-unusable", "--runtime-dir")
 def _(bench: Bench) -> Iterator[Problem]:
-    places = bench.places
-    places.runtime_dir.rmdir()
-    places.runtime_dir.write_text("not a directory")
-    return files.check_permissions(places)
+    connection_bounds = bench.places
+    connection_bounds.runtime_dir.rmdir()
+    connection_bounds.runtime_dir.write_text("not a directory")
+    return files.check_permissions(connection_bounds)
 
 
 @provokes("disk-exhausted", "make room")
@@ -577,7 +577,7 @@ def test_a_stop_limit_is_compared_with_the_managers(
     limit_s: float, stop: str, is_found: bool
 ) -> None:
     """Whatever the manager's spelling; one that waits for ever is enough."""
-    settings = Settings(drain=Drain(stop_limit_s=limit_s))
+    settings = Settings(drain=DrainLimits(stop_limit_s=limit_s))
     found = [kind_of(each) for each in judged(unit(TimeoutStopUSec=stop), settings)]
     assert found == (["service-stop-limit"] if is_found else [])
 
@@ -598,7 +598,7 @@ def test_few_connections_need_few_descriptors() -> None:
 @pytest.mark.parametrize(("files", "is_few"), [(8447, True), (8448, False)])
 def test_the_doctor_counts_descriptors_as_the_daemon_does(files: int, is_few: bool) -> None:
     """Two for each of 4,096 clients and 256: one less, and a client has no place."""
-    assert places(files).clients == 4096 - is_few
+    assert connection_bounds(files).clients == 4096 - is_few
     assert bool(list(computer.check_descriptors(files, Settings()))) == is_few
     assert bool(judged(unit(LimitNOFILE=str(files)))) == is_few
 

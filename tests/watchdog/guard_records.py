@@ -9,13 +9,13 @@ import msgspec
 
 from tidegate import __version__
 from tidegate.core.memory import levels as wm
-from tidegate.core.memory.decision import Decision, Inputs, Ladder
+from tidegate.core.memory.decision import Decision, Inputs, PolicyState
 from tidegate.core.memory.policy import decide
 from tidegate.core.memory.record import Record
 from tidegate.core.settings import MIB
 from tidegate.watchdog.guard.decision_log import DecisionLog
 
-LIMITS = wm.Limits(budget_bytes=256 * MIB, hard=True, machine_bytes=8192 * MIB)
+LIMITS = wm.BudgetLimits(budget_bytes=256 * MIB, hard=True, machine_bytes=8192 * MIB)
 BASE_BYTES = 44 * MIB
 AT = 1_795_391_112.0  # Unix seconds of second 0
 
@@ -34,14 +34,14 @@ def inputs(now_s: float, ratio: float, **more: Any) -> Inputs:
     return Inputs(now_s=now_s, reading=seen, limits=LIMITS, generation=1, recycles_left=3, **more)
 
 
-def play(log: DecisionLog, ratios: list[float], ladder: Ladder | None = None) -> list[Decision]:
+def play(log: DecisionLog, ratios: list[float], state: PolicyState | None = None) -> list[Decision]:
     """Decide once a second about these ratios, note each decision, and wait for the disk."""
-    ladder = ladder or Ladder()
+    state = state or PolicyState()
     made = []
     for second, ratio in enumerate(ratios):
         given = inputs(float(second), ratio)
-        before = ladder
-        ladder, decision = decide(before, given)
+        before = state
+        state, decision = decide(before, given)
         log.note(AT + second, before, given, decision)
         made.append(decision)
         log.close()
@@ -53,9 +53,13 @@ def log_of(directory: Path, ratios: list[float]) -> Path:
     lines = []
     for second, ratio in enumerate(ratios):
         given = inputs(float(second), ratio)
-        _, decision = decide(Ladder(), given)
+        _, decision = decide(PolicyState(), given)
         record = Record(
-            at=AT + second, version=__version__, before=Ladder(), inputs=given, decision=decision
+            at=AT + second,
+            version=__version__,
+            before=PolicyState(),
+            inputs=given,
+            decision=decision,
         )
         lines.append(msgspec.json.encode(record) + b"\n")
     path = directory / "decisions.jsonl"

@@ -20,7 +20,7 @@ import msgspec
 from tidegate.config import LoadedConfig
 from tidegate.core.fleet.lifecycle import Timing
 from tidegate.core.protocol.control import ControlReply, ControlRequest
-from tidegate.core.settings import Drain, Memory, Settings
+from tidegate.core.settings import DrainLimits, Memory, Settings
 from tidegate.watchdog.control.client import SOCKET_NAME
 from tidegate.watchdog.parts import Setup
 from tidegate.watchdog.pid_file import PID_FILE_NAME, PidFile
@@ -74,7 +74,7 @@ class Loop:
             settings=Settings(
                 listen=["127.0.0.1:0"],
                 memory=Memory(budget_bytes=512 << 20),
-                drain=Drain(stop_limit_s=0.2, recycle_limit_s=5.0),
+                drain=DrainLimits(stop_limit_s=0.2, recycle_limit_s=5.0),
             ),
             secrets={},
             tokens=[],

@@ -6,7 +6,7 @@ import argparse
 
 from tidegate import config
 from tidegate.config import places
-from tidegate.core.settings import Drain
+from tidegate.core.settings import DrainLimits
 
 
 def find_places(arguments: argparse.Namespace) -> places.Places:
@@ -26,4 +26,4 @@ def stop_limit_s(found: places.Places) -> float:
     try:
         return config.read_settings(found.config_file).drain.stop_limit_s
     except (config.ConfigError, OSError):
-        return Drain().stop_limit_s
+        return DrainLimits().stop_limit_s

@@ -52,7 +52,7 @@ def source_of(peer: str | None) -> Source:
     return Source(str(IPv6Network((address, 64), strict=False)), is_local=False)
 
 
-class Report(Struct, frozen=True):
+class BrakeReport(Struct, frozen=True):
     """What was wrong since the last report."""
 
     keys: int
@@ -106,13 +106,13 @@ class Brake:
             return None
         return (tries.level + 1 - FREE) * EVERY_S
 
-    def report(self, now_s: float) -> Report | None:
+    def report(self, now_s: float) -> BrakeReport | None:
         """What has not been said yet: the first wrong key at once, then once in a minute."""
         if not self._unsaid or now_s - self._reported_s < REPORT_EVERY_S:
             return None
         sources = [(name, tries.unsaid) for name, tries in self._tries.items() if tries.unsaid]
         sources.sort(key=lambda each: -each[1])
-        report = Report(self._unsaid, sources[:MOST_NAMED], max(0, len(sources) - MOST_NAMED))
+        report = BrakeReport(self._unsaid, sources[:MOST_NAMED], max(0, len(sources) - MOST_NAMED))
         self._reported_s, self._unsaid = now_s, 0
         for tries in self._tries.values():
             tries.unsaid = 0

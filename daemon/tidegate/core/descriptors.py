@@ -16,18 +16,18 @@ _BEYOND_SHARE = 4  # of what is reserved
 _A_CLIENT = 2
 
 
-class Places(NamedTuple):
+class ConnectionBounds(NamedTuple):
     """How many connections there are descriptors for."""
 
     clients: int
     beyond: int  # more of them, which may only look whether we are well
 
 
-def places(limit: int) -> Places:
+def connection_bounds(limit: int) -> ConnectionBounds:
     """What a process may serve that may have `limit` descriptors."""
     reserved = min(_RESERVED, limit // _RESERVED_SHARE)
     clients = max(1, (limit - reserved) // _A_CLIENT)
-    return Places(clients, max(1, reserved // _BEYOND_SHARE))
+    return ConnectionBounds(clients, max(1, reserved // _BEYOND_SHARE))
 
 
 def needed(clients: int) -> int:

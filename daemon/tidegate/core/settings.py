@@ -128,7 +128,7 @@ class Memory(Struct, frozen=True, kw_only=True, omit_defaults=True):
     growth: Growth = Growth()
 
 
-class Drain(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class DrainLimits(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How long streams may go on when their worker is on its way out."""
 
     stop_limit_s: AtOnce[float] = 30.0
@@ -196,7 +196,7 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     allowed_hosts: AtOnce[list[str]] = []
     limits: Limits = Limits()
     memory: Memory = Memory()
-    drain: Drain = Drain()
+    drain: DrainLimits = DrainLimits()
     auth: Auth = Auth()
     upstreams: Later[list[Upstream]] = field(default_factory=list, name="upstream")
     models: Later[list[Model]] = field(default_factory=list, name="model")

@@ -106,7 +106,7 @@ def check_memory(memory: ComputerMemory) -> Iterator[Problem]:
 
 def check_descriptors(hard: int, settings: Settings) -> Iterator[Problem]:
     """`hard`: what a process may raise its own limit to; tidegate does so at its start."""
-    wanted, there_are = settings.limits.max_connections, descriptors.places(hard).clients
+    wanted, there_are = settings.limits.max_connections, descriptors.connection_bounds(hard).clients
     if there_are < wanted:
         enough = descriptors.needed(wanted)
         yield finding(

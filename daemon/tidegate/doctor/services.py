@@ -183,7 +183,7 @@ def _check_resources(
             )
     files = shown.get("LimitNOFILE", "")
     wanted = settings.limits.max_connections
-    there_are = descriptors.places(int(files)).clients if files.isdigit() else wanted
+    there_are = descriptors.connection_bounds(int(files)).clients if files.isdigit() else wanted
     if there_are < wanted:
         enough = descriptors.needed(wanted)
         yield finding(

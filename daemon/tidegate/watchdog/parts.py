@@ -90,7 +90,7 @@ class Parts:
         self.generations = Generations(
             command=setup.worker_command,
             runtime_dir=setup.runtime_dir,
-            policy=life.Policy(timing=timing, gives_up=not setup.park),
+            policy=life.RestartPolicy(timing=timing, gives_up=not setup.park),
             selector=self.selector,
             on_said=self._heard,
             on_event=self.do,
@@ -223,7 +223,7 @@ class Parts:
     def _follow(self, config: LoadedConfig) -> None:
         """What the watchdog itself follows of a config that came into force."""
         settings = config.settings
-        self.generations.policy = life.Policy(
+        self.generations.policy = life.RestartPolicy(
             timing=self._setup.timing,
             recycle_limit_s=settings.drain.recycle_limit_s,
             recycles_per_hour=settings.memory.recycles_per_hour,

@@ -21,7 +21,7 @@ TABLES = {
     "## `[limits]`": settings.Limits,
     "## `[memory]`": settings.Memory,
     "## `[memory.growth]`": settings.Growth,
-    "## `[drain]`": settings.Drain,
+    "## `[drain]`": settings.DrainLimits,
     "## `[auth]`": settings.Auth,
     "## `[[upstream]]`": settings.Upstream,
     "## `[[model]]`": settings.Model,

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from tidegate.core.fleet import events
 from tidegate.core.fleet import lifecycle as life
-from tidegate.core.fleet.lifecycle import Act, Happening, State, Timing
+from tidegate.core.fleet.lifecycle import GenerationAct, GenerationState, GenerationTrigger, Timing
 
-POLICY = life.Policy()
+POLICY = life.RestartPolicy()
 TIMING = Timing()
 
 
@@ -21,7 +21,7 @@ TIMING = Timing()
 class Rig:
     """A fleet with a clock, and all effects it had so far."""
 
-    policy: life.Policy = POLICY
+    policy: life.RestartPolicy = POLICY
     fleet: life.Fleet = field(default_factory=life.Fleet)
     now_s: float = 1000.0
     effects: list[events.Effect] = field(default_factory=list)
@@ -52,15 +52,15 @@ class Rig:
 
 def test_every_cell_is_filled() -> None:
     """Whatever happens in whatever state, the table knows what follows."""
-    assert set(life.TABLE) == set(itertools.product(State, Happening))
+    assert set(life.TABLE) == set(itertools.product(GenerationState, GenerationTrigger))
 
 
 def test_nothing_comes_back() -> None:
     """No cell leads to an earlier state, and the gone stay gone."""
-    order = list(State)
+    order = list(GenerationState)
     for (state, _), (following, act) in life.TABLE.items():
         assert order.index(following) >= order.index(state)
-        assert state is not State.GONE or act is Act.NOTHING
+        assert state is not GenerationState.GONE or act is GenerationAct.NOTHING
 
 
 def test_first_generation_serves_when_it_is_ready() -> None:
@@ -155,7 +155,7 @@ def test_death_during_a_recycle_waits_for_the_successor() -> None:
 
 def test_drain_has_a_limit() -> None:
     """A former generation that is still there after the limit and its margin is killed."""
-    rig = Rig(policy=life.Policy(recycle_limit_s=20.0)).serving()
+    rig = Rig(policy=life.RestartPolicy(recycle_limit_s=20.0)).serving()
     rig.do(events.Recycle("asked"))
     rig.do(events.BecameReady(2))
     assert rig.tick_for(22, 1, 2) == []
@@ -208,7 +208,7 @@ def crash(rig: Rig, times: int) -> list[events.Effect]:
     """Workers that die before they are ready, one after the other."""
     seen: list[events.Effect] = []
     for _ in range(times):
-        while rig.fleet.in_state(State.STARTING) is None:
+        while rig.fleet.in_state(GenerationState.STARTING) is None:
             rig.now_s += 0.5
             seen += rig.do(events.Tick())
         seen += rig.do(events.Exited(rig.fleet.last_number, "exit 1"))
@@ -248,7 +248,7 @@ def test_workers_that_hang_at_their_start_are_a_crash_loop_too() -> None:
 
 def test_parked_daemon_never_gives_up() -> None:
     """It tries with a back-off of up to five minutes instead."""
-    rig = Rig(policy=life.Policy(gives_up=False))
+    rig = Rig(policy=life.RestartPolicy(gives_up=False))
     rig.do(events.Begin())
     effects = crash(rig, 15)
     assert not any(isinstance(effect, events.GiveUp) for effect in effects)
@@ -276,7 +276,7 @@ def test_second_stop_ends_at_once() -> None:
 
 def test_stop_shortens_a_drain_and_never_lengthens_it() -> None:
     """A generation that drains for a recycle gets the stop's limit, if that is sooner."""
-    rig = Rig(policy=life.Policy(recycle_limit_s=10.0)).serving()
+    rig = Rig(policy=life.RestartPolicy(recycle_limit_s=10.0)).serving()
     rig.do(events.Recycle("asked"))
     rig.do(events.BecameReady(2))
     rig.do(events.Stop(limit_s=60.0))
@@ -347,9 +347,9 @@ def test_the_fleet_keeps_its_promises(story: list[tuple[events.Event, float]]) -
         generations = rig.fleet.generations
         states = [g.state for g in generations]
         assert len(generations) <= 2
-        assert states.count(State.STARTING) <= 1
-        assert states.count(State.SERVING) <= 1
-        assert State.GONE not in states
+        assert states.count(GenerationState.STARTING) <= 1
+        assert states.count(GenerationState.SERVING) <= 1
+        assert GenerationState.GONE not in states
         gave_up = any(isinstance(effect, events.GiveUp) for effect in rig.effects)
         if not generations:
             assert rig.fleet.stopping or rig.fleet.spawn_at_s is not None or gave_up

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from msgspec import Raw, Struct
 
 from tidegate.core.formats.foreign_json import (
+    JsonReader,
     OtherShape,
-    Reader,
-    Unreadable,
+    UnreadableJson,
     as_object,
     is_json,
     members_of,
@@ -23,7 +23,7 @@ class Named(Struct):
     model: str
 
 
-read = Reader(Named)
+read = JsonReader(Named)
 HALVES = [
     rb"\ud83d",
     rb"\uDE00",
@@ -120,18 +120,18 @@ def test_what_is_taken_is_json_and_what_is_refused_is_none(data: bytes) -> None:
 @pytest.mark.parametrize(
     ("data", "error"),
     [
-        (b"", Unreadable),
+        (b"", UnreadableJson),
         (b"[]", OtherShape),
         (b"{}", OtherShape),
         (rb'{"model":7,"x":"\ud83d"}', OtherShape),
-        (b'{"model":"\xff"}', Unreadable),
+        (b'{"model":"\xff"}', UnreadableJson),
         (b"[" * 100_000, OtherShape),
-        (b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}", Unreadable),
+        (b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}", UnreadableJson),
     ],
 )
-def test_every_other_text_is_refused_by_one_error(data: bytes, error: type[Unreadable]) -> None:
+def test_every_other_text_is_refused_by_one_error(data: bytes, error: type[UnreadableJson]) -> None:
     """It says whether it is no JSON, or not what was looked for."""
-    with pytest.raises(Unreadable) as told:
+    with pytest.raises(UnreadableJson) as told:
         read(data)
     assert type(told.value) is error
     assert str(told.value)

@@ -11,7 +11,7 @@ from tidegate.core.memory import levels as wm
 from tidegate.core.settings import MIB
 
 BASE = 44 * MIB
-LIMITS = wm.Limits(budget_bytes=256 * MIB, hard=True, machine_bytes=8192 * MIB)
+LIMITS = wm.BudgetLimits(budget_bytes=256 * MIB, hard=True, machine_bytes=8192 * MIB)
 SPENDABLE = wm.spendable_bytes(256 * MIB, BASE)
 
 
@@ -48,7 +48,7 @@ BUDGETS = [wm.LEAST_BUDGET_BYTES, 200 * MIB, 256 * MIB, 512 * MIB, 1024 * MIB, 8
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_a_worker_that_has_served_is_level_0_at_every_budget(budget: int) -> None:
     """What it keeps beside its runs is no reason for a level, whatever its base is."""
-    limits = wm.Limits(budget_bytes=budget, hard=True, machine_bytes=8192 * MIB)
+    limits = wm.BudgetLimits(budget_bytes=budget, hard=True, machine_bytes=8192 * MIB)
     for base in (BASE, wm.USUAL_BASE_BYTES + 2 * MIB):
         kept = replace(reading(wm.WORKER_KEEPS_BYTES), base_bytes=base)
         mark, standing = wm.judge(wm.Watermark(level=5, lower_since_s=0.0), kept, limits, 10.0)
@@ -60,7 +60,7 @@ def test_a_worker_that_has_served_is_level_0_at_every_budget(budget: int) -> Non
 @pytest.mark.parametrize("generations", [1, 2])
 def test_idle_is_level_0_and_a_recycle_does_not_raise_it(budget: int, generations: int) -> None:
     """Workers that hold no more than their base are level 0 at every budget."""
-    limits = wm.Limits(budget_bytes=budget, hard=True, machine_bytes=8192 * MIB)
+    limits = wm.BudgetLimits(budget_bytes=budget, hard=True, machine_bytes=8192 * MIB)
     used = generations * BASE + 13 * MIB
     mark, standing = wm.judge(wm.Watermark(), reading(0, used=used), limits, 0.0)
     assert (mark.level, standing.ratio) == (0, 0.0)
@@ -114,7 +114,7 @@ def test_hard_budget_is_last_at_95_percent_of_raw_use() -> None:
 
 def test_guessed_budget_is_last_only_far_above_or_on_a_full_machine() -> None:
     """Our own guess kills at 1.5 times, or when less than 5 % of the machine is left."""
-    soft = wm.Limits(budget_bytes=256 * MIB, hard=False, machine_bytes=8192 * MIB)
+    soft = wm.BudgetLimits(budget_bytes=256 * MIB, hard=False, machine_bytes=8192 * MIB)
 
     def is_last(used: int, free: int) -> bool:
         return wm.judge(wm.Watermark(), reading(0, used=used, free=free), soft, 0.0)[0].level == 5

@@ -12,15 +12,15 @@ from msgspec.structs import replace
 
 from tidegate.core.memory import levels as wm
 from tidegate.core.memory import policy as ld
-from tidegate.core.memory.decision import Decision, Inputs, Ladder
+from tidegate.core.memory.decision import Decision, Inputs, PolicyState
 from tidegate.core.memory.growth import Finding
 from tidegate.core.memory.report import StepReport
-from tidegate.core.runs.eviction import Step
+from tidegate.core.runs.eviction import ReclaimStep
 from tidegate.core.settings import MIB, Growth
 
 BASE = 44 * MIB
 BUDGET = 256 * MIB
-LIMITS = wm.Limits(budget_bytes=BUDGET, hard=True, machine_bytes=8192 * MIB)
+LIMITS = wm.BudgetLimits(budget_bytes=BUDGET, hard=True, machine_bytes=8192 * MIB)
 SPENDABLE = wm.spendable_bytes(BUDGET, BASE)
 LEAK = 6 * MIB
 
@@ -60,17 +60,17 @@ def finding(bytes_per_h: float, *, confirmed: bool = True) -> Finding:
 
 
 class Played:
-    """A ladder and every decision that it made."""
+    """A policy state and every decision that it made."""
 
     def __init__(self) -> None:
-        self.ladder = Ladder()
+        self.state = PolicyState()
         self.decisions: list[Decision] = []
         self.now_s = 0.0
 
     def tick(self, seen: wm.Reading, *, after_s: float = 1.0, **more: Any) -> Decision:
         """One more second."""
         self.now_s += after_s
-        self.ladder, decision = ld.decide(self.ladder, inputs(self.now_s, seen, **more))
+        self.state, decision = ld.decide(self.state, inputs(self.now_s, seen, **more))
         self.decisions.append(decision)
         return decision
 
@@ -86,23 +86,23 @@ class Played:
     ("ratio", "steps"),
     [
         (0.5, ()),
-        (0.65, (Step.TIDY,)),
-        (0.75, (Step.STALE, Step.TIDY)),
-        (0.85, (Step.STALE, Step.STALLED, Step.TIDY)),
+        (0.65, (ReclaimStep.TIDY,)),
+        (0.75, (ReclaimStep.STALE, ReclaimStep.TIDY)),
+        (0.85, (ReclaimStep.STALE, ReclaimStep.STALLED, ReclaimStep.TIDY)),
         (
             0.95,
             (
-                Step.STALE,
-                Step.FINISHED,
-                Step.STALLED,
-                Step.BACKGROUND,
-                Step.WINDOWS,
-                Step.TIDY,
+                ReclaimStep.STALE,
+                ReclaimStep.FINISHED,
+                ReclaimStep.STALLED,
+                ReclaimStep.BACKGROUND,
+                ReclaimStep.WINDOWS,
+                ReclaimStep.TIDY,
             ),
         ),
     ],
 )
-def test_each_level_has_its_steps(ratio: float, steps: tuple[Step, ...]) -> None:
+def test_each_level_has_its_steps(ratio: float, steps: tuple[ReclaimStep, ...]) -> None:
     """What costs nobody anything comes first, and the trim last."""
     assert Played().tick(reading(ratio)).steps == steps
 
@@ -122,8 +122,8 @@ def test_squeeze_and_shed_hold_while_their_level_does(
 def test_steps_are_repeated_while_the_level_holds() -> None:
     """It acts on the level, not on its change; only the trim has a pause."""
     decisions = Played().ticks(62, reading(0.75))
-    assert all(Step.STALE in decision.steps for decision in decisions)
-    tidied = [n for n, decision in enumerate(decisions) if Step.TIDY in decision.steps]
+    assert all(ReclaimStep.STALE in decision.steps for decision in decisions)
+    tidied = [n for n, decision in enumerate(decisions) if ReclaimStep.TIDY in decision.steps]
     assert tidied == [0, 30, 60]
 
 
@@ -153,22 +153,22 @@ def test_what_is_kept_goes_after_a_minute_at_level_1() -> None:
     played = Played()
     played.ticks(5, reading(0.5))
     first = played.ticks(60, reading(0.65), active_runs=0)
-    assert not any(Step.KEPT in decision.steps for decision in first)
-    assert Step.KEPT in played.tick(reading(0.65), active_runs=0).steps
+    assert not any(ReclaimStep.KEPT in decision.steps for decision in first)
+    assert ReclaimStep.KEPT in played.tick(reading(0.65), active_runs=0).steps
     played.ticks(30, reading(0.5), active_runs=0)
-    assert Step.KEPT not in played.tick(reading(0.65), active_runs=0).steps
+    assert ReclaimStep.KEPT not in played.tick(reading(0.65), active_runs=0).steps
 
 
 def test_a_step_that_twice_frees_next_to_nothing_is_skipped_for_a_while() -> None:
     """Under 5 % of what it promised, two times in a row."""
     played = Played()
-    assert Step.STALE in played.tick(reading(0.75), relieved=report(4)).steps
-    assert Step.STALE in played.tick(reading(0.75), relieved=report(5)).steps
-    assert Step.STALE in played.tick(reading(0.75), relieved=report(4)).steps
+    assert ReclaimStep.STALE in played.tick(reading(0.75), relieved=report(4)).steps
+    assert ReclaimStep.STALE in played.tick(reading(0.75), relieved=report(5)).steps
+    assert ReclaimStep.STALE in played.tick(reading(0.75), relieved=report(4)).steps
     decision = played.tick(reading(0.75), relieved=report(0))
-    assert decision.skipped == (Step.STALE,)
-    assert Step.STALE not in decision.steps
-    assert Step.STALE not in played.tick(reading(0.75), after_s=4.0).steps
+    assert decision.skipped == (ReclaimStep.STALE,)
+    assert ReclaimStep.STALE not in decision.steps
+    assert ReclaimStep.STALE not in played.tick(reading(0.75), after_s=4.0).steps
     while played.tick(reading(0.75), after_s=4.0).skipped:
         assert played.now_s < 400
     assert played.now_s >= ld.SKIP_S
@@ -188,7 +188,7 @@ def test_unexplained_memory_is_trimmed_documented_looked_at_again_and_recycled()
     """In this order, and before any new run is refused."""
     played = Played()
     decisions = played.ticks(10, reading(0.75, explained=0.2))
-    assert Step.TIDY in decisions[0].steps
+    assert ReclaimStep.TIDY in decisions[0].steps
     assert [n for n, d in enumerate(decisions) if d.evidence == "recycle: memory"] == [5]
     assert [n for n, d in enumerate(decisions) if d.recycle == "memory"] == [6]
     assert all(d.shed is None for d in decisions)
@@ -208,10 +208,10 @@ def test_a_level_below_2_never_causes_a_recycle() -> None:
 
 def test_what_every_worker_keeps_is_no_reason_to_recycle() -> None:
     """At a small budget a quarter of the spendable part is less than a new worker would keep."""
-    limits = wm.Limits(budget_bytes=128 * MIB, hard=True, machine_bytes=8192 * MIB)
+    limits = wm.BudgetLimits(budget_bytes=128 * MIB, hard=True, machine_bytes=8192 * MIB)
     held = 16 * MIB
     seen = replace(reading(0.0), held_bytes=held, ledger_bytes=0, used_bytes=held + BASE)
-    state, decisions = Ladder(), []
+    state, decisions = PolicyState(), []
     for second in range(60):
         state, decision = ld.decide(state, replace(inputs(float(second), seen), limits=limits))
         decisions.append(decision)
@@ -237,9 +237,9 @@ def test_what_is_gone_at_the_second_look_is_not_recycled() -> None:
     """It looks again just before it does harm."""
     played = Played()
     played.ticks(6, reading(0.75, explained=0.0))
-    assert played.ladder.harm is not None
+    assert played.state.harm is not None
     assert played.tick(reading(0.75, explained=0.9)).recycle is None
-    assert played.ladder.harm is None
+    assert played.state.harm is None
 
 
 def test_harm_waits_for_its_evidence_but_not_for_ever() -> None:
@@ -292,10 +292,10 @@ def test_at_level_2_there_is_room_for_a_second_worker_at_every_budget(budget: in
         ledger_bytes=0,
         available_bytes=4096 * MIB,
     )
-    state, decided = Ladder(), []
+    state, decided = PolicyState(), []
     for second in range(20):
         given_now = inputs(float(second), seen)
-        limits = wm.Limits(budget_bytes=budget, hard=True, machine_bytes=8192 * MIB)
+        limits = wm.BudgetLimits(budget_bytes=budget, hard=True, machine_bytes=8192 * MIB)
         state, decision = ld.decide(state, replace(given_now, limits=limits))
         decided.append(decision)
     assert any(d.recycle == "memory" for d in decided)
@@ -350,7 +350,7 @@ def test_growth_with_no_way_out_is_level_4() -> None:
     fast = finding(20 * SPENDABLE)
     decision = Played().ticks(3, reading(0.5, explained=0.0), finding=fast, recycles_left=0)[-1]
     assert decision.level == 4
-    assert Step.BACKGROUND in decision.steps
+    assert ReclaimStep.BACKGROUND in decision.steps
     assert decision.shed is not None
 
 
@@ -430,10 +430,10 @@ def test_a_recycle_that_was_planned_keeps_the_level_while_the_former_worker_drai
 
 def test_a_record_without_a_generation_decides_as_it_did() -> None:
     """What a former version wrote down says nothing of whose level it was."""
-    before = Ladder(mark=wm.Watermark(level=3))
+    before = PolicyState(mark=wm.Watermark(level=3))
     raw = msgspec.json.decode(msgspec.json.encode(before))
     del raw["generation"], raw["raised_s"]
-    read = msgspec.convert(raw, Ladder)
+    read = msgspec.convert(raw, PolicyState)
     _, decision = ld.decide(read, inputs(1.0, reading(0.5), generation=2))
     assert decision.level == 3
 
@@ -444,7 +444,7 @@ def test_a_gap_in_the_clock_never_harms() -> None:
     for _ in range(20):
         assert played.tick(FULL).cut is None
         assert played.tick(FULL, after_s=3600.0).cut is None
-        assert played.ladder.harm is None
+        assert played.state.harm is None
 
 
 def test_observing_decides_the_same_and_says_it_once_an_hour() -> None:
@@ -485,10 +485,10 @@ def test_no_harm_without_evidence_and_a_second_look(
     """Whatever happens, each harm has its evidence ordered before, and one who repeats agrees."""
     played, ordered = Played(), {"recycle": False, "cut": False}
     for seen, facts, after_s in steps:
-        before = played.ladder
+        before = played.state
         decision = played.tick(seen, after_s=after_s, **facts)
         again = ld.decide(before, inputs(played.now_s, seen, **facts))
-        assert again == (played.ladder, decision)
+        assert again == (played.state, decision)
         for kind, done in (("recycle", decision.recycle), ("cut", decision.cut)):
             if done or (kind == "cut" and decision.give_up):
                 assert ordered[kind], f"{kind} without evidence"
@@ -502,7 +502,7 @@ def test_no_harm_without_evidence_and_a_second_look(
             assert facts["recycles_left"]
             assert not facts["is_recycling"]
             assert facts["generation"]
-        assert len(decision.steps) <= len(Step)
+        assert len(decision.steps) <= len(ReclaimStep)
 
 
 @settings(deadline=None)
@@ -516,7 +516,7 @@ def test_severity_is_monotone(seen: wm.Reading, facts: dict[str, Any], more: flo
     )
     first, second = Played().tick(seen, **facts), Played().tick(worse, **facts)
     assert second.level >= first.level
-    assert set(second.steps) >= set(first.steps) - {Step.TIDY}
+    assert set(second.steps) >= set(first.steps) - {ReclaimStep.TIDY}
     assert second.stale_after_s <= first.stale_after_s
     assert second.squeeze >= first.squeeze
     assert second.shed or not first.shed
@@ -530,11 +530,11 @@ def test_what_is_written_down_decides_the_same_when_read_back(
     """State, inputs and decision survive JSON."""
     played = Played()
     for seen, facts in steps:
-        before = msgspec.json.encode(played.ladder)
+        before = msgspec.json.encode(played.state)
         decision = played.tick(seen, **facts)
         asked = msgspec.json.encode(inputs(played.now_s, seen, **facts))
         _, again = ld.decide(
-            msgspec.json.decode(before, type=Ladder),
+            msgspec.json.decode(before, type=PolicyState),
             msgspec.json.decode(asked, type=Inputs),
         )
         assert msgspec.json.encode(again) == msgspec.json.encode(decision)

@@ -7,23 +7,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tidegate.core.memory.decision import Decision, Ladder, NoRecycle
+from tidegate.core.memory.decision import Decision, NoRecycle, PolicyState
 from tidegate.core.memory.policy import decide
 from tidegate.core.memory.record import Record, decide_again, describe, is_news, standing
 from watchdog.guard_records import AT, inputs
 
 
-def decided(ratio: float, ladder: Ladder | None = None, now_s: float = 0.0) -> Decision:
-    return decide(ladder or Ladder(), inputs(now_s, ratio))[1]
+def decided(ratio: float, state: PolicyState | None = None, now_s: float = 0.0) -> Decision:
+    return decide(state or PolicyState(), inputs(now_s, ratio))[1]
 
 
 @given(st.lists(st.floats(0, 1.4), min_size=1, max_size=12))
 def test_what_was_written_is_decided_again_in_the_same_way(ratios: list[float]) -> None:
     """Through JSON and back, every figure of it."""
-    ladder = Ladder()
+    state = PolicyState()
     for second, ratio in enumerate(ratios):
-        before, given_inputs = ladder, inputs(float(second), ratio)
-        ladder, decision = decide(before, given_inputs)
+        before, given_inputs = state, inputs(float(second), ratio)
+        state, decision = decide(before, given_inputs)
         record = Record(at=AT, version="x", before=before, inputs=given_inputs, decision=decision)
         line = msgspec.json.encode(record)
         again = msgspec.json.decode(line, type=Record)
@@ -34,11 +34,11 @@ def test_what_was_written_is_decided_again_in_the_same_way(ratios: list[float]) 
 def test_a_difference_names_the_field_and_both_values() -> None:
     """What the record says, and what would be decided now."""
     given_inputs = inputs(0.0, 0.75)
-    _, decision = decide(Ladder(), given_inputs)
+    _, decision = decide(PolicyState(), given_inputs)
     record = Record(
         at=AT,
         version="x",
-        before=Ladder(),
+        before=PolicyState(),
         inputs=given_inputs,
         decision=replace(decision, level=1, squeeze=False),
     )

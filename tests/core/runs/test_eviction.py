@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.core.runs import eviction
-from tidegate.core.runs.eviction import Act, Candidate, Step, plan
+from tidegate.core.runs.eviction import Candidate, Eviction, ReclaimStep, plan
 
 NOW_S = 10_000.0
 
@@ -29,7 +29,9 @@ def finished(run_id: str, ago_s: float, **facts: Any) -> Candidate:
     return run(run_id, is_over=True, readers=0, ended_s=NOW_S - ago_s, **facts)
 
 
-def ids(step: Step, *candidates: Candidate, stale_after_s: float = 60.0, most: int = 50) -> str:
+def ids(
+    step: ReclaimStep, *candidates: Candidate, stale_after_s: float = 60.0, most: int = 50
+) -> str:
     """The victims' ids, in order."""
     return "".join(v.id for v in plan(step, candidates, NOW_S, stale_after_s, most))
 
@@ -38,7 +40,7 @@ def test_stale_takes_finished_before_live_and_the_oldest_first() -> None:
     """What its creator has had goes before what he has not."""
     assert (
         ids(
-            Step.STALE,
+            ReclaimStep.STALE,
             run("s", stuck_s=NOW_S - 1),
             run("a", readers=0, abandoned_s=NOW_S - 100),
             finished("y", 70),
@@ -63,14 +65,14 @@ def test_stale_takes_finished_before_live_and_the_oldest_first() -> None:
 )
 def test_stale_spares_what_somebody_may_want(spared: Candidate) -> None:
     """A live run, one that was asked to go on, one just left, one just finished, one being read."""
-    assert ids(Step.STALE, spared) == ""
+    assert ids(ReclaimStep.STALE, spared) == ""
 
 
 def test_stalled_takes_runs_whose_every_reader_reads_nothing() -> None:
     """The finished ones first, then the longest; one lively reader saves a run."""
     assert (
         ids(
-            Step.STALLED,
+            ReclaimStep.STALLED,
             run("b", stalled_s=61),
             run("c", stalled_s=300, readers=3),
             run("a", is_over=True, ended_s=NOW_S - 5, stalled_s=61),
@@ -83,7 +85,7 @@ def test_stalled_takes_runs_whose_every_reader_reads_nothing() -> None:
 
 def test_who_reads_is_never_stalled() -> None:
     """Not even where there is no patience at all."""
-    assert ids(Step.STALLED, run("a"), run("b", stalled_s=0.1), stale_after_s=0.0) == "b"
+    assert ids(ReclaimStep.STALLED, run("a"), run("b", stalled_s=0.1), stale_after_s=0.0) == "b"
 
 
 def test_kept_takes_what_no_reader_wants_just_now() -> None:
@@ -95,12 +97,12 @@ def test_kept_takes_what_no_reader_wants_just_now() -> None:
         run("k", readers=0, abandoned_s=NOW_S - 1, keep_running=True),
         run("l"),
     )
-    assert ids(Step.KEPT, *found) == "ba"
+    assert ids(ReclaimStep.KEPT, *found) == "ba"
 
 
 def test_finished_takes_all_that_nobody_reads() -> None:
     """Whatever its age."""
-    assert ids(Step.FINISHED, finished("b", 0), finished("a", 1), run("l"), run("r")) == "ab"
+    assert ids(ReclaimStep.FINISHED, finished("b", 0), finished("a", 1), run("l"), run("r")) == "ab"
 
 
 def test_background_takes_runs_that_nobody_listens_to() -> None:
@@ -108,7 +110,7 @@ def test_background_takes_runs_that_nobody_listens_to() -> None:
     background = {"readers": 0, "keep_running": True, "abandoned_s": NOW_S - 1}
     assert (
         ids(
-            Step.BACKGROUND,
+            ReclaimStep.BACKGROUND,
             run("s", held_bytes=10, **background),
             run("l", held_bytes=20, **background),
             run("r", keep_running=True),
@@ -121,26 +123,26 @@ def test_background_takes_runs_that_nobody_listens_to() -> None:
 def test_windows_shrink_to_what_readers_need() -> None:
     """The largest spare part first; a window that is needed whole stays."""
     victims = plan(
-        Step.WINDOWS,
+        ReclaimStep.WINDOWS,
         [run("a", needed_bytes=700), run("b", needed_bytes=0), run("c"), finished("f", 9)],
         NOW_S,
         60.0,
         50,
     )
     assert [(v.id, v.act, v.promised_bytes, v.keep_bytes) for v in victims] == [
-        ("b", Act.SHRINK, 800, 0),
-        ("a", Act.SHRINK, 100, 700),
+        ("b", Eviction.SHRINK, 800, 0),
+        ("a", Eviction.SHRINK, 100, 700),
     ]
 
 
 def test_tidying_takes_nothing_from_any_run() -> None:
     """It has no victims."""
-    assert ids(Step.TIDY, run("a", stalled_s=1e9), finished("f", 1e9)) == ""
+    assert ids(ReclaimStep.TIDY, run("a", stalled_s=1e9), finished("f", 1e9)) == ""
 
 
 def test_reasons_are_for_people() -> None:
     """A reader learns what happened and for how long."""
-    (victim,) = plan(Step.STALLED, [run("a", stalled_s=61.4)], NOW_S, 60.0, 1)
+    (victim,) = plan(ReclaimStep.STALLED, [run("a", stalled_s=61.4)], NOW_S, 60.0, 1)
     assert victim.reason == "swept: its readers have read nothing for 61 s"
 
 
@@ -166,9 +168,9 @@ CANDIDATES = st.lists(
 )
 
 
-@given(st.sampled_from(Step), CANDIDATES, st.floats(0, 600), st.integers(0, 10))
+@given(st.sampled_from(ReclaimStep), CANDIDATES, st.floats(0, 600), st.integers(0, 10))
 def test_a_plan_is_bounded_true_and_spares_who_reads(
-    step: Step, candidates: list[Candidate], stale_after_s: float, most: int
+    step: ReclaimStep, candidates: list[Candidate], stale_after_s: float, most: int
 ) -> None:
     """Whatever there is: at most so many, promises that are held, and nobody harmed who reads."""
     victims = plan(step, candidates, NOW_S, stale_after_s, most)
@@ -178,7 +180,7 @@ def test_a_plan_is_bounded_true_and_spares_who_reads(
     assert len({victim.id for victim in victims}) == len(victims)
     for victim in victims:
         of = known[victim.id]
-        if victim.act is Act.RELEASE:
+        if victim.act is Eviction.RELEASE:
             assert victim.promised_bytes == of.held_bytes
             if of.readers and now_reads(of, stale_after_s):
                 assert of.stuck_s <= NOW_S
@@ -186,7 +188,7 @@ def test_a_plan_is_bounded_true_and_spares_who_reads(
             assert victim.keep_bytes >= of.needed_bytes
             assert victim.promised_bytes == of.window_bytes - victim.keep_bytes > 0
     over = [known[victim.id].is_over for victim in victims]
-    assert over == sorted(over, reverse=True) or step is Step.WINDOWS
+    assert over == sorted(over, reverse=True) or step is ReclaimStep.WINDOWS
 
 
 def now_reads(candidate: Candidate, stale_after_s: float) -> bool:
@@ -194,9 +196,9 @@ def now_reads(candidate: Candidate, stale_after_s: float) -> bool:
     return candidate.stalled_s < stale_after_s or not candidate.stalled_s
 
 
-@given(st.sampled_from(Step), CANDIDATES, st.floats(0, 600), st.floats(0, 600))
+@given(st.sampled_from(ReclaimStep), CANDIDATES, st.floats(0, 600), st.floats(0, 600))
 def test_less_patience_never_spares_more(
-    step: Step, candidates: list[Candidate], first_s: float, second_s: float
+    step: ReclaimStep, candidates: list[Candidate], first_s: float, second_s: float
 ) -> None:
     """A shorter stale limit takes at least whom a longer one takes."""
     short_s, long_s = sorted((first_s, second_s))
@@ -208,7 +210,7 @@ def test_less_patience_never_spares_more(
 @given(CANDIDATES, st.randoms(use_true_random=False))
 def test_the_order_of_candidates_does_not_matter(candidates: list[Candidate], random: Any) -> None:
     """Who is taken depends on value alone, as far as values differ."""
-    for step in Step:
+    for step in ReclaimStep:
         before = plan(step, candidates, NOW_S, 60.0, 100)
         shuffled = list(candidates)
         random.shuffle(shuffled)
@@ -216,8 +218,8 @@ def test_the_order_of_candidates_does_not_matter(candidates: list[Candidate], ra
         assert {v.id for v in before} == {v.id for v in after}
 
 
-def test_every_step_has_a_place_in_the_ladder() -> None:
+def test_every_step_has_a_place_in_the_policy() -> None:
     """None can be ordered that is never due."""
     from tidegate.core.memory.policy import STEPS
 
-    assert {step for _, step in STEPS} == set(Step) == set(eviction.Step)
+    assert {step for _, step in STEPS} == set(ReclaimStep) == set(eviction.ReclaimStep)

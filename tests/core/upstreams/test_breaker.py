@@ -14,80 +14,84 @@ from tidegate.core.upstreams.breaker import (
     MOST_ASIDE_S,
     TABLE,
     TRIAL_S,
-    Act,
     Breaker,
-    Happening,
-    State,
+    BreakerAct,
+    BreakerState,
+    BreakerTrigger,
     Witness,
 )
 
 NOW_S = 1000.0
 
 
-def breaker_in(state: State, failures: int = 0) -> Breaker:
+def breaker_in(state: BreakerState, failures: int = 0) -> Breaker:
     """One that came there by what can really happen, at NOW_S."""
     breaker = Breaker()
-    if state is State.CLOSED:
+    if state is BreakerState.CLOSED:
         for _ in range(failures):
             breaker.failed(NOW_S)
         return breaker
     for _ in range(FAILURES_TO_OPEN):
         breaker.failed(NOW_S - FIRST_ASIDE_S)
-    if state is State.HALF_OPEN:
+    if state is BreakerState.HALF_OPEN:
         assert breaker.admit(NOW_S)
     return breaker
 
 
-def befall(breaker: Breaker, happening: Happening) -> bool | None:
+def befall(breaker: Breaker, happening: BreakerTrigger) -> bool | None:
     """Lets it happen; the answer where it was asked."""
     due_s = NOW_S if breaker.due_s is None else breaker.due_s
     match happening:
-        case Happening.ASKED_EARLY:
+        case BreakerTrigger.ASKED_EARLY:
             return breaker.admit(due_s - 0.001)
-        case Happening.ASKED_DUE:
+        case BreakerTrigger.ASKED_DUE:
             return breaker.admit(due_s)
-        case Happening.SUCCEEDED:
+        case BreakerTrigger.SUCCEEDED:
             return breaker.succeeded()
-        case Happening.FAILED | Happening.FAILED_ENOUGH:
+        case BreakerTrigger.FAILED | BreakerTrigger.FAILED_ENOUGH:
             return breaker.failed(NOW_S)
-        case Happening.REACHED:
+        case BreakerTrigger.REACHED:
             return breaker.reached(NOW_S)
-        case Happening.GAVE_UP:
+        case BreakerTrigger.GAVE_UP:
             return breaker.gave_up(NOW_S)
 
 
 @pytest.mark.parametrize(
-    ("state", "happening"), list(itertools.product(State, Happening)), ids=lambda each: each.value
+    ("state", "happening"),
+    list(itertools.product(BreakerState, BreakerTrigger)),
+    ids=lambda each: each.value,
 )
-def test_every_cell_of_the_table_is_what_happens(state: State, happening: Happening) -> None:
+def test_every_cell_of_the_table_is_what_happens(
+    state: BreakerState, happening: BreakerTrigger
+) -> None:
     """The state that follows and what was done are the table's, in each of its cells."""
-    enough = happening is Happening.FAILED_ENOUGH
+    enough = happening is BreakerTrigger.FAILED_ENOUGH
     breaker = breaker_in(state, FAILURES_TO_OPEN - 1 if enough else 0)
     due_s, aside_s = breaker.due_s, breaker.aside_s
     answer = befall(breaker, happening)
     following, act = TABLE[state, happening]
     assert breaker.state == following.value
-    if happening in {Happening.ASKED_EARLY, Happening.ASKED_DUE}:
-        assert answer is (act in {Act.PASS, Act.TRY})
+    if happening in {BreakerTrigger.ASKED_EARLY, BreakerTrigger.ASKED_DUE}:
+        assert answer is (act in {BreakerAct.PASS, BreakerAct.TRY})
     match act:
-        case Act.NOTHING | Act.PASS:
+        case BreakerAct.NOTHING | BreakerAct.PASS:
             assert (breaker.due_s, breaker.aside_s) == (due_s, aside_s)
-        case Act.TRY:
+        case BreakerAct.TRY:
             assert due_s is not None
             assert breaker.due_s == due_s + TRIAL_S
-        case Act.SET_ASIDE:
+        case BreakerAct.SET_ASIDE:
             assert breaker.due_s == NOW_S + FIRST_ASIDE_S
-        case Act.SET_ASIDE_LONGER:
+        case BreakerAct.SET_ASIDE_LONGER:
             assert breaker.due_s == NOW_S + min(2 * aside_s, MOST_ASIDE_S)
-        case Act.LET_NEXT_TRY:
+        case BreakerAct.LET_NEXT_TRY:
             assert breaker.admit(NOW_S)
-        case Act.RESET:
+        case BreakerAct.RESET:
             assert (breaker.due_s, breaker.aside_s) == (None, 0.0)
 
 
 def test_the_table_has_every_cell() -> None:
     """No state is without an answer to any happening."""
-    assert set(TABLE) == set(itertools.product(State, Happening))
+    assert set(TABLE) == set(itertools.product(BreakerState, BreakerTrigger))
 
 
 def test_a_success_in_between_begins_the_count_anew() -> None:
@@ -103,7 +107,7 @@ def test_a_success_in_between_begins_the_count_anew() -> None:
 
 def test_one_trial_at_a_time() -> None:
     """When it is due one request passes, and the others wait for what becomes of it."""
-    breaker = breaker_in(State.OPEN)
+    breaker = breaker_in(BreakerState.OPEN)
     assert [breaker.admit(NOW_S) for _ in range(5)] == [True] + [False] * 4
     assert breaker.state == "half-open"
     breaker.succeeded()
@@ -112,7 +116,7 @@ def test_one_trial_at_a_time() -> None:
 
 def test_each_failed_trial_doubles_the_time_up_to_15_s() -> None:
     """5, 10, 15 and again 15 s; after a success it begins with 5 again."""
-    breaker, now_s, waits = breaker_in(State.OPEN), NOW_S, []
+    breaker, now_s, waits = breaker_in(BreakerState.OPEN), NOW_S, []
     for _ in range(6):
         waits.append(breaker.aside_s)
         assert not breaker.admit(now_s - 0.001)
@@ -129,7 +133,7 @@ def test_each_failed_trial_doubles_the_time_up_to_15_s() -> None:
 
 def test_a_trial_that_is_never_heard_of_is_forgotten() -> None:
     """The next one may try when its limit is over."""
-    breaker = breaker_in(State.HALF_OPEN)
+    breaker = breaker_in(BreakerState.HALF_OPEN)
     assert not breaker.admit(NOW_S + TRIAL_S - 0.001)
     assert breaker.admit(NOW_S + TRIAL_S)
     assert not breaker.admit(NOW_S + TRIAL_S)
@@ -137,7 +141,7 @@ def test_a_trial_that_is_never_heard_of_is_forgotten() -> None:
 
 def test_a_trial_whose_client_went_away_decides_nothing() -> None:
     """The next may try at once, and the time has not been doubled."""
-    breaker = breaker_in(State.HALF_OPEN)
+    breaker = breaker_in(BreakerState.HALF_OPEN)
     breaker.gave_up(NOW_S)
     assert breaker.state == "open"
     assert breaker.aside_s == FIRST_ASIDE_S
@@ -193,7 +197,7 @@ def test_a_probe_that_fails_too_confirms_a_suspicion() -> None:
 
 def test_one_request_s_own_mistake_decides_no_trial() -> None:
     """The next one may try at once, and the time is not doubled."""
-    breaker = breaker_in(State.HALF_OPEN)
+    breaker = breaker_in(BreakerState.HALF_OPEN)
     breaker.failed(NOW_S, PICTURE)
     assert breaker.state == "open"
     assert breaker.aside_s == FIRST_ASIDE_S
@@ -204,7 +208,7 @@ def test_one_request_s_own_mistake_decides_no_trial() -> None:
 
 def test_an_upstream_that_is_reached_is_tried_at_once() -> None:
     """By one request; a trial that is under way is left to decide."""
-    breaker = breaker_in(State.OPEN)
+    breaker = breaker_in(BreakerState.OPEN)
     early_s = NOW_S - 4.0
     assert not breaker.may_pass(early_s)
     breaker.reached(early_s)

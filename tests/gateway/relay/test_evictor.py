@@ -14,7 +14,7 @@ from gateway.gateway_rig import DEADLINE_S, HEAD, Peer, Rig, chunked
 from gateway.relay.test_registry import WHOLE_END, bulk
 from tidegate.core.memory.report import StepReport
 from tidegate.core.protocol.worker import Reclaim
-from tidegate.core.runs.eviction import Act, Victim
+from tidegate.core.runs.eviction import Eviction, Victim
 from tidegate.core.runs.ledger import Entry
 from tidegate.core.runs.state import State
 from tidegate.core.runs.window import SEGMENT_BYTES
@@ -371,7 +371,9 @@ async def test_a_websocket_is_told_why_its_run_ends(rigs, raw_upstream) -> None:
     run = rig.relay().run
     await until(lambda: run.paused_s is not None, DEADLINE_S, "its upstream waits")
     path = f"/v1/runs/{stream.run_id}/stream?starting_after={run.window.next_seq - 1}"
-    victim = Victim(run.id, Act.RELEASE, "stalled", "swept: its readers sleep, memory level 3", 0)
+    victim = Victim(
+        run.id, Eviction.RELEASE, "stalled", "swept: its readers sleep, memory level 3", 0
+    )
     async with aiohttp.ClientSession() as session, session.ws_connect(rig.base_url + path) as ws:
         await until(lambda: run.readers == 2, DEADLINE_S, "it has joined")
         rig.gateway.evictor.evict(victim)

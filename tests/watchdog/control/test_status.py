@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tidegate.core.fleet import lifecycle as life
-from tidegate.core.fleet.lifecycle import Fleet, Generation, State
+from tidegate.core.fleet.lifecycle import Fleet, Generation, GenerationState
 from tidegate.core.memory.report import StepReport
 from tidegate.core.protocol.status import Restart, StepState
 from tidegate.core.protocol.worker import Heartbeat
@@ -15,7 +15,7 @@ from tidegate.core.upstreams.summary import UpstreamStatus
 from tidegate.watchdog.control import status
 
 
-def fleet(*states: State, stopping: bool = False) -> Fleet:
+def fleet(*states: GenerationState, stopping: bool = False) -> Fleet:
     generations = tuple(
         Generation(number=n, state=state, since_s=0.0, beat_s=0.0, limit_s=None)
         for n, state in enumerate(states, 1)
@@ -35,19 +35,21 @@ def beat(**counts: int) -> Heartbeat:
     ("states", "facts", "name"),
     [
         ([], {}, "starting"),
-        ([State.STARTING], {}, "starting"),
-        ([State.DRAINING, State.STARTING], {}, "starting"),
-        ([State.SERVING], {}, "serving"),
-        ([State.SERVING], {"troubled": True}, "degraded"),
-        ([State.SERVING, State.STARTING], {"troubled": True}, "recycling"),
-        ([State.DRAINING, State.SERVING], {}, "recycling"),
-        ([State.DRAINING, State.SERVING], {"troubled": True}, "degraded"),
-        ([State.DRAINING], {"stopping": True}, "draining"),
+        ([GenerationState.STARTING], {}, "starting"),
+        ([GenerationState.DRAINING, GenerationState.STARTING], {}, "starting"),
+        ([GenerationState.SERVING], {}, "serving"),
+        ([GenerationState.SERVING], {"troubled": True}, "degraded"),
+        ([GenerationState.SERVING, GenerationState.STARTING], {"troubled": True}, "recycling"),
+        ([GenerationState.DRAINING, GenerationState.SERVING], {}, "recycling"),
+        ([GenerationState.DRAINING, GenerationState.SERVING], {"troubled": True}, "degraded"),
+        ([GenerationState.DRAINING], {"stopping": True}, "draining"),
         ([], {"stopping": True}, "stopping"),
         ([], {"parked": True}, "parked"),
     ],
 )
-def test_state_is_one_true_word(states: list[State], facts: dict[str, bool], name: str) -> None:
+def test_state_is_one_true_word(
+    states: list[GenerationState], facts: dict[str, bool], name: str
+) -> None:
     """Each word of the status and what makes it true."""
     named = status.name_state(
         fleet(*states, stopping=facts.get("stopping", False)),

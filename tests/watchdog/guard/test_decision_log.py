@@ -15,7 +15,7 @@ import pytest
 from msgspec.structs import replace
 
 from tidegate import __version__
-from tidegate.core.memory.decision import Ladder
+from tidegate.core.memory.decision import PolicyState
 from tidegate.core.memory.policy import decide
 from tidegate.core.memory.record import Record, decide_again
 from tidegate.watchdog.guard import decision_log
@@ -141,10 +141,10 @@ def test_a_disk_that_hangs_holds_up_nobody(
         decision_log.os, "write", lambda fd, line: back.wait(60) and write(fd, line)
     )
     log, given = DecisionLog(tmp_path), inputs(0.0, 0.5)
-    calm = decide(Ladder(), given)[1]
+    calm = decide(PolicyState(), given)[1]
     path, deadline_s = tmp_path / "decisions.jsonl", time.monotonic() + 30
     for n in range(60):
-        log.note(AT + n, Ladder(), given, replace(calm, level=n % 2))
+        log.note(AT + n, PolicyState(), given, replace(calm, level=n % 2))
         while not path.exists():  # the first line is being written
             assert time.monotonic() < deadline_s
             time.sleep(0.01)

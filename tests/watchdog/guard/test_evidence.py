@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tidegate.config import LoadedConfig
-from tidegate.core.memory.decision import Ladder
+from tidegate.core.memory.decision import PolicyState
 from tidegate.core.memory.policy import decide
 from tidegate.core.protocol.status import MemoryState, RunCounts, Status, SweptState, WatchdogState
 from tidegate.core.protocol.worker import Inspect, Inspected, Message
@@ -259,7 +259,7 @@ def test_it_holds_what_somebody_needs_to_understand(rig: Rig) -> None:
     """Host, status, settings, samples, decisions, limits."""
     log_of(rig.state_dir, [0.1, 0.75])
     given = inputs(0.0, 0.5)
-    _, decision = decide(Ladder(), given)
+    _, decision = decide(PolicyState(), given)
     rig.evidence.sampled(given, decision)
     rig.evidence.gather_now("guard", "level 2")
     rig.wait_written()
@@ -370,7 +370,7 @@ def test_a_large_daemon_fits_into_a_bundle(rig: Rig) -> None:
     deep = "\n".join(["task", *["gateway/relay/relay.py:123 Relay.something_long"] * 20])
     for n in range(720):
         given = inputs(10.0 * n, 0.5)
-        rig.evidence.sampled(given, decide(Ladder(), given)[1])
+        rig.evidence.sampled(given, decide(PolicyState(), given)[1])
     rig.gather()
     for number in (1, 2):
         types = {f"tidegate.some.module.Type{n}": 10**6 for n in range(100)}

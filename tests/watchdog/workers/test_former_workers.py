@@ -44,7 +44,7 @@ def generations(folder: Path) -> Generations:
     return Generations(
         command=["false"],
         runtime_dir=folder,
-        policy=life.Policy(),
+        policy=life.RestartPolicy(),
         selector=SELECTOR,
         on_said=lambda worker, message: None,
         faults=Faults(),

@@ -59,7 +59,7 @@ class Timing(Struct, frozen=True, kw_only=True):
     configured_s: float = 10.0  # a worker's answer to a reload
 
 
-class State(Enum):
+class GenerationState(Enum):
     """Where a generation is. GONE also covers one that was written off but not yet reaped."""
 
     STARTING = "starting"
@@ -68,7 +68,7 @@ class State(Enum):
     GONE = "gone"
 
 
-class Happening(Enum):
+class GenerationTrigger(Enum):
     """What can happen to a generation."""
 
     READY = "ready"  # it can serve
@@ -77,7 +77,7 @@ class Happening(Enum):
     EXIT = "exit"  # its process is gone
 
 
-class Act(Enum):
+class GenerationAct(Enum):
     """What a cell of the table asks for."""
 
     NOTHING = "nothing"
@@ -88,23 +88,47 @@ class Act(Enum):
     DONE = "done"  # its end was wanted
 
 
-TABLE: dict[tuple[State, Happening], tuple[State, Act]] = {
-    (State.STARTING, Happening.READY): (State.SERVING, Act.TAKE_OVER),
-    (State.STARTING, Happening.RETIRE): (State.DRAINING, Act.KILL),  # it holds no stream
-    (State.STARTING, Happening.LATE): (State.GONE, Act.KILL),
-    (State.STARTING, Happening.EXIT): (State.GONE, Act.REPLACE),
-    (State.SERVING, Happening.READY): (State.SERVING, Act.NOTHING),
-    (State.SERVING, Happening.RETIRE): (State.DRAINING, Act.DRAIN),
-    (State.SERVING, Happening.LATE): (State.GONE, Act.KILL),
-    (State.SERVING, Happening.EXIT): (State.GONE, Act.REPLACE),
-    (State.DRAINING, Happening.READY): (State.DRAINING, Act.NOTHING),
-    (State.DRAINING, Happening.RETIRE): (State.DRAINING, Act.DRAIN),  # a stop shortens it
-    (State.DRAINING, Happening.LATE): (State.GONE, Act.KILL),
-    (State.DRAINING, Happening.EXIT): (State.GONE, Act.DONE),
-    (State.GONE, Happening.READY): (State.GONE, Act.NOTHING),
-    (State.GONE, Happening.RETIRE): (State.GONE, Act.NOTHING),
-    (State.GONE, Happening.LATE): (State.GONE, Act.NOTHING),
-    (State.GONE, Happening.EXIT): (State.GONE, Act.NOTHING),
+TABLE: dict[tuple[GenerationState, GenerationTrigger], tuple[GenerationState, GenerationAct]] = {
+    (GenerationState.STARTING, GenerationTrigger.READY): (
+        GenerationState.SERVING,
+        GenerationAct.TAKE_OVER,
+    ),
+    (GenerationState.STARTING, GenerationTrigger.RETIRE): (
+        GenerationState.DRAINING,
+        GenerationAct.KILL,
+    ),  # it holds no stream
+    (GenerationState.STARTING, GenerationTrigger.LATE): (GenerationState.GONE, GenerationAct.KILL),
+    (GenerationState.STARTING, GenerationTrigger.EXIT): (
+        GenerationState.GONE,
+        GenerationAct.REPLACE,
+    ),
+    (GenerationState.SERVING, GenerationTrigger.READY): (
+        GenerationState.SERVING,
+        GenerationAct.NOTHING,
+    ),
+    (GenerationState.SERVING, GenerationTrigger.RETIRE): (
+        GenerationState.DRAINING,
+        GenerationAct.DRAIN,
+    ),
+    (GenerationState.SERVING, GenerationTrigger.LATE): (GenerationState.GONE, GenerationAct.KILL),
+    (GenerationState.SERVING, GenerationTrigger.EXIT): (
+        GenerationState.GONE,
+        GenerationAct.REPLACE,
+    ),
+    (GenerationState.DRAINING, GenerationTrigger.READY): (
+        GenerationState.DRAINING,
+        GenerationAct.NOTHING,
+    ),
+    (GenerationState.DRAINING, GenerationTrigger.RETIRE): (
+        GenerationState.DRAINING,
+        GenerationAct.DRAIN,
+    ),  # a stop shortens it
+    (GenerationState.DRAINING, GenerationTrigger.LATE): (GenerationState.GONE, GenerationAct.KILL),
+    (GenerationState.DRAINING, GenerationTrigger.EXIT): (GenerationState.GONE, GenerationAct.DONE),
+    (GenerationState.GONE, GenerationTrigger.READY): (GenerationState.GONE, GenerationAct.NOTHING),
+    (GenerationState.GONE, GenerationTrigger.RETIRE): (GenerationState.GONE, GenerationAct.NOTHING),
+    (GenerationState.GONE, GenerationTrigger.LATE): (GenerationState.GONE, GenerationAct.NOTHING),
+    (GenerationState.GONE, GenerationTrigger.EXIT): (GenerationState.GONE, GenerationAct.NOTHING),
 }
 
 
@@ -112,7 +136,7 @@ class Generation(Struct, frozen=True, kw_only=True):
     """One worker as the fleet sees it."""
 
     number: int
-    state: State
+    state: GenerationState
     since_s: float  # when it entered the state
     beat_s: float  # when its loop last proved that it turns
     limit_s: float | None  # when it must have left the state; None: it may stay
@@ -131,7 +155,7 @@ class Fleet(Struct, frozen=True, kw_only=True):
     stopping: bool = False
     ticked_s: float | None = None
 
-    def in_state(self, state: State) -> Generation | None:
+    def in_state(self, state: GenerationState) -> Generation | None:
         """Find the youngest generation in `state`."""
         return next((g for g in reversed(self.generations) if g.state is state), None)
 
@@ -143,7 +167,7 @@ class Fleet(Struct, frozen=True, kw_only=True):
 Step = tuple[Fleet, list[Effect]]
 
 
-class Policy(Struct, frozen=True, kw_only=True):
+class RestartPolicy(Struct, frozen=True, kw_only=True):
     """The numbers `step` decides by."""
 
     timing: Timing = Timing()
@@ -156,11 +180,13 @@ class _Moment(Struct, frozen=True):
     """When a decision is made, and by which numbers."""
 
     now_s: float
-    policy: Policy
+    policy: RestartPolicy
     jitter: float
 
 
-def step(fleet: Fleet, event: Event, now_s: float, policy: Policy, jitter: float = 0.0) -> Step:
+def step(
+    fleet: Fleet, event: Event, now_s: float, policy: RestartPolicy, jitter: float = 0.0
+) -> Step:
     """Decide the next state, and what has to be done for it to become true.
 
     `now_s` is monotonic. `jitter` in [0, 1) shortens a back-off by up to a quarter, so that
@@ -175,11 +201,13 @@ def step(fleet: Fleet, event: Event, now_s: float, policy: Policy, jitter: float
         case Beat(number):
             return _changed(fleet, number, beat_s=now_s), []
         case BecameReady(number):
-            return _happen(fleet, number, Happening.READY, "", at)
+            return _happen(fleet, number, GenerationTrigger.READY, "", at)
         case Exited(number, reason):
-            return _happen(fleet, number, Happening.EXIT, reason, at)
+            return _happen(fleet, number, GenerationTrigger.EXIT, reason, at)
         case Fail(number, reason, notice):
-            return _noticed(_happen(fleet, number, Happening.LATE, reason, at), notice=notice)
+            return _noticed(
+                _happen(fleet, number, GenerationTrigger.LATE, reason, at), notice=notice
+            )
         case Escalate(reason):
             return fleet, [GiveUp(reason)]
         case Recycle(reason, planned):
@@ -209,7 +237,7 @@ def is_healthy(fleet: Fleet, now_s: float, timing: Timing) -> bool:
 def _happen(
     fleet: Fleet,
     number: int,
-    happening: Happening,
+    happening: GenerationTrigger,
     reason: str,
     at: _Moment,
 ) -> Step:
@@ -219,25 +247,25 @@ def _happen(
     state, act = TABLE[generation.state, happening]
     fleet = _entered(fleet, generation, state, at.now_s)
     match act:
-        case Act.NOTHING:
+        case GenerationAct.NOTHING:
             return fleet, []
-        case Act.TAKE_OVER:
+        case GenerationAct.TAKE_OVER:
             return _take_over(fleet, number, at)
-        case Act.KILL:
+        case GenerationAct.KILL:
             fleet, effects = _lost(fleet, generation, reason, at)
             return fleet, [Kill(number, reason, stacks=True), *effects]
-        case Act.REPLACE:
+        case GenerationAct.REPLACE:
             return _lost(fleet, generation, reason, at)
-        case Act.DONE:
+        case GenerationAct.DONE:
             return _rested(fleet)
-        case Act.DRAIN:  # decided by a stop or a take-over, which know the limit
+        case GenerationAct.DRAIN:  # decided by a stop or a take-over, which know the limit
             raise AssertionError("a generation is retired by the fleet")
 
 
 def _take_over(fleet: Fleet, number: int, at: _Moment) -> Step:
     fleet = replace(fleet, unready_deaths=0)
     for former in fleet.generations:
-        if former.number != number and former.state is State.SERVING:
+        if former.number != number and former.state is GenerationState.SERVING:
             limit_s = at.policy.recycle_limit_s
             fleet = _retired(fleet, former, limit_s, at)
             return fleet, [Drain(former.number, limit_s, number)]
@@ -246,23 +274,23 @@ def _take_over(fleet: Fleet, number: int, at: _Moment) -> Step:
 
 def _lost(fleet: Fleet, dead: Generation, reason: str, at: _Moment) -> Step:
     """Answer a death that was not asked for. `dead` is as it was before."""
-    if fleet.stopping or dead.state is State.DRAINING:
+    if fleet.stopping or dead.state is GenerationState.DRAINING:
         return _rested(fleet)
-    if dead.state is State.STARTING and fleet.in_state(State.SERVING):
+    if dead.state is GenerationState.STARTING and fleet.in_state(GenerationState.SERVING):
         error = f"generation {dead.number} did not start: {reason}"
         return replace(fleet, recycle=None), [Recycled(error)]
-    if dead.state is State.SERVING and fleet.in_state(State.STARTING):
+    if dead.state is GenerationState.SERVING and fleet.in_state(GenerationState.STARTING):
         return fleet, [Replace(dead.number, reason, 0.0)]  # its successor is on the way
     return _restart(fleet, dead, reason, at)
 
 
 def _restart(fleet: Fleet, dead: Generation, reason: str, at: _Moment) -> Step:
     timing = at.policy.timing
-    deaths = fleet.unready_deaths + (dead.state is State.STARTING)
+    deaths = fleet.unready_deaths + (dead.state is GenerationState.STARTING)
     if deaths >= timing.crash_limit and at.policy.gives_up:
         why = f"{deaths} workers in a row died before they were ready; the last: {reason}"
         return replace(fleet, unready_deaths=deaths), [GiveUp(why)]
-    settled = dead.state is State.SERVING and at.now_s - dead.since_s >= timing.settled_s
+    settled = dead.state is GenerationState.SERVING and at.now_s - dead.since_s >= timing.settled_s
     restarts = 0 if settled else fleet.restarts
     delay_s = backoff_s(restarts, at.policy, at.jitter)
     fleet = replace(
@@ -275,7 +303,7 @@ def _restart(fleet: Fleet, dead: Generation, reason: str, at: _Moment) -> Step:
     return fleet, effects + spawned
 
 
-def backoff_s(restarts: int, policy: Policy, jitter: float) -> float:
+def backoff_s(restarts: int, policy: RestartPolicy, jitter: float) -> float:
     """Count the seconds before a restart after `restarts` earlier ones: none, then doubling."""
     if restarts == 0:
         return 0.0
@@ -288,7 +316,11 @@ def backoff_s(restarts: int, policy: Policy, jitter: float) -> float:
 def _rested(fleet: Fleet) -> Step:
     """See whether the generation that ended was the last one of a recycle, or of all."""
     effects: list[Effect] = []
-    if fleet.recycle is not None and fleet.in_state(State.SERVING) and len(fleet.generations) == 1:
+    if (
+        fleet.recycle is not None
+        and fleet.in_state(GenerationState.SERVING)
+        and len(fleet.generations) == 1
+    ):
         fleet = replace(fleet, recycle=None)
         effects.append(Recycled(None))
     if fleet.stopping and not fleet.generations:
@@ -301,7 +333,7 @@ def _recycle(fleet: Fleet, reason: str, planned: bool, at: _Moment) -> Step:
         return fleet, [Refuse("tidegate is stopping")]
     if fleet.recycle is not None or len(fleet.generations) > 1:
         return fleet, [Refuse("a recycle is under way")]
-    if fleet.in_state(State.SERVING) is None:
+    if fleet.in_state(GenerationState.SERVING) is None:
         return fleet, [Refuse("no worker is serving, so there is nothing to take over from")]
     if planned:
         within = tuple(t for t in fleet.planned if at.now_s - t < HOUR_S)
@@ -316,9 +348,9 @@ def _stop(fleet: Fleet, limit_s: float, at: _Moment) -> Step:
     fleet = replace(fleet, stopping=True, spawn_at_s=None, recycle=None)
     effects: list[Effect] = []
     for generation in fleet.generations:
-        _, act = TABLE[generation.state, Happening.RETIRE]
+        _, act = TABLE[generation.state, GenerationTrigger.RETIRE]
         fleet = _retired(fleet, generation, limit_s, at)
-        if again or act is Act.KILL:
+        if again or act is GenerationAct.KILL:
             effects.append(Kill(generation.number, "stopped at once", stacks=False))
         else:
             effects.append(Drain(generation.number, limit_s, None))
@@ -336,7 +368,7 @@ def _tick(fleet: Fleet, at: _Moment) -> Step:
         late = _lateness(generation, at.now_s, timing)
         if late is None:
             continue
-        fleet, done = _happen(fleet, generation.number, Happening.LATE, late, at)
+        fleet, done = _happen(fleet, generation.number, GenerationTrigger.LATE, late, at)
         effects += done
     if fleet.spawn_at_s is not None and at.now_s >= fleet.spawn_at_s:
         fleet, spawned = _spawn(fleet, at)
@@ -357,18 +389,18 @@ def _lateness(generation: Generation, now_s: float, timing: Timing) -> str | Non
     """Say why a generation must go now, or None."""
     if generation.limit_s is not None and now_s > generation.limit_s:
         took_s = now_s - generation.since_s
-        if generation.state is State.STARTING:
+        if generation.state is GenerationState.STARTING:
             return f"not ready after {took_s:.0f} s"
         return f"still draining after {took_s:.0f} s"
     silent_s = now_s - generation.beat_s
-    if generation.state is not State.STARTING and silent_s > timing.beat_limit_s:
+    if generation.state is not GenerationState.STARTING and silent_s > timing.beat_limit_s:
         return f"no heartbeat for {silent_s:.0f} s"
     return None
 
 
 def _deadline_s(generation: Generation, timing: Timing) -> float:
     limit_s = generation.limit_s
-    if generation.state is State.STARTING and limit_s is not None:
+    if generation.state is GenerationState.STARTING and limit_s is not None:
         return limit_s
     beat_limit_s = generation.beat_s + timing.beat_limit_s
     return beat_limit_s if limit_s is None else min(limit_s, beat_limit_s)
@@ -378,7 +410,7 @@ def _spawn(fleet: Fleet, at: _Moment) -> Step:
     number = fleet.last_number + 1
     newborn = Generation(
         number=number,
-        state=State.STARTING,
+        state=GenerationState.STARTING,
         since_s=at.now_s,
         beat_s=at.now_s,
         limit_s=at.now_s + at.policy.timing.start_limit_s,
@@ -389,9 +421,9 @@ def _spawn(fleet: Fleet, at: _Moment) -> Step:
     ]
 
 
-def _entered(fleet: Fleet, generation: Generation, state: State, now_s: float) -> Fleet:
+def _entered(fleet: Fleet, generation: Generation, state: GenerationState, now_s: float) -> Fleet:
     """Put `generation` in `state`; the gone are no longer counted."""
-    if state is State.GONE:
+    if state is GenerationState.GONE:
         rest = tuple(g for g in fleet.generations if g.number != generation.number)
         return replace(fleet, generations=rest)
     if state is generation.state:
@@ -402,10 +434,10 @@ def _entered(fleet: Fleet, generation: Generation, state: State, now_s: float) -
 
 
 def _retired(fleet: Fleet, generation: Generation, limit_s: float, at: _Moment) -> Fleet:
-    state, _ = TABLE[generation.state, Happening.RETIRE]
+    state, _ = TABLE[generation.state, GenerationTrigger.RETIRE]
     fleet = _entered(fleet, generation, state, at.now_s)
     end_s = at.now_s + limit_s + at.policy.timing.drain_margin_s
-    if generation.limit_s is not None and generation.state is State.DRAINING:
+    if generation.limit_s is not None and generation.state is GenerationState.DRAINING:
         end_s = min(end_s, generation.limit_s)
     return _changed(fleet, generation.number, limit_s=end_s)
 

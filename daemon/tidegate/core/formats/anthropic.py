@@ -18,7 +18,7 @@ from tidegate.core.formats.base import (
     is_keep_alive,
     may_say,
 )
-from tidegate.core.formats.foreign_json import OtherShape, Reader, Unreadable
+from tidegate.core.formats.foreign_json import JsonReader, OtherShape, UnreadableJson
 from tidegate.core.formats.framing import SSE
 
 PING = b'event: ping\ndata: {"type": "ping"}\n\n'
@@ -60,8 +60,8 @@ class _Kind(Struct):
     type: str = ""
 
 
-_event = Reader(_Event)
-_kind = Reader(_Kind)
+_event = JsonReader(_Event)
+_kind = JsonReader(_Kind)
 
 
 def error_body(error: ErrorText) -> bytes:
@@ -83,7 +83,7 @@ class Messages(Format):
     def meaning(self, event: bytes) -> Meaning:
         try:
             said = _read(SSE.data(event))
-        except Unreadable:
+        except UnreadableJson:
             return Meaning.OTHER
         if is_keep_alive(said.type, event):
             return Meaning.KEEP_ALIVE

@@ -19,9 +19,9 @@ from msgspec import Raw, Struct
 
 from tidegate.core.formats import multipart
 from tidegate.core.formats.foreign_json import (
+    JsonReader,
     OtherShape,
-    Reader,
-    Unreadable,
+    UnreadableJson,
     as_name,
     is_json,
     is_utf8,
@@ -135,10 +135,10 @@ MAX_WORD_BYTES = 200  # of an error's code or type, as JSON
 _ERROR_STATUS = re.compile(r"[45][0-9]{2}")
 _TOKENS = re.compile(rb'"(?:completion_tokens|output_tokens|eval_count)": ?(\d{1,9})\b')
 _ESCAPED = re.compile(rb"\\u00[2-7]")  # of ASCII; nobody does that, but everybody may
-_request = Reader(_Request)
-_answer = Reader(_Answer)
-_said = Reader(_Said)
-_value = Reader(object)
+_request = JsonReader(_Request)
+_answer = JsonReader(_Answer)
+_said = JsonReader(_Said)
+_value = JsonReader(object)
 _any = msgspec.json.Decoder(Raw).decode
 # The types of events that some upstreams send into a silence, whatever the format.
 KEEP_ALIVES = frozenset({"keepalive", "ping"})
@@ -202,7 +202,7 @@ class Format:
                 raise ValueError(
                     f"the request body is not a {self.name} request: {error}"
                 ) from None
-            except Unreadable as error:
+            except UnreadableJson as error:
                 raise ValueError(f"the request body is not valid JSON: {error}") from None
         if len(wanted.model) > MAX_MODEL_CHARS:
             raise ValueError(f"the model's name is longer than {MAX_MODEL_CHARS} characters")
@@ -317,7 +317,7 @@ class Format:
         """The error in a whole answer that claims to be none (OpenRouter sends such)."""
         try:
             error = _answer(body).error
-        except Unreadable:
+        except UnreadableJson:
             return None
         if len(memoryview(error)) <= 5 and bytes(error) in {b"", b"null", b"false", b'""', b"{}"}:
             return None
@@ -337,7 +337,7 @@ def with_values(body: bytes, content_type: str, values: Mapping[str, Raw | None]
         many = body.count(b":") > MOST_DECODED
         fields: dict[str, Raw | memoryview]
         fields = dict(members(body) if many else members_of(body))
-    except Unreadable as error:
+    except UnreadableJson as error:
         raise ValueError(f"the request body is not valid JSON: {error}") from None
     for name, value in values.items():
         if value is None:
@@ -410,7 +410,7 @@ def _error_values(data: bytes) -> Iterable[int | str]:
             value = _value(raw) if 0 < len(memoryview(raw)) <= MAX_WORD_BYTES else None
             if isinstance(value, int | str):
                 yield value
-    except Unreadable:
+    except UnreadableJson:
         return
 
 
@@ -421,7 +421,7 @@ def error_members(data: bytes) -> dict[str, Raw]:
         for inner in ("response", "error"):
             if _is_object(error.get(inner, Raw())):
                 error = members_of(error[inner])
-    except Unreadable:
+    except UnreadableJson:
         return {}
     return error
 

@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 from msgspec import Raw
 
-from tidegate.core.formats.foreign_json import Reader, Unreadable, as_name, members_of
+from tidegate.core.formats.foreign_json import JsonReader, UnreadableJson, as_name, members_of
 from tidegate.core.formats.framing import SSE
 
 _BLANKS = b" \t\r\n"
 _NULL = Raw(b"null")
-_value = Reader(object)
+_value = JsonReader(object)
 _ITEM_DONE = b'"response.output_item.done"'
 
 
@@ -64,7 +64,7 @@ class Turn:
         try:
             told = members_of(SSE.data(event))
             item = told["item"] if bytes(told["type"]) == _ITEM_DONE else None
-        except (Unreadable, KeyError):
+        except (UnreadableJson, KeyError):
             return False
         if item is not None:
             self._add(item)
@@ -74,7 +74,7 @@ class Turn:
         """Note that the answer is whole; its last event has the items where no other had them."""
         self.response_id = response_id
         if not self.items:
-            with suppress(Unreadable, KeyError):  # an answer without items
+            with suppress(UnreadableJson, KeyError):  # an answer without items
                 response = members_of(members_of(SSE.data(last_event))["response"])
                 if said := _items(memoryview(response["output"])):
                     self._add(b"".join(said))
@@ -99,7 +99,7 @@ def read(message: bytes) -> ClientEvent:
         generates = _value(fields.pop("generate", _NULL))
         stores = _value(fields.get("store", _NULL))
         previous = _value(fields.get("previous_response_id", _NULL))
-    except Unreadable:
+    except UnreadableJson:
         raise ValueError("a message is an object in JSON") from None
     if previous is not None and not isinstance(previous, str):
         raise ValueError("previous_response_id is a text")

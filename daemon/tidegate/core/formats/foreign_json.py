@@ -36,15 +36,15 @@ _any = msgspec.json.Decoder(Raw).decode
 _members = msgspec.json.Decoder(dict[str, Raw]).decode
 
 
-class Unreadable(ValueError):
+class UnreadableJson(ValueError):
     """It is no JSON in UTF-8, or none that can be read here; the message says why."""
 
 
-class OtherShape(Unreadable):
+class OtherShape(UnreadableJson):
     """It is JSON, but holds another kind of value than is looked for."""
 
 
-class Reader(Generic[T]):
+class JsonReader(Generic[T]):
     """Reads values of one kind; what the kind does not name is not judged."""
 
     __slots__ = ("_decode",)
@@ -97,7 +97,7 @@ def members_of(data: bytes | Raw) -> dict[str, Raw]:
     try:
         return {name: Raw(value) for name, value in members(text.removeprefix(BOM))}
     except ValueError as error:
-        raise Unreadable(str(error)) from None
+        raise UnreadableJson(str(error)) from None
 
 
 def as_object(values: Mapping[str, Raw]) -> bytes:
@@ -126,9 +126,9 @@ def _again(decode: Callable[[bytes | bytearray], T], data: bytes, refused: Excep
     except msgspec.ValidationError as error:
         raise OtherShape(str(error)) from None
     except RecursionError:
-        raise Unreadable("it is nested too deeply") from None
+        raise UnreadableJson("it is nested too deeply") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Unreadable(str(error)) from None
+        raise UnreadableJson(str(error)) from None
     finally:
         del refused  # raised again it holds this frame, and the callers' with the body
 

@@ -15,7 +15,7 @@ from msgspec import Raw, Struct
 
 from tidegate.core.formats import multipart
 from tidegate.core.formats.base import EMPTY, About, ErrorText, Format, Meaning, is_keep_alive
-from tidegate.core.formats.foreign_json import Reader, Unreadable
+from tidegate.core.formats.foreign_json import JsonReader, UnreadableJson
 from tidegate.core.formats.framing import RAW, SSE
 from tidegate.core.formats.openai import NO_ERROR, Chat, OpenAIFormat
 
@@ -37,9 +37,9 @@ class _Several(Struct):
     n: int | None = None
 
 
-_event = Reader(_Event)
-_request = Reader(_Request)
-_several = Reader(_Several)
+_event = JsonReader(_Event)
+_request = JsonReader(_Request)
+_several = JsonReader(_Several)
 
 
 class Media(Chat):
@@ -81,7 +81,7 @@ class Media(Chat):
     def meaning(self, event: bytes) -> Meaning:
         try:
             said = _event(SSE.data(event))
-        except Unreadable:
+        except UnreadableJson:
             return super().meaning(event)
         if is_keep_alive(said.type, event):
             return Meaning.KEEP_ALIVE
@@ -113,7 +113,7 @@ class Speech(OpenAIFormat):
     def of_request(self, body: bytes, content_type: str) -> Format:
         try:
             asked = _request(body).stream_format
-        except Unreadable:
+        except UnreadableJson:
             return self
         return self._as_events if asked == "sse" else self
 

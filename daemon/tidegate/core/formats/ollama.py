@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from tidegate.core.formats.base import NOTHING, About, ErrorText, Format, Meaning, RequestInfo
-from tidegate.core.formats.foreign_json import OtherShape, Reader, Unreadable
+from tidegate.core.formats.foreign_json import JsonReader, OtherShape, UnreadableJson
 from tidegate.core.formats.framing import NDJSON
 
 
@@ -40,9 +40,9 @@ class _Named(Struct):
     name: str = ""  # what older clients call it
 
 
-_line = Reader(_Line)
-_ending = Reader(_Ending)
-_named = Reader(_Named)
+_line = JsonReader(_Line)
+_ending = JsonReader(_Ending)
+_named = JsonReader(_Named)
 
 
 def error_body(error: ErrorText) -> bytes:
@@ -65,7 +65,7 @@ class Ollama(Format):
     def meaning(self, event: bytes) -> Meaning:
         try:
             line = _read(event)
-        except Unreadable:
+        except UnreadableJson:
             return Meaning.OTHER
         if bytes(line.error) not in NOTHING:
             return Meaning.ERROR
@@ -99,7 +99,7 @@ class Show(Ollama):
     def parse_request(self, body: bytes, content_type: str) -> RequestInfo:
         try:
             named = _named(body)
-        except Unreadable:
+        except UnreadableJson:
             named = _Named()
         if named.name and not named.model:
             return RequestInfo(named.name, stream=False)

@@ -22,7 +22,13 @@ from tidegate.core.formats.base import (
     is_keep_alive,
     may_say,
 )
-from tidegate.core.formats.foreign_json import OtherShape, Reader, Unreadable, as_object, members_of
+from tidegate.core.formats.foreign_json import (
+    JsonReader,
+    OtherShape,
+    UnreadableJson,
+    as_object,
+    members_of,
+)
 from tidegate.core.formats.framing import SSE
 from tidegate.core.formats.members import count_texts, has_several
 
@@ -67,11 +73,11 @@ class _Usage(Struct):
     usage: dict[str, object]
 
 
-_chunk = Reader(_Chunk)
-_failed = Reader(_Failed)
-_options = Reader(_Options)
-_several = Reader(_Several)
-_usage = Reader(_Usage)
+_chunk = JsonReader(_Chunk)
+_failed = JsonReader(_Failed)
+_options = JsonReader(_Options)
+_several = JsonReader(_Several)
+_usage = JsonReader(_Usage)
 _QUIET_TYPES = {msgspec.json.encode(kind) for kind in KEEP_ALIVES}
 
 
@@ -103,7 +109,7 @@ class UsageStripper:
     def _is_usage(self, event: bytes) -> bool:
         try:
             chunk = _usage(SSE.data(event))
-        except Unreadable:
+        except UnreadableJson:
             return False
         tokens = chunk.usage.get("completion_tokens")
         self.tokens = tokens if isinstance(tokens, int) else None
@@ -136,7 +142,7 @@ class Chat(OpenAIFormat):
     def of_request(self, body: bytes, content_type: str) -> Format:
         try:
             asked = _several(body)
-        except Unreadable:
+        except UnreadableJson:
             return self
         choices = (asked.n or 1) * _prompts(memoryview(asked.prompt))
         return type(self)(choices) if choices > 1 else self
@@ -157,7 +163,7 @@ class Chat(OpenAIFormat):
             return Meaning.DONE
         try:
             chunk = _read(data)
-        except Unreadable:
+        except UnreadableJson:
             return Meaning.OTHER
         if bytes(chunk.error) not in NO_ERROR:
             return Meaning.ERROR
@@ -178,7 +184,7 @@ class Chat(OpenAIFormat):
     def finished_choices(self, block: bytes) -> set[int]:
         found = set()
         for event in SSE.split(block) if may_say(b"finish_reason", block) else ():
-            with suppress(Unreadable):
+            with suppress(UnreadableJson):
                 choices = _chunk(SSE.data(event)).choices or []
                 found |= {_number(choice.index) for choice in choices if choice.finish_reason}
         return {number for number in found if number < min(self.choices, MOST_CHOICES)}

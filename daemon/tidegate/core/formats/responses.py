@@ -24,7 +24,13 @@ from tidegate.core.formats.base import (
     may_say,
     status_of_error,
 )
-from tidegate.core.formats.foreign_json import OtherShape, Reader, Unreadable, as_object, members_of
+from tidegate.core.formats.foreign_json import (
+    JsonReader,
+    OtherShape,
+    UnreadableJson,
+    as_object,
+    members_of,
+)
 from tidegate.core.formats.framing import SSE
 from tidegate.core.formats.openai import OpenAIFormat
 
@@ -69,8 +75,8 @@ class _Kind(Struct):
     type: str = ""
 
 
-_event = Reader(_Event)
-_kind = Reader(_Kind)
+_event = JsonReader(_Event)
+_kind = JsonReader(_Kind)
 
 
 class _Failed(Struct):
@@ -85,7 +91,7 @@ class _Request(Struct):
     previous_response_id: str | None = None
 
 
-_request = Reader(_Request)
+_request = JsonReader(_Request)
 
 
 class _Name(Struct):
@@ -97,8 +103,8 @@ class _Named(Struct):
     response: _Name | None = None
 
 
-_named = Reader(_Named)
-_failed = Reader(_Failed)
+_named = JsonReader(_Named)
+_failed = JsonReader(_Failed)
 _encode = msgspec.json.encode
 
 
@@ -112,7 +118,7 @@ class Responses(OpenAIFormat):
         wanted = super().parse_request(body, "")
         try:
             more = _request(body)
-        except Unreadable as error:
+        except UnreadableJson as error:
             raise ValueError(f"the request body is not a response request: {error}") from None
         store = more.store is not False
         if more.background and not store:
@@ -124,7 +130,7 @@ class Responses(OpenAIFormat):
     def meaning(self, event: bytes) -> Meaning:
         try:
             said = _read(SSE.data(event))
-        except Unreadable:
+        except UnreadableJson:
             return Meaning.OTHER
         if is_keep_alive(said.type, event):
             return Meaning.KEEP_ALIVE
@@ -145,7 +151,7 @@ class Responses(OpenAIFormat):
     def response_id(self, data: bytes) -> str | None:
         try:
             said = _named(data)
-        except Unreadable:
+        except UnreadableJson:
             return None
         return said.response.id if said.response is not None else said.id
 
@@ -173,7 +179,7 @@ class Responses(OpenAIFormat):
         """A flat error does not say what became of the response."""
         try:
             return _read(SSE.data(last_event)).type == "error"
-        except Unreadable:
+        except UnreadableJson:
             return False
 
     def told_error(self, event: bytes) -> ToldError:
@@ -188,7 +194,7 @@ class Responses(OpenAIFormat):
         try:
             if _failed(body).status:
                 return None
-        except Unreadable:
+        except UnreadableJson:
             return None
         return super().error_in(body)
 
@@ -219,7 +225,7 @@ class Rewriter:
             said = _read(data)
             if "response" in fields:
                 fields["response"] = self._response(members_of(fields["response"]))
-        except Unreadable:
+        except UnreadableJson:
             return event  # "[DONE]", and what is not ours to judge
         if not (said.type and said.type.isascii() and said.type.isprintable()):
             return event
@@ -258,7 +264,7 @@ def response_in(event: bytes) -> bytes | None:
     """The response object that an event carries."""
     try:
         response = members_of(SSE.data(event)).get("response")
-    except Unreadable:
+    except UnreadableJson:
         return None
     return None if response is None else bytes(response)
 
@@ -297,6 +303,6 @@ def failed_response(error: ErrorText, about: About) -> dict[str, object]:
 def _sequence_number(event: bytes) -> int:
     try:
         number = _read(SSE.data(event)).sequence_number
-    except Unreadable:
+    except UnreadableJson:
         return -1
     return -1 if number is None else number

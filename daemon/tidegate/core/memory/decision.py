@@ -12,9 +12,9 @@ from msgspec import Struct
 
 from tidegate.core import settings
 from tidegate.core.memory.growth import Finding
-from tidegate.core.memory.levels import Limits, Reading, Watermark
+from tidegate.core.memory.levels import BudgetLimits, Reading, Watermark
 from tidegate.core.memory.report import StepReport
-from tidegate.core.runs.eviction import Step
+from tidegate.core.runs.eviction import ReclaimStep
 
 RECYCLE, CUT = "recycle", "cut"
 
@@ -39,7 +39,7 @@ class Inputs(Struct, frozen=True, kw_only=True):
 
     now_s: float
     reading: Reading
-    limits: Limits
+    limits: BudgetLimits
     enforces: bool = True  # False: decided all the same, but not acted upon
     generation: int = 0  # the one that serves; 0: none
     age_s: float = 0.0  # since it became ready
@@ -56,7 +56,7 @@ class Inputs(Struct, frozen=True, kw_only=True):
     recycle_after_s: float = 0.0  # age at which a worker is recycled; 0: never
 
 
-class Ladder(Struct, frozen=True, kw_only=True):
+class PolicyState(Struct, frozen=True, kw_only=True):
     """What is remembered from one decision to the next."""
 
     mark: Watermark = Watermark()
@@ -86,8 +86,8 @@ class Decision(Struct, frozen=True, kw_only=True):
     unexplained_bytes: int
     cause: str  # of what is held: "none" | "explained" | "slack" | "unaccounted"
     forecast_s: float | None  # until the spendable part is used up at the growth measured
-    steps: tuple[Step, ...]
-    skipped: tuple[Step, ...]  # due, but of no use lately
+    steps: tuple[ReclaimStep, ...]
+    skipped: tuple[ReclaimStep, ...]  # due, but of no use lately
     stale_after_s: float
     squeeze: bool
     shed: str | None  # new runs are refused, because

@@ -48,7 +48,7 @@ WORKER_KEEPS_BYTES = 16 * MIB
 LEDGER_LEAST_SHARE = 0.30  # of the spendable part, when the budget is hardly more than two bases
 
 
-class Limits(Struct, frozen=True, kw_only=True):
+class BudgetLimits(Struct, frozen=True, kw_only=True):
     """What memory is judged against. `hard`: the budget was set, not guessed."""
 
     budget_bytes: int
@@ -105,7 +105,7 @@ def usual_ledger_limit_bytes(budget_bytes: int) -> int:
 
 
 def judge(
-    mark: Watermark, reading: Reading, limits: Limits, now_s: float, *, is_active: bool = True
+    mark: Watermark, reading: Reading, limits: BudgetLimits, now_s: float, *, is_active: bool = True
 ) -> tuple[Watermark, Standing]:
     """The level after this reading, and what the reading says. `is_active`: some run is."""
     spendable = spendable_bytes(limits.budget_bytes, reading.base_bytes)
@@ -152,7 +152,7 @@ def _loose_bytes(reading: Reading) -> int:
     return max(0, reading.held_bytes - reading.ledger_bytes)
 
 
-def _reading_level(level: int, ratio: float, reading: Reading, limits: Limits) -> int:
+def _reading_level(level: int, ratio: float, reading: Reading, limits: BudgetLimits) -> int:
     """The level this reading alone would give to memory that stands at `level`."""
     if _is_last(level, reading, limits):
         return LAST_LEVEL
@@ -162,7 +162,7 @@ def _reading_level(level: int, ratio: float, reading: Reading, limits: Limits) -
     return max(entered, kept, pressed)
 
 
-def _is_last(level: int, reading: Reading, limits: Limits) -> bool:
+def _is_last(level: int, reading: Reading, limits: BudgetLimits) -> bool:
     share = LAST_EXIT if level == LAST_LEVEL else LAST_ENTER
     over = reading.used_bytes >= share * limits.budget_bytes
     if limits.hard:

@@ -21,24 +21,24 @@ from tidegate.core.memory.decision import (
     Decision,
     Disruption,
     Inputs,
-    Ladder,
     NoRecycle,
+    PolicyState,
 )
 from tidegate.core.memory.growth import forecast_s
 from tidegate.core.memory.levels import LAST_LEVEL, Standing, Watermark
-from tidegate.core.runs.eviction import Step
+from tidegate.core.runs.eviction import ReclaimStep
 from tidegate.core.settings import MIB
 
 # From which level on each step is due, in the order in which they are taken: what costs no reader
 # anything first, and the trim last, because it gives back what the others freed.
-STEPS: tuple[tuple[int, Step], ...] = (
-    (1, Step.KEPT),
-    (2, Step.STALE),
-    (4, Step.FINISHED),
-    (3, Step.STALLED),
-    (4, Step.BACKGROUND),
-    (4, Step.WINDOWS),
-    (1, Step.TIDY),
+STEPS: tuple[tuple[int, ReclaimStep], ...] = (
+    (1, ReclaimStep.KEPT),
+    (2, ReclaimStep.STALE),
+    (4, ReclaimStep.FINISHED),
+    (3, ReclaimStep.STALLED),
+    (4, ReclaimStep.BACKGROUND),
+    (4, ReclaimStep.WINDOWS),
+    (1, ReclaimStep.TIDY),
 )
 KEPT_AFTER_S = 60.0  # at level 1 or above; before, what is kept may be asked for as promised
 TIDY_EVERY_S = 30.0  # a trim walks the whole heap
@@ -78,36 +78,36 @@ HOUR_S = 3600.0
 GAP_S = 5.0  # a tick later than this: the clock stood still, and what it counted means nothing
 
 
-def decide(ladder: Ladder, inputs: Inputs) -> tuple[Ladder, Decision]:
+def decide(state: PolicyState, inputs: Inputs) -> tuple[PolicyState, Decision]:
     """Decide what to do now, and what to remember."""
-    ladder = _of_generation(_kept_time(ladder, inputs.now_s), inputs)
+    state = _of_generation(_kept_time(state, inputs.now_s), inputs)
     mark, standing = levels.judge(
-        ladder.mark,
+        state.mark,
         inputs.reading,
         inputs.limits,
         inputs.now_s,
         is_active=inputs.active_runs > 0,
     )
-    ladder = replace(_measured(ladder, inputs), mark=mark, raised_s=_raised_s(ladder, mark, inputs))
+    state = replace(_measured(state, inputs), mark=mark, raised_s=_raised_s(state, mark, inputs))
     unexplained = max(0, inputs.reading.held_bytes - inputs.reading.ledger_bytes)
-    cause = _cause(ladder, inputs, standing, unexplained)
+    cause = _cause(state, inputs, standing, unexplained)
     forecast = _forecast_s(inputs, standing)
-    ladder = _counted(ladder, inputs, standing, cause)
-    ladder, alarm = _alarm(ladder, inputs, forecast)
+    state = _counted(state, inputs, standing, cause)
+    state, alarm = _alarm(state, inputs, forecast)
 
-    wanted, ladder = _wanted(ladder, inputs, cause, forecast)
+    wanted, state = _wanted(state, inputs, cause, forecast)
     refused = _why_not(wanted, inputs)
-    ladder, due = _due(ladder, inputs, None if refused else wanted)
-    ladder, first_evidence = _first_evidence(ladder, inputs)
+    state, due = _due(state, inputs, None if refused else wanted)
+    state, first_evidence = _first_evidence(state, inputs)
 
     no_way_out = refused is not None and _is_urgent(wanted, inputs, forecast)
     level = max(mark.level, HARD_LEVEL) if no_way_out and _is_hard(inputs, forecast) else mark.level
-    ladder, steps, skipped = _steps(ladder, inputs, level, cause)
-    ordered = ladder.harm if ladder.harm and ladder.harm.since_s == inputs.now_s else None
+    state, steps, skipped = _steps(state, inputs, level, cause)
+    ordered = state.harm if state.harm and state.harm.since_s == inputs.now_s else None
     done = due.reason if due else None
     is_cut = due is not None and due.kind == CUT
-    ladder, give_up = _give_up(ladder, inputs) if is_cut else (ladder, None)
-    return ladder, Decision(
+    state, give_up = _give_up(state, inputs) if is_cut else (state, None)
+    return state, Decision(
         level=level,
         ratio=standing.ratio,
         spendable_bytes=standing.spendable_bytes,
@@ -138,15 +138,15 @@ def stale_after_s(ratio: float) -> float:
 # --- what is known ----------------------------------------------------------------------------
 
 
-def _kept_time(ladder: Ladder, now_s: float) -> Ladder:
+def _kept_time(state: PolicyState, now_s: float) -> PolicyState:
     """After a gap in the clock everything that was being counted begins anew."""
-    former_s = ladder.ticked_s
-    ladder = replace(ladder, ticked_s=now_s)
+    former_s = state.ticked_s
+    state = replace(state, ticked_s=now_s)
     if former_s is None or 0 <= now_s - former_s <= GAP_S:
-        return ladder
+        return state
     return replace(
-        ladder,
-        mark=levels.forget_time(ladder.mark),
+        state,
+        mark=levels.forget_time(state.mark),
         raised_s=None,
         unexplained_since_s=None,
         last_readings=0,
@@ -155,17 +155,17 @@ def _kept_time(ladder: Ladder, now_s: float) -> Ladder:
     )
 
 
-def _of_generation(ladder: Ladder, inputs: Inputs) -> Ladder:
+def _of_generation(state: PolicyState, inputs: Inputs) -> PolicyState:
     """What was remembered of a worker goes with it: the next one begins at its own level.
 
     While the former one drains its memory counts, and so does what was remembered.
     """
-    former = ladder.generation
-    ladder = replace(ladder, generation=inputs.generation)
+    former = state.generation
+    state = replace(state, generation=inputs.generation)
     if former is None or former == inputs.generation or inputs.is_recycling:
-        return ladder
+        return state
     return replace(
-        ladder,
+        state,
         mark=Watermark(),
         raised_s=None,
         unexplained_since_s=None,
@@ -174,15 +174,15 @@ def _of_generation(ladder: Ladder, inputs: Inputs) -> Ladder:
     )
 
 
-def _raised_s(ladder: Ladder, mark: Watermark, inputs: Inputs) -> float | None:
+def _raised_s(state: PolicyState, mark: Watermark, inputs: Inputs) -> float | None:
     if not mark.level:
         return None
-    return inputs.now_s if ladder.raised_s is None else ladder.raised_s
+    return inputs.now_s if state.raised_s is None else state.raised_s
 
 
-def _measured(ladder: Ladder, inputs: Inputs) -> Ladder:
+def _measured(state: PolicyState, inputs: Inputs) -> PolicyState:
     """Take in what the steps freed: one that twice frees next to nothing is skipped for a while."""
-    useless, skipped = dict(ladder.useless), dict(ladder.skipped_until_s)
+    useless, skipped = dict(state.useless), dict(state.skipped_until_s)
     for report in inputs.relieved:
         if not report.promised_bytes:
             continue  # it had nothing to do, which says nothing of its use
@@ -192,16 +192,20 @@ def _measured(ladder: Ladder, inputs: Inputs) -> Ladder:
             skipped[report.step] = inputs.now_s + SKIP_S
             useless[report.step] = USELESS_TIMES - 1  # when it is tried again, once is enough
     still = {step: until_s for step, until_s in skipped.items() if until_s > inputs.now_s}
-    return replace(ladder, useless=useless, skipped_until_s=still)
+    return replace(state, useless=useless, skipped_until_s=still)
 
 
-def _cause(ladder: Ladder, inputs: Inputs, standing: Standing, unexplained_bytes: int) -> str:
+def _cause(state: PolicyState, inputs: Inputs, standing: Standing, unexplained_bytes: int) -> str:
     """Say what holds the memory: runs, free places in the allocator, or unexplained objects."""
     share_bytes = UNEXPLAINED_SHARE * standing.spendable_bytes
     if unexplained_bytes <= max(UNEXPLAINED_LEAST_BYTES, share_bytes):
         return "explained" if inputs.reading.ledger_bytes > MIB else "none"
     is_slack = inputs.slack_bytes >= SLACK_SHARE * unexplained_bytes
-    return "slack" if is_slack and Step.TIDY.value not in ladder.skipped_until_s else "unaccounted"
+    return (
+        "slack"
+        if is_slack and ReclaimStep.TIDY.value not in state.skipped_until_s
+        else "unaccounted"
+    )
 
 
 def _forecast_s(inputs: Inputs, standing: Standing) -> float | None:
@@ -211,65 +215,67 @@ def _forecast_s(inputs: Inputs, standing: Standing) -> float | None:
     return forecast_s(inputs.finding.bytes_per_h, max(0, room_bytes))
 
 
-def _counted(ladder: Ladder, inputs: Inputs, standing: Standing, cause: str) -> Ladder:
+def _counted(state: PolicyState, inputs: Inputs, standing: Standing, cause: str) -> PolicyState:
     """Since when it is unexplained, and how often in a row it was level 5."""
     since_s = None
-    if ladder.mark.level >= SQUEEZE_LEVEL and cause in {"slack", "unaccounted"}:
-        since_s = ladder.unexplained_since_s
+    if state.mark.level >= SQUEEZE_LEVEL and cause in {"slack", "unaccounted"}:
+        since_s = state.unexplained_since_s
         since_s = inputs.now_s if since_s is None else since_s
     is_last = standing.reading_level == LAST_LEVEL  # of this very reading: no dwell for a death
     return replace(
-        ladder,
+        state,
         unexplained_since_s=since_s,
-        last_readings=ladder.last_readings + 1 if is_last else 0,
+        last_readings=state.last_readings + 1 if is_last else 0,
     )
 
 
-def _alarm(ladder: Ladder, inputs: Inputs, forecast: float | None) -> tuple[Ladder, str | None]:
+def _alarm(
+    state: PolicyState, inputs: Inputs, forecast: float | None
+) -> tuple[PolicyState, str | None]:
     """Growth that was confirmed is told once; it is over when a bucket no longer confirms it."""
     finding = inputs.finding
     confirmed = finding is not None and finding.is_confirmed
     alarm = None
-    if confirmed and not ladder.alarmed and finding is not None:
+    if confirmed and not state.alarmed and finding is not None:
         mib_per_h = (finding.bytes_per_h or 0.0) / MIB
         until = "" if forecast is None else f", full in {forecast / HOUR_S:.1f} h"
         alarm = f"growth: {mib_per_h:.1f} MiB/h that no run explains{until}"
-    return replace(ladder, alarmed=confirmed), alarm
+    return replace(state, alarmed=confirmed), alarm
 
 
 # --- relief -----------------------------------------------------------------------------------
 
 
 def _steps(
-    ladder: Ladder, inputs: Inputs, level: int, cause: str
-) -> tuple[Ladder, tuple[Step, ...], tuple[Step, ...]]:
+    state: PolicyState, inputs: Inputs, level: int, cause: str
+) -> tuple[PolicyState, tuple[ReclaimStep, ...], tuple[ReclaimStep, ...]]:
     """The steps due at this level, and those left out because they were of no use."""
     due = [step for from_level, step in STEPS if level >= from_level]
-    raised_s = ladder.raised_s
-    if Step.KEPT in due and (raised_s is None or inputs.now_s - raised_s < KEPT_AFTER_S):
-        due.remove(Step.KEPT)
-    if cause == "slack" and Step.TIDY not in due:
-        due.append(Step.TIDY)
-    skipped = tuple(step for step in due if step.value in ladder.skipped_until_s)
+    raised_s = state.raised_s
+    if ReclaimStep.KEPT in due and (raised_s is None or inputs.now_s - raised_s < KEPT_AFTER_S):
+        due.remove(ReclaimStep.KEPT)
+    if cause == "slack" and ReclaimStep.TIDY not in due:
+        due.append(ReclaimStep.TIDY)
+    skipped = tuple(step for step in due if step.value in state.skipped_until_s)
     steps = [step for step in due if step not in skipped]
-    if Step.TIDY in steps and not _is_tidy_due(ladder, inputs):
-        steps.remove(Step.TIDY)
+    if ReclaimStep.TIDY in steps and not _is_tidy_due(state, inputs):
+        steps.remove(ReclaimStep.TIDY)
     if inputs.relieving or not inputs.generation:
-        return ladder, (), skipped
-    if Step.TIDY in steps:
-        ladder = replace(ladder, tidied_s=inputs.now_s)
-    return ladder, tuple(steps), skipped
+        return state, (), skipped
+    if ReclaimStep.TIDY in steps:
+        state = replace(state, tidied_s=inputs.now_s)
+    return state, tuple(steps), skipped
 
 
-def _is_tidy_due(ladder: Ladder, inputs: Inputs) -> bool:
+def _is_tidy_due(state: PolicyState, inputs: Inputs) -> bool:
     """Now and then, and at once when memory begins to be unexplained."""
-    if ladder.tidied_s is None:
+    if state.tidied_s is None:
         return True
-    since_s = ladder.unexplained_since_s
-    if since_s is not None and ladder.tidied_s < since_s:
+    since_s = state.unexplained_since_s
+    if since_s is not None and state.tidied_s < since_s:
         return True
-    every_s = TIDY_SOON_S if ladder.mark.level >= SHED_LEVEL else TIDY_EVERY_S
-    return inputs.now_s - ladder.tidied_s >= every_s
+    every_s = TIDY_SOON_S if state.mark.level >= SHED_LEVEL else TIDY_EVERY_S
+    return inputs.now_s - state.tidied_s >= every_s
 
 
 def _shed(level: int, no_way_out: str | None) -> str | None:
@@ -282,37 +288,37 @@ def _shed(level: int, no_way_out: str | None) -> str | None:
 
 
 def _wanted(
-    ladder: Ladder, inputs: Inputs, cause: str, forecast: float | None
-) -> tuple[Disruption | None, Ladder]:
+    state: PolicyState, inputs: Inputs, cause: str, forecast: float | None
+) -> tuple[Disruption | None, PolicyState]:
     """What would have to be done if nothing spoke against it."""
     now_s = inputs.now_s
-    if ladder.last_readings >= LAST_READINGS:
-        return Disruption(kind=CUT, reason="memory", since_s=now_s), ladder
+    if state.last_readings >= LAST_READINGS:
+        return Disruption(kind=CUT, reason="memory", since_s=now_s), state
     if inputs.is_recycling or not inputs.generation:
-        return None, replace(ladder, planned_s=None)
-    since_s = ladder.unexplained_since_s
+        return None, replace(state, planned_s=None)
+    since_s = state.unexplained_since_s
     if (
         cause == "unaccounted"
         and since_s is not None
         and now_s - since_s >= UNEXPLAINED_S
-        and (_has_trimmed(ladder, inputs) or Step.TIDY.value in ladder.skipped_until_s)
+        and (_has_trimmed(state, inputs) or ReclaimStep.TIDY.value in state.skipped_until_s)
     ):
-        return Disruption(kind=RECYCLE, reason="memory", since_s=now_s), ladder
+        return Disruption(kind=RECYCLE, reason="memory", since_s=now_s), state
     plan = _plan(inputs, forecast)
     if plan is None:
-        return None, replace(ladder, planned_s=None)
-    planned_s = now_s if ladder.planned_s is None else ladder.planned_s
-    ladder = replace(ladder, planned_s=planned_s)
+        return None, replace(state, planned_s=None)
+    planned_s = now_s if state.planned_s is None else state.planned_s
+    state = replace(state, planned_s=planned_s)
     soon_s = SOON_BUCKETS * inputs.growth.bucket_s
     is_pressing = forecast is not None and plan == "growth" and forecast <= soon_s
     if inputs.active_runs == 0 or is_pressing or now_s - planned_s >= soon_s:
-        return Disruption(kind=RECYCLE, reason=plan, since_s=now_s), ladder
-    return None, ladder
+        return Disruption(kind=RECYCLE, reason=plan, since_s=now_s), state
+    return None, state
 
 
-def _has_trimmed(ladder: Ladder, inputs: Inputs) -> bool:
+def _has_trimmed(state: PolicyState, inputs: Inputs) -> bool:
     """A trim was tried since memory is unexplained, and its time to show is over."""
-    since_s, tidied_s = ladder.unexplained_since_s, ladder.tidied_s
+    since_s, tidied_s = state.unexplained_since_s, state.tidied_s
     if since_s is None or tidied_s is None or tidied_s < since_s:
         return False
     return not inputs.relieving or inputs.now_s - tidied_s >= TRIM_LIMIT_S
@@ -346,39 +352,39 @@ def _why_not(wanted: Disruption | None, inputs: Inputs) -> str | None:
 
 
 def _due(
-    ladder: Ladder, inputs: Inputs, wanted: Disruption | None
-) -> tuple[Ladder, Disruption | None]:
+    state: PolicyState, inputs: Inputs, wanted: Disruption | None
+) -> tuple[PolicyState, Disruption | None]:
     """What is done now. First the evidence is ordered; then it is looked at again."""
     if wanted is None:
-        return replace(ladder, harm=None), None
+        return replace(state, harm=None), None
     now_s = inputs.now_s
-    done_s = ladder.harmed_s.get(wanted.kind)
+    done_s = state.harmed_s.get(wanted.kind)
     pause_s = HARM_PAUSE_S if inputs.enforces else HOUR_S  # who only observes has said it
     if done_s is not None and now_s - done_s < pause_s:
-        return replace(ladder, harm=None), None
-    waiting = ladder.harm
+        return replace(state, harm=None), None
+    waiting = state.harm
     if waiting is None or waiting.kind != wanted.kind:
-        return replace(ladder, harm=wanted), None
+        return replace(state, harm=wanted), None
     if inputs.evidence_pending and now_s - waiting.since_s < EVIDENCE_LIMIT_S:
-        return ladder, None
-    ladder = replace(
-        ladder,
+        return state, None
+    state = replace(
+        state,
         harm=None,
-        harmed_s={**ladder.harmed_s, wanted.kind: now_s},
+        harmed_s={**state.harmed_s, wanted.kind: now_s},
         planned_s=None,
         unexplained_since_s=None,
         last_readings=0,
     )
-    return ladder, wanted
+    return state, wanted
 
 
-def _first_evidence(ladder: Ladder, inputs: Inputs) -> tuple[Ladder, str | None]:
+def _first_evidence(state: PolicyState, inputs: Inputs) -> tuple[PolicyState, str | None]:
     """Once an hour at most, what it looked like when memory began to be short."""
-    if ladder.mark.level < SQUEEZE_LEVEL:
-        return ladder, None
-    if ladder.evidence_s is not None and inputs.now_s - ladder.evidence_s < FIRST_EVIDENCE_S:
-        return ladder, None
-    return replace(ladder, evidence_s=inputs.now_s), f"level {ladder.mark.level}"
+    if state.mark.level < SQUEEZE_LEVEL:
+        return state, None
+    if state.evidence_s is not None and inputs.now_s - state.evidence_s < FIRST_EVIDENCE_S:
+        return state, None
+    return replace(state, evidence_s=inputs.now_s), f"level {state.mark.level}"
 
 
 def _is_urgent(wanted: Disruption | None, inputs: Inputs, forecast: float | None) -> bool:
@@ -394,11 +400,11 @@ def _is_hard(inputs: Inputs, forecast: float | None) -> bool:
     return confirmed and forecast is not None and forecast < HARD_BUCKETS * inputs.growth.bucket_s
 
 
-def _give_up(ladder: Ladder, inputs: Inputs) -> tuple[Ladder, str | None]:
+def _give_up(state: PolicyState, inputs: Inputs) -> tuple[PolicyState, str | None]:
     """Whether one more cut would help any more than the last ones did."""
-    recent = tuple(at_s for at_s in ladder.cuts_s if inputs.now_s - at_s < HOUR_S)
+    recent = tuple(at_s for at_s in state.cuts_s if inputs.now_s - at_s < HOUR_S)
     spent = len(recent) >= CUTS_PER_HOUR or (recent and inputs.recycles_left <= 0)
     if inputs.may_give_up and spent:
         times = len(recent)
-        return ladder, f"memory is at the last level again, after {times} cuts within the hour"
-    return replace(ladder, cuts_s=(*recent[-9:], inputs.now_s)), None
+        return state, f"memory is at the last level again, after {times} cuts within the hour"
+    return replace(state, cuts_s=(*recent[-9:], inputs.now_s)), None

@@ -9,9 +9,9 @@ from __future__ import annotations
 from msgspec import Struct, json
 
 from tidegate.core.decoding import Decoder
-from tidegate.core.memory.decision import Decision, Inputs, Ladder
+from tidegate.core.memory.decision import Decision, Inputs, PolicyState
 from tidegate.core.memory.policy import decide
-from tidegate.core.runs.eviction import Step
+from tidegate.core.runs.eviction import ReclaimStep
 from tidegate.core.settings import MIB
 
 RELIEF_EVERY_S = 30.0  # relief acts on every tick; one record in so long shows how it goes
@@ -22,7 +22,7 @@ class Record(Struct, frozen=True, kw_only=True):
 
     at: float  # Unix seconds
     version: str  # of the tidegate that decided
-    before: Ladder  # what it remembered
+    before: PolicyState  # what it remembered
     inputs: Inputs
     decision: Decision
 
@@ -75,9 +75,9 @@ def _as_written(decision: Decision) -> dict[str, object]:
 def describe(decision: Decision) -> str:
     """What was decided, in words: "sweep (stale, windows), refuse new runs"."""
     deeds = []
-    if steps := [step.value for step in decision.steps if step is not Step.TIDY]:
+    if steps := [step.value for step in decision.steps if step is not ReclaimStep.TIDY]:
         deeds.append(f"sweep ({', '.join(steps)})")
-    if Step.TIDY in decision.steps:
+    if ReclaimStep.TIDY in decision.steps:
         deeds.append("tidy up")
     if decision.shed:
         deeds.append(f"refuse new runs ({decision.shed})")

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import NamedTuple
 
 
-class Step(Enum):
+class ReclaimStep(Enum):
     """A kind of relief. `core.memory.policy` has the order."""
 
     TIDY = "tidy"  # caches, idle connections, a trim of the heap: no run loses anything
@@ -24,7 +24,7 @@ class Step(Enum):
     WINDOWS = "windows"  # of each live run what its readers have had
 
 
-class Act(Enum):
+class Eviction(Enum):
     """What happens to a victim."""
 
     RELEASE = "release"  # it ends if it has not, its readers are told why, its bytes go
@@ -52,7 +52,7 @@ class Victim(NamedTuple):
     """Who loses what, and the words for it."""
 
     id: str
-    act: Act
+    act: Eviction
     kind: str  # the metrics' label
     reason: str
     promised_bytes: int
@@ -64,7 +64,11 @@ _Judged = tuple[Value, Victim] | None
 
 
 def plan(
-    step: Step, candidates: Iterable[Candidate], now_s: float, stale_after_s: float, most: int
+    step: ReclaimStep,
+    candidates: Iterable[Candidate],
+    now_s: float,
+    stale_after_s: float,
+    most: int,
 ) -> list[Victim]:
     """The victims of a step, the least valuable first, at most `most`."""
     judge = _JUDGES.get(step)
@@ -126,7 +130,7 @@ def _windows(run: Candidate, now_s: float, stale_after_s: float) -> _Judged:
     if run.is_over or spare_bytes <= 0:
         return None
     return (-spare_bytes,), Victim(
-        run.id, Act.SHRINK, "window", "memory is short", spare_bytes, run.needed_bytes
+        run.id, Eviction.SHRINK, "window", "memory is short", spare_bytes, run.needed_bytes
     )
 
 
@@ -136,14 +140,14 @@ def _finished_value(run: Candidate) -> Value:
 
 
 def _released(run: Candidate, kind: str, words: str) -> Victim:
-    return Victim(run.id, Act.RELEASE, kind, f"swept: {words}", run.held_bytes)
+    return Victim(run.id, Eviction.RELEASE, kind, f"swept: {words}", run.held_bytes)
 
 
-_JUDGES: dict[Step, Callable[[Candidate, float, float], _Judged]] = {
-    Step.KEPT: _kept,
-    Step.STALE: _stale,
-    Step.STALLED: _stalled,
-    Step.FINISHED: _finished,
-    Step.BACKGROUND: _background,
-    Step.WINDOWS: _windows,
+_JUDGES: dict[ReclaimStep, Callable[[Candidate, float, float], _Judged]] = {
+    ReclaimStep.KEPT: _kept,
+    ReclaimStep.STALE: _stale,
+    ReclaimStep.STALLED: _stalled,
+    ReclaimStep.FINISHED: _finished,
+    ReclaimStep.BACKGROUND: _background,
+    ReclaimStep.WINDOWS: _windows,
 }

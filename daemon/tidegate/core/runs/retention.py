@@ -13,7 +13,7 @@ from tidegate.core.runs.run import Run
 from tidegate.core.runs.state import State
 
 
-class Verdict(NamedTuple):
+class RetentionVerdict(NamedTuple):
     """Why a run is released."""
 
     kind: str  # "stuck" | "finished" | "abandoned" | "cancelled": the metrics' label
@@ -35,23 +35,25 @@ def due_s(run: Run) -> float:
     return run.ended_s + kept_s
 
 
-def verdict(run: Run, now_s: float) -> Verdict | None:
+def verdict(run: Run, now_s: float) -> RetentionVerdict | None:
     """Say why `run` is to be released now, or None if its time has not come."""
     if now_s < due_s(run):
         return None
     limits = run.limits
     if run.ended_s is not None:
         if run.state is State.CANCELLED:
-            return Verdict("cancelled", "cancelled")
-        return Verdict("finished", f"finished {now_s - run.ended_s:.0f} s ago")
+            return RetentionVerdict("cancelled", "cancelled")
+        return RetentionVerdict("finished", f"finished {now_s - run.ended_s:.0f} s ago")
     age_s = now_s - run.created_s
     if now_s >= _stuck_s(run):
-        return Verdict(
+        return RetentionVerdict(
             "stuck",
             f"swept: stuck for {age_s:.0f} s,"
             f" past total_s {limits.total_s:g} + grace_s {limits.grace_s:g}",
         )
-    return Verdict("abandoned", f"swept: abandoned, and its end did not come for {age_s:.0f} s")
+    return RetentionVerdict(
+        "abandoned", f"swept: abandoned, and its end did not come for {age_s:.0f} s"
+    )
 
 
 def _stuck_s(run: Run) -> float:

@@ -18,9 +18,9 @@ from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import NamedTuple
 
-from tidegate.core.formats.foreign_json import BOM, Reader, Unreadable
+from tidegate.core.formats.foreign_json import BOM, JsonReader, UnreadableJson
 
-_any: Reader[object] = Reader(object)
+_any: JsonReader[object] = JsonReader(object)
 _MOST_SAID = 4000  # characters of a message that are looked at; the wordings come early
 
 
@@ -272,7 +272,7 @@ def _of_404(said: _Said, *, names_ours: bool) -> Fault:
 def _read(body: bytes) -> _Said:
     try:
         value = _any(body.removeprefix(BOM))
-    except Unreadable:
+    except UnreadableJson:
         return _Said(False, "", "")
     if isinstance(value, list) and value:  # Google
         value = value[0]

@@ -34,7 +34,7 @@ class Witness(NamedTuple):
     body: int
 
 
-class State(Enum):
+class BreakerState(Enum):
     """Where it stands."""
 
     CLOSED = "closed"  # requests pass
@@ -42,7 +42,7 @@ class State(Enum):
     HALF_OPEN = "half-open"  # one request is on trial
 
 
-class Happening(Enum):
+class BreakerTrigger(Enum):
     """What can happen."""
 
     ASKED_EARLY = "asked early"  # may a request pass, before the time is over
@@ -54,7 +54,7 @@ class Happening(Enum):
     REACHED = "reached"  # a question of ours was answered
 
 
-class Act(Enum):
+class BreakerAct(Enum):
     """What a cell of the table asks for."""
 
     NOTHING = "nothing"
@@ -66,29 +66,44 @@ class Act(Enum):
     RESET = "reset"
 
 
-TABLE: dict[tuple[State, Happening], tuple[State, Act]] = {
-    (State.CLOSED, Happening.ASKED_EARLY): (State.CLOSED, Act.PASS),
-    (State.CLOSED, Happening.ASKED_DUE): (State.CLOSED, Act.PASS),
-    (State.CLOSED, Happening.SUCCEEDED): (State.CLOSED, Act.RESET),
-    (State.CLOSED, Happening.FAILED): (State.CLOSED, Act.NOTHING),
-    (State.CLOSED, Happening.FAILED_ENOUGH): (State.OPEN, Act.SET_ASIDE),
-    (State.CLOSED, Happening.GAVE_UP): (State.CLOSED, Act.NOTHING),
-    (State.CLOSED, Happening.REACHED): (State.CLOSED, Act.NOTHING),
-    (State.OPEN, Happening.ASKED_EARLY): (State.OPEN, Act.NOTHING),
-    (State.OPEN, Happening.ASKED_DUE): (State.HALF_OPEN, Act.TRY),
-    (State.OPEN, Happening.SUCCEEDED): (State.CLOSED, Act.RESET),
+TABLE: dict[tuple[BreakerState, BreakerTrigger], tuple[BreakerState, BreakerAct]] = {
+    (BreakerState.CLOSED, BreakerTrigger.ASKED_EARLY): (BreakerState.CLOSED, BreakerAct.PASS),
+    (BreakerState.CLOSED, BreakerTrigger.ASKED_DUE): (BreakerState.CLOSED, BreakerAct.PASS),
+    (BreakerState.CLOSED, BreakerTrigger.SUCCEEDED): (BreakerState.CLOSED, BreakerAct.RESET),
+    (BreakerState.CLOSED, BreakerTrigger.FAILED): (BreakerState.CLOSED, BreakerAct.NOTHING),
+    (BreakerState.CLOSED, BreakerTrigger.FAILED_ENOUGH): (BreakerState.OPEN, BreakerAct.SET_ASIDE),
+    (BreakerState.CLOSED, BreakerTrigger.GAVE_UP): (BreakerState.CLOSED, BreakerAct.NOTHING),
+    (BreakerState.CLOSED, BreakerTrigger.REACHED): (BreakerState.CLOSED, BreakerAct.NOTHING),
+    (BreakerState.OPEN, BreakerTrigger.ASKED_EARLY): (BreakerState.OPEN, BreakerAct.NOTHING),
+    (BreakerState.OPEN, BreakerTrigger.ASKED_DUE): (BreakerState.HALF_OPEN, BreakerAct.TRY),
+    (BreakerState.OPEN, BreakerTrigger.SUCCEEDED): (BreakerState.CLOSED, BreakerAct.RESET),
     # A crowd that was under way fails one by one: that is one fault, not many.
-    (State.OPEN, Happening.FAILED): (State.OPEN, Act.NOTHING),
-    (State.OPEN, Happening.FAILED_ENOUGH): (State.OPEN, Act.NOTHING),
-    (State.OPEN, Happening.GAVE_UP): (State.OPEN, Act.NOTHING),
-    (State.OPEN, Happening.REACHED): (State.OPEN, Act.LET_NEXT_TRY),
-    (State.HALF_OPEN, Happening.ASKED_EARLY): (State.HALF_OPEN, Act.NOTHING),
-    (State.HALF_OPEN, Happening.ASKED_DUE): (State.HALF_OPEN, Act.TRY),  # the last is forgotten
-    (State.HALF_OPEN, Happening.SUCCEEDED): (State.CLOSED, Act.RESET),
-    (State.HALF_OPEN, Happening.FAILED): (State.OPEN, Act.SET_ASIDE_LONGER),
-    (State.HALF_OPEN, Happening.FAILED_ENOUGH): (State.OPEN, Act.SET_ASIDE_LONGER),
-    (State.HALF_OPEN, Happening.GAVE_UP): (State.OPEN, Act.LET_NEXT_TRY),
-    (State.HALF_OPEN, Happening.REACHED): (State.HALF_OPEN, Act.NOTHING),  # the trial will tell
+    (BreakerState.OPEN, BreakerTrigger.FAILED): (BreakerState.OPEN, BreakerAct.NOTHING),
+    (BreakerState.OPEN, BreakerTrigger.FAILED_ENOUGH): (BreakerState.OPEN, BreakerAct.NOTHING),
+    (BreakerState.OPEN, BreakerTrigger.GAVE_UP): (BreakerState.OPEN, BreakerAct.NOTHING),
+    (BreakerState.OPEN, BreakerTrigger.REACHED): (BreakerState.OPEN, BreakerAct.LET_NEXT_TRY),
+    (BreakerState.HALF_OPEN, BreakerTrigger.ASKED_EARLY): (
+        BreakerState.HALF_OPEN,
+        BreakerAct.NOTHING,
+    ),
+    (BreakerState.HALF_OPEN, BreakerTrigger.ASKED_DUE): (
+        BreakerState.HALF_OPEN,
+        BreakerAct.TRY,
+    ),  # the last is forgotten
+    (BreakerState.HALF_OPEN, BreakerTrigger.SUCCEEDED): (BreakerState.CLOSED, BreakerAct.RESET),
+    (BreakerState.HALF_OPEN, BreakerTrigger.FAILED): (
+        BreakerState.OPEN,
+        BreakerAct.SET_ASIDE_LONGER,
+    ),
+    (BreakerState.HALF_OPEN, BreakerTrigger.FAILED_ENOUGH): (
+        BreakerState.OPEN,
+        BreakerAct.SET_ASIDE_LONGER,
+    ),
+    (BreakerState.HALF_OPEN, BreakerTrigger.GAVE_UP): (BreakerState.OPEN, BreakerAct.LET_NEXT_TRY),
+    (BreakerState.HALF_OPEN, BreakerTrigger.REACHED): (
+        BreakerState.HALF_OPEN,
+        BreakerAct.NOTHING,
+    ),  # the trial will tell
 }
 
 
@@ -107,7 +122,7 @@ class Breaker:
     )
 
     def __init__(self) -> None:
-        self._state = State.CLOSED
+        self._state = BreakerState.CLOSED
         self._failures = 0  # in a row, that are its own beyond doubt
         self._suspicions = 0  # in the same row, that may be a request's mistake
         self._callers: set[str] = set()  # who met those
@@ -127,7 +142,7 @@ class Breaker:
     @property
     def is_closed(self) -> bool:
         """Whether every request may pass."""
-        return self._state is State.CLOSED
+        return self._state is BreakerState.CLOSED
 
     @property
     def is_suspect(self) -> bool:
@@ -147,18 +162,18 @@ class Breaker:
 
     def may_pass(self, now_s: float) -> bool:
         """Whether `admit` would let a request pass; changes nothing."""
-        return TABLE[self._state, self._asked(now_s)][1] in {Act.PASS, Act.TRY}
+        return TABLE[self._state, self._asked(now_s)][1] in {BreakerAct.PASS, BreakerAct.TRY}
 
     def admit(self, now_s: float) -> bool:
         """Whether a request may pass. A True while it is set aside makes that one the trial."""
         act = self._step(self._asked(now_s))
-        if act is Act.TRY:
+        if act is BreakerAct.TRY:
             self._due_s = now_s + TRIAL_S
-        return act in {Act.PASS, Act.TRY}
+        return act in {BreakerAct.PASS, BreakerAct.TRY}
 
     def succeeded(self) -> None:
         """A request was answered."""
-        if self._step(Happening.SUCCEEDED) is Act.RESET:
+        if self._step(BreakerTrigger.SUCCEEDED) is BreakerAct.RESET:
             self._failures = self._suspicions = 0
             self._callers.clear()
             self._bodies.clear()
@@ -175,7 +190,7 @@ class Breaker:
                 self._callers.add(witness.caller)
             if len(self._bodies) < ENOUGH_WITNESSES:
                 self._bodies.add(witness.body)
-            if self._state is State.HALF_OPEN and not self._is_corroborated:
+            if self._state is BreakerState.HALF_OPEN and not self._is_corroborated:
                 self.gave_up(now_s)  # one request's own mistake is no trial
                 return
         self._fail(now_s)
@@ -188,13 +203,13 @@ class Breaker:
 
     def gave_up(self, now_s: float) -> None:
         """The trial's client went away, which says nothing: the next may try at once."""
-        if self._step(Happening.GAVE_UP) is Act.LET_NEXT_TRY:
+        if self._step(BreakerTrigger.GAVE_UP) is BreakerAct.LET_NEXT_TRY:
             self._due_s = now_s
 
     def reached(self, now_s: float) -> None:
         """The upstream answered a question of ours: the next request may try it at once."""
         self._is_probed = True
-        if self._step(Happening.REACHED) is Act.LET_NEXT_TRY:
+        if self._step(BreakerTrigger.REACHED) is BreakerAct.LET_NEXT_TRY:
             self._due_s = now_s
 
     @property
@@ -208,19 +223,19 @@ class Breaker:
         return self._failures + suspicions >= FAILURES_TO_OPEN
 
     def _fail(self, now_s: float) -> None:
-        act = self._step(Happening.FAILED_ENOUGH if self._is_enough else Happening.FAILED)
-        if act is Act.SET_ASIDE:
+        act = self._step(BreakerTrigger.FAILED_ENOUGH if self._is_enough else BreakerTrigger.FAILED)
+        if act is BreakerAct.SET_ASIDE:
             self._set_aside(now_s, FIRST_ASIDE_S)
-        elif act is Act.SET_ASIDE_LONGER:
+        elif act is BreakerAct.SET_ASIDE_LONGER:
             self._set_aside(now_s, min(2 * self._aside_s, MOST_ASIDE_S))
 
     def _set_aside(self, now_s: float, aside_s: float) -> None:
         self._aside_s, self._due_s = aside_s, now_s + aside_s
 
-    def _asked(self, now_s: float) -> Happening:
+    def _asked(self, now_s: float) -> BreakerTrigger:
         early = self._due_s is not None and now_s < self._due_s
-        return Happening.ASKED_EARLY if early else Happening.ASKED_DUE
+        return BreakerTrigger.ASKED_EARLY if early else BreakerTrigger.ASKED_DUE
 
-    def _step(self, happening: Happening) -> Act:
+    def _step(self, happening: BreakerTrigger) -> BreakerAct:
         self._state, act = TABLE[self._state, happening]
         return act

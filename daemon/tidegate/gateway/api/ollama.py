@@ -15,7 +15,7 @@ from aiohttp import web
 from msgspec import Raw, Struct
 
 from tidegate.core.errors import UpstreamError
-from tidegate.core.formats.foreign_json import Reader, Unreadable, as_utf8
+from tidegate.core.formats.foreign_json import JsonReader, UnreadableJson, as_utf8
 from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.server.auth import Caller
 from tidegate.gateway.server.errors import Refused
@@ -35,9 +35,9 @@ class _Version(Struct):
     version: str
 
 
-_listed = Reader(_Listed)
-_version = Reader(_Version)
-_text = Reader(str)
+_listed = JsonReader(_Listed)
+_version = JsonReader(_Version)
+_text = JsonReader(str)
 _encode = msgspec.json.encode
 
 
@@ -79,7 +79,7 @@ async def show_ollama_version(
     for _, body in await _ask(gateway, "/api/version"):
         try:
             return _json({"version": _version(as_utf8(body)).version})
-        except Unreadable:
+        except UnreadableJson:
             continue
     raise _no_ollama()
 
@@ -91,7 +91,7 @@ async def _lists(gateway: Gateway, path: str) -> list[tuple[str, str, dict[str, 
         raise _no_ollama()
     found = []
     for upstream, body in answers:
-        with suppress(Unreadable):
+        with suppress(UnreadableJson):
             listed = _listed(as_utf8(body)).models
             found += [(upstream, _name(model), model) for model in listed]
     return found

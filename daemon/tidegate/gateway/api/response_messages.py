@@ -16,7 +16,7 @@ from msgspec import Raw
 from tidegate.core.formats import RESPONSES
 from tidegate.core.formats.base import About, ErrorText, Meaning
 from tidegate.core.formats.conversation import Turn
-from tidegate.core.formats.foreign_json import Unreadable, as_object, as_utf8, members_of
+from tidegate.core.formats.foreign_json import UnreadableJson, as_object, as_utf8, members_of
 from tidegate.core.formats.framing import SSE
 from tidegate.core.formats.openai import error_body
 from tidegate.core.formats.responses import bare_response
@@ -114,7 +114,7 @@ def _error_of(status: int, body: bytes) -> bytes:
     try:
         error = members_of(body)["error"]
         error = Raw(as_object(_texts(members_of(error))))
-    except (KeyError, Unreadable):
+    except (KeyError, UnreadableJson):
         told = {"message": body.decode(), "type": "upstream_error", "code": None}
         error = Raw(_encode(told))
     return _encode({"type": "error", "status": status, "error": error})
@@ -126,7 +126,7 @@ def _with_text_code(data: bytes) -> bytes:
         event = members_of(data)
         response = members_of(event["response"])
         response["error"] = Raw(as_object(_texts(members_of(response["error"]))))
-    except (KeyError, Unreadable):
+    except (KeyError, UnreadableJson):
         return data
     event["response"] = Raw(as_object(response))
     return as_object(event)

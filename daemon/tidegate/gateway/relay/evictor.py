@@ -22,9 +22,9 @@ from typing import NamedTuple
 from tidegate.core.memory.report import StepReport
 from tidegate.core.protocol.worker import Reclaim
 from tidegate.core.runs import eviction
-from tidegate.core.runs.eviction import Act, Candidate, Step, Victim
+from tidegate.core.runs.eviction import Candidate, Eviction, ReclaimStep, Victim
 from tidegate.core.runs.ledger import Entry
-from tidegate.core.runs.retention import Verdict
+from tidegate.core.runs.retention import RetentionVerdict
 from tidegate.core.runs.window import SEGMENT_BYTES
 from tidegate.core.text import count
 from tidegate.gateway.relay.registry import AGAIN_S, MOST_PER_TICK, Registry
@@ -34,7 +34,7 @@ from tidegate.gateway.server.sockets import Sockets
 log = logging.getLogger("tidegate.evictor")
 
 # With these go heads that are arriving, and connections between two requests.
-_WITH_CONNECTIONS = frozenset({Step.TIDY, Step.STALE})
+_WITH_CONNECTIONS = frozenset({ReclaimStep.TIDY, ReclaimStep.STALE})
 BITE = 10  # victims between two turns of the loop; each costs some 10 us and its readers' goodbye
 MOST_CANDIDATES = 1000  # finished runs that one plan looks at, the oldest
 # When a live run would have to fail otherwise, readers who have read nothing for so long go first:
@@ -109,7 +109,7 @@ class Evictor:
         for name in order.steps:
             started_s, tally = time.perf_counter(), _Tally()
             try:
-                await self._take(Step(name), order, left, tally)
+                await self._take(ReclaimStep(name), order, left, tally)
             except Exception:  # the other steps, and what they freed, are told all the same
                 log.exception("step %s of relief failed", name)
                 continue
@@ -120,16 +120,16 @@ class Evictor:
             reports.append(tally.report(name))
         return reports
 
-    async def _take(self, step: Step, order: Reclaim, most: int, tally: _Tally) -> None:
+    async def _take(self, step: ReclaimStep, order: Reclaim, most: int, tally: _Tally) -> None:
         if step in _WITH_CONNECTIONS:
             self._make_room(lambda: True)
-        if step is Step.TIDY:
+        if step is ReclaimStep.TIDY:
             await self._trim_heap(tally)
             return
         now_s, stale_after_s = self._loop.time(), order.stale_after_s
         planned = eviction.plan(step, self._candidates(step), now_s, stale_after_s, most)
         victims = self._still_due(step, planned, stale_after_s, order.reason)
-        is_short = (lambda: self._ledger.has_much) if step is Step.KEPT else (lambda: True)
+        is_short = (lambda: self._ledger.has_much) if step is ReclaimStep.KEPT else (lambda: True)
         for _ in range(0, most, BITE):
             if self._evict(victims, is_short, tally, BITE) < BITE:
                 break
@@ -144,21 +144,23 @@ class Evictor:
         await self._loop.run_in_executor(None, heap.trim)
         tally.freed_bytes = max(0, before - heap.resident_bytes())
 
-    def _candidates(self, step: Step) -> list[Candidate]:
+    def _candidates(self, step: ReclaimStep) -> list[Candidate]:
         """Gather the runs that a step may take something from."""
         active, finished = self._registry.active(), self._registry.finished(MOST_CANDIDATES)
         unread = (relay for relay in active if not relay.subscribers)
         relays: Iterable[Relay] = ()
         match step:
-            case Step.FINISHED:
+            case ReclaimStep.FINISHED:
                 relays = finished
-            case Step.KEPT | Step.STALE:  # a stuck run that has readers is the sweep's
+            case (
+                ReclaimStep.KEPT | ReclaimStep.STALE
+            ):  # a stuck run that has readers is the sweep's
                 relays = chain(finished, unread)
-            case Step.STALLED:
+            case ReclaimStep.STALLED:
                 relays = (relay for relay in chain(finished, active) if relay.subscribers)
-            case Step.BACKGROUND:
+            case ReclaimStep.BACKGROUND:
                 relays = unread
-            case Step.WINDOWS:
+            case ReclaimStep.WINDOWS:
                 relays = active
         now_s = self._loop.time()
         return [as_candidate(relay, now_s) for relay in relays]
@@ -184,9 +186,9 @@ class Evictor:
         relay = registry.find(victim.id, None)
         if relay is None:
             return 0
-        if victim.act is Act.RELEASE:
+        if victim.act is Eviction.RELEASE:
             registry.last_sweep = f"run {victim.id} {victim.reason}"
-            registry.release(relay, Verdict(victim.kind, victim.reason))
+            registry.release(relay, RetentionVerdict(victim.kind, victim.reason))
             return before - self._ledger.total_bytes
         relay.run.transcript.shrink(victim.keep_bytes)
         freed_bytes = before - self._ledger.total_bytes
@@ -194,7 +196,7 @@ class Evictor:
         return freed_bytes
 
     def _still_due(
-        self, step: Step, planned: Iterable[Victim], stale_after_s: float, where: str
+        self, step: ReclaimStep, planned: Iterable[Victim], stale_after_s: float, where: str
     ) -> Iterator[Victim]:
         """Look again at each when its turn comes: a reader may have come, or have read meanwhile.
 
@@ -270,7 +272,9 @@ class Evictor:
         """Evict answers that are over, the oldest first."""
         before = went.freed_bytes
         victims = (
-            Victim(run.id, Act.RELEASE, "memory", f"swept: {AT_LIMIT}", run.account.total_bytes)
+            Victim(
+                run.id, Eviction.RELEASE, "memory", f"swept: {AT_LIMIT}", run.account.total_bytes
+            )
             for run in (relay.run for relay in relays)
         )
         if runs := self._evict(victims, is_short, went, MOST_PER_TICK):
@@ -282,10 +286,10 @@ class Evictor:
         now_s = self._loop.time()
         if now_s >= self._look_stalled_s:
             self._look_stalled_s = now_s + LOOK_STALLED_S
-            found = self._candidates(Step.STALLED)
-            planned = eviction.plan(Step.STALLED, found, now_s, STALLED_S, MOST_PER_TICK)
+            found = self._candidates(ReclaimStep.STALLED)
+            planned = eviction.plan(ReclaimStep.STALLED, found, now_s, STALLED_S, MOST_PER_TICK)
             self._stalled = iter(planned)
-        yield from self._still_due(Step.STALLED, self._stalled, STALLED_S, AT_LIMIT)
+        yield from self._still_due(ReclaimStep.STALLED, self._stalled, STALLED_S, AT_LIMIT)
 
     def _lagging_victims(self) -> Iterator[Victim]:
         """Then goes what is held for readers who lag, the most first.
@@ -298,7 +302,7 @@ class Evictor:
             if not lag_bytes:
                 return
             words = f"swept: its readers lag by {lag_bytes // 1024} KiB, {AT_LIMIT}"
-            yield Victim(run_id, Act.RELEASE, "lagging", words, lag_bytes)
+            yield Victim(run_id, Eviction.RELEASE, "lagging", words, lag_bytes)
 
     def _cut_leaving(self, enough_bytes: int) -> bool:
         """Cut readers of released runs, the oldest first; whether more is held all the same.

@@ -20,7 +20,7 @@ from tidegate.core.histogram import FIRST_OUTPUT_BOUNDS_S, RELAY_BOUNDS_S, Histo
 from tidegate.core.runs import retention
 from tidegate.core.runs.deadlines import Deadlines, Watched
 from tidegate.core.runs.ledger import Ledger
-from tidegate.core.runs.retention import Verdict
+from tidegate.core.runs.retention import RetentionVerdict
 from tidegate.core.runs.state import Happening, State, empty_census
 from tidegate.core.runs.summary import RunSummary
 from tidegate.core.text import count
@@ -37,7 +37,7 @@ MOST_PER_TICK = 50  # releases between two turns of the event loop, some 10 us e
 
 
 @dataclass(slots=True)
-class Swept:
+class SweptRuns:
     """What a sweep released."""
 
     runs: int = 0
@@ -64,13 +64,13 @@ class Registry:
         self.first_output_seconds: dict[str, Histogram] = {}
         self.ended: Counter[str] = Counter()  # by terminal state, since the start
         self.total = 0
-        self.swept = Swept()
+        self.swept = SweptRuns()
         self.swept_bytes: Counter[str] = Counter()  # by kind
         self.last_sweep: str | None = None
         self.leaving: OrderedDict[Relay, None] = OrderedDict()  # released, and still being read
         self.on_add: Callable[[Relay], None] = lambda relay: None  # a run begins
         self.on_tick: Callable[[float], None] = lambda now_s: None  # what was due has been served
-        self._unreported = Swept()
+        self._unreported = SweptRuns()
         self._pace = Pace()  # of log lines about sweeps
         self._relays: dict[str, Relay] = {}
         self._active: dict[str, Relay] = {}
@@ -229,9 +229,9 @@ class Registry:
 
     # --- sweeping -----------------------------------------------------------------------------
 
-    def sweep(self, now_s: float, *, finished: bool = False) -> Swept:
+    def sweep(self, now_s: float, *, finished: bool = False) -> SweptRuns:
         """Release what is due; with `finished`, answers that are over too. Some at a time."""
-        swept = Swept()
+        swept = SweptRuns()
         for run_id in self._sweeps.take_due(now_s, MOST_PER_TICK):
             relay = self._relays.get(run_id)
             if relay is None:
@@ -243,12 +243,12 @@ class Registry:
                 swept.add(verdict.kind, self.release(relay, verdict))
         if finished:
             for relay in self.unread(max(0, MOST_PER_TICK - swept.runs)):
-                verdict = Verdict("finished", "swept: finished")
+                verdict = RetentionVerdict("finished", "swept: finished")
                 swept.add(verdict.kind, self.release(relay, verdict))
         self.report()
         return swept
 
-    def release(self, relay: Relay, verdict: Verdict) -> int:
+    def release(self, relay: Relay, verdict: RetentionVerdict) -> int:
         """Release a run, ending it if it is not over, and count it; the bytes that are free now."""
         if not relay.run.is_over:
             self.last_sweep = f"run {relay.run.id} {verdict.reason}"
@@ -306,7 +306,7 @@ class Registry:
     def _tell_swept(self) -> None:
         if self._unreported.runs:
             log.info("swept %s", self._unreported)
-            self._unreported = Swept()
+            self._unreported = SweptRuns()
 
     def _plan_sweep(self, relay: Relay) -> None:
         due_s = retention.due_s(relay.run)

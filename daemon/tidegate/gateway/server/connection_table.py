@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
-from tidegate.core.descriptors import Places
+from tidegate.core.descriptors import ConnectionBounds
 from tidegate.core.errors import LedgerFull
 from tidegate.core.formats.base import ErrorText
 from tidegate.core.runs.ledger import Entry, Ledger
@@ -103,7 +103,7 @@ class ConnectionTable:
     def __init__(self, limits: Callable[[], Limits], ledger: Ledger) -> None:
         """Connections are charged to `ledger`. Needs a running loop."""
         self.limits = limits
-        self.places = Places(clients=sys.maxsize, beyond=BEYOND)  # that have descriptors
+        self.places = ConnectionBounds(clients=sys.maxsize, beyond=BEYOND)  # that have descriptors
         self._ledger = ledger
         self._loop = asyncio.get_running_loop()
         self._by_phase: tuple[dict[Connection, float], ...] = tuple({} for _ in _OPEN)

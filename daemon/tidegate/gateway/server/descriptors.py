@@ -6,12 +6,12 @@ import logging
 import resource
 import sys
 
-from tidegate.core.descriptors import Places, needed, places
+from tidegate.core.descriptors import ConnectionBounds, connection_bounds, needed
 
 log = logging.getLogger(__name__)
 
 
-def places_for(wanted: int) -> Places:
+def places_for(wanted: int) -> ConnectionBounds:
     """Allow ourselves descriptors for `wanted` clients; return for how many there are.
 
     The hard limit is what the service manager or the system allows; nothing here passes it.
@@ -21,7 +21,7 @@ def places_for(wanted: int) -> Places:
     if soft != resource.RLIM_INFINITY and soft < enough:
         soft = enough if hard == resource.RLIM_INFINITY else min(enough, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    found = places(sys.maxsize if soft == resource.RLIM_INFINITY else soft)
+    found = connection_bounds(sys.maxsize if soft == resource.RLIM_INFINITY else soft)
     if found.clients < wanted:
         log.warning(
             "limits.max_connections is %d, but %d descriptors are enough for %d clients and their"

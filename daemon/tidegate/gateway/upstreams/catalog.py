@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from tidegate.core.errors import UpstreamError
 from tidegate.core.formats.base import MAX_MODEL_CHARS
-from tidegate.core.formats.foreign_json import Reader, Unreadable
+from tidegate.core.formats.foreign_json import JsonReader, UnreadableJson
 from tidegate.core.settings import LimitOverrides, Limits, Model, Settings, Upstream
 from tidegate.core.upstreams.health import Aside
 from tidegate.core.upstreams.summary import ModelAlias, ModelState, UpstreamModels, UpstreamStatus
@@ -66,13 +66,13 @@ class _List(Struct):
     data: list[ListedModel]
 
 
-_read = Reader(_List)
+_read = JsonReader(_List)
 
 
 def _list(body: bytes) -> list[ListedModel]:
     """Read what a list names, as far as it is of use. Raises Unreadable."""
     if body.count(b"{") > MAX_OBJECTS:
-        raise Unreadable("it is too long")
+        raise UnreadableJson("it is too long")
     named = (model for model in _read(body).data if len(model.id) <= MAX_MODEL_CHARS)
     return list(islice(named, MAX_LISTED))
 
@@ -192,7 +192,7 @@ class Catalog:
             return None
         is_list = False
         if status == 200:
-            with suppress(Unreadable):
+            with suppress(UnreadableJson):
                 self._listed[pool.name] = _list(body)
                 is_list = True
         elif status >= 500:

@@ -15,7 +15,7 @@ from typing import TypeVar
 from msgspec import Struct
 
 from tidegate.core.errors import UpstreamError
-from tidegate.core.formats.foreign_json import Reader, Unreadable
+from tidegate.core.formats.foreign_json import JsonReader, UnreadableJson
 from tidegate.gateway.upstreams.fetch import fetch
 from tidegate.gateway.upstreams.pool import MAX_OBJECTS, UpstreamPool
 
@@ -144,8 +144,8 @@ def _decode(body: bytes, kind: type[_Answer]) -> _Answer | None:
     if body.count(b"{") > MAX_OBJECTS:
         return None
     try:
-        return Reader(kind)(body)
-    except Unreadable:
+        return JsonReader(kind)(body)
+    except UnreadableJson:
         return None
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import msgspec
 
 from tidegate import __version__
-from tidegate.core.fleet.lifecycle import State
+from tidegate.core.fleet.lifecycle import GenerationState
 from tidegate.core.problems import Repair
 from tidegate.core.protocol import worker as msg
 from tidegate.core.protocol.status import (
@@ -127,7 +127,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     def _worker_state(self, worker: WorkerHandle, now_s: float) -> WorkerState:
         generation = self.generations.fleet.by_number(worker.number)
-        state = generation.state if generation else State.GONE
+        state = generation.state if generation else GenerationState.GONE
         return WorkerState(
             pid=worker.pid,
             generation=worker.number,

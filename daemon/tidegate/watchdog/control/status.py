@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tidegate.core.fleet.lifecycle import Fleet, State
+from tidegate.core.fleet.lifecycle import Fleet, GenerationState
 from tidegate.core.protocol.status import Restart, Status, UpstreamState
 from tidegate.core.protocol.worker import Heartbeat
 from tidegate.core.settings import MIB
@@ -78,12 +78,12 @@ def name_state(fleet: Fleet, *, parked: bool, troubled: bool) -> str:
     """
     if parked:
         return "parked"
-    draining = fleet.in_state(State.DRAINING) is not None
+    draining = fleet.in_state(GenerationState.DRAINING) is not None
     if fleet.stopping:
         return "draining" if draining else "stopping"
-    if fleet.in_state(State.SERVING) is None:
+    if fleet.in_state(GenerationState.SERVING) is None:
         return "starting"
-    if fleet.in_state(State.STARTING) is not None:
+    if fleet.in_state(GenerationState.STARTING) is not None:
         return "recycling"
     if troubled:
         return "degraded"

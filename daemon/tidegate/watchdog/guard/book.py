@@ -13,11 +13,11 @@ from msgspec.structs import replace
 
 from tidegate.core.fleet.lifecycle import HOUR_S
 from tidegate.core.memory import growth, levels, policy
-from tidegate.core.memory.decision import Decision, Inputs, Ladder
+from tidegate.core.memory.decision import Decision, Inputs, PolicyState
 from tidegate.core.memory.report import StepReport
 from tidegate.core.protocol.status import MemoryState, Status, StepState
 from tidegate.core.protocol.worker import GuardFigures, Heartbeat
-from tidegate.core.runs.eviction import Step
+from tidegate.core.runs.eviction import ReclaimStep
 from tidegate.core.runs.ledger import largest_body_bytes
 from tidegate.core.settings import MIB, Memory
 from tidegate.machine import budget, pressure, sample
@@ -33,7 +33,7 @@ class MemoryMonitor:
     """The budget, the last sample and what was decided. `close` it when done."""
 
     def __init__(self) -> None:
-        self.ladder = Ladder()
+        self.policy_state = PolicyState()
         self.decision: Decision | None = None
         self.sample: sample.Sample | None = None
         self.budget = budget.Budget(bytes=0, source="")
@@ -167,7 +167,7 @@ class MemoryMonitor:
         return Inputs(
             now_s=now_s,
             reading=replace(reading, pressure=self._is_pressed(now_s)),
-            limits=levels.Limits(
+            limits=levels.BudgetLimits(
                 budget_bytes=self.budget.bytes,
                 hard=self.budget.hard,
                 machine_bytes=self._machine_bytes,
@@ -188,11 +188,11 @@ class MemoryMonitor:
             recycle_after_s=self._settings.recycle_after_s,
         )
 
-    def decide(self, inputs: Inputs) -> tuple[Ladder, Decision]:
+    def decide(self, inputs: Inputs) -> tuple[PolicyState, Decision]:
         """What follows, and what was remembered before; what is new about it is logged."""
-        before, former = self.ladder, self.decision
+        before, former = self.policy_state, self.decision
         self._pressed = inputs.reading.pressure
-        self.ladder, self.decision = policy.decide(before, inputs)
+        self.policy_state, self.decision = policy.decide(before, inputs)
         self._say_new(former, self.decision)
         return before, self.decision
 
@@ -268,7 +268,7 @@ class MemoryMonitor:
             refused=decision.refused if decision else None,
             alarms=self.alarms,
             steps=[
-                replace(step, skipped=name in self.ladder.skipped_until_s)
+                replace(step, skipped=name in self.policy_state.skipped_until_s)
                 for name, step in self._steps.items()
             ],
         )
@@ -333,7 +333,7 @@ def _machine_bytes() -> int:
 def would(decision: Decision) -> str | None:
     """What a decision asks for, in words: "sweep (stale, tidy), refuse new runs"."""
     deeds = []
-    if steps := [step.value for step in decision.steps if step is not Step.TIDY]:
+    if steps := [step.value for step in decision.steps if step is not ReclaimStep.TIDY]:
         deeds.append(f"sweep ({', '.join(steps)})")
     if decision.shed:
         deeds.append("refuse new runs")

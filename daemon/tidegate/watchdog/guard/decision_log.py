@@ -23,7 +23,7 @@ import msgspec
 from tidegate import __version__
 from tidegate.core import decoding
 from tidegate.core.memory import record as records
-from tidegate.core.memory.decision import Decision, Inputs, Ladder
+from tidegate.core.memory.decision import Decision, Inputs, PolicyState
 from tidegate.core.memory.record import Record
 from tidegate.core.settings import MIB
 from tidegate.machine.private_file import open_own
@@ -55,7 +55,7 @@ class DecisionLog:
     def __repr__(self) -> str:
         return f"<DecisionLog {self._path}>"
 
-    def note(self, at: float, before: Ladder, inputs: Inputs, decision: Decision) -> None:
+    def note(self, at: float, before: PolicyState, inputs: Inputs, decision: Decision) -> None:
         """Write a decision down if it is news. `at` is Unix seconds. Call it once a second."""
         self._say_new()
         due = bool(decision.steps) and inputs.now_s - self._relief_s >= records.RELIEF_EVERY_S

@@ -1,6 +1,6 @@
 """The memory guard at work: a sample's journey from its reading to what is done about it.
 
-    read (`guard`) -> decide (`core.ladder`) -> tell the workers -> relieve, recycle, cut
+    read (`guard`) -> decide (`core.memory.policy`) -> tell the workers -> relieve, recycle, cut
     -> what each step freed comes back, and is an input of the next decision
 
 Once a second, and never waiting: evidence is gathered while the loop turns, and a worker that
@@ -20,7 +20,7 @@ from tidegate.core.memory.decision import Decision
 from tidegate.core.memory.report import StepReport
 from tidegate.core.protocol import worker as msg
 from tidegate.core.protocol.status import GuardState
-from tidegate.core.runs.eviction import Step
+from tidegate.core.runs.eviction import ReclaimStep
 from tidegate.core.settings import MIB
 from tidegate.core.text import count
 from tidegate.logs.pace import Pace
@@ -226,9 +226,9 @@ class MemoryGuard:
             self._worst_s, self._worst_at_s = delay_s, now_s
 
 
-def _knows(worker: WorkerHandle, step: Step) -> bool:
+def _knows(worker: WorkerHandle, step: ReclaimStep) -> bool:
     """Whether a worker, which may be of the version before, can take a step."""
-    return step is not Step.KEPT or worker.known is None
+    return step is not ReclaimStep.KEPT or worker.known is None
 
 
 def _since(former: StepReport | None, now: StepReport) -> StepReport | None:

@@ -24,7 +24,7 @@ from tidegate.config import LoadedConfig
 from tidegate.core.decoding import Undecodable
 from tidegate.core.fleet import events
 from tidegate.core.fleet import lifecycle as life
-from tidegate.core.fleet.lifecycle import State
+from tidegate.core.fleet.lifecycle import GenerationState
 from tidegate.core.protocol import worker as msg
 from tidegate.core.protocol.lines import ChannelError
 from tidegate.core.protocol.worker import Heartbeat
@@ -64,7 +64,7 @@ class Generations:
         *,
         command: Sequence[str],
         runtime_dir: Path,
-        policy: life.Policy,
+        policy: life.RestartPolicy,
         selector: selectors.BaseSelector,
         on_said: Callable[[WorkerHandle, msg.FromWorker], None],
         on_event: Callable[[events.Event], object],
@@ -168,12 +168,12 @@ class Generations:
     @property
     def serving(self) -> WorkerHandle | None:
         """The one that new connections come to."""
-        return self._in_state(State.SERVING)
+        return self._in_state(GenerationState.SERVING)
 
     @property
     def draining(self) -> WorkerHandle | None:
         """The one that only finishes what it has."""
-        return self._in_state(State.DRAINING)
+        return self._in_state(GenerationState.DRAINING)
 
     def ready(self) -> list[WorkerHandle]:
         """The serving one first, then the draining one."""
@@ -198,7 +198,7 @@ class Generations:
         """Whether anybody beside the serving one still takes connections."""
         return any(worker.accepts for worker in self if worker is not self.serving)
 
-    def _in_state(self, state: State) -> WorkerHandle | None:
+    def _in_state(self, state: GenerationState) -> WorkerHandle | None:
         generation = self.fleet.in_state(state)
         return self._workers.get(generation.number) if generation else None
 
