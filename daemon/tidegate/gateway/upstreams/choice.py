@@ -1,9 +1,9 @@
-"""Where an answer may come from, in which order, and which place is asked next.
+"""Where an answer may come from, in which order, and which target is asked next.
 
 The targets of an alias stand on levels. Between levels there is failover only: what waits for a
 busy target never goes to the next level, neither meanwhile nor when it has waited for too long, for
 that may be another owner's computer. The targets of one level are equals, and the first with a free
-place is asked.
+slot is asked.
 
 A target that is set aside for its failures is passed by as long as another one is left. One that
 said when to come again is not asked before.
