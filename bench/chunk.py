@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from tidegate.core.formats.sse import SseFramer
 from tidegate.core.runs.ledger import Ledger
 from tidegate.core.runs.run import Run, RunRequest
-from tidegate.core.runs.state import Happening
+from tidegate.core.runs.state import Trigger
 from tidegate.core.settings import Limits
 
 PASSES = 7
@@ -79,7 +79,7 @@ def record(reads: Sequence[bytes]) -> None:
     for data in reads:
         run.feed(data, 0.0)
     run.feed_end(0.0)
-    run.end(Happening.COMPLETE, None, None, 0.0, 0.0)
+    run.end(Trigger.COMPLETE, None, None, 0.0, 0.0)
     run.release()
     account.close()
 

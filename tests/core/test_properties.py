@@ -25,7 +25,7 @@ from tidegate.core.runs.ledger import RECORD_BYTES, Entry, Ledger
 from tidegate.core.runs.limits import next_expiry
 from tidegate.core.runs.retention import due_s, verdict
 from tidegate.core.runs.run import Run, RunRequest
-from tidegate.core.runs.state import TERMINAL, Happening, State, empty_census
+from tidegate.core.runs.state import TERMINAL, State, Trigger, empty_census
 from tidegate.core.runs.window import START, Cursor
 from tidegate.core.settings import Limits
 
@@ -112,7 +112,7 @@ class Gateway(RuleBasedStateMachine):
                 story.run.pause(self.now_s)
 
     def fail(self, story: Story, reason: str) -> None:
-        if story.run.end(Happening.FAIL, reason, None, self.now_s, 0.0):
+        if story.run.end(Trigger.FAIL, reason, None, self.now_s, 0.0):
             self.tell(story)
 
     def tell(self, story: Story) -> None:
@@ -171,7 +171,7 @@ class Gateway(RuleBasedStateMachine):
                 now_s=self.now_s,
                 created=0.0,
             )
-            run.end(Happening.FAIL, "refused", None, self.now_s, 0.0)
+            run.end(Trigger.FAIL, "refused", None, self.now_s, 0.0)
             return Story(run)
         run.join(self.census)
         story = Story(run)
@@ -248,7 +248,7 @@ class Gateway(RuleBasedStateMachine):
             return
         self.note_sent(story, block)
         if said in {Meaning.DONE, Meaning.FINISH}:
-            assert run.end(Happening.COMPLETE, None, None, self.now_s, 0.0)
+            assert run.end(Trigger.COMPLETE, None, None, self.now_s, 0.0)
         else:
             self.fail(story, "ended before its answer was complete")
 
@@ -264,13 +264,13 @@ class Gateway(RuleBasedStateMachine):
 
     @rule(
         story=stories,
-        happening=st.sampled_from([Happening.FAIL, Happening.CANCEL, Happening.EXPIRE]),
+        trigger=st.sampled_from([Trigger.FAIL, Trigger.CANCEL, Trigger.EXPIRE]),
     )
-    def end(self, story: Story, happening: Happening) -> None:
+    def end(self, story: Story, trigger: Trigger) -> None:
         if story not in self.alive:
             return
         before = (story.run.state, story.run.reason, story.run.ended_s)
-        if story.run.end(happening, "because", None, self.now_s, 0.0):
+        if story.run.end(trigger, "because", None, self.now_s, 0.0):
             self.tell(story)
         else:
             assert (story.run.state, story.run.reason, story.run.ended_s) == before

@@ -19,7 +19,7 @@ from tidegate.core.runs.attempt import HOLD_EVENTS
 from tidegate.core.runs.ledger import Ledger
 from tidegate.core.runs.limits import END_WITHIN_S, look_again_s, next_expiry
 from tidegate.core.runs.run import LOOK_EVERY_S, Run, RunRequest
-from tidegate.core.runs.state import Happening, State
+from tidegate.core.runs.state import State, Trigger
 from tidegate.core.settings import LimitOverrides, Limits
 
 LIMITS = Limits(
@@ -62,22 +62,22 @@ def connecting(form: Format) -> Run:
     return run
 
 
-def expiry(run: Run) -> tuple[float, str, Happening]:
+def expiry(run: Run) -> tuple[float, str, Trigger]:
     found = next_expiry(run)
     assert found is not None
-    return found.due_s, found.limit, found.happening
+    return found.due_s, found.limit, found.trigger
 
 
 def test_waiting_in_the_queue() -> None:
-    """A place that does not come free in time ends the run, by the name of queue_s."""
-    assert expiry(make_run()) == (170.0, "queue_s", Happening.EXPIRE)
+    """A slot that does not come free in time ends the run, by the name of queue_s."""
+    assert expiry(make_run()) == (170.0, "queue_s", Trigger.EXPIRE)
 
 
 def test_waiting_for_the_first_output() -> None:
     """It counts from the attempt, each attempt has its own."""
     run = make_run()
     run.begin_attempt("box", "m", 110.0)
-    assert expiry(run) == (160.0, "first_output_s", Happening.EXPIRE)
+    assert expiry(run) == (160.0, "first_output_s", Trigger.EXPIRE)
     run.begin_attempt("cloud", "m", 150.0)
     found = next_expiry(run)
     assert found is not None
@@ -89,7 +89,7 @@ def test_waiting_between_events() -> None:
     run = make_run()
     run.begin_attempt("box", "m", 110.0)
     run.feed(OUTPUT, 120.0)
-    assert expiry(run) == (140.0, "idle_s", Happening.EXPIRE)
+    assert expiry(run) == (140.0, "idle_s", Trigger.EXPIRE)
     run.feed(b'data: "half', 130.0)
     assert expiry(run)[0] == 140.0
     run.feed(b' and half"\n\n', 131.0)
@@ -106,7 +106,7 @@ def test_the_total_counts_from_the_beginning() -> None:
     run = make_run()
     run.begin_attempt("box", "m", 110.0)
     run.feed(OUTPUT, 1095.0)
-    assert expiry(run) == (1100.0, "total_s", Happening.EXPIRE)
+    assert expiry(run) == (1100.0, "total_s", Trigger.EXPIRE)
     assert not next_expiry(run).of_upstream  # type: ignore[union-attr]
 
 
@@ -134,7 +134,7 @@ def test_a_grace_of_zero_is_due_at_once(stage: str) -> None:
     if stage == "streaming":
         run.feed(OUTPUT, 111.0)
     run.detach(130.0)
-    assert expiry(run) == (130.0, "disconnect_grace_s", Happening.CANCEL)
+    assert expiry(run) == (130.0, "disconnect_grace_s", Trigger.CANCEL)
 
 
 def test_a_plain_answer_has_a_limit_of_its_own() -> None:
@@ -144,7 +144,7 @@ def test_a_plain_answer_has_a_limit_of_its_own() -> None:
     run.feed_plain(b"{")
     found = next_expiry(run)
     assert found is not None
-    assert (found.due_s, found.limit, found.happening) == (140.0, "plain_s", Happening.EXPIRE)
+    assert (found.due_s, found.limit, found.trigger) == (140.0, "plain_s", Trigger.EXPIRE)
     assert found.reason == "sent no whole answer within plain_s = 30 s"
     assert found.of_upstream
     run.begin_attempt("cloud", "m", 150.0)
@@ -171,7 +171,7 @@ def test_the_total_stands_above_a_plain_answer_s_limit() -> None:
     """Whatever plain_s says, total_s ends the run."""
     run = make_run(Limits(total_s=20.0, plain_s=30.0), streamed=False)
     run.begin_attempt("box", "m", 110.0)
-    assert expiry(run) == (120.0, "total_s", Happening.EXPIRE)
+    assert expiry(run) == (120.0, "total_s", Trigger.EXPIRE)
 
 
 def test_while_we_do_not_read_the_upstream_cannot_be_late() -> None:
@@ -180,16 +180,16 @@ def test_while_we_do_not_read_the_upstream_cannot_be_late() -> None:
     run.begin_attempt("box", "m", 110.0)
     run.feed(OUTPUT, 120.0)
     run.pause(125.0)
-    assert expiry(run) == (1100.0, "total_s", Happening.EXPIRE)
+    assert expiry(run) == (1100.0, "total_s", Trigger.EXPIRE)
     run.resume(225.0)
-    assert expiry(run) == (240.0, "idle_s", Happening.EXPIRE)
+    assert expiry(run) == (240.0, "idle_s", Trigger.EXPIRE)
 
 
-@pytest.mark.parametrize("happening", [Happening.FAIL, Happening.CANCEL, Happening.EXPIRE])
-def test_a_run_that_is_over_has_no_clock(happening: Happening) -> None:
+@pytest.mark.parametrize("trigger", [Trigger.FAIL, Trigger.CANCEL, Trigger.EXPIRE])
+def test_a_run_that_is_over_has_no_clock(trigger: Trigger) -> None:
     """Nothing is left to expire."""
     run = make_run()
-    run.end(happening, "because", None, 120.0, 0.0)
+    run.end(trigger, "because", None, 120.0, 0.0)
     assert next_expiry(run) is None
 
 
@@ -299,7 +299,7 @@ def test_an_answer_that_said_why_it_ends_is_whole_soon(how: str) -> None:
     run = connecting(form)
     for event in events:
         run.feed(event, 110.0)
-    assert expiry(run) == (110.0 + END_WITHIN_S, "end_within_s", Happening.COMPLETE)
+    assert expiry(run) == (110.0 + END_WITHIN_S, "end_within_s", Trigger.COMPLETE)
     assert form.end_marker == marker
 
 
@@ -323,7 +323,7 @@ def test_what_has_no_reason_to_end_is_not_whole() -> None:
     images = connecting(IMAGES.of_request(b'{"model":"m","n":2}', ""))
     images.feed(message("image_generation.completed"), 110.0)
     for run in (response, images):
-        assert expiry(run) == (110.0 + LIMITS.idle_s, "idle_s", Happening.EXPIRE)
+        assert expiry(run) == (110.0 + LIMITS.idle_s, "idle_s", Trigger.EXPIRE)
 
 
 @pytest.mark.parametrize(
@@ -356,9 +356,9 @@ def test_a_whole_answer_is_never_ended_as_a_broken_one() -> None:
         run = make_run(limits)
         run.begin_attempt("box", "m", 100.0)
         run.feed(chunk(content="a") + FINISH, 110.0)
-        due_s, _, happening = expiry(run)
+        due_s, _, trigger = expiry(run)
         assert due_s <= 115.0
-        assert happening is Happening.COMPLETE
+        assert trigger is Trigger.COMPLETE
 
 
 def test_a_finish_is_noticed_without_a_deadline_of_its_own() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tidegate.core.runs.ledger import Ledger
 from tidegate.core.runs.retention import due_s, verdict
 from tidegate.core.runs.run import Run, RunRequest
-from tidegate.core.runs.state import Happening
+from tidegate.core.runs.state import Trigger
 from tidegate.core.settings import Limits
 
 LIMITS = Limits(
@@ -83,17 +83,17 @@ def test_a_run_that_was_asked_to_go_on_is_not_abandoned() -> None:
 
 
 @pytest.mark.parametrize(
-    ("happening", "readers", "kept_s", "kind"),
+    ("trigger", "readers", "kept_s", "kind"),
     [
-        (Happening.FAIL, 0, 300.0, "finished"),
-        (Happening.EXPIRE, 0, 300.0, "finished"),
-        (Happening.FAIL, 1, 530.0, "finished"),
-        (Happening.CANCEL, 0, 5.0, "cancelled"),
-        (Happening.CANCEL, 1, 530.0, "cancelled"),
+        (Trigger.FAIL, 0, 300.0, "finished"),
+        (Trigger.EXPIRE, 0, 300.0, "finished"),
+        (Trigger.FAIL, 1, 530.0, "finished"),
+        (Trigger.CANCEL, 0, 5.0, "cancelled"),
+        (Trigger.CANCEL, 1, 530.0, "cancelled"),
     ],
 )
 def test_an_answer_that_ended_is_kept_for_its_time(
-    happening: Happening, readers: int, kept_s: float, kind: str
+    trigger: Trigger, readers: int, kept_s: float, kind: str
 ) -> None:
     """A finished answer can be resumed for a while, a cancelled one only until it was flushed.
 
@@ -102,7 +102,7 @@ def test_an_answer_that_ended_is_kept_for_its_time(
     run = make_run()
     for _ in range(readers):
         run.attach()
-    run.end(happening, "because", None, 1100.0, 0.0)
+    run.end(trigger, "because", None, 1100.0, 0.0)
     assert due_s(run) == 1100.0 + kept_s
     assert verdict(run, 1100.0 + kept_s - 0.1) is None
     found = verdict(run, 1100.0 + kept_s)
@@ -113,7 +113,7 @@ def test_an_answer_that_ended_is_kept_for_its_time(
 def test_nothing_is_kept_when_nothing_is_to_be_kept() -> None:
     """With keep_finished_s = 0 a finished run goes at once."""
     run = make_run(Limits(keep_finished_s=0.0))
-    run.end(Happening.FAIL, "because", None, 1100.0, 0.0)
+    run.end(Trigger.FAIL, "because", None, 1100.0, 0.0)
     assert verdict(run, 1100.0) is not None
 
 

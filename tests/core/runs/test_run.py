@@ -12,7 +12,7 @@ from tidegate.core.formats.openai import DONE as CHAT_DONE
 from tidegate.core.runs.attempt import HOLD_BYTES, HOLD_EVENTS
 from tidegate.core.runs.ledger import RECORD_BYTES, Entry, Ledger
 from tidegate.core.runs.run import Run, RunRequest
-from tidegate.core.runs.state import Happening, State
+from tidegate.core.runs.state import State, Trigger
 from tidegate.core.settings import Limits
 
 BODY = b'{"model":"m","stream":true}'
@@ -215,33 +215,33 @@ def test_a_plain_answer_in_small_pieces_is_charged_what_it_takes() -> None:
 # --- the end and the release ---------------------------------------------------------------------
 
 ENDS = [
-    (Happening.COMPLETE, State.COMPLETED),
-    (Happening.FAIL, State.FAILED),
-    (Happening.CANCEL, State.CANCELLED),
-    (Happening.EXPIRE, State.EXPIRED),
+    (Trigger.COMPLETE, State.COMPLETED),
+    (Trigger.FAIL, State.FAILED),
+    (Trigger.CANCEL, State.CANCELLED),
+    (Trigger.EXPIRE, State.EXPIRED),
 ]
 STAGES = {"queued": make_run, "connecting": connecting, "streaming": streaming}
 WAYS = [
     (stage, *end)
     for stage in STAGES
     for end in ENDS
-    if (stage, end[0]) != ("queued", Happening.COMPLETE)
+    if (stage, end[0]) != ("queued", Trigger.COMPLETE)
 ]
 
 
-@pytest.mark.parametrize(("stage", "happening", "state"), WAYS)
+@pytest.mark.parametrize(("stage", "trigger", "state"), WAYS)
 def test_every_way_to_end_frees_all_but_the_window(
-    stage: str, happening: Happening, state: State
+    stage: str, trigger: Trigger, state: State
 ) -> None:
     """After the end only the record and the window are held; after the release nothing is."""
     ledger = Ledger()
     run = STAGES[stage](ledger=ledger)
     if run.attempts:
         run.feed(ROLE + b"data: unfinished", 103.0)
-    assert run.end(happening, "because", "code", 110.0, 1_700_000_010.0)
+    assert run.end(trigger, "because", "code", 110.0, 1_700_000_010.0)
     assert (run.state, run.reason, run.ended_s) == (state, "because", 110.0)
     assert run.account.total_bytes == RECORD_BYTES + run.window.held_bytes
-    assert not run.end(Happening.CANCEL, "again", None, 111.0, 1_700_000_011.0)
+    assert not run.end(Trigger.CANCEL, "again", None, 111.0, 1_700_000_011.0)
     assert (run.state, run.reason, run.ended_s) == (state, "because", 110.0)
     run.release()
     assert run.account.total_bytes == ledger.total_bytes == 0
@@ -286,7 +286,7 @@ def test_late_news_changes_nothing(over: str, late: object) -> None:
     ledger = Ledger()
     run = streaming(ledger=ledger)
     if over != "swept":
-        run.end(Happening.CANCEL, "cancelled by client", None, 110.0, 0.0)
+        run.end(Trigger.CANCEL, "cancelled by client", None, 110.0, 0.0)
     if over != "ended":
         run.release()
         run.account.close()
@@ -312,7 +312,7 @@ def test_the_error_event_is_kept_even_without_room() -> None:
     ledger = Ledger()
     run = streaming(ledger=ledger)
     ledger.limit_bytes = 1
-    run.end(Happening.EXPIRE, 'upstream "box" idle for 120 s', "idle_s", 110.0, 0.0)
+    run.end(Trigger.EXPIRE, 'upstream "box" idle for 120 s', "idle_s", 110.0, 0.0)
     block = run.transcript.append_ours(run.error_events())
     assert CHAT.meaning(block) is Meaning.ERROR
     assert b"idle for 120 s" in block
@@ -328,7 +328,7 @@ def test_a_full_ledger_fails_the_run_that_asks_for_more() -> None:
     ledger.limit_bytes = ledger.total_bytes + 1000
     with pytest.raises(LedgerFull, match="memory limit"):
         run.feed(text("x" * 100_000), 103.0)
-    run.end(Happening.FAIL, "memory limit", "memory_limit", 103.0, 0.0)
+    run.end(Trigger.FAIL, "memory limit", "memory_limit", 103.0, 0.0)
     run.release()
     assert ledger.total_bytes == 0
 
@@ -391,7 +391,7 @@ def test_a_run_is_abandoned_when_the_last_reader_leaves_and_not_before() -> None
     assert run.abandoned_s == 106.0
     run.attach()
     assert run.abandoned_s is None
-    run.end(Happening.COMPLETE, None, None, 107.0, 0.0)
+    run.end(Trigger.COMPLETE, None, None, 107.0, 0.0)
     run.detach(108.0)
     assert run.abandoned_s is None
     with pytest.raises(AssertionError):

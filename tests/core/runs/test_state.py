@@ -2,31 +2,31 @@
 
 import pytest
 
-from tidegate.core.runs.state import TERMINAL, TRANSITIONS, Happening, State, step
+from tidegate.core.runs.state import TERMINAL, TRANSITIONS, State, Trigger, step
 
 
 def test_every_cell_of_the_table_is_filled() -> None:
-    """Each state says what each happening does to it."""
+    """Each state says what each trigger does to it."""
     assert set(TRANSITIONS) == set(State)
     for row in TRANSITIONS.values():
-        assert set(row) == set(Happening)
+        assert set(row) == set(Trigger)
 
 
-@pytest.mark.parametrize("happening", list(Happening))
+@pytest.mark.parametrize("trigger", list(Trigger))
 @pytest.mark.parametrize("state", list(State))
-def test_every_cell_is_walked(state: State, happening: Happening) -> None:
+def test_every_cell_is_walked(state: State, trigger: Trigger) -> None:
     """A cell leads to its state; an impossible one is named as a mistake; an end stays an end."""
-    after = TRANSITIONS[state][happening]
+    after = TRANSITIONS[state][trigger]
     if after is None:
-        with pytest.raises(AssertionError, match=happening.value):
-            step(state, happening)
+        with pytest.raises(AssertionError, match=trigger.value):
+            step(state, trigger)
     else:
-        assert step(state, happening) is after
+        assert step(state, trigger) is after
     if state in TERMINAL:
         assert after is state
     else:
         assert (after in TERMINAL) == (
-            happening in {Happening.COMPLETE, Happening.FAIL, Happening.CANCEL, Happening.EXPIRE}
+            trigger in {Trigger.COMPLETE, Trigger.FAIL, Trigger.CANCEL, Trigger.EXPIRE}
             and after is not None
         )
 
@@ -34,5 +34,5 @@ def test_every_cell_is_walked(state: State, happening: Happening) -> None:
 def test_every_living_state_can_fail_be_cancelled_and_expire() -> None:
     """No state is a trap: each one has a way out that needs no one's cooperation."""
     for state in set(State) - TERMINAL:
-        for happening in (Happening.FAIL, Happening.CANCEL, Happening.EXPIRE):
-            assert step(state, happening) in TERMINAL
+        for trigger in (Trigger.FAIL, Trigger.CANCEL, Trigger.EXPIRE):
+            assert step(state, trigger) in TERMINAL

@@ -17,7 +17,7 @@ from gateway.gateway_rig import DEADLINE_S, Rig, two_generations
 from tidegate.core.errors import LedgerFull
 from tidegate.core.runs.ledger import Ledger
 from tidegate.core.runs.run import Run, RunRequest
-from tidegate.core.runs.state import Happening
+from tidegate.core.runs.state import Trigger
 from tidegate.core.settings import Limits
 from tidegate.gateway.relay.handover import Peer as OtherGeneration
 from tidegate.gateway.relay.handover import pack, unpack
@@ -37,7 +37,7 @@ def finished_run(*events: bytes, window_bytes: int = 4 * 1024 * 1024) -> Run:
     run.begin_attempt("box", "m", 100.0)
     for event in events:
         run.feed(event, 101.0)
-    run.end(Happening.FAIL, "it broke", "code", 102.0, time.time() - 10)
+    run.end(Trigger.FAIL, "it broke", "code", 102.0, time.time() - 10)
     return run
 
 

@@ -11,7 +11,7 @@ import math
 from typing import NamedTuple
 
 from tidegate.core.runs.run import Run
-from tidegate.core.runs.state import Happening, State
+from tidegate.core.runs.state import State, Trigger
 from tidegate.core.settings import PLAIN_S
 
 # After the reason why an answer ends only usage and the terminal marker are to come, at once. Some
@@ -24,7 +24,7 @@ class Expiry(NamedTuple):
 
     due_s: float
     limit: str  # the setting's name
-    happening: Happening
+    trigger: Trigger
     reason: str
     of_upstream: bool = False  # the reason is said of the upstream: 'upstream "box" …'
 
@@ -75,7 +75,7 @@ def _expiries(run: Run) -> list[Expiry]:
         Expiry(
             run.created_s + limits.total_s,
             "total_s",
-            Happening.EXPIRE,
+            Trigger.EXPIRE,
             f"took longer than total_s = {limits.total_s:g} s",
         )
     ]
@@ -84,7 +84,7 @@ def _expiries(run: Run) -> list[Expiry]:
             Expiry(
                 run.abandoned_s + limits.disconnect_grace_s,
                 "disconnect_grace_s",
-                Happening.CANCEL,
+                Trigger.CANCEL,
                 "cancelled: client disconnected",
             )
         )
@@ -93,7 +93,7 @@ def _expiries(run: Run) -> list[Expiry]:
             Expiry(
                 run.queued_s + limits.queue_s,
                 "queue_s",
-                Happening.EXPIRE,
+                Trigger.EXPIRE,
                 f"had no free place within queue_s = {limits.queue_s:g} s",
                 of_upstream=True,
             )
@@ -108,7 +108,7 @@ def _expiries(run: Run) -> list[Expiry]:
             Expiry(
                 attempt.started_s + plain_s,
                 "plain_s",
-                Happening.EXPIRE,
+                Trigger.EXPIRE,
                 f"sent no whole answer within plain_s = {plain_s:g} s",
                 of_upstream=True,
             )
@@ -118,7 +118,7 @@ def _expiries(run: Run) -> list[Expiry]:
             Expiry(
                 attempt.started_s + limits.first_output_s,
                 "first_output_s",
-                Happening.EXPIRE,
+                Trigger.EXPIRE,
                 f"sent no output for {limits.first_output_s:g} s",
                 of_upstream=True,
             )
@@ -129,7 +129,7 @@ def _expiries(run: Run) -> list[Expiry]:
             Expiry(
                 min(whole_s, run.created_s + limits.total_s),
                 "end_within_s",
-                Happening.COMPLETE,
+                Trigger.COMPLETE,
                 "was whole, and its upstream said no more",
             )
         )
@@ -138,7 +138,7 @@ def _expiries(run: Run) -> list[Expiry]:
             Expiry(
                 attempt.last_event_s + limits.idle_s,
                 "idle_s",
-                Happening.EXPIRE,
+                Trigger.EXPIRE,
                 f"idle for {limits.idle_s:g} s",
                 of_upstream=True,
             )

@@ -21,7 +21,7 @@ from tidegate.core.formats.framing import RAW
 from tidegate.core.runs.advice import advise
 from tidegate.core.runs.attempt import AttemptRecord
 from tidegate.core.runs.ledger import RECORD_BYTES, Account, Entry
-from tidegate.core.runs.state import TERMINAL, Census, Happening, State, step
+from tidegate.core.runs.state import TERMINAL, Census, State, Trigger, step
 from tidegate.core.runs.transcript import Transcript
 from tidegate.core.runs.window import Cursor, Window
 from tidegate.core.secret import NO_SECRET, Secret
@@ -76,7 +76,7 @@ class Run:
         self.reason: str | None = None
         self.error_code: str | None = None
         self.created_s = now_s
-        self.queued_s = now_s  # since when it has been waiting for a place
+        self.queued_s = now_s  # since when it has been waiting for a slot
         self.created = created  # Unix seconds, for people
         self.ended_s: float | None = None
         self.ended: float | None = None
@@ -131,9 +131,9 @@ class Run:
 
     # --- the answer grows -------------------------------------------------------------------
 
-    def wait_for_place(self, now_s: float) -> None:
+    def wait_for_slot(self, now_s: float) -> None:
         """Queue for the next try; what the former one held is released."""
-        self._become(step(self.state, Happening.QUEUE))
+        self._become(step(self.state, Trigger.QUEUE))
         self.queued_s = now_s
         self._drop_attempt()
 
@@ -141,7 +141,7 @@ class Run:
         self, upstream: str, model: str, now_s: float, secret: Secret = NO_SECRET
     ) -> AttemptRecord:
         """Start the next try; what the former one held is released."""
-        self._become(step(self.state, Happening.ATTEMPT))
+        self._become(step(self.state, Trigger.ATTEMPT))
         self._drop_attempt()
         framer = self.format.framing.framer()
         attempt = AttemptRecord(len(self.attempts) + 1, upstream, model, now_s, framer, secret)
@@ -207,7 +207,7 @@ class Run:
         """The answer has begun: what was held moves to the window and is sent."""
         attempt = self.attempt
         attempt.last_event_s = attempt.proven_s = now_s
-        self._become(step(self.state, Happening.OUTPUT))
+        self._become(step(self.state, Trigger.OUTPUT))
         self._drop_body()  # no further attempt can follow
         block, events = attempt.take_held()
         self.account.set(Entry.HELD, 0)
@@ -276,12 +276,12 @@ class Run:
     # --- the answer ends --------------------------------------------------------------------
 
     def end(
-        self, happening: Happening, reason: str | None, code: str | None, now_s: float, now: float
+        self, trigger: Trigger, reason: str | None, code: str | None, now_s: float, now: float
     ) -> bool:
         """End the answer, the one way to a terminal state. False if it was over already."""
         if self.is_over:
             return False
-        self._become(step(self.state, happening))
+        self._become(step(self.state, trigger))
         self.reason, self.error_code = reason, code
         self.ended_s, self.ended = now_s, now
         self._is_taking = False

@@ -1,6 +1,6 @@
 """Where a run stands and what can befall it.
 
-What happens when is a table, state by happening, with every cell filled.
+What happens when is a table, state by trigger, with every cell filled.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ class State(Enum):
     EXPIRED = "expired"
 
 
-class Happening(Enum):
+class Trigger(Enum):
     """What can befall a run."""
 
     __hash__ = object.__hash__
 
-    QUEUE = "queue"  # the next try has to wait for a place
+    QUEUE = "queue"  # the next try has to wait for a slot
     ATTEMPT = "attempt"  # a try at an upstream begins
     OUTPUT = "output"  # the first output has arrived
     COMPLETE = "complete"
@@ -40,35 +40,35 @@ TERMINAL = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED, State.EXPI
 
 # None: it cannot happen there, and is a mistake of ours. A terminal state absorbs everything:
 # late news about an answer that is over changes nothing.
-TRANSITIONS: dict[State, dict[Happening, State | None]] = {
+TRANSITIONS: dict[State, dict[Trigger, State | None]] = {
     State.QUEUED: {
-        Happening.QUEUE: State.QUEUED,
-        Happening.ATTEMPT: State.CONNECTING,
-        Happening.OUTPUT: None,
-        Happening.COMPLETE: None,
-        Happening.FAIL: State.FAILED,
-        Happening.CANCEL: State.CANCELLED,
-        Happening.EXPIRE: State.EXPIRED,
+        Trigger.QUEUE: State.QUEUED,
+        Trigger.ATTEMPT: State.CONNECTING,
+        Trigger.OUTPUT: None,
+        Trigger.COMPLETE: None,
+        Trigger.FAIL: State.FAILED,
+        Trigger.CANCEL: State.CANCELLED,
+        Trigger.EXPIRE: State.EXPIRED,
     },
     State.CONNECTING: {
-        Happening.QUEUE: State.QUEUED,  # a failover to an upstream that is busy
-        Happening.ATTEMPT: State.CONNECTING,  # the next try, or a failover
-        Happening.OUTPUT: State.STREAMING,
-        Happening.COMPLETE: State.COMPLETED,  # a plain answer, or an empty one
-        Happening.FAIL: State.FAILED,
-        Happening.CANCEL: State.CANCELLED,
-        Happening.EXPIRE: State.EXPIRED,
+        Trigger.QUEUE: State.QUEUED,  # a failover to an upstream that is busy
+        Trigger.ATTEMPT: State.CONNECTING,  # the next try, or a failover
+        Trigger.OUTPUT: State.STREAMING,
+        Trigger.COMPLETE: State.COMPLETED,  # a plain answer, or an empty one
+        Trigger.FAIL: State.FAILED,
+        Trigger.CANCEL: State.CANCELLED,
+        Trigger.EXPIRE: State.EXPIRED,
     },
     State.STREAMING: {
-        Happening.QUEUE: None,
-        Happening.ATTEMPT: None,  # two answers are never spliced together
-        Happening.OUTPUT: State.STREAMING,
-        Happening.COMPLETE: State.COMPLETED,
-        Happening.FAIL: State.FAILED,
-        Happening.CANCEL: State.CANCELLED,
-        Happening.EXPIRE: State.EXPIRED,
+        Trigger.QUEUE: None,
+        Trigger.ATTEMPT: None,  # two answers are never spliced together
+        Trigger.OUTPUT: State.STREAMING,
+        Trigger.COMPLETE: State.COMPLETED,
+        Trigger.FAIL: State.FAILED,
+        Trigger.CANCEL: State.CANCELLED,
+        Trigger.EXPIRE: State.EXPIRED,
     },
-    **{state: dict.fromkeys(Happening, state) for state in TERMINAL},
+    **{state: dict.fromkeys(Trigger, state) for state in TERMINAL},
 }
 
 
@@ -80,8 +80,8 @@ def empty_census() -> Census:
     return dict.fromkeys(State, 0)
 
 
-def step(state: State, happening: Happening) -> State:
-    """The state after `happening`. Raises AssertionError where that cannot happen."""
-    after = TRANSITIONS[state][happening]
-    assert after is not None, f"{happening.value} cannot happen to a run that is {state.value}"
+def step(state: State, trigger: Trigger) -> State:
+    """The state after `trigger`. Raises AssertionError where that cannot happen."""
+    after = TRANSITIONS[state][trigger]
+    assert after is not None, f"{trigger.value} cannot happen to a run that is {state.value}"
     return after

@@ -22,7 +22,7 @@ from tidegate.gateway.api.demo import StuckRelay
 from tidegate.gateway.api.heads import answer_head, failure, no_room, raw_head, stream_head
 from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.relay.relay import Relay
-from tidegate.gateway.relay.request import HOPS_HEADER, Sent
+from tidegate.gateway.relay.request import HOPS_HEADER, RequestExtras
 from tidegate.gateway.relay.subscriber import (
     RawSubscriber,
     StreamSubscriber,
@@ -93,7 +93,7 @@ class ParsedRequest(NamedTuple):
     form: Format
     body: bytes
     info: RequestInfo
-    sent: Sent
+    extras: RequestExtras
     address: str = ""  # whose it is where there are no tokens
 
 
@@ -134,14 +134,14 @@ def parse_request(request: web.BaseRequest, form: Format, body: bytes) -> Parsed
         for value in request.headers.getall(name, ())
         if value.isascii() and value.isprintable()
     ]
-    sent = Sent(content_type, "".join(lines), hops=_hops(request))
+    extras = RequestExtras(content_type, "".join(lines), hops=_hops(request))
     info = info._replace(keep_running=keep_running or info.background)
-    return ParsedRequest(form, body, info, sent, request.remote or "")
+    return ParsedRequest(form, body, info, extras, request.remote or "")
 
 
 def new_relay(gateway: Gateway, caller: Caller, account: Account, parsed: ParsedRequest) -> Relay:
     """Make a run for this request, ready to begin. Raises Refused and LedgerFull."""
-    form, body, info, sent, address = parsed
+    form, body, info, extras, address = parsed
     targets = gateway.catalog.route(info.model)
     run = Run(
         run_id=new_id("run"),
@@ -161,9 +161,9 @@ def new_relay(gateway: Gateway, caller: Caller, account: Account, parsed: Parsed
         format=form,
     )
     if form is RESPONSES:
-        sent, targets = responses.prepare(gateway, run, info, sent, targets)
+        extras, targets = responses.prepare(gateway, run, info, extras, targets)
     kind = StuckRelay if gateway.catalog.is_stuck_demo(info.model) else Relay
-    return kind(gateway.registry, run, targets, gateway.loop, sent, caller=address)
+    return kind(gateway.registry, run, targets, gateway.loop, extras, caller=address)
 
 
 def _hops(request: web.BaseRequest) -> int:

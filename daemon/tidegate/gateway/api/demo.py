@@ -18,7 +18,7 @@ from tidegate.core.formats import CHAT
 from tidegate.core.formats.base import RequestInfo
 from tidegate.core.formats.openai import DONE
 from tidegate.core.runs.ledger import Entry, Ledger
-from tidegate.core.runs.state import Happening
+from tidegate.core.runs.state import Trigger
 from tidegate.core.settings import MIB
 from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.server.body import read_body
@@ -48,10 +48,10 @@ class StuckRelay(Relay):
 
     _is_swept = False
 
-    def end(self, happening: Happening, reason: str | None, code: str | None) -> None:
+    def end(self, trigger: Trigger, reason: str | None, code: str | None) -> None:
         """Do nothing, as an end that hangs would, before the sweep."""
         if self._is_swept:
-            super().end(happening, reason, code)
+            super().end(trigger, reason, code)
 
     def force_end(self, reason: str) -> None:
         """End the run after all."""

@@ -21,7 +21,7 @@ from tidegate.gateway.api.cursor import cursor_after, follow, starting_after
 from tidegate.gateway.api.peer import Events, NotHere
 from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.relay.relay import Relay
-from tidegate.gateway.relay.request import Sent
+from tidegate.gateway.relay.request import RequestExtras
 from tidegate.gateway.server.auth import Caller
 from tidegate.gateway.server.errors import Refused
 from tidegate.gateway.server.ids import id_headers
@@ -91,8 +91,8 @@ def _wants_stream(request: web.BaseRequest) -> bool:
 
 
 def prepare(
-    gateway: Gateway, run: Run, info: RequestInfo, sent: Sent, targets: list[Target]
-) -> tuple[Sent, list[Target]]:
+    gateway: Gateway, run: Run, info: RequestInfo, extras: RequestExtras, targets: list[Target]
+) -> tuple[RequestExtras, list[Target]]:
     """Complete a request for a response: what to send beside it, and where it may go."""
     values: dict[str, Raw | None] = {}
     if info.background:
@@ -113,7 +113,7 @@ def prepare(
         values["previous_response_id"] = Raw(_encode(former.run.upstream_response_id))
         upstream = former.run.attempt.upstream
         targets = [each for each in targets if each.pool.name == upstream] or targets
-    return sent._replace(values=values), targets
+    return extras._replace(values=values), targets
 
 
 def begin(relay: Relay) -> web.StreamResponse:

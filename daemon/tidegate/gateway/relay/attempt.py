@@ -19,12 +19,12 @@ from tidegate.core.formats.base import TAIL_EVENTS, Meaning
 from tidegate.core.formats.framing import RAW
 from tidegate.core.runs.limits import Expiry, fits_hold, has_time
 from tidegate.core.runs.run import Run
-from tidegate.core.runs.state import Happening, State
+from tidegate.core.runs.state import State, Trigger
 from tidegate.core.secret import NO_SECRET
 from tidegate.core.upstreams.blame import FAULT_OF_CODE, VERDICTS, Fault, Held, fault_of_answer
 from tidegate.core.upstreams.breaker import Witness
 from tidegate.gateway.relay.failure import Failure, error_of, failure_of
-from tidegate.gateway.relay.request import Sent, body_for, head_for
+from tidegate.gateway.relay.request import RequestExtras, body_for, head_for
 from tidegate.gateway.upstreams.choice import Target
 from tidegate.gateway.upstreams.connection import SLICE_BYTES, UpstreamConnection
 from tidegate.gateway.upstreams.reply import Answer, Reply
@@ -42,7 +42,7 @@ class AttemptHost(Protocol):
     """The relay, as the attempts and the failover of its run see it."""
 
     run: Run
-    sent: Sent
+    extras: RequestExtras
     answer: Answer | None  # for a creator that has not been sent a stream
     attempt: Attempt | None  # the one under way
 
@@ -61,7 +61,7 @@ class AttemptHost(Protocol):
     def complete(self) -> None:
         """End the run: the answer is whole."""
 
-    def end(self, happening: Happening, reason: str | None, code: str | None) -> None:
+    def end(self, trigger: Trigger, reason: str | None, code: str | None) -> None:
         """End the run: there will be no whole answer."""
 
     def refuse(self, reason: str) -> None:
@@ -176,15 +176,15 @@ class Attempt:
             self._host.on_fault()
 
     def _request(self, connection: UpstreamConnection) -> None:
-        run, sent = self._run, self._host.sent
+        run, extras = self._run, self._host.extras
         self.connection = connection
         self._phase, self.on_body = Phase.ASKED, self._on_plain
         try:
-            body = body_for(self.target, run, sent)
+            body = body_for(self.target, run, extras)
         except ValueError as error:
             self._host.refuse(str(error))
             return
-        head = head_for(self.target, run, sent, sum(map(len, body)))
+        head = head_for(self.target, run, extras, sum(map(len, body)))
         run.sending(len(run.body) + min(SLICE_BYTES, len(run.body)))
         connection.send(head, self, body, run.sent)
         self._host.on_request()
@@ -353,7 +353,7 @@ class Attempt:
         if isinstance(error, LedgerFull):
             self.let_go()
             reason = self.target.pool.secret.hide(str(error))
-            self._host.end(Happening.FAIL, reason, error.code)
+            self._host.end(Trigger.FAIL, reason, error.code)
             return
         after = ""
         if self._run.state in {State.CONNECTING, State.STREAMING}:
@@ -369,7 +369,7 @@ class Attempt:
             # The clock of the try before ran on: that one had an answer, if no good one.
             reason = f"{self._former}; asked again, it {expiry.reason} in all"
         fault = FAULT_OF_CODE[expiry.limit]
-        failure = Failure(fault, reason, expiry.limit, happening=expiry.happening)
+        failure = Failure(fault, reason, expiry.limit, trigger=expiry.trigger)
         self._failover.settle(self, failure)
 
     def succeed(self) -> None:

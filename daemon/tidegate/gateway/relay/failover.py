@@ -14,7 +14,7 @@ from tidegate.core.errors import UpstreamError
 from tidegate.core.formats.base import ErrorText
 from tidegate.core.runs.advice import advise
 from tidegate.core.runs.limits import Expiry, fits_hold, has_time
-from tidegate.core.runs.state import Happening, State
+from tidegate.core.runs.state import State, Trigger
 from tidegate.core.upstreams.blame import VERDICTS
 from tidegate.gateway.relay.attempt import Attempt, AttemptHost
 from tidegate.gateway.relay.failure import Failure
@@ -68,7 +68,7 @@ class Failover:
                 target.pool.take_slot(self)
                 self._try(target)
                 return
-        self._wait_for_place(equals)
+        self._wait_for_slot(equals)
 
     def _try(self, target: Target) -> None:
         """There is a slot for the run at this target."""
@@ -80,7 +80,7 @@ class Failover:
 
     # --- waiting --------------------------------------------------------------------------------
 
-    def _wait_for_place(self, equals: list[Target]) -> None:
+    def _wait_for_slot(self, equals: list[Target]) -> None:
         """Stands in the queues of all equals, and goes where a slot is free first."""
         busy = []
         for pool in dict.fromkeys(each.pool for each in equals):
@@ -93,11 +93,11 @@ class Failover:
             else:
                 self._waiting += here
         if not self._waiting:
-            self._on_no_place(equals, "; ".join(busy), "queue_full", Happening.FAIL)
+            self._on_no_slot(equals, "; ".join(busy), "queue_full", Trigger.FAIL)
             return
         # A run that waits for several waits as long as the most patient of them allows.
         self._run.limits = max((each.limits for each in self._waiting), key=lambda it: it.queue_s)
-        self._run.wait_for_place(self._loop.time())
+        self._run.wait_for_slot(self._loop.time())
         self._host.look_again()
 
     def on_slot(self, pool: UpstreamPool) -> None:
@@ -113,9 +113,7 @@ class Failover:
             if pool is not but:
                 pool.leave_queue(self)
 
-    def _on_no_place(
-        self, equals: list[Target], reason: str, code: str, happening: Happening
-    ) -> None:
+    def _on_no_slot(self, equals: list[Target], reason: str, code: str, trigger: Trigger) -> None:
         """All equals are full, or were for too long: the end, for to be busy is no failure.
 
         The next level may be another owner's computer. Only what failed meanwhile is followed by
@@ -125,9 +123,9 @@ class Failover:
         self._leave_queues()
         self._route.remove(*equals)
         if not self._route.has_more(now_s):
-            self._host.end(happening, reason, code)
+            self._host.end(trigger, reason, code)
         elif any(each.may_be_asked(now_s) for each in equals):
-            self._host.end(happening, f"{reason}; {_BEHIND}", code)
+            self._host.end(trigger, f"{reason}; {_BEHIND}", code)
         else:
             log.info("run %s: %s and is set aside; trying the next target", self._run.id, reason)
             self.begin()
@@ -151,7 +149,7 @@ class Failover:
         body = run.format.error_body(error)
         headers = (("Retry-After", str(seconds)),)
         self._host.answer = Answer(status, "application/json", body, headers)
-        self._host.end(Happening.FAIL, reason, f"upstream_{status}")
+        self._host.end(Trigger.FAIL, reason, f"upstream_{status}")
 
     # --- what follows ---------------------------------------------------------------------------
 
@@ -173,7 +171,7 @@ class Failover:
             self.begin()
             return
         self._host.answer = failure.answer
-        self._host.end(failure.happening, failure.reason, failure.code)
+        self._host.end(failure.trigger, failure.reason, failure.code)
 
     def expire(self, expiry: Expiry) -> None:
         """End what has reached a limit that is said of the upstream."""
@@ -182,11 +180,11 @@ class Failover:
             names = " and ".join(dict.fromkeys(f'"{each.pool.name}"' for each in equals))
             plural = "s" if len({each.pool for each in equals}) > 1 else ""
             reason = f"upstream{plural} {names} {expiry.reason}"
-            self._on_no_place(equals, reason, expiry.limit, expiry.happening)
+            self._on_no_slot(equals, reason, expiry.limit, expiry.trigger)
         elif self._host.attempt is not None:
             self._host.attempt.expire(expiry)
         else:
-            self._host.end(expiry.happening, expiry.reason, expiry.limit)
+            self._host.end(expiry.trigger, expiry.reason, expiry.limit)
 
     def let_go(self) -> None:
         """Leave no connection, slot, timer or task of the upstream's side behind."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tidegate.core.errors import UpstreamError
 from tidegate.core.formats.base import ErrorText, Format
 from tidegate.core.formats.foreign_json import is_json
-from tidegate.core.runs.state import Happening
+from tidegate.core.runs.state import Trigger
 from tidegate.core.upstreams.blame import FAULT_OF_CODE, VERDICTS, Fault, Held, fault_of_answer
 from tidegate.gateway.upstreams.choice import Target
 from tidegate.gateway.upstreams.reply import Answer, Reply
@@ -39,7 +39,7 @@ class Failure(NamedTuple):
     code: str
     answer: Answer | None = None  # the upstream's own words, passed on if no target is left
     refusal: Refusal | None = None  # where the mistake is the config's, and not the caller's
-    happening: Happening = Happening.FAIL  # how the run ends if no target is left
+    trigger: Trigger = Trigger.FAIL  # how the run ends if no target is left
 
 
 def failure_of(

@@ -21,7 +21,7 @@ from tidegate.core.runs import retention
 from tidegate.core.runs.deadlines import Deadlines, Watched
 from tidegate.core.runs.ledger import Ledger
 from tidegate.core.runs.retention import RetentionVerdict
-from tidegate.core.runs.state import Happening, State, empty_census
+from tidegate.core.runs.state import State, Trigger, empty_census
 from tidegate.core.runs.summary import RunSummary
 from tidegate.core.text import count
 from tidegate.gateway.relay.relay import Relay
@@ -268,7 +268,7 @@ class Registry:
         except Exception:
             log.exception("run %s: its end failed", relay.run.id)
         if not relay.run.is_over:
-            relay.run.end(Happening.EXPIRE, reason, "swept", self._loop.time(), time.time())
+            relay.run.end(Trigger.EXPIRE, reason, "swept", self._loop.time(), time.time())
             relay.tell_error()
             self.on_end(relay)
 

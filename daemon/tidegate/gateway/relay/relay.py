@@ -23,11 +23,11 @@ from tidegate.core.histogram import Histogram
 from tidegate.core.runs.ledger import Entry
 from tidegate.core.runs.limits import Expiry, look_again_s, next_expiry
 from tidegate.core.runs.run import Run
-from tidegate.core.runs.state import Happening, State
+from tidegate.core.runs.state import State, Trigger
 from tidegate.core.runs.window import SEGMENT_BYTES
 from tidegate.gateway.relay.attempt import Attempt
 from tidegate.gateway.relay.failover import Failover
-from tidegate.gateway.relay.request import Sent
+from tidegate.gateway.relay.request import RequestExtras
 from tidegate.gateway.relay.subscriber import StreamSubscriber, Subscriber
 from tidegate.gateway.upstreams.choice import Target
 from tidegate.gateway.upstreams.connection import READ_BYTES
@@ -41,7 +41,7 @@ PAUSE_LAG_BYTES = 256 * 1024
 TIMED_EVERY = 16  # events; timing each would cost as much as framing it
 
 
-class Book(Protocol):
+class RelayHost(Protocol):
     """Where relays are registered, and where their clocks are kept."""
 
     relay_seconds: Histogram  # the time a chunk spends in the gateway
@@ -64,21 +64,21 @@ class Relay:
 
     def __init__(
         self,
-        book: Book,
+        host: RelayHost,
         run: Run,
         targets: list[Target],
         loop: asyncio.AbstractEventLoop,
-        sent: Sent = Sent(),  # noqa: B008 - a constant
+        extras: RequestExtras = RequestExtras(),  # noqa: B008 - a constant
         *,
         caller: str = "",
     ) -> None:
         """`caller` tells clients apart that have no token: an address."""
         self.run = run
-        self.sent = sent
+        self.extras = extras
         self.subscribers: list[Subscriber] = []
         self.answer: Answer | None = None  # for a creator that has not been sent a stream
         self.attempt: Attempt | None = None  # the one under way
-        self._book = book
+        self._host = host
         self._loop = loop
         # Both are gone when the run is over: a circle that lives on is never collected.
         self._failover: Failover | None = None
@@ -109,7 +109,7 @@ class Relay:
         self._charge_heads()
 
     def _charge_heads(self) -> None:
-        heads = (self.sent.header_lines, self.sent.content_type, *self._reply.headers.values())
+        heads = (self.extras.header_lines, self.extras.content_type, *self._reply.headers.values())
         self.run.charge_record(sum(map(len, heads)) + len(self.run.request.model))
 
     @property
@@ -136,7 +136,7 @@ class Relay:
                         return
                 self._send(block)
                 if not run.window.next_seq % TIMED_EVERY:
-                    self._book.relay_seconds.observe(time.perf_counter() - started_s)
+                    self._host.relay_seconds.observe(time.perf_counter() - started_s)
         except (UpstreamError, LedgerFull) as error:
             if self.attempt is not None:
                 self.attempt.fail(error)
@@ -174,39 +174,39 @@ class Relay:
         """Nothing can fail over any more; the caller may know the status."""
         if self.attempt is not None:
             took_s = self.attempt.on_first_output()
-            self._book.on_first_output(self.attempt.target.pool.name, took_s)
+            self._host.on_first_output(self.attempt.target.pool.name, took_s)
         self.look_again()  # from now on the idle clock runs
 
     # --- how it ends --------------------------------------------------------------------------
 
     def expire(self, expiry: Expiry) -> None:
         """End what has reached a limit: a try, the wait for a slot, or the run."""
-        if expiry.happening is Happening.COMPLETE:
+        if expiry.trigger is Trigger.COMPLETE:
             self._complete_in_its_place()
         elif expiry.of_upstream and self._failover is not None:
             self._failover.expire(expiry)
         else:
-            self.end(expiry.happening, expiry.reason, expiry.limit)
+            self.end(expiry.trigger, expiry.reason, expiry.limit)
 
     def cancel(self, reason: str) -> None:
         """End the run, which is not wanted any more."""
-        self.end(Happening.CANCEL, reason, "cancelled")
+        self.end(Trigger.CANCEL, reason, "cancelled")
 
     def force_end(self, reason: str) -> None:
         """End the run for the sweep, whatever kept its own end from taking place."""
         self._let_go_of_upstream()
-        self.end(Happening.EXPIRE, reason, "swept")
+        self.end(Trigger.EXPIRE, reason, "swept")
 
     def refuse(self, reason: str) -> None:
         """End the run with a 400: the client's own mistake, seen late."""
         error = ErrorText(400, reason, "invalid_request_error", "bad_request")
         self.answer = Answer(400, "application/json", self.run.format.error_body(error))
-        self.end(Happening.FAIL, reason, "bad_request")
+        self.end(Trigger.FAIL, reason, "bad_request")
 
     def complete(self) -> None:
         if self.attempt is not None:
             self.attempt.succeed()
-        self.end(Happening.COMPLETE, None, None)
+        self.end(Trigger.COMPLETE, None, None)
 
     def _complete_in_its_place(self) -> None:
         """The answer is whole, but its upstream doesn't say so and holds the connection open."""
@@ -220,19 +220,19 @@ class Relay:
         """End the run for a mistake of ours, which must not leave one behind."""
         log.exception("run %s: internal error", self.run.id)
         self._let_go_of_upstream()
-        self.end(Happening.FAIL, "internal error of tidegate", "internal_error")
+        self.end(Trigger.FAIL, "internal error of tidegate", "internal_error")
 
-    def end(self, happening: Happening, reason: str | None, code: str | None) -> None:
+    def end(self, trigger: Trigger, reason: str | None, code: str | None) -> None:
         """End the run: the record, the reason to all readers, nothing left upstream."""
         run = self.run
         # Where the upstream's own error event stands in the stream, the readers have it.
-        broken = happening is not Happening.COMPLETE and run.state is State.STREAMING
+        broken = trigger is not Trigger.COMPLETE and run.state is State.STREAMING
         told = broken and run.transcript.has_told_error()
-        if not run.end(happening, reason, code, self._loop.time(), time.time()):
+        if not run.end(trigger, reason, code, self._loop.time(), time.time()):
             return
         self._let_go_of_upstream()
         self.attempt = self._failover = None
-        self.sent = Sent()
+        self.extras = RequestExtras()
         if run.format.framing is not RAW:  # else its creator may still have to be sent that head
             self._reply = Reply()
         self._charge_heads()
@@ -242,7 +242,7 @@ class Relay:
             subscriber.wake()
         if not self.subscribers:
             self._forget_answer()  # no client is left to be told
-        self._book.on_end(self)
+        self._host.on_end(self)
 
     def tell_error(self) -> None:
         """Tell every reader of a stream why it broke off; a plain answer has a status."""
@@ -274,7 +274,7 @@ class Relay:
         if self._squeezed:
             subscriber.squeeze(half=True)
         subscriber.on_progress = self._on_reader_progress
-        self._book.look_soon(subscriber, subscriber.check(self._loop.time()))
+        self._host.look_soon(subscriber, subscriber.check(self._loop.time()))
 
     def detach(self, subscriber: Subscriber) -> None:
         """Remove a reader that has gone, with what it had not read."""
@@ -287,8 +287,8 @@ class Relay:
             self._balance()
             due_s = self.check(self._loop.time())
             if due_s is not None:
-                self._book.look_soon(self, due_s)
-        self._book.on_detach(self)
+                self._host.look_soon(self, due_s)
+        self._host.on_detach(self)
 
     def _forget_answer(self) -> None:
         """Only a stream of events is there for readers that come later."""
@@ -316,7 +316,7 @@ class Relay:
         soon_s = self._loop.time() + 1.0
         for subscriber in self.subscribers:
             if subscriber.outbound_bytes:
-                self._book.look_soon(subscriber, soon_s)
+                self._host.look_soon(subscriber, soon_s)
 
     # --- waiting ------------------------------------------------------------------------------
 
@@ -343,7 +343,7 @@ class Relay:
 
     def look_again(self) -> None:
         """Have the clocks looked at in time."""
-        self._book.look_soon(self, self._due_s())
+        self._host.look_soon(self, self._due_s())
 
     def squeeze(self, *, half: bool) -> None:
         """Halve the window while memory is short. No reader loses what it has not read."""

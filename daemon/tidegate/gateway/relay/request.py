@@ -17,7 +17,7 @@ from tidegate.gateway.upstreams.choice import Target
 HOPS_HEADER = "x-tidegate-hops"  # so that a ring of gateways ends
 
 
-class Sent(NamedTuple):
+class RequestExtras(NamedTuple):
     """What an upstream is sent beside the body."""
 
     content_type: str = "application/json"
@@ -26,16 +26,16 @@ class Sent(NamedTuple):
     hops: int = 0  # through how many tidegates the request has come already
 
 
-def body_for(target: Target, run: Run, sent: Sent) -> Sequence[bytes | memoryview]:
+def body_for(target: Target, run: Run, extras: RequestExtras) -> Sequence[bytes | memoryview]:
     """Build the body in pieces, the run's own where possible.
 
     Raises ValueError where the client's is such that nothing can be changed in it.
     """
-    values = _values(target, run, sent)
-    return with_values(run.body, sent.content_type, values) if values else [run.body]
+    values = _values(target, run, extras)
+    return with_values(run.body, extras.content_type, values) if values else [run.body]
 
 
-def head_for(target: Target, run: Run, sent: Sent, body_bytes: int) -> bytes:
+def head_for(target: Target, run: Run, extras: RequestExtras, body_bytes: int) -> bytes:
     """Build the head. Raises UpstreamError where the upstream cannot be used as configured."""
     form = run.format
     return target.pool.request_head(
@@ -44,15 +44,15 @@ def head_for(target: Target, run: Run, sent: Sent, body_bytes: int) -> bytes:
         body_bytes,
         stream=run.request.streamed,
         accept=form.framing.accept if run.request.streamed else form.accept,
-        content_type=sent.content_type,
+        content_type=extras.content_type,
         at_root=form.at_root,
-        more=f"{HOPS_HEADER}: {sent.hops + 1}\r\n{sent.header_lines}",
+        more=f"{HOPS_HEADER}: {extras.hops + 1}\r\n{extras.header_lines}",
     )
 
 
-def _values(target: Target, run: Run, sent: Sent) -> Mapping[str, Raw | None]:
+def _values(target: Target, run: Run, extras: RequestExtras) -> Mapping[str, Raw | None]:
     """What of the request is said differently to this target."""
-    values = sent.values
+    values = extras.values
     if target.model != run.request.model:
         values = {**values, "model": Raw(msgspec.json.encode(target.model))}
     if target.pool.upstream.ask_usage and run.request.streamed:
