@@ -133,16 +133,16 @@ def test_one_address_may_stand_alone_and_auto_is_none(load):
         ('[auth]\ntokens_file = ""', 2, "auth.tokens_file", "name of a file"),
         ("listen = []", 1, "listen", "is empty"),
         ("listen = 8433", 1, "listen", "list of texts"),
-        ('listen = ":8433"', 1, "listen", "is no address"),
-        ('listen = "127.0.0.1"', 1, "listen", "is no address"),
-        ('listen = "127.0.0.1:٨٠"', 1, "listen", "is no address"),
+        ('listen = ":8433"', 1, "listen", "is not an address"),
+        ('listen = "127.0.0.1"', 1, "listen", "is not an address"),
+        ('listen = "127.0.0.1:٨٠"', 1, "listen", "is not an address"),
         ('listen = "box.lan:8433"', 1, "listen", "names are not looked up"),
         ('listen = "LocalHost:8433"', 1, "listen", "names are not looked up"),
-        ('listen = "127.0.0.1:65536"', 1, "listen", "is no address"),
-        ('listen = "127.0.0.256:1"', 1, "listen", "is no address"),
-        ('listen = "::1:8433"', 1, "listen", "is no address"),
-        ('listen = "[::g]:8433"', 1, "listen", "is no address"),
-        ('listen = "http://127.0.0.1:1"', 1, "listen", "is no address"),
+        ('listen = "127.0.0.1:65536"', 1, "listen", "is not an address"),
+        ('listen = "127.0.0.256:1"', 1, "listen", "is not an address"),
+        ('listen = "::1:8433"', 1, "listen", "is not an address"),
+        ('listen = "[::g]:8433"', 1, "listen", "is not an address"),
+        ('listen = "http://127.0.0.1:1"', 1, "listen", "is not an address"),
         ('listen = "unix:run/x"', 1, "listen", "absolute path"),
         (f'listen = "unix:/{"x" * 110}"', 1, "listen", "103 bytes"),
         ('listen = ["127.0.0.1:1", "127.0.0.1:1"]', 1, "listen", "twice"),
@@ -419,7 +419,7 @@ def test_listen_from_the_environment_stands_above_the_file(load):
     """TIDEGATE_LISTEN replaces `listen`, and is judged like it."""
     loaded = load('listen = "127.0.0.1:1"', TIDEGATE_LISTEN="127.0.0.1:2, [::1]:2")
     assert loaded.settings.listen == ["127.0.0.1:2", "[::1]:2"]
-    with pytest.raises(ConfigError, match="is no address"):
+    with pytest.raises(ConfigError, match="is not an address"):
         load("", TIDEGATE_LISTEN="here")
 
 

@@ -58,18 +58,18 @@ def command_line() -> argparse.ArgumentParser:
     sweep.add_argument(
         "--finished", action="store_true", help="also answers that are only kept for resuming"
     )
-    recycle = verb("recycle", "replace the worker; nobody is cut off")
+    recycle = verb("recycle", "replace the worker; no stream is cut")
     recycle.add_argument(
         "--no-wait", action="store_true", help="return when the new worker is ready"
     )
-    upgrade = verb("upgrade", "become the version that is installed now; nobody is cut off")
+    upgrade = verb("upgrade", "become the version that is installed now; no stream is cut")
     upgrade.add_argument(
         "--no-wait", action="store_true", help="return when the new worker is ready"
     )
     verb("reload", "read the config and the tokens again, and say what changed", json=True)
     _add_log_flags(verb("logs", "the log, wherever it is kept", json=True))
     verb("check", "say whether the config file is good", json=True)
-    doctor = verb("doctor", "what is wrong with this computer, and what mends it", json=True)
+    doctor = verb("doctor", "what is wrong with this computer, and how to fix it", json=True)
     doctor.add_argument(
         "--no-tokens", action="store_true", help="do not ask upstreams for a few tokens"
     )
@@ -92,7 +92,7 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def _add_log_flags(parser: argparse.ArgumentParser) -> None:
-    """What `cli.logs.read_arguments` reads, with `--json`."""
+    """Add the flags that `cli.verbs.logs.read_arguments` reads, with `--json`."""
     parser.add_argument("-f", "--follow", action="store_true", help="go on with what comes")
     parser.add_argument("-n", "--lines", metavar="N", help='the last N lines, or "all"; else 50')
     parser.add_argument(
@@ -101,12 +101,16 @@ def _add_log_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_token(verbs: argparse._SubParsersAction[_Parser]) -> None:
-    token = verbs.add_parser("token", help="who may come in", description="Who may come in.")
+    token = verbs.add_parser(
+        "token",
+        help="API tokens: make, list, revoke",
+        description="API tokens: make, list, revoke.",
+    )
     inner = token.add_subparsers(dest="token_verb", metavar="VERB", required=True)
     new = _add(inner, "new", "make a token and print it, once")
     new.add_argument("name", metavar="NAME", help="whose it is, or for what")
     _add(inner, "list", "the names of the tokens", json=True)
-    revoke = _add(inner, "revoke", "take a token back")
+    revoke = _add(inner, "revoke", "revoke a token")
     revoke.add_argument("which", metavar="NAME", help="its name, or how its SHA-256 begins")
 
 
@@ -135,7 +139,7 @@ def _add_service(verbs: argparse._SubParsersAction[_Parser]) -> None:
 def _add(
     verbs: argparse._SubParsersAction[_Parser], name: str, text: str, *, json: bool = False
 ) -> argparse.ArgumentParser:
-    """A verb; every one of them takes the three places."""
+    """Add a verb with the three flags for places that every verb takes."""
     parser = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
     parser.add_argument("--config", type=Path, metavar="FILE", help="the config file")
     parser.add_argument("--state-dir", type=Path, metavar="DIR", help="for tokens and logs")

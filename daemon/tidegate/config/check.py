@@ -152,7 +152,7 @@ def _listen_problem(address: str) -> str | None:
     match = _LISTEN.fullmatch(address)
     if match is None or not _is_host_and_port(match):
         return (
-            f"{address[:80]!r} is no address; write it like 127.0.0.1:8433, [::1]:8433, "
+            f"{address[:80]!r} is not an address; write it like 127.0.0.1:8433, [::1]:8433, "
             "0.0.0.0:8433 or unix:/path"
         )
     if match["name"] and match["name"] != "localhost" and not _is_ip(socket.AF_INET, match["name"]):

@@ -315,7 +315,7 @@ def _memory(subject: Subject, settings: Settings) -> Result:
 
 
 def _clock() -> Result:
-    return "it goes right", list(computer.check_clock(computer.read_clock()))
+    return "in sync", list(computer.check_clock(computer.read_clock()))
 
 
 def _disk(subject: Subject) -> Result:

@@ -115,7 +115,7 @@ def test_start_status_restart_stop(free_port_config, eventually):
         group = os.getpgid(first)
         assert os.getsid(first) != os.getsid(0)
         assert "serving" in tidegate("status")[1]
-        assert "runs already" in tidegate("start")[1]
+        assert "is already running" in tidegate("start")[1]
         assert tidegate("restart")[0] == 0
         assert detach.holder(pid_file) not in (None, first)
     finally:
@@ -153,7 +153,10 @@ def test_start_beside_a_running_service_says_what_runs(tidegate, watchdog, held)
     """Where a service serves already, `start` says so and starts nothing."""
     watchdog.will("status", status_of(held.pid, manager="launchd"))
     code, out, _ = tidegate("start")
-    assert (code, out) == (0, f"tidegate runs already, pid {held.pid}, as a service of launchd.\n")
+    assert (code, out) == (
+        0,
+        f"tidegate is already running, pid {held.pid}, as a service of launchd.\n",
+    )
 
 
 def test_status_tells_who_started_it(tidegate, watchdog):

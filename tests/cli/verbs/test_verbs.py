@@ -277,16 +277,16 @@ def test_revoked_token_that_is_still_accepted_is_said_aloud(tidegate, watchdog):
 
 
 def test_revoking_the_last_token_says_what_follows(tidegate):
-    """Without any token no client is asked for one, which is said when the last one goes."""
+    """Without any token authentication is off, which is said when the last one goes."""
     tidegate("token", "new", "laptop")
     code, _, err = tidegate("token", "revoke", "laptop")
     assert code == 0
-    assert "no client is asked" in err
+    assert "authentication is off" in err
 
 
-def test_revoking_nobody_is_exit_64(tidegate):
+def test_revoking_a_missing_token_is_exit_64(tidegate):
     """A token that does not exist is a mistake in the command."""
-    code, _, err = tidegate("token", "revoke", "nobody")
+    code, _, err = tidegate("token", "revoke", "missing")
     assert code == 64
     assert "no such token" in err
 

@@ -107,7 +107,7 @@ def test_agent_is_installed_found_changed_and_removed(mac: Mac) -> None:
     code, out, _ = mac("install")
     assert (code, mac.launchd.value(TARGET, "pid")) == (0, pid)
     assert "is as it should be" in out
-    assert "runs already" in out
+    assert "is already running" in out
 
     mac.config.write_text(GOOD.replace("2.0", "3.0"))
     code, out, err = mac("install")

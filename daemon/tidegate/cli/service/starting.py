@@ -60,7 +60,7 @@ def bring_up(
         else:
             begin(chosen, arguments, chosen.restart, limit_s)
     else:
-        say(f"It runs already, pid {state.pid}.")
+        say(f"It is already running, pid {state.pid}.")
         own = find_status(places_of(chosen, arguments, state))
         if own is not None and own.version != __version__:
             say(f"It is still version {own.version}; `tidegate upgrade` cuts no stream.")

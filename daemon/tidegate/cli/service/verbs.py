@@ -77,7 +77,7 @@ def start(arguments: argparse.Namespace) -> int:
     chosen = installed(arguments)
     state = chosen.state()
     if state.running:
-        say(f"It runs already, pid {state.pid}.")
+        say(f"It is already running, pid {state.pid}.")
         return 0
     check_alone(chosen, places_of(chosen, arguments, state))
     # What waits to be started again would have a plain start wait, too.
@@ -90,7 +90,7 @@ def stop(arguments: argparse.Namespace) -> int:
     chosen = installed(arguments)
     state = chosen.state()
     if not state.active:
-        say(f"It is stopped already: {state.word}.")
+        say(f"It is already stopped: {state.word}.")
         return 0
     chosen.stop(longest_stop_s(places_of(chosen, arguments, state)), tell)
     after = chosen.state()

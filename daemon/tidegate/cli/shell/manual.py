@@ -20,7 +20,7 @@ a built-in model called demo. It listens on 127.0.0.1, port 8433."""
 
 _STATUS = {
     "0": "Done; for run: stopped as asked.",
-    "1": "The running tidegate said no, or what was looked for was not well.",
+    "1": "The running tidegate refused, or replay or doctor found something.",
     "2": "The doctor found errors.",
     "64": "Wrong usage.",
     "69": "No running tidegate can be reached, or start failed.",
@@ -48,7 +48,7 @@ _EXAMPLES = {
     "tidegate run": "Serve in the foreground.",
     "tidegate check": "Say what is wrong with the config, before it is used.",
     "sudo tidegate status": "How the system's service is.",
-    "tidegate token new laptop": "Let somebody in.",
+    "tidegate token new laptop": "Make a token for a client.",
 }
 
 

@@ -33,5 +33,5 @@ def check(arguments: argparse.Namespace) -> int:
     say(f"  upstreams  {names or 'none; tidegate looks for some on this computer'}")
     if settings.models:
         say(f"  models     {', '.join(model.name for model in settings.models)}")
-    say(f"  tokens     {len(loaded.tokens) or 'none; no client is asked for one'}")
+    say(f"  tokens     {len(loaded.tokens) or 'none; authentication is off'}")
     return 0

@@ -44,7 +44,7 @@ def start(arguments: argparse.Namespace) -> int:
     places = find_places(arguments)
     if running := find_status(places):
         by = f", as a service of {running.manager}" if running.manager else ""
-        say(f"tidegate runs already, pid {running.watchdog.pid}{by}.")
+        say(f"tidegate is already running, pid {running.watchdog.pid}{by}.")
         return 0
     _leave_to_manager("start", places, None)
     return _start(places)

@@ -37,7 +37,7 @@ def listing(arguments: argparse.Namespace) -> int:
     for token in known:
         say(f"{token.sha256[:12]}  {token.created:<25}  {token.name}")
     if not known:
-        say("There is no token; no client is asked for one.", file=sys.stderr)
+        say("There is no token: authentication is off.", file=sys.stderr)
     return 0
 
 
@@ -47,7 +47,7 @@ def revoke(arguments: argparse.Namespace) -> int:
     token = tokens.revoke(_file(places), arguments.which)
     say(f"Revoked {token.name}.", flush=True)
     if not tokens.read(_file(places)):
-        say("That was the last one: from now on no client is asked for a token.", file=sys.stderr)
+        say("That was the last one: authentication is off from now on.", file=sys.stderr)
     _tell_the_running_one(places, "the token is gone from the file, but is STILL ACCEPTED")
     return 0
 

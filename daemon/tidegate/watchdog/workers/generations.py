@@ -379,7 +379,7 @@ class Generations:
         ended = [worker for worker in self if worker.process.poll() is not None]
         for worker in ended:
             self._faults.attempt("a worker's last words", functools.partial(self._hear, worker))
-            _log.info("worker %d is gone: %s", worker.number, worker.how_it_ended())
+            _log.info("worker %d ended (%s)", worker.number, worker.how_it_ended())
         return ended
 
     def forget(self, worker: WorkerHandle) -> None:
