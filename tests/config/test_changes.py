@@ -267,6 +267,6 @@ def test_the_documentation_says_the_same() -> None:
     before, _, limits = row.partition("of `[limits]`:")
     at_once = [name for name, effect in effects(Limits).items() if effect is Effect.AT_ONCE]
     assert re.findall(r"`(\w+)`", limits) == at_once
-    for table in (Memory, DrainLimits):
-        assert f"`[{table.__name__.lower()}]`" in before
+    for name, table in (("memory", Memory), ("drain", DrainLimits)):
+        assert f"`[{name}]`" in before
         assert set(effects(table).values()) == {Effect.AT_ONCE}
