@@ -23,7 +23,7 @@ LEAKY = TESTS / "fakes" / "leaky_worker.py"
 CONSTANTS = {
     "tidegate.core.memory.policy": {"HARM_PAUSE_S": 1.0, "UNEXPLAINED_S": 1.0, "TIDY_EVERY_S": 2.0},
     "tidegate.core.memory.levels": {"DWELL_S": 1.0},
-    "tidegate.watchdog.guard.book": {"PRESSURE_HOLDS_S": 2.0},
+    "tidegate.watchdog.guard.monitor": {"PRESSURE_HOLDS_S": 2.0},
 }
 TIMING = {"tick_s": 0.25}
 

@@ -54,30 +54,30 @@ class FakeWorker:
     def hear(self, _: object) -> None:
         try:
             for line in self.channel.receive():
-                self.heard(msg.decode_from_watchdog(line))
+                self.on_message(msg.decode_from_watchdog(line))
         except ChannelError:
             os._exit(0)
 
-    def heard(self, said: msg.FromWatchdog) -> None:
-        match said:
+    def on_message(self, message: msg.FromWatchdog) -> None:
+        match message:
             case msg.Configure() if self.configure is None:
-                self.begin(said)
+                self.begin(message)
             case msg.Configure():
-                refused = "no" if said.settings.allowed_hosts == ["refuse.me"] else None
-                if said.settings.allowed_hosts != ["never.answer"]:
-                    self.configure = said if refused is None else self.configure
+                refused = "no" if message.settings.allowed_hosts == ["refuse.me"] else None
+                if message.settings.allowed_hosts != ["never.answer"]:
+                    self.configure = message if refused is None else self.configure
                     print(
-                        f"worker {self.number} was told {said.settings.allowed_hosts}",
+                        f"worker {self.number} was told {message.settings.allowed_hosts}",
                         file=sys.stderr,
                     )
-                    self.say(msg.Configured(request=said.request, error=refused))
+                    self.say(msg.Configured(request=message.request, error=refused))
                 else:
                     print(f"worker {self.number} hears of never.answer", file=sys.stderr)
             case msg.StateUpdate():
-                self.facts = said
+                self.facts = message
             case msg.AskBeat():
                 assert not self.options.former, "it would not know that message"
-                self.beat(said.request)
+                self.beat(message.request)
             case msg.Sweep():
                 freed, self.ledger_bytes = self.ledger_bytes, 0
                 if freed:
@@ -85,21 +85,21 @@ class FakeWorker:
                     self.swept_runs += 1
                     self.swept_bytes += freed
                 if not self.options.mute:
-                    self.say(msg.Swept(request=said.request, runs=int(bool(freed)), bytes=freed))
+                    self.say(msg.Swept(request=message.request, runs=int(bool(freed)), bytes=freed))
             case msg.Reclaim():
-                reports = [self.relieve(step) for step in said.steps]
+                reports = [self.relieve(step) for step in message.steps]
                 if not self.options.mute:
-                    self.say(msg.Reclaimed(request=said.request, steps=reports))
+                    self.say(msg.Reclaimed(request=message.request, steps=reports))
             case msg.ListRuns():
                 run = RunSummary(
                     id=f"run-{self.number}", state="completed", reason=None, model="m",
                     upstream="box", attempts=1, created=float(self.number), ended=2.0,
                     first_seq=0, next_seq=1, bytes=1, subscribers=0,
                 )  # fmt: skip
-                self.say(msg.RunList(request=said.request, runs=[run], total=1))
+                self.say(msg.RunList(request=message.request, runs=[run], total=1))
             case msg.ListModels():
                 box = UpstreamModels(name=f"box{self.number}", url="u", kind=None, state="ok")
-                self.say(msg.ModelList(request=said.request, upstreams=[box], aliases=[]))
+                self.say(msg.ModelList(request=message.request, upstreams=[box], aliases=[]))
             case msg.StartDraining():
                 knows = self.facts.peer_socket if self.facts else None
                 print(f"worker {self.number} drains and knows of {knows}", file=sys.stderr)
@@ -107,7 +107,7 @@ class FakeWorker:
                     self.selector.unregister(listener)
                 self.listeners = []
                 self.say(msg.Draining())
-                self.end_s = time.monotonic() + min(self.options.drain_s, said.limit_s)
+                self.end_s = time.monotonic() + min(self.options.drain_s, message.limit_s)
 
     def relieve(self, step: str) -> StepReport:
         """All that the ledger explains is stale; a trim has nothing to give back."""

@@ -25,7 +25,7 @@ def test_a_stop_ends_with_0_once_the_last_process_is_reaped(now_s: list[float]) 
     end.over()
     assert not end.is_over(is_reaped=False)
     assert end.is_over(is_reaped=True)
-    assert (end.exit_code, end.words) == (os.EX_OK, "stopped")
+    assert (end.exit_code, end.text) == (os.EX_OK, "stopped")
 
 
 def test_a_process_that_cannot_be_ended_is_not_waited_for_for_ever(now_s: list[float]) -> None:
@@ -43,7 +43,7 @@ def test_what_fails_before_the_beginning_is_over_at_once(now_s: list[float]) -> 
     end = Ending()
     end.fail_at_once("config.toml: nonsense", os.EX_CONFIG)
     assert end.is_over(is_reaped=True)
-    assert (end.exit_code, end.words) == (os.EX_CONFIG, "failed: config.toml: nonsense")
+    assert (end.exit_code, end.text) == (os.EX_CONFIG, "failed: config.toml: nonsense")
 
 
 def test_giving_up_is_logged_and_drains_first(
@@ -54,4 +54,4 @@ def test_giving_up_is_logged_and_drains_first(
     end.give_up("five workers died")
     assert caplog.messages == ["giving up: five workers died"]
     assert not end.is_over(is_reaped=True)
-    assert (end.exit_code, end.words) == (os.EX_TEMPFAIL, "failed: five workers died")
+    assert (end.exit_code, end.text) == (os.EX_TEMPFAIL, "failed: five workers died")

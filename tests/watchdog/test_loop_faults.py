@@ -37,7 +37,14 @@ from tidegate.watchdog import (
 from tidegate.watchdog.control import commands, overview, pending, reload_replies, server, status
 from tidegate.watchdog.faults import EXIT, SAMPLE, TICK, WAIT
 from tidegate.watchdog.fleet import dispatcher, supervisor
-from tidegate.watchdog.guard import book, contents, decision_log, evidence, guard, pressure_signal
+from tidegate.watchdog.guard import (
+    contents,
+    decision_log,
+    evidence,
+    guard,
+    monitor,
+    pressure_signal,
+)
 from tidegate.watchdog.upgrade import upgrader
 from tidegate.watchdog.workers import channel, generations, process
 from watchdog.loop_rig import Loop, loop
@@ -50,14 +57,14 @@ pytestmark = [
 ]
 MODULES = [
     *(channel, commands, contents, server, decision_log, evidence, generations, guard, listeners),
-    *(book, overview, process, pending, readiness, reload, reload_replies, repairs, status, notify),
+    *(monitor, overview, process, pending, readiness, reload, reload_replies, repairs, status),
     *(dispatcher, supervisor, ending, parking, parts, pressure_signal, upgrader, watchdog),
-    *(lifecycle, msg),
+    *(lifecycle, msg, notify),
 ]
 # What turns, begins and ends the loop is not a handler of it; `__init__` is of the start.
 NOT_HANDLERS = {
     "Watchdog._run", "Watchdog._turn", "Watchdog._end", "Watchdog.serve", "Watchdog._begin",
-    "Watchdog._say_goodbye", "Generations.clear", "Generations.close",
+    "Watchdog._report_end", "Generations.clear", "Generations.close",
 }  # fmt: skip
 
 
@@ -228,7 +235,7 @@ def test_what_must_not_fail_for_ever(
             break_it(broken)
             assert daemon.watchdog._run() == os.EX_TEMPFAIL
             assert worker.wait(30) == 0  # it left when its channel closed
-        assert vital in daemon.watchdog.parts.ending.words
+        assert vital in daemon.watchdog.parts.ending.text
         assert not vouched or not vouched[-1]
         assert daemon.faults.total < 20
 

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from tidegate.machine.signals import HEARD
+from tidegate.machine.signals import HANDLED
 from tidegate.watchdog.signals import Signals
 
 
 @pytest.fixture
 def heard() -> Iterator[tuple[Signals, selectors.BaseSelector, list[int]]]:
     """What a loop hears; handlers and mask are as before afterwards."""
-    handlers = {number: signal.getsignal(number) for number in HEARD}
+    handlers = {number: signal.getsignal(number) for number in HANDLED}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     numbers: list[int] = []
     with selectors.DefaultSelector() as selector:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from tidegate.logs.file import LogTarget
 from tidegate.logs.repeats import LogLine, Repeats
-from tidegate.machine.signals import start_aside
+from tidegate.machine.signals import start_without_signals
 
 QUEUE_BYTES = 512 * 1024  # some seconds of trouble in full detail
 LOOK_S = 1.0  # at the file, and for counts that are due
@@ -41,7 +41,7 @@ class LogWriter:
         self._trouble_s = 0.0  # since when
         self._ends = False
         self._thread = threading.Thread(target=self._work, name="log", daemon=True)
-        start_aside(self._thread)
+        start_without_signals(self._thread)
 
     def __repr__(self) -> str:
         return f"<LogWriter queued={self._queued_bytes} lost={self.lost}>"

@@ -22,16 +22,16 @@ _LEFT_ALONE = _FAULTS | {
     STACKS,
 }
 # SIGCHLD only has to wake the loop, which looks for dead workers on every turn.
-HEARD = frozenset(signal.valid_signals() - _LEFT_ALONE)
-HELD = HEARD | {STACKS}
+HANDLED = frozenset(signal.valid_signals() - _LEFT_ALONE)
+BLOCKED = HANDLED | {STACKS}
 
 
-def hold_early() -> None:
+def block_early() -> None:
     """Let all wait that `Signals` hears, from the first moment of a watchdog until it is there."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+    signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
 
 
-def start_aside(thread: threading.Thread) -> None:
+def start_without_signals(thread: threading.Thread) -> None:
     """Start a thread that takes no signals, which `Signals.hold` could not make wait.
 
     Raises RuntimeError when the system has no more threads.
@@ -51,6 +51,6 @@ def write_stacks_when_asked() -> None:
 
 def ignore_all() -> None:
     """What a worker does: what is meant for the watchdog may be sent to a whole group."""
-    for number in HEARD - {signal.SIGCHLD}:
+    for number in HANDLED - {signal.SIGCHLD}:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)

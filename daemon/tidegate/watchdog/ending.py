@@ -19,7 +19,7 @@ class Ending:
         self._over_at_s: float | None = None
 
     def __repr__(self) -> str:
-        return f"<Ending {self.words!r} over_at_s={self._over_at_s}>"
+        return f"<Ending {self.text!r} over_at_s={self._over_at_s}>"
 
     def fail(self, why: str, exit_code: int = os.EX_TEMPFAIL) -> None:
         """Note why it cannot go on, and with which exit code that ends."""
@@ -46,6 +46,6 @@ class Ending:
         return is_reaped or time.monotonic() > self._over_at_s + UNREAPABLE_S
 
     @property
-    def words(self) -> str:
+    def text(self) -> str:
         """Why it ended, for the service manager."""
         return "stopped" if self.exit_code == os.EX_OK else f"failed: {self._why}"

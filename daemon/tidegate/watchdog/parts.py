@@ -29,10 +29,10 @@ from tidegate.watchdog.ending import Ending
 from tidegate.watchdog.faults import Faults
 from tidegate.watchdog.fleet.dispatcher import Dispatcher
 from tidegate.watchdog.fleet.supervisor import Supervisor
-from tidegate.watchdog.guard.book import MemoryMonitor
 from tidegate.watchdog.guard.decision_log import DecisionLog
 from tidegate.watchdog.guard.evidence import Evidence
 from tidegate.watchdog.guard.guard import MemoryGuard
+from tidegate.watchdog.guard.monitor import MemoryMonitor
 from tidegate.watchdog.guard.pressure_signal import PressureSignal
 from tidegate.watchdog.listeners import Listeners
 from tidegate.watchdog.parking import Parking
@@ -92,7 +92,7 @@ class Parts:
             runtime_dir=setup.runtime_dir,
             policy=life.RestartPolicy(timing=timing, gives_up=not setup.park),
             selector=self.selector,
-            on_said=self._heard,
+            on_message=self._on_message,
             on_event=self.do,
             faults=self.faults,
         )
@@ -104,7 +104,7 @@ class Parts:
         self.control = ControlServer(
             setup.runtime_dir / SOCKET_NAME,
             self.selector,
-            self._asked,
+            self._on_request,
             time.monotonic,
             inherited.control_fd if inherited else None,
         )
@@ -150,11 +150,11 @@ class Parts:
             config=lambda: self.reloader.config,
         )
         self.memory_guard = MemoryGuard(
-            book=self.memory,
+            memory=self.memory,
             generations=self.generations,
             evidence=self.evidence,
             decisions=DecisionLog(setup.state_dir),
-            tell_facts=self.tell_facts,
+            send_state=self.send_state,
             do=self.do,
         )
         self.pressure = PressureSignal(self.selector, self.memory)
@@ -167,7 +167,7 @@ class Parts:
             home=self.home,
             totals=self.totals,
             faults=self.faults,
-            tell_facts=self.tell_facts,
+            send_state=self.send_state,
             ending=self.ending,
             stop=daemon.stop,
         )
@@ -205,11 +205,11 @@ class Parts:
             recycle=self.recycle,
         )
 
-    def _heard(self, worker: WorkerHandle, said: msg.FromWorker) -> None:
-        self.dispatcher.heard(worker, said)
+    def _on_message(self, worker: WorkerHandle, message: msg.FromWorker) -> None:
+        self.dispatcher.on_message(worker, message)
 
-    def _asked(self, client: ControlClient, request: ControlRequest) -> None:
-        self.commands.asked(client, request)
+    def _on_request(self, client: ControlClient, request: ControlRequest) -> None:
+        self.commands.on_request(client, request)
 
     def do(self, event: events.Event) -> list[events.Effect]:
         """Have something decided about the workers, and done."""
@@ -242,9 +242,9 @@ class Parts:
         parked = None if self.generations.fleet.stopping else self.parking.reason
         return self.overview.now(parked, self.memory_guard.state())
 
-    def tell_facts(self) -> None:
+    def send_state(self) -> None:
         """Tell the workers where they stand. One that does not read is told nothing new."""
         seen = self.status()
         for worker in self.generations.ready():
             if not worker.channel.unsent_bytes:
-                self.generations.send(worker, self.overview.facts(worker.number, seen))
+                self.generations.send(worker, self.overview.state_update(worker.number, seen))

@@ -57,7 +57,7 @@ class Readiness:
             self._notifier.ready()
         self._is_reloading = False
 
-    def tell(self, status: Status, *, is_parked: bool) -> None:
+    def send_status(self, status: Status, *, is_parked: bool) -> None:
         """Tell the status, and ask for time while a start or a drain goes on.
 
         How long a start may take is ours to say.
@@ -72,9 +72,9 @@ class Readiness:
         """Have the service manager wait longer for the start or the end."""
         self._notifier.extend_timeout(EXTEND_S)
 
-    def ended(self, words: str) -> None:
+    def ended(self, text: str) -> None:
         """Tell how it ended, and that it ends."""
-        self._notifier.status(words)
+        self._notifier.status(text)
         self._notifier.stopping()
         self._notifier.barrier(BARRIER_S)
 

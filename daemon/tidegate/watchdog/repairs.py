@@ -249,16 +249,16 @@ class RepairMonitor:
     def __init__(self, state_dir: Path, since: Mapping[str, float] | None = None) -> None:
         """`since` is what a former program knew of, see `Repairs`."""
         self._state_dir = state_dir
-        self._book = Repairs(since)
+        self._repairs = Repairs(since)
         self._disk_at_s = float("-inf")
         self._free_bytes: int | None = None
 
     def __repr__(self) -> str:
-        return f"<RepairMonitor {self._book!r}>"
+        return f"<RepairMonitor {self._repairs!r}>"
 
     def open(self) -> list[Repair]:
         """What is open now, the worst first."""
-        return self._book.open()
+        return self._repairs.open()
 
     def since(self) -> dict[str, float]:
         """For the program that this one becomes."""
@@ -278,7 +278,7 @@ class RepairMonitor:
 
     def look(self, seen: Observation) -> None:
         """Find what is wrong, and say what is new about it."""
-        opened, closed = self._book.observe(find(seen), now_s=time.monotonic(), now=seen.now)
+        opened, closed = self._repairs.observe(find(seen), now_s=time.monotonic(), now=seen.now)
         for repair in opened:
             level = _LEVELS.get(Severity(repair.severity), logging.ERROR)
             _log.log(level, "repair %s: %s; %s", repair.id, repair.cause, repair.fix)

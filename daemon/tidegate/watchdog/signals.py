@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 
-from tidegate.machine.signals import HEARD, HELD
+from tidegate.machine.signals import BLOCKED, HANDLED
 from tidegate.watchdog.faults import Handler
 
 STOPS = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
@@ -32,7 +32,7 @@ class Signals:
         self._on_signals = on_signals
         self._came: list[int] = []  # the wake-up alone may be full, and then says nothing
         self._open()
-        for number in HEARD:
+        for number in HANDLED:
             signal.signal(number, self._note)
         self.release()  # an upgrade let them wait
 
@@ -65,7 +65,7 @@ class Signals:
 
     def hold(self) -> bool:
         """Let those wait that come from now on. False, and none waits, if one was not heard yet."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+        signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
         if not self._came:
             return True
         self.release()
@@ -73,7 +73,7 @@ class Signals:
 
     def release(self) -> None:
         """Hear them again."""
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
 
     def close(self) -> None:
         """Wake nobody any more."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from tidegate.config import ConfigError, LoadedConfig
 from tidegate.core.fleet.lifecycle import Timing
 from tidegate.logs import handler as log
-from tidegate.machine.signals import hold_early, write_stacks_when_asked
+from tidegate.machine.signals import block_early, write_stacks_when_asked
 from tidegate.managers import sockets
 from tidegate.managers.launchd import activation
 from tidegate.managers.sockets import Bound, ListenError
@@ -57,7 +57,7 @@ def run(
     """
     if upgrade.is_preflight(os.environ):
         return _preflight(load)
-    hold_early()
+    block_early()
     try:
         log.setup("watchdog", log_file)
     except OSError as error:

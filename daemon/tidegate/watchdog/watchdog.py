@@ -39,7 +39,7 @@ class Watchdog:
 
     def __init__(self, setup: Setup) -> None:
         """Build its parts. Raises ListenError for the control socket."""
-        self.parts = Parts(setup, self, self._signalled)
+        self.parts = Parts(setup, self, self._on_signals)
         self._setup = setup
         self._is_launchds = activation.is_job()
         self._next_tick_s = time.monotonic()
@@ -93,15 +93,15 @@ class Watchdog:
             parts.memory_guard.close,
             parts.evidence.close,
             parts.pressure.close,
-            self._say_goodbye,
+            self._report_end,
             parts.notifier.close,
         ):
             parts.faults.attempt("the end", close)
         _log.info("ended with exit code %d", parts.ending.exit_code)
         return parts.ending.exit_code
 
-    def _say_goodbye(self) -> None:
-        self.parts.readiness.ended(self.parts.ending.words)
+    def _report_end(self) -> None:
+        self.parts.readiness.ended(self.parts.ending.text)
 
     # --- the loop's clock -----------------------------------------------------------------
 
@@ -132,9 +132,9 @@ class Watchdog:
             self._tick(now_s, delay_s)
         elif fleet.spawn_at_s is not None and now_s >= fleet.spawn_at_s:
             attempt(TICK, lambda: parts.do(events.Tick()))
-        attempt("the service manager's watchdog", lambda: self._vouch(now_s))
+        attempt("the service manager's watchdog", lambda: self._keep_alive(now_s))
 
-    def _vouch(self, now_s: float) -> None:
+    def _keep_alive(self, now_s: float) -> None:
         """Tell the service manager that all is well, if it is."""
         parts = self.parts
         is_well = life.is_healthy(parts.generations.fleet, now_s, self._setup.timing)
@@ -155,14 +155,14 @@ class Watchdog:
         attempt("the next try of a parked config", lambda: parts.parking.tick(now_s))
         if parts.reloader.config is not None:
             attempt(SAMPLE, lambda: parts.memory_guard.tick(now_s, delay_s))
-        attempt("the repairs", lambda: self._care(now_s))
-        attempt("the service manager", self._tell_manager)
+        attempt("the repairs", lambda: self._look_for_repairs(now_s))
+        attempt("the service manager", self._send_status)
 
-    def _tell_manager(self) -> None:
+    def _send_status(self) -> None:
         parts = self.parts
-        parts.readiness.tell(parts.status(), is_parked=parts.parking.reason is not None)
+        parts.readiness.send_status(parts.status(), is_parked=parts.parking.reason is not None)
 
-    def _care(self, now_s: float) -> None:
+    def _look_for_repairs(self, now_s: float) -> None:
         """Look for what has to be mended."""
         parts = self.parts
         config = parts.reloader.config
@@ -239,15 +239,15 @@ class Watchdog:
 
     # --- signals ----------------------------------------------------------------------------------
 
-    def _signalled(self, numbers: list[int]) -> None:
+    def _on_signals(self, numbers: list[int]) -> None:
         """Stops first; of others it is enough to hear one."""
         stops = [number for number in numbers if number in signals.STOPS]
         for number in [*stops, *sorted(set(numbers) - signals.STOPS)]:
             self.parts.faults.attempt(
-                signals.name_of(number), functools.partial(self._obey, number)
+                signals.name_of(number), functools.partial(self._act_on, number)
             )
 
-    def _obey(self, number: int) -> None:
+    def _act_on(self, number: int) -> None:
         """Do what a signal means here."""
         if number in signals.STOPS:
             _log.info("%s: stopping", signals.name_of(number))

@@ -149,7 +149,7 @@ def test_a_client_that_hung_up_is_nothing_to_keep(
     """An upgrade hands over the descriptors of those who wait, and of nobody else."""
     control_server, selector = server
     commands = Commands(SimpleNamespace(recycle=lambda: None), None, control_server, 1.0)  # type: ignore[arg-type]
-    control_server._on_request = commands.asked
+    control_server._on_request = commands.on_request
     path = str(tmp_path / SOCKET_NAME)
     with socket.socket(socket.AF_UNIX) as waits, socket.socket(socket.AF_UNIX) as gone:
         for client in (waits, gone):

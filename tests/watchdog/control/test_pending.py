@@ -24,10 +24,10 @@ def client() -> Iterator[ControlClient]:
 
 
 @pytest.fixture
-def questions(client: ControlClient) -> PendingRequests:
+def requests(client: ControlClient) -> PendingRequests:
     """Question 7 is open to workers 1 and 2 since second 100, for five seconds."""
     made = PendingRequests(5.0)
-    made.ask(7, "sweep", client, {1, 2}, 100.0)
+    made.add(7, "sweep", client, {1, 2}, 100.0)
     return made
 
 
@@ -42,10 +42,10 @@ def run(name: str, created: float) -> RunSummary:
     )  # fmt: skip
 
 
-def test_last_answer_makes_the_reply(questions: PendingRequests, client: ControlClient) -> None:
+def test_last_answer_makes_the_reply(requests: PendingRequests, client: ControlClient) -> None:
     """Both answers are added up, and the question is closed."""
-    assert questions.answered(1, swept(1)) is None
-    reply = questions.answered(2, swept(2))
+    assert requests.on_answer(1, swept(1)) is None
+    reply = requests.on_answer(2, swept(2))
     assert reply is not None
     assert reply[0] is client
     assert msgspec.json.decode(reply[1].result) == {
@@ -53,43 +53,43 @@ def test_last_answer_makes_the_reply(questions: PendingRequests, client: Control
         "bytes": 30,
         "reasons": {"stuck": 3},
     }
-    assert questions.expire(1000.0) == []
+    assert requests.expire(1000.0) == []
 
 
-def test_stray_answers_are_ignored(questions: PendingRequests) -> None:
+def test_stray_answers_are_ignored(requests: PendingRequests) -> None:
     """Twice from one worker, from a stranger, or to no question: nothing happens."""
     for generation, answer in [(1, swept(1)), (1, swept(1)), (3, swept(1)), (2, swept(1, 0))]:
-        assert questions.answered(generation, answer) is None
-    assert questions.answered(2, swept(1)) is not None
+        assert requests.on_answer(generation, answer) is None
+    assert requests.on_answer(2, swept(1)) is not None
 
 
-def test_silence_is_named(questions: PendingRequests) -> None:
+def test_silence_is_named(requests: PendingRequests) -> None:
     """Up to the limit nothing; then those who were silent, by name."""
-    assert questions.expire(105.0) == []
-    ((_, reply),) = questions.expire(105.1)
+    assert requests.expire(105.0) == []
+    ((_, reply),) = requests.expire(105.1)
     assert reply.error == "worker 1 and worker 2 did not answer sweep within 5 s"
 
 
-def test_death_before_the_answer_is_said(questions: PendingRequests) -> None:
+def test_death_before_the_answer_is_said(requests: PendingRequests) -> None:
     """With nobody left to answer the wait is over at once."""
-    assert questions.forget(1) == []
-    ((_, reply),) = questions.forget(2)
+    assert requests.forget(1) == []
+    ((_, reply),) = requests.forget(2)
     assert reply.error == "worker 2 ended before it answered sweep"
 
 
-def test_death_after_the_others_answer_keeps_that(questions: PendingRequests) -> None:
+def test_death_after_the_others_answer_keeps_that(requests: PendingRequests) -> None:
     """What one worker said is not lost because the other one ended."""
-    questions.answered(1, swept(4))
-    ((_, reply),) = questions.forget(2)
+    requests.on_answer(1, swept(4))
+    ((_, reply),) = requests.forget(2)
     assert reply.ok
 
 
 def test_run_in_both_lists_is_one_run(client: ControlClient) -> None:
     """A run that was handed over in this moment is listed once, the newest run first."""
     made = PendingRequests(5.0)
-    made.ask(8, "runs", client, {1, 2}, 0.0)
-    made.answered(1, RunList(request=8, runs=[run("a", 1.0), run("b", 2.0)], total=2))
-    reply = made.answered(2, RunList(request=8, runs=[run("b", 2.0), run("c", 3.0)], total=2))
+    made.add(8, "runs", client, {1, 2}, 0.0)
+    made.on_answer(1, RunList(request=8, runs=[run("a", 1.0), run("b", 2.0)], total=2))
+    reply = made.on_answer(2, RunList(request=8, runs=[run("b", 2.0), run("c", 3.0)], total=2))
     assert reply is not None
     listed = msgspec.json.decode(reply[1].result)
     assert [one["id"] for one in listed["data"]] == ["c", "b", "a"]

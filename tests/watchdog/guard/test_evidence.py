@@ -60,7 +60,7 @@ def worker(number: int, pid: int | None = None, *, is_ready: bool = True) -> Any
         is_ready=is_ready,
         beat=SimpleNamespace(rss_bytes=77),
         condemned=None,
-        last_words=None,
+        failure=None,
     )
 
 
@@ -121,7 +121,7 @@ class Rig:
                 **parts,
             }
         )
-        self.evidence.heard(next(w for w in self.generations if w.number == number), answer)
+        self.evidence.on_inspected(next(w for w in self.generations if w.number == number), answer)
 
     def wait_written(self) -> None:
         """Turn as the loop would until nothing is under way; the clock stands still."""

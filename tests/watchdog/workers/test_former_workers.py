@@ -46,7 +46,7 @@ def generations(folder: Path) -> Generations:
         runtime_dir=folder,
         policy=life.RestartPolicy(),
         selector=SELECTOR,
-        on_said=lambda worker, message: None,
+        on_message=lambda worker, message: None,
         faults=Faults(),
         on_event=lambda event: None,
     )

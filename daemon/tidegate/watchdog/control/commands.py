@@ -86,7 +86,7 @@ class Commands:
         self._daemon = daemon
         self._generations = generations
         self._control = control
-        self._questions = PendingRequests(reply_s)
+        self._pending = PendingRequests(reply_s)
         self._beats: dict[int, _Beats] = {}  # by request; who asks for the status waits
         self._until_takeover: list[ControlClient] = []
         self._until_recycled: list[ControlClient] = []
@@ -96,23 +96,23 @@ class Commands:
         self._until_stopped: list[ControlClient] = []
 
     def __repr__(self) -> str:
-        return f"<Commands {self._questions} waiting={len(self._long_waiting())}>"
+        return f"<Commands {self._pending} waiting={len(self._long_waiting())}>"
 
-    def asked(self, client: ControlClient, request: ControlRequest) -> None:
+    def on_request(self, client: ControlClient, request: ControlRequest) -> None:
         """A client wants something."""
         match request.verb:
             case "status":
                 self._ask_beats(client)
             case "runs":
-                number = self._questions.next_number()
-                everybody = self._generations.ready()
-                self._ask_workers("runs", client, ListRuns(request=number), everybody)
+                number = self._pending.next_number()
+                ready = self._generations.ready()
+                self._ask_workers("runs", client, ListRuns(request=number), ready)
             case "models":
-                number = self._questions.next_number()
+                number = self._pending.next_number()
                 first = self._generations.ready()[:1]  # a draining one's knowledge is older
                 self._ask_workers("models", client, ListModels(request=number), first)
             case "sweep":
-                number, finished = self._questions.next_number(), request.finished
+                number, finished = self._pending.next_number(), request.finished
                 order = Sweep(request=number, finished=finished, reason="asked for")
                 self._ask_workers("sweep", client, order, self._generations.ready())
             case "recycle":
@@ -148,19 +148,19 @@ class Commands:
     def _ask_beats(self, client: ControlClient) -> None:
         """Answer with the truth now: workers whose last heartbeat is older first give a new one."""
         now_s = time.monotonic()
-        number = self._questions.next_number()
+        number = self._pending.next_number()
         awaited = _Beats(client, now_s + BEAT_LIMIT_S)
         self._beats[number] = awaited
         for worker in self._generations.stale(now_s, FRESH_S):
             awaited.generations.add(worker.number)
             self._generations.send(worker, AskBeat(request=number))
-        self._answer_if_beaten(number)
+        self._answer_if_complete(number)
 
-    def beaten(self, generation: int, request: int) -> None:
+    def on_heartbeat(self, generation: int, request: int) -> None:
         """A worker gave the heartbeat that it was asked for."""
         if (awaited := self._beats.get(request)) is not None:
             awaited.generations.discard(generation)
-            self._answer_if_beaten(request)
+            self._answer_if_complete(request)
 
     def next_s(self) -> float | None:
         """When `answer_late` has something to do; monotonic."""
@@ -171,16 +171,16 @@ class Commands:
         for number, awaited in list(self._beats.items()):
             if now_s >= awaited.deadline_s:
                 del self._beats[number]
-                self._tell_status(awaited.client)
+                self._send_status(awaited.client)
 
-    def _answer_if_beaten(self, number: int) -> None:
+    def _answer_if_complete(self, number: int) -> None:
         if self._beats[number].generations:
             return
         client = self._beats[number].client
         del self._beats[number]
-        self._tell_status(client)
+        self._send_status(client)
 
-    def _tell_status(self, client: ControlClient) -> None:
+    def _send_status(self, client: ControlClient) -> None:
         try:
             status = self._daemon.take_status()
         except Exception:
@@ -201,14 +201,14 @@ class Commands:
             self._control.answer(client, "no worker is ready; see `tidegate status`")
             return
         awaited = {worker.number for worker in workers}
-        self._questions.ask(order.request, verb, client, awaited, time.monotonic())
+        self._pending.add(order.request, verb, client, awaited, time.monotonic())
         for worker in workers:
             self._generations.send(worker, order)
 
     @property
     def is_quiet(self) -> bool:
         """Whether only those wait who may wait for long."""
-        return self._questions.is_empty and self._control.is_quiet(self._long_waiting())
+        return self._pending.is_empty and self._control.is_quiet(self._long_waiting())
 
     def kept(self) -> KeptClients:
         """Those whom an upgrade must not forget. Who hung up meanwhile has no descriptor."""
@@ -243,22 +243,22 @@ class Commands:
 
     # --- what clients wait for ----------------------------------------------------------------
 
-    def answered(self, number: int, answer: Answer) -> None:
+    def on_answer(self, number: int, answer: Answer) -> None:
         """Generation `number` answered a question."""
         if isinstance(answer, Swept) and answer.runs:
             _log.info("worker %d swept %d runs, %d bytes", number, answer.runs, answer.bytes)
-        if reply := self._questions.answered(number, answer):
+        if reply := self._pending.on_answer(number, answer):
             self._control.reply(*reply)
 
     def worker_gone(self, number: int) -> None:
         """Generation `number` will answer no more."""
         for request in list(self._beats):
-            self.beaten(number, request)
-        self._reply_all(self._questions.forget(number))
+            self.on_heartbeat(number, request)
+        self._reply_all(self._pending.forget(number))
 
     def give_up_waiting(self, now_s: float) -> None:
         """Every wait for a worker has its limit."""
-        self._reply_all(self._questions.expire(now_s))
+        self._reply_all(self._pending.expire(now_s))
 
     def bundled(self, client: ControlClient) -> Callable[[Path | None], None]:
         """What to call when the bundle that `client` asked for is written, or (None) is not."""

@@ -26,7 +26,7 @@ from tidegate.logs import handler
 from tidegate.managers.launchd import activation
 from tidegate.managers.systemd import notify
 from tidegate.watchdog.control import status
-from tidegate.watchdog.guard.book import MemoryMonitor
+from tidegate.watchdog.guard.monitor import MemoryMonitor
 from tidegate.watchdog.listeners import Listeners
 from tidegate.watchdog.workers.generations import Generations
 from tidegate.watchdog.workers.process import WorkerHandle
@@ -106,13 +106,13 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             manager=self.manager,
         )
 
-    def facts(self, number: int, seen: Status) -> msg.StateUpdate:
+    def state_update(self, number: int, seen: Status) -> msg.StateUpdate:
         """What generation `number` needs to know of what was `seen`, and of the other one."""
         peer = self.generations.peer(number)
         return msg.StateUpdate(
             level=seen.memory.level,
             ledger_limit_bytes=_share(self.memory.ledger_limit_bytes, peer),
-            squeeze=self.memory.squeezes,
+            squeeze=self.memory.shrinks_buffers,
             shed=seen.memory.shedding,
             recycles=self.totals.recycles,
             guard=self.memory.figures(seen),

@@ -15,7 +15,7 @@ Answer = Swept | RunList | ModelList
 
 @dataclass(slots=True)
 class PendingRequest:
-    """One question to some of the ready workers."""
+    """One request to some of the ready workers."""
 
     verb: str
     client: ControlClient
@@ -33,7 +33,7 @@ class PendingRequests:
         self._last_number = 0
 
     def __repr__(self) -> str:
-        return f"<Questions open={len(self._open)}>"
+        return f"<PendingRequests open={len(self._open)}>"
 
     @property
     def is_empty(self) -> bool:
@@ -41,59 +41,59 @@ class PendingRequests:
         return not self._open
 
     def next_number(self) -> int:
-        """For a new question. 0 stands for what expects no reply."""
+        """Return the number of a new request; 0 stands for what expects no reply."""
         self._last_number += 1
         return self._last_number
 
-    def ask(
+    def add(
         self, number: int, verb: str, client: ControlClient, awaited: set[int], now_s: float
     ) -> None:
         """Remember that `awaited` were asked."""
         self._open[number] = PendingRequest(verb, client, now_s + self._reply_s, awaited)
 
-    def answered(
+    def on_answer(
         self, generation: int, answer: Answer
     ) -> tuple[ControlClient, ControlReply] | None:
         """Take an answer in; the reply, if it was the last one."""
-        question = self._open.get(answer.request)
-        if question is None or generation not in question.awaited:
+        pending = self._open.get(answer.request)
+        if pending is None or generation not in pending.awaited:
             return None
-        question.answers.append(answer)
-        question.awaited.discard(generation)
-        if question.awaited:
+        pending.answers.append(answer)
+        pending.awaited.discard(generation)
+        if pending.awaited:
             return None
-        reply = ControlReply(ok=True, result=merge(question.answers))
-        del self._open[answer.request]  # last: what fails before is told at the question's limit
-        return question.client, reply
+        reply = ControlReply(ok=True, result=merge(pending.answers))
+        del self._open[answer.request]  # last: what fails before is told at its limit
+        return pending.client, reply
 
     def forget(self, generation: int) -> list[tuple[ControlClient, ControlReply]]:
         """A worker is gone: replies to what only it had left to answer."""
         replies = []
-        for number, question in list(self._open.items()):
-            if generation not in question.awaited:
+        for number, pending in list(self._open.items()):
+            if generation not in pending.awaited:
                 continue
-            question.awaited.discard(generation)
-            if question.awaited:
+            pending.awaited.discard(generation)
+            if pending.awaited:
                 continue
-            if question.answers:
-                reply = ControlReply(ok=True, result=merge(question.answers))
+            if pending.answers:
+                reply = ControlReply(ok=True, result=merge(pending.answers))
             else:
-                error = f"worker {generation} ended before it answered {question.verb}"
+                error = f"worker {generation} ended before it answered {pending.verb}"
                 reply = ControlReply(ok=False, error=error)
-            replies.append((question.client, reply))
+            replies.append((pending.client, reply))
             del self._open[number]
         return replies
 
     def expire(self, now_s: float) -> list[tuple[ControlClient, ControlReply]]:
         """Replies to what was not answered in time; they name who was silent."""
         replies = []
-        for number, question in list(self._open.items()):
-            if now_s <= question.deadline_s:
+        for number, pending in list(self._open.items()):
+            if now_s <= pending.deadline_s:
                 continue
             del self._open[number]
-            silent = " and ".join(f"worker {n}" for n in sorted(question.awaited)) or "tidegate"
-            error = f"{silent} did not answer {question.verb} within {self._reply_s:g} s"
-            replies.append((question.client, ControlReply(ok=False, error=error)))
+            silent = " and ".join(f"worker {n}" for n in sorted(pending.awaited)) or "tidegate"
+            error = f"{silent} did not answer {pending.verb} within {self._reply_s:g} s"
+            replies.append((pending.client, ControlReply(ok=False, error=error)))
         return replies
 
 

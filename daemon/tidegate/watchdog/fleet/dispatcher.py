@@ -14,9 +14,9 @@ from tidegate.core.settings import MIB
 from tidegate.watchdog.control.commands import Commands
 from tidegate.watchdog.control.status import Totals
 from tidegate.watchdog.faults import Faults
-from tidegate.watchdog.guard.book import MemoryMonitor
 from tidegate.watchdog.guard.evidence import Evidence
 from tidegate.watchdog.guard.guard import MemoryGuard
+from tidegate.watchdog.guard.monitor import MemoryMonitor
 from tidegate.watchdog.listeners import Listeners
 from tidegate.watchdog.readiness import Readiness
 from tidegate.watchdog.reload import Reloader
@@ -43,39 +43,39 @@ class Dispatcher:
     status: Callable[[], Status]
     do: Callable[[events.Event], object]
 
-    def heard(self, worker: WorkerHandle, said: msg.FromWorker) -> None:
+    def on_message(self, worker: WorkerHandle, message: msg.FromWorker) -> None:
         """Pass on one message."""
-        match said:
+        match message:
             case msg.Heartbeat():
                 self.do(events.Beat(worker.number))
-                former, worker.beat = worker.beat, said
-                self.totals.add_beat(former, said)
-                self.memory_guard.heard(worker, former, said)
+                former, worker.beat = worker.beat, message
+                self.totals.add_beat(former, message)
+                self.memory_guard.on_heartbeat(worker, former, message)
                 if worker is self.generations.serving:
-                    self.memory.heard(worker, said, time.monotonic())
-                if said.request:
-                    self.commands.beaten(worker.number, said.request)
+                    self.memory.on_heartbeat(worker, message, time.monotonic())
+                if message.request:
+                    self.commands.on_heartbeat(worker.number, message.request)
             case msg.Ready():
                 if not self.faults.attempt(
-                    "a new worker", lambda: self._became_ready(worker, said)
+                    "a new worker", lambda: self._became_ready(worker, message)
                 ):
                     why = "that it is ready was lost, by a fault of tidegate's own"
                     self.do(events.Fail(worker.number, why))  # it says so only once
             case msg.Configured(request=request, error=error):
                 self.reloader.confirmed(worker, request, error)
             case msg.Swept() | msg.RunList() | msg.ModelList():
-                self.commands.answered(worker.number, said)
+                self.commands.on_answer(worker.number, message)
             case msg.Reclaimed():
-                self.memory_guard.relieved(worker, said)
+                self.memory_guard.on_reclaimed(worker, message)
             case msg.Inspected():
-                self.evidence.heard(worker, said)
+                self.evidence.on_inspected(worker, message)
             case msg.ConfigChanged():
                 self.reloader.look_again()
             case msg.Draining():
                 worker.accepts = False
             case msg.Failed(reason=reason):
                 _log.error("worker %d cannot go on: %s", worker.number, reason)
-                worker.last_words = reason
+                worker.failure = reason
 
     def _became_ready(self, worker: WorkerHandle, ready: msg.Ready) -> None:
         if ready.protocol != msg.PROTOCOL:
@@ -87,7 +87,7 @@ class Dispatcher:
         _log.info("worker %d is ready, %d MiB", worker.number, (worker.base_bytes or 0) // MIB)
         self.do(events.BecameReady(worker.number))
         attempt("a reload", lambda: self.reloader.became_ready(worker))
-        attempt("the first words", lambda: self._tell_first(worker, ready))
+        attempt("the first words", lambda: self._announce(worker, ready))
 
     def _measure_new(self, worker: WorkerHandle, ready: msg.Ready) -> None:
         worker.ready_s = time.monotonic()
@@ -95,7 +95,7 @@ class Dispatcher:
         self.memory.read(self.generations)
         worker.base_bytes = self.memory.rss_bytes(worker.pid)
 
-    def _tell_first(self, worker: WorkerHandle, ready: msg.Ready) -> None:
+    def _announce(self, worker: WorkerHandle, ready: msg.Ready) -> None:
         """That we serve, once: to the service manager and on the terminal."""
         if worker.config.parked is None and not self.generations.fleet.stopping:
             self.readiness.serving(ready, self.listeners.addresses, self.status())
@@ -104,14 +104,14 @@ class Dispatcher:
         """See which processes are gone, and which sockets no worker accepts from any more."""
         for worker in self.generations.gone():
             number = worker.number
-            self._tell_gone(lambda: self.reloader.worker_gone(worker))  # noqa: B023  (called now)
-            self._tell_gone(lambda: self.memory_guard.worker_gone(number))  # noqa: B023
-            self._tell_gone(lambda: self.evidence.worker_gone(number))  # noqa: B023
+            self._notify(lambda: self.reloader.worker_gone(worker))  # noqa: B023  (called now)
+            self._notify(lambda: self.memory_guard.worker_gone(number))  # noqa: B023
+            self._notify(lambda: self.evidence.worker_gone(number))  # noqa: B023
             self.do(events.Exited(number, worker.how_it_ended()))
             self.generations.forget(worker)
-            self._tell_gone(lambda: self.commands.worker_gone(number))  # noqa: B023
+            self._notify(lambda: self.commands.worker_gone(number))  # noqa: B023
         if not self.generations.former_accepts():
             self.listeners.close_retired()
 
-    def _tell_gone(self, tell: Callable[[], object]) -> None:
-        self.faults.attempt("telling of a worker's exit", tell)
+    def _notify(self, call: Callable[[], object]) -> None:
+        self.faults.attempt("telling of a worker's exit", call)

@@ -39,7 +39,7 @@ class Supervisor:
     home: Home
     totals: Totals
     faults: Faults
-    tell_facts: Callable[[], object]
+    send_state: Callable[[], object]
     ending: Ending
     stop: Callable[[], object]
 
@@ -54,7 +54,7 @@ class Supervisor:
         """
         effects = self.generations.step(event, time.monotonic())
         if effects:
-            self.faults.attempt("telling the workers", self.tell_facts)
+            self.faults.attempt("telling the workers", self.send_state)
         for effect in effects:
             if not self.faults.attempt("an effect", functools.partial(self._perform, effect)):
                 self._undone(effect)

@@ -126,7 +126,7 @@ def show_process(pid: int, what: str) -> dict[str, object]:
 
 def show_worker(worker: WorkerHandle) -> dict[str, object]:
     """Show a worker's process, and why it has to go, if it has."""
-    said = worker.condemned or worker.last_words
+    said = worker.condemned or worker.failure
     what = "a worker" if said is None else f"a worker that has to go: {said}"
     return show_process(worker.pid, what)
 

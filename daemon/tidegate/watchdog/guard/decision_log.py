@@ -27,7 +27,7 @@ from tidegate.core.memory.decision import Decision, Inputs, PolicyState
 from tidegate.core.memory.record import Record
 from tidegate.core.settings import MIB
 from tidegate.machine.private_file import open_own
-from tidegate.machine.signals import start_aside
+from tidegate.machine.signals import start_without_signals
 
 FILE_NAME, FORMER_NAME = "decisions.jsonl", "decisions.1.jsonl"
 MAX_FILE_BYTES = MIB  # some 500 decisions
@@ -44,8 +44,8 @@ class DecisionLog:
         self._path = directory / FILE_NAME
         self._former_path = directory / FORMER_NAME
         self._former: Decision | None = None
-        self._relief_s = float("-inf")  # when relief was last written
-        self._said: str | None = None  # the trouble that is in the log
+        self._reclaim_s = float("-inf")  # when relief was last written
+        self._logged: str | None = None  # the trouble that is in the log
         self._lock = threading.Lock()  # of all that follows: the thread shares it
         self._waiting: deque[bytes] = deque()
         self._thread: threading.Thread | None = None
@@ -57,14 +57,14 @@ class DecisionLog:
 
     def note(self, at: float, before: PolicyState, inputs: Inputs, decision: Decision) -> None:
         """Write a decision down if it is news. `at` is Unix seconds. Call it once a second."""
-        self._say_new()
-        due = bool(decision.steps) and inputs.now_s - self._relief_s >= records.RELIEF_EVERY_S
+        self._log_trouble()
+        due = bool(decision.steps) and inputs.now_s - self._reclaim_s >= records.RELIEF_EVERY_S
         is_news = records.is_news(self._former, decision)
         self._former = decision
         if not is_news and not due:
             return
         if decision.steps:
-            self._relief_s = inputs.now_s
+            self._reclaim_s = inputs.now_s
         record = Record(at=at, version=__version__, before=before, inputs=inputs, decision=decision)
         self._write_soon(msgspec.json.encode(record) + b"\n")
 
@@ -73,7 +73,7 @@ class DecisionLog:
         over_s = time.monotonic() + CLOSE_LIMIT_S
         while (thread := self._thread) is not None and time.monotonic() < over_s:
             thread.join(max(0.0, over_s - time.monotonic()))
-        self._say_new()
+        self._log_trouble()
 
     def _write_soon(self, line: bytes) -> None:
         with self._lock:
@@ -88,7 +88,7 @@ class DecisionLog:
                 target=self._write_waiting, name="decisions", daemon=True
             )
         try:
-            start_aside(self._thread)
+            start_without_signals(self._thread)
         except RuntimeError as error:  # out of threads: the next line tries again
             with self._lock:
                 self._thread, self._trouble = None, str(error)
@@ -132,17 +132,17 @@ class DecisionLog:
             if fd >= 0:
                 os.close(fd)
 
-    def _say_new(self) -> None:
+    def _log_trouble(self) -> None:
         """In the loop's own thread, for the log may be on the same disk."""
         trouble = self._trouble
-        if trouble == self._said:
+        if trouble == self._logged:
             return
         if trouble is not None:
             _log.error("decisions cannot be written to %s: %s", self._path, trouble)
         else:
             _log.info("decisions are written again; %d were lost", self._lost)
             self._lost = 0
-        self._said = trouble
+        self._logged = trouble
 
 
 def tail(directory: Path, most_bytes: int) -> list[msgspec.Raw]:

@@ -31,7 +31,7 @@ from tidegate.core.protocol.status import Status
 from tidegate.core.protocol.worker import Inspect, Inspected
 from tidegate.core.settings import KIB
 from tidegate.machine.heap import heap_trimmer
-from tidegate.machine.signals import start_aside
+from tidegate.machine.signals import start_without_signals
 from tidegate.watchdog.guard import bundle, contents, decision_log, kernel
 from tidegate.watchdog.guard.samples import COLUMNS, Samples
 from tidegate.watchdog.workers.generations import Generations
@@ -147,7 +147,7 @@ class Evidence:
         for worker in workers:
             self._generations.send(worker, Inspect(request=case.request))
         if case.is_answered:
-            self._all_heard()
+            self._all_answered()
 
     def gather_now(self, kind: str, reason: str) -> None:
         """Write what can be seen from outside, of workers that would not answer."""
@@ -155,21 +155,21 @@ class Evidence:
         case.done.append(_no_client)
         self._write(case)
 
-    def heard(self, worker: WorkerHandle, answer: Inspected) -> None:
+    def on_inspected(self, worker: WorkerHandle, answer: Inspected) -> None:
         """Take in what a worker shows of its inside."""
         case = self._asking
         if case is None or answer.request != case.request or worker.number not in case.asked:
             return  # too late, it is shown as silent
         case.answers[worker.number] = answer
         if case.is_answered:
-            self._all_heard()
+            self._all_answered()
 
     def worker_gone(self, number: int) -> None:
         """Note that generation `number` will answer no more."""
         if (case := self._asking) is not None:
             case.gone.add(number)
             if case.is_answered:
-                self._all_heard()
+                self._all_answered()
 
     def next_s(self) -> float | None:
         """Tell when `tick` has something to do; monotonic seconds."""
@@ -181,7 +181,7 @@ class Evidence:
     def tick(self, now_s: float) -> None:
         """Stop waiting for workers that are silent, and see how far the writing is."""
         if self._asking is not None and now_s >= self._asking.deadline_s:
-            self._all_heard()
+            self._all_answered()
         if (case := self._writing) is not None:
             assert case.thread is not None
             if not case.thread.is_alive():
@@ -194,7 +194,7 @@ class Evidence:
     def close(self) -> None:
         """Let what is on its way be finished, within a moment."""
         if self._asking is not None:
-            self._all_heard()
+            self._all_answered()
         over_s = time.monotonic() + CLOSE_LIMIT_S
         while (case := self._writing) is not None and case.thread is not None:
             case.thread.join(max(0.0, over_s - time.monotonic()))
@@ -202,7 +202,7 @@ class Evidence:
                 return  # it goes with the process
             self.tick(self._clock())
 
-    def _all_heard(self) -> None:
+    def _all_answered(self) -> None:
         case, self._asking = self._asking, None
         assert case is not None
         self._write(case)
@@ -228,7 +228,7 @@ class Evidence:
             target=self._write_slowly, args=(case,), name="evidence", daemon=True
         )
         try:
-            start_aside(case.thread)
+            start_without_signals(case.thread)
         except RuntimeError as error:  # out of threads
             case.trouble = str(error)
             self._finish(case)
@@ -263,7 +263,7 @@ class Evidence:
         """Have those that wait go on. The thread stays, for nothing can end it."""
         if case.done:
             _log.error("evidence (%s) takes longer than %g s to write", case.kind, WRITE_LIMIT_S)
-            self._tell(case, None)
+            self._answer(case, None)
         while self._waiting:
             late = self._waiting.popleft()
             late.trouble = "the disk has not taken the last one yet"
@@ -277,9 +277,9 @@ class Evidence:
             place = self._state_dir / bundle.DIRECTORY
             trouble = case.trouble or "the writer failed"
             _log.error("no evidence (%s) could be written to %s: %s", case.kind, place, trouble)
-        self._tell(case, case.path)
+        self._answer(case, case.path)
 
-    def _tell(self, case: _Case, path: Path | None) -> None:
+    def _answer(self, case: _Case, path: Path | None) -> None:
         askers, case.done = case.done, []
         for done in askers:
             done(path)

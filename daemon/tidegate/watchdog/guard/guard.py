@@ -24,13 +24,13 @@ from tidegate.core.runs.eviction import ReclaimStep
 from tidegate.core.settings import MIB
 from tidegate.core.text import count
 from tidegate.logs.pace import Pace
-from tidegate.watchdog.guard.book import MemoryMonitor
 from tidegate.watchdog.guard.decision_log import DecisionLog
 from tidegate.watchdog.guard.evidence import Evidence
+from tidegate.watchdog.guard.monitor import MemoryMonitor
 from tidegate.watchdog.workers.generations import Generations
 from tidegate.watchdog.workers.process import WorkerHandle
 
-RELIEF_LIMIT_S = 10.0  # an answer that takes longer is not waited for
+RECLAIM_LIMIT_S = 10.0  # an answer that takes longer is not waited for
 WORST_KEPT_S = 3600.0
 _log = logging.getLogger(__name__)
 
@@ -59,18 +59,18 @@ class MemoryGuard:
     def __init__(
         self,
         *,
-        book: MemoryMonitor,
+        memory: MemoryMonitor,
         generations: Generations,
         evidence: Evidence,
         decisions: DecisionLog,
-        tell_facts: Callable[[], None],
+        send_state: Callable[[], None],
         do: Callable[[events.Event], list[events.Effect]],
     ) -> None:
-        self._book = book
+        self._memory = memory
         self._generations = generations
         self._evidence = evidence
         self._decisions = decisions
-        self._tell_facts = tell_facts
+        self._send_state = send_state
         self._do = do
         self._awaited: dict[int, tuple[int, float]] = {}  # by generation: request, deadline
         self._request = 0
@@ -80,49 +80,49 @@ class MemoryGuard:
         self._freed: dict[tuple[int, str], Freed] = {}  # by generation and step
 
     def __repr__(self) -> str:
-        return f"<MemoryGuard {self._book!r} awaits={sorted(self._awaited)}>"
+        return f"<MemoryGuard {self._memory!r} awaits={sorted(self._awaited)}>"
 
     def tick(self, now_s: float, delay_s: float) -> None:
         """Look, decide, tell, act. `delay_s` tells how late this tick is."""
         started_s = time.perf_counter()
-        self._be_watched(now_s, delay_s)
-        self._tell_freed(now_s)
-        inputs = self._book.look(
+        self._note_tick(now_s, delay_s)
+        self._log_freed(now_s)
+        inputs = self._memory.look(
             self._generations,
             now_s,
-            relieving=self._is_relieving(now_s),
+            reclaiming=self._is_reclaiming(now_s),
             evidence_pending=self._evidence.is_pending,
         )
         if inputs is None:
-            self._tell_facts()  # of the level that was
+            self._send_state()  # of the level that was
             return
-        before, decision = self._book.decide(inputs)
+        before, decision = self._memory.decide(inputs)
         self._evidence.sampled(inputs, decision)
         self._decisions.note(time.time(), before, inputs, decision)
-        self._tell_facts()
+        self._send_state()
         if decision.evidence:
             self._evidence.gather("guard", decision.evidence)
-        if self._book.enforces:
+        if self._memory.enforces:
             self._act(decision, now_s)
         self._cost_s = time.perf_counter() - started_s
 
     def _act(self, decision: Decision, now_s: float) -> None:
         if decision.steps:
-            self._relieve(decision, now_s)
+            self._reclaim(decision, now_s)
         if decision.recycle:
             self._recycle(decision)
         if decision.cut:
-            self._cut()
+            self._kill()
         if decision.give_up:
             self._do(events.Escalate(decision.give_up))
 
-    def _relieve(self, decision: Decision, now_s: float) -> None:
+    def _reclaim(self, decision: Decision, now_s: float) -> None:
         """On every tick while the level holds; the next order waits for the answer to this one."""
         for worker in self._generations.ready():
             if worker.channel.unsent_bytes:
                 continue
             self._request += 1
-            self._awaited[worker.number] = (self._request, now_s + RELIEF_LIMIT_S)
+            self._awaited[worker.number] = (self._request, now_s + RECLAIM_LIMIT_S)
             order = msg.Reclaim(
                 request=self._request,
                 steps=[step.value for step in decision.steps if _knows(worker, step)],
@@ -131,14 +131,14 @@ class MemoryGuard:
             )
             self._generations.send(worker, order)
 
-    def relieved(self, worker: WorkerHandle, answer: msg.Reclaimed) -> None:
+    def on_reclaimed(self, worker: WorkerHandle, answer: msg.Reclaimed) -> None:
         """What each step freed: told, counted, and judged by the next decision."""
         request, _ = self._awaited.get(worker.number, (0, 0.0))
         if request == answer.request:
             del self._awaited[worker.number]
-        self._tell(worker, answer.steps)
+        self._add_reports(worker, answer.steps)
 
-    def heard(
+    def on_heartbeat(
         self, worker: WorkerHandle, before: msg.Heartbeat | None, beat: msg.Heartbeat
     ) -> None:
         """What the ledger's own limit took since the heartbeat `before` counts as a step too."""
@@ -146,10 +146,10 @@ class MemoryGuard:
         if beat.at_limit is None or not beat.at_limit.freed_bytes:
             return
         if report := _since(former, beat.at_limit):
-            self._tell(worker, [report])
+            self._add_reports(worker, [report])
 
-    def _tell(self, worker: WorkerHandle, reports: list[StepReport]) -> None:
-        self._book.relieved(reports)
+    def _add_reports(self, worker: WorkerHandle, reports: list[StepReport]) -> None:
+        self._memory.add_reports(reports)
         now_s = time.monotonic()
         for report in reports:
             if report.runs or report.freed_bytes >= MIB:
@@ -160,9 +160,9 @@ class MemoryGuard:
                 freed.freed_bytes += report.freed_bytes
                 freed.took_s += report.took_s
                 freed.pace.grew(now_s)
-        self._tell_freed(now_s)
+        self._log_freed(now_s)
 
-    def _tell_freed(self, now_s: float, *, at_once: bool = False) -> None:
+    def _log_freed(self, now_s: float, *, at_once: bool = False) -> None:
         for (number, step), freed in self._freed.items():
             if freed.times and (at_once or now_s >= freed.pace.due_s):
                 _log.info("worker %d: step %s %s", number, step, freed)
@@ -171,16 +171,16 @@ class MemoryGuard:
 
     def close(self) -> None:
         """Let what was decided and done last be written down."""
-        self._tell_freed(time.monotonic(), at_once=True)
+        self._log_freed(time.monotonic(), at_once=True)
         self._decisions.close()
 
     def worker_gone(self, number: int) -> None:
         """Generation `number` will answer no more."""
         self._awaited.pop(number, None)
-        self._tell_freed(time.monotonic(), at_once=True)
+        self._log_freed(time.monotonic(), at_once=True)
         self._freed = {key: freed for key, freed in self._freed.items() if key[0] != number}
 
-    def _is_relieving(self, now_s: float) -> bool:
+    def _is_reclaiming(self, now_s: float) -> bool:
         self._awaited = {n: each for n, each in self._awaited.items() if each[1] > now_s}
         return bool(self._awaited)
 
@@ -195,7 +195,7 @@ class MemoryGuard:
         for refused in (e.error for e in effects if isinstance(e, events.Refuse)):
             _log.warning("no recycle after all: %s", refused)
 
-    def _cut(self) -> None:
+    def _kill(self) -> None:
         """The last resort: the draining generation, or else the serving one.
 
         While one is already being ended its memory still counts, and another must not pay for it.
@@ -215,11 +215,11 @@ class MemoryGuard:
             tick_delay_s=self._delay_s,
             worst_tick_delay_s=self._worst_s,
             tick_cost_s=self._cost_s,
-            sample_failures=self._book.sample_failures,
+            sample_failures=self._memory.sample_failures,
             bundles=self._evidence.written,
         )
 
-    def _be_watched(self, now_s: float, delay_s: float) -> None:
+    def _note_tick(self, now_s: float, delay_s: float) -> None:
         self._ticks += 1
         self._delay_s = delay_s
         if delay_s >= self._worst_s or now_s - self._worst_at_s > WORST_KEPT_S:

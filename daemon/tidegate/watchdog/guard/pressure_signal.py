@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from tidegate.machine import pressure
 from tidegate.watchdog.faults import Handler
-from tidegate.watchdog.guard.book import MemoryMonitor
+from tidegate.watchdog.guard.monitor import MemoryMonitor
 
 _log = logging.getLogger(__name__)
 
@@ -18,9 +18,9 @@ _log = logging.getLogger(__name__)
 class PressureSignal:
     """Tells the book of pressure, where it is signalled at all. `close` it when done."""
 
-    def __init__(self, selector: selectors.BaseSelector, book: MemoryMonitor) -> None:
+    def __init__(self, selector: selectors.BaseSelector, memory: MemoryMonitor) -> None:
         self._selector = selector
-        self._book = book
+        self._memory = memory
         self._watch: pressure.PressureWatch | None = None
         try:
             self._watch = pressure.watch_from(os.environ)
@@ -36,7 +36,7 @@ class PressureSignal:
     def _pressed(self, _mask: int) -> None:
         assert self._watch is not None
         if self._watch.took():
-            self._book.pressed(time.monotonic(), self._watch.source)
+            self._memory.on_pressure(time.monotonic(), self._watch.source)
 
     def close(self) -> None:
         """Listen no more; the figures are read once a second anyway."""

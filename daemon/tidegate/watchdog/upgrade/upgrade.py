@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tidegate.core import decoding
 from tidegate.logs import handler
-from tidegate.machine.signals import hold_early
+from tidegate.machine.signals import block_early
 from tidegate.watchdog.upgrade.state import (
     MOST_FD,
     UpgradeError,
@@ -37,7 +37,7 @@ STATE_VARIABLE = "TIDEGATE_ESTATE_FD"
 PREFLIGHT_VARIABLE = "TIDEGATE_REHEARSAL"
 PREFLIGHT_LIMIT_S = 60.0  # imports from a Raspberry Pi's cold SD card take ten
 QUIET_LIMIT_S = 10.0  # for commands and a reload under way to come to their end
-_SAID_BYTES = 2000
+_OUTPUT_BYTES = 2000
 
 
 # --- the new program's side ------------------------------------------------------------------
@@ -91,27 +91,27 @@ def command() -> list[str]:
 class Preflight:
     """Run the command to see whether it could take over. Never waits."""
 
-    def __init__(self, words: Sequence[str], state: UpgradeState, now_s: float) -> None:
+    def __init__(self, argv: Sequence[str], state: UpgradeState, now_s: float) -> None:
         """Start it. Raises UpgradeError."""
         self._deadline_s = now_s + PREFLIGHT_LIMIT_S
         try:
-            self._said = nameless_file()
+            self._output = nameless_file()
             with write(state) as file:
-                self._process = self._start(words, file.fileno())
+                self._process = self._start(argv, file.fileno())
         except OSError as error:
-            raise UpgradeError(f"{words[0]} cannot be started: {error}") from error
+            raise UpgradeError(f"{argv[0]} cannot be started: {error}") from error
 
-    def _start(self, words: Sequence[str], state: int) -> subprocess.Popen[bytes]:
+    def _start(self, argv: Sequence[str], state: int) -> subprocess.Popen[bytes]:
         environ = worker_environment(os.environ) | {
             STATE_VARIABLE: str(state),
             PREFLIGHT_VARIABLE: "1",
         }
         environ.pop(handler.FILE_VARIABLE, None)  # what it says is for us
         return subprocess.Popen(  # noqa: S603  (our own command)
-            list(words),
+            list(argv),
             stdin=subprocess.DEVNULL,
-            stdout=self._said,
-            stderr=self._said,
+            stdout=self._output,
+            stderr=self._output,
             env=environ,
             pass_fds=[state],
         )
@@ -124,11 +124,11 @@ class Preflight:
         return self._process.poll() is not None
 
     def judge(self) -> None:
-        """Raise UpgradeError when it did not end well, with what it said."""
+        """Raise UpgradeError when it did not end well, with what it printed."""
         code = self._process.returncode
-        with self._said as said:
-            said.seek(0)
-            text = said.read(_SAID_BYTES).decode("utf-8", "replace").strip()
+        with self._output as output:
+            output.seek(0)
+            text = output.read(_OUTPUT_BYTES).decode("utf-8", "replace").strip()
         if code:
             raise UpgradeError(text or f"it ended with exit code {code} and said nothing")
 
@@ -136,31 +136,31 @@ class Preflight:
         """End it: its result is not wanted any more."""
         self._process.kill()
         self._process.wait()
-        self._said.close()
+        self._output.close()
 
 
-def become(words: Sequence[str], state: UpgradeState, notify: Mapping[str, str]) -> None:
-    """Execute `words` in this process. Returns only by UpgradeError; then all is as before.
+def become(argv: Sequence[str], state: UpgradeState, notify: Mapping[str, str]) -> None:
+    """Execute `argv` in this process. Returns only by UpgradeError; then all is as before.
 
     Signals wait meanwhile: until the new program hears them, their default would be to end it.
     """
     try:
         with write(state) as file:
-            _execute(words, [file.fileno(), *state.descriptors], file.fileno(), notify)
+            _execute(argv, [file.fileno(), *state.descriptors], file.fileno(), notify)
     except OSError as error:
-        raise UpgradeError(f"{words[0]} cannot be executed: {error}") from error
+        raise UpgradeError(f"{argv[0]} cannot be executed: {error}") from error
 
 
 def _execute(
-    words: Sequence[str], kept: Sequence[int], state: int, notify: Mapping[str, str]
+    argv: Sequence[str], kept: Sequence[int], state: int, notify: Mapping[str, str]
 ) -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    hold_early()
+    block_early()
     try:
         for fd in kept:
             os.set_inheritable(fd, True)
         environ = {**os.environ, **notify, STATE_VARIABLE: str(state)}
-        os.execve(words[0], list(words), environ)  # noqa: S606  (our own command)
+        os.execve(argv[0], list(argv), environ)  # noqa: S606  (our own command)
     finally:
         for fd in kept:
             with suppress(OSError):
@@ -173,8 +173,8 @@ class Upgrade:
 
     def __init__(self, state: UpgradeState) -> None:
         """Begin. Raises UpgradeError."""
-        self.words = command()
-        self._preflight: Preflight | None = Preflight(self.words, state, time.monotonic())
+        self.argv = command()
+        self._preflight: Preflight | None = Preflight(self.argv, state, time.monotonic())
         self._quiet_until_s = 0.0
 
     def is_due(self, now_s: float, *, is_quiet: bool) -> bool:

@@ -14,7 +14,7 @@ from tidegate.managers.systemd.notify import Notifier
 from tidegate.watchdog.control.commands import Commands
 from tidegate.watchdog.control.server import ControlServer
 from tidegate.watchdog.control.status import Totals
-from tidegate.watchdog.guard.book import MemoryMonitor
+from tidegate.watchdog.guard.monitor import MemoryMonitor
 from tidegate.watchdog.listeners import Listeners
 from tidegate.watchdog.pid_file import PidFile
 from tidegate.watchdog.readiness import Readiness
@@ -138,7 +138,7 @@ class Upgrader:
                 handover.reloader.leave()
                 notify = self._notifier.environment()
                 log.settle()
-                upgrade.become(self._upgrade.words, handover.leave_behind(), notify)
+                upgrade.become(self._upgrade.argv, handover.leave_behind(), notify)
         except UpgradeError as error:
             self._signals.release()
             self._refuse(error)

@@ -1,7 +1,7 @@
 """Every generation twice: as `core.lifecycle` knows it, and as the process that it is.
 
 `step` lets lifecycle decide; `start`, `drain` and `end` are what its decisions do to processes.
-What a worker says goes to `on_said`, and what befalls one beyond what it says to `on_event`;
+What a worker says goes to `on_message`, and what befalls one beyond what it says to `on_event`;
 nothing is decided here.
 """
 
@@ -66,7 +66,7 @@ class Generations:
         runtime_dir: Path,
         policy: life.RestartPolicy,
         selector: selectors.BaseSelector,
-        on_said: Callable[[WorkerHandle, msg.FromWorker], None],
+        on_message: Callable[[WorkerHandle, msg.FromWorker], None],
         on_event: Callable[[events.Event], object],
         faults: Faults,
     ) -> None:
@@ -75,7 +75,7 @@ class Generations:
         self._command = command
         self._runtime_dir = runtime_dir
         self._selector = selector
-        self._on_said = on_said
+        self._on_message = on_message
         self._on_event = on_event
         self._faults = faults
         self._workers: dict[int, WorkerHandle] = {}
@@ -300,16 +300,16 @@ class Generations:
         if mask & selectors.EVENT_WRITE:
             worker.channel.flush()
             self._watch(worker)
-        if mask & selectors.EVENT_READ and not self._hear(worker):
+        if mask & selectors.EVENT_READ and not self._receive(worker):
             self._unwatch(worker)  # its exit follows, or its beat is missed
 
-    def _hear(self, worker: WorkerHandle) -> bool:
-        """Take in all that a worker said; False when it will say no more."""
+    def _receive(self, worker: WorkerHandle) -> bool:
+        """Take in all that a worker sent; False when it will say no more."""
         try:
             for line in worker.channel.receive():
-                said = msg.decode_from_worker(line)
+                message = msg.decode_from_worker(line)
                 self._faults.attempt(
-                    "a worker's line", functools.partial(self._on_said, worker, said)
+                    "a worker's line", functools.partial(self._on_message, worker, message)
                 )
         except ChannelError:
             return False
@@ -378,7 +378,7 @@ class Generations:
         """Those whose process is gone. Their last words have been heard."""
         ended = [worker for worker in self if worker.process.poll() is not None]
         for worker in ended:
-            self._faults.attempt("a worker's last words", functools.partial(self._hear, worker))
+            self._faults.attempt("a worker's last words", functools.partial(self._receive, worker))
             _log.info("worker %d ended (%s)", worker.number, worker.how_it_ended())
         return ended
 

@@ -86,7 +86,7 @@ class WorkerHandle:
     beat: Heartbeat | None = None  # the last one
     base_bytes: int | None = None  # resident when it became ready
     ready_s: float | None = None  # when that was
-    last_words: str | None = None  # why it said it could not go on
+    failure: str | None = None  # why it said it could not go on
     condemned: str | None = None  # why we end it
     kill_at_s: float | None = None
 
@@ -117,7 +117,7 @@ class WorkerHandle:
         """One phrase for the log: what was said or seen last, and the exit."""
         code = self.process.returncode or 0
         exit_text = f"killed by {name_of(-code)}" if code < 0 else f"exit {code}"
-        if why := self.condemned or self.last_words:
+        if why := self.condemned or self.failure:
             return f"{why} ({exit_text})"
         return exit_text
 

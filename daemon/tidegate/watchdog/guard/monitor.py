@@ -46,7 +46,7 @@ class MemoryMonitor:
         self._settings = Memory()
         self._sampler = sample.Sampler()
         self._pressure = pressure.PressureMeter()
-        self._said: dict[str, str | None] = {}
+        self._logged: dict[str, str | None] = {}
         self._machine_bytes = _machine_bytes()
         self._uss_due_s = 0.0
         self._pressed = False  # at the last decision
@@ -91,7 +91,7 @@ class MemoryMonitor:
 
     # --- what is heard between two samples ------------------------------------------------------
 
-    def heard(self, worker: WorkerHandle, beat: Heartbeat, now_s: float) -> None:
+    def on_heartbeat(self, worker: WorkerHandle, beat: Heartbeat, now_s: float) -> None:
         """A heartbeat of the serving worker: its own pair of resident bytes and ledger."""
         if worker.number != self._generation:
             self._generation, self._trend, self._finding = worker.number, growth.Trend(), None
@@ -107,13 +107,13 @@ class MemoryMonitor:
         )
         self._finding = finding or self._finding
 
-    def pressed(self, now_s: float, source: str) -> None:
+    def on_pressure(self, now_s: float, source: str) -> None:
         """`source`, the service manager or the kernel, says that memory is short."""
         if now_s > self._pressed_until_s:
             _log.warning("memory is short, says %s", source)
         self._pressed_until_s = now_s + PRESSURE_HOLDS_S
 
-    def relieved(self, reports: list[StepReport]) -> None:
+    def add_reports(self, reports: list[StepReport]) -> None:
         """What the steps of relief did in a worker."""
         for report in reports:
             known = self._steps.get(report.step, StepState(step=report.step))
@@ -129,10 +129,10 @@ class MemoryMonitor:
             self.sample = self._sampler.read([os.getpid(), *(w.pid for w in workers)])
         except sample.SampleError as error:
             self.sample_failures += 1
-            self._say("sample", f"{error}; the memory level stays {self.level}")
+            self._log_trouble("sample", f"{error}; the memory level stays {self.level}")
             return None
         self.sample_failures += bool(self.sample.failures)
-        self._say("sample", "; ".join(self.sample.failures) or None)
+        self._log_trouble("sample", "; ".join(self.sample.failures) or None)
         self.base_bytes = max((w.base_bytes or 0 for w in workers), default=0)
         self.ledger_bytes = sum(w.beat.ledger_bytes for w in workers if w.beat)
         return levels.Reading(
@@ -152,7 +152,7 @@ class MemoryMonitor:
         )
 
     def look(
-        self, generations: Generations, now_s: float, *, relieving: bool, evidence_pending: bool
+        self, generations: Generations, now_s: float, *, reclaiming: bool, evidence_pending: bool
     ) -> Inputs | None:
         """Everything a decision is made from; None when memory cannot be read at all."""
         reading = self.read(generations)
@@ -180,7 +180,7 @@ class MemoryMonitor:
             recycles_left=max(0, restarts.recycles_per_hour - recent),
             may_give_up=restarts.gives_up,
             slack_bytes=beat.allocator.malloc_free_bytes if beat else 0,
-            relieving=relieving,
+            relieving=reclaiming,
             relieved=reports,
             evidence_pending=evidence_pending,
             finding=self._finding if serving and serving.number == self._generation else None,
@@ -193,7 +193,7 @@ class MemoryMonitor:
         before, former = self.policy_state, self.decision
         self._pressed = inputs.reading.pressure
         self.policy_state, self.decision = policy.decide(before, inputs)
-        self._say_new(former, self.decision)
+        self._log_new(former, self.decision)
         return before, self.decision
 
     @property
@@ -225,7 +225,7 @@ class MemoryMonitor:
         return self.sample.rss.get(pid) if self.sample else None
 
     @property
-    def squeezes(self) -> bool:
+    def shrinks_buffers(self) -> bool:
         """Whether windows and watermarks are to be half as large."""
         return self.enforces and self.decision is not None and self.decision.squeeze
 
@@ -288,17 +288,17 @@ class MemoryMonitor:
             self._uss_due_s = now_s + USS_EVERY_S
             self.uss_bytes = self._sampler.uss_bytes(serving.pid)
 
-    def _say(self, subject: str, words: str | None) -> None:
+    def _log_trouble(self, subject: str, words: str | None) -> None:
         """A trouble that stays is said once, and that it is over."""
-        if words == self._said.get(subject):
+        if words == self._logged.get(subject):
             return
         if words is None:
             _log.info("memory figures can be read again")
         else:
             _log.error("%s", words)
-        self._said[subject] = words
+        self._logged[subject] = words
 
-    def _say_new(self, former: Decision | None, now: Decision) -> None:
+    def _log_new(self, former: Decision | None, now: Decision) -> None:
         if now.alarm:
             self.alarms += 1
             _log.warning("%s (%d MiB unexplained)", now.alarm, now.unexplained_bytes // MIB)
