@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    """Turns skips into failures where everything is required."""
+    """Turn skips into failures where everything is required."""
     outcome: Any = yield
     report = outcome.get_result()
     if REQUIRE_ALL and report.skipped and not hasattr(report, "wasxfail"):
@@ -87,7 +87,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Tells when the tests took longer than they should."""
+    """Tell when the tests took longer than they should."""
     took_s = time.monotonic() - BEGAN_S
     if took_s > EXPECTED_S:
         terminalreporter.section("slow", yellow=True)
@@ -96,7 +96,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture
 def gateway() -> Iterator[StartGateway]:
-    """Starts real gateways: `gateway(toml, env=…, flags=…)`, stopped and checked afterwards."""
+    """Start real gateways: `gateway(toml, env=…, flags=…)`, stopped and checked afterwards."""
     with gateways() as start:
         yield start
 

@@ -87,7 +87,7 @@ def test_decisions_behind_a_link_are_not_shown(tmp_path: Path, victim: Path) -> 
     assert decision_log.tail(tmp_path, 1000) == []
 
 
-def test_a_pid_file_that_is_a_link_names_nobody(tmp_path: Path, victim: Path) -> None:
+def test_a_pid_file_that_is_a_link_names_no_process(tmp_path: Path, victim: Path) -> None:
     """So no process is told to stop for it."""
     (tmp_path / "pid").symlink_to(victim)
     with pytest.raises(OSError, match="remove it"):

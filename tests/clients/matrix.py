@@ -140,7 +140,7 @@ def results(outcomes: Iterable[Outcome]) -> dict[tuple[str, str], bool]:
 
 
 def run(stage: Stage, drivers: Iterable[Driver]) -> list[Outcome]:
-    """Runs drivers, a few at a time."""
+    """Run drivers, a few at a time."""
 
     def timed(driver: Driver) -> Outcome:
         start_s = time.monotonic()

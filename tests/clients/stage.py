@@ -33,7 +33,7 @@ IDLE_S = 1.0
 DRIVER_LIMIT_S = 200.0
 ENDLESS = "numbered:100000:10"  # what every client gives up
 
-# What would lead a client elsewhere, or make it tell somebody.
+# What would lead a client elsewhere, or make it report elsewhere.
 FOREIGN = ("OPENAI_", "ANTHROPIC_", "LANGCHAIN_", "LANGSMITH_", "LLM_", "NODE_OPTIONS")
 
 
@@ -66,7 +66,7 @@ class Stage:
     upstreams: dict[str, ScriptedUpstream]
 
     def run(self, driver: Driver) -> Outcome:
-        """Runs a driver to its end. Cells it never came to are failures."""
+        """Run a driver to its end. Cells it never came to are failures."""
         with tempfile.TemporaryDirectory(prefix="tg-client-") as scratch:
             complaints = Path(scratch, "stderr")
             with complaints.open("wb") as stderr:
@@ -115,7 +115,7 @@ class Stage:
         return json.dumps(told)
 
     def listen(self, process: subprocess.Popen[bytes]) -> Outcome:
-        """Takes a driver's lines; for an answer given up, watches its upstream at once."""
+        """Take a driver's lines; for an answer given up, watch its upstream at once."""
         assert process.stdout
         outcome = Outcome()
         with process.stdout:
@@ -202,7 +202,7 @@ def config(upstreams: dict[str, ScriptedUpstream], llama_url: str) -> str:
 
 @contextmanager
 def stage(llama_url: str) -> Iterator[Stage]:
-    """Sets everything up, and takes it down again."""
+    """Set everything up, and take it down again."""
     with ExitStack() as open_:
         upstreams = {}
         for column in COLUMNS:

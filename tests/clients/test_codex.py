@@ -72,7 +72,7 @@ class Codex:
         self._thread = started["thread"]["id"]
 
     def turn(self, text: str) -> dict[str, Any]:
-        """Says something, and returns how the turn ended."""
+        """Say something, and return how the turn ended."""
         said = [{"type": "text", "text": text}]
         self._ask("turn/start", threadId=self._thread, input=said)
         turn: dict[str, Any] = self._wait("turn/completed")["turn"]

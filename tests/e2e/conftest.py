@@ -12,7 +12,7 @@ from fakes.upstream import ScriptedUpstream
 
 @pytest.fixture(autouse=True)
 async def no_open_streams() -> AsyncIterator[None]:
-    """Closes what a test left open, so that one failure is not two."""
+    """Close what a test left open, so that one failure is not two."""
     yield
     for stream in Stream.opened:
         await stream.vanish()

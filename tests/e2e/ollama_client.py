@@ -15,7 +15,7 @@ MESSAGES = [{"role": "user", "content": "Tell me of the tide."}]
 
 
 def main(url: str) -> None:
-    """Asks for everything."""
+    """Ask for everything."""
     client = ollama.Client(host=url)
 
     def chat(model: str) -> list[str]:

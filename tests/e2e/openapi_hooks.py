@@ -11,7 +11,7 @@ UNKNOWN_HEADER = "x-schemathesis-unknown-property"
 
 @schemathesis.hook
 def filter_case(context: Any, case: Any) -> bool:
-    """Leaves out what the document can say only in words: to continue takes a stream."""
+    """Leave out what the document can say only in words: to continue takes a stream."""
     headers = {str(name).lower(): value for name, value in (case.headers or {}).items()}
     body = case.body if isinstance(case.body, dict) else {}
     continues = headers.get("x-on-disconnect") == "continue"

@@ -1,6 +1,6 @@
 """Keys, tokens and people's words come out nowhere, whatever becomes of a real gateway.
 
-Each canary is planted where its owner puts it, or where somebody puts it by mistake. The upstream
+Each canary is planted where its owner puts it, or where it may land by mistake. The upstream
 repeats the key that it was sent wherever it can. Then everything that others may get to see is
 searched: files, logs, answers, what the verbs print, command lines, environments, open files.
 """
@@ -240,7 +240,7 @@ async def go_wrong(running: Gateway) -> None:
 
 
 async def go_wrong_inside(running: Gateway, token: str) -> None:
-    """The same, by a client that may come in."""
+    """The same, by a client with a token."""
     headers = {"Authorization": f"Bearer {token}"}
     for model in (PASTED, f"env/{PASTED}", f"{PASTED}/x", PROMPT, f"env/{PROMPT}"):
         stream = await Stream.open(
@@ -369,7 +369,7 @@ def command(running: Gateway, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 async def served(running: Gateway, token: str) -> dict[str, str]:
-    """What is told over HTTP, to those who may come in and to anybody."""
+    """What is told over HTTP, with a token and without one."""
     texts = {}
     for path in ROUTES:
         for who, headers in (("all", {}), ("a client", {"Authorization": f"Bearer {token}"})):
@@ -394,7 +394,7 @@ class CommandLines:
 
     @contextmanager
     def of(self, running: Gateway) -> Iterator[None]:
-        """Looks again and again until the block is left."""
+        """Look again and again until the block is left."""
         over = threading.Event()
 
         def look() -> None:
@@ -551,7 +551,7 @@ def is_serving(running: Gateway, pid: int) -> bool:
 
 
 def ask_for_upgrade(running: Gateway) -> None:
-    """`tidegate upgrade`, by whoever sits at the machine."""
+    """`tidegate upgrade`, by the owner at the machine."""
     done = command(running, "upgrade", "--no-wait")
     assert done.returncode == 0, done.stderr
 
@@ -571,7 +571,7 @@ def signal_upgrade(running: Gateway) -> None:
 async def test_parked_it_says_why_and_nothing_more(
     gateway: StartGateway, repeater: Repeater, tmp_path: Path
 ) -> None:
-    """The reason is on every route, for anybody to read; what was pasted into the file is not."""
+    """The reason is on every route, without a token; what was pasted into the file is not."""
     port = free_port()
     toml, env = plant(tmp_path, repeater.server.url)
     running = await asyncio.to_thread(
@@ -683,7 +683,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("where", MISTAKES)
 def test_what_is_said_of_a_bad_config_repeats_no_key(where: str, tmp_path: Path) -> None:
-    """The file and the place of the mistake are named; a parked tidegate says it to everybody."""
+    """File and place of the mistake are named; a parked tidegate tells them without a token."""
     path = tmp_path / "config.toml"
     path.write_text(MISTAKES[where] + "\n")
     with pytest.raises(config.ConfigError) as refused:

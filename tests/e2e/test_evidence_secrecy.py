@@ -1,4 +1,4 @@
-"""What a real gateway writes down and shows of itself holds nobody's words and nobody's keys."""
+"""What a real gateway writes down and shows of itself holds no user's words and no keys."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROMPT = "CANARY prompt: what is wrong with me?"
 ANSWER = "CANARY answer, it is nothing!"
 CONFIG_KEY = "sk-CANARY-key-of-the-config-0123456789"
 OTHER_KEY = "sk-CANARY-that-is-a-plain-word"
-WRONG_TOKEN = "CANARY-token-that-nobody-has"
+WRONG_TOKEN = "CANARY-token-that-is-not-valid"
 HEADER = "CANARY-in-a-header-of-the-client"
 QUERY = "CANARY-in-a-query"
 

@@ -83,7 +83,7 @@ async def test_failures_before_an_answer(scripted_upstream: ScriptedUpstream) ->
 
 
 async def test_an_unplugged_computer_refuses(scripted_upstream: ScriptedUpstream) -> None:
-    """After that there is nobody to connect to, and open answers break off."""
+    """After that nothing listens there, and open answers break off."""
     stream = await open_chat(scripted_upstream.url, "stuck:1")
     await stream.read_events(1)
     scripted_upstream.refuse()

@@ -14,7 +14,7 @@ from fakes.scene import TESTS
 
 @pytest.fixture
 def scaled() -> Iterator[StartScaled]:
-    """Starts gateways with other workers."""
+    """Start gateways with other workers."""
     with scaled_gateways() as start:
         yield start
 

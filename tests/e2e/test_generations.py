@@ -47,7 +47,7 @@ class Knocker:
             await asyncio.sleep(0.01)
 
 
-async def test_a_killed_worker_is_replaced_and_nobody_is_refused(
+async def test_a_killed_worker_is_replaced_and_no_client_is_refused(
     gateway, scripted_upstream: ScriptedUpstream
 ) -> None:
     """The listening socket outlives it: who comes meanwhile waits and is served by the next one."""
@@ -137,8 +137,8 @@ async def test_who_reads_nothing_does_not_hold_up_the_stop(
 
 
 @pytest.mark.timeout(180)
-async def test_a_recycle_cuts_nobody(gateway, scripted_upstream: ScriptedUpstream) -> None:
-    """Under a hundred numbered streams: no gap, no reset, nobody refused, before, during, after."""
+async def test_a_recycle_cuts_no_stream(gateway, scripted_upstream: ScriptedUpstream) -> None:
+    """Under a hundred numbered streams: no gap, no reset, no refusal, before, during, after."""
     running = gateway(toml(("box", scripted_upstream.url)))
     former = running.worker_pid()
     model = "numbered:100:30"

@@ -1,4 +1,4 @@
-"""The budget holds under a flood, and the streams that somebody reads do not notice."""
+"""The budget holds under a flood, and the streams that are being read do not notice."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_observing_alone_lets_it_pass_the_budget(observed: Played) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("mode", ["guarded", "observed"])
 def test_who_reads_loses_nothing(mode: str, request: pytest.FixtureRequest) -> None:
-    """Every byte of every answer that somebody reads arrives, in order, to its proper end."""
+    """Every byte of every answer that is being read arrives, in order, to its proper end."""
     played: Played = request.getfixturevalue(mode)
     assert played.live["troubles"] == []
     assert played.live["exact"] == SIZE.live
@@ -88,6 +88,6 @@ def test_the_level_comes_back_by_itself(guarded: Played) -> None:
 
 @pytest.mark.timeout(300)
 def test_who_is_refused_is_told_when_to_come_again(guarded: Played) -> None:
-    """Every 503 has a Retry-After, and nobody finds the door locked."""
+    """Every 503 has a Retry-After, and no connection is refused."""
     assert guarded.left["retry_after"] == guarded.left["refused"]
     assert guarded.left["unreachable"] == 0

@@ -34,7 +34,7 @@ budget = "{budget_mib}MiB"
 name = "box"
 url = "{url}"
 """
-# What nobody reads is stale after a second or two, not after minutes.
+# What no client reads is stale after a second or two, not after minutes.
 STALE = {
     "tidegate.core.memory.policy": CONSTANTS["tidegate.core.memory.policy"]
     | {"STALE_MOST_S": 2.0, "STALE_LEAST_S": 0.3}
@@ -89,7 +89,7 @@ async def test_a_worker_that_hangs_is_ended_with_evidence(scaled: StartScaled, u
 
 
 @pytest.mark.timeout(180)
-async def test_a_suspend_ends_nobody(scaled: StartScaled, url: str) -> None:
+async def test_a_suspend_ends_no_worker(scaled: StartScaled, url: str) -> None:
     """Both stopped for longer than any beat may be missed, as by a lid that is shut."""
     timing = TIMING | {"beat_limit_s": 2.0, "gap_s": 1.0}
     running = scaled(config(url), timing=timing)
@@ -127,7 +127,7 @@ def flooded(scaled: StartScaled, url: str) -> Iterator[Gateway]:
 
 @pytest.mark.timeout(180)
 def test_a_worker_killed_during_relief_is_replaced(flooded: Gateway) -> None:
-    """kill -9: the next one serves, nobody waits for an answer of the dead, the guard goes on."""
+    """kill -9: the next worker serves, no request waits for the dead one, the guard goes on."""
     former = psutil.Process(flooded.worker_pid())
     former.kill()
     wait_until(lambda: not is_alive(former), LIMIT_S, "it is dead")
@@ -147,7 +147,7 @@ def test_a_worker_killed_during_relief_is_replaced(flooded: Gateway) -> None:
 
 
 @pytest.mark.timeout(180)
-def test_a_watchdog_killed_during_relief_leaves_nobody(flooded: Gateway) -> None:
+def test_a_watchdog_killed_during_reclaim_leaves_no_worker(flooded: Gateway) -> None:
     """kill -9: its workers end too."""
     flooded.remember()
     flooded.expected_exit = -signal.SIGKILL

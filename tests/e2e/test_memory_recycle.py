@@ -152,7 +152,7 @@ def test_a_leak_is_forecast_documented_and_recycled_before_anybody_is_refused(
 
 
 @pytest.mark.timeout(180)
-async def test_memory_that_nobody_explains_is_trimmed_documented_and_recycled(
+async def test_unexplained_memory_is_trimmed_documented_and_recycled(
     scaled: StartScaled, url: str
 ) -> None:
     """With a quarter unexplained: a trim, evidence, a second look, then a recycle."""
@@ -181,7 +181,7 @@ async def test_memory_that_nobody_explains_is_trimmed_documented_and_recycled(
 
 @pytest.mark.timeout(180)
 async def test_a_worker_that_is_old_enough_is_recycled(scaled: StartScaled, url: str) -> None:
-    """Its age alone is a reason, as often as the hour's recycles allow; then nobody is refused."""
+    """Its age alone is a reason, as often as the hour's recycles allow; no request is refused."""
     running = scaled(config(url, recycles_per_hour=2, age_s=2.0))
     wait_until(lambda: running.status()["recycles"] == 2, LIMIT_S, "two were recycled")
     wait_until(
@@ -228,7 +228,7 @@ async def test_without_a_recycle_left_the_door_closes_until_memory_falls(
 
         deadline_s = time.monotonic() + LIMIT_S
         while not await refused():
-            assert time.monotonic() < deadline_s, "nobody is refused"
+            assert time.monotonic() < deadline_s, "no request is refused"
         assert (await get(running.base_url, "/healthz")).status == 200
 
         leak_of(running).hold(0, pid=worker)
@@ -244,7 +244,7 @@ async def test_without_a_recycle_left_the_door_closes_until_memory_falls(
 
 
 @pytest.mark.timeout(180)
-async def test_a_next_generation_that_is_killed_costs_nobody_anything(
+async def test_a_next_generation_that_is_killed_costs_no_client_anything(
     scaled: StartScaled, url: str
 ) -> None:
     """kill -9 while it starts: the former goes on serving, and a later recycle succeeds."""

@@ -301,7 +301,7 @@ async def test_a_change_that_no_worker_saw_is_taken_up(gateway, upstream: Script
 
 @pytest.fixture
 def unmade() -> Iterator[Gateway]:
-    """A gateway of somebody who has not even a directory for the config."""
+    """A gateway of a user who has not even a directory for the config."""
     if os.geteuid() == 0 and places.SYSTEM_CONFIG_DIR.is_dir():
         pytest.skip("the config of this computer would be read")
     folder = Path(tempfile.mkdtemp(prefix="tg-"))  # pytest's own is too long for a Unix socket

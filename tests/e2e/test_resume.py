@@ -1,4 +1,4 @@
-"""Runs: replayed byte for byte, joined, resumed, cancelled, and nobody else's."""
+"""Runs: replayed byte for byte, joined, resumed, cancelled, and its owner's alone."""
 
 import asyncio
 import json

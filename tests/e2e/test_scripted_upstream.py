@@ -524,7 +524,7 @@ async def test_odd_whole_answers(scripted_upstream: ScriptedUpstream, path: str)
     assert whole_text(path, bytewise.json()) == TEXT
 
 
-async def test_compression_that_nobody_asked_for(scripted_upstream: ScriptedUpstream) -> None:
+async def test_compression_that_was_not_asked_for(scripted_upstream: ScriptedUpstream) -> None:
     """It is announced, and what is inside is the answer."""
     answer = await ask(scripted_upstream, CHAT, "gzip", stream=False)
     assert answer.headers["content-encoding"] == "gzip"

@@ -93,7 +93,7 @@ async def test_every_kind_of_client_and_upstream_leaves_nothing(
     client,  # type: ignore[no-untyped-def]
     upstream: str,
 ) -> None:
-    """Whoever goes first, and however, the books are at zero afterwards."""
+    """Whichever side goes first, and however, the ledger is at zero afterwards."""
     running = gateway(toml(("box", scripted_upstream.url), limits=LIMITS))
     crowd = max(10, SCALE // 5)
     reasons = await asyncio.gather(*(client(running.base_url, upstream) for _ in range(crowd)))

@@ -43,7 +43,7 @@ pytestmark = [
 
 @contextmanager
 def silent_upstream() -> Iterator[int]:
-    """Tells its models, and of a question reads nothing; its port."""
+    """Serve the list of models, read nothing of any other request; return the port."""
     taken: list[socket.socket] = []
     with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
 

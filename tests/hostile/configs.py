@@ -47,7 +47,7 @@ WORDS = [
 
 
 def read(text: bytes, folder: Path) -> None:
-    """Reads it as the watchdog does; every refusal is a ConfigError with words.
+    """Read it as the watchdog does; every refusal is a ConfigError with words.
 
     Any other exception is what ended a watchdog once.
     """

@@ -29,7 +29,7 @@ def pytest_asyncio_loop_factories(
 
 @pytest.fixture
 def tried(request: pytest.FixtureRequest) -> Tried:
-    """Says that so many inputs were tried; the file's name is their kind."""
+    """Say that so many inputs were tried; the file's name is their kind."""
     kind = request.path.stem.removeprefix("test_hostile_").replace("_", " ")
 
     def note(count: int) -> None:

@@ -73,7 +73,7 @@ def _batches(inputs: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 
 async def try_one(port: int, sent: bytes) -> Tried:
-    """Sends it, reads what comes until it is silent, and looks at that."""
+    """Send it, read what comes until it is silent, and look at that."""
     one = Tried(sent)
     try:
         async with asyncio.timeout(MOST_S):

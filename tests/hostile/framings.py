@@ -99,7 +99,7 @@ def check_body(sent: bytes) -> None:
 
 
 def refused(decode: Callable[[bytes], object], line: bytes) -> None:
-    """Decodes it, or refuses it with the one error that is caught where it is called."""
+    """Decode it, or refuse it with the one error that is caught where it is called."""
     try:
         decode(line)
     except Undecodable:

@@ -269,7 +269,7 @@ def _changed(target: Target, dice: random.Random) -> bytes:
 
 
 def report(name: str, target: Target, one: bytes, said: str) -> None:
-    """Keeps the input, smaller if that can be done, and says how to try it again."""
+    """Keep the input, smaller if that can be done, and say how to try it again."""
     if isinstance(target, Plain):
         one = shrink(target, one)
         said = target.batch([one]).get(one, said)

@@ -98,7 +98,7 @@ class Control:
                 return sock
 
     def tell(self, line: bytes) -> bytes:
-        """Sends it and hangs up the sending side; what came back until the other side closed."""
+        """Send it, close the sending side, and return what came until the other side closed."""
         came = b""
         with self.connect() as sock, suppress(ConnectionError, BrokenPipeError):
             sock.sendall(line)

@@ -24,7 +24,7 @@ def running(gateway: StartGateway) -> Gateway:
 
 
 def judge(running: Gateway, lines: list[bytes]) -> None:
-    """Tells each line; every answer is a whole reply, and the watchdog is the one it was."""
+    """Send each line; every answer is a whole reply, and the watchdog is the one it was."""
     control, pid = Control(running.runtime_dir), running.pid
     for line in lines:
         came = control.tell(line)

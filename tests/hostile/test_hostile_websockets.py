@@ -99,7 +99,7 @@ BROKEN = {
 
 
 async def converse(rig: Rig, sent: bytes) -> bytes:
-    """Opens a WebSocket, sends these bytes, and reads until nothing comes any more."""
+    """Open a WebSocket, send these bytes, and read until nothing comes any more."""
     reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
     came = bytearray()
     try:

@@ -74,7 +74,7 @@ def test_answers_one_behind_the_other_are_told_apart() -> None:
 
 
 def fault(data: bytes) -> None:
-    """Fails on a byte that is in nothing it begins with."""
+    """Fail on a byte that is in nothing it begins with."""
     if b"\xff" in data:
         raise ZeroDivisionError
 

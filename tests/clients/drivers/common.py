@@ -53,7 +53,7 @@ class Client(Protocol):
     def stream(
         self, model: str, *, tools: bool = False, limit: int | None = None
     ) -> Generator[Answer]:
-        """Yields the same answer again and again as it grows; closing it gives the answer up."""
+        """Yield the same answer again and again as it grows; closing it gives the answer up."""
         ...
 
     def ask(self, model: str, *, limit: int | None = None, retries: int | None = 0) -> Answer:
@@ -75,7 +75,7 @@ Situation = Callable[[Client, Names], None]
 
 
 def check(holds: object, what: object) -> None:
-    """Fails the cell with what was seen instead."""
+    """Fail the cell with what was seen instead."""
     if not holds:
         raise AssertionError(str(what))
 
@@ -193,7 +193,7 @@ class Stage:
 
     @classmethod
     def from_arguments(cls) -> "Stage":
-        """Reads it."""
+        """Read what the matrix has set up from the command line."""
         given = json.loads(sys.argv[1])
         columns = {key: Names(**names) for key, names in given["columns"].items()}
         return cls(given["url"], columns, given["scratch"], given["skip"])

@@ -192,7 +192,7 @@ async def test_more_than_it_takes_wait_their_turn(rigs, raw_upstream) -> None:
 
 
 async def test_a_full_queue_is_a_503(rigs, raw_upstream) -> None:
-    """With Retry-After, and whoever waits already is not disturbed."""
+    """With Retry-After; the requests that wait already go on waiting."""
     turnstile = Turnstile()
     upstream = await raw_upstream(turnstile.play)
     rig = await rigs(Upstream(name="box", url=upstream.url, max_concurrent=1), max_queued=1)
@@ -347,7 +347,7 @@ async def test_a_plain_answer_waits_for_total_s_only(rigs, raw_upstream) -> None
 
 
 async def test_an_endless_error_is_cut(rigs, raw_upstream) -> None:
-    """Of an error's body we take 256 KiB, and let go of whoever sends more."""
+    """Of an error's body we take 256 KiB, and let go of an upstream that sends more."""
 
     async def play(peer: Peer) -> None:
         await peer.request()
@@ -402,7 +402,7 @@ async def test_a_cancelled_creator_without_a_status_gets_one(rigs, raw_upstream)
         assert answer.headers["x-should-retry"] == "false"
 
 
-async def test_a_failed_answer_is_not_kept_when_nobody_waits_for_it(rigs, raw_upstream) -> None:
+async def test_a_failed_answer_is_not_kept_when_no_reader_waits_for_it(rigs, raw_upstream) -> None:
     """The upstream's error body goes with the creator that it was for."""
     go_on = asyncio.Event()
 
@@ -426,7 +426,7 @@ async def test_a_failed_answer_is_not_kept_when_nobody_waits_for_it(rigs, raw_up
 async def test_a_client_that_is_gone_before_its_run_begins_leaves_none(
     rigs, scripted_upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is registered that nobody would ever end."""
+    """No run is registered that would never end."""
     from tidegate.gateway.api import create
 
     def gone(*_: object) -> None:

@@ -21,8 +21,8 @@ from tidegate.gateway.upstreams import catalog
 @pytest.fixture
 async def rig(rigs, monkeypatch: pytest.MonkeyPatch) -> Rig:
     """A gateway without upstreams on a machine without models; the demo speaks quickly."""
-    nobody: Any = ()
-    monkeypatch.setattr(catalog, "WELL_KNOWN", nobody)
+    no_servers: Any = ()
+    monkeypatch.setattr(catalog, "WELL_KNOWN", no_servers)
     monkeypatch.setattr(demo, "_WORD_S", 0.001)
     return await rigs(peer=True, keep_finished_s=600.0)
 
@@ -47,7 +47,7 @@ async def test_the_demo_answers_in_one_piece_too(rig: Rig) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
 async def test_the_demo_says_that_it_speaks_one_format_only(rig: Rig, path: str) -> None:
-    """A newcomer who tries another client first does not look for a mistake in the address."""
+    """A user of another client is told that a model is missing, not that the address is wrong."""
     asked = {"model": "demo", "messages": [], "input": "Hello!", "max_tokens": 1}
     async with ClientSession() as session, session.post(rig.base_url + path, json=asked) as answer:
         assert answer.status == 404
@@ -84,7 +84,7 @@ async def test_the_stuck_demo_is_ended_by_the_sweep_alone(rig: Rig) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_client_that_leaves_the_demo_takes_it_along(rig: Rig, stream: bool) -> None:
-    """It waits for nobody."""
+    """It ends at once."""
     client = await open_chat(rig.base_url, "demo" if stream else "demo:stuck", stream=stream)
     await until(lambda: rig.gateway._inner.table.busy_connections, DEADLINE_S, "it is asked")
     await client.vanish()

@@ -68,12 +68,12 @@ async def raw(rig: Rig, head: list[str], body: bytes = b"") -> Stream:
 
 
 def with_key(*lines: str, body: bytes | None = None) -> Send:
-    """Sends this with a valid key."""
+    """Send this with a valid key."""
     return sends(f"x-api-key: {KEY}", *lines, body=body)
 
 
 def sends(*lines: str, body: bytes | None = None, method: str = "", more: str = "") -> Send:
-    """Sends this; a body that is asked for is whole and good unless it is given here."""
+    """Send this; a body that is asked for is whole and good unless it is given here."""
 
     async def send(rig: Rig, its_method: str, path: str) -> Stream:
         content = body
@@ -150,7 +150,7 @@ def upstream():
 
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_every_route_tells_every_fault_in_its_own_shape(rigs, upstream, fault: str) -> None:
-    """The door's refusals, the body's, those of what is parked or short of memory, and our own."""
+    """Refused by auth, for the body, parked, short of memory, or for a fault of our own."""
     row = FAULTS[fault]
     rig: Rig = await rigs(
         upstream, upstream, tokens=TOKENS, body_s=0.3, max_body_bytes=5000, header_s=5.0
@@ -205,8 +205,8 @@ async def test_the_demo_refuses_in_the_shape_that_was_asked(
     rigs, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     """A client of another format reads why, in one piece and as a stream."""
-    nobody: Any = ()
-    monkeypatch.setattr(catalog, "WELL_KNOWN", nobody)
+    no_servers: Any = ()
+    monkeypatch.setattr(catalog, "WELL_KNOWN", no_servers)
     rig = await rigs(peer=True)
     for stream in (True, False):
         answer = await get(rig.base_url, path, {**BODY, "model": "demo", "stream": stream})

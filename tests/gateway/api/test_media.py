@@ -170,7 +170,7 @@ async def test_for_a_client_of_http_1_0_the_connection_is_the_end(
     ids=["reset", "head-only", "503", "error-in-200"],
 )
 async def test_before_the_first_sound_the_next_one_is_asked(rigs, raw_upstream, play) -> None:
-    """A failure that nobody has heard of is none."""
+    """A failure that no client was told of is none."""
     second = await raw_upstream(sends(SIZED + SOUND))
     rig = await rigs(await raw_upstream(play), second, models=TWO)
     answer = await speak(rig, "both")

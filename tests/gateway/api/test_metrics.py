@@ -32,8 +32,8 @@ def view() -> MetricsView:
         upstream_active={"box": 2},
         upstream_aside={"box": 1},
         repairs={"warning": 2},
-        relief_bytes={"stale": 4096},
-        relief_seconds={"stale": 0.125},
+        reclaimed_bytes={"stale": 4096},
+        reclaim_seconds={"stale": 0.125},
         guard=GuardFigures(
             budget_bytes=900,
             used_bytes=800,

@@ -367,7 +367,7 @@ async def test_a_client_that_goes_cancels(rigs, raw_upstream, path: str) -> None
 
 
 async def test_an_answer_can_go_on_without_its_client(rigs, raw_upstream) -> None:
-    """x-on-disconnect: continue; it is there when somebody comes back."""
+    """x-on-disconnect: continue; it is there when the client comes back."""
     go = asyncio.Event()
 
     async def play(peer: Peer) -> None:
@@ -559,7 +559,7 @@ async def test_what_changes_an_ollama_is_not_passed_on(
 
 
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
-async def test_a_client_of_ollama_s_finds_somebody_at_the_root(
+async def test_a_client_of_ollama_s_finds_an_answer_at_the_root(
     rigs, raw_upstream, method: str
 ) -> None:
     """As its clients look before anything else, without a key."""

@@ -117,7 +117,7 @@ def test_an_error_is_described_as_its_clients_read_it(path: str) -> None:
         assert set(said["error"]) == set(described["properties"]["error"]["required"])
 
 
-async def test_it_is_served_to_everybody_and_tells_nobody_anything(rigs) -> None:
+async def test_it_needs_no_token_and_tells_no_secret(rigs) -> None:
     """Tools that read it have no token; it says nothing of upstreams, models or keys."""
     box = Upstream(name="secretbox", url="http://127.0.0.1:9")
     token = Token(name="laptop", sha256="0" * 64)

@@ -64,7 +64,7 @@ async def test_an_answer_makes_an_upstream_reachable_again(rigs, scripted_upstre
 
 
 async def test_health_needs_no_token_and_metrics_do(rigs, scripted_upstream) -> None:
-    """Probes have none; numbers are not for everybody."""
+    """Probes have no token; numbers need one."""
     rig = await rigs(scripted_upstream, tokens=[Token(name="x", sha256="0" * 64)])
     for path, status in (("/", 200), ("/healthz", 200), ("/readyz", 200), ("/metrics", 401)):
         assert (await get(rig.base_url, path)).status == status
@@ -105,7 +105,7 @@ async def test_a_scrape_counts_what_happened(rigs, scripted_upstream) -> None:
 
 
 async def test_anthropic_s_clients_find_what_they_read_in_the_list(rigs, raw_upstream) -> None:
-    """Beside OpenAI's members, and only for who says which version it speaks."""
+    """Beside OpenAI's members, and only for a client that says which version it speaks."""
     created = iter([1_700_000_000, 10**18])
 
     async def play(peer: Any) -> None:

@@ -120,7 +120,7 @@ async def test_an_upstreams_refusal_has_its_status(rigs, raw_upstream) -> None:
 
 
 async def test_an_answer_that_breaks_off_says_so(rigs, raw_upstream) -> None:
-    """By one message, so that whoever asks again reads the answer to that."""
+    """By one message, so that a client that asks again reads the answer to its new question."""
 
     async def play(peer: Peer) -> None:
         await peer.request()
@@ -238,7 +238,7 @@ class Stateless:
 
 
 async def says(socket: aiohttp.ClientWebSocketResponse, **values: object) -> dict[str, Any]:
-    """Asks, and returns the last message of the answer."""
+    """Ask, and return the last message of the answer."""
     await socket.send_str(create(**values))
     while True:
         told = json.loads((await socket.receive(DEADLINE_S)).data)

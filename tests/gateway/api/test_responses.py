@@ -129,7 +129,7 @@ async def test_large_events_and_a_done_marker_do_no_harm(rigs, raw_upstream) -> 
 
 
 async def test_cancel_may_be_repeated(rigs, raw_upstream) -> None:
-    """The upstream is let go, and the response is cancelled, for whoever asks later."""
+    """The upstream is let go, and the response is shown as cancelled from then on."""
     rig = await rigs(await raw_upstream(sends(CREATED, *WORDS, last=False)), close_flush_s=0.1)
     identity = await begin(rig)
     await until(lambda: rig.relay().run.window.next_seq, DEADLINE_S, "it has begun")
@@ -237,7 +237,7 @@ def digest(key: str) -> str:
 async def test_a_whole_response_is_found_by_its_upstreams_id(
     rigs, raw_upstream, identity: str
 ) -> None:
-    """Byte for byte; its events are nobody's, and it cannot be cancelled."""
+    """Byte for byte; its events are not kept, and it cannot be cancelled."""
     body = json.dumps(response("completed", identity), indent=1).encode() + b"\n\n"
 
     async def play(peer: Peer) -> None:
@@ -294,7 +294,7 @@ async def test_background_needs_to_be_stored(rigs, raw_upstream) -> None:
 
 
 async def test_a_former_response_is_named_as_its_upstream_knows_it(rigs, raw_upstream) -> None:
-    """And asked of that upstream; what nobody here knows is passed on untouched."""
+    """And asked of that upstream; an id that is not known here is passed on untouched."""
     asked: list[Any] = []
 
     async def play(peer: Peer) -> None:

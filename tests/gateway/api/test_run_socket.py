@@ -68,7 +68,7 @@ async def test_a_websocket_is_told_of_an_error_and_of_a_bad_cursor(rigs, scripte
 
 
 async def test_a_page_of_another_site_opens_no_websocket(rigs, scripted_upstream) -> None:
-    """CORS does not bind it, so the door does."""
+    """CORS does not bind a WebSocket, so the check of Origin has to."""
     rig = await rigs(scripted_upstream)
     run = (await chat(rig.base_url, "ok")).run_id
     with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
@@ -138,7 +138,7 @@ async def test_the_last_websocket_that_goes_takes_the_run_along(rigs, raw_upstre
         await until(lambda: run.readers == 1, DEADLINE_S, "its creator is gone")
         await asyncio.sleep(0.5)
         assert not run.is_over
-    await until(lambda: run.is_over, DEADLINE_S, "nobody is left")
+    await until(lambda: run.is_over, DEADLINE_S, "no reader is left")
     assert run.state is State.CANCELLED
 
 

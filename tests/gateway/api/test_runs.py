@@ -141,7 +141,7 @@ async def test_a_reader_may_come_before_the_first_output(rigs, raw_upstream) -> 
 
 
 async def test_a_failure_before_the_first_output_is_told_to_both(rigs, raw_upstream) -> None:
-    """The creator has a status, whoever joined has an error event, and a replay has it too."""
+    """The creator has a status, a second reader an error event, and a replay has that too."""
     go_on = asyncio.Event()
 
     async def play(peer: Peer) -> None:
@@ -209,7 +209,7 @@ async def test_a_run_is_its_owner_s(rigs, scripted_upstream) -> None:
         assert [each["id"] for each in listed["data"]] == ids
 
 
-async def test_a_run_without_a_key_is_nobody_else_s_either(rigs, scripted_upstream) -> None:
+async def test_a_run_without_a_key_is_not_shown_to_a_key(rigs, scripted_upstream) -> None:
     """Made before there was a token, it is not shown to who has one."""
     rig = await rigs(scripted_upstream)
     run = (await chat(rig.base_url, "ok")).run_id

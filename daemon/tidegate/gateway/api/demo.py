@@ -86,7 +86,7 @@ async def chat_completions(request: web.BaseRequest, ledger: Ledger) -> web.Stre
 
 
 async def _request_info(request: web.BaseRequest, ledger: Ledger) -> RequestInfo:
-    """What is asked for; the body is not needed beyond. Raises Refused."""
+    """Read the request for its model and its stream; let go of the body. Raises Refused."""
     account = ledger.open()
     try:
         body = await read_body(

@@ -43,8 +43,8 @@ class MetricsView:
     upstream_aside: Mapping[str, int] = field(default_factory=dict)  # 1: set aside for its failures
     models_aside: Mapping[str, int] = field(default_factory=dict)  # by upstream
     repairs: Mapping[str, int] = field(default_factory=dict)  # open ones, by severity
-    relief_bytes: Mapping[str, int] = field(default_factory=dict)  # by step, since the start
-    relief_seconds: Mapping[str, float] = field(default_factory=dict)
+    reclaimed_bytes: Mapping[str, int] = field(default_factory=dict)  # by step, since the start
+    reclaim_seconds: Mapping[str, float] = field(default_factory=dict)
     guard: GuardFigures = field(default_factory=GuardFigures)
 
 
@@ -100,8 +100,8 @@ class _ViewCollector(Collector):
         )
         severities = {severity.value: 0 for severity in Severity} | dict(view.repairs)
         yield _gauges("repairs", "Open problems by severity.", "severity", severities)
-        yield _counters("relief_bytes", "Bytes freed for memory.", "step", view.relief_bytes)
-        yield _counters("relief_seconds", "Time taken by relief.", "step", view.relief_seconds)
+        yield _counters("relief_bytes", "Bytes freed for memory.", "step", view.reclaimed_bytes)
+        yield _counters("relief_seconds", "Time taken by relief.", "step", view.reclaim_seconds)
         yield from _guard(view.guard)
 
 

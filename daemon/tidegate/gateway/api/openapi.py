@@ -131,7 +131,7 @@ def _about_form(form: Format) -> Description:
 
 
 def _name(path: str) -> str:
-    """ "createChatCompletions" for "/v1/chat/completions"."""
+    """Make an operation's id of a path: "createChatCompletions" for "/v1/chat/completions"."""
     words = re.findall("[a-z0-9]+", path)
     if words[0] == "v1":
         words = words[1:]
@@ -143,7 +143,7 @@ def _name(path: str) -> str:
 
 
 def _camel(words: list[str]) -> str:
-    """ "showRun" for "show", "run"."""
+    """Join words: "showRun" for "show", "run"."""
     return words[0] + "".join(word[0].upper() + word[1:] for word in words[1:])
 
 

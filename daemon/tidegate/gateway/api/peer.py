@@ -74,7 +74,7 @@ async def forward(
 
 
 def _path(request: web.BaseRequest) -> str:
-    """The path as it was sent, below /v1."""
+    """Read the path as it was sent, below /v1."""
     return request.raw_path.partition("?")[0].removeprefix("/v1")
 
 

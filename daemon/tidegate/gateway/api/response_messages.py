@@ -36,7 +36,7 @@ _NO_USAGE = {
 
 
 class AnswerMessages:
-    """Makes messages of a run's events, and notes in the turn what the answer holds."""
+    """The messages of a run's events; what the answer holds is noted in the turn."""
 
     def __init__(self, relay: Relay, turn: Turn | None) -> None:
         """`turn` is what the connection remembers of the answer, if anything."""
@@ -109,7 +109,7 @@ def error_message(error: ErrorText) -> bytes:
 
 
 def _error_of(status: int, body: bytes) -> bytes:
-    """A body of an error, with its status, as a message."""
+    """Make a message of an error's body and its status."""
     body = as_utf8(body)
     try:
         error = members_of(body)["error"]
@@ -121,7 +121,7 @@ def _error_of(status: int, body: bytes) -> bytes:
 
 
 def _with_text_code(data: bytes) -> bytes:
-    """`response.failed`, with the code of its error as text."""
+    """Make the code of the error in a `response.failed` a text."""
     try:
         event = members_of(data)
         response = members_of(event["response"])
@@ -133,7 +133,7 @@ def _with_text_code(data: bytes) -> bytes:
 
 
 def _texts(error: dict[str, Raw]) -> dict[str, Raw]:
-    """The members of an error; clients take no other kind than text for these."""
+    """Make an error's members texts; clients take nothing else for these."""
     for name in ("code", "message", "type"):
         value = bytes(error.get(name, Raw(b"null")))
         if value != b"null" and not value.startswith(b'"'):

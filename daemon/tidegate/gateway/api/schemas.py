@@ -27,12 +27,12 @@ _IDS = ("x-request-id", "request-id")
 
 
 def ref(name: str, kind: str = "schemas") -> JsonObject:
-    """A reference to a component."""
+    """Refer to a component."""
     return {"$ref": f"#/components/{kind}/{name}"}
 
 
 def answer(text: str, bodies: JsonObject | None = None, more: Iterable[str] = ()) -> JsonObject:
-    """An answer: its `bodies`, a shape a media type; the ids that each has, and `more` headers."""
+    """Describe an answer: its `bodies`, a shape a media type; its ids, and `more` headers."""
     told: JsonObject = {
         "description": text,
         "headers": {name: ref(name, "headers") for name in (*_IDS, *more)},
@@ -41,38 +41,38 @@ def answer(text: str, bodies: JsonObject | None = None, more: Iterable[str] = ()
 
 
 def content(bodies: JsonObject) -> JsonObject:
-    """Bodies by media type, each of its shape."""
+    """Describe bodies by media type, each of its shape."""
     return {kind: {"schema": schema} for kind, schema in bodies.items()}
 
 
 def json_answer(text: str, schema: str, links: JsonObject | None = None) -> JsonObject:
-    """An answer of JSON, and the operations that it leads to."""
+    """Describe an answer of JSON, and the operations that it leads to."""
     return answer(text, {JSON: ref(schema)}) | ({"links": links} if links else {})
 
 
 def text_answer(text: str) -> JsonObject:
-    """An answer for a person."""
+    """Describe an answer for a person."""
     return answer(text, {"text/plain": {"type": "string"}})
 
 
 def header(name: str, text: str, schema: JsonObject | None = None) -> JsonObject:
-    """A header of a request; text unless `schema` says more."""
+    """Describe a header of a request; text unless `schema` says more."""
     schema = schema or {"type": "string"}
     return {"name": name, "in": "header", "description": text, "schema": schema}
 
 
 def query(name: str, text: str, schema: JsonObject) -> JsonObject:
-    """A parameter in the query of a request."""
+    """Describe a parameter in the query of a request."""
     return {"name": name, "in": "query", "description": text, "schema": schema}
 
 
 def links(operations: Iterable[str], source: str) -> JsonObject:
-    """Operations that an answer leads to, by the id at `source` in it."""
+    """Describe the operations that an answer leads to, by the id at `source` in it."""
     return {name: {"operationId": name, "parameters": {"id": source}} for name in operations}
 
 
 def _object(required: Mapping[str, str], **more: JsonObject) -> JsonObject:
-    """An object whose members are all there: names and types, "string|null" among them."""
+    """Describe an object whose members are all there: names and types, also "string|null"."""
     members: JsonObject = {}
     for name, kinds in required.items():
         kind = kinds.split("|")
@@ -82,7 +82,7 @@ def _object(required: Mapping[str, str], **more: JsonObject) -> JsonObject:
 
 
 def _struct(kind: type[msgspec.Struct], **more: JsonObject) -> JsonObject:
-    """A Struct as it is sent: every member is there, one with a default too."""
+    """Describe a Struct as it is sent: every member is there, one with a default too."""
     _, made = msgspec.json.schema_components([kind])
     shape: JsonObject = made[kind.__name__]
     members = shape["properties"] | more
@@ -95,7 +95,7 @@ def _struct(kind: type[msgspec.Struct], **more: JsonObject) -> JsonObject:
 
 
 def _list(schema: str) -> JsonObject:
-    """A list as OpenAI's clients read it."""
+    """Describe a list as OpenAI's clients read it."""
     return _object({"object": "string"}, data=_many(schema))
 
 
