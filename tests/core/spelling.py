@@ -1,4 +1,4 @@
-"""JSON as anybody might write it: blanks, order, doubled keys and escapes at random."""
+"""JSON as a client might write it: blanks, order, doubled keys and escapes at random."""
 
 import json
 from typing import Any

@@ -258,7 +258,7 @@ class Gateway(RuleBasedStateMachine):
         kept = run.window.next_seq - len(story.sent)
         story.sent += run.window.last_events(kept) if kept else []
         if len(story.sent) < run.window.next_seq:
-            # The block did not even fit into the window: nobody can read it any more.
+            # The block did not even fit into the window: no reader can have it any more.
             story.sent += [b""] * (run.window.next_seq - len(story.sent))
         self.fail(story, reason)
 

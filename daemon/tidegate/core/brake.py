@@ -37,7 +37,7 @@ HERE = Source("this computer", is_local=True)  # over a Unix socket
 
 
 def source_of(peer: str | None) -> Source:
-    """The source of a connection; `peer` is the address as the socket tells it.
+    """Tell the source of a connection; `peer` is the address as the socket tells it.
 
     Of IPv6 a whole /64 counts as one, for that is what one household has.
     """
@@ -86,11 +86,11 @@ class Brake:
         return f"<Brake sources={len(self._tries)}>"
 
     def __len__(self) -> int:
-        """The sources that are remembered."""
+        """Count the sources that are remembered."""
         return len(self._tries)
 
     def wrong(self, source: Source, now_s: float) -> float | None:
-        """Note a wrong key. The seconds to come back in, or None where the brake is not on."""
+        """Note a wrong key; returns the seconds to come back in, None where there is no brake."""
         tries = self._tries.get(source.name)
         if tries is None:
             tries = self._tries[source.name] = _Tries(0.0, now_s)
@@ -107,7 +107,7 @@ class Brake:
         return (tries.level + 1 - FREE) * EVERY_S
 
     def report(self, now_s: float) -> BrakeReport | None:
-        """What has not been said yet: the first wrong key at once, then once in a minute."""
+        """Sum up what was not reported yet: the first wrong key at once, then once in a minute."""
         if not self._unsaid or now_s - self._reported_s < REPORT_EVERY_S:
             return None
         sources = [(name, tries.unsaid) for name, tries in self._tries.items() if tries.unsaid]

@@ -34,11 +34,11 @@ class Decoder(Generic[_Value]):
     def __init__(
         self, kind: type[_Value], hook: Callable[[type, object], object] | None = None
     ) -> None:
-        """`hook` makes a value of a type that JSON does not know."""
+        """Decode values of `kind`; `hook` makes one of a type that JSON does not know."""
         self._decoder = msgspec.json.Decoder(kind, dec_hook=hook)
 
     def decode(self, data: bytes | msgspec.Raw) -> _Value:
-        """The value. Raises Undecodable."""
+        """Decode one value. Raises Undecodable."""
         try:
             return self._decoder.decode(data)
         except UnicodeDecodeError as error:
@@ -53,7 +53,7 @@ _plain: Decoder[object] = Decoder(object)
 
 
 def count(said: str, most: int) -> int | None:
-    """A number in digits, as a service manager or the kernel writes it; None for anything else.
+    """Read a number in digits, as a service manager or the kernel writes it; else None.
 
     `str.isdigit` alone is also true of "²", which int() refuses, and of 5,000 digits.
     """
@@ -64,12 +64,12 @@ def count(said: str, most: int) -> int | None:
 
 
 def json(data: bytes | msgspec.Raw) -> object:
-    """What is in some JSON, in plain types. Raises Undecodable."""
+    """Decode JSON to plain types. Raises Undecodable."""
     return _plain.decode(data)
 
 
 def text(data: bytes) -> str:
-    """UTF-8, with or without a mark at its beginning. Raises Undecodable with the line."""
+    """Decode UTF-8, with or without a byte order mark. Raises Undecodable with the line."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -78,7 +78,7 @@ def text(data: bytes) -> str:
 
 
 def toml(source: str) -> dict[str, object]:
-    """The tables of a TOML document. Raises Undecodable, whose text has tomllib's place."""
+    """Read the tables of a TOML document. Raises Undecodable, whose text has tomllib's place."""
     try:
         return tomllib.loads(source)
     except RecursionError as error:

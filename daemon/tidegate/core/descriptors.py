@@ -24,12 +24,12 @@ class ConnectionBounds(NamedTuple):
 
 
 def connection_bounds(limit: int) -> ConnectionBounds:
-    """What a process may serve that may have `limit` descriptors."""
+    """Count the connections that a process may serve with `limit` descriptors."""
     reserved = min(_RESERVED, limit // _RESERVED_SHARE)
     clients = max(1, (limit - reserved) // _A_CLIENT)
     return ConnectionBounds(clients, max(1, reserved // _BEYOND_SHARE))
 
 
 def needed(clients: int) -> int:
-    """How many descriptors a process should be allowed that may have so many clients."""
+    """Count the descriptors that a process should be allowed for so many clients."""
     return _A_CLIENT * clients + _RESERVED

@@ -18,7 +18,7 @@ class Histogram:
     __slots__ = ("_bounds_s", "_counts", "_sum_s")
 
     def __init__(self, bounds_s: Sequence[float]) -> None:
-        """`bounds_s` are the buckets' inclusive upper ends in seconds, ascending."""
+        """Count by `bounds_s`: the buckets' inclusive upper ends in seconds, ascending."""
         if not bounds_s or list(bounds_s) != sorted(set(bounds_s)):
             raise ValueError("the bounds of a histogram ascend")
         self._bounds_s = tuple(bounds_s)
@@ -26,7 +26,7 @@ class Histogram:
         self._sum_s = 0.0
 
     def observe(self, seconds: float) -> None:
-        """Counts one duration."""
+        """Count one duration."""
         self._counts[bisect_left(self._bounds_s, seconds)] += 1
         self._sum_s += seconds
 
@@ -41,7 +41,7 @@ class Histogram:
         return self._sum_s
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Each upper end as Prometheus writes it, and how many durations were no longer."""
+        """Give each upper end as Prometheus writes it, and how many durations were no longer."""
         ends = [*(repr(float(bound)) for bound in self._bounds_s), "+Inf"]
         return [(end, float(n)) for end, n in zip(ends, accumulate(self._counts), strict=True)]
 

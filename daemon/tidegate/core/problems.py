@@ -59,7 +59,7 @@ class Repairs:
     """The book. Times are seconds: `now_s` monotonic, `now` Unix."""
 
     def __init__(self, since: Mapping[str, float] | None = None) -> None:
-        """`since` holds what a former program knew of, by id; it opens at once when seen."""
+        """Begin with what a former program knew of, by id: it opens at once when seen."""
         self._since = dict(since or {})
         self._seen: dict[str, _Seen] = {}
 
@@ -69,7 +69,7 @@ class Repairs:
     def observe(
         self, problems: Iterable[Problem], *, now_s: float, now: float
     ) -> tuple[list[Repair], list[Repair]]:
-        """Take in what is wrong now; which repairs that opened, and which it closed."""
+        """Take in what is wrong now; returns which repairs that opened, and which it closed."""
         opened = []
         for problem in problems:
             seen = self._seen.get(problem.id)
@@ -92,13 +92,13 @@ class Repairs:
         return opened, closed
 
     def open(self) -> list[Repair]:
-        """The worst first, and of those the oldest."""
+        """List the open repairs: the worst first, and of those the oldest."""
         seen = [each for each in self._seen.values() if each.is_open]
         seen.sort(key=lambda each: (-ORDER[each.problem.severity], each.since))
         return [_repair(each) for each in seen[:MOST_OPEN]]
 
     def counts(self) -> dict[str, int]:
-        """How many are open of each severity, zeros included."""
+        """Count the open repairs of each severity, zeros included."""
         counts = dict.fromkeys((severity.value for severity in Severity), 0)
         for each in self._seen.values():
             counts[each.problem.severity.value] += each.is_open

@@ -28,7 +28,7 @@ class Secret:
     __slots__ = ("_forms",)
 
     def __init__(self, *keys: str | None) -> None:
-        """`keys` as they are sent."""
+        """Hide `keys`, given as they are sent."""
         # The longest first, for one may begin with another.
         known = sorted((k for k in keys if k and len(k) >= MIN_LENGTH), key=len, reverse=True)
         forms = dict.fromkeys(form for key in known for form in _written(key))
@@ -38,23 +38,23 @@ class Secret:
         return f"<Secret {HIDDEN if self._forms else 'none'}>"
 
     def __bool__(self) -> bool:
-        """Whether there is anything to hide."""
+        """Say whether there is anything to hide."""
         return bool(self._forms)
 
     def hide(self, text: str) -> str:
-        """`text` without the key."""
+        """Replace the key in `text`."""
         for form, _ in self._forms:
             text = text.replace(form, HIDDEN)
         return text
 
     def hide_bytes(self, data: bytes) -> bytes:
-        """`data` without the key; what is JSON remains JSON."""
+        """Replace the key in `data`; what is JSON remains JSON."""
         for _, form in self._forms:
             data = data.replace(form, HIDDEN.encode())
         return data
 
     def hide_values(self, values: Mapping[str, str]) -> dict[str, str]:
-        """The same names with values that do not have the key."""
+        """Replace the key in the values; the names stay."""
         return {name: self.hide(value) for name, value in values.items()}
 
 
@@ -62,16 +62,16 @@ NO_SECRET = Secret(None)
 
 
 def looks_like_key(text: str) -> bool:
-    """Whether some part of it can hardly be anything else."""
+    """Say whether some part of the text can hardly be anything but a key."""
     return bool(_BEGINNING.search(text) or _RANDOM.search(text))
 
 
 def hide_keys(text: str) -> str:
-    """`text` without those parts of it."""
+    """Replace what looks like a key in `text`."""
     return _RANDOM.sub(HIDDEN, _BEGINNING.sub(HIDDEN, text))
 
 
 def _written(key: str) -> tuple[str, ...]:
-    """As it is, and as a JSON text has it, of which there are two ways to write a slash."""
+    """List the forms of a key: as it is, and as JSON has it, with two ways to write a slash."""
     escaped = json.dumps(key)[1:-1]
     return tuple(dict.fromkeys((escaped.replace("/", "\\/"), escaped, key)))

@@ -76,7 +76,7 @@ class Limits(Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_body_bytes: Later[int] = field(default=32 * MIB, name="max_body")  # request or plain answer
 
     def at_target(self, *, is_last: bool) -> Limits:
-        """These limits as they hold for one target, with `plain_s` filled in."""
+        """Give these limits as they hold for one target, with `plain_s` filled in."""
         if self.plain_s is not None:
             return self
         plain_s = PLAIN_S if is_last else PLAIN_BEFORE_OTHERS_S
@@ -103,7 +103,7 @@ class LimitOverrides(Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_body_bytes: Later[int | None] = field(default=None, name="max_body")
 
     def over(self, limits: Limits) -> Limits:
-        """`limits` with every override that is set."""
+        """Give `limits` with every override that is set."""
         changed = {n: v for n in self.__struct_fields__ if (v := getattr(self, n)) is not None}
         if not changed:
             return limits
@@ -132,7 +132,7 @@ class DrainLimits(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How long streams may go on when their worker is on its way out."""
 
     stop_limit_s: AtOnce[float] = 30.0
-    recycle_limit_s: AtOnce[float] = 3630.0  # longer than any run: a recycle cuts nobody
+    recycle_limit_s: AtOnce[float] = 3630.0  # longer than any run: a recycle cuts no stream
 
 
 class Auth(Struct, frozen=True, kw_only=True, omit_defaults=True):

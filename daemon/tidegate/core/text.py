@@ -16,19 +16,19 @@ _NOT_ASCII = re.compile(r"[^ -~]")
 
 
 def count(number: int, noun: str) -> str:
-    """ "1 run", "3 runs": for nouns that take an s."""
+    """Count a noun that takes an s: "1 run", "3 runs"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def visible(text: str, keep: str = "") -> str:
-    """`text` with every character that does not print, but for those to `keep`, as an escape."""
+    """Write every character of `text` that does not print as an escape, but for those to `keep`."""
     if text.isprintable():
         return text
     return _NOT_ASCII.sub(lambda found: _shown(found[0], keep), text)
 
 
 def visible_json(text: str) -> str:
-    """A JSON text that says the same, with such characters as JSON's own escapes.
+    """Write a JSON text that says the same, with such characters as JSON's own escapes.
 
     Outside of its strings there are none but white space, which stays.
     """

@@ -98,7 +98,7 @@ def test_start_has_a_limit() -> None:
 
 @pytest.mark.parametrize("asleep_s", [5.1, 60.0, 1e6])
 def test_clock_gap_starts_every_deadline_afresh(asleep_s: float) -> None:
-    """A late tick kills nobody, nor does anything within a period after it."""
+    """A late tick kills no worker, nor does anything within a period after it."""
     rig = Rig().serving()
     rig.do(events.Recycle("asked"))
     rig.tick_for(1, 1)
@@ -268,7 +268,7 @@ def test_stop_drains_and_is_over_when_all_are_gone() -> None:
 
 
 def test_second_stop_ends_at_once() -> None:
-    """Whoever asks twice does not wait for streams."""
+    """A second stop does not wait for streams."""
     rig = Rig().serving()
     rig.do(events.Stop(limit_s=30.0))
     assert rig.do(events.Stop(limit_s=30.0)) == [events.Kill(1, "stopped at once", stacks=False)]
@@ -318,7 +318,9 @@ def test_it_is_healthy_while_a_worker_is_inside_its_deadline() -> None:
     """systemd is told all is well for a fresh heartbeat or a replacement in time, else not."""
     rig = Rig().serving()
     assert life.is_healthy(rig.fleet, rig.now_s + 9, TIMING)
-    assert not life.is_healthy(rig.fleet, rig.now_s + 16, TIMING)  # nobody acted on the silence
+    assert not life.is_healthy(
+        rig.fleet, rig.now_s + 16, TIMING
+    )  # nothing was done about the silence
     rig.do(events.Exited(1, "x"))
     assert life.is_healthy(rig.fleet, rig.now_s + 29, TIMING)
     assert not life.is_healthy(rig.fleet, rig.now_s + 36, TIMING)

@@ -109,7 +109,7 @@ def test_an_input_that_is_none_goes_on_from_nothing() -> None:
 
 
 def test_other_events_are_no_items() -> None:
-    """Nor is the name of the event where it is somebody's text."""
+    """Nor is the name of the event where it is a text in an answer."""
     turn = request(asked(input="a"))
     for event in (
         b"data: [DONE]\n\n",

@@ -134,7 +134,7 @@ def test_a_flood_of_items_is_bounded() -> None:
 
 
 def test_the_response_of_an_event_is_found() -> None:
-    """For whoever asks for it later."""
+    """A client can ask for it later."""
     found = response_in(event("response.completed", response={"id": "r"}))
     assert found is not None
     assert json.loads(found) == {"id": "r"}

@@ -60,7 +60,7 @@ def test_what_is_no_chunk_has_no_end(data: bytes) -> None:
 
 
 def test_lines_extensions_and_trailers_are_bounded() -> None:
-    """Nobody sends a body of framing."""
+    """No honest client sends a body of framing."""
     long = b"1;" + b"x" * MAX_SIZE_LINE_BYTES
     assert follow(long) == ("a chunk's first line is longer than 256 bytes", 0)
     line = b"1;" + b"x" * 200 + b"\r\n"

@@ -152,7 +152,7 @@ def test_only_names_of_this_server_are_allowed(text: str, allowed: bool) -> None
     "text", ["http://good.example", "*", "*.", "*.1.2.3.4", "a.*.b", "good.example/", ""]
 )
 def test_a_bad_entry_of_allowed_hosts_is_named(text: str) -> None:
-    """Whoever writes the setting is told which entry is wrong."""
+    """The owner is told which entry of the setting is wrong."""
     with pytest.raises(ValueError, match=r".") as caught:
         parse_pattern(text)
     assert repr(text) in str(caught.value)

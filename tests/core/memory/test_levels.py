@@ -178,7 +178,7 @@ def test_a_rise_is_counted_on_only_while_something_grows() -> None:
 
 
 def test_a_gap_in_the_clock_keeps_the_level_and_begins_its_dwell_anew() -> None:
-    """Time that nobody saw pass counts for nothing."""
+    """Time that was not seen to pass counts for nothing."""
     mark, _ = wm.judge(wm.Watermark(), share(0.75), LIMITS, 0.0)
     mark, _ = wm.judge(mark, share(0.1), LIMITS, 1.0)
     mark, _ = wm.judge(wm.forget_time(mark), share(0.1), LIMITS, 5000.0)

@@ -103,7 +103,7 @@ class Played:
     ],
 )
 def test_each_level_has_its_steps(ratio: float, steps: tuple[ReclaimStep, ...]) -> None:
-    """What costs nobody anything comes first, and the trim last."""
+    """What costs no reader anything comes first, and the trim last."""
     assert Played().tick(reading(ratio)).steps == steps
 
 
@@ -265,7 +265,7 @@ def test_one_recycle_at_a_time() -> None:
 
 
 def test_a_spent_budget_closes_the_door_and_says_so() -> None:
-    """Then whoever manages the service decides."""
+    """Then the service manager decides."""
     decision = Played().ticks(20, reading(0.75, explained=0.0), recycles_left=0)[-1]
     assert decision.recycle is None
     assert decision.refused == "the hour's recycles are spent"
@@ -329,7 +329,7 @@ def test_a_leak_that_fills_the_room_within_a_day_is_recycled_in_a_quiet_minute()
 
 
 def test_a_quiet_minute_is_not_waited_for_longer_than_an_hour() -> None:
-    """A gateway that is always busy is recycled all the same: that cuts nobody."""
+    """A gateway that is always busy is recycled all the same: that cuts no stream."""
     played = Played()
     played.ticks(3595, reading(0.2, explained=0.0), finding=finding(LEAK))
     assert any(
@@ -387,7 +387,7 @@ def test_the_last_resort_takes_three_readings_in_a_row() -> None:
 
 
 def test_cuts_that_do_not_help_are_the_service_managers_affair() -> None:
-    """After as many as recycles are allowed, if somebody would start us again."""
+    """After as many as recycles are allowed, if a service manager would start us again."""
 
     def last(may_give_up: bool) -> tuple[int, int]:
         played = Played()
@@ -448,7 +448,7 @@ def test_a_gap_in_the_clock_never_harms() -> None:
 
 
 def test_observing_decides_the_same_and_says_it_once_an_hour() -> None:
-    """A rehearsal: nobody acts, so what is called for stays called for."""
+    """A rehearsal: no order is carried out, so what is called for stays called for."""
     played = Played()
     decisions = played.ticks(4000, reading(0.75, explained=0.0), enforces=False)
     assert sum(d.recycle is not None for d in decisions) == 2

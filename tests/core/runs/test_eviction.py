@@ -25,7 +25,7 @@ def run(run_id: str, **facts: Any) -> Candidate:
 
 
 def finished(run_id: str, ago_s: float, **facts: Any) -> Candidate:
-    """A run that is over, and that nobody reads."""
+    """A run that is over, and that has no readers."""
     return run(run_id, is_over=True, readers=0, ended_s=NOW_S - ago_s, **facts)
 
 
@@ -172,7 +172,7 @@ CANDIDATES = st.lists(
 def test_a_plan_is_bounded_true_and_spares_who_reads(
     step: ReclaimStep, candidates: list[Candidate], stale_after_s: float, most: int
 ) -> None:
-    """Whatever there is: at most so many, promises that are held, and nobody harmed who reads."""
+    """Whatever there is: at most so many, promises are held, and no active reader is harmed."""
     victims = plan(step, candidates, NOW_S, stale_after_s, most)
     assert victims == plan(step, candidates, NOW_S, stale_after_s, most)
     assert len(victims) <= most

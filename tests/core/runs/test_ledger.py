@@ -59,7 +59,7 @@ def test_the_book_is_tight_before_it_is_full() -> None:
 
 
 def test_relief_that_helps_lets_the_charge_pass() -> None:
-    """What can be given back is given back before anybody is refused."""
+    """What can be given back is given back before a client is refused."""
     ledger = Ledger(1000)
     old, new = ledger.open(), ledger.open()
     old.set(Entry.WINDOW, 600)
@@ -90,14 +90,14 @@ def test_letting_go_never_fails() -> None:
     account = ledger.open()
     account.set(Entry.WINDOW, 5000)
     ledger.limit_bytes = 100
-    ledger.relieve = lambda: pytest.fail("nobody asked for more")
+    ledger.relieve = lambda: pytest.fail("no more was asked for")
     account.set(Entry.WINDOW, 4000)
     account.set(Entry.WINDOW, 4000)
     assert ledger.total_bytes == 4000
 
 
 def test_a_closed_account_cannot_be_charged() -> None:
-    """A late charge would be nobody's: it is refused or ignored, and the total stays the sum."""
+    """A late charge would be no run's: it is refused or ignored, and the total stays the sum."""
     ledger = Ledger()
     account = ledger.open()
     account.close()

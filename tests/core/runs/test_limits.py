@@ -362,7 +362,7 @@ def test_a_whole_answer_is_never_ended_as_a_broken_one() -> None:
 
 
 def test_a_finish_is_noticed_without_a_deadline_of_its_own() -> None:
-    """Whoever waits for the next limit looks again soon enough, and not all the time."""
+    """A relay that waits for the next limit looks again soon enough, and not all the time."""
     run = connecting(CHAT)
     assert look_again_s(run, 100.0) == float("inf")
     run.feed(chunk(content="a"), 110.0)

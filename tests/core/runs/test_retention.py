@@ -40,7 +40,7 @@ def make_run(
 
 @pytest.mark.parametrize("stage", ["queued", "connecting", "failed over", "streaming", "paused"])
 def test_a_run_whose_end_never_came_is_swept(stage: str) -> None:
-    """Nobody aborted it, its failover came or did not: at total_s + grace_s it goes, to 0 bytes."""
+    """Not aborted, its failover came or did not: at total_s + grace_s it goes, to 0 bytes."""
     ledger = Ledger()
     run = make_run(ledger=ledger)
     run.attach()
@@ -64,7 +64,7 @@ def test_a_run_whose_end_never_came_is_swept(stage: str) -> None:
 
 
 def test_an_abandoned_run_is_swept_sooner() -> None:
-    """Nobody listens and the cancellation did not take place: it need not wait for the total."""
+    """Without readers and with no cancellation it need not wait for the total."""
     run = make_run()
     run.attach()
     run.detach(1010.0)
@@ -124,7 +124,7 @@ seconds = st.floats(0.0, 1e7, allow_nan=False)
 def test_what_is_due_gets_its_verdict_whatever_the_rounding(
     created_s: float, total_s: float, grace_s: float
 ) -> None:
-    """At the very moment it is due, a run that nobody abandoned is called stuck, on any clock."""
+    """At the very moment it is due, a run that was not abandoned is called stuck, on any clock."""
     run = make_run(Limits(total_s=total_s, grace_s=grace_s), now_s=created_s)
     at_s = due_s(run)
     assert math.isfinite(at_s)

@@ -426,7 +426,7 @@ def test_a_clock_never_runs_ahead_of_now() -> None:
 
 
 def test_an_event_without_a_word_is_dropped() -> None:
-    """`data:` alone is somebody's keep-alive: no event, no progress, and no fault."""
+    """`data:` alone is a server's keep-alive: no event, no progress, and no fault."""
     run = make_run()
     run.begin_attempt("box", "m", 100.0)
     run.feed(ROLE + text("a"), 101.0)

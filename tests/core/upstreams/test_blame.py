@@ -252,6 +252,6 @@ def test_an_error_event_that_only_says_error_is_a_suspicion() -> None:
      b'{"error":{"code":{"a":1},"type":[]}}', b'{"detail":[{"msg":"x"}]}', b"\xff", b"{" * 9000],
 )  # fmt: skip
 def test_a_strange_error_is_read_as_well_as_it_can_be(said: bytes) -> None:
-    """It is somebody's fault all the same, and nothing breaks."""
+    """It is a known fault all the same, and nothing breaks."""
     for status in (400, 403, 404, 500):
         assert of(status, said) in VERDICTS

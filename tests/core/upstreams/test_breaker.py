@@ -258,4 +258,4 @@ def test_no_history_breaks_a_promise(history: list[tuple[str, float]]) -> None:
         if breaker.due_s is not None:
             assert FIRST_ASIDE_S <= breaker.aside_s <= MOST_ASIDE_S
             assert breaker.due_s <= now_s + max(MOST_ASIDE_S, TRIAL_S)
-    assert breaker.admit(now_s + max(MOST_ASIDE_S, TRIAL_S))  # nobody is shut out for ever
+    assert breaker.admit(now_s + max(MOST_ASIDE_S, TRIAL_S))  # no target is shut out for ever

@@ -48,7 +48,7 @@ async def background(rig: Rig, events: int) -> str:
     await stream.vanish()
     run = rig.relay().run
     await until(lambda: run.window.next_seq > events, DEADLINE_S, "its events have come")
-    await until(lambda: not run.readers, DEADLINE_S, "nobody listens")
+    await until(lambda: not run.readers, DEADLINE_S, "no reader is left")
     return str(run.id)
 
 
@@ -127,7 +127,7 @@ async def test_open_heads_and_idle_connections_go_and_no_reader(
 async def test_a_reader_of_a_finished_run_is_spared_by_the_step_for_finished_ones(
     rigs, raw_upstream
 ) -> None:
-    """Somebody is reading its end: that one goes when he has it."""
+    """A reader is at its end: that run goes when the reader has it."""
     rig = await rigs(await raw_upstream(bulk(6000, *WHOLE_END)), window_bytes=16 * MIB)
     whole = await chat(rig.base_url, "m")
     await rig.idle()
@@ -191,7 +191,7 @@ async def test_a_background_run_that_loses_its_window_goes_on(rigs, raw_upstream
 
 
 async def test_background_runs_end_with_a_reason(rigs, raw_upstream) -> None:
-    """The largest first, and never one that somebody reads."""
+    """The largest first, and never one that has a reader."""
     gate = asyncio.Event()
     rig = await rigs(await raw_upstream(counting(50, gate)))
     read = await open_chat(rig.base_url, "m", headers={"x-on-disconnect": "continue"})
@@ -200,7 +200,7 @@ async def test_background_runs_end_with_a_reason(rigs, raw_upstream) -> None:
     run = rig.relay().run
     (report,) = await take(rig, "background")
     assert report.runs == 1
-    assert run.reason == "swept: nobody listens, and memory is short, memory level 3"
+    assert run.reason == "swept: it has no readers, and memory is short, memory level 3"
     assert (await get(rig.base_url, f"/v1/runs/{ended}")).status == 404
     gate.set()
     whole = await read.read_all()
@@ -256,7 +256,7 @@ async def test_who_comes_between_two_bites_loses_nothing(
 
 
 class _Reader:
-    """Somebody who has just come."""
+    """A reader who has just come."""
 
     def __init__(self, run) -> None:
         self.cursor = run.window.end

@@ -176,7 +176,7 @@ async def test_a_body_without_room_is_refused_and_charged_to_nobody(
 
 
 async def test_connections_go_behind_kept_answers_and_before_any_run(rigs, raw_upstream) -> None:
-    """At the ledger's own limit: an answer nobody reads, half a head, and only then a run."""
+    """At the ledger's own limit: an answer without readers, half a head, and only then a run."""
     gate = asyncio.Event()
     rig = await rigs(await raw_upstream(counting(50, gate)))
     registry, ledger = rig.gateway.registry, rig.gateway.registry.ledger
@@ -249,7 +249,7 @@ async def test_readers_who_read_nothing_go_before_one_who_reads_has_to_fail(
     rig.facts(ledger_limit_bytes=registry.ledger.total_bytes + 8 * 1024)
     one_more.set()
     await until(lambda: read.window.next_seq == 3, DEADLINE_S, "it goes on")
-    assert registry.swept.runs == 0  # what costs nobody anything was enough
+    assert registry.swept.runs == 0  # what costs no reader anything was enough
     rig.facts(ledger_limit_bytes=registry.ledger.total_bytes + 8 * 1024)
     go_on.set()
     answer = await reader.read_all()
@@ -298,7 +298,7 @@ async def test_readers_who_lag_go_before_one_who_keeps_up_has_to_fail(
     rig.facts(ledger_limit_bytes=registry.ledger.total_bytes + 8 * 1024)
     one_more.set()
     await reader.read_events(3)
-    assert registry.swept.runs == 0  # what costs nobody anything was enough
+    assert registry.swept.runs == 0  # what costs no reader anything was enough
     rig.facts(ledger_limit_bytes=registry.ledger.total_bytes + 8 * 1024)
     go_on.set()
     answer = await reader.read_all()

@@ -65,7 +65,7 @@ async def test_a_run_whose_end_never_comes_is_swept_at_every_stage(
         disconnect_grace_s=60.0,
     )
     if stage == "queued":
-        rig.pool().active = 1  # the place is somebody else's
+        rig.pool().active = 1  # the slot is another request's
     monkeypatch.setattr(Relay, "end", lambda *_, **__: None)
     stream = await open_chat(rig.base_url, "m", stream=stage != "plain")
     await until(lambda: rig.gateway.registry.total, DEADLINE_S, "the run is there")
@@ -148,7 +148,7 @@ async def test_listings_are_newest_first_and_bounded(rigs, scripted_upstream) ->
     registry = rig.gateway.registry
     assert [run.id for run in registry.newest(None, 10)] == [active, *reversed(ids)]
     assert [run.id for run in registry.newest(None, 2)] == [active, ids[2]]
-    assert registry.newest("somebody else", 10) == []
+    assert registry.newest("another user", 10) == []
     assert (registry.active_count, registry.finished_count, registry.total) == (1, 3, 4)
     assert registry.states() == {"streaming": 1, "completed": 3}
 

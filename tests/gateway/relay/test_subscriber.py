@@ -139,7 +139,7 @@ async def test_who_reads_too_slowly_is_told_what_was_evicted(rigs, raw_upstream)
 
 
 async def test_a_run_that_is_released_tells_its_lagging_reader_why(rigs, raw_upstream) -> None:
-    """Cancelled, and its record gone: the reason still reaches whoever reads."""
+    """Cancelled, and its record gone: the reason still reaches its reader."""
     tap = Tap()
     rig = await rigs(await raw_upstream(tap.play), close_flush_s=3.0)
     slow = await open_chat(rig.base_url, "m", receive_buffer=16 * 1024)
@@ -254,7 +254,7 @@ async def test_who_reads_nothing_is_dropped_after_stall_s(rigs, raw_upstream, ov
 
 
 async def test_slow_is_not_dead(rigs, raw_upstream) -> None:
-    """Whoever makes progress within stall_s stays, however long it takes in all."""
+    """A reader that makes progress within stall_s stays, however long it takes in all."""
     tap = Tap()
     rig = await rigs(await raw_upstream(tap.play), stall_s=2.0)
     slow = await open_chat(rig.base_url, "m", receive_buffer=16 * 1024)

@@ -65,7 +65,7 @@ _kind = JsonReader(_Kind)
 
 
 def error_body(error: ErrorText) -> bytes:
-    """Anthropic's error object, as an answer and as an event's data."""
+    """Write Anthropic's error object, as an answer and as an event's data."""
     ours = error.status >= 500 or error.status in {408, 409}
     kind = _TYPES.get(error.status, "api_error" if ours else "invalid_request_error")
     return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": error.message}})
@@ -117,7 +117,7 @@ class Messages(Format):
 
 
 def _read(data: bytes) -> _Event:
-    """Raises Unreadable."""
+    """Read an event, or at least its type. Raises UnreadableJson."""
     try:
         return _event(data)
     except OtherShape:  # a member of another kind than it should be
@@ -125,7 +125,7 @@ def _read(data: bytes) -> _Event:
 
 
 def _is_empty(delta: _Delta) -> bool:
-    """Whether there is no text in a piece of text."""
+    """Say whether there is no text in a piece of text."""
     match delta.type:
         case "text_delta":
             return bytes(delta.text) in EMPTY

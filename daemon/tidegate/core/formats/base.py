@@ -94,7 +94,7 @@ class Rewrite(Protocol):
     tokens: int | None  # of the answer, where it was told and is not passed on
 
     def __call__(self, block: bytes, events: int, first_seq: int) -> tuple[bytes, int]:
-        """The block as it is sent and its number of events; the first of them is `first_seq`."""
+        """Rewrite a block; returns it and its number of events. The first is `first_seq`."""
 
 
 class RequestInfo(NamedTuple):
@@ -134,7 +134,7 @@ MAX_MODEL_CHARS = 1024  # it stays with its run, in listings and in log lines
 MAX_WORD_BYTES = 200  # of an error's code or type, as JSON
 _ERROR_STATUS = re.compile(r"[45][0-9]{2}")
 _TOKENS = re.compile(rb'"(?:completion_tokens|output_tokens|eval_count)": ?(\d{1,9})\b')
-_ESCAPED = re.compile(rb"\\u00[2-7]")  # of ASCII; nobody does that, but everybody may
+_ESCAPED = re.compile(rb"\\u00[2-7]")  # of ASCII; no server is known to, but any may
 _request = JsonReader(_Request)
 _answer = JsonReader(_Answer)
 _said = JsonReader(_Said)
@@ -185,11 +185,11 @@ class Format:
     # --- requests -----------------------------------------------------------------------------
 
     def of_request(self, body: bytes, content_type: str) -> Format:
-        """The description of this very request's answer, where a request may ask for another."""
+        """Give the format of this very request's answer, where a request may ask for another."""
         return self
 
     def parse_request(self, body: bytes, content_type: str) -> RequestInfo:
-        """Raises ValueError with a sentence for the caller."""
+        """Read what routing needs. Raises ValueError with a sentence for the client."""
         if content_type.startswith("multipart/"):
             fields = multipart.fields(body, content_type, ("model", "stream"))
             if "model" not in fields:
@@ -210,21 +210,21 @@ class Format:
         return RequestInfo(wanted.model, self.streams and stream)
 
     def asking_usage(self, body: bytes) -> dict[str, Raw | None] | None:
-        """What makes an upstream count tokens where the client did not ask; None: nothing to do."""
+        """Give what makes an upstream count tokens where the client did not ask; None: nothing."""
         return None
 
     # --- events -------------------------------------------------------------------------------
 
     def meaning(self, event: bytes) -> Meaning:
-        """Classifies one event. What cannot be read is OTHER: it is not ours to judge."""
+        """Classify one event. What cannot be read is OTHER: it is not ours to judge."""
         raise NotImplementedError
 
     def may_end(self, block: bytes) -> bool:
-        """Whether the terminal marker may be the last event; cheap enough for every block."""
+        """Say whether the terminal marker may be the last event; cheap enough for every block."""
         raise NotImplementedError
 
     def whole_events(self, block: bytes, events: int, *, is_plain: bool = False) -> int:
-        """How many events there are before the first that a client's parser would die of.
+        """Count the events before the first that a client's parser would die of.
 
         Each is judged by itself: two halves of a value are none. `is_plain` is the framer's word.
         """
@@ -248,16 +248,16 @@ class Format:
         return events
 
     def gets_on(self, block: bytes) -> bool:
-        """Whether any event of it brings the answer further."""
+        """Say whether any event of the block brings the answer further."""
         events = reversed(self.framing.split(block))
         return any(self.meaning(event) not in self.idle_meanings for event in events)
 
     def finished_choices(self, block: bytes) -> set[int]:
-        """Which of several choices say in it why they end, by number."""
+        """Find which of several choices say in it why they end, by number."""
         return set()
 
     def without_empty(self, block: bytes) -> tuple[bytes, int]:
-        """The block without events that say nothing, and its number of events.
+        """Drop the events that say nothing; returns the block and its number of events.
 
         Some servers send `data:` alone to keep a connection alive; JSON parsers die of it.
         """
@@ -265,7 +265,7 @@ class Format:
         return b"".join(kept), len(kept)
 
     def verdict(self, last_events: list[bytes]) -> Meaning:
-        """How an answer ended, from its last events: ERROR, DONE, FINISH, or OPENING if it broke.
+        """Say how an answer ended, by its last events: ERROR, DONE, FINISH, or OPENING if it broke.
 
         A finish_reason without the marker is a completion, unless more output came after it; an
         error anywhere in the end is one.
@@ -284,11 +284,11 @@ class Format:
         return end
 
     def response_id(self, data: bytes) -> str | None:
-        """What an opening event or a whole answer calls the answer, where it can be asked for."""
+        """Find the answer's id in an opening event or a whole answer, where it can be asked for."""
         return None
 
     def tokens(self, last_events: list[bytes]) -> int | None:
-        """How many tokens the answer had, where its end says so."""
+        """Find how many tokens the answer had, where its end says so."""
         for event in reversed(last_events):
             if found := _TOKENS.findall(event):
                 return int(found[-1])
@@ -297,24 +297,24 @@ class Format:
     # --- errors -------------------------------------------------------------------------------
 
     def error_body(self, error: ErrorText) -> bytes:
-        """An error as a whole answer."""
+        """Write an error as a whole answer."""
         raise NotImplementedError
 
     def error_events(self, error: ErrorText, about: About) -> list[bytes]:
-        """The events on which the official clients raise."""
+        """Write the events on which the official clients raise."""
         raise NotImplementedError
 
     def is_error_open(self, last_event: bytes) -> bool:
-        """Whether more has to follow the error that an upstream told, as its last event."""
+        """Say whether more has to follow the error that an upstream told, as its last event."""
         return False
 
     def told_error(self, event: bytes) -> ToldError:
-        """What an error event that opens a stream says."""
+        """Read the error event that opens a stream."""
         data = self.framing.data(event)
         return ToldError(status_of_error(data), data, error_label(data))
 
     def error_in(self, body: bytes) -> ToldError | None:
-        """The error in a whole answer that claims to be none (OpenRouter sends such)."""
+        """Find the error in a whole answer that claims to be none (OpenRouter sends such)."""
         try:
             error = _answer(body).error
         except UnreadableJson:
@@ -325,7 +325,7 @@ class Format:
 
 
 def with_values(body: bytes, content_type: str, values: Mapping[str, Raw | None]) -> list[Piece]:
-    """The same request with some values replaced, or left out; every other one keeps its bytes.
+    """Replace some values of a request, or leave them out; every other one keeps its bytes.
 
     In pieces: whatever is large is a view of `body`, for a second copy of it would be in no ledger.
     Raises ValueError where the body cannot be taken apart.
@@ -358,17 +358,17 @@ def with_values(body: bytes, content_type: str, values: Mapping[str, Raw | None]
 
 
 def may_say(word: bytes, block: bytes) -> bool:
-    """Whether a string of the JSON in it may be `word`, which JSON may spell with escapes."""
+    """Say whether a string of the JSON in it may be `word`, which JSON may spell with escapes."""
     return word in block or (b"\\u00" in block and _ESCAPED.search(block) is not None)
 
 
 def is_keep_alive(kind: str, event: bytes) -> bool:
-    """Whether a server-sent event is one by its type, or by its name where it has no type."""
+    """Say whether an event is a keep-alive by its type, or by its name where it has no type."""
     return (kind or SSE.event_name(event)) in KEEP_ALIVES
 
 
 def stronger(one: Meaning, other: Meaning) -> Meaning:
-    """Of two verdicts the one that says more about the end."""
+    """Choose of two verdicts the one that says more about the end."""
     for end in (Meaning.ERROR, Meaning.DONE, Meaning.FINISH):
         if one is end or other is end:
             return end
@@ -376,7 +376,7 @@ def stronger(one: Meaning, other: Meaning) -> Meaning:
 
 
 def error_label(event_or_body: bytes) -> str:
-    """What kind of error an upstream reports: " (overloaded_error)", or nothing.
+    """Label the error that an upstream reports: " (overloaded_error)", or nothing.
 
     Only its code or type, and only where that is a plain word. The message may repeat the request,
     so it goes to the caller alone and never into a reason, which logs and `status` show.
@@ -386,7 +386,7 @@ def error_label(event_or_body: bytes) -> str:
 
 
 def status_of_error(data: bytes) -> int:
-    """The status that an error would have had: 502 where it does not say."""
+    """Find the status that an error would have had: 502 where it does not say."""
     for value in _error_values(data):
         if isinstance(value, int) and 400 <= value < 600:
             return value
@@ -399,7 +399,7 @@ def status_of_error(data: bytes) -> int:
 
 
 def _error_values(data: bytes) -> Iterable[int | str]:
-    """The code and the type of an error object, or of the one inside it."""
+    """Read the code and the type of an error object, or of the one inside it."""
     try:
         said = _said(SSE.data(data) or data)
         if _is_object(said.response):
@@ -415,7 +415,7 @@ def _error_values(data: bytes) -> Iterable[int | str]:
 
 
 def error_members(data: bytes) -> dict[str, Raw]:
-    """What an error object says, or the one inside it; nothing where it cannot be read."""
+    """Read the members of an error object, or of the one inside it; none if unreadable."""
     try:
         error = members_of(data)
         for inner in ("response", "error"):

@@ -40,7 +40,7 @@ class Turn:
     __slots__ = ("body", "items", "items_bytes", "response_id", "start")
 
     def __init__(self, body: bytes, start: int) -> None:
-        """`start` is where the input begins in the body, which ends with it; 0: it has none."""
+        """Keep a request; its input begins at `start` and ends the body; 0: it has none."""
         self.body = body
         self.start = start
         self.items: list[bytes] = []

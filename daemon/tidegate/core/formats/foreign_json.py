@@ -53,7 +53,7 @@ class JsonReader(Generic[T]):
         self._decode = msgspec.json.Decoder(kind).decode
 
     def __call__(self, data: bytes | Raw) -> T:
-        """The value. Raises Unreadable."""
+        """Read one value. Raises UnreadableJson."""
         try:
             return self._decode(data)
         except _REFUSED as error:
@@ -61,7 +61,7 @@ class JsonReader(Generic[T]):
 
 
 def is_json(data: bytes) -> bool:
-    """Whether it is one JSON value, in UTF-8."""
+    """Say whether it is one JSON value, in UTF-8."""
     try:
         _any(data)
     except _REFUSED as error:
@@ -71,7 +71,7 @@ def is_json(data: bytes) -> bool:
 
 
 def is_utf8(data: bytes) -> bool:
-    """Whether it is text. In slices: as a whole it may be four times as large when decoded."""
+    """Say whether it is text. In slices: as a whole it may be four times as large when decoded."""
     decoder, view = _utf8(), memoryview(data)
     try:
         for at in range(0, len(data), SLICE_BYTES):
@@ -83,12 +83,12 @@ def is_utf8(data: bytes) -> bool:
 
 
 def as_utf8(data: bytes) -> bytes:
-    """The same, with U+FFFD for what is not UTF-8; for what becomes part of an answer of ours."""
+    """Write U+FFFD for what is not UTF-8; for what becomes part of an answer of ours."""
     return data if is_utf8(data) else data.decode("utf-8", "replace").encode()
 
 
 def members_of(data: bytes | Raw) -> dict[str, Raw]:
-    """An object's members, each value in the bytes that it came in. Raises Unreadable."""
+    """Read an object's members, each in the bytes that it came in. Raises UnreadableJson."""
     try:
         return _members(data)
     except _REFUSED as error:
@@ -101,13 +101,13 @@ def members_of(data: bytes | Raw) -> dict[str, Raw]:
 
 
 def as_object(values: Mapping[str, Raw]) -> bytes:
-    """The object that has these members."""
+    """Write the object that has these members."""
     named = [b"%b:%b" % (as_name(name), value) for name, value in values.items()]
     return b"{" + b",".join(named) + b"}"
 
 
 def as_name(name: str) -> bytes:
-    """The name of a member, as JSON."""
+    """Write the name of a member as JSON."""
     try:
         return msgspec.json.encode(name)
     except UnicodeEncodeError:  # half a character in it
@@ -115,7 +115,7 @@ def as_name(name: str) -> bytes:
 
 
 def _again(decode: Callable[[bytes | bytearray], T], data: bytes, refused: Exception) -> T:
-    """Reads once more, without what msgspec alone stumbles over. Raises Unreadable."""
+    """Read once more, without what msgspec alone stumbles over. Raises UnreadableJson."""
     try:
         if isinstance(refused, msgspec.ValidationError):
             raise refused
@@ -145,7 +145,7 @@ def _is_json_with_halves(data: bytes, refused: Exception) -> bool:
 
 
 def _without_halves(data: bytes) -> bytes | bytearray:
-    """The same with U+FFFD for each half; `data` itself where it has none."""
+    """Write U+FFFD for each half; returns `data` itself where it has none."""
     if b"\\u" not in data:
         return data
     escapes = data.replace(b"\\\\", b"__")  # every backslash that is left begins an escape

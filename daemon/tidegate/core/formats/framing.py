@@ -23,13 +23,13 @@ class Framer(Protocol):
         """The memory that the unfinished tail takes; 0 between events."""
 
     def feed(self, data: bytes) -> tuple[bytes, int]:
-        """Adds what was read; returns the events it completed, as one block, and their number.
+        """Add what was read; returns the events it completed, as one block, and their number.
 
         Raises EventTooLarge when one event exceeds the limit.
         """
 
     def finish(self) -> tuple[bytes, int]:
-        """The stream is over: what is complete after all."""
+        """End the stream; returns what is complete after all, and the number of its events."""
 
 
 class Framing:
@@ -43,38 +43,38 @@ class Framing:
     plain = slice(len(b"data:"), -len(b"\n\n"))  # where a plain event says what it says
 
     def takes(self, content_type: str) -> bool:
-        """Whether an answer of this content type, in lower case, is a stream of ours."""
+        """Say whether an answer of this content type, in lower case, is a stream of ours."""
         return content_type.startswith(self.accepted)
 
     def framer(self) -> Framer:
         return SseFramer()
 
     def split(self, block: bytes) -> list[bytes]:
-        """The events of a block, each with its end."""
+        """Split a block into its events, each with its end."""
         return sse.split_events(block)
 
     def last(self, block: bytes, most: int) -> list[bytes]:
-        """The last of them, at most `most`."""
+        """Find the last events of a block, at most `most`."""
         return sse.last_events(block, most)
 
     def data(self, event: bytes) -> bytes:
-        """What one event says."""
+        """Give the payload of one event."""
         return sse.event_data(event)
 
     def event_name(self, event: bytes) -> str:
-        """The event's type, "message" where it has none."""
+        """Give the event's type, "message" where it has none."""
         return sse.event_name(event)
 
     def numbered(self, block: bytes, first_seq: int) -> bytes:
-        """The block as server-sent events with their `id:`, numbered from `first_seq`."""
+        """Write the block as server-sent events with their `id:`, numbered from `first_seq`."""
         return sse.with_ids(block, first_seq)
 
     def as_sse(self, block: bytes) -> bytes:
-        """The block as server-sent events."""
+        """Write the block as server-sent events."""
         return block
 
     def payloads(self, block: bytes, *, is_plain: bool) -> list[bytes]:
-        """What each event says; `is_plain` is what the framer said of the block."""
+        """Give the payload of each event; `is_plain` is what the framer said of the block."""
         if is_plain:
             return block[self.plain].split(b"\n\ndata:")
         return [sse.event_data(event) for event in sse.split_events(block)]

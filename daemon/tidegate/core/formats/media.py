@@ -134,7 +134,7 @@ class Speech(OpenAIFormat):
 
 
 def _number(body: bytes, content_type: str) -> int:
-    """How many are asked for; one where it is not said so that it can be read."""
+    """Count what is asked for; one where no number can be read."""
     try:
         if content_type.startswith("multipart/"):
             return int(multipart.fields(body, content_type, ("n",)).get("n", "1"))

@@ -28,7 +28,7 @@ _text = msgspec.json.Decoder(str).decode
 
 
 def members(text: bytes) -> Iterator[tuple[str, memoryview]]:
-    """The name and the value of each member of an object, in order. Raises ValueError."""
+    """Find the name and the value of each member of an object, in order. Raises ValueError."""
     view = memoryview(text)
     at = _opened(text, b"{")
     for _ in range(MAX_MEMBERS):
@@ -48,13 +48,13 @@ def members(text: bytes) -> Iterator[tuple[str, memoryview]]:
 
 
 def has_several(array: memoryview) -> bool:
-    """Whether an array has more than one element. Raises ValueError."""
+    """Say whether an array has more than one element. Raises ValueError."""
     end = _value_end(array, _opened(array, b"["))
     return bytes(array[_BLANK.match(array, end).end() :][:1]) == b","  # type: ignore[union-attr]
 
 
 def count_texts(array: memoryview, most: int) -> int:
-    """How many strings an array holds; more than `most` where it holds more, or others as well."""
+    """Count the strings of an array; more than `most` where it holds more, or others as well."""
     at = _opened(array, b"[")
     for number in range(1, most + 1):
         found = _STRING.match(array, at)
@@ -79,7 +79,7 @@ def _opened(text: bytes | memoryview, bracket: bytes) -> int:
 
 
 def _behind(text: bytes | memoryview, at: int, mark: bytes) -> int:
-    """Behind this mark, and the blanks around it. Raises ValueError."""
+    """Find the place behind this mark and the blanks around it. Raises ValueError."""
     at = _BLANK.match(text, at).end()  # type: ignore[union-attr]
     if text[at : at + 1] != mark:
         raise ValueError(f"the request body is not valid JSON at byte {at}")
@@ -87,7 +87,7 @@ def _behind(text: bytes | memoryview, at: int, mark: bytes) -> int:
 
 
 def _value_end(text: bytes | memoryview, at: int) -> int:
-    """Where the value ends that begins at `at`. Raises ValueError."""
+    """Find where the value ends that begins at `at`. Raises ValueError."""
     first = bytes(text[at : at + 1])
     if first not in (b"[", b"{"):
         found = (_STRING if first == b'"' else _SCALAR).match(text, at)

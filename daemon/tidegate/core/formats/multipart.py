@@ -34,7 +34,7 @@ class _Part(NamedTuple):
 
 
 def fields(body: bytes, content_type: str, names: tuple[str, ...]) -> dict[str, str]:
-    """The values of these fields, as far as they are there. Raises ValueError."""
+    """Read the values of these fields, as far as they are there. Raises ValueError."""
     found: dict[str, str] = {}
     for part in _parts(body, content_type):
         if part.name not in names:
@@ -51,7 +51,7 @@ def fields(body: bytes, content_type: str, names: tuple[str, ...]) -> dict[str, 
 
 
 def with_fields(body: bytes, content_type: str, values: dict[str, str]) -> list[bytes | memoryview]:
-    """The same form with these fields replaced where they are there, in pieces.
+    """Replace these fields of a form where they are there; returns it in pieces.
 
     What is not replaced is a view of `body`. Raises ValueError.
     """
@@ -66,7 +66,7 @@ def with_fields(body: bytes, content_type: str, values: dict[str, str]) -> list[
 
 
 def _parts(body: bytes, content_type: str) -> Iterator[_Part]:
-    """Where each part's content lies. Raises ValueError."""
+    """Find where each part's content lies. Raises ValueError."""
     delimiter = b"\r\n--" + _boundary(content_type)
     # The first one stands at the very beginning; some writers put its line end there all the same.
     at = len(delimiter) - (0 if body.startswith(delimiter) else 2)
@@ -93,7 +93,7 @@ def _boundary(content_type: str) -> bytes:
 
 
 def _next(body: bytes, delimiter: bytes, at: int) -> int:
-    """Where the next delimiter begins."""
+    """Find where the next delimiter begins."""
     for _ in range(MAX_FALSE_LINES):
         end = body.find(delimiter, at)
         if end < 0:
@@ -105,13 +105,13 @@ def _next(body: bytes, delimiter: bytes, at: int) -> int:
 
 
 def _is_whole(body: bytes, at: int) -> bool:
-    """Whether a delimiter that ends at `at` is one: the form ends there, or the line does."""
+    """Say whether a delimiter that ends at `at` is one: the form ends there, or the line does."""
     line_end = body.find(b"\r\n", at, at + MAX_VALUE_BYTES)
     return body.startswith(b"--", at) or (line_end >= 0 and not body[at:line_end].strip(b" \t"))
 
 
 def _name(body: bytes, start: int, end: int) -> str:
-    """The field's name in the head of a part; empty where it has none."""
+    """Read the field's name in the head of a part; empty where it has none."""
     disposition = _DISPOSITION.search(body, start, end)
     for name, quoted, token in _PARAMETER.findall(disposition[1]) if disposition else ():
         if name.lower() == b"name":

@@ -14,7 +14,7 @@ from tidegate.core.formats.sse import MAX_EVENT_BYTES
 
 
 def split_lines(block: bytes) -> list[bytes]:
-    """The lines of a block that a framer handed out, each with its end."""
+    """Split a block that a framer handed out into its lines, each with its end."""
     return [line + b"\n" for line in block.split(b"\n")[:-1]]
 
 
@@ -34,7 +34,7 @@ class NdjsonFramer:
         return sys.getsizeof(self._tail) if self._tail else 0
 
     def feed(self, data: bytes) -> tuple[bytes, int]:
-        """Adds what was read; returns the lines it completed, as one block, and their number.
+        """Add what was read; returns the lines it completed, as one block, and their number.
 
         Raises EventTooLarge when one line exceeds the limit.
         """
@@ -55,7 +55,7 @@ class NdjsonFramer:
         return b"".join(lines), len(lines)
 
     def finish(self) -> tuple[bytes, int]:
-        """The stream is over: a last line that is whole but for its end counts."""
+        """End the stream; a last line that is whole but for its end counts."""
         tail, self._tail = bytes(self._tail), bytearray()
         return (tail + b"\n", 1) if is_json(tail) else (b"", 0)
 

@@ -46,7 +46,7 @@ _named = JsonReader(_Named)
 
 
 def error_body(error: ErrorText) -> bytes:
-    """Ollama's error object."""
+    """Write Ollama's error object."""
     return msgspec.json.encode({"error": error.message})
 
 
@@ -107,7 +107,7 @@ class Show(Ollama):
 
 
 def _read(line: bytes) -> _Line | _Ending:
-    """As much of a line as has the kind that it should. Raises Unreadable."""
+    """Read as much of a line as has the kind that it should. Raises UnreadableJson."""
     try:
         return _line(line)
     except OtherShape:

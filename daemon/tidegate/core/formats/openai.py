@@ -82,7 +82,7 @@ _QUIET_TYPES = {msgspec.json.encode(kind) for kind in KEEP_ALIVES}
 
 
 def error_body(error: ErrorText) -> bytes:
-    """OpenAI's error object, which nearly every client reads."""
+    """Write OpenAI's error object, which nearly every client reads."""
     inner = {
         "message": error.message,
         "type": error.type,
@@ -136,7 +136,7 @@ class Chat(OpenAIFormat):
     end_marker = DONE
 
     def __init__(self, choices: int = 1) -> None:
-        """Of several choices, that one is finished ends nothing."""
+        """Expect so many choices; of several, that one is finished ends nothing."""
         self.choices = choices
 
     def of_request(self, body: bytes, content_type: str) -> Format:
@@ -223,14 +223,14 @@ class Plain(OpenAIFormat):
 
 
 def _prompts(prompt: memoryview) -> int:
-    """How many there are. A list of numbers is one, in tokens; lists of lists are not counted."""
+    """Count the prompts. A list of numbers is one, in tokens; lists of lists are not counted."""
     if not _LIST_OF_PROMPTS.match(prompt) or not has_several(prompt):
         return 1
     return count_texts(prompt, MOST_CHOICES)
 
 
 def _read(data: bytes) -> _Chunk | _Failed:
-    """As much of a chunk as has the kind that it should. Raises Unreadable."""
+    """Read as much of a chunk as has the kind that it should. Raises UnreadableJson."""
     try:
         return _chunk(data)
     except OtherShape:
@@ -238,7 +238,7 @@ def _read(data: bytes) -> _Chunk | _Failed:
 
 
 def _number(index: Raw) -> int:
-    """The number of a choice; one that no answer has where it cannot be read."""
+    """Read the number of a choice; one that no answer has where it cannot be read."""
     digits = bytes(index)
     return int(digits) if digits.isdigit() and len(digits) < 5 else MOST_CHOICES
 

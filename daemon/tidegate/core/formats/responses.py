@@ -156,7 +156,7 @@ class Responses(OpenAIFormat):
         return said.response.id if said.response is not None else said.id
 
     def error_events(self, error: ErrorText, about: About) -> list[bytes]:
-        """A flat error, unless there is one, and, since a response has a state, that it failed."""
+        """Write a flat error, unless there is one, and that the response failed: it has a state."""
         number = _sequence_number(about.last_event) + 1
         failed = {
             "type": "response.failed",
@@ -176,7 +176,7 @@ class Responses(OpenAIFormat):
         return [as_event("error", flat), as_event("response.failed", failed)]
 
     def is_error_open(self, last_event: bytes) -> bool:
-        """A flat error does not say what became of the response."""
+        """Say whether it is a flat error, which does not say what became of the response."""
         try:
             return _read(SSE.data(last_event)).type == "error"
         except UnreadableJson:
@@ -190,7 +190,7 @@ class Responses(OpenAIFormat):
         return ToldError(status_of_error(data), body, error_label(data))
 
     def error_in(self, body: bytes) -> ToldError | None:
-        """A response that failed is a whole answer all the same: only a bare error is none."""
+        """Find a bare error: a response that failed is a whole answer all the same."""
         try:
             if _failed(body).status:
                 return None
@@ -240,7 +240,7 @@ class Rewriter:
         return Raw(as_object(known | response | members_of(_encode(ours))))
 
     def _place(self, fields: dict[str, Raw], said: _Event) -> None:
-        """Which output an event belongs to, and which part of it, where it does not say."""
+        """Fill in which output an event belongs to, and which part of it, where it does not say."""
         item_id = said.item.id if said.item is not None else said.item_id
         if not item_id or len(item_id) > MAX_ID_CHARS:
             return
@@ -253,7 +253,7 @@ class Rewriter:
 
 
 def _read(data: bytes) -> _Event:
-    """What is looked at of an event; at least its type. Raises Unreadable."""
+    """Read what is looked at of an event, at least its type. Raises UnreadableJson."""
     try:
         return _event(data)
     except OtherShape:  # a member of another kind than it should be
@@ -261,7 +261,7 @@ def _read(data: bytes) -> _Event:
 
 
 def response_in(event: bytes) -> bytes | None:
-    """The response object that an event carries."""
+    """Find the response object that an event carries."""
     try:
         response = members_of(SSE.data(event)).get("response")
     except UnreadableJson:
@@ -270,12 +270,12 @@ def response_in(event: bytes) -> bytes | None:
 
 
 def as_event(name: str, data: object) -> bytes:
-    """An event whose data is `data` as JSON."""
+    """Write an event whose data is `data` as JSON."""
     return b"event: %b\ndata: %b\n\n" % (name.encode("ascii"), _encode(data))
 
 
 def bare_response(about: About, status: str) -> dict[str, object]:
-    """A response without an answer, with every member that clients count on."""
+    """Make a response without an answer, with every member that clients count on."""
     return {
         "id": about.response_id,
         "object": "response",
@@ -293,7 +293,7 @@ def bare_response(about: About, status: str) -> dict[str, object]:
 
 
 def failed_response(error: ErrorText, about: About) -> dict[str, object]:
-    """A response that came to nothing, and why."""
+    """Make a response that came to nothing, and say why."""
     if error.type == "cancelled":
         return bare_response(about, "cancelled")
     why = {"code": error.code, "message": error.message}

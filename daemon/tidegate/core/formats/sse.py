@@ -1,7 +1,7 @@
 r"""Server-sent events: from bytes as they come to whole events, bytes unchanged.
 
 An upstream's bytes arrive cut anywhere. The framer keeps the unfinished tail and hands out
-blocks of complete events, so that whoever reads a block stands at an event boundary, where an
+blocks of complete events, so that a reader of a block stands at an event boundary, where an
 error event or a keep-alive may be written.
 
 What is dropped: comments, `id:`, `retry:`, a leading BOM, blank lines between events and events
@@ -35,7 +35,7 @@ _EVENT_LINE = re.compile(rb"(?:^|[\r\n])event: ?([^\r\n]*)")
 
 
 def count_plain(block: bytes) -> int:
-    """How many events `block` holds if each is one `data:` line ended by LF LF; else 0."""
+    """Count the events of `block` if each is one `data:` line ended by LF LF; else 0."""
     events = block.count(b"\n\n")
     if (
         block.startswith(b"data:")
@@ -49,7 +49,7 @@ def count_plain(block: bytes) -> int:
 
 
 def split_events(block: bytes) -> list[bytes]:
-    """The events of a block that a framer handed out, each with its end."""
+    """Split a block that a framer handed out into its events, each with its end."""
     if b"\r" not in block:
         return [event + b"\n\n" for event in block.split(b"\n\n")[:-1]]
     ends = [0, *(end.end() for end in _END.finditer(block))]
@@ -57,14 +57,14 @@ def split_events(block: bytes) -> list[bytes]:
 
 
 def last_events(block: bytes, most: int) -> list[bytes]:
-    """The last of them, at most `most`, without taking the whole block apart where that is easy."""
+    """Find the last events, at most `most`, without a look at all of them where that is easy."""
     if b"\r" not in block:
         return [event + b"\n\n" for event in block.rsplit(b"\n\n", most + 1)[-most - 1 : -1]]
     return split_events(block)[-most:]
 
 
 def event_data(event: bytes) -> bytes:
-    """The payload of one event: its data lines joined with LF."""
+    """Give the payload of one event: its data lines joined with LF."""
     if event.endswith(b"\n\n") and b"\r" not in event:  # nearly always
         lines = event.count(b"\n")
         if lines == 2 and event.startswith(b"data: "):
@@ -75,13 +75,13 @@ def event_data(event: bytes) -> bytes:
 
 
 def event_name(event: bytes) -> str:
-    """The event's type; "message" where none is given, as the standard says."""
+    """Give the event's type; "message" where none is given, as the standard says."""
     names = _EVENT_LINE.findall(event)
     return names[-1].decode("utf-8", "replace") if names and names[-1] else "message"
 
 
 def with_ids(block: bytes, first_seq: int) -> bytes:
-    """The same events, each after its `id:` line, numbered from `first_seq`."""
+    """Write an `id:` line before each event, numbered from `first_seq`."""
     if block.find(b"\n\n") == len(block) - 2 and b"\r" not in block:
         return b"id: %d\n%b" % (first_seq, block)
     events = split_events(block)
@@ -107,7 +107,7 @@ class SseFramer:
         return sys.getsizeof(self._tail) if self._tail else 0
 
     def feed(self, data: bytes) -> tuple[bytes, int]:
-        """Adds what was read; returns the events it completed, as one block, and their number.
+        """Add what was read; returns the events it completed, as one block, and their number.
 
         Raises EventTooLarge when one event exceeds the limit.
         """
@@ -120,7 +120,7 @@ class SseFramer:
         return self._take(final=False)
 
     def finish(self) -> tuple[bytes, int]:
-        """The stream is over: an event whose last line end was in doubt is complete after all.
+        """End the stream: an event whose last line end was in doubt is complete after all.
 
         An unterminated last event is discarded, as the standard says.
         """
@@ -129,7 +129,7 @@ class SseFramer:
         return block, events
 
     def _strip_bom(self) -> bool:
-        """Whether enough has arrived to know if the stream starts with a BOM."""
+        """Skip a leading BOM; False while too little has arrived to tell."""
         if len(self._tail) < len(_BOM) and _BOM.startswith(self._tail):
             return False
         if self._tail.startswith(_BOM):
@@ -164,7 +164,7 @@ class SseFramer:
 
 
 def _clean(raw: bytes) -> bytes:
-    """One event without what is dropped; empty when nothing of it is left to dispatch."""
+    """Drop what is dropped of one event; empty when nothing of it is left to dispatch."""
     event = raw.lstrip(b"\r\n")
     if not _DATA.search(event):
         return b""

@@ -52,7 +52,7 @@ class WebSocketFault(Exception):
     """What a client sent is no WebSocket, or more than it may send: the connection ends."""
 
     def __init__(self, code: CloseCode, message: str) -> None:
-        """`message` is what the client is told, at most 123 bytes."""
+        """Name the fault; `message` is what the client is told, at most 123 bytes."""
         super().__init__(message)
         self.code = code
         self.message = message
@@ -69,10 +69,10 @@ class Buffer(Protocol):
     """Where a message is collected: `io.BytesIO`, which hands its memory out without a copy."""
 
     def write(self, piece: bytes, /) -> int:
-        """Adds a piece."""
+        """Add a piece."""
 
     def getvalue(self) -> bytes:
-        """All of it."""
+        """Give all of it."""
 
 
 class FrameReader:
@@ -97,7 +97,7 @@ class FrameReader:
     )
 
     def __init__(self, max_bytes: int, new_buffer: Callable[[], Buffer]) -> None:
-        """`max_bytes` bounds a message, whatever the number of its frames."""
+        """Read frames; `max_bytes` bounds a message, whatever the number of its frames."""
         self._new_buffer = new_buffer
         self.keeps = True  # False: messages are read over, control frames are not
         self.has_more = False  # `next` has stopped before the end of what was read
@@ -126,17 +126,17 @@ class FrameReader:
         return not self._backlog and self._opcode is None and self._opened is None
 
     def feed(self, data: bytes) -> None:
-        """Adds what was read."""
+        """Add what was read."""
         self._backlog = self._backlog[self._at :] + data if self._backlog else data
         self._at = 0
 
     def discard(self) -> None:
-        """Lets go of what it holds of a message, and keeps nothing of those that follow."""
+        """Let go of what it holds of a message, and keep nothing of those that follow."""
         self.keeps = False
         self._message = None
 
     def next(self, most: int = 1000) -> Frame | None:
-        """The next whole message or control frame; None where there is none yet.
+        """Give the next whole message or control frame; None where there is none yet.
 
         It looks at `most` frames, so that tiny ones can't keep it for long, and then `has_more`
         says to come again. Raises WebSocketFault.
@@ -159,7 +159,7 @@ class FrameReader:
     # --- one frame --------------------------------------------------------------------------------
 
     def _read_header(self) -> bool:
-        """Takes a header, if it is whole."""
+        """Take a header, if it is whole."""
         at, backlog = self._at, self._backlog
         if len(backlog) - at < 2:
             return False
@@ -181,7 +181,7 @@ class FrameReader:
         return True
 
     def _check_header(self, first: int, second: int, length: int) -> Opcode:
-        """The kind of frame. Raises WebSocketFault."""
+        """Check a header; returns the kind of frame. Raises WebSocketFault."""
         if first & 0x70:
             raise _broken("a reserved bit is set, and no extension was agreed on")
         if not second & 0x80:
@@ -202,7 +202,7 @@ class FrameReader:
         return opcode
 
     def _read_payload(self) -> bool:
-        """Takes what there is of it; whether that is all."""
+        """Take what there is of it; returns whether that is all."""
         at, left = self._at, self._left
         piece = self._backlog[at : at + left]
         self._at = at + len(piece)
@@ -239,7 +239,7 @@ class FrameReader:
             raise WebSocketFault(CloseCode.BAD_TEXT, "a text is valid UTF-8") from None
 
     def _finish_frame(self) -> Frame | None:
-        """What the frame that has ended completes."""
+        """Give what the frame that has ended completes."""
         opcode, self._opcode = self._opcode, None
         assert opcode is not None
         if opcode >= Opcode.CLOSE:
@@ -261,7 +261,7 @@ class FrameReader:
 
 
 def unmasked(piece: bytes, mask: bytes) -> bytes:
-    """The bytes, each combined with its own of the four; as one number, for that is fast."""
+    """Combine each byte with its own of the four; as one number, for that is fast."""
     size = len(piece)
     key = (mask * (size // 4 + 1))[:size]
     number = int.from_bytes(piece, "little") ^ int.from_bytes(key, "little")
@@ -269,7 +269,7 @@ def unmasked(piece: bytes, mask: bytes) -> bytes:
 
 
 def frame(opcode: Opcode, data: bytes) -> bytes:
-    """A server's frame: whole, and not masked."""
+    """Write a server's frame: whole, and not masked."""
     size = len(data)
     if size < 126:
         return b"%c%c%b" % (0x80 | opcode, size, data)
@@ -279,13 +279,13 @@ def frame(opcode: Opcode, data: bytes) -> bytes:
 
 
 def close_frame(code: int, reason: str = "") -> bytes:
-    """The end; a reason has at most 123 bytes."""
+    """Write a close frame; a reason has at most 123 bytes."""
     text = reason.encode()[: _CONTROL_BYTES - 2].decode("utf-8", "ignore").encode()
     return frame(Opcode.CLOSE, code.to_bytes(2) + text)
 
 
 def read_close(data: bytes) -> int:
-    """The code of a client's close frame, as it is to be answered. Raises WebSocketFault."""
+    """Read a client's close frame; returns the code to answer with. Raises WebSocketFault."""
     if not data:
         return CloseCode.OK
     code = int.from_bytes(data[:2])
@@ -303,7 +303,7 @@ _CODES = frozenset({*range(1000, 1004), *range(1007, 1015)})
 
 
 def accept_of(key: str) -> str | None:
-    """What answers a handshake's key; None where it is none."""
+    """Answer a handshake's key; None where it is none."""
     if not _KEY.fullmatch(key):
         return None
     return b64encode(sha1(key.encode("ascii") + _GUID, usedforsecurity=False).digest()).decode()

@@ -30,7 +30,7 @@ _OWN_PREFIX = "x-tidegate-"
 
 
 def name_problem(name: str) -> str | None:
-    """Why a header of that name cannot be fixed; None where it can."""
+    """Say why a header of that name cannot be fixed; None where it can."""
     lowered = name.lower()
     if not _NAME.fullmatch(name):
         return "is no name of a header: letters, digits and -, at most 128"
@@ -47,5 +47,5 @@ def name_problem(name: str) -> str | None:
 
 
 def is_value(text: str) -> bool:
-    """Whether it can stand in a line of a head, as it is."""
+    """Say whether it can stand in a line of a head, as it is."""
     return len(text) <= MAX_VALUE_BYTES and _VALUE.fullmatch(text) is not None

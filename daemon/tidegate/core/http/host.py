@@ -1,9 +1,9 @@
 """The names a client may call this server by.
 
 A browser sends the name that its user typed, or that a hostile page made up, in `Host`. A page
-that lets its own name resolve to 127.0.0.1 can so reach a server on loopback (DNS rebinding), and
-the only thing that gives it away is that name. So every request's name is read by a strict
-grammar first, and then has to be one that cannot belong to a stranger: an address of this
+whose own name resolves to 127.0.0.1 reaches a server on loopback (DNS rebinding), and the only
+thing that gives it away is that name. So every request's name is read by a strict grammar first,
+and then has to be one that cannot belong to a stranger: an address of this
 machine or its network, localhost, a name under .local, this machine's own name, or one from the
 setting `allowed_hosts`.
 """
@@ -51,12 +51,12 @@ class Authority:
     address: IPv4Address | IPv6Address | None = None
 
     def with_port(self, default: int) -> tuple[str, int]:
-        """The name and its port, `default` when none was written."""
+        """Give the name and its port, `default` when none was written."""
         return self.name, default if self.port is None else self.port
 
 
 def parse_authority(text: str) -> Authority:
-    """Reads `name`, `name:port`, `1.2.3.4:port` or `[::1]:port`.
+    """Read `name`, `name:port`, `1.2.3.4:port` or `[::1]:port`.
 
     Raises ValueError on everything else: user info, spaces, empty ports, zone ids, percent
     escapes, and short or hexadecimal spellings of an IPv4 address.
@@ -92,7 +92,7 @@ def _port(digits: str) -> int:
 
 
 def is_local_address(address: IPv4Address | IPv6Address) -> bool:
-    """Whether it is a loopback, private, link-local or overlay address."""
+    """Say whether it is a loopback, private, link-local or overlay address."""
     return any(address in network for network in _LOCAL_NETWORKS)
 
 
@@ -105,7 +105,7 @@ class HostPattern:
     below: bool  # written "*.name": names below it, and not the name itself
 
     def matches(self, host: Authority) -> bool:
-        """Whether `host` is meant. A host without a port stands at port 80, as in a URL."""
+        """Say whether `host` is meant. A host without a port stands at port 80, as in a URL."""
         if self.port is not None and host.with_port(80)[1] != self.port:
             return False
         if self.below:
@@ -114,7 +114,7 @@ class HostPattern:
 
 
 def parse_pattern(text: str) -> HostPattern:
-    """Reads an entry of `allowed_hosts`. Raises ValueError with what is wrong with it."""
+    """Read an entry of `allowed_hosts`. Raises ValueError with what is wrong with it."""
     below = text.startswith("*.")
     try:
         authority = parse_authority(text[2:] if below else text)
@@ -134,14 +134,14 @@ class HostRules:
     __slots__ = ("_own_names", "_patterns")
 
     def __init__(self, allowed_hosts: Iterable[str], host_name: str) -> None:
-        """`host_name` is what this machine calls itself. Raises ValueError on a bad entry."""
+        """Take the rules; `host_name` is this machine's own. Raises ValueError on a bad entry."""
         self._patterns = tuple(parse_pattern(text) for text in allowed_hosts)
         own = host_name.lower().removesuffix(".")
         # "box.lan" is also reached as "box": neither can be looked up by a stranger's resolver.
         self._own_names = frozenset({"localhost", own, own.partition(".")[0]} - {""})
 
     def allow(self, host: Authority) -> bool:
-        """Whether a request that calls this server `host` may come in."""
+        """Say whether a request that calls this server `host` may come in."""
         if host.address is not None:
             known = is_local_address(host.address)
         else:
@@ -150,7 +150,7 @@ class HostRules:
 
 
 def is_same_origin(origin: str, host: Authority) -> bool:
-    """Whether a page from `origin` (the header's value) was served under `host`.
+    """Say whether a page from `origin` (the header's value) was served under `host`.
 
     The scheme only fills in the port that it implies: a proxy in front may speak TLS for us.
     "null", other schemes and whatever is no origin are never the same.

@@ -117,7 +117,7 @@ def _check_path(path: str) -> None:
 
 
 def _divide(authority: str) -> tuple[str, str | None]:
-    """The host, and the digits of the port if there is a colon."""
+    """Divide an authority into the host and the digits of the port, if there is a colon."""
     if not authority.isascii():
         raise ValueError("must be ASCII; a host with other letters is written as xn--…")
     if authority.startswith("["):

@@ -118,14 +118,14 @@ def observe(
 
 
 def forecast_s(bytes_per_h: float, room_bytes: int) -> float | None:
-    """When `room_bytes` will be used up at that growth; None: never."""
+    """Forecast the seconds until `room_bytes` is used up at that growth; None: never."""
     if bytes_per_h <= 0:
         return None
     return max(0, room_bytes) / bytes_per_h * HOUR_S
 
 
 def _counted(trend: Trend, periods: settings.Growth, at_s: float, *, is_hit: bool) -> Trend:
-    """The same, with this window's hit or miss counted."""
+    """Count this window's hit or miss."""
     if not is_hit:
         is_over = at_s - trend.hit_s >= periods.confirm_s
         return replace(trend, hits=0) if is_over else trend
@@ -137,7 +137,7 @@ def _counted(trend: Trend, periods: settings.Growth, at_s: float, *, is_hit: boo
 
 
 def _judge(points: tuple[Point, ...]) -> Finding:
-    """What the window says by itself, whatever those before it said."""
+    """Judge the window by itself, whatever those before it said."""
     last = points[-1]
     explained = [point.rss_bytes - point.unexplained_bytes for point in points]
     finding = Finding(
@@ -182,7 +182,7 @@ def _is_hit(seen: Finding) -> bool:
 
 
 def _slopes(series: list[tuple[float, int]]) -> list[float]:
-    """Between all pairs, per second, the least first."""
+    """Compute the slopes between all pairs, per second, the least first."""
     slopes: list[float] = []
     for i, (at_s, value) in enumerate(series):
         slopes += [(value - former) / (at_s - former_s) for former_s, former in series[:i]]
@@ -191,13 +191,13 @@ def _slopes(series: list[tuple[float, int]]) -> list[float]:
 
 
 def _median(slopes: list[float]) -> float:
-    """Theil-Sen's slope, per hour: outliers do not move it."""
+    """Compute Theil-Sen's slope, per hour: outliers do not move it."""
     middle = len(slopes) // 2
     return (slopes[middle] + slopes[~middle]) / 2 * HOUR_S
 
 
 def _mann_kendall(slopes: list[float], series: list[tuple[float, int]]) -> float:
-    """z: how surely later values are higher. Whole pages make ties, which are neither."""
+    """Compute z, how surely later values are higher. Whole pages make ties, which are neither."""
     score = len(slopes) - bisect_right(slopes, 0.0) - bisect_left(slopes, 0.0)
     ties = sum(_weight(count) for count in Counter(value for _, value in series).values())
     variance = (_weight(len(series)) - ties) / 18

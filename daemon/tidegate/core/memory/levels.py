@@ -40,7 +40,7 @@ AHEAD_S = 1.0
 AHEAD_SHARE = 0.10
 RISE_HALF_LIFE_S = 60.0
 GROWS_BYTES = MIB  # from one sample to the next; an idle worker moves by less
-# Full of runs, a worker is not yet level 3: windows shrink before anybody is refused. The ledger
+# Full of runs, a worker is not yet level 3: windows shrink before a client is refused. The ledger
 # counts the capacity of our buffers, not the allocator's slack around them, which was a fifth after
 # bursts, nor what any worker that has served keeps beside its runs: 10 to 15 MiB under load.
 LEDGER_SLACK = 1.2
@@ -89,25 +89,25 @@ class Standing(Struct, frozen=True, kw_only=True):
 
 
 def spendable_bytes(budget_bytes: int, base_bytes: int) -> int:
-    """What is left of the budget for runs."""
+    """Compute what is left of the budget for runs."""
     return max(SPENDABLE_FLOOR_BYTES, budget_bytes - 2 * base_bytes - RESERVE_BYTES)
 
 
 def ledger_limit_bytes(spendable: int) -> int:
-    """What runs may hold of the spendable part."""
+    """Compute what runs may hold of the spendable part."""
     below_shed = (ENTER[2] * spendable - WORKER_KEEPS_BYTES) / LEDGER_SLACK
     return int(max(LEDGER_LEAST_SHARE * spendable, below_shed))
 
 
 def usual_ledger_limit_bytes(budget_bytes: int) -> int:
-    """What it will be about, before a worker has been measured."""
+    """Estimate the ledger's limit before a worker has been measured."""
     return ledger_limit_bytes(spendable_bytes(budget_bytes, USUAL_BASE_BYTES))
 
 
 def judge(
     mark: Watermark, reading: Reading, limits: BudgetLimits, now_s: float, *, is_active: bool = True
 ) -> tuple[Watermark, Standing]:
-    """The level after this reading, and what the reading says. `is_active`: some run is."""
+    """Judge a reading; returns the level after it, and what it says. `is_active`: some run is."""
     spendable = spendable_bytes(limits.budget_bytes, reading.base_bytes)
     ledger_limit = ledger_limit_bytes(spendable)
     held = max(0, reading.held_bytes)
@@ -129,12 +129,12 @@ def judge(
 
 
 def forget_time(mark: Watermark) -> Watermark:
-    """After a gap in the clock: the level stays, and its dwell begins anew."""
+    """Forget what was counted before a gap in the clock: the level stays, its dwell begins anew."""
     return replace(mark, lower_since_s=None, former=None, read_s=None)
 
 
 def _risen(mark: Watermark, reading: Reading, now_s: float) -> Watermark:
-    """With the fastest rises seen, which fade."""
+    """Take in the fastest rises seen, which fade."""
     former, rise, loose = mark.former, mark.rise_bytes_per_s, mark.loose_bytes_per_s
     if former is not None and mark.read_s is not None and now_s > mark.read_s:
         elapsed_s = now_s - mark.read_s
@@ -153,7 +153,7 @@ def _loose_bytes(reading: Reading) -> int:
 
 
 def _reading_level(level: int, ratio: float, reading: Reading, limits: BudgetLimits) -> int:
-    """The level this reading alone would give to memory that stands at `level`."""
+    """Find the level this reading alone would give to memory that stands at `level`."""
     if _is_last(level, reading, limits):
         return LAST_LEVEL
     entered = sum(ratio >= point for point in ENTER)
@@ -172,7 +172,7 @@ def _is_last(level: int, reading: Reading, limits: BudgetLimits) -> bool:
 
 
 def _level(mark: Watermark, alone: int, now_s: float) -> Watermark:
-    """Up at once; down to `alone` when it has been lower for the dwell."""
+    """Move the level: up at once, down to `alone` when it has been lower for the dwell."""
     if alone >= mark.level:
         return replace(mark, level=alone, lower_since_s=None)
     since_s = mark.lower_since_s if mark.lower_since_s is not None else now_s

@@ -139,7 +139,7 @@ def stale_after_s(ratio: float) -> float:
 
 
 def _kept_time(state: PolicyState, now_s: float) -> PolicyState:
-    """After a gap in the clock everything that was being counted begins anew."""
+    """Begin anew what was being counted, after a gap in the clock."""
     former_s = state.ticked_s
     state = replace(state, ticked_s=now_s)
     if former_s is None or 0 <= now_s - former_s <= GAP_S:
@@ -156,7 +156,7 @@ def _kept_time(state: PolicyState, now_s: float) -> PolicyState:
 
 
 def _of_generation(state: PolicyState, inputs: Inputs) -> PolicyState:
-    """What was remembered of a worker goes with it: the next one begins at its own level.
+    """Forget what was remembered of a worker that has gone: the next begins at its own level.
 
     While the former one drains its memory counts, and so does what was remembered.
     """
@@ -216,7 +216,7 @@ def _forecast_s(inputs: Inputs, standing: Standing) -> float | None:
 
 
 def _counted(state: PolicyState, inputs: Inputs, standing: Standing, cause: str) -> PolicyState:
-    """Since when it is unexplained, and how often in a row it was level 5."""
+    """Count since when memory is unexplained, and how often in a row it was level 5."""
     since_s = None
     if state.mark.level >= SQUEEZE_LEVEL and cause in {"slack", "unaccounted"}:
         since_s = state.unexplained_since_s
@@ -232,7 +232,7 @@ def _counted(state: PolicyState, inputs: Inputs, standing: Standing, cause: str)
 def _alarm(
     state: PolicyState, inputs: Inputs, forecast: float | None
 ) -> tuple[PolicyState, str | None]:
-    """Growth that was confirmed is told once; it is over when a bucket no longer confirms it."""
+    """Tell confirmed growth once; it is over when a bucket no longer confirms it."""
     finding = inputs.finding
     confirmed = finding is not None and finding.is_confirmed
     alarm = None
@@ -249,7 +249,7 @@ def _alarm(
 def _steps(
     state: PolicyState, inputs: Inputs, level: int, cause: str
 ) -> tuple[PolicyState, tuple[ReclaimStep, ...], tuple[ReclaimStep, ...]]:
-    """The steps due at this level, and those left out because they were of no use."""
+    """Choose the steps due at this level, and those left out because they were of no use."""
     due = [step for from_level, step in STEPS if level >= from_level]
     raised_s = state.raised_s
     if ReclaimStep.KEPT in due and (raised_s is None or inputs.now_s - raised_s < KEPT_AFTER_S):
@@ -268,7 +268,7 @@ def _steps(
 
 
 def _is_tidy_due(state: PolicyState, inputs: Inputs) -> bool:
-    """Now and then, and at once when memory begins to be unexplained."""
+    """Say whether a trim is due: now and then, and at once when memory begins to be unexplained."""
     if state.tidied_s is None:
         return True
     since_s = state.unexplained_since_s
@@ -290,7 +290,7 @@ def _shed(level: int, no_way_out: str | None) -> str | None:
 def _wanted(
     state: PolicyState, inputs: Inputs, cause: str, forecast: float | None
 ) -> tuple[Disruption | None, PolicyState]:
-    """What would have to be done if nothing spoke against it."""
+    """Say what would have to be done if nothing spoke against it."""
     now_s = inputs.now_s
     if state.last_readings >= LAST_READINGS:
         return Disruption(kind=CUT, reason="memory", since_s=now_s), state
@@ -317,7 +317,7 @@ def _wanted(
 
 
 def _has_trimmed(state: PolicyState, inputs: Inputs) -> bool:
-    """A trim was tried since memory is unexplained, and its time to show is over."""
+    """Say whether a trim was tried since memory is unexplained, and its time to show is over."""
     since_s, tidied_s = state.unexplained_since_s, state.tidied_s
     if since_s is None or tidied_s is None or tidied_s < since_s:
         return False
@@ -325,7 +325,7 @@ def _has_trimmed(state: PolicyState, inputs: Inputs) -> bool:
 
 
 def _plan(inputs: Inputs, forecast: float | None) -> str | None:
-    """Why the worker should be recycled in the next quiet minute."""
+    """Say why the worker should be recycled in the next quiet minute."""
     confirmed = inputs.finding is not None and inputs.finding.is_confirmed
     if confirmed and forecast is not None and forecast < ACT_BUCKETS * inputs.growth.bucket_s:
         return "growth"
@@ -335,7 +335,7 @@ def _plan(inputs: Inputs, forecast: float | None) -> str | None:
 
 
 def _why_not(wanted: Disruption | None, inputs: Inputs) -> str | None:
-    """What speaks against a recycle: the hour's budget is spent, or a second worker has no room."""
+    """Say why a recycle cannot be: the hour's budget is spent, or a second worker has no room."""
     if wanted is None or wanted.kind != RECYCLE:
         return None
     if inputs.recycles_left <= 0:
@@ -354,12 +354,12 @@ def _why_not(wanted: Disruption | None, inputs: Inputs) -> str | None:
 def _due(
     state: PolicyState, inputs: Inputs, wanted: Disruption | None
 ) -> tuple[PolicyState, Disruption | None]:
-    """What is done now. First the evidence is ordered; then it is looked at again."""
+    """Say what is done now. First the evidence is ordered; then it is looked at again."""
     if wanted is None:
         return replace(state, harm=None), None
     now_s = inputs.now_s
     done_s = state.harmed_s.get(wanted.kind)
-    pause_s = HARM_PAUSE_S if inputs.enforces else HOUR_S  # who only observes has said it
+    pause_s = HARM_PAUSE_S if inputs.enforces else HOUR_S  # an observer has said it once
     if done_s is not None and now_s - done_s < pause_s:
         return replace(state, harm=None), None
     waiting = state.harm
@@ -379,7 +379,7 @@ def _due(
 
 
 def _first_evidence(state: PolicyState, inputs: Inputs) -> tuple[PolicyState, str | None]:
-    """Once an hour at most, what it looked like when memory began to be short."""
+    """Order evidence when memory begins to be short, once an hour at most."""
     if state.mark.level < SQUEEZE_LEVEL:
         return state, None
     if state.evidence_s is not None and inputs.now_s - state.evidence_s < FIRST_EVIDENCE_S:
@@ -388,7 +388,7 @@ def _first_evidence(state: PolicyState, inputs: Inputs) -> tuple[PolicyState, st
 
 
 def _is_urgent(wanted: Disruption | None, inputs: Inputs, forecast: float | None) -> bool:
-    """A recycle that is refused leaves only the door to close. An old worker is no emergency."""
+    """Say whether a refused recycle leaves only to refuse runs. An old worker is no emergency."""
     if wanted is None or wanted.kind != RECYCLE:
         return False
     return wanted.reason == "memory" or _is_hard(inputs, forecast)
@@ -401,7 +401,7 @@ def _is_hard(inputs: Inputs, forecast: float | None) -> bool:
 
 
 def _give_up(state: PolicyState, inputs: Inputs) -> tuple[PolicyState, str | None]:
-    """Whether one more cut would help any more than the last ones did."""
+    """Give up where one more cut would not help any more than the last ones did."""
     recent = tuple(at_s for at_s in state.cuts_s if inputs.now_s - at_s < HOUR_S)
     spent = len(recent) >= CUTS_PER_HOUR or (recent and inputs.recycles_left <= 0)
     if inputs.may_give_up and spent:

@@ -36,7 +36,7 @@ class Difference(Struct, frozen=True, kw_only=True):
 
 
 def is_news(former: Decision | None, now: Decision) -> bool:
-    """Whether `now` says anything that `former` did not. Figures that always move are no news."""
+    """Say whether `now` tells anything new; figures that always move do not."""
     if former is None or now.alarm or now.evidence or now.recycle or now.cut or now.give_up:
         return True
     return _gist(former) != _gist(now)
@@ -54,7 +54,7 @@ def _gist(decision: Decision) -> tuple[object, ...]:
 
 
 def decide_again(record: Record) -> list[Difference]:
-    """Where this version decides otherwise; empty when it decides the same."""
+    """Find where this version decides otherwise; empty when it decides the same."""
     _, now = decide(record.before, record.inputs)
     old, new = _as_written(record.decision), _as_written(now)
     return [
@@ -68,12 +68,12 @@ _written = Decoder(dict[str, object])
 
 
 def _as_written(decision: Decision) -> dict[str, object]:
-    """The fields as a record holds them, where an infinite figure is null."""
+    """Give the fields as a record holds them, where an infinite figure is null."""
     return _written.decode(json.encode(decision))
 
 
 def describe(decision: Decision) -> str:
-    """What was decided, in words: "sweep (stale, windows), refuse new runs"."""
+    """Describe what was decided: "sweep (stale, windows), refuse new runs"."""
     deeds = []
     if steps := [step.value for step in decision.steps if step is not ReclaimStep.TIDY]:
         deeds.append(f"sweep ({', '.join(steps)})")
@@ -97,6 +97,6 @@ def describe(decision: Decision) -> str:
 
 
 def standing(decision: Decision) -> str:
-    """Where memory stood: "level 2, 73 % of 412 MiB"."""
+    """Describe where memory stood: "level 2, 73 % of 412 MiB"."""
     spendable_mib = decision.spendable_bytes // MIB
     return f"level {decision.level}, {100 * decision.ratio:.0f} % of {spendable_mib} MiB"

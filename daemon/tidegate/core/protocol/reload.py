@@ -48,7 +48,7 @@ class ReloadRefused(Struct, frozen=True, kw_only=True):
 
 
 class Earlier(Struct, frozen=True, kw_only=True):
-    """What was taken up before somebody asked, because the file had changed."""
+    """What was taken up unasked, because the file had changed."""
 
     changes: list[SettingChange]
     ago_s: float

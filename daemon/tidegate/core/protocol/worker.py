@@ -84,7 +84,7 @@ class StateUpdate(Message, frozen=True, kw_only=True, tag="facts"):
     guard: GuardFigures = GuardFigures()
     peer_socket: str | None = None  # the other generation's, while there is one
     peer_active: dict[str, int] = {}  # its requests under way, by upstream, as it last beat
-    repairs: list[Repair] = []  # open problems, for whoever asks over HTTP
+    repairs: list[Repair] = []  # open problems, for clients over HTTP
 
 
 class Sweep(Message, frozen=True, kw_only=True, tag="sweep"):
@@ -100,7 +100,7 @@ class Reclaim(Message, frozen=True, kw_only=True, tag="relieve"):
 
     request: int
     steps: list[str]  # names of `core.relief.Step`
-    stale_after_s: float  # what nobody has touched for so long is stale
+    stale_after_s: float  # what no reader has touched for so long is stale
     most: int = 50  # runs that may lose something, over all steps
     reason: str  # "memory level 2": what readers and the log are told
 

@@ -35,6 +35,6 @@ _ADVICE = {
 
 
 def advise(reason: str, code: str | None) -> str:
-    """The reason, and what to do about it where that is known."""
+    """Add to the reason what to do about it, where that is known."""
     advice = _ADVICE.get(code or "")
     return reason if advice is None else f"{reason}; {advice}"

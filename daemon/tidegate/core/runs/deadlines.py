@@ -19,7 +19,7 @@ class Watched(Hashable, Protocol):
     """What has clocks: a relay, a subscriber, a WebSocket."""
 
     def check(self, now_s: float) -> float | None:
-        """Looks at them; returns when to look again, None when there is nothing to see."""
+        """Look at them; returns when to look again, None when there is nothing to see."""
 
 
 class Deadlines(Generic[K]):
@@ -36,7 +36,7 @@ class Deadlines(Generic[K]):
         return len(self._due)
 
     def set(self, key: K, due_s: float) -> None:
-        """Sets or moves the deadline of `key`."""
+        """Set or move the deadline of `key`."""
         current = self._due.get(key)
         if current is not None and current[0] == due_s:
             return
@@ -46,7 +46,7 @@ class Deadlines(Generic[K]):
         self._compact()
 
     def set_earlier(self, key: K, due_s: float) -> bool:
-        """Sets the deadline unless there is an earlier one; whether it was set."""
+        """Set the deadline unless there is an earlier one; returns whether it was set."""
         current = self._due.get(key)
         if current is not None and current[0] <= due_s:
             return False
@@ -54,18 +54,18 @@ class Deadlines(Generic[K]):
         return True
 
     def drop(self, key: K) -> None:
-        """`key` has no deadline any more; does nothing if it had none."""
+        """Drop the deadline of `key`, if it has one."""
         if self._due.pop(key, None) is not None:
             self._compact()
 
     def next_s(self) -> float | None:
-        """The earliest deadline."""
+        """Find the earliest deadline."""
         while self._heap and self._is_stale(self._heap[0]):
             heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
     def take_due(self, now_s: float, most: int = 1_000_000) -> list[K]:
-        """Removes and returns what is due, earliest first, at most `most` keys."""
+        """Remove and return what is due, earliest first, at most `most` keys."""
         due: list[K] = []
         while len(due) < most and (first_s := self.next_s()) is not None and first_s <= now_s:
             key = heappop(self._heap)[2]

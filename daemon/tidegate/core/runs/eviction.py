@@ -70,7 +70,7 @@ def plan(
     stale_after_s: float,
     most: int,
 ) -> list[Victim]:
-    """The victims of a step, the least valuable first, at most `most`."""
+    """Choose the victims of a step, the least valuable first, at most `most`."""
     judge = _JUDGES.get(step)
     if judge is None:
         return []
@@ -121,7 +121,7 @@ def _finished(run: Candidate, now_s: float, stale_after_s: float) -> _Judged:
 def _background(run: Candidate, now_s: float, stale_after_s: float) -> _Judged:
     if run.is_over or run.readers or not run.keep_running:
         return None
-    words = "nobody listens, and memory is short"
+    words = "it has no readers, and memory is short"
     return (-run.held_bytes,), _released(run, "background", words)
 
 
@@ -135,7 +135,7 @@ def _windows(run: Candidate, now_s: float, stale_after_s: float) -> _Judged:
 
 
 def _finished_value(run: Candidate) -> Value:
-    """What its creator has had goes first, then the oldest."""
+    """Value a finished run: what its creator has had goes first, then the oldest."""
     return (0.0, not run.delivered, run.ended_s or 0.0)
 
 

@@ -39,7 +39,7 @@ _BESIDE_BODY_BYTES = 128 * 1024  # of the intake: the connection of a body, and 
 
 
 def largest_body_bytes(limit_bytes: int) -> int:
-    """The largest body that a ledger with this limit ever has room for.
+    """Compute the largest body that a ledger with this limit ever has room for.
 
     While it arrives it takes up to an eighth more, and all requests together have half the limit.
     """
@@ -60,13 +60,13 @@ class Ledger:
         self._accounts: set[Account] = set()
 
     def open(self) -> Account:
-        """A new, empty account."""
+        """Open a new, empty account."""
         account = Account(self)
         self._accounts.add(account)
         return account
 
     def statistics(self) -> dict[str, int]:
-        """Bytes by kind of buffer; their sum is the total."""
+        """Count bytes by kind of buffer; their sum is the total."""
         return {entry.name.lower(): self.entries[entry] for entry in Entry}
 
     @property
@@ -113,7 +113,7 @@ class Ledger:
         return 0 < self.intake_limit_bytes < self.intake_bytes
 
     def forget(self, account: Account) -> None:
-        """Takes a closed account out of the book."""
+        """Take a closed account out of the book."""
         self._accounts.discard(account)
 
 
@@ -133,7 +133,7 @@ class Account:
         return f"<Account {self.total_bytes} {held}>"
 
     def set(self, entry: Entry, held_bytes: int) -> None:
-        """Says how much one buffer holds now.
+        """Charge what one buffer holds now.
 
         Raises LedgerFull when that is more than the limit leaves, after relief; the bytes stay
         charged until their owner lets go of them. Once the account is closed nothing is
@@ -157,7 +157,7 @@ class Account:
                     raise LedgerFull(ledger.intake_bytes, ledger.intake_limit_bytes, of="requests")
 
     def close(self) -> int:
-        """Every buffer is gone: returns the bytes that were still charged."""
+        """Close the account: every buffer is gone; returns the bytes that were still charged."""
         freed = self.total_bytes
         self._ledger.total_bytes -= freed
         for entry, held_bytes in enumerate(self.entries):

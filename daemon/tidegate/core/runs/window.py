@@ -1,6 +1,6 @@
 """A run's window: the events that are still retained, `[first_seq, next_seq)`.
 
-Events lie one behind the other in 64 KiB segments, and are split only when somebody attaches in
+Events lie one behind the other in 64 KiB segments, and are split only when a subscriber attaches in
 the middle. One object per event costs as much in headers as in text and leaves the heap in holes:
 after a burst, memory stayed at idle + 40 % that way, against idle + 5 % with segments.
 
@@ -64,7 +64,7 @@ class Window:
         return self.end.seq
 
     def append(self, block: bytes, events: int) -> None:
-        """Adds complete events; the oldest segments go when the cap is exceeded.
+        """Add complete events; the oldest segments go when the cap is exceeded.
 
         A block of several segments is cut between events, so that what goes is never more than a
         segment too much: one read may bring more than a small window holds.
@@ -93,14 +93,14 @@ class Window:
         self.end = Cursor(self.end.seq + events, self.end.offset + len(block))
 
     def _close(self, segment: _Segment) -> None:
-        """Nothing more comes into it: its slack goes."""
+        """Close a segment: nothing more comes into it, and its slack goes."""
         if type(segment.data) is bytearray:
             before = sys.getsizeof(segment.data)
             segment.data = bytes(segment.data)
             self.held_bytes += sys.getsizeof(segment.data) - before
 
     def trim(self, keep_bytes: int) -> int:
-        """Drops the oldest segments until at most `keep_bytes` are held; returns bytes freed."""
+        """Drop the oldest segments until at most `keep_bytes` are held; returns bytes freed."""
         before = self.held_bytes
         dropped = 0
         while self.held_bytes > keep_bytes:
@@ -110,7 +110,7 @@ class Window:
         return before - self.held_bytes
 
     def cursor(self, seq: int) -> Cursor:
-        """The cursor at `seq`, which may be `next_seq` at most. Raises CursorEvicted."""
+        """Find the cursor at `seq`, which may be `next_seq` at most. Raises CursorEvicted."""
         if not self.first_seq <= seq <= self.end.seq:
             raise CursorEvicted(self.first_seq)
         if seq == self.end.seq:
@@ -120,7 +120,7 @@ class Window:
         return Cursor(seq, segment.first.offset + sum(map(len, skipped)))
 
     def read(self, cursor: Cursor) -> tuple[bytes, Cursor]:
-        """The events from `cursor` to the end of its segment, and the cursor behind them.
+        """Read from `cursor` to the end of its segment; returns the events and the cursor behind.
 
         Empty at the end of the window. Raises CursorEvicted.
         """
@@ -134,7 +134,7 @@ class Window:
         return bytes(segment.data[cursor.offset - segment.first.offset :]), behind
 
     def last_events(self, count: int) -> list[bytes]:
-        """The last `count` events, fewer where fewer are held."""
+        """Give the last `count` events, fewer where fewer are held."""
         events: list[bytes] = []
         for segment in reversed(self._segments):
             events[:0] = self.framing.last(bytes(segment.data), count - len(events))
@@ -147,7 +147,7 @@ class Window:
 
 
 def _portions(whole: list[bytes]) -> Iterator[tuple[bytes, int]]:
-    """A large block's events in portions of about a segment, and the number in each."""
+    """Cut a large block into portions of about a segment, with the number of events in each."""
     events: list[bytes] = []
     size = 0
     for event in whole:

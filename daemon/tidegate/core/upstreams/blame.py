@@ -189,7 +189,7 @@ class _Said(NamedTuple):
     is_flagged: bool = False  # OpenRouter's moderation says what was flagged, in members of its own
 
     def matches(self, pattern: re.Pattern[str]) -> bool:
-        """Whether a word or the message has it."""
+        """Say whether a word or the message has the pattern."""
         return bool(pattern.search(self.words) or pattern.search(self.message))
 
 
@@ -201,7 +201,7 @@ def fault_of_answer(
     is_told: bool = False,
     says_when: bool = False,
 ) -> Fault:
-    """The fault behind an answer of status `status` that is no success.
+    """Find the fault behind an answer of status `status` that is no success.
 
     `names_ours`: the name of the model comes from the config and not from the caller. `is_told`:
     the error stood in a 200, and `status` is what it would have been. `says_when`: its head says
@@ -237,7 +237,7 @@ def _of_status(status: int) -> Fault:
 
 
 def _of_words(fault: Fault, status: int, said: _Said, *, names_ours: bool) -> Fault:
-    """What the words make of a status."""
+    """Find what the words make of a status."""
     if fault is Fault.BROKEN:
         return fault if said.is_json else Fault.CRASHED
     if fault is Fault.OUR_MODEL:
@@ -252,7 +252,7 @@ def _of_words(fault: Fault, status: int, said: _Said, *, names_ours: bool) -> Fa
 
 
 def _lacks_quota(said: _Said, *, says_when: bool = False) -> bool:
-    """Whether the account has no credit left; a code says so for certain, a message perhaps."""
+    """Say whether the account has no credit left; a code is certain, a message perhaps."""
     if _QUOTA_CODE.search(said.words):
         return True
     is_over_soon = says_when or said.matches(_OVER_SOON)
@@ -260,7 +260,7 @@ def _lacks_quota(said: _Said, *, says_when: bool = False) -> bool:
 
 
 def _of_404(said: _Said, *, names_ours: bool) -> Fault:
-    """A model, a route, or something that the caller named."""
+    """Tell apart a model, a route, and something that the client named."""
     if not said.is_json or said.matches(_ROUTE):
         return Fault.NO_ROUTE
     is_other = said.matches(_OTHER_THING) and not said.matches(_MODEL)

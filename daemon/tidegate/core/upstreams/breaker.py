@@ -161,18 +161,18 @@ class Breaker:
         return self._aside_s
 
     def may_pass(self, now_s: float) -> bool:
-        """Whether `admit` would let a request pass; changes nothing."""
+        """Say whether `admit` would let a request pass; changes nothing."""
         return TABLE[self._state, self._asked(now_s)][1] in {BreakerAct.PASS, BreakerAct.TRY}
 
     def admit(self, now_s: float) -> bool:
-        """Whether a request may pass. A True while it is set aside makes that one the trial."""
+        """Let a request pass, or not. A True while it is set aside makes that one the trial."""
         act = self._step(self._asked(now_s))
         if act is BreakerAct.TRY:
             self._due_s = now_s + TRIAL_S
         return act in {BreakerAct.PASS, BreakerAct.TRY}
 
     def succeeded(self) -> None:
-        """A request was answered."""
+        """Note that a request was answered."""
         if self._step(BreakerTrigger.SUCCEEDED) is BreakerAct.RESET:
             self._failures = self._suspicions = 0
             self._callers.clear()
@@ -180,7 +180,7 @@ class Breaker:
             self._aside_s, self._due_s = 0.0, None
 
     def failed(self, now_s: float, witness: Witness | None = None) -> None:
-        """A request met a fault of the target, or, with a witness, what may be one."""
+        """Note a failure: of the target, or, with a witness, of what may be the request's doing."""
         self._is_probed = False
         if witness is None:
             self._failures = min(self._failures + 1, FAILURES_TO_OPEN)
@@ -196,18 +196,18 @@ class Breaker:
         self._fail(now_s)
 
     def confirm(self, now_s: float) -> None:
-        """A probe has failed too, so that what was suspected is the target's own fault."""
+        """Note that a probe failed too, so that what was suspected is the target's own fault."""
         self._failures = min(self._failures + self._suspicions, FAILURES_TO_OPEN)
         self._suspicions = 0
         self._fail(now_s)
 
     def gave_up(self, now_s: float) -> None:
-        """The trial's client went away, which says nothing: the next may try at once."""
+        """Note that the trial's client went away, which says nothing: the next may try at once."""
         if self._step(BreakerTrigger.GAVE_UP) is BreakerAct.LET_NEXT_TRY:
             self._due_s = now_s
 
     def reached(self, now_s: float) -> None:
-        """The upstream answered a question of ours: the next request may try it at once."""
+        """Note that a probe was answered: the next request may try it at once."""
         self._is_probed = True
         if self._step(BreakerTrigger.REACHED) is BreakerAct.LET_NEXT_TRY:
             self._due_s = now_s

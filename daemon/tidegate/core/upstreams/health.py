@@ -54,7 +54,7 @@ class _Model:
         self.refusal: str | None = None
 
     def is_worth_keeping(self, now_s: float) -> bool:
-        """Whether to forget it would let requests through, or close a repair."""
+        """Say whether to forget it would let requests through, or close a repair."""
         is_held = self.held_until_s > now_s
         return is_held or not self.breaker.is_closed or self.refusal is not None
 
@@ -76,7 +76,7 @@ class Health:
     # --- may it be asked ----------------------------------------------------------------------
 
     def may_ask(self, model: str, now_s: float) -> bool:
-        """Whether a request for `model` should go here while there is another place for it."""
+        """Say whether a request for `model` should go here while there is another target for it."""
         known = self._known(model)
         if known is None:
             return self.whole.may_pass(now_s)
@@ -84,23 +84,23 @@ class Health:
         return not is_held and self.whole.may_pass(now_s) and known.breaker.may_pass(now_s)
 
     def held_s(self, model: str, now_s: float) -> float:
-        """For how much longer the upstream wants to hear nothing of `model`; 0: it may be asked."""
+        """Count the seconds for which the upstream wants no requests for `model`; 0: none."""
         known = self._known(model)
         return 0.0 if known is None else max(0.0, known.held_until_s - now_s)
 
     def held_status(self, model: str) -> int:
-        """With which status it said so."""
+        """Give the status with which it said so."""
         known = self._known(model)
         return 429 if known is None else known.held_status
 
     def due_s(self, model: str) -> float:
-        """When a request may try it again; 0 when one may pass now."""
+        """Say when a request may try it again; 0 when one may pass now."""
         known = self._known(model)
         of_model = known.breaker.due_s if known is not None else None
         return max(self.whole.due_s or 0.0, of_model or 0.0)
 
     def admit(self, model: str, now_s: float) -> bool:
-        """Let a request pass; whether it is the trial of what is set aside.
+        """Let a request pass; returns whether it is the trial of what is set aside.
 
         One that passes early, for want of another place, is none.
         """
@@ -177,7 +177,7 @@ class Health:
             self._key_refusal = text
 
     def answered_since(self, model: str, since_s: float) -> bool:
-        """Whether a plain answer of `model` was whole since then: it is slow, and not dead."""
+        """Say whether a plain answer of `model` was whole since then: it is slow, and not dead."""
         known = self._known(model)
         return known is not None and known.answered_s is not None and known.answered_s >= since_s
 
@@ -202,7 +202,7 @@ class Health:
         return self.confirm(reason, now_s)
 
     def confirm(self, reason: str, now_s: float) -> list[str]:
-        """A probe failed too: set aside what was suspected; returns what to log."""
+        """Set aside what was suspected, now that a probe failed too; returns what to log."""
         suspects = [(name, m.breaker) for name, m in self._models.items() if m.breaker.is_suspect]
         for _, breaker in suspects:
             breaker.confirm(now_s)
@@ -226,7 +226,7 @@ class Health:
         return bool(models) and all(not known.breaker.is_closed for known in models)
 
     def aside(self, now_s: float) -> Iterator[Aside]:
-        """The models that are left alone now, if not all of them are."""
+        """List the models that are left alone now, if not all of them are."""
         for name, known in self._models.items():
             breaker = known.breaker
             if known.held_until_s > now_s:
@@ -236,7 +236,7 @@ class Health:
                 yield Aside(name, left_s, breaker.state == "half-open", False)
 
     def refusals(self) -> Iterator[Refusal]:
-        """What only a change of the config mends."""
+        """List what only a change of the config can fix."""
         if self._key_refusal is not None:
             yield Refusal("", self._key_refusal)
         for name, known in self._models.items():
@@ -244,7 +244,7 @@ class Health:
                 yield Refusal(name, known.refusal)
 
     def breaker_of(self, model: str) -> Breaker | None:
-        """The model's own, once there is something to know of it."""
+        """Find the model's own breaker, once there is something to know of it."""
         known = self._known(model)
         return None if known is None else known.breaker
 
@@ -265,7 +265,7 @@ class Health:
         return self._models.get(model[:MOST_NAME])
 
     def _note(self, model: str, now_s: float) -> _Model:
-        """The model's entry, which is the newest now."""
+        """Make the model's entry the newest."""
         name = model[:MOST_NAME]
         known = self._models.pop(name, None) or _Model()
         self._models[name] = known

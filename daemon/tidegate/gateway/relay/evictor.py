@@ -76,7 +76,7 @@ class Evictor:
         make_room: Callable[[Callable[[], bool]], int],
         drop_caches: Callable[[], None],
     ) -> None:
-        """`make_room` closes connections that wait, for as long as its argument is true."""
+        """Watch the ledger; `make_room` closes waiting connections while its argument is true."""
         self.freed_bytes: Counter[str] = Counter()  # by step of an order, since the start
         self.seconds: dict[str, float] = {}
         self.holds_back = False  # the ledger is tight: slow readers' upstreams wait
@@ -282,7 +282,7 @@ class Evictor:
             self._registry.last_sweep = f"finished runs, for memory: {freed}"
 
     def _stalled_victims(self) -> Iterator[Victim]:
-        """Runs whose readers read nothing go before one whose reader reads: the longest first."""
+        """Find runs whose readers read nothing, the longest first; they go before lagging ones."""
         now_s = self._loop.time()
         if now_s >= self._look_stalled_s:
             self._look_stalled_s = now_s + LOOK_STALLED_S
@@ -292,7 +292,7 @@ class Evictor:
         yield from self._still_due(ReclaimStep.STALLED, self._stalled, STALLED_S, AT_LIMIT)
 
     def _lagging_victims(self) -> Iterator[Victim]:
-        """Then goes what is held for readers who lag, the most first.
+        """Find what is held for readers who lag, the most first; it goes after stalled runs.
 
         Else whichever run grows next would have to fail, and that is one whose reader keeps up.
         """
@@ -334,7 +334,7 @@ class Evictor:
             self._registry.tick_by(self._loop.time() + AGAIN_S)
 
     def _on_add(self, relay: Relay) -> None:
-        """A run that begins goes on like those that are there."""
+        """Let a run that begins go on like those that are there."""
         if self._buffers_are_halved:
             relay.squeeze(half=True)
         if self.holds_back:
@@ -349,7 +349,7 @@ class Evictor:
             self._hold_back(back=False)
 
     def _fair_bytes(self) -> int:
-        """What a run without readers may keep while the ledger is tight: of half the limit."""
+        """Share half the limit: what a run without readers may keep while the ledger is tight."""
         runs = max(1, self._registry.active_count)
         return max(SEGMENT_BYTES, self._ledger.limit_bytes // 2 // runs)
 

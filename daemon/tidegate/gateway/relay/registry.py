@@ -355,5 +355,5 @@ class Registry:
 
 
 def _once(state: State, reason: str | None) -> str:
-    """The reason without the word that the state says already."""
+    """Give the reason without the word that the state says already."""
     return (reason or "").removeprefix(f"{state.value}: ")

@@ -169,7 +169,7 @@ class StreamSubscriber(Subscriber):
             self.run.delivered = self.run.delivered or self.dropped is None
 
     def _finish(self) -> None:
-        """The end of the body, after whatever the events said of how the answer ended."""
+        """Write the end of the body, after whatever the events said of how the answer ended."""
         if not self._ended:
             self._write(b"", last=True)
 
@@ -218,7 +218,7 @@ class StreamSubscriber(Subscriber):
         self._write(self._framing.as_sse(block) if self._ids else block)
 
     def _write(self, block: bytes, *, last: bool = False) -> int:
-        """One write for the head, the events and the end; returns what the kernel has not taken."""
+        """Write head, events and end at once; returns what the kernel has not taken."""
         data = block
         if self._chunked:
             data = b"%x\r\n%b\r\n" % (len(block), block) if block else b""
@@ -246,7 +246,7 @@ class RawSubscriber(StreamSubscriber):
     def __init__(
         self, run: Run, client: ResponseWriter, head: Callable[[], tuple[bytes, bool]]
     ) -> None:
-        """`head` gives the head's bytes, and whether it announces chunks."""
+        """Serve bytes; `head` gives the head's bytes, and whether it announces chunks."""
         super().__init__(run, client, b"to be made")
         self._make_head = head
 
