@@ -1,1 +1,1 @@
-"""The `tidegate` command."""
+"""The `tidegate` command; no other room imports it."""

@@ -75,7 +75,7 @@ def _have_standard_streams() -> None:
 
 
 def _write_no_more() -> None:
-    """Python would try again at its exit, and complain."""
+    """Lead stdout to /dev/null: Python would write what is left at its exit, and complain."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,4 +1,4 @@
-"""The places that a verb's flags and the environment lead to."""
+"""The config file and the directories that a verb's flags and the environment lead to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tidegate.core.settings import DrainLimits
 
 
 def find_places(arguments: argparse.Namespace) -> places.Places:
-    """The places for these arguments. Raises PlacesError."""
+    """Return the places for these arguments. Raises PlacesError."""
     return places.find(
         config=arguments.config,
         state_dir=arguments.state_dir,
@@ -19,7 +19,7 @@ def find_places(arguments: argparse.Namespace) -> places.Places:
 
 
 def stop_limit_s(found: places.Places) -> float:
-    """How long the tidegate of these places lets answers finish when it stops, in seconds.
+    """Return how long the tidegate of these places lets answers finish when it stops, in seconds.
 
     A config that is not there or not good says nothing, and the default holds.
     """

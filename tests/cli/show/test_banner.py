@@ -94,6 +94,6 @@ def test_reader_that_has_gone_is_no_error(monkeypatch):
 
 
 def test_closed_stdout_is_no_error(monkeypatch):
-    """Python has no stdout at all after `>&-`; there is nobody to tell, and it serves."""
+    """Python has no stdout at all after `>&-`; the banner goes nowhere, and it serves."""
     monkeypatch.setattr(sys, "stdout", None)
     banner.print_calmly("hello")

@@ -35,8 +35,8 @@ def held(tidegate):
         process.kill()
 
 
-def test_holder_is_whoever_has_the_lock(tidegate, held):
-    """The lock and not the pid in the file tells whether somebody is there."""
+def test_holder_is_the_process_with_the_lock(tidegate, held):
+    """The lock and not the pid in the file tells whether a daemon runs."""
     pid_file = tidegate.runtime_dir / "tidegate.pid"
     assert detach.holder(pid_file) == held.pid
     held.kill()
@@ -45,8 +45,8 @@ def test_holder_is_whoever_has_the_lock(tidegate, held):
     assert detach.holder(pid_file) is None
 
 
-def test_holder_of_no_file_is_nobody(tmp_path):
-    """Without a pid file nobody runs."""
+def test_no_file_has_no_holder(tmp_path):
+    """Without a pid file no daemon runs."""
     assert detach.holder(tmp_path / "tidegate.pid") is None
 
 
@@ -58,7 +58,7 @@ def test_stop_falls_back_to_sigterm(tidegate, held):
 
 
 def test_stop_leaves_a_stale_pid_alone(tidegate):
-    """A pid that nobody vouches for by the lock is never sent a signal."""
+    """A pid whose process does not hold the lock is never sent a signal."""
     with subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"]) as bystander:
         (tidegate.runtime_dir / "tidegate.pid").write_text(f"{bystander.pid}\n")
         code, _, err = tidegate("stop")
@@ -197,7 +197,7 @@ def status_of(pid: int, manager: str | None) -> Status:
 
 
 def _is_empty(group: int) -> bool:
-    """Whether nobody of a process group is left, the worker included."""
+    """Tell whether no process of a group is left, the worker included."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:

@@ -270,7 +270,7 @@ def following(*flags: str) -> Iterator[tuple[list[str], Callable[[str], None]]]:
 
 
 def test_verb_follows_over_rotation_and_restart(tmp_path: Path) -> None:
-    """Nobody runs, somebody writes, the file is rotated: it goes on."""
+    """No daemon runs, another process writes, the file is rotated: following goes on."""
     file = tmp_path / "tidegate.log"
     file.write_text(line("one") + line("two"))
     places = ["--state-dir", str(tmp_path), "--runtime-dir", str(tmp_path / "run")]
@@ -378,7 +378,7 @@ def test_tidegate_in_a_terminal_has_no_log(tidegate: Any, watchdog: Any) -> None
 def test_of_what_is_left_the_latest_is_shown(
     tidegate: Any, file: Path, journal: Callable[[str], Path]
 ) -> None:
-    """Nobody runs, and there is both a file and a journal: what was written last is meant."""
+    """No daemon runs, and there is both a file and a journal: what was written last is meant."""
     journal(ENTRY)
     log = tidegate.state_dir / "tidegate.log"
     log.write_text(line("from the file"))

@@ -45,7 +45,7 @@ def test_each_change_is_a_line_with_when_it_counts(tidegate, watchdog) -> None:
             "Nothing changed just now. The file had been taken up by itself 3 s ago:\n"
             "limits.idle_s: 120 s → 60 s (for answers that begin from now on)\n",
         ),
-        (Reloaded(changes=[], unparked=True), "The config is mended: tidegate serves.\n"),
+        (Reloaded(changes=[], unparked=True), "The config is good again: tidegate serves.\n"),
         (None, "The config is good; tidegate starts with it.\n"),
     ],
 )

@@ -79,7 +79,7 @@ READING = [["status"], ["runs"], ["models"], ["sweep"], ["recycle"], ["reload"],
 
 
 @pytest.mark.parametrize("verb", READING, ids=lambda verb: verb[0])
-def test_nobody_running_is_exit_69(tidegate, verb):
+def test_none_running_is_exit_69(tidegate, verb):
     """A verb that needs a running tidegate says where it looked and exits with 69."""
     code, out, err = tidegate(*verb)
     assert (code, out) == (69, "")
@@ -354,7 +354,7 @@ def test_a_mistyped_verb_is_told_what_it_may_have_been(
 
 @pytest.fixture
 def system_service(tmp_path, monkeypatch):
-    """One runs, and we are somebody else."""
+    """One runs, and we are another user."""
     there = tmp_path / "system"
     there.mkdir()
     usual = msgspec.structs.replace(places.of_the_system("linux"), runtime_dir=there)
@@ -363,8 +363,8 @@ def system_service(tmp_path, monkeypatch):
     return there
 
 
-def test_whoever_means_the_service_of_the_system_is_told_how(system_service, tmp_path, capsys):
-    """Without sudo the verbs look where nobody runs, and a token would be for nobody."""
+def test_the_way_to_the_service_of_the_system_is_told(system_service, tmp_path, capsys):
+    """Without sudo the verbs look where no daemon runs, and no daemon would read the token."""
     own = ["--state-dir", str(tmp_path), "--runtime-dir", str(tmp_path / "run")]
     assert main(["status", *own]) == 69
     assert "put sudo before the command" in capsys.readouterr().err
@@ -375,7 +375,7 @@ def test_whoever_means_the_service_of_the_system_is_told_how(system_service, tmp
     assert "sudo" not in capsys.readouterr().err
 
 
-def test_a_socket_of_somebody_else_is_no_daemon_that_is_gone(tmp_path, monkeypatch, capsys):
+def test_a_socket_of_another_user_is_not_a_daemon_that_is_gone(tmp_path, monkeypatch, capsys):
     """What we may not ask may well run."""
 
     def closed(*_: object) -> None:

@@ -1,1 +1,1 @@
-"""`tidegate service`: to become a service, and to stop being one."""
+"""`tidegate service`: install it under systemd or launchd, control it there, uninstall it."""

@@ -77,7 +77,7 @@ def install(arguments: argparse.Namespace) -> int:
 
 
 def plan(arguments: argparse.Namespace, chosen: Manager) -> Iterator[InstallStep]:
-    """What is to be done, in this order. Raises CliError, ConfigError, ManagerError, WriteError."""
+    """List the steps in order. Raises CliError, ConfigError, ManagerError, WriteError."""
     job, settings = make_job(arguments, chosen)
     check_reach(chosen, job)
     command = " ".join(job.command)
@@ -110,7 +110,7 @@ def plan(arguments: argparse.Namespace, chosen: Manager) -> Iterator[InstallStep
 
 
 def _preparing(chosen: Manager, job: Job) -> Iterator[InstallStep]:
-    """The user, the directories and the config of a service, where they are missing."""
+    """Make the user, the directories and the config of a service, where they are missing."""
     if job.user and not account.exists(job.user):
         make = partial(_make_user, job.user, job.state_dir or Path("/"), platform_of(chosen))
         yield InstallStep([f"The user {job.user} (new)."], make)
@@ -124,7 +124,7 @@ def _preparing(chosen: Manager, job: Job) -> Iterator[InstallStep]:
 
 
 def _writing(file: File, change: FileChange, chosen: Manager) -> InstallStep:
-    """A file, shown whole when it is new, else with what changes."""
+    """Write a file, shown whole when it is new, else with what changes."""
     match change:
         case FileChange.NONE:
             return InstallStep([f"{file.path} is as it should be."])
@@ -137,7 +137,7 @@ def _writing(file: File, change: FileChange, chosen: Manager) -> InstallStep:
 
 
 def make_job(arguments: argparse.Namespace, chosen: Manager) -> tuple[Job, Settings]:
-    """What the service runs, and the settings it will find. Raises CliError or ConfigError.
+    """Return what the service runs, and its settings. Raises CliError or ConfigError.
 
     What it was given when it was installed before stays, unless it is given something else now.
     """
@@ -164,7 +164,7 @@ def make_job(arguments: argparse.Namespace, chosen: Manager) -> tuple[Job, Setti
 
 
 def _given(flag: Path | None, variable: str, former: Path | None) -> Path | None:
-    """A flag, else None for the environment to say, else what was said before."""
+    """Return a flag, else None for the environment to say, else what was said before."""
     return flag or (None if os.environ.get(variable) else former)
 
 
@@ -183,7 +183,7 @@ def check_reach(chosen: Manager, job: Job) -> None:
 
 
 def numeric(addresses: Sequence[str]) -> list[str]:
-    """As a service manager can open them: it resolves no names and chooses no ports.
+    """Write addresses as a service manager can open them: it resolves no names, chooses no ports.
 
     Raises CliError.
     """
@@ -238,7 +238,7 @@ def _advise(chosen: Manager, job: Job, settings: Settings) -> None:
 
 
 def kept_text(path: Path, kept: Path, chosen: Manager) -> str:
-    """Say where a file went that a person had changed, and how a change of theirs stays."""
+    """Say where a file went that its owner had changed, and how such a change stays."""
     what = f"{path.name} had been changed by hand; it is kept as {kept}."
     if chosen.name == "systemd":
         return (
@@ -249,7 +249,7 @@ def kept_text(path: Path, kept: Path, chosen: Manager) -> str:
 
 
 def advise_keys(settings: Settings, chosen: Manager) -> None:
-    """Where a key goes that is in this terminal's environment, or in none."""
+    """Say where a key goes that is in this terminal's environment, or in none."""
     for upstream in settings.upstreams:
         for name, source in upstream.headers.items():
             if isinstance(source, str) or source.env is None:

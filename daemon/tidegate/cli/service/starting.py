@@ -1,4 +1,4 @@
-"""Starting a service and waiting until it serves; else why it does not, with the end of its log."""
+"""Starts a service and waits until it serves; else says why not, with the end of its log."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def check_alone(chosen: Manager, found: Places) -> None:
 
 
 def _wait_serving(chosen: Manager, found: Places) -> Status | None:
-    """tidegate's own word that it serves; None where it cannot be asked. Raises CliError."""
+    """Wait until tidegate says that it serves; None where it cannot be asked. Raises CliError."""
     begun_s = time.monotonic()
     latest = None
     while time.monotonic() - begun_s < READY_LIMIT_S:
@@ -100,7 +100,7 @@ def _wait_serving(chosen: Manager, found: Places) -> Status | None:
 
 
 def _failure(chosen: Manager, what: str, code: int | None = None) -> CliError:
-    """With the end of its log, and the code that it ended with where that says more."""
+    """Make the error, with the end of the log, and the service's exit code where that says more."""
     if code is None:
         try:
             code = BAD_CONFIG if chosen.state().exit_code == BAD_CONFIG else NOT_RUNNING

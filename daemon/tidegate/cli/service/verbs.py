@@ -60,7 +60,7 @@ def uninstall(arguments: argparse.Namespace) -> int:
 
 
 def _say_what_stays(chosen: Manager, found: Places) -> None:
-    """Nothing that a person made is removed by us; here is how they do it."""
+    """Say which files stay, for the owner made them, and how to remove them."""
     folder = found.config_file.parent
     left = [folder if folder.name == NAME else found.config_file, found.state_dir]
     there = sorted({str(path) for path in left if is_there(path)})
@@ -112,7 +112,7 @@ def restart(arguments: argparse.Namespace) -> int:
 
 
 def status(arguments: argparse.Namespace) -> int:
-    """The manager's view and tidegate's own."""
+    """Print the manager's view of the service and tidegate's own."""
     chosen = find(arguments)
     state = chosen.state()
     own = find_status(places_of(chosen, arguments, state)) if state.active else None
@@ -140,7 +140,7 @@ def _silence_text(found: Places) -> str:
 
 
 def logs(arguments: argparse.Namespace) -> int:
-    """Its log file, or its part of the journal."""
+    """Print the service's log: its file, or its part of the journal."""
     from tidegate.cli.verbs.logs import read_arguments, show_file, show_journal
 
     wanted = read_arguments(arguments)
@@ -193,7 +193,7 @@ def _as_json(chosen: Manager, state: UnitState, own: Status | None) -> str:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """One of the verbs. What a manager or a disk refuses becomes a CliError."""
+    """Run one of the verbs. What a manager or a disk refuses becomes a CliError."""
     try:
         return VERBS[arguments.service_verb](arguments)
     except (ManagerError, WriteError) as error:

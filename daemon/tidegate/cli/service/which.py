@@ -17,7 +17,10 @@ from tidegate.managers.job import Scope
 
 
 def find(arguments: argparse.Namespace, *, to_install: bool = False) -> Manager:
-    """The manager that is meant; without a flag the one that has the service. Raises CliError."""
+    """Return the manager that is meant; without a flag, the one with the service.
+
+    Raises CliError.
+    """
     asked = Scope.SYSTEM if arguments.system else Scope.USER if arguments.user else None
     if asked is Scope.USER and os.geteuid() == 0 and os.environ.get("SUDO_UID", "0") != "0":
         raise CliError("with sudo, --user would mean root's own service: leave out the sudo", USAGE)
@@ -32,11 +35,12 @@ def find(arguments: argparse.Namespace, *, to_install: bool = False) -> Manager:
 
 
 def other_than(chosen: Manager) -> Manager:
-    """This computer's manager of the other scope: one of the system and one of a user are two."""
+    """Return this computer's manager of the other scope: the system's, or this user's."""
     return managers.find(Scope.USER if chosen.scope is Scope.SYSTEM else Scope.SYSTEM)
 
 
 def is_installed(chosen: Manager) -> bool:
+    """Tell whether the manager has the service; False where the manager cannot be asked."""
     try:
         return chosen.state().installed
     except ManagerError:
@@ -44,7 +48,10 @@ def is_installed(chosen: Manager) -> bool:
 
 
 def installed(arguments: argparse.Namespace) -> Manager:
-    """For a verb that changes something: it is installed, and we may. Raises CliError."""
+    """Return the manager, for a verb that changes the installed service, if this user may.
+
+    Raises CliError.
+    """
     chosen = find(arguments)
     if not chosen.state().installed:
         raise CliError(unknown_text(chosen), NOT_RUNNING)
@@ -55,7 +62,7 @@ def installed(arguments: argparse.Namespace) -> Manager:
 def places_of(
     chosen: Manager, arguments: argparse.Namespace, state: UnitState | None = None
 ) -> Places:
-    """Where the service keeps its things: as its flags say, unless ours say otherwise."""
+    """Return where the service keeps its files: as its flags say, unless ours say otherwise."""
     command = (state or chosen.state()).command
     found = placing.places_of(command, chosen.scope, platform_of(chosen))
     return places.find(
@@ -66,19 +73,23 @@ def places_of(
 
 
 def need_root(chosen: Manager, arguments: argparse.Namespace) -> None:
+    """Raise CliError with the sudo command where only root may change the service."""
     if chosen.scope is Scope.SYSTEM and os.geteuid() != 0:
         words = shlex.join(["sudo", *placing.program(), *_typed(arguments)])
         raise CliError(f"only root may change a service of the system; run:\n  {words}", REFUSED)
 
 
 def check_writable(chosen: Manager) -> None:
-    """Before anything is begun that could not be ended. Raises CliError."""
+    """Check that the manager's directory can be written to, before anything is begun.
+
+    Raises CliError.
+    """
     if is_there(chosen.directory) and not os.access(chosen.directory, os.W_OK):
         raise CliError(f"{chosen.directory} cannot be written to; nothing was changed", REFUSED)
 
 
 def _typed(arguments: argparse.Namespace) -> list[str]:
-    """The command again, with paths that mean the same from anywhere."""
+    """Write the command again, with paths that mean the same from anywhere."""
     words = ["service", arguments.service_verb, "--system"]
     for flag, value in vars(arguments).items():
         if flag in {"verb", "service_verb", "system", "user"} or value in (None, False):
@@ -90,20 +101,23 @@ def _typed(arguments: argparse.Namespace) -> list[str]:
 
 
 def platform_of(chosen: Manager) -> str:
+    """Return the platform of a manager, as `sys.platform` names it."""
     return "darwin" if chosen.name == "launchd" else "linux"
 
 
 def name_of(chosen: Manager) -> str:
+    """Name the manager for people: "systemd of this user"."""
     whose = "of the system" if chosen.scope is Scope.SYSTEM else "of this user"
     return f"{chosen.name} {whose}"
 
 
 def unknown_text(chosen: Manager) -> str:
+    """Say that the manager has no such service, and how to install it."""
     return f"{name_of(chosen)} knows no tidegate; run: {own_words(chosen, 'install')}"
 
 
 def own_words(chosen: Manager, verb: str) -> str:
-    """One of our own verbs, as this person has to type it."""
+    """Write one of our own verbs as this user has to type it."""
     if chosen.scope is Scope.USER:
         return f"`tidegate service {verb}{' --user' if os.geteuid() == 0 else ''}`"
     needs_sudo = os.geteuid() != 0 and verb not in {"status", "logs"}
@@ -111,5 +125,5 @@ def own_words(chosen: Manager, verb: str) -> str:
 
 
 def is_there(path: Path) -> bool:
-    """False also of what lies behind a door that is closed to us."""
+    """Tell whether a path is there; False also where a directory above it is closed to us."""
     return os.access(path, os.F_OK)

@@ -1,1 +1,1 @@
-"""What a shell and a reader of manuals need to know of the command."""
+"""Shell completion and the manual page, both written from the command line's parser."""

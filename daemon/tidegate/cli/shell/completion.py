@@ -1,4 +1,4 @@
-"""`tidegate completion`: what a shell must know to complete the command.
+"""`tidegate completion`: scripts by which bash, zsh and fish complete the command.
 
 The scripts are whole: they ask tidegate nothing when a key is pressed, and need nothing but the
 shell. A word counts as a verb where the words before it lead there, so that the `start` of
@@ -20,13 +20,13 @@ def completion(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -
 
 
 def _taking(command: Verb, *kinds: WordKind) -> list[str]:
-    """The names of all flags that are followed by something of these kinds."""
+    """Return the names of all flags that are followed by a word of these kinds."""
     flags = [flag for verb in command.walk() for flag in verb.flags if flag.kind in kinds]
     return sorted({name for flag in flags for name in flag.names})
 
 
 def _choices(command: Verb) -> dict[str, str]:
-    """What may follow a flag that lets one choose: its names, and the words."""
+    """Return what may follow each flag that has choices, its words joined by spaces."""
     flags = [flag for verb in command.walk() for flag in verb.flags if flag.choices]
     return {name: " ".join(flag.choices) for flag in flags for name in flag.names}
 
@@ -38,7 +38,7 @@ _ANY_VALUE = (WordKind.FILE, WordKind.DIRECTORY, WordKind.CHOICE, WordKind.TEXT)
 
 
 def bash(command: Verb) -> str:
-    """For bash, also the old one of macOS, with or without the package bash-completion."""
+    """Write the script for bash, also macOS's old one, with or without bash-completion."""
     paths = [" ".join(verb.path) for verb in command.walk() if verb.path]
     lines = [
         "# bash completion for tidegate, as `tidegate completion bash` writes it.",
@@ -117,7 +117,7 @@ def _quoted(text: str) -> str:
 
 
 def zsh(command: Verb) -> str:
-    """For zsh, by `_arguments`; the file's name is `_tidegate`."""
+    """Write the script for zsh, by `_arguments`; the file's name is `_tidegate`."""
     lines = ["#compdef tidegate", "# zsh completion, as `tidegate completion zsh` writes it."]
     for verb in command.walk():
         lines += ["", *_zsh_function(verb)]
@@ -196,7 +196,7 @@ def _bracket(text: str) -> str:
 
 
 def fish(command: Verb) -> str:
-    """For fish."""
+    """Write the script for fish."""
     paths = [" ".join(verb.path) for verb in command.walk() if verb.path]
     lines = [
         "# fish completion for tidegate, as `tidegate completion fish` writes it.",
@@ -253,12 +253,12 @@ def _fish(text: str) -> str:
 
 
 def _single(text: str) -> str:
-    """One word for a shell."""
+    """Quote a text as one word for a shell."""
     return "'" + text.replace("'", "'\\''") + "'"
 
 
 def _first(text: str) -> str:
-    """The first sentence of it, as a list shows it."""
+    """Return the first sentence of a text, as a list shows it."""
     return text.split(". ", 1)[0].rstrip(".")
 
 

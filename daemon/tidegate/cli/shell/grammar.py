@@ -46,18 +46,18 @@ class Verb(Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """The last word of it."""
+        """Return the verb's last word; "" for the whole command."""
         return self.path[-1] if self.path else ""
 
     def walk(self) -> Iterator[Verb]:
-        """This one, and every one below it."""
+        """Yield this verb, and every one below it."""
         yield self
         for verb in self.verbs:
             yield from verb.walk()
 
 
 def read(parser: argparse.ArgumentParser, path: tuple[str, ...] = ()) -> Verb:
-    """What this parser understands."""
+    """Read the verbs and flags that this parser understands."""
     flags: list[Flag] = []
     arguments: list[Flag] = []
     verbs: list[Verb] = []

@@ -53,7 +53,7 @@ _EXAMPLES = {
 
 
 def manual(command: Verb) -> str:
-    """The page, for man(1)."""
+    """Write the page, for man(1)."""
     lines = [
         '.\\" Written from the command line; see tidegate.cli.shell.manual.',
         ".TH TIDEGATE 1",
@@ -85,7 +85,7 @@ def manual(command: Verb) -> str:
 
 
 def _shared(command: Verb) -> tuple[Flag, ...]:
-    """The flags that most verbs take: they are told of once."""
+    """Return the flags that more than a third of the verbs take: the page lists them once."""
     leaves = [verb for verb in command.walk() if verb.path and not verb.verbs]
     flags = {flag.names: flag for verb in leaves for flag in verb.flags}
     often = len(leaves) / 3
@@ -134,7 +134,7 @@ def _table(title: str, rows: dict[str, str]) -> list[str]:
 
 
 def _paragraphs(text: str) -> list[str]:
-    """Lines of running text; a paragraph begins after an empty line."""
+    """Wrap running text; a paragraph begins after an empty line."""
     lines: list[str] = []
     for paragraph in text.split("\n\n"):
         lines += [".PP"] if lines else []
@@ -143,7 +143,7 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def _text(text: str) -> str:
-    """Text that is no macro to the formatter and keeps its dashes and tildes."""
+    """Escape a text, so that it is no macro to the formatter and keeps its dashes and tildes."""
     plain = (
         text.replace("\\", "\\e").replace("-", "\\-").replace("~", "\\(ti").replace("^", "\\(ha")
     )

@@ -21,7 +21,7 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104  (read, no
 def banner_text(
     ready: Ready, addresses: list[str], places: Places, log_file: Path | None, *, has_tokens: bool
 ) -> str:
-    """The banner; `addresses` are the bound ones, "127.0.0.1:8433" or "unix:/path"."""
+    """Write the banner; `addresses` are the bound ones, "127.0.0.1:8433" or "unix:/path"."""
     lines = [("Base URL", base_url(address)) for address in addresses]
     lines += [("Found", found) for found in ready.found or ["no model server on this computer"]]
     lines += [
@@ -46,7 +46,7 @@ def banner_text(
 
 
 def banner_line(ready: Ready, addresses: list[str], places: Places) -> str:
-    """The same for the log of a service, in one line."""
+    """Write the same for the log of a service, in one line."""
     where = ", ".join(base_url(address) for address in addresses)
     found = ", ".join(ready.found) or "no model server on this computer"
     return f"tidegate {__version__} is ready: {where}; found {found}; config {_config(places)}"
@@ -58,7 +58,7 @@ def _config(places: Places) -> str:
 
 
 def base_url(address: str) -> str:
-    """What a client on this computer is given as its base URL."""
+    """Return the base URL for a client on this computer."""
     if address.startswith("unix:"):
         return f"http://localhost/v1 over {address.removeprefix('unix:')}"
     host, _, port = address.rpartition(":")
@@ -66,7 +66,7 @@ def base_url(address: str) -> str:
 
 
 def curl_line(address: str, model: str, *, has_tokens: bool) -> str:
-    """One line to paste into a shell; -N, so that curl prints each event as it comes."""
+    """Write a line to paste into a shell; -N, so that curl prints each event as it comes."""
     body = msgspec.json.encode(
         {"model": model, "stream": True, "messages": [{"role": "user", "content": "Hello!"}]}
     ).decode()
@@ -95,11 +95,11 @@ def print_calmly(text: str) -> None:
         if poller.poll(0):
             os.write(fd, visible(text, keep="\n").encode())
     except OSError:
-        return  # nobody is there to read it; the log says the same
+        return  # the terminal is gone; the log says the same
 
 
 def _columns(lines: list[tuple[str, str]]) -> list[str]:
-    """Two columns; a name that repeats is written once."""
+    """Align two columns; a name that repeats is written once."""
     names = [name for name, _ in lines]
     return [
         f"  {'' if n and names[n - 1] == name else name:<10}{value}"

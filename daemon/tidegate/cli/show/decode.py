@@ -1,4 +1,4 @@
-"""What a running tidegate answers, decoded for the screen.
+"""Decodes what a running tidegate answers, for the screen.
 
 Unknown fields are skipped, so a newer daemon can be asked. What lacks a field that the screen
 needs comes from a tidegate of another version, and is said to.
@@ -50,37 +50,37 @@ class BundleResult(Struct, frozen=True, kw_only=True):
 
 
 def read_status(answer: msgspec.Raw) -> Status:
-    """The status in a control reply. Raises CliError, as the others do."""
+    """Decode the status in a control reply. Raises CliError, as the others do."""
     return _read(answer, Status)
 
 
 def read_runs(answer: msgspec.Raw) -> list[RunSummary]:
-    """The runs in a control reply."""
+    """Decode the runs in a control reply."""
     return _read(answer, RunListing).data
 
 
 def read_models(answer: msgspec.Raw) -> ModelListing:
-    """The upstreams and aliases in a control reply."""
+    """Decode the upstreams and aliases in a control reply."""
     return _read(answer, ModelListing)
 
 
 def read_sweep(answer: msgspec.Raw) -> SweepResult:
-    """What was swept, in a control reply."""
+    """Decode what was swept, in a control reply."""
     return _read(answer, SweepResult)
 
 
 def read_bundle(answer: msgspec.Raw) -> BundleResult:
-    """Where the bundle is, in a control reply."""
+    """Decode where the bundle is, in a control reply."""
     return _read(answer, BundleResult)
 
 
 def read_reload(answer: msgspec.Raw) -> Reloaded | None:
-    """What a reload did, in a control reply; None when it was the first config to be good."""
+    """Decode what a reload did, in a control reply; None when it was the first good config."""
     return None if bytes(answer) == b"null" else _read(answer, Reloaded)
 
 
 def read_refusal(answer: msgspec.Raw) -> Why | None:
-    """Why a reload was refused; None where that is not known."""
+    """Decode why a reload was refused; None where that is not known."""
     try:
         return Decoder(ReloadRefused).decode(answer).refused
     except Undecodable:

@@ -1,4 +1,4 @@
-"""The lines of a log file and of its rotated ones, in order, and those still to come.
+"""Reads the lines of a log file and of its rotated ones, in order, and those still to come.
 
 Rotation renames, so a file is known by its inode and stays open until it has been read to its
 end: what a worker still appends to the one that was renamed is read there. A file that was cut
@@ -26,7 +26,7 @@ _LINE = re.compile(rf"(\S+) (debug|info|warning|error|critical) ({PROCESS}) (.*)
 
 
 class Line(Struct, frozen=True, kw_only=True):
-    """One line. What a crash wrote has no time, level or process of its own."""
+    """One line of a log. What a crash wrote has no time, level or process of its own."""
 
     text: str
     time: str | None = None  # as in the log: 2026-11-22T20:00:00+0100
@@ -39,7 +39,7 @@ class Line(Struct, frozen=True, kw_only=True):
 
     @property
     def at(self) -> float | None:
-        """Its time in Unix seconds."""
+        """Return the line's time in Unix seconds; None where it has none."""
         try:
             return datetime.fromisoformat(self.time).timestamp() if self.time else None
         except ValueError:
@@ -47,7 +47,7 @@ class Line(Struct, frozen=True, kw_only=True):
 
 
 def parse(raw: bytes) -> Line:
-    """A line of the file, safe to be shown on a terminal."""
+    """Read a line of the file into its parts, safe to be shown on a terminal."""
     text = printable(raw.decode("utf-8", "replace").replace("\t", " "))
     if found := _LINE.fullmatch(text):
         return Line(time=found[1], level=found[2], process=found[3], text=found[4])
@@ -55,7 +55,7 @@ def parse(raw: bytes) -> Line:
 
 
 class LogReader:
-    """Reads what is there, and on each further call what has come since."""
+    """Reads what the file has, and on each further call what has come since."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -65,7 +65,7 @@ class LogReader:
         return f"<LogReader {self._file} open={len(self._open)}>"
 
     def read(self) -> Iterator[bytes]:
-        """Whole lines without their ends, oldest first. Raises OSError."""
+        """Read whole lines without their ends, oldest first. Raises OSError."""
         there = self._look()
         for part in list(self._open.values()):
             yield from part.read()
@@ -73,11 +73,11 @@ class LogReader:
             self._open.pop(key).file.close()
 
     def rest(self) -> Iterator[bytes]:
-        """What was begun and never finished."""
+        """Return the lines that were begun and never finished."""
         return (bytes(part.unfinished) for part in self._open.values() if part.unfinished)
 
     def close(self) -> None:
-        """Give the descriptors back."""
+        """Close the files."""
         for part in self._open.values():
             part.file.close()
         self._open.clear()

@@ -24,7 +24,7 @@ Start Ollama, llama.cpp, LM Studio or vLLM here, or name an [[upstream]] in the 
 
 
 def show_models(listing: ModelListing, console: Console | None = None) -> None:
-    """A block for each upstream, and the aliases."""
+    """Print a block for each upstream, and the aliases."""
     console = console or new_console()
     if not listing.data:
         console.print(Text(_NONE))
@@ -42,7 +42,7 @@ def show_models(listing: ModelListing, console: Console | None = None) -> None:
 
 
 def _headlines(upstream: UpstreamModels) -> Iterator[tuple[str, str]]:
-    """Lines with their style."""
+    """Return the lines above an upstream's table, each with its style."""
     kind = f" ({upstream.kind})" if upstream.kind not in {None, "other"} else ""
     yield "bold", f"{upstream.name}{kind}: {_state_text(upstream)}"
     yield "dim", f"  {upstream.url}"

@@ -15,7 +15,7 @@ from tidegate.core.text import visible, visible_json
 
 
 def printable(text: str) -> str:
-    """`text` as a part of one line."""
+    """Return `text` as a part of one line, with nothing in it that steers a terminal."""
     return visible(text)
 
 
@@ -25,7 +25,7 @@ def say(text: object = "", *, file: TextIO | None = None, flush: bool = False) -
 
 
 def say_lines(text: str, *, file: TextIO | None = None) -> None:
-    """Print several, where their ends are our own."""
+    """Print several lines, where their ends are our own."""
     print(visible(text, keep="\n\t"), file=file or sys.stdout)
 
 

@@ -1,4 +1,4 @@
-"""The answers of a running tidegate as a person likes to read them.
+"""Prints the answers of a running tidegate for people.
 
 Reasons and errors come from upstreams and clients, so they are made printable first: an escape
 sequence in an error text must not reach the terminal.
@@ -29,11 +29,11 @@ from tidegate.core.runs.summary import RunSummary
 from tidegate.core.upstreams.summary import ModelAside
 
 _LEVELS = ("normal", "tidy", "squeeze", "shed", "hard shed", "last")
-_WIDE = 500  # columns when nobody looks: a program that reads tables wants no wrapped lines
+_WIDE = 500  # columns without a terminal: a program that reads tables wants no wrapped lines
 
 
 def swept_text(swept: SweepResult) -> str:
-    """One line, and one more for each reason."""
+    """Say what was swept: one line, and one more for each reason."""
     if not swept.runs:
         return "Nothing to sweep."
     lines = [f"Swept {_count(swept.runs, 'run')}, {size_text(swept.bytes)}."]
@@ -42,7 +42,7 @@ def swept_text(swept: SweepResult) -> str:
 
 
 def show_status(status: Status, console: Console | None = None) -> None:
-    """One calm screen."""
+    """Print the status as one screen."""
     console = console or new_console()
     headline = f"tidegate {status.version} is {status.state}, up {duration_text(status.uptime_s)}"
     console.print(Text(printable(headline), style="bold"))
@@ -108,7 +108,7 @@ def _memory_lines(memory: MemoryState) -> Iterable[str]:
 
 
 def show_runs(runs: list[RunSummary], console: Console | None = None) -> None:
-    """A table; newest first, as they come."""
+    """Print the runs as a table; newest first, as they come."""
     console = console or new_console()
     if not runs:
         console.print("No runs are held.")
@@ -200,5 +200,5 @@ def _count(number: int, noun: str) -> str:
 
 
 def new_console() -> Console:
-    """As wide as the terminal, or as wide as it likes where nobody looks."""
+    """Make a console as wide as the terminal, or 500 columns where the output is no terminal."""
     return Console(highlight=False) if sys.stdout.isatty() else Console(width=_WIDE)

@@ -25,7 +25,7 @@ RECYCLE_LIMIT_S = 2 * 3630.0  # twice the default of drain.recycle_limit_s
 
 
 def ask(places: Places, request: ControlRequest, limit_s: float = ANSWER_LIMIT_S) -> msgspec.Raw:
-    """The result of a request. Raises CliError when there is nobody, no answer, or a refusal."""
+    """Send a request and return its result. Raises CliError: not running, no answer, refused."""
     reply = reply_to(places, request, limit_s)
     if not reply.ok:
         raise CliError(reply.error or f"{request.verb} was refused", REFUSED)
@@ -33,17 +33,17 @@ def ask(places: Places, request: ControlRequest, limit_s: float = ANSWER_LIMIT_S
 
 
 def reply_to(places: Places, request: ControlRequest, limit_s: float) -> ControlReply:
-    """The answer to a request, a refusal included. Raises CliError when there is none."""
+    """Send a request and return its answer, a refusal included. Raises CliError without one."""
     try:
         return client.ask(serving_dir(places), request, limit_s)
     except NotRunning as error:
         is_closed = isinstance(error.__cause__, PermissionError)
         raise CliError(
-            closed_text(places) if is_closed else nobody_text(places), NOT_RUNNING
+            closed_text(places) if is_closed else not_running_text(places), NOT_RUNNING
         ) from error
     except Undecodable as error:
         raise CliError(
-            f"what answers at {places.runtime_dir / SOCKET_NAME} is no tidegate: {error}",
+            f"what answers at {places.runtime_dir / SOCKET_NAME} is not a tidegate: {error}",
             NOT_RUNNING,
         ) from error
     except TimeoutError as error:
@@ -53,19 +53,19 @@ def reply_to(places: Places, request: ControlRequest, limit_s: float) -> Control
 
 
 def closed_text(places: Places) -> str:
-    """Somebody may be there, and is not ours to ask."""
+    """Say that the control socket may not be opened by this user."""
     sock = places.runtime_dir / SOCKET_NAME
     return f"{sock} answers only the user whose it is, and root: put sudo before the command"
 
 
-def nobody_text(places: Places) -> str:
-    """Nobody is there; and who may be meant instead."""
+def not_running_text(places: Places) -> str:
+    """Say that tidegate is not running, and which one may be meant instead."""
     text = f"tidegate is not running, or not with the runtime directory {places.runtime_dir}"
     return f"{text}; {other}" if (other := system_text(places)) else text
 
 
 def system_text(places: Places) -> str | None:
-    """How to reach the service of the system, where there is one and these places are not its."""
+    """Say how to reach the system's service, where there is one and these places are not its."""
     there = of_the_system(sys.platform).runtime_dir
     if os.geteuid() == 0 or there in (None, places.runtime_dir) or not there.is_dir():
         return None
@@ -73,7 +73,7 @@ def system_text(places: Places) -> str | None:
 
 
 def status(arguments: argparse.Namespace) -> int:
-    """Print how it is."""
+    """Print the running tidegate's status."""
     result = ask(find_places(arguments), ControlRequest(verb="status"))
     if arguments.json:
         say_json(result)
@@ -110,7 +110,7 @@ def models(arguments: argparse.Namespace) -> int:
 
 
 def sweep(arguments: argparse.Namespace) -> int:
-    """Release what is stale and say how much it was."""
+    """Release stale runs and say how much memory that was."""
     request = ControlRequest(verb="sweep", finished=arguments.finished)
     result = ask(find_places(arguments), request)
     if arguments.json:
@@ -131,7 +131,7 @@ def recycle(arguments: argparse.Namespace) -> int:
 
 
 def upgrade(arguments: argparse.Namespace) -> int:
-    """Become the version that is installed now; nobody is cut off."""
+    """Have tidegate become the version that is installed now; no stream is cut."""
     places = find_places(arguments)
     former = _version(places)
     request = ControlRequest(verb="upgrade", wait=not arguments.no_wait)

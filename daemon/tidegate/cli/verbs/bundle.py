@@ -1,4 +1,4 @@
-"""`tidegate bundle`: have the running tidegate write down how it is, as evidence."""
+"""`tidegate bundle`: have the running tidegate write a bundle of evidence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tidegate.logs.file import refuse_strange_link
 
 
 def bundle(arguments: argparse.Namespace) -> int:
-    """Print where it is; copy it if a place was named."""
+    """Print the bundle's path; copy the bundle first if `--output` says where to."""
     written = read_bundle(ask(find_places(arguments), ControlRequest(verb="bundle")))
     path = Path(written.path)
     if arguments.output is not None:
@@ -31,7 +31,7 @@ def bundle(arguments: argparse.Namespace) -> int:
 
 
 def _copy(bundle: Path, output: Path) -> Path:
-    """For its owner alone, like the bundle itself. A file that is there is overwritten."""
+    """Copy it for its owner alone, like the bundle itself. An existing file is overwritten."""
     place = output.absolute()
     if place.is_dir():
         place /= bundle.name

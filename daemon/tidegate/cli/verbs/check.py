@@ -1,4 +1,4 @@
-"""`tidegate check`: is this config good? Asked of the file, not of a running tidegate."""
+"""`tidegate check`: whether the config file is good; a running tidegate is not asked."""
 
 from __future__ import annotations
 

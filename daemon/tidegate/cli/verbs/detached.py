@@ -1,7 +1,7 @@
 """`tidegate start`, `stop` and `restart`, for machines without a service manager.
 
-Where there is one and it runs this tidegate, they step aside: it would start again what was
-stopped, or have two of them fight for one address.
+Where a service manager runs this tidegate, they refuse and name its command: it would start again
+what was stopped, or two tidegates would compete for one address.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tidegate.cli.places import find_places, stop_limit_s
 from tidegate.cli.show.banner import base_url
 from tidegate.cli.show.decode import read_status
 from tidegate.cli.show.printable import say
-from tidegate.cli.verbs.ask import ask, nobody_text
+from tidegate.cli.verbs.ask import ask, not_running_text
 from tidegate.config.places import Places, PlacesError, make_private, serving_dir
 from tidegate.core.protocol.control import ControlRequest
 from tidegate.core.protocol.status import Status
@@ -83,7 +83,7 @@ def _stop(places: Places) -> int:
     pid_file = serving_dir(places) / "tidegate.pid"
     pid = detach.holder(pid_file)
     if pid is None:
-        raise CliError(nobody_text(places), NOT_RUNNING)
+        raise CliError(not_running_text(places), NOT_RUNNING)
 
     def is_over() -> bool:
         return detach.holder(pid_file) != pid
@@ -111,7 +111,7 @@ def restart(arguments: argparse.Namespace) -> int:
 
 
 def _leave_to_manager(verb: str, places: Places, running: Status | None) -> None:
-    """Raises CliError when a service manager runs it, with the command that it obeys."""
+    """Raise CliError when a service manager runs it, with the command that the manager obeys."""
     if running is not None and running.manager is not None:
         words = _unit_words(verb, running.watchdog.pid) or f"tidegate service {verb}"
         by = running.manager
@@ -123,7 +123,7 @@ def _leave_to_manager(verb: str, places: Places, running: Status | None) -> None
 
 
 def _manager_of(places: Places) -> Manager | None:
-    """Whoever starts or runs a tidegate with these places that does not answer just now."""
+    """Return the manager that starts or runs a tidegate with these places that does not answer."""
     for scope in Scope:
         try:
             chosen = find(scope)
@@ -137,7 +137,7 @@ def _manager_of(places: Places) -> Manager | None:
 
 
 def _unit_words(verb: str, pid: int) -> str | None:
-    """systemctl's command, where the unit goes by another name than ours."""
+    """Return systemctl's command, where the unit has another name than ours."""
     try:
         unit, is_users = unit_of(Path(f"/proc/{pid}/cgroup").read_text(errors="replace"))
     except OSError:
@@ -148,7 +148,7 @@ def _unit_words(verb: str, pid: int) -> str | None:
 
 
 def _open_log(log_file: Path) -> int:
-    """How long the log is before the start. Raises CliError when it cannot be written."""
+    """Return the log's length in bytes before the start. Raises CliError if it is not writable."""
     try:
         refuse_strange_link(log_file)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
@@ -162,7 +162,7 @@ def _open_log(log_file: Path) -> int:
 
 
 def _run_arguments(places: Places) -> list[str]:
-    """The same places, whatever directory and environment the daemon finds itself in."""
+    """Name the same places, whatever directory and environment the daemon starts in."""
     arguments = ["--state-dir", str(places.state_dir), "--runtime-dir", str(places.runtime_dir)]
     if places.named_config is not None:
         arguments += ["--config", str(places.named_config)]
@@ -170,7 +170,7 @@ def _run_arguments(places: Places) -> list[str]:
 
 
 def _wait_ready(places: Places, lifeline: int, seen: int) -> Status:
-    """The status of the serving daemon. Raises CliError with the end of its log."""
+    """Wait for the daemon to serve; its status. Raises CliError with the end of its log."""
     latest: Status | None = None
 
     def is_settled() -> bool:
@@ -188,7 +188,7 @@ def _wait_ready(places: Places, lifeline: int, seen: int) -> Status:
 
 
 def find_status(places: Places) -> Status | None:
-    """How the tidegate of these places is; None when it does not answer."""
+    """Return the status of the tidegate of these places; None when it does not answer."""
     try:
         return read_status(ask(places, ControlRequest(verb="status"), STATUS_LIMIT_S))
     except CliError:
@@ -196,14 +196,14 @@ def find_status(places: Places) -> Status | None:
 
 
 def _new_lines(log_file: Path, seen: int) -> list[str]:
-    """The last lines that were written since the log was `seen` bytes long."""
+    """Return the last lines that were written since the log was `seen` bytes long."""
     with log_file.open("rb") as log:
         log.seek(seen if log_file.stat().st_size >= seen else 0)
         return log.read().decode("utf-8", "replace").splitlines()[-LOG_LINES:]
 
 
 def _terminate(pid_file: Path, pid: int) -> None:
-    """SIGTERM, if that pid still holds the lock: nobody else's process is ever hit."""
+    """Send SIGTERM if that pid still holds the lock: no other process is ever hit."""
     if detach.holder(pid_file) == pid:
         os.kill(pid, signal.SIGTERM)
 

@@ -1,4 +1,4 @@
-"""`tidegate doctor`: one page that says what is well, what is not, and what mends it.
+"""`tidegate doctor`: one page that says what is fine, what is not, and how to fix it.
 
 Exit codes: 0 nothing is wrong, or only worth a note · 1 warnings · 2 errors. A config that cannot
 be used is a finding like any other, and no reason to stop looking.
@@ -26,7 +26,7 @@ _ORDER = (Severity.ERROR, Severity.WARNING, Severity.NOTE)
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-    """Look, print, and return a code for the worst that was found."""
+    """Examine everything, print it, and return the exit code of the worst finding."""
     places = find_places(arguments)
     report = examine(places, asks_tokens=not arguments.no_tokens)
     if arguments.json:
@@ -37,7 +37,7 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 
 def report_json(report: Examination) -> str:
-    """For programs."""
+    """Write the examination as JSON."""
     counts = {s.value: sum(p.severity is s for p in report.problems) for s in Severity}
     worst = report.worst.value if report.worst else None
     page = {"worst": worst, "counts": counts, "checks": report.checks, "problems": report.problems}
@@ -45,7 +45,7 @@ def report_json(report: Examination) -> str:
 
 
 def show_report(report: Examination, console: Console | None = None) -> None:
-    """What is fine in a line each, what is not with its fix."""
+    """Print what is fine in a line each, and what is not with its fix."""
     console = console or new_console()
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True, min_width=7)

@@ -52,7 +52,7 @@ class LogQuery(Struct, frozen=True, kw_only=True):
 
 
 def read_arguments(arguments: argparse.Namespace) -> LogQuery:
-    """What the flags ask for. Raises CliError."""
+    """Read from the flags which lines to show. Raises CliError."""
     since = None if arguments.since is None else moment(arguments.since, datetime.now())
     lines = LINES if since is None else None
     if arguments.lines is not None:
@@ -76,7 +76,7 @@ def logs(arguments: argparse.Namespace) -> int:
 
 
 def show_file(file: Path, query: LogQuery) -> int:
-    """Lines of a log file and of its rotated ones. Raises CliError when there is none."""
+    """Print lines of a log file and of its rotated ones. Raises CliError when there is none."""
     if not any(path.exists() for path in family(file)):
         raise CliError(f"there is no log: {file} does not exist", NOT_RUNNING)
     reader = LogReader(file)
@@ -96,7 +96,7 @@ def show_file(file: Path, query: LogQuery) -> int:
 
 
 def show_journal(scope: Scope, query: LogQuery, unit: str = NAME) -> int:
-    """Lines of a unit's journal. Raises CliError when it cannot be read or has none."""
+    """Print lines of a unit's journal. Raises CliError when it cannot be read or has none."""
     command = [*_journalctl(scope, unit), "-n", "all" if query.lines is None else query.lines]
     if query.since is not None:
         command.append(f"--since=@{query.since:.0f}")
@@ -120,7 +120,7 @@ def show_journal(scope: Scope, query: LogQuery, unit: str = NAME) -> int:
 
 
 def from_journal(entry: bytes) -> Line:
-    """A line of `journalctl -o json`. The journal keeps what is no UTF-8 as numbers."""
+    """Read a line of `journalctl -o json`. The journal keeps what is not UTF-8 as numbers."""
     fields = json.loads(entry)
     message = fields.get("MESSAGE") or ""
     text = message if isinstance(message, str) else bytes(message).decode("utf-8", "replace")
@@ -146,7 +146,7 @@ def _running(places: Places) -> Status | None:
 
 
 def _show_what_is_left(places: Places, query: LogQuery) -> int:
-    """Nobody can be asked: what was written last, by whatever ran here last."""
+    """Show what the tidegate that ran here last has written: none runs that could be asked."""
     at: dict[Scope | None, float] = {}
     if written := [path.stat().st_mtime for path in family(places.log_file) if path.exists()]:
         at[None] = max(written)
@@ -175,7 +175,7 @@ def _no_log_text(pid: int, places: Places) -> str:
 
 
 def _journalctl(scope: Scope, unit: str) -> list[str]:
-    """Raises CliError where there is none."""
+    """Return journalctl's command for a unit. Raises CliError where there is no journalctl."""
     program = shutil.which("journalctl")
     if program is None:
         raise CliError("there is no journalctl on this computer", NOT_RUNNING)
@@ -184,7 +184,7 @@ def _journalctl(scope: Scope, unit: str) -> list[str]:
 
 
 def _last_in_journal(scope: Scope) -> float | None:
-    """When the journal's last line was written; None when it has none that we may see."""
+    """Return when the journal's last line was written; None when it has none that we may see."""
     try:
         command = [*_journalctl(scope, NAME), "-n", "1"]
         done = subprocess.run(command, capture_output=True, check=False, timeout=10)  # noqa: S603
@@ -205,7 +205,7 @@ def _empty_journal_text(scope: Scope, unit: str) -> str:
 
 
 def _since(lines: Iterable[Line], since: float | None) -> Iterator[Line]:
-    """Those from then on. A line without a time belongs to the one before it."""
+    """Skip the lines before that time. A line without a time belongs to the one before it."""
     at = float("-inf")
     for line in lines:
         at = line.at or at
@@ -218,7 +218,7 @@ def _last(lines: Iterator[Line], number: int | None) -> Iterable[Line]:
 
 
 def _follow(reader: LogReader, query: LogQuery) -> None:
-    """Until Ctrl-C: over rotation and over a restart."""
+    """Print what comes until Ctrl-C, over rotations and restarts."""
     while True:
         _print((parse(line) for line in reader.read()), query)
         time.sleep(POLL_S)
@@ -243,7 +243,10 @@ def _number(text: str) -> int | None:
 
 
 def moment(text: str, now: datetime) -> float:
-    """`30min` and `2h` ago, `06:00` today, or a date with or without a time. Raises CliError."""
+    """Read `30min` and `2h` ago, `06:00` today, or a date with or without a time, as Unix seconds.
+
+    Raises CliError.
+    """
     if found := re.fullmatch(r"(\d{1,9}) ?(s|m|min|h|d|w)", text):
         return now.timestamp() - int(found[1]) * _UNITS_S[found[2]]
     midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)

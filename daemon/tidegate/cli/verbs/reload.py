@@ -1,4 +1,4 @@
-"""`tidegate reload`: have the config read again, and say what that changed."""
+"""`tidegate reload`: have the config read again, and print what that changed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def reload(arguments: argparse.Namespace) -> int:
 
 
 def _refused(reply: ControlReply, *, json: bool) -> int:
-    """A mistake in the config is one until it is mended; anything else may pass."""
+    """Return 78 for a mistake in the config, which stays until it is fixed, else 75: try again."""
     why = decode.read_refusal(reply.result)
     code = BAD_CONFIG if why in (None, Why.CONFIG) else NOT_YET
     error = reply.error or "the reload was refused"
@@ -53,9 +53,9 @@ def _refused(reply: ControlReply, *, json: bool) -> int:
 
 
 def reload_lines(done: Reloaded) -> Iterator[str]:
-    """What became of it, a line for each change."""
+    """Say what the reload did, a line for each change."""
     if done.unparked:
-        yield "The config is mended: tidegate serves."
+        yield "The config is good again: tidegate serves."
     elif done.earlier is not None:
         ago = f"{done.earlier.ago_s:.0f} s ago"
         yield f"Nothing changed just now. The file had been taken up by itself {ago}:"

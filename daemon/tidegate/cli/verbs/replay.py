@@ -71,7 +71,7 @@ def replay(arguments: argparse.Namespace) -> int:
 
 
 def _comparisons(file: BinaryIO, path: Path) -> Iterator[Comparison]:
-    """Of a bundle or of a log of decisions. Raises CliError when it is neither."""
+    """Compare the records of a bundle or a log of decisions. Raises CliError when it is neither."""
     first = file.readline(MAX_RECORD_BYTES)
     if not first or (b'"decision":' in first and _is_object(first)):
         yield from _comparisons_of_log(file, first)
@@ -100,7 +100,7 @@ def _compare_line(number: int, line: bytes) -> Comparison:
         return compare(number, line)
     if len(line) >= MAX_RECORD_BYTES:
         return Comparison(
-            number=number, note=f"longer than {MAX_RECORD_BYTES} bytes, which is none"
+            number=number, note=f"longer than {MAX_RECORD_BYTES} bytes, which no record is"
         )
     return Comparison(number=number, note="cut off while it was written", is_cut_off=True)
 
@@ -116,7 +116,7 @@ def _is_object(line: bytes) -> bool:
 
 
 def compare(number: int, line: bytes) -> Comparison:
-    """One record, decided again."""
+    """Decide one record again, and compare."""
     try:
         record = _record.decode(line)
     except decoding.Undecodable as error:
@@ -148,7 +148,7 @@ def _by(line: bytes) -> str:
 
 
 def _strange_fields(written: object, known: object, place: str) -> list[str]:
-    """Fields that only the record or only this version has; what is free in form is left alone."""
+    """Name the fields that only the record or only this version has; free-form ones are skipped."""
     if not isinstance(written, dict) or not isinstance(known, dict):
         return []
     found = [f"{place}{name} is unknown here" for name in written if name not in known]

@@ -16,7 +16,7 @@ from tidegate.watchdog.upgrade.upgrade import STATE_VARIABLE
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until told to stop; the watchdog's exit code."""
+    """Serve until told to stop, and return the watchdog's exit code."""
     if activation.is_job():
         activation.limit_stderr()
     places = find_places(arguments)
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     def banner(ready: Ready, addresses: list[str]) -> None:
         from tidegate.cli.show.banner import banner_line, banner_text, print_calmly
 
-        if is_service():  # nobody pastes a command from a journal, where an event is a line
+        if is_service():  # a journal is no place to copy a command from; an event is a line there
             logging.getLogger(__name__).info("%s", banner_line(ready, addresses, places))
             return
         has_tokens = loaded is not None and bool(loaded.tokens)

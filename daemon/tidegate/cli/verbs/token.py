@@ -1,4 +1,4 @@
-"""`tidegate token`: make, list and take back tokens. A running tidegate obeys at once."""
+"""`tidegate token`: make, list and revoke tokens. A running tidegate obeys at once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def new(arguments: argparse.Namespace) -> int:
 
 
 def listing(arguments: argparse.Namespace) -> int:
-    """Print the names; a token itself is nowhere to be found."""
+    """Print the tokens' names; a token itself is stored nowhere."""
     known = tokens.read(_file(find_places(arguments)))
     if arguments.json:
         say_json(known)
@@ -42,7 +42,7 @@ def listing(arguments: argparse.Namespace) -> int:
 
 
 def revoke(arguments: argparse.Namespace) -> int:
-    """Take a token back."""
+    """Revoke a token."""
     places = find_places(arguments)
     token = tokens.revoke(_file(places), arguments.which)
     say(f"Revoked {token.name}.", flush=True)

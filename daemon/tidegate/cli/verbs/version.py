@@ -1,4 +1,4 @@
-"""`tidegate version`: what to name in a report of a fault."""
+"""`tidegate version`: the versions to name in a report of a fault."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SHOWN = ("aiohttp", "httptools", "msgspec", "psutil", "uvloop", "watchfiles")
 
 
 def version(arguments: argparse.Namespace) -> int:
-    """Print the versions that matter."""
+    """Print the versions of tidegate and of what it runs on."""
     versions = {
         "tidegate": __version__,
         "python": platform.python_version(),
