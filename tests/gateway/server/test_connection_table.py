@@ -11,7 +11,7 @@ from aiohttp import web
 from gateway.server_rig import get, hello, serving, until
 from tidegate.gateway.server import connection_table
 from tidegate.gateway.server.client_protocol import ClientProtocol
-from tidegate.gateway.server.connection_table import Phase
+from tidegate.gateway.server.connection_table import ConnectionPhase
 
 # --- heads that do not come ------------------------------------------------------------------
 
@@ -144,7 +144,7 @@ async def test_a_connection_that_is_closing_goes_before_any_other() -> None:
         await deaf.send(get("/large"))
         # Until the kernel is full the answer is being written, which is a request in hand.
         await until(lambda: rig.server.table.busy_connections == 1)
-        connection = next(c for c in rig.server.connections if c.phase is Phase.BUSY)
+        connection = next(c for c in rig.server.connections if c.phase is ConnectionPhase.BUSY)
         connection.force_close()
         assert rig.server.table.statistics().connections["closing"] == 1
         newcomer = await rig.client()

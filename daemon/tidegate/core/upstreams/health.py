@@ -34,10 +34,10 @@ class Aside(NamedTuple):
     was_asked_for: bool  # by the upstream itself, with Retry-After
 
 
-class Refusal(NamedTuple):
-    """What the upstream refuses for a reason that lies in the config. `model` is empty for all."""
+class TargetRefusal(NamedTuple):
+    """What the upstream refuses for a reason that lies in the config: its owner has to know."""
 
-    model: str
+    model: str  # "": it is the key, so it holds for every model
     text: str
 
 
@@ -235,13 +235,13 @@ class Health:
                 left_s = max(0.0, (breaker.due_s or 0.0) - now_s)
                 yield Aside(name, left_s, breaker.state == "half-open", False)
 
-    def refusals(self) -> Iterator[Refusal]:
+    def refusals(self) -> Iterator[TargetRefusal]:
         """List what only a change of the config can fix."""
         if self._key_refusal is not None:
-            yield Refusal("", self._key_refusal)
+            yield TargetRefusal("", self._key_refusal)
         for name, known in self._models.items():
             if known.refusal is not None:
-                yield Refusal(name, known.refusal)
+                yield TargetRefusal(name, known.refusal)
 
     def breaker_of(self, model: str) -> Breaker | None:
         """Find the model's own breaker, once there is something to know of it."""

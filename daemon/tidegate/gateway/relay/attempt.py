@@ -84,7 +84,7 @@ class FailureHost(Protocol):
         """Take the failure: ask once more, go to another target, or end the run."""
 
 
-class Phase(Enum):
+class AttemptPhase(Enum):
     """Where an attempt stands."""
 
     CONNECTING = "connecting"
@@ -112,7 +112,7 @@ class Attempt:
         self._failover = failover
         self._run = host.run
         self._loop = loop
-        self._phase = Phase.CONNECTING
+        self._phase = AttemptPhase.CONNECTING
         # Whether the upstream is set aside, and this is to find out how it does.
         self._on_trial = target.pool.health.admit(target.model, loop.time())
         self._coming: asyncio.Task[None] | asyncio.TimerHandle | None = None  # its next step
@@ -133,7 +133,7 @@ class Attempt:
         `again` goes on with the try under way, `fresh` over a connection of its own.
         """
         run, pool = self._run, self.target.pool
-        self._phase = Phase.CONNECTING
+        self._phase = AttemptPhase.CONNECTING
         self._asked_s = self._loop.time()
         try:
             if again:
@@ -154,7 +154,7 @@ class Attempt:
         if self._run.attempt.tries == 1:  # a model that loads for minutes is one line, not hundreds
             log.info("run %s: %s; asking again in %g s", self._run.id, why, wait_s)
         self._drop_connection()
-        self._phase = Phase.WAITING
+        self._phase = AttemptPhase.WAITING
         self._former = why
         self._coming = self._loop.call_later(wait_s, self._open_again)
 
@@ -178,7 +178,7 @@ class Attempt:
     def _request(self, connection: UpstreamConnection) -> None:
         run, extras = self._run, self._host.extras
         self.connection = connection
-        self._phase, self.on_body = Phase.ASKED, self._on_plain
+        self._phase, self.on_body = AttemptPhase.ASKED, self._on_plain
         try:
             body = body_for(self.target, run, extras)
         except ValueError as error:
@@ -203,7 +203,7 @@ class Attempt:
         framing = run.format.framing
         may_stream = reply.is_success and (run.request.streamed or framing is RAW)
         if may_stream and framing.takes(reply.content_type):
-            self._phase, self.on_body = Phase.STREAMING, self._host.on_body
+            self._phase, self.on_body = AttemptPhase.STREAMING, self._host.on_body
 
     def on_first_output(self) -> float:
         """Note that the answer has begun; returns how long that took, in seconds."""
@@ -229,7 +229,7 @@ class Attempt:
         """Finish: the upstream's answer is complete as far as HTTP goes."""
         self.connection = None
         run = self._run
-        if self._phase is not Phase.STREAMING:
+        if self._phase is not AttemptPhase.STREAMING:
             self._guarded(self._finish_plain)
         elif run.format.framing is RAW:
             # Without events HTTP's word is all there is. An answer of no bytes is one as well.
@@ -247,7 +247,7 @@ class Attempt:
             # It died of idleness while our request was on its way: not a fault.
             self.open(fresh=True, again=True)
             return
-        is_stream = self._phase is Phase.STREAMING
+        is_stream = self._phase is AttemptPhase.STREAMING
         when = "in the middle of the answer" if is_stream else "before an answer"
         error = UpstreamError(f"{reason} {when}", code="upstream_disconnected")
         if is_stream:
@@ -376,7 +376,7 @@ class Attempt:
         """Tell the upstream's health of the whole answer."""
         self._on_trial = False
         self.target.pool.succeeded(self.target.model, is_plain=not self._run.request.streamed)
-        if self._phase is Phase.STREAMING and self._run.format.framing is not RAW:
+        if self._phase is AttemptPhase.STREAMING and self._run.format.framing is not RAW:
             self._note_speed()
 
     def _note_speed(self) -> None:
@@ -413,9 +413,9 @@ class Attempt:
 
     def let_go(self) -> None:
         """Leave no connection, slot, timer or task behind."""
-        if self._phase is Phase.OVER:
+        if self._phase is AttemptPhase.OVER:
             return
-        self._phase, self.on_body = Phase.OVER, _ignore
+        self._phase, self.on_body = AttemptPhase.OVER, _ignore
         pool = self.target.pool
         if self._on_trial:
             pool.health.gave_up(self.target.model, self._loop.time())

@@ -18,7 +18,7 @@ from tidegate.core.runs.state import State, Trigger
 from tidegate.core.upstreams.blame import VERDICTS
 from tidegate.gateway.relay.attempt import Attempt, AttemptHost
 from tidegate.gateway.relay.failure import Failure
-from tidegate.gateway.upstreams.choice import Route, Target
+from tidegate.gateway.upstreams.choice import Target, TargetRoute
 from tidegate.gateway.upstreams.pool import UpstreamPool
 from tidegate.gateway.upstreams.reply import Answer
 
@@ -46,7 +46,7 @@ class Failover:
         self._run = host.run
         self._loop = loop
         self._caller = caller
-        self._route = Route(targets)
+        self._route = TargetRoute(targets)
         self._waiting: list[Target] = []  # in whose queues it stands
         self._has_waited = False  # for the first of those that wanted to be left alone
         self._asked_again = False  # the last target, after a 500 or a reset

@@ -13,6 +13,7 @@ from tidegate.core.formats.base import ErrorText, Format
 from tidegate.core.formats.foreign_json import is_json
 from tidegate.core.runs.state import Trigger
 from tidegate.core.upstreams.blame import FAULT_OF_CODE, VERDICTS, Fault, Held, fault_of_answer
+from tidegate.core.upstreams.health import TargetRefusal
 from tidegate.gateway.upstreams.choice import Target
 from tidegate.gateway.upstreams.reply import Answer, Reply
 
@@ -24,13 +25,6 @@ _KEY_TEXTS = {
 }
 
 
-class Refusal(NamedTuple):
-    """What the upstream has against the config: the owner of this gateway has to know."""
-
-    model: str  # "": against the key, so it holds for every model
-    text: str
-
-
 class Failure(NamedTuple):
     """What came of a try that failed."""
 
@@ -38,7 +32,7 @@ class Failure(NamedTuple):
     reason: str  # for people; it names the upstream
     code: str
     answer: Answer | None = None  # the upstream's own words, passed on if no target is left
-    refusal: Refusal | None = None  # where the mistake is the config's, and not the caller's
+    refusal: TargetRefusal | None = None  # where the mistake is the config's, and not the caller's
     trigger: Trigger = Trigger.FAIL  # how the run ends if no target is left
 
 
@@ -75,11 +69,11 @@ def _own_mistake(
     pool, model = target.pool, target.model
     if fault in {Fault.OUR_KEY, Fault.OUR_QUOTA}:
         code = "upstream_key_refused"
-        refusal = Refusal("", f"{_KEY_TEXTS.get(status, _KEY_TEXTS[401])} ({pool.key_name})")
+        refusal = TargetRefusal("", f"{_KEY_TEXTS.get(status, _KEY_TEXTS[401])} ({pool.key_name})")
     else:
         code = "upstream_model_missing"
         text = f'has no model "{model}", which the config of this gateway names'
-        refusal = Refusal(model, text)
+        refusal = TargetRefusal(model, text)
     own = answer.never_again() if answer and VERDICTS[fault].keeps_words else None
     said = what.removeprefix("refused with ")
     reason = f'upstream "{pool.name}" {refusal.text}: {said}'

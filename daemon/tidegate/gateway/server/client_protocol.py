@@ -35,8 +35,8 @@ from tidegate.core.settings import KIB
 from tidegate.gateway.server.connection_table import (
     CONNECTION_BYTES,
     WAITING,
+    ConnectionPhase,
     ConnectionTable,
-    Phase,
 )
 from tidegate.gateway.server.errors import (
     ALL_IN_USE,
@@ -136,7 +136,7 @@ class ClientProtocol(RequestHandler):
         self._discards: StreamReader | None = None  # a body that no handler reads
         self._chunked = False
         self._malformed = False
-        self.phase = Phase.GONE
+        self.phase = ConnectionPhase.GONE
         self.over_unix = False
         self.beyond: ErrorText | None = None  # why it may ask for open paths only
         self.charged_bytes = 0
@@ -174,9 +174,9 @@ class ClientProtocol(RequestHandler):
         self._intake.let_go()
         self._discards = None
 
-    def enter(self, phase: Phase) -> None:
+    def enter(self, phase: ConnectionPhase) -> None:
         """Move the connection to another phase, unless it is over."""
-        if self.phase is not phase and self.phase is not Phase.GONE:
+        if self.phase is not phase and self.phase is not ConnectionPhase.GONE:
             self._table.enter(self, phase)
 
     # --- what the client sends ----------------------------------------------------------------
@@ -196,15 +196,17 @@ class ClientProtocol(RequestHandler):
             super().data_received(b"")
             if intake.waiting_bytes == left_bytes:  # aiohttp takes nothing on its way out
                 intake.end()
-        if intake.has_open_head and (self.phase is Phase.IDLE or self.phase is Phase.FRESH):
-            self.enter(Phase.HEAD)
+        if intake.has_open_head and (
+            self.phase is ConnectionPhase.IDLE or self.phase is ConnectionPhase.FRESH
+        ):
+            self.enter(ConnectionPhase.HEAD)
         self._discard()
         self._watch_intake()
 
     def _discard(self) -> None:
         """Drop what came of a body that no handler reads; a full one would stop the reading."""
         unread = self._discards
-        if unread is not None and self.phase is Phase.BUSY and unread.exception() is None:
+        if unread is not None and self.phase is ConnectionPhase.BUSY and unread.exception() is None:
             unread.read_nowait()
 
     def _watch_intake(self) -> None:
@@ -257,7 +259,7 @@ class ClientProtocol(RequestHandler):
         self.upgrades = bool(message.upgrade)
         self._discards = body if message.method in _BODILESS and not body.is_eof() else None
         self.wrote_raw = False
-        self.enter(Phase.BUSY)
+        self.enter(ConnectionPhase.BUSY)
         self._discard()  # of what came along with the head
 
     @property
@@ -286,10 +288,10 @@ class ClientProtocol(RequestHandler):
         if self._server.stopping:
             answer.force_close()
         if answer.keep_alive and not lost and request.content.is_eof():
-            self.enter(Phase.IDLE)
+            self.enter(ConnectionPhase.IDLE)
             self.data_received(b"")  # what waits behind it
             return answer, lost
-        self.enter(Phase.CLOSING)
+        self.enter(ConnectionPhase.CLOSING)
         broken = request.content.exception()
         if self._malformed or broken is not None:
             if broken is not None:
@@ -298,7 +300,7 @@ class ClientProtocol(RequestHandler):
             await self._linger()
             self.force_close()
         elif answer.keep_alive:  # aiohttp reads on for _LINGER_S; the body may end in that time
-            request.content.on_eof(lambda: self.enter(Phase.IDLE))
+            request.content.on_eof(lambda: self.enter(ConnectionPhase.IDLE))
         return answer, lost
 
     async def _linger(self) -> None:
@@ -317,7 +319,7 @@ class ClientProtocol(RequestHandler):
     ) -> StreamResponse:
         if self.wrote_raw or request.writer.output_size > 0:
             self._note_failed(request, exc or sys.exception())
-            self.enter(Phase.CLOSING)
+            self.enter(ConnectionPhase.CLOSING)
             raise ConnectionResetError("an answer had begun")
         if isinstance(exc, Refused):
             _forget_frames(exc)
@@ -375,7 +377,7 @@ class ClientProtocol(RequestHandler):
 
     def leave_for_memory(self) -> None:
         """End it at once, for memory is short. Only a client that has begun to ask is told."""
-        if self.phase is Phase.HEAD:
+        if self.phase is ConnectionPhase.HEAD:
             self.give_up(503, "memory is short, and this head was not complete", "memory_limit")
         else:
             self.force_close()
@@ -385,7 +387,7 @@ class ClientProtocol(RequestHandler):
 
     def force_close(self) -> None:
         super().force_close()
-        self.enter(Phase.CLOSING)
+        self.enter(ConnectionPhase.CLOSING)
 
     def abort(self) -> None:
         """End the connection now, with whatever was not sent yet."""

@@ -43,7 +43,7 @@ _LONGEST_TICK_S = 1.0
 _LOG_EVERY_S = 60.0
 
 
-class Phase(IntEnum):
+class ConnectionPhase(IntEnum):
     """Where a connection stands. A number, since an enum's own hash costs more than a move."""
 
     FRESH = 0  # connected, nothing sent yet
@@ -54,14 +54,18 @@ class Phase(IntEnum):
     GONE = 5  # in the table no more
 
 
-_OPEN = tuple(phase for phase in Phase if phase is not Phase.GONE)
-WAITING = (Phase.FRESH, Phase.HEAD, Phase.IDLE)  # these go first when there is no more room
+_OPEN = tuple(phase for phase in ConnectionPhase if phase is not ConnectionPhase.GONE)
+WAITING = (
+    ConnectionPhase.FRESH,
+    ConnectionPhase.HEAD,
+    ConnectionPhase.IDLE,
+)  # these go first when there is no more room
 
 
 class Connection(Hashable, Protocol):
     """A connection, as far as the table needs it. Phase, charge and `beyond` are the table's."""
 
-    phase: Phase
+    phase: ConnectionPhase
     charged_bytes: int
     beyond: ErrorText | None  # why it may ask for open paths only
 
@@ -143,7 +147,7 @@ class ConnectionTable:
     @property
     def busy_connections(self) -> int:
         """How many of them have a request in hand."""
-        return len(self._by_phase[Phase.BUSY])
+        return len(self._by_phase[ConnectionPhase.BUSY])
 
     @property
     def most_connections(self) -> int:
@@ -179,7 +183,7 @@ class ConnectionTable:
                 return self._arrive_beyond(connection, ALL_IN_USE)
             self._evict(victim)
         try:
-            self.enter(connection, Phase.FRESH)
+            self.enter(connection, ConnectionPhase.FRESH)
         except LedgerFull:
             return self._arrive_beyond(connection, NO_MEMORY)
         return True
@@ -187,25 +191,25 @@ class ConnectionTable:
     def _arrive_beyond(self, connection: Connection, why: ErrorText) -> bool:
         connection.beyond = why
         if len(self._beyond) >= min(BEYOND, self.places.beyond):
-            waiting = (each for each in self._beyond if each.phase is not Phase.BUSY)
+            waiting = (each for each in self._beyond if each.phase is not ConnectionPhase.BUSY)
             victim = next(waiting, None)
             if victim is None:
                 self._refused += 1
                 return False
             self._evict(victim)
         self._beyond[connection] = None
-        if connection.phase is Phase.GONE:
-            self._enter_full(connection, Phase.FRESH)
+        if connection.phase is ConnectionPhase.GONE:
+            self._enter_full(connection, ConnectionPhase.FRESH)
         return True
 
     def refuse(self, connection: Connection) -> None:
         """Keep a newcomer for which there is no place at all while its last bytes leave."""
-        self._enter_full(connection, Phase.CLOSING)
+        self._enter_full(connection, ConnectionPhase.CLOSING)
 
-    def enter(self, connection: Connection, phase: Phase) -> None:
+    def enter(self, connection: Connection, phase: ConnectionPhase) -> None:
         """Move a connection to the end of another phase. Raises LedgerFull for a new one."""
         by_phase = self._by_phase
-        is_new = connection.phase is Phase.GONE
+        is_new = connection.phase is ConnectionPhase.GONE
         if not is_new:
             del by_phase[connection.phase][connection]
         connection.phase = phase
@@ -213,7 +217,7 @@ class ConnectionTable:
         if is_new:
             self.charge(connection, CONNECTION_BYTES)
 
-    def _enter_full(self, connection: Connection, phase: Phase) -> None:
+    def _enter_full(self, connection: Connection, phase: ConnectionPhase) -> None:
         """Like `enter`, also when the ledger is full: it is charged all the same."""
         with suppress(LedgerFull):
             self.enter(connection, phase)
@@ -223,7 +227,7 @@ class ConnectionTable:
 
         One that is gone costs nothing.
         """
-        if connection.phase is Phase.GONE:
+        if connection.phase is ConnectionPhase.GONE:
             held_bytes = 0
         delta = held_bytes - connection.charged_bytes
         if delta:
@@ -239,29 +243,29 @@ class ConnectionTable:
             self._all_gone.set()
 
     def _forget(self, connection: Connection) -> None:
-        if connection.phase is not Phase.GONE:
+        if connection.phase is not ConnectionPhase.GONE:
             del self._by_phase[connection.phase][connection]
-            connection.phase = Phase.GONE
+            connection.phase = ConnectionPhase.GONE
             self._beyond.pop(connection, None)
             self.charge(connection, 0)
 
     # --- which goes when there is no room ---------------------------------------------------
 
     def _evict(self, connection: Connection) -> None:
-        self._evicted += connection.phase is not Phase.CLOSING
+        self._evicted += connection.phase is not ConnectionPhase.CLOSING
         connection.abort()
         self._forget(connection)
 
     def _next_to_go(self, spared: Collection[Connection]) -> Connection | None:
         """The one that is closing, or else has waited longest."""
-        for connection in self._by_phase[Phase.CLOSING]:
+        for connection in self._by_phase[ConnectionPhase.CLOSING]:
             if connection not in spared:
                 return connection
         oldest = self._oldest(WAITING, spared)
         return None if oldest is None else oldest[0]
 
     def _oldest(
-        self, phases: tuple[Phase, ...], spared: Collection[Connection] = ()
+        self, phases: tuple[ConnectionPhase, ...], spared: Collection[Connection] = ()
     ) -> tuple[Connection, float] | None:
         """The one that has been longest in one of the phases, and since when."""
         firsts = (
@@ -278,7 +282,7 @@ class ConnectionTable:
         """
         before = self._evicted
         now_s = self._loop.time()
-        for phases in ((Phase.HEAD, Phase.FRESH), (Phase.IDLE,)):
+        for phases in ((ConnectionPhase.HEAD, ConnectionPhase.FRESH), (ConnectionPhase.IDLE,)):
             while is_short():
                 oldest = self._oldest(phases)
                 if oldest is None or oldest[1] > now_s - FRESH_S:
@@ -308,23 +312,23 @@ class ConnectionTable:
             self._schedule_tick()  # we were stopped: what came meanwhile has yet to be read
             return
         limits = self.limits()
-        for connection in self._overdue(Phase.FRESH, limits.header_s):
+        for connection in self._overdue(ConnectionPhase.FRESH, limits.header_s):
             connection.force_close()
-        for connection in self._overdue(Phase.HEAD, limits.header_s):
+        for connection in self._overdue(ConnectionPhase.HEAD, limits.header_s):
             connection.give_up(
                 408,
                 f"the head was not complete after {limits.header_s:g} s (limits.header_s)",
                 "head_timeout",
             )
-        for connection in self._overdue(Phase.IDLE, KEEPALIVE_S):
+        for connection in self._overdue(ConnectionPhase.IDLE, KEEPALIVE_S):
             connection.force_close()
-        for connection in self._overdue(Phase.CLOSING, limits.close_flush_s):
+        for connection in self._overdue(ConnectionPhase.CLOSING, limits.close_flush_s):
             connection.abort()
             self._forget(connection)
         if self.open_connections:
             self._schedule_tick()
 
-    def _overdue(self, phase: Phase, limit_s: float) -> list[Connection]:
+    def _overdue(self, phase: ConnectionPhase, limit_s: float) -> list[Connection]:
         latest_s = self._loop.time() - limit_s
         due = []
         for connection, since_s in self._by_phase[phase].items():

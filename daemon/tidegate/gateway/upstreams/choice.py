@@ -36,7 +36,7 @@ class Target(NamedTuple):
         return self.pool.health.held_s(self.model, now_s)
 
 
-class Route:
+class TargetRoute:
     """The targets of one run that have not been tried."""
 
     __slots__ = ("_left",)
