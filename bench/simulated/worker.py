@@ -128,12 +128,12 @@ class Worker:
         """Beyond what it had when it became ready."""
         return 0 if self.base_bytes is None else max(0, self.rss_bytes - self.base_bytes)
 
-    def relieve(self, steps: tuple[ReclaimStep, ...]) -> tuple[StepReport, ...]:
+    def reclaim(self, steps: tuple[ReclaimStep, ...]) -> tuple[StepReport, ...]:
         """Take these steps, and tell what each freed."""
-        return tuple(self._relieve(step) for step in steps)
+        return tuple(self._reclaim(step) for step in steps)
 
-    def _relieve(self, step: ReclaimStep) -> StepReport:
-        if step is ReclaimStep.TIDY:
+    def _reclaim(self, step: ReclaimStep) -> StepReport:
+        if step is ReclaimStep.TRIM:
             promised = self._rss - self._need
             freed = promised * (1 - TRIM_LEAVES)
             self._rss -= freed

@@ -265,7 +265,7 @@ class World:
         for worker in self.workers.values():
             worker.limit_bytes = decision.ledger_limit_bytes
         if decision.steps and (serving := self.serving):
-            self._reports = serving.relieve(decision.steps)
+            self._reports = serving.reclaim(decision.steps)
         if decision.recycle:
             refused = self.do(events.Recycle(decision.recycle, planned=True))
             self.told.recycles += not any(isinstance(e, events.Refuse) for e in refused)

@@ -94,14 +94,14 @@ class Gateway(RuleBasedStateMachine):
         super().__init__()
         self.now_s = 1000.0
         self.ledger = Ledger()
-        self.ledger.relieve = self.relieve
+        self.ledger.reclaim = self.reclaim
         self.alive: list[Story] = []
         self.relieved = 0
         self.census = empty_census()
 
     # --- what the shell around the core would do ------------------------------------------
 
-    def relieve(self) -> None:
+    def reclaim(self) -> None:
         """Evicts the windows of what is over, then pauses the rest."""
         self.relieved += 1
         for story in self.alive:

@@ -21,7 +21,11 @@ SCALED = TESTS / "fakes" / "scaled.py"
 LEAKY = TESTS / "fakes" / "leaky_worker.py"
 # A second look after the evidence stays, but what takes minutes takes seconds.
 CONSTANTS = {
-    "tidegate.core.memory.policy": {"HARM_PAUSE_S": 1.0, "UNEXPLAINED_S": 1.0, "TIDY_EVERY_S": 2.0},
+    "tidegate.core.memory.policy": {
+        "DISRUPTION_PAUSE_S": 1.0,
+        "UNEXPLAINED_S": 1.0,
+        "TRIM_EVERY_S": 2.0,
+    },
     "tidegate.core.memory.levels": {"DWELL_S": 1.0},
     "tidegate.watchdog.guard.monitor": {"PRESSURE_HOLDS_S": 2.0},
 }

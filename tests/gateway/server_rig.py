@@ -132,7 +132,7 @@ async def serving(
     """A running server; at the end nothing of it is left, and nothing is charged."""
     ledger = Ledger()
     server = GatewayServer(handler, lambda: rig.limits, ledger=ledger, open_paths=open_paths)
-    ledger.relieve = lambda: server.table.make_room(
+    ledger.reclaim = lambda: server.table.make_room(
         lambda: ledger.is_tight or ledger.is_intake_full
     )
     sock = socket.create_server(("127.0.0.1", 0))

@@ -79,7 +79,7 @@ class Worker:
         self._gateway.evictor.heap = Heap(
             self._resident_bytes, self._heap.free_bytes, self._heap.trim
         )
-        self._relieving = asyncio.Lock()
+        self._reclaiming = asyncio.Lock()
         self._drain = GatewayDrain(self._gateway)
         self._over = asyncio.Event()
 
@@ -164,7 +164,7 @@ class Worker:
                 case Sweep():
                     self._line.send(await self._sweep(message))
                 case Reclaim():
-                    tasks.create_task(self._relieve(message))
+                    tasks.create_task(self._reclaim(message))
                 case Inspect():
                     self._line.send(inspect(self._gateway.registry, message.request))
                 case ListRuns():
@@ -205,10 +205,10 @@ class Worker:
         except OSError as error:
             log.error("the other generation will not reach this one: %s", error)
 
-    async def _relieve(self, order: Reclaim) -> None:
+    async def _reclaim(self, order: Reclaim) -> None:
         """Carry out one order after the other; what a step could not do must not end us."""
         reports: list[StepReport] = []
-        async with self._relieving:
+        async with self._reclaiming:
             try:
                 reports = await self._gateway.evictor.carry_out(order)
             except Exception:

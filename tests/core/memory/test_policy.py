@@ -79,16 +79,16 @@ class Played:
         return [self.tick(seen, **more) for _ in range(count)]
 
 
-# --- relief ---------------------------------------------------------------------------------------
+# --- reclaim --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("ratio", "steps"),
     [
         (0.5, ()),
-        (0.65, (ReclaimStep.TIDY,)),
-        (0.75, (ReclaimStep.STALE, ReclaimStep.TIDY)),
-        (0.85, (ReclaimStep.STALE, ReclaimStep.STALLED, ReclaimStep.TIDY)),
+        (0.65, (ReclaimStep.TRIM,)),
+        (0.75, (ReclaimStep.STALE, ReclaimStep.TRIM)),
+        (0.85, (ReclaimStep.STALE, ReclaimStep.STALLED, ReclaimStep.TRIM)),
         (
             0.95,
             (
@@ -97,7 +97,7 @@ class Played:
                 ReclaimStep.STALLED,
                 ReclaimStep.BACKGROUND,
                 ReclaimStep.WINDOWS,
-                ReclaimStep.TIDY,
+                ReclaimStep.TRIM,
             ),
         ),
     ],
@@ -123,7 +123,7 @@ def test_steps_are_repeated_while_the_level_holds() -> None:
     """It acts on the level, not on its change; only the trim has a pause."""
     decisions = Played().ticks(62, reading(0.75))
     assert all(ReclaimStep.STALE in decision.steps for decision in decisions)
-    tidied = [n for n, decision in enumerate(decisions) if ReclaimStep.TIDY in decision.steps]
+    tidied = [n for n, decision in enumerate(decisions) if ReclaimStep.TRIM in decision.steps]
     assert tidied == [0, 30, 60]
 
 
@@ -188,7 +188,7 @@ def test_unexplained_memory_is_trimmed_documented_looked_at_again_and_recycled()
     """In this order, and before any new run is refused."""
     played = Played()
     decisions = played.ticks(10, reading(0.75, explained=0.2))
-    assert ReclaimStep.TIDY in decisions[0].steps
+    assert ReclaimStep.TRIM in decisions[0].steps
     assert [n for n, d in enumerate(decisions) if d.evidence == "recycle: memory"] == [5]
     assert [n for n, d in enumerate(decisions) if d.recycle == "memory"] == [6]
     assert all(d.shed is None for d in decisions)
@@ -516,7 +516,7 @@ def test_severity_is_monotone(seen: wm.Reading, facts: dict[str, Any], more: flo
     )
     first, second = Played().tick(seen, **facts), Played().tick(worse, **facts)
     assert second.level >= first.level
-    assert set(second.steps) >= set(first.steps) - {ReclaimStep.TIDY}
+    assert set(second.steps) >= set(first.steps) - {ReclaimStep.TRIM}
     assert second.stale_after_s <= first.stale_after_s
     assert second.squeeze >= first.squeeze
     assert second.shed or not first.shed

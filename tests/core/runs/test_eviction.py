@@ -137,7 +137,7 @@ def test_windows_shrink_to_what_readers_need() -> None:
 
 def test_tidying_takes_nothing_from_any_run() -> None:
     """It has no victims."""
-    assert ids(ReclaimStep.TIDY, run("a", stalled_s=1e9), finished("f", 1e9)) == ""
+    assert ids(ReclaimStep.TRIM, run("a", stalled_s=1e9), finished("f", 1e9)) == ""
 
 
 def test_reasons_are_for_people() -> None:

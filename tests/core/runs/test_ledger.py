@@ -43,7 +43,7 @@ def test_closing_twice_frees_once() -> None:
 
 
 def test_the_book_is_tight_before_it_is_full() -> None:
-    """Seven eighths is where relief begins, the limit is where charges fail, and 0 is no limit."""
+    """Seven eighths is where eviction begins, the limit is where charges fail, 0 is no limit."""
     ledger = Ledger(800)
     account = ledger.open()
     account.set(Entry.WINDOW, 700)
@@ -65,11 +65,11 @@ def test_relief_that_helps_lets_the_charge_pass() -> None:
     old.set(Entry.WINDOW, 600)
     asked = []
 
-    def relieve() -> None:
+    def reclaim() -> None:
         asked.append(ledger.total_bytes)
         old.set(Entry.WINDOW, 0)
 
-    ledger.relieve = relieve
+    ledger.reclaim = reclaim
     new.set(Entry.WINDOW, 700)
     assert asked == [1300]
     assert ledger.total_bytes == 700
@@ -85,12 +85,12 @@ def test_relief_that_does_not_help_refuses_with_the_figures() -> None:
 
 
 def test_letting_go_never_fails() -> None:
-    """An account above the limit can shrink without being refused or asking for relief."""
+    """An account above the limit can shrink without being refused or asking for room."""
     ledger = Ledger()
     account = ledger.open()
     account.set(Entry.WINDOW, 5000)
     ledger.limit_bytes = 100
-    ledger.relieve = lambda: pytest.fail("no more was asked for")
+    ledger.reclaim = lambda: pytest.fail("no more was asked for")
     account.set(Entry.WINDOW, 4000)
     account.set(Entry.WINDOW, 4000)
     assert ledger.total_bytes == 4000

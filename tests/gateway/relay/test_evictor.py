@@ -93,7 +93,7 @@ async def test_what_is_finished_and_stale_goes_and_its_bytes_are_counted(
 async def test_open_heads_and_idle_connections_go_and_no_reader(
     rigs, raw_upstream, step: str
 ) -> None:
-    """The first steps of relief take what no run needs, if it has waited for half a second."""
+    """The first reclaim steps take what no run needs, if it has waited for half a second."""
     gate = asyncio.Event()
     rig = await rigs(await raw_upstream(counting(50, gate)))
     server = rig.gateway.server
@@ -287,7 +287,7 @@ async def test_a_step_that_fails_costs_the_others_nothing(rigs, raw_upstream) ->
     await rig.idle()
     reports = await take(rig, "finished", "compress", "stale")
     assert [(report.step, report.runs) for report in reports] == [("finished", 1), ("stale", 0)]
-    assert "step compress of relief failed" in rig.errors.pop().getMessage()
+    assert "reclaim step compress failed" in rig.errors.pop().getMessage()
 
 
 async def test_a_squeeze_halves_windows_and_harms_nobody_who_reads(rigs, raw_upstream) -> None:

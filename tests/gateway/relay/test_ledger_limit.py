@@ -37,7 +37,7 @@ async def test_finished_windows_go_first_the_oldest_before_the_others(rigs, raw_
     assert (told.step, told.runs) == ("ledger", registry.swept.runs)
     assert told.freed_bytes == told.promised_bytes == registry.swept.bytes
     assert "for memory" in str(registry.last_sweep)
-    assert not rig.gateway.evictor.holds_back
+    assert not rig.gateway.evictor.has_backpressure
 
 
 async def test_windows_shrink_to_what_their_readers_need_before_anybody_waits(
@@ -61,7 +61,7 @@ async def test_upstreams_wait_while_readers_catch_up(rigs, raw_upstream) -> None
     rig.facts(ledger_limit_bytes=3 * MIB)
     registry = rig.gateway.registry
     slow: list[Stream] = []
-    while not rig.gateway.evictor.holds_back:
+    while not rig.gateway.evictor.has_backpressure:
         slow.append(await open_chat(rig.base_url, "m", receive_buffer=16 * 1024))
         await until(
             lambda: registry.total == len(slow) and rig.relay().run.paused_s is not None,
@@ -74,7 +74,9 @@ async def test_upstreams_wait_while_readers_catch_up(rigs, raw_upstream) -> None
         assert registry.active_count == len(slow)
     for stream in await asyncio.gather(*(asyncio.wait_for(s.read_all(), 40) for s in slow)):
         assert (stream.clean, len(stream.events)) == (True, 6003)
-    await until(lambda: not rig.gateway.evictor.holds_back, DEADLINE_S, "upstreams wait no longer")
+    await until(
+        lambda: not rig.gateway.evictor.has_backpressure, DEADLINE_S, "upstreams wait no longer"
+    )
 
 
 async def test_a_run_that_begins_while_memory_is_short_keeps_little(rigs, raw_upstream) -> None:
@@ -84,14 +86,16 @@ async def test_a_run_that_begins_while_memory_is_short_keeps_little(rigs, raw_up
     account = registry.ledger.open()
     rig.facts(ledger_limit_bytes=10 * MIB)
     account.set(Entry.WINDOW, 9 * MIB)
-    assert rig.gateway.evictor.holds_back
+    assert rig.gateway.evictor.has_backpressure
     answer = await asyncio.wait_for(chat(rig.base_url, "m"), 20)
     assert (answer.clean, len(answer.events)) == (True, 3003)
     run = rig.relay().run
     assert run.state is State.COMPLETED
     assert run.window.next_seq - run.window.first_seq < 1000
     account.close()
-    await until(lambda: not rig.gateway.evictor.holds_back, DEADLINE_S, "memory is there again")
+    await until(
+        lambda: not rig.gateway.evictor.has_backpressure, DEADLINE_S, "memory is there again"
+    )
     await chat(rig.base_url, "m")
     assert rig.relay().run.window.first_seq == 0
 

@@ -20,7 +20,7 @@ RECYCLE, CUT = "recycle", "cut"
 
 
 class NoRecycle(Enum):
-    """What may speak against a recycle; the reason in a decision begins with these words."""
+    """What can stand against a recycle; the reason in a decision begins with these words."""
 
     SPENT = "the hour's recycles are spent"
     NO_ROOM = "no room for a second worker"

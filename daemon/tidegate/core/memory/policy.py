@@ -1,4 +1,4 @@
-"""What is done about memory: which steps of relief, whether to refuse, to recycle, to cut.
+"""What is done about memory: which reclaim steps, whether to refuse, to recycle, to cut.
 
 `decide` is asked once a second with everything that is known, and answers from that and from what
 it remembers alone: no clock, no chance, nothing read. So each decision can be written down with
@@ -38,21 +38,21 @@ STEPS: tuple[tuple[int, ReclaimStep], ...] = (
     (3, ReclaimStep.STALLED),
     (4, ReclaimStep.BACKGROUND),
     (4, ReclaimStep.WINDOWS),
-    (1, ReclaimStep.TIDY),
+    (1, ReclaimStep.TRIM),
 )
 KEPT_AFTER_S = 60.0  # at level 1 or above; before, what is kept may be asked for as promised
-TIDY_EVERY_S = 30.0  # a trim walks the whole heap
+TRIM_EVERY_S = 30.0  # a trim walks the whole heap
 # While new runs are refused: what lies free in the heap must not be why they still are.
-TIDY_SOON_S = 5.0
+TRIM_SOON_S = 5.0
 TRIM_LIMIT_S = 5.0  # a worker that has not answered by then is judged without its answer
-SQUEEZE_LEVEL = 2
+SHRINK_LEVEL = 2
 SHED_LEVEL = 3
 HARD_LEVEL = 4
 
 # What was not touched for so long is stale: ten minutes when memory begins to be short, half a
 # minute near the top.
 STALE_MOST_S, STALE_LEAST_S = 600.0, 30.0
-STALE_FROM, STALE_TO = levels.ENTER[SQUEEZE_LEVEL - 1], levels.ENTER[HARD_LEVEL - 1]
+STALE_FROM, STALE_TO = levels.ENTER[SHRINK_LEVEL - 1], levels.ENTER[HARD_LEVEL - 1]
 
 USELESS_SHARE = 0.05  # of what a step promised: freeing less twice makes it useless
 USELESS_TIMES = 2
@@ -71,7 +71,7 @@ HARD_BUCKETS = 2  # 10 min: if nothing else is possible, level 4
 
 LAST_READINGS = 2  # at level 5 in a row before the evidence; the cut looks a third time
 EVIDENCE_LIMIT_S = 3.0  # a bundle has one second; a disk that hangs does not stop us
-HARM_PAUSE_S = 60.0  # before the same harm is done again: the last one needs time to show
+DISRUPTION_PAUSE_S = 60.0  # before the same harm is done again: the last one needs time to show
 CUTS_PER_HOUR = 3  # beyond, a new worker does not help: the service manager decides
 FIRST_EVIDENCE_S = 3600.0  # between two bundles for reaching level 2
 HOUR_S = 3600.0
@@ -118,7 +118,7 @@ def decide(state: PolicyState, inputs: Inputs) -> tuple[PolicyState, Decision]:
         steps=steps,
         skipped=skipped,
         stale_after_s=stale_after_s(standing.ratio),
-        squeeze=level >= SQUEEZE_LEVEL,
+        squeeze=level >= SHRINK_LEVEL,
         shed=_shed(level, refused if no_way_out else None),
         alarm=alarm,
         evidence=f"{ordered.kind}: {ordered.reason}" if ordered else (alarm or first_evidence),
@@ -203,7 +203,7 @@ def _cause(state: PolicyState, inputs: Inputs, standing: Standing, unexplained_b
     is_slack = inputs.slack_bytes >= SLACK_SHARE * unexplained_bytes
     return (
         "slack"
-        if is_slack and ReclaimStep.TIDY.value not in state.skipped_until_s
+        if is_slack and ReclaimStep.TRIM.value not in state.skipped_until_s
         else "unaccounted"
     )
 
@@ -218,7 +218,7 @@ def _forecast_s(inputs: Inputs, standing: Standing) -> float | None:
 def _counted(state: PolicyState, inputs: Inputs, standing: Standing, cause: str) -> PolicyState:
     """Count since when memory is unexplained, and how often in a row it was level 5."""
     since_s = None
-    if state.mark.level >= SQUEEZE_LEVEL and cause in {"slack", "unaccounted"}:
+    if state.mark.level >= SHRINK_LEVEL and cause in {"slack", "unaccounted"}:
         since_s = state.unexplained_since_s
         since_s = inputs.now_s if since_s is None else since_s
     is_last = standing.reading_level == LAST_LEVEL  # of this very reading: no dwell for a death
@@ -243,7 +243,7 @@ def _alarm(
     return replace(state, alarmed=confirmed), alarm
 
 
-# --- relief -----------------------------------------------------------------------------------
+# --- reclaim ----------------------------------------------------------------------------------
 
 
 def _steps(
@@ -254,27 +254,27 @@ def _steps(
     raised_s = state.raised_s
     if ReclaimStep.KEPT in due and (raised_s is None or inputs.now_s - raised_s < KEPT_AFTER_S):
         due.remove(ReclaimStep.KEPT)
-    if cause == "slack" and ReclaimStep.TIDY not in due:
-        due.append(ReclaimStep.TIDY)
+    if cause == "slack" and ReclaimStep.TRIM not in due:
+        due.append(ReclaimStep.TRIM)
     skipped = tuple(step for step in due if step.value in state.skipped_until_s)
     steps = [step for step in due if step not in skipped]
-    if ReclaimStep.TIDY in steps and not _is_tidy_due(state, inputs):
-        steps.remove(ReclaimStep.TIDY)
+    if ReclaimStep.TRIM in steps and not _is_trim_due(state, inputs):
+        steps.remove(ReclaimStep.TRIM)
     if inputs.relieving or not inputs.generation:
         return state, (), skipped
-    if ReclaimStep.TIDY in steps:
+    if ReclaimStep.TRIM in steps:
         state = replace(state, tidied_s=inputs.now_s)
     return state, tuple(steps), skipped
 
 
-def _is_tidy_due(state: PolicyState, inputs: Inputs) -> bool:
+def _is_trim_due(state: PolicyState, inputs: Inputs) -> bool:
     """Say whether a trim is due: now and then, and at once when memory begins to be unexplained."""
     if state.tidied_s is None:
         return True
     since_s = state.unexplained_since_s
     if since_s is not None and state.tidied_s < since_s:
         return True
-    every_s = TIDY_SOON_S if state.mark.level >= SHED_LEVEL else TIDY_EVERY_S
+    every_s = TRIM_SOON_S if state.mark.level >= SHED_LEVEL else TRIM_EVERY_S
     return inputs.now_s - state.tidied_s >= every_s
 
 
@@ -301,7 +301,7 @@ def _wanted(
         cause == "unaccounted"
         and since_s is not None
         and now_s - since_s >= UNEXPLAINED_S
-        and (_has_trimmed(state, inputs) or ReclaimStep.TIDY.value in state.skipped_until_s)
+        and (_has_trimmed(state, inputs) or ReclaimStep.TRIM.value in state.skipped_until_s)
     ):
         return Disruption(kind=RECYCLE, reason="memory", since_s=now_s), state
     plan = _plan(inputs, forecast)
@@ -359,7 +359,7 @@ def _due(
         return replace(state, harm=None), None
     now_s = inputs.now_s
     done_s = state.harmed_s.get(wanted.kind)
-    pause_s = HARM_PAUSE_S if inputs.enforces else HOUR_S  # an observer has said it once
+    pause_s = DISRUPTION_PAUSE_S if inputs.enforces else HOUR_S  # an observer has said it once
     if done_s is not None and now_s - done_s < pause_s:
         return replace(state, harm=None), None
     waiting = state.harm
@@ -380,7 +380,7 @@ def _due(
 
 def _first_evidence(state: PolicyState, inputs: Inputs) -> tuple[PolicyState, str | None]:
     """Order evidence when memory begins to be short, once an hour at most."""
-    if state.mark.level < SQUEEZE_LEVEL:
+    if state.mark.level < SHRINK_LEVEL:
         return state, None
     if state.evidence_s is not None and inputs.now_s - state.evidence_s < FIRST_EVIDENCE_S:
         return state, None

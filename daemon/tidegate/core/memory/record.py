@@ -14,7 +14,7 @@ from tidegate.core.memory.policy import decide
 from tidegate.core.runs.eviction import ReclaimStep
 from tidegate.core.settings import MIB
 
-RELIEF_EVERY_S = 30.0  # relief acts on every tick; one record in so long shows how it goes
+RECLAIM_EVERY_S = 30.0  # steps act on every tick; one record in so long shows how it goes
 
 
 class Record(Struct, frozen=True, kw_only=True):
@@ -75,9 +75,9 @@ def _as_written(decision: Decision) -> dict[str, object]:
 def describe(decision: Decision) -> str:
     """Describe what was decided: "sweep (stale, windows), refuse new runs"."""
     deeds = []
-    if steps := [step.value for step in decision.steps if step is not ReclaimStep.TIDY]:
+    if steps := [step.value for step in decision.steps if step is not ReclaimStep.TRIM]:
         deeds.append(f"sweep ({', '.join(steps)})")
-    if ReclaimStep.TIDY in decision.steps:
+    if ReclaimStep.TRIM in decision.steps:
         deeds.append("tidy up")
     if decision.shed:
         deeds.append(f"refuse new runs ({decision.shed})")

@@ -6,7 +6,7 @@ from msgspec import Struct
 
 
 class StepReport(Struct, frozen=True, kw_only=True):
-    """What one step of relief did. `promised_bytes` is what its plan expected to free."""
+    """What one reclaim step did. `promised_bytes` is what its plan expected to free."""
 
     step: str
     runs: int  # that lost something

@@ -99,7 +99,7 @@ class Reclaim(Message, frozen=True, kw_only=True, tag="relieve"):
     """Give memory back by these steps, in this order. Sent on every tick while a level holds."""
 
     request: int
-    steps: list[str]  # names of `core.relief.Step`
+    steps: list[str]  # values of `core.runs.eviction.ReclaimStep`
     stale_after_s: float  # what no reader has touched for so long is stale
     most: int = 50  # runs that may lose something, over all steps
     reason: str  # "memory level 2": what readers and the log are told

@@ -1,4 +1,4 @@
-"""What a step of relief takes, and from whom: planned here from plain facts, carried out elsewhere.
+"""What a reclaim step takes, and from which runs: planned from plain facts, done elsewhere.
 
 The watchdog says which steps are due. Within a step, and from one step to the next, it is value
 that decides: what is not wanted any more goes before what may still be wanted, a finished
@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 
 class ReclaimStep(Enum):
-    """A kind of relief. `core.memory.policy` has the order."""
+    """A way to reclaim memory. `core.memory.policy` has the order."""
 
-    TIDY = "tidy"  # caches, idle connections, a trim of the heap: no run loses anything
+    TRIM = "tidy"  # caches, idle connections, a trim of the heap: no run loses anything
     KEPT = "kept"  # what no reader wants just now, until the ledger is half full
     STALE = "stale"  # abandoned, finished and not being read, or stuck, for long enough
     STALLED = "stalled"  # runs whose every reader has read nothing for long enough
@@ -32,7 +32,7 @@ class Eviction(Enum):
 
 
 class Candidate(NamedTuple):
-    """What relief has to know of a run. Times are monotonic."""
+    """What eviction has to know of a run. Times are monotonic."""
 
     id: str
     is_over: bool
@@ -49,7 +49,7 @@ class Candidate(NamedTuple):
 
 
 class Victim(NamedTuple):
-    """Who loses what, and the words for it."""
+    """Which run loses what, and the words for it."""
 
     id: str
     act: Eviction

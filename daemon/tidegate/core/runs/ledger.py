@@ -2,7 +2,7 @@
 
 Every buffer that belongs to a run is an entry in its account, set whenever the buffer changes.
 The limit is enforced where bytes are charged, because a sampler that looks once a second cannot
-hold a budget against loopback speed: above 7/8 of it `relieve` is called (it evicts finished
+hold a budget against loopback speed: above 7/8 of it `reclaim` is called (it evicts finished
 windows, then pauses upstreams), and above the limit itself the charge fails, with a reason.
 
 What clients send (bodies, WebSocket messages, heads) may take half of the limit in all: answers
@@ -49,14 +49,14 @@ def largest_body_bytes(limit_bytes: int) -> int:
 class Ledger:
     """The sum of all accounts, and its limit."""
 
-    __slots__ = ("_accounts", "connections", "entries", "limit_bytes", "relieve", "total_bytes")
+    __slots__ = ("_accounts", "connections", "entries", "limit_bytes", "reclaim", "total_bytes")
 
     def __init__(self, limit_bytes: int = 0) -> None:
         self.total_bytes = 0
         self.entries = [0] * _ENTRIES  # the sums of all accounts
         self.connections = Account(self)  # of those that have no run: never closed
         self.limit_bytes = limit_bytes  # 0: none
-        self.relieve: Callable[[], object] = lambda: None
+        self.reclaim: Callable[[], object] = lambda: None
         self._accounts: set[Account] = set()
 
     def open(self) -> Account:
@@ -81,7 +81,7 @@ class Ledger:
 
     @property
     def has_much(self) -> bool:
-        """Above half of the limit, to which relief brings it down, so as not to begin anew at once.
+        """Above half of the limit, to which eviction brings it down so that it need not begin anew.
 
         Half the limit is a level of memory at which all is well.
         """
@@ -135,7 +135,7 @@ class Account:
     def set(self, entry: Entry, held_bytes: int) -> None:
         """Charge what one buffer holds now.
 
-        Raises LedgerFull when that is more than the limit leaves, after relief; the bytes stay
+        Raises LedgerFull when that is more than the limit leaves, after eviction; the bytes stay
         charged until their owner lets go of them. Once the account is closed nothing is
         charged: it would never be let go of.
         """
@@ -150,7 +150,7 @@ class Account:
         if delta > 0 and ledger.limit_bytes:
             is_intake = entry >= Entry.BODY
             if ledger.is_tight or (is_intake and ledger.is_intake_full):
-                ledger.relieve()
+                ledger.reclaim()
                 if ledger.is_full:
                     raise LedgerFull(ledger.total_bytes, ledger.limit_bytes)
                 if is_intake and ledger.is_intake_full:

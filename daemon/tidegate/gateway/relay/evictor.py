@@ -1,4 +1,4 @@
-"""What goes when memory is short: by the watchdog's order, and at the ledger's own limit.
+"""Evicts what can go when memory is short: by the watchdog's order, and at the ledger's limit.
 
 An *order* comes on every tick while memory is short. Its victims are planned, looked at again and
 evicted in bites, between which the event loop turns, so that streams go on; at most `order.most`
@@ -34,7 +34,7 @@ from tidegate.gateway.server.sockets import Sockets
 log = logging.getLogger("tidegate.evictor")
 
 # With these go heads that are arriving, and connections between two requests.
-_WITH_CONNECTIONS = frozenset({ReclaimStep.TIDY, ReclaimStep.STALE})
+_WITH_CONNECTIONS = frozenset({ReclaimStep.TRIM, ReclaimStep.STALE})
 BITE = 10  # victims between two turns of the loop; each costs some 10 us and its readers' goodbye
 MOST_CANDIDATES = 1000  # finished runs that one plan looks at, the oldest
 # When a live run would have to fail otherwise, readers who have read nothing for so long go first:
@@ -66,7 +66,7 @@ class _Tally:
 
 
 class Evictor:
-    """Gives memory back. The ledger calls `relieve`; `carry_out` one order at a time."""
+    """Gives memory back. The ledger calls `reclaim`; `carry_out` takes one order at a time."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Evictor:
         """Watch the ledger; `make_room` closes waiting connections while its argument is true."""
         self.freed_bytes: Counter[str] = Counter()  # by step of an order, since the start
         self.seconds: dict[str, float] = {}
-        self.holds_back = False  # the ledger is tight: slow readers' upstreams wait
+        self.has_backpressure = False  # the ledger is tight: slow readers' upstreams wait
         self.heap = Heap()  # the worker has the real one
         self._registry = registry
         self._ledger = registry.ledger
@@ -88,11 +88,11 @@ class Evictor:
         self._drop_caches = drop_caches
         self._loop = asyncio.get_running_loop()
         self._buffers_are_halved = False
-        self._is_relieving = False
+        self._is_reclaiming = False
         self._at_limit = _Tally()
         self._stalled: Iterator[Victim] = iter(())  # as they were last looked for
         self._look_stalled_s = float("-inf")
-        registry.ledger.relieve = self.relieve
+        registry.ledger.reclaim = self.reclaim
         registry.on_add, registry.on_tick = self._on_add, self._on_tick
 
     @property
@@ -103,7 +103,7 @@ class Evictor:
     # --- by order -----------------------------------------------------------------------------
 
     async def carry_out(self, order: Reclaim) -> list[StepReport]:
-        """Take every step of the order; what each one promised and freed."""
+        """Take every step of the order; returns what each one promised and freed."""
         reports = []
         left = order.most
         for name in order.steps:
@@ -111,7 +111,7 @@ class Evictor:
             try:
                 await self._take(ReclaimStep(name), order, left, tally)
             except Exception:  # the other steps, and what they freed, are told all the same
-                log.exception("step %s of relief failed", name)
+                log.exception("reclaim step %s failed", name)
                 continue
             left -= tally.runs
             tally.took_s = time.perf_counter() - started_s
@@ -123,7 +123,7 @@ class Evictor:
     async def _take(self, step: ReclaimStep, order: Reclaim, most: int, tally: _Tally) -> None:
         if step in _WITH_CONNECTIONS:
             self._make_room(lambda: True)
-        if step is ReclaimStep.TIDY:
+        if step is ReclaimStep.TRIM:
             await self._trim_heap(tally)
             return
         now_s, stale_after_s = self._loop.time(), order.stale_after_s
@@ -152,9 +152,8 @@ class Evictor:
         match step:
             case ReclaimStep.FINISHED:
                 relays = finished
-            case (
-                ReclaimStep.KEPT | ReclaimStep.STALE
-            ):  # a stuck run that has readers is the sweep's
+            case ReclaimStep.KEPT | ReclaimStep.STALE:
+                # A stuck run that has readers is the sweep's.
                 relays = chain(finished, unread)
             case ReclaimStep.STALLED:
                 relays = (relay for relay in chain(finished, active) if relay.subscribers)
@@ -170,7 +169,7 @@ class Evictor:
     def _evict(
         self, victims: Iterator[Victim], is_short: Callable[[], bool], tally: _Tally, most: int
     ) -> int:
-        """Evict at most `most` victims while memory is short; how many it were."""
+        """Evict at most `most` victims while memory is short; returns how many it were."""
         for evicted in range(most):
             victim = next(victims, None) if is_short() else None
             if victim is None:
@@ -181,7 +180,7 @@ class Evictor:
         return most
 
     def evict(self, victim: Victim) -> int:
-        """Release the run, or shrink its window; the bytes that are free now."""
+        """Release the run, or shrink its window; returns the bytes that are free now."""
         registry, before = self._registry, self._ledger.total_bytes
         relay = registry.find(victim.id, None)
         if relay is None:
@@ -213,34 +212,34 @@ class Evictor:
 
     # --- at the ledger's limit ----------------------------------------------------------------
 
-    def relieve(self) -> None:
+    def reclaim(self) -> None:
         """Make room when the ledger is tight, or its intake full: what harms no reader first.
 
         What clients can send again, finished windows, heads that are arriving, idle connections,
         then what readers have behind them, and slow readers' upstreams wait.
         What is kept of live runs that have no reader shrinks to a fair share. When it is full all
-        the same nothing is kept of those: they go on, and who comes later is told what is gone.
+        the same nothing is kept of those: they go on, and a later reader is told what is gone.
         Then go runs whose readers read nothing, those whose readers lag most, and last finished
         ones with readers who do; all of them are told.
         """
-        self._sockets.relieve(self._loop.time())
-        if self._is_relieving:
+        self._sockets.reclaim(self._loop.time())
+        if self._is_reclaiming:
             return  # a run that goes charges its last words
-        self._is_relieving = True
+        self._is_reclaiming = True
         try:
-            self._relieve()
+            self._reclaim()
         finally:
-            self._is_relieving = False
+            self._is_reclaiming = False
 
-    def _relieve(self) -> None:
+    def _reclaim(self) -> None:
         started_s, before, went = time.perf_counter(), self._ledger.total_bytes, _Tally()
         if self._ledger.is_tight:
             unread = self._registry.unread(MOST_PER_TICK)
             self._evict_finished(unread, lambda: self._ledger.has_much, went)
         self._make_room(lambda: self._ledger.is_tight or self._ledger.is_intake_full)
-        if self._ledger.is_tight and not self.holds_back:
+        if self._ledger.is_tight and not self.has_backpressure:
             log.warning("the ledger is tight: windows shrink, and slow readers' upstreams wait")
-            self._hold_back(back=True)
+            self._set_backpressure(on=True)
         if self._ledger.is_full:
             self._evict_read(went)
         self._registry.report()
@@ -282,7 +281,7 @@ class Evictor:
             self._registry.last_sweep = f"finished runs, for memory: {freed}"
 
     def _stalled_victims(self) -> Iterator[Victim]:
-        """Find runs whose readers read nothing, the longest first; they go before lagging ones."""
+        """Find runs whose readers read nothing, longest first; they go before lagging ones."""
         now_s = self._loop.time()
         if now_s >= self._look_stalled_s:
             self._look_stalled_s = now_s + LOOK_STALLED_S
@@ -294,7 +293,7 @@ class Evictor:
     def _lagging_victims(self) -> Iterator[Victim]:
         """Find what is held for readers who lag, the most first; it goes after stalled runs.
 
-        Else whichever run grows next would have to fail, and that is one whose reader keeps up.
+        Else the run that grows next would have to fail, and its reader keeps up.
         """
         relays = chain(self._registry.active(), self._registry.finished())
         lags = ((relay.lag_bytes, relay.run.id) for relay in relays)
@@ -305,7 +304,7 @@ class Evictor:
             yield Victim(run_id, Eviction.RELEASE, "lagging", words, lag_bytes)
 
     def _cut_leaving(self, enough_bytes: int) -> bool:
-        """Cut readers of released runs, the oldest first; whether more is held all the same.
+        """Cut readers of released runs, the oldest first; returns whether too much is still held.
 
         They have `close_flush_s` for their last words. Of 300 that read nothing those were two
         thirds of the ledger, and what was charged next failed: an answer whose reader keeps up.
@@ -323,30 +322,30 @@ class Evictor:
             return
         self._buffers_are_halved = half
         for relay in self._registry.active():
-            relay.squeeze(half=half)
+            relay.shrink_buffers(half=half)
 
-    def _hold_back(self, *, back: bool) -> None:
-        self.holds_back = back
+    def _set_backpressure(self, *, on: bool) -> None:
+        self.has_backpressure = on
         spare_bytes = self._fair_bytes()
         for relay in self._registry.active():
-            relay.hold_back(back=back, spare_bytes=spare_bytes)
-        if back:
+            relay.set_backpressure(on=on, spare_bytes=spare_bytes)
+        if on:
             self._registry.tick_by(self._loop.time() + AGAIN_S)
 
     def _on_add(self, relay: Relay) -> None:
         """Let a run that begins go on like those that are there."""
         if self._buffers_are_halved:
-            relay.squeeze(half=True)
-        if self.holds_back:
-            relay.hold_back(back=True, spare_bytes=self._fair_bytes())
+            relay.shrink_buffers(half=True)
+        if self.has_backpressure:
+            relay.set_backpressure(on=True, spare_bytes=self._fair_bytes())
 
     def _on_tick(self, now_s: float) -> None:
-        if not self.holds_back:
+        if not self.has_backpressure:
             return
         if self._ledger.is_tight:
             self._registry.tick_by(now_s + AGAIN_S)
         else:
-            self._hold_back(back=False)
+            self._set_backpressure(on=False)
 
     def _fair_bytes(self) -> int:
         """Share half the limit: what a run without readers may keep while the ledger is tight."""

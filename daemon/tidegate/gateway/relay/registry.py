@@ -56,7 +56,7 @@ class SweptRuns:
 
 
 class Registry:
-    """The runs by id, and their deadlines. Times are the event loop's, in seconds."""
+    """Holds the runs by id, and their deadlines. Times are the event loop's, in seconds."""
 
     def __init__(self, ledger: Ledger, loop: asyncio.AbstractEventLoop) -> None:
         self.ledger = ledger
@@ -230,7 +230,7 @@ class Registry:
     # --- sweeping -----------------------------------------------------------------------------
 
     def sweep(self, now_s: float, *, finished: bool = False) -> SweptRuns:
-        """Release what is due; with `finished`, answers that are over too. Some at a time."""
+        """Release what is due, and with `finished` also answers that are over; some at a time."""
         swept = SweptRuns()
         for run_id in self._sweeps.take_due(now_s, MOST_PER_TICK):
             relay = self._relays.get(run_id)
@@ -249,7 +249,7 @@ class Registry:
         return swept
 
     def release(self, relay: Relay, verdict: RetentionVerdict) -> int:
-        """Release a run, ending it if it is not over, and count it; the bytes that are free now."""
+        """Release a run, ending it if it is not over, and count it; returns the bytes freed."""
         if not relay.run.is_over:
             self.last_sweep = f"run {relay.run.id} {verdict.reason}"
             log.warning("%s", self.last_sweep)

@@ -85,9 +85,11 @@ class Relay:
         if not run.is_over:
             self._failover = Failover(self, targets, loop, run.owner or caller)
         self._reply = Reply()  # the head that came last
-        self._held_back = False  # the ledger is tight
+        self._has_backpressure = False  # the ledger is tight
         self._spare_bytes = 0  # what may then be kept of a run without a subscriber
-        self._squeezed = False  # memory is short: windows and watermarks are half as large
+        self._buffers_are_halved = (
+            False  # memory is short: windows and watermarks are half as large
+        )
         self._charge_heads()
 
     def __repr__(self) -> str:
@@ -101,7 +103,7 @@ class Relay:
             self._failover.begin()
 
     def on_request(self) -> None:
-        if self._held_back:
+        if self._has_backpressure:
             self._balance()
 
     def on_head(self, reply: Reply) -> None:
@@ -155,9 +157,9 @@ class Relay:
         run.account.set(Entry.OUTBOUND, outbound)
         if outbound:
             self._watch_outbound()
-        if self._held_back:
+        if self._has_backpressure:
             self._shrink_window()
-        if lagging or run.paused_s is not None:  # relief stopped us before it went
+        if lagging or run.paused_s is not None:  # the evictor stopped us before it went
             self._balance()
 
     def on_stream_end(self) -> Meaning:
@@ -271,8 +273,8 @@ class Relay:
         """Add a reader."""
         self.run.attach()
         self.subscribers.append(subscriber)
-        if self._squeezed:
-            subscriber.squeeze(half=True)
+        if self._buffers_are_halved:
+            subscriber.shrink_buffer(half=True)
         subscriber.on_progress = self._on_reader_progress
         self._host.look_soon(subscriber, subscriber.check(self._loop.time()))
 
@@ -345,25 +347,25 @@ class Relay:
         """Have the clocks looked at in time."""
         self._host.look_soon(self, self._due_s())
 
-    def squeeze(self, *, half: bool) -> None:
+    def shrink_buffers(self, *, half: bool) -> None:
         """Halve the window while memory is short. No reader loses what it has not read."""
-        self._squeezed = half
+        self._buffers_are_halved = half
         window, whole_bytes = self.run.window, self.run.limits.window_bytes
         window.cap_bytes = max(whole_bytes // 2, self.needed_bytes) if half else whole_bytes
         self.run.transcript.shrink(window.cap_bytes)
         for subscriber in self.subscribers:
-            subscriber.squeeze(half=half)
+            subscriber.shrink_buffer(half=half)
         self._balance()
 
-    def hold_back(self, *, back: bool, spare_bytes: int) -> None:
+    def set_backpressure(self, *, on: bool, spare_bytes: int) -> None:
         """Keep less while the ledger is tight.
 
         A run then keeps what its readers still need, and reads on when they have it. One whose
         readers keep up goes on, and so does one without a subscriber, of which `spare_bytes`
         may be kept: to stop them would free nothing.
         """
-        self._held_back, self._spare_bytes = back, spare_bytes
-        if back:
+        self._has_backpressure, self._spare_bytes = on, spare_bytes
+        if on:
             self._shrink_window()
         self._balance()
 
@@ -397,11 +399,11 @@ class Relay:
             lag = run.window.end.offset - max(s.cursor.offset for s in self.subscribers)
         # What is read after the pause must still fit: a client that reads never loses an event.
         room = run.window.cap_bytes - SEGMENT_BYTES - 2 * READ_BYTES
-        most = PAUSE_LAG_BYTES // 2 if self._squeezed else PAUSE_LAG_BYTES
+        most = PAUSE_LAG_BYTES // 2 if self._buffers_are_halved else PAUSE_LAG_BYTES
         allowed = max(0, min(most, room))
         if run.paused_s is not None:
             allowed //= 2
-        if lag > (0 if self._held_back else allowed):
+        if lag > (0 if self._has_backpressure else allowed):
             run.pause(self._loop.time())
             connection.pause()
         elif run.paused_s is not None:

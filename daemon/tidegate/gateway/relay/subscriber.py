@@ -69,7 +69,7 @@ class Subscriber:
         finally:
             self._waiter = None
 
-    def squeeze(self, *, half: bool) -> None:
+    def shrink_buffer(self, *, half: bool) -> None:
         """Let half as much wait for this reader, or as much as before."""
         self._client.limit_buffer(half=half)
 

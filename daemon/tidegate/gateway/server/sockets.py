@@ -63,7 +63,7 @@ class Sockets:
         if share is not None and share.messages > 1 and 0 < most_bytes < share.arriving_bytes:
             raise LedgerFull(share.arriving_bytes, most_bytes, of="messages from this client")
 
-    def relieve(self, now_s: float) -> None:
+    def reclaim(self, now_s: float) -> None:
         """Give memory back: what clients can send again goes, then messages that do not grow."""
         ledger = self._ledger
         for socket in self._open:

@@ -58,7 +58,7 @@ class DecisionLog:
     def note(self, at: float, before: PolicyState, inputs: Inputs, decision: Decision) -> None:
         """Write a decision down if it is news. `at` is Unix seconds. Call it once a second."""
         self._log_trouble()
-        due = bool(decision.steps) and inputs.now_s - self._reclaim_s >= records.RELIEF_EVERY_S
+        due = bool(decision.steps) and inputs.now_s - self._reclaim_s >= records.RECLAIM_EVERY_S
         is_news = records.is_news(self._former, decision)
         self._former = decision
         if not is_news and not due:

@@ -305,7 +305,7 @@ class MemoryMonitor:
         level, was = now.level, former.level if former else 0
         if level != was:
             _log.log(
-                logging.WARNING if level > was and level >= policy.SQUEEZE_LEVEL else logging.INFO,
+                logging.WARNING if level > was and level >= policy.SHRINK_LEVEL else logging.INFO,
                 "memory level %d, was %d: %.0f %% of %d MiB for runs, ledger %d MiB, %s",
                 level,
                 was,
@@ -333,7 +333,7 @@ def _machine_bytes() -> int:
 def would(decision: Decision) -> str | None:
     """What a decision asks for, in words: "sweep (stale, tidy), refuse new runs"."""
     deeds = []
-    if steps := [step.value for step in decision.steps if step is not ReclaimStep.TIDY]:
+    if steps := [step.value for step in decision.steps if step is not ReclaimStep.TRIM]:
         deeds.append(f"sweep ({', '.join(steps)})")
     if decision.shed:
         deeds.append("refuse new runs")
