@@ -132,7 +132,7 @@ async def test_who_reads_nothing_does_not_hold_up_the_stop(
     running.remember()
     running.process.send_signal(signal.SIGTERM)
     assert await asyncio.to_thread(running.process.wait, 10) == 0
-    running.wait_logged("worker 1 ended (exit 0)")
+    running.wait_logged("worker 1 exited (0)")
     await stream.vanish()
 
 

@@ -287,7 +287,7 @@ def test_workers_that_die_at_once_leave_the_job_up(mac: Running) -> None:
     service.keys["ProgramArguments"] = [sys.executable, "-m", "fakes.scaled", json.dumps(plan)]
     service.keys["EnvironmentVariables"]["PYTHONPATH"] = str(TESTS)
     service.bootstrap()
-    service.wait(lambda: service.log().count("(exit 3)") > 10, "its workers die, again and again")
+    service.wait(lambda: service.log().count("exited (3)") > 10, "its workers die, again and again")
     assert (service.value("state"), service.value("runs")) == ("running", "1")
     waits_s = [float(each) for each in re.findall(r"a new one starts in ([\d.]+) s", service.log())]
     assert waits_s[0] < 0.1

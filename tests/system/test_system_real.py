@@ -67,7 +67,7 @@ def judge_journal(entries: list[list[str]]) -> None:
         return next(priority for priority, text in entries if words in text)
 
     assert priority("is ready: http://127.0.0.1:8433/v1, http://localhost/v1 over ") == "6"
-    assert priority("worker 2 is lost (killed by SIGKILL)") == "4"
+    assert priority("worker 2 is lost: killed by SIGKILL") == "4"
     assert priority("reload refused, nothing has changed") == "3"
 
 
@@ -112,7 +112,7 @@ def test_the_first_connection_starts_it() -> None:
     loop = seen["loop"]
     assert (loop["ActiveState"], loop["ExecMainStatus"]) == ("failed", "75")
     assert loop["StatusText"] == (
-        "failed: 5 workers in a row died before they were ready; the last: exit 3"
+        "failed: 5 workers in a row died before they were ready; the last: exited (3)"
     )
     assert any(p == "2" and "giving up: 5 workers" in text for p, text in seen["loop_log"])
 

@@ -68,7 +68,7 @@ def with_memory(**values: object) -> Observation:
 
 
 PROVOKED = {
-    "parked": (replace(WELL, parked="c.toml:1: no"), "error", "c.toml:1", "mend the config"),
+    "parked": (replace(WELL, parked="c.toml:1: no"), "error", "c.toml:1", "fix the config"),
     "config-refused": (replace(WELL, refused_config="c:1"), "warning", "c:1", "tidegate check"),
     "upgrade-refused": (replace(WELL, refused_upgrade="no"), "warning", "no", "tidegate upgrade"),
     "upstream-failing:box": (

@@ -77,7 +77,7 @@ def _check_status(status: Status, installed: str) -> Iterator[Problem]:
         yield finding(
             "daemon-parked",
             f"tidegate is parked and serves nothing{because}",
-            "mend the config; `tidegate check` says when it is good, and it begins by itself",
+            "fix the config; `tidegate check` says when it is good, and it begins by itself",
         )
     elif status.state in {"starting", "draining", "stopping"}:
         yield finding(

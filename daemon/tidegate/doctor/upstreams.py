@@ -192,7 +192,7 @@ class _Place:
                 context = trusting(self._authority)
             except ValueError as error:
                 raise _Unwell(
-                    "upstream-unreachable", f"cannot be asked: {error}", "mend that file"
+                    "upstream-unreachable", f"cannot be asked: {error}", "fix that file"
                 ) from error
             return http.client.HTTPSConnection(
                 self.host, self.port, timeout=CONNECT_S, context=context

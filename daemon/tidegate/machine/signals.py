@@ -1,8 +1,8 @@
 """Which signals mean something to a process of ours, and what happens to the rest.
 
 No signal ends the watchdog or a worker by its default action, for one is easily sent to the wrong
-process, or by a `pkill` that means another program. What has no meaning here is heard and logged by
-the watchdog, and ignored by a worker. What stays as the system has it: KILL and STOP, the stops of
+process, or by a `pkill` that means another program. The watchdog handles and logs what has no
+meaning here, and a worker ignores it. What stays as the system has it: KILL and STOP, the stops of
 a terminal, what does no harm (CHLD, CONT, URG, WINCH), and what a thread does wrong itself.
 """
 
@@ -27,12 +27,12 @@ BLOCKED = HANDLED | {STACKS}
 
 
 def block_early() -> None:
-    """Let all wait that `Signals` hears, from the first moment of a watchdog until it is there."""
+    """Block all that `Signals` handles, from a watchdog's first moment until it is there."""
     signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
 
 
 def start_without_signals(thread: threading.Thread) -> None:
-    """Start a thread that takes no signals, which `Signals.hold` could not make wait.
+    """Start a thread that receives no signals, which `Signals.hold` could not make wait.
 
     Raises RuntimeError when the system has no more threads.
     """
@@ -50,7 +50,7 @@ def write_stacks_when_asked() -> None:
 
 
 def ignore_all() -> None:
-    """What a worker does: what is meant for the watchdog may be sent to a whole group."""
+    """Ignore, in a worker, what is meant for the watchdog: a whole group may be sent it."""
     for number in HANDLED - {signal.SIGCHLD}:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)

@@ -1,8 +1,8 @@
 """`tidegate run` in the background, for machines without a service manager.
 
 `spawn` runs this file as a helper process. The helper detaches with python-daemon and becomes
-`tidegate run`, so python-daemon is loaded by nobody who stays. One end of a pipe goes with it:
-the daemon holds it for life without knowing, and its end of file tells the starter, who is not
+`tidegate run`, so no process that stays has python-daemon loaded. One end of a pipe goes with it:
+the daemon holds it for life without knowing, and its end of file tells the starter, which is not
 the parent any more, that the start has failed.
 """
 
@@ -54,14 +54,14 @@ def spawn(command: Sequence[str], log_file: Path) -> int:
 
 
 def is_gone(lifeline: int, wait_s: float) -> bool:
-    """Whether the daemon has ended, after at most `wait_s` of waiting for that."""
+    """Wait at most `wait_s` for the daemon to end, and tell whether it has."""
     poller = select.poll()
     poller.register(lifeline, select.POLLIN)
     return bool(poller.poll(wait_s * 1000))
 
 
 def holder(pid_file: Path) -> int | None:
-    """The pid of the tidegate that holds the lock of this pid file; None when nobody does.
+    """Return the pid of the tidegate that holds this pid file's lock; None when none does.
 
     A pid alone proves nothing: it may have been given to another process since. The lock goes
     with the process, and so can be believed.
@@ -80,7 +80,7 @@ def holder(pid_file: Path) -> int | None:
 
 
 def wait_for(condition: Callable[[], bool], limit_s: float, every_s: float = 0.1) -> bool:
-    """Whether the condition came true within the limit."""
+    """Wait for the condition, and tell whether it came true within the limit."""
     deadline = time.monotonic() + limit_s
     while not condition():
         if time.monotonic() >= deadline:
@@ -104,7 +104,7 @@ def _detach_and_run(held: int, log_file: Path, command: Sequence[str]) -> None:
         )
         context.open()
         os.set_inheritable(held, True)
-        # Of whoever started the starter. A daemon is a child of process 1, as a job of launchd is.
+        # That of the starter's own job. A daemon is a child of process 1, as a job of launchd is.
         os.environ.pop(NAME_VARIABLE, None)
         os.execv(command[0], list(command))  # noqa: S606
 

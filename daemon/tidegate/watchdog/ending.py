@@ -11,7 +11,7 @@ _log = logging.getLogger(__name__)
 
 
 class Ending:
-    """Keeps the exit code and its reason; 0 until something fails."""
+    """Keep the exit code and its reason; 0 until something fails."""
 
     def __init__(self) -> None:
         self.exit_code = os.EX_OK
@@ -26,7 +26,7 @@ class Ending:
         self._why, self.exit_code = why, exit_code
 
     def give_up(self, why: str) -> None:
-        """Fail after it has begun: that is told at once."""
+        """Fail after it has begun, and log that at once."""
         _log.critical("giving up: %s", why)
         self.fail(why)
 
@@ -40,12 +40,12 @@ class Ending:
         self._over_at_s = time.monotonic()
 
     def is_over(self, *, is_reaped: bool) -> bool:
-        """Whether it is over; `is_reaped`: no process of a worker is left."""
+        """Tell whether it is over; `is_reaped`: no process of a worker is left."""
         if self._over_at_s is None:
             return False
         return is_reaped or time.monotonic() > self._over_at_s + UNREAPABLE_S
 
     @property
     def text(self) -> str:
-        """Why it ended, for the service manager."""
+        """Say why it ended, for the service manager."""
         return "stopped" if self.exit_code == os.EX_OK else f"failed: {self._why}"

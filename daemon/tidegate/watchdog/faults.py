@@ -1,11 +1,11 @@
-"""What the watchdog does about a fault of its own: it costs one happening, never the watchdog.
+"""What the watchdog does about a fault of its own: it costs one event, never the watchdog.
 
-A happening is a readable descriptor, a line, a signal, a tick's part, a worker's exit. Each is
+An event is a readable descriptor, a line, a signal, a tick's part, a worker's exit. Each is
 handled through `Faults.attempt`, the one place that catches everything: what goes wrong is logged
-with its stack, counted for the repair, and the loop goes on. Who was served by the handler that
-failed is told or let go by the caller of `attempt`, for only there it is known.
+with its stack, counted for the repair, and the loop goes on. The client or worker that the failed
+handler served is told or let go by the caller of `attempt`, for only there it is known.
 
-Some happenings must not fail for ever: a watchdog that cannot tick, sample memory or see a worker
+Some events must not fail for ever: a watchdog that cannot tick, sample memory or see a worker
 end is worse than none. Three times in a row of one of these, and it is over.
 """
 
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True, frozen=True)
 class Handler:
-    """What the selector keeps for a descriptor: what to do when it stirs, and when that fails.
+    """What the selector keeps for a descriptor: what to do when it is ready, and when that fails.
 
     `give_up` says what it costs: it unregisters and closes the descriptor, and lets go or renews
     what it was for.
@@ -45,7 +45,7 @@ class Handler:
 
 @dataclass(slots=True)
 class _Kind:
-    """Faults of one kind of happening."""
+    """Faults of one kind of event."""
 
     in_a_row: int = 0
     untold: int = 0  # since their stack was last logged
@@ -66,7 +66,7 @@ class Faults:
         return f"<Faults total={self.total} last={self.last!r}>"
 
     def attempt(self, what: str, act: Callable[[], object]) -> bool:
-        """Do it; False when it failed, and then that is logged. `what` is one of few names."""
+        """Do it; return False, and log it, when it failed. `what` is one of few names."""
         try:
             act()
         except Exception as error:
@@ -77,7 +77,7 @@ class Faults:
         return True
 
     def handle(self, handler: Handler, mask: int) -> None:
-        """Act on a descriptor that stirs; if that fails, it is given up."""
+        """Act on a descriptor that is ready; if that fails, give it up."""
         if not self.attempt(handler.what, lambda: handler(mask)):
             self.attempt(f"{handler.what}, given up", handler.give_up)
 
@@ -97,17 +97,17 @@ class Faults:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether there was one just now."""
+        """Tell whether there was one just now."""
         return self._clock() - self._last_s < PAUSE_S
 
     @property
     def recent(self) -> str | None:
-        """The last one, while it is a repair."""
+        """Return the last one, while it is a repair."""
         return self.last if self._clock() - self._last_s < KEPT_S else None
 
     @property
     def fatal(self) -> str | None:
-        """What of the vital has failed too often to go on, if anything."""
+        """Say which vital kind has failed too often to go on, if any."""
         for what in VITAL:
             kind = self._kinds.get(what)
             if kind is not None and kind.in_a_row >= MOST_IN_A_ROW:

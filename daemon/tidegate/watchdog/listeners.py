@@ -1,4 +1,4 @@
-"""The sockets that clients connect to: those in use, and those that nobody will need for long.
+"""The sockets that clients connect to: those in use, and those on their way out.
 
 A setting that changes opens new ones beside the old; the old ones stay open until the worker
 that accepts from them has stopped doing so, and what was opened in vain is closed again.
@@ -32,7 +32,7 @@ class Listeners:
     """All listening sockets of this tidegate. `close` them when done."""
 
     def __init__(self, passed: list[Bound], notifier: Notifier) -> None:
-        """Those that the service manager opened stand above the setting `listen`.
+        """Begin with the sockets that the service manager opened: they stand above `listen`.
 
         Those that it only kept for us serve when the setting still asks for them.
         """
@@ -47,21 +47,21 @@ class Listeners:
 
     @property
     def _open(self) -> list[Bound]:
-        """Those in use, and those that a worker may still accept from."""
+        """List those in use, and those that a worker may still accept from."""
         return self.bound + self._retired
 
     @property
     def are_given(self) -> bool:
-        """Whether the service manager opened them, so that the setting `listen` has no say."""
+        """Tell whether the service manager opened them, so that `listen` has no say."""
         return bool(self._adopted)
 
     @property
     def addresses(self) -> list[str]:
-        """Where clients find us, as "127.0.0.1:8433" or "unix:/path"."""
+        """List where clients find us, as "127.0.0.1:8433" or "unix:/path"."""
         return [bound.address for bound in self.bound if not _is_covered(bound, self.bound)]
 
     def kept(self) -> list[KeptListener]:
-        """What an upgrade leaves of them: all stay open."""
+        """List what an upgrade leaves of them: all stay open."""
         return [
             KeptListener(
                 fd=each.sock.fileno(),
@@ -83,10 +83,10 @@ class Listeners:
         self._adopted = [each for each in self.bound if each.configured == sockets.ADOPTED]
 
     def open(self, addresses: Iterable[str]) -> list[Bound]:
-        """Sockets for `addresses`, those in use included. Raises ListenError, leaving none open.
+        """Open sockets for `addresses`, or take those in use. Raises ListenError with none open.
 
         One in use for a single address stays beside a new one for all addresses of its port: the
-        system prefers it, and to close it would cost whoever waits in its queue the connection.
+        system prefers it, and to close it would cost the clients in its queue their connections.
         """
         if self._adopted:
             return self._adopted
@@ -96,7 +96,7 @@ class Listeners:
             for address in addresses:
                 opened.append(self._in_use(address, opened) or self._take(address))
         except ListenError:
-            # The service manager goes on listening there: nobody could open them anew.
+            # The service manager goes on listening there, so they could not be opened anew.
             self._stored = {name: kept for name, kept in stored.items() if kept.sock.fileno() >= 0}
             again = {kept.sock for kept in self._stored.values()}
             self.discard([bound for bound in opened if bound.sock not in again])
@@ -104,7 +104,7 @@ class Listeners:
         return opened + [b for b in self.bound if b not in opened and _is_covered(b, opened)]
 
     def _in_use(self, address: str, taken: Collection[Bound]) -> Bound | None:
-        """The socket that listens there already, under whatever spelling of the same address.
+        """Find the socket that listens there already, under any spelling of the same address.
 
         One that only just retired is as good.
         """
@@ -116,11 +116,11 @@ class Listeners:
         return None
 
     def _take(self, address: str) -> Bound:
-        """The socket that was kept for this address, or a new one. Raises ListenError."""
+        """Take the socket that was kept for this address, or a new one. Raises ListenError."""
         kept = self._stored.pop(_name(address), None)
         if kept is None:
             return sockets.bind(address, [*self._open, *self._stored.values()])
-        if not kept.is_there():  # somebody took its file away
+        if not kept.is_there():  # its file was taken away
             kept.close()
             return sockets.bind(address)
         _log.info("%s stayed open meanwhile", kept.address)
@@ -148,7 +148,7 @@ class Listeners:
                 bound.close()
 
     def close_retired(self) -> None:
-        """Nobody accepts from them any more."""
+        """Close the retired ones: no worker accepts from them any more."""
         for bound in self._retired:
             _log.info("no longer listening on %s", bound.address)
             if bound.configured not in {each.configured for each in self.bound}:
@@ -157,9 +157,9 @@ class Listeners:
         self._retired = []
 
     def refuse_newcomers(self) -> None:
-        """We stop, and nobody will accept: better a refusal at once than a wait in vain.
+        """Close what no worker will accept from: better a refusal at once than a wait in vain.
 
-        Sockets that the service manager has too stay open there; it knows what follows.
+        For a stop. Sockets that the service manager has too stay open there; it knows what follows.
         """
         for bound in self._open:
             if bound not in self._adopted:
@@ -172,10 +172,10 @@ class Listeners:
 
 
 def _is_covered(bound: Bound, others: Iterable[Bound]) -> bool:
-    """Whether one of the others has all addresses of its port."""
+    """Tell whether one of the others has all addresses of its port."""
     return any(sockets.covers(other, bound) for other in others)
 
 
 def _name(address: str) -> str:
-    """What the socket for an address of the setting is called in the store."""
+    """Name the socket for an address of the setting, as the store has it."""
     return stored_name(sockets.canonical(address))

@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 class Parking:
-    """Begins with the config, or knows why nothing is served. `tick` it every second."""
+    """Begin with the config, or know why nothing is served. `tick` it every second."""
 
     def __init__(
         self,
@@ -45,12 +45,12 @@ class Parking:
 
     @property
     def reason(self) -> str | None:
-        """Why nothing is served, if that is so."""
+        """Say why nothing is served, if that is so."""
         config = self._reloader.config
         return self._cannot if config is None else config.parked
 
     def begin(self) -> str | None:
-        """Read the config, open the sockets, start the first worker; why not, if it failed."""
+        """Read the config, open the sockets, start the first worker; return why that failed."""
         try:
             self._reloader.begin()
         except (ConfigError, ListenError) as error:

@@ -212,16 +212,16 @@ class Parts:
         self.commands.on_request(client, request)
 
     def do(self, event: events.Event) -> list[events.Effect]:
-        """Have something decided about the workers, and done."""
+        """Have lifecycle decide about the workers, and do what it says."""
         return self.supervisor.do(event)
 
     def recycle(self, reason: str) -> str | None:
-        """Start the next generation; why it was refused, or None."""
+        """Start the next generation; return why it was refused, or None."""
         effects = self.do(events.Recycle(reason, planned=False))
         return next((e.error for e in effects if isinstance(e, events.Refuse)), None)
 
     def _follow(self, config: LoadedConfig) -> None:
-        """What the watchdog itself follows of a config that came into force."""
+        """Apply to the watchdog itself a config that came into force."""
         settings = config.settings
         self.generations.policy = life.RestartPolicy(
             timing=self._setup.timing,
@@ -238,12 +238,12 @@ class Parts:
             _log.warning("config: %s", warning)
 
     def status(self) -> Status:
-        """The truth as it is known now."""
+        """Make the status from what is known now."""
         parked = None if self.generations.fleet.stopping else self.parking.reason
         return self.overview.now(parked, self.memory_guard.state())
 
     def send_state(self) -> None:
-        """Tell the workers where they stand. One that does not read is told nothing new."""
+        """Send each worker its state update, unless one that does not read has others left."""
         seen = self.status()
         for worker in self.generations.ready():
             if not worker.channel.unsent_bytes:

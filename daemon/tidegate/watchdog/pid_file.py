@@ -25,7 +25,7 @@ class PidFile:
     fd: int = -1  # while it is held; one that an upgrade left is held already
 
     def hold(self) -> None:
-        """Lock it for life. Raises AlreadyRunning, which says who holds it, or OSError."""
+        """Lock it for life. Raises AlreadyRunning, which names the holder, or OSError."""
         if self.fd >= 0:
             return
         fd = self._lock()
@@ -38,7 +38,7 @@ class PidFile:
 
     @property
     def is_in_place(self) -> bool:
-        """Whether others find it there."""
+        """Tell whether others find it there."""
         return self._is_ours(self.fd)
 
     def renew(self, path: Path) -> None:
@@ -71,7 +71,7 @@ class PidFile:
         return fd
 
     def _is_ours(self, fd: int) -> bool:
-        """Whether what was locked is still what others find at the path."""
+        """Tell whether what was locked is still what others find at the path."""
         try:
             return os.path.samestat(os.fstat(fd), self.path.lstat())
         except OSError:  # it is not there, or its directory is not

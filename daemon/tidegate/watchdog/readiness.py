@@ -1,4 +1,4 @@
-"""What the service manager and the terminal hear: that tidegate serves, reloads, and ends."""
+"""What the service manager and the terminal are told: that tidegate serves, reloads, and ends."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tidegate.managers.systemd.notify import Notifier
 from tidegate.watchdog.control.status import status_line
 from tidegate.watchdog.workers.generations import Generations
 
-BARRIER_S = 1.0  # for the last words to be read
+BARRIER_S = 1.0  # for the last messages to be read
 EXTEND_S = 15.0  # asked of systemd on every tick of a start or drain: more than a few late ticks
 
 Banner = Callable[[Ready, list[str]], None]
 
 
 class Readiness:
-    """Tells each change of state once, and the status once a second."""
+    """Tell each change of state once, and the status once a second."""
 
     def __init__(self, notifier: Notifier, generations: Generations, banner: Banner | None) -> None:
         """Begin. `banner` is for the terminal; None after an upgrade: all has been told before."""
@@ -33,7 +33,7 @@ class Readiness:
 
     @property
     def has_served(self) -> bool:
-        """Whether it was told that tidegate serves."""
+        """Tell whether the service manager heard that tidegate serves."""
         return self._banner is None
 
     def serving(self, ready: Ready, addresses: list[str], status: Status) -> None:
@@ -46,7 +46,7 @@ class Readiness:
             heap_trimmer()()  # a megabyte of what the imports left behind
 
     def reloading(self) -> None:
-        """Announce a reload; what the service manager hears is true between READY and STOPPING."""
+        """Announce a reload; the service manager takes it between READY and STOPPING."""
         if self.has_served and not self._is_reloading:
             self._notifier.reloading(time.monotonic())
             self._is_reloading = True

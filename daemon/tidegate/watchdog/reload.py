@@ -66,7 +66,7 @@ class Reloader:
         limit_s: float,
         faults: Faults,
     ) -> None:
-        """`recycle` starts a new generation or says why not; `on_config` follows a new config.
+        """Prepare. `recycle` starts a generation or says why not; `on_config` follows a config.
 
         `stand_in` makes what a parked daemon runs on, from the reason. `limit_s` is what a worker
         has to take a config over.
@@ -184,7 +184,7 @@ class Reloader:
         self._take_up(config, clients, asked=asked)
 
     def _take_up(self, config: LoadedConfig, clients: list[ControlClient], *, asked: bool) -> None:
-        """A config that is good: by the worker that serves, or by a new one where it has to be."""
+        """Bring a good config into force: by the serving worker, or a new one if need be."""
         assert self.config is not None, "there is a config to replace"
         if error := self._why_not_now(config):
             self._postponed = True
@@ -213,7 +213,7 @@ class Reloader:
             self._start_with_recycle(reload.recycle)
 
     def _why_not_now(self, config: LoadedConfig) -> str | None:
-        """What a new worker would have to wait for, if the addresses change and one is needed."""
+        """Say what a new worker would wait for, if the addresses change and one is needed."""
         assert self.config is not None
         same = self._listeners.are_given or config.settings.listen == self.config.settings.listen
         if same or not self._is_recycling or self._serving is None:
@@ -232,7 +232,7 @@ class Reloader:
         return fleet.recycle is not None or len(fleet.generations) > 1
 
     def _when(self, moves: bool) -> Effect:
-        """When a change of `listen` counts."""
+        """Tell when a change of `listen` takes effect."""
         if self._listeners.are_given:
             return Effect.RESTART
         return Effect.NEW_WORKER if moves else Effect.AT_ONCE
@@ -243,12 +243,12 @@ class Reloader:
 
     @property
     def _serving(self) -> WorkerHandle | None:
-        """The worker that serves; not one that is dead, though its end was not noticed yet."""
+        """Return the serving worker; not one that is dead, though that was not noticed yet."""
         serving = self._generations.serving
         return serving if serving is not None and serving.process.poll() is None else None
 
     def _start_with_recycle(self, reason: str) -> None:
-        """Without a serving worker the next one starts with it, or is recycled once it serves."""
+        """Recycle to start with it; without a serving worker the next one starts with it anyway."""
         if self._serving is None:
             return
         if error := self._recycle(reason):
@@ -341,7 +341,7 @@ class Reloader:
         return reload is not None and reload.recycle is not None and worker.config is reload.config
 
     def _finish(self, refusal: ReloadRefusal | None) -> None:
-        """The reload under way came to its end; the next may begin."""
+        """Finish the reload that is under way; the next may begin."""
         reload = self._reload
         assert reload is not None, "there is a reload to finish"
         self._reload = None
@@ -357,7 +357,7 @@ class Reloader:
             self._refuse(reload.clients, refusal, asked=True)
 
     def _put_in_force(self, reload: Reload) -> None:
-        """Whole, whatever fails of it: half of a config would be neither."""
+        """Apply it whole, whatever fails of it: half of a config would be neither."""
         was_parked = self._is_parked
         self.config = reload.config
         self._refused, self._postponed = None, False
@@ -388,7 +388,7 @@ class Reloader:
     def _refuse(
         self, clients: Sequence[ControlClient], refusal: ReloadRefusal, *, asked: bool
     ) -> None:
-        """What the file says cannot be used; a parked daemon's worker tells that reason."""
+        """Refuse what the file says; a parked daemon's worker tells that reason."""
         is_news = refusal.text not in (self._refused, self.config.parked if self.config else None)
         self._refused = refusal.text
         if asked or is_news:

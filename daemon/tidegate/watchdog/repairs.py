@@ -59,7 +59,7 @@ class Observation(Struct, frozen=True, kw_only=True):
 
 
 def find(seen: Observation) -> Iterator[Problem]:
-    """Everything that is wrong now."""
+    """Yield everything that is wrong now."""
     yield from _config(seen)
     yield from _upstreams(seen)
     yield from _workers(seen)
@@ -73,19 +73,19 @@ def _config(seen: Observation) -> Iterator[Problem]:
         yield _error(
             "parked",
             f"nothing is served: {seen.parked}",
-            "mend the config file; it is taken up by itself",
+            "fix the config file; it is taken up by itself",
         )
     elif seen.refused_config is not None:
         yield _warning(
             "config-refused",
             f"the config file was changed, and the former one is in force: {seen.refused_config}",
-            "run `tidegate check` and mend the file; it is taken up by itself",
+            "run `tidegate check` and fix the file; it is taken up by itself",
         )
     if seen.refused_upgrade is not None:
         yield _warning(
             "upgrade-refused",
             f"another version is installed than the one that runs: {seen.refused_upgrade}",
-            "mend that and run `tidegate upgrade`",
+            "fix that and run `tidegate upgrade`",
         )
 
 
@@ -164,7 +164,7 @@ def _memory(seen: Observation) -> Iterator[Problem]:
 
 
 def _little_memory(seen: Observation) -> Iterator[Problem]:
-    """What a budget is too small for."""
+    """Yield what a budget is too small for."""
     budget_mib, least_mib = seen.status.memory.budget_bytes // MIB, LEAST_BUDGET_BYTES // MIB
     if seen.configured_budget_bytes is not None and (
         seen.configured_budget_bytes < LEAST_BUDGET_BYTES
@@ -244,10 +244,10 @@ def _error(name: str, cause: str, fix: str) -> Problem:
 
 
 class RepairMonitor:
-    """Keeps the repairs of a running tidegate, and writes a line when one comes or goes."""
+    """Keep the repairs of a running tidegate, and write a line when one comes or goes."""
 
     def __init__(self, state_dir: Path, since: Mapping[str, float] | None = None) -> None:
-        """`since` is what a former program knew of, see `Repairs`."""
+        """Begin. `since` is what a former program knew of, see `Repairs`."""
         self._state_dir = state_dir
         self._repairs = Repairs(since)
         self._disk_at_s = float("-inf")
@@ -257,15 +257,15 @@ class RepairMonitor:
         return f"<RepairMonitor {self._repairs!r}>"
 
     def open(self) -> list[Repair]:
-        """What is open now, the worst first."""
+        """List what is open now, the worst first."""
         return self._repairs.open()
 
     def since(self) -> dict[str, float]:
-        """For the program that this one becomes."""
+        """Tell since when each is open, for the program that this one becomes."""
         return {repair.id: repair.since for repair in self.open()}
 
     def free_bytes(self, now_s: float) -> int | None:
-        """Room on the disk of the state, read once a minute; None where it cannot be read."""
+        """Read the room on the state's disk once a minute; None where it cannot be read."""
         if now_s - self._disk_at_s >= DISK_EVERY_S:
             self._disk_at_s = now_s
             try:
@@ -277,7 +277,7 @@ class RepairMonitor:
         return self._free_bytes
 
     def look(self, seen: Observation) -> None:
-        """Find what is wrong, and say what is new about it."""
+        """Find what is wrong, and log what is new about it."""
         opened, closed = self._repairs.observe(find(seen), now_s=time.monotonic(), now=seen.now)
         for repair in opened:
             level = _LEVELS.get(Severity(repair.severity), logging.ERROR)

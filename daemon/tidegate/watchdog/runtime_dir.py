@@ -1,4 +1,4 @@
-"""Where the running tidegate can be found: its runtime directory, and what when that is gone.
+"""Where the running tidegate can be found: its runtime directory, and what stands in for it.
 
 logind removes a user's runtime directory at logout, and cleaners remove what looks old. A watchdog
 whose control socket has no name can be neither asked nor stopped, and no new worker could open its
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 class Home:
-    """Keeps control socket and pid file where they can be found. `look` at it every second."""
+    """Keep control socket and pid file where they can be found. `look` at it every second."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class Home:
         control: ControlServer,
         on_move: Callable[[Path], None],
     ) -> None:
-        """`first` is where the configuration has it; `on_move` takes the workers along."""
+        """Begin. `first` is where the configuration has it; `on_move` takes the workers along."""
         self.place = pid_file.path.parent
         self.trouble: str | None = None  # why it is not where it should be
         self._first = first
@@ -53,12 +53,12 @@ class Home:
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether another directory stands in for the one that is configured."""
+        """Tell whether another directory stands in for the one that is configured."""
         return self.place != self._first
 
     @property
     def is_whole(self) -> bool:
-        """Whether the command line finds it, and another start is refused."""
+        """Tell whether the command line finds it, and another start is refused."""
         return self._control.is_there and self._pid_file.is_in_place
 
     def look(self, now_s: float | None = None) -> None:

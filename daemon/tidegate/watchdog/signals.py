@@ -15,7 +15,7 @@ STOPS = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
 
 
 def name_of(number: int) -> str:
-    """What a signal is called; a real-time signal has no name."""
+    """Name a signal; a real-time signal has no name."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -23,7 +23,7 @@ def name_of(number: int) -> str:
 
 
 class Signals:
-    """Hands the numbers of the signals that came to `on_signals`. `close` it when done."""
+    """Hand the numbers of the signals that came to `on_signals`. `close` it when done."""
 
     def __init__(
         self, selector: selectors.BaseSelector, on_signals: Callable[[list[int]], None]
@@ -45,7 +45,7 @@ class Signals:
         self._selector.register(self._wakeup, selectors.EVENT_READ, handler)
 
     def _open_again(self) -> None:
-        """What wakes the loop failed: a new one, for a deaf watchdog could not be stopped."""
+        """Replace what wakes the loop, for a deaf watchdog could not be stopped."""
         with suppress(KeyError, ValueError):
             self._selector.unregister(self._wakeup)
         former = self._wakeup, self._writer
@@ -54,7 +54,7 @@ class Signals:
             end.close()
 
     def _note(self, number: int, _frame: object) -> None:
-        if self._came.count(number) < 2:  # a second stop is another word than the first
+        if self._came.count(number) < 2:  # a second stop means something else than the first
             self._came.append(number)
 
     def _woken(self, _mask: int) -> None:
@@ -64,7 +64,7 @@ class Signals:
         self._on_signals(came)
 
     def hold(self) -> bool:
-        """Let those wait that come from now on. False, and none waits, if one was not heard yet."""
+        """Block signals from now on. Return False, and block none, if one has yet to be handled."""
         signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
         if not self._came:
             return True
@@ -72,11 +72,11 @@ class Signals:
         return False
 
     def release(self) -> None:
-        """Hear them again."""
+        """Unblock them."""
         signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
 
     def close(self) -> None:
-        """Wake nobody any more."""
+        """Stop waking the loop."""
         signal.set_wakeup_fd(-1)
         self._wakeup.close()
         self._writer.close()

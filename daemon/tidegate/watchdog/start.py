@@ -28,7 +28,7 @@ from tidegate.watchdog.workers.process import (
     forbid_core_dumps,
 )
 
-# What a disk or a computer that is short of something says; any other error will stay.
+# Errors of a disk or a computer that is short of something; any other will stay.
 _PASSING = {
     errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE,
 }  # fmt: skip
@@ -48,7 +48,7 @@ def run(
     worker_command: Sequence[str] = WORKER_COMMAND,
     timing: Timing = DEFAULT_TIMING,
 ) -> int:
-    """Be the watchdog until told to stop; the exit code.
+    """Be the watchdog until told to stop; return the exit code.
 
     0 stopped as asked · 75 try again: another one runs, an address is taken, the disk is full, or
     workers die before they are ready · 78 the configuration or a directory is bad, and will be
@@ -110,7 +110,7 @@ def run(
 
 
 def _exit_code(error: BaseException | None) -> int:
-    """Whether it may be over when we are started again."""
+    """Tell by the exit code whether it may be over when we are started again."""
     passes = isinstance(error, OSError) and error.errno in _PASSING
     return os.EX_TEMPFAIL if passes else os.EX_CONFIG
 
@@ -125,7 +125,7 @@ def _serve(watchdog: Watchdog) -> int:
 
 
 def _preflight(load: Callable[[], LoadedConfig]) -> int:
-    """Say on stderr why this program could not take over, if so; the exit code."""
+    """Say on stderr why this program could not take over, if so; return the exit code."""
     try:
         inherited = upgrade.preflight(os.environ)
         if inherited.config is not None and inherited.config.parked is None:
@@ -137,6 +137,6 @@ def _preflight(load: Callable[[], LoadedConfig]) -> int:
 
 
 def _passed_sockets() -> list[Bound]:
-    """What the service manager opened for us. Raises ListenError."""
+    """Take the sockets that the service manager opened for us. Raises ListenError."""
     passed = sockets.adopt_passed(os.environ, os.getpid())
     return passed + activation.adopt_activated() if activation.is_job() else passed

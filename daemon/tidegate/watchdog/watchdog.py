@@ -4,13 +4,13 @@ One `selectors` loop, no asyncio, no HTTP. It owns the listening sockets, the pi
 config and the conversation with the service manager; it starts workers, ends those that hang,
 and judges memory from outside. `core.fleet.lifecycle` decides what becomes of workers, and the
 supervisor does what it says and writes a line about it. The loop waits for nothing but its next
-happening, and a fault of its own costs that happening alone (`faults`).
+event, and a fault of its own costs that event alone (`faults`).
 
 The parts it turns between, in the order they are built: `listeners` (the sockets), `generations`
-(the processes), `readiness` (what the service manager hears), `control` and `commands` (the
+(the processes), `readiness` (what the service manager is told), `control` and `commands` (the
 command line), `reload` and `parking` (the config), `overview` (what it tells of itself),
 `evidence` (what is kept of trouble), `guard` (memory), `supervisor` and `dispatcher` (what is
-decided, and what workers say), `upgrader` (the next version).
+decided, and the workers' messages), `upgrader` (the next version).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 class Watchdog:
-    """The loop, and what the command line and signals have it do. `serve` runs it."""
+    """Run the loop, and do what the command line and signals ask. `serve` starts it."""
 
     def __init__(self, setup: Setup) -> None:
         """Build its parts. Raises ListenError for the control socket."""
@@ -47,7 +47,7 @@ class Watchdog:
     # --- from the beginning to the end ------------------------------------------------------------
 
     def serve(self) -> int:
-        """Begin, turn until it is over, and clear up; the exit code."""
+        """Begin, turn until it is over, and clean up; return the exit code."""
         self._begin()
         return self._run()
 
@@ -58,7 +58,7 @@ class Watchdog:
             self.parts.parking.begin()
 
     def _run(self) -> int:
-        """Turn until it is over, and clear up; the exit code."""
+        """Turn until it is over, and clean up; return the exit code."""
         parts = self.parts
         while not parts.ending.is_over(is_reaped=not len(parts.generations)):
             self._turn()
@@ -68,7 +68,7 @@ class Watchdog:
         return self._end()
 
     def _turn(self) -> None:
-        """Wait for the next happenings, and handle each: a fault in one costs that one."""
+        """Wait for the next events, and handle each: a fault in one costs that one."""
         parts = self.parts
         attempt, stirred = parts.faults.attempt, []
         if not attempt(WAIT, lambda: stirred.extend(parts.selector.select(self._wait_s()))):
@@ -142,7 +142,7 @@ class Watchdog:
         parts.notifier.keep_alive(now_s, is_well=is_well)
 
     def _tick(self, now_s: float, delay_s: float) -> None:
-        """Once a second, and so much later. What fails of it keeps nothing else from being done."""
+        """Do what is due once a second. What fails of it keeps nothing else from being done."""
         parts = self.parts
         attempt = parts.faults.attempt
         attempt("the runtime directory", parts.home.look)
@@ -163,7 +163,7 @@ class Watchdog:
         parts.readiness.send_status(parts.status(), is_parked=parts.parking.reason is not None)
 
     def _look_for_repairs(self, now_s: float) -> None:
-        """Look for what has to be mended."""
+        """Look for what has to be fixed."""
         parts = self.parts
         config = parts.reloader.config
         beats = [worker.beat for worker in parts.generations if worker.beat]
@@ -191,15 +191,15 @@ class Watchdog:
         )
         parts.repair_monitor.look(seen)
 
-    # --- what the command line may want, see `commands.Daemon` ----------------------------------
+    # --- what the command line may ask, see `commands.Daemon` ----------------------------------
 
     def take_status(self) -> Status:
-        """Read memory, and tell the truth as it is now."""
+        """Read memory, and make the status as it is now."""
         self.parts.memory.read(self.parts.generations)
         return self.parts.status()
 
     def recycle(self) -> str | None:
-        """Start the next generation because a client asked; why it was refused, or None."""
+        """Start the next generation because a client asked; return why it was refused, or None."""
         error = self.parts.recycle("asked")
         if error is None:
             self.parts.evidence.gather("recycle", "asked for")
@@ -230,7 +230,7 @@ class Watchdog:
         parts.do(events.Stop(limit_s=self._stop_s()))
 
     def _stop_s(self) -> float:
-        """How long answers may go on at a stop: what the config says, if the manager lets us."""
+        """Return how long answers may go on at a stop: as configured, if the manager lets us."""
         config = self.parts.reloader.config
         limit_s = config.settings.drain.stop_limit_s if config else 0.0
         if self._is_launchds:
@@ -240,7 +240,7 @@ class Watchdog:
     # --- signals ----------------------------------------------------------------------------------
 
     def _on_signals(self, numbers: list[int]) -> None:
-        """Stops first; of others it is enough to hear one."""
+        """Act on stops first; of other signals once is enough."""
         stops = [number for number in numbers if number in signals.STOPS]
         for number in [*stops, *sorted(set(numbers) - signals.STOPS)]:
             self.parts.faults.attempt(

@@ -122,7 +122,7 @@ def test_recycle_starts_the_next_before_the_former_drains() -> None:
     assert rig.states() == {1: "serving", 2: "starting"}
     assert rig.do(events.BecameReady(2)) == [events.Drain(1, POLICY.recycle_limit_s, 2)]
     assert rig.states() == {1: "draining", 2: "serving"}
-    assert rig.do(events.Exited(1, "exit 0")) == [events.Recycled(None)]
+    assert rig.do(events.Exited(1, "exited (0)")) == [events.Recycled(None)]
     assert rig.do(events.Recycle("again")) == [events.Spawn(3)]
 
 
@@ -139,8 +139,8 @@ def test_recycle_whose_start_fails_changes_nothing() -> None:
     """The former generation goes on and the next recycle may try again."""
     rig = Rig().serving()
     rig.do(events.Recycle("asked"))
-    (effect,) = rig.do(events.Exited(2, "exit 1"))
-    assert effect == events.Recycled("generation 2 did not start: exit 1")
+    (effect,) = rig.do(events.Exited(2, "exited (1)"))
+    assert effect == events.Recycled("generation 2 did not start: exited (1)")
     assert rig.states() == {1: "serving"}
     assert rig.do(events.Recycle("asked")) == [events.Spawn(3)]
 
@@ -171,11 +171,11 @@ def test_planned_recycles_have_a_budget() -> None:
     for number in range(2, 5):
         assert rig.do(events.Recycle("memory", planned=True)) == [events.Spawn(number)]
         rig.do(events.BecameReady(number))
-        rig.do(events.Exited(number - 1, "exit 0"))
+        rig.do(events.Exited(number - 1, "exited (0)"))
     (refusal,) = rig.do(events.Recycle("memory", planned=True))
     assert refusal == events.Refuse("3 recycles within the hour are the limit")
     assert rig.do(events.Recycle("asked")) == [events.Spawn(5)]
-    rig.do(events.Exited(5, "exit 1"))
+    rig.do(events.Exited(5, "exited (1)"))
     rig.now_s += life.HOUR_S
     assert rig.do(events.Recycle("memory", planned=True)) == [events.Spawn(6)]
 
@@ -187,7 +187,7 @@ def test_back_off_doubles_to_its_ceiling_and_service_ends_it() -> None:
     delays = []
     for number in range(1, 11):
         rig.do(events.BecameReady(number))
-        replaced = rig.do(events.Exited(number, "exit 1"))[0]
+        replaced = rig.do(events.Exited(number, "exited (1)"))[0]
         assert isinstance(replaced, events.Replace)
         delays.append(replaced.delay_s)
         rig.tick_for(replaced.delay_s + 1)
@@ -211,7 +211,7 @@ def crash(rig: Rig, times: int) -> list[events.Effect]:
         while rig.fleet.in_state(GenerationState.STARTING) is None:
             rig.now_s += 0.5
             seen += rig.do(events.Tick())
-        seen += rig.do(events.Exited(rig.fleet.last_number, "exit 1"))
+        seen += rig.do(events.Exited(rig.fleet.last_number, "exited (1)"))
     return seen
 
 
@@ -230,7 +230,7 @@ def test_ready_in_between_is_no_crash_loop() -> None:
     crash(rig, 4)
     rig.tick_for(10)
     rig.do(events.BecameReady(rig.fleet.last_number))
-    rig.do(events.Exited(rig.fleet.last_number, "exit 1"))
+    rig.do(events.Exited(rig.fleet.last_number, "exited (1)"))
     assert not any(isinstance(effect, events.GiveUp) for effect in crash(rig, 4))
 
 
@@ -264,7 +264,7 @@ def test_stop_drains_and_is_over_when_all_are_gone() -> None:
         events.Kill(2, "stopped at once", stacks=False),
     ]
     assert rig.do(events.Exited(2, "killed")) == []
-    assert rig.do(events.Exited(1, "exit 0")) == [events.Over()]
+    assert rig.do(events.Exited(1, "exited (0)")) == [events.Over()]
 
 
 def test_second_stop_ends_at_once() -> None:

@@ -70,7 +70,7 @@ def test_nonsense_requests_are_answered(daemon: Daemon) -> None:
         client.connect(str(daemon.directory / "control.sock"))
         client.sendall(b"{}\n")
         assert json.loads(client.recv(4096))["ok"] is False
-    assert daemon.ask("dance").error == '"dance" is no verb that this tidegate knows'
+    assert daemon.ask("dance").error == '"dance" is not a verb that this tidegate knows'
 
 
 def test_stop_by_command_answers_when_it_is_over(daemon: Daemon) -> None:

@@ -108,4 +108,4 @@ def test_a_worker_that_says_what_is_no_line(daemon: Daemon, line: bytes) -> None
     first = daemon.worker()["pid"]
     daemon.get("/garbage")
     wait_until(lambda: daemon.worker()["pid"] != first, "another worker serves")
-    daemon.wait_logged("it says what we do not understand")
+    daemon.wait_logged("its message cannot be understood")

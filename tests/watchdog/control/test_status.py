@@ -66,7 +66,7 @@ def test_state_is_one_true_word(
         ({"shedding": "memory level 3"}, ["new runs are refused: memory level 3"]),
         ({"refused": "no room"}, ["a recycle is called for, but no room"]),
         ({"shedding": "no room", "refused": "no room"}, ["new runs are refused: no room"]),
-        ({"restart_age_s": 59.0}, ["a worker was lost: exit 1"]),
+        ({"restart_age_s": 59.0}, ["a worker was lost: exited (1)"]),
         ({"restart_age_s": 61.0}, []),
         ({"upstream": "failing"}, ["failing upstreams: box"]),
         ({"upstream": "set aside"}, ["failing upstreams: box"]),
@@ -81,7 +81,9 @@ def test_what_somebody_may_notice_is_said_in_words(facts: dict[str, Any], words:
         shedding=facts.get("shedding"),
         refused=facts.get("refused"),
         upstreams=status.merge_upstreams([[upstream]]),
-        last_restart=None if age_s is None else Restart(at=1000.0 - age_s, reason="exit 1", exit=1),
+        last_restart=None
+        if age_s is None
+        else Restart(at=1000.0 - age_s, reason="exited (1)", exit=1),
         now=1000.0,
     )
     assert found == words

@@ -1,4 +1,4 @@
-"""What the command line and the watchdog say to each other: one JSON line each way."""
+"""The request of the command line and the watchdog's reply: one JSON line each way."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _reply = Decoder(ControlReply)
 
 
 def decode_request(line: bytes) -> ControlRequest:
-    """A line that the command line sent. Raises Undecodable."""
+    """Decode a line that the command line sent. Raises Undecodable."""
     return _request.decode(line)
 
 
 def decode_reply(line: bytes) -> ControlReply:
-    """A line that the watchdog answered. Raises Undecodable."""
+    """Decode a line that the watchdog answered. Raises Undecodable."""
     return _reply.decode(line)

@@ -8,18 +8,18 @@ MAX_LINE_BYTES = 4 * 1024 * 1024  # a listing of 1,000 runs is 0.5 MiB; beyond t
 
 
 class ChannelError(Exception):
-    """The other side is gone, or speaks no lines."""
+    """The other side is gone, or does not send lines."""
 
 
 class LineSplitter:
-    """Cuts bytes into lines, however they arrive. Holds at most one unfinished line."""
+    """Split bytes into lines, however they arrive. Holds at most one unfinished line."""
 
     def __init__(self, max_line_bytes: int = MAX_LINE_BYTES, unfinished: bytes = b"") -> None:
         self._unfinished = bytearray(unfinished)
         self._max_line_bytes = max_line_bytes
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """The lines that `data` completes, without their ends. Raises ChannelError."""
+        """Yield the lines that `data` completes, without their ends. Raises ChannelError."""
         *lines, rest = data.split(b"\n")
         for line in lines:
             whole = bytes(self._unfinished) + line if self._unfinished else line
@@ -31,7 +31,7 @@ class LineSplitter:
 
     @property
     def unfinished(self) -> bytes:
-        """What waits for the rest of its line."""
+        """Return the part of a line that waits for the rest."""
         return bytes(self._unfinished)
 
     def _check(self, length: int) -> None:

@@ -19,7 +19,7 @@ class SettingChange(Struct, frozen=True, kw_only=True):
     effect: Effect
 
     def text(self) -> str:
-        """One line, without when it counts."""
+        """Write it as one line, without when it takes effect."""
         if self.old is None or self.new is None:
             return f"{self.key}: {self.what}"
         return f"{self.key}: {self.old} → {self.new}"
@@ -35,7 +35,7 @@ class Why(Enum):
 
 
 class ReloadRefusal(Struct, frozen=True):
-    """The former config stays."""
+    """A refusal: the former config stays in force."""
 
     why: Why
     text: str  # with what to do

@@ -38,7 +38,7 @@ class WatchdogState(Struct, frozen=True, kw_only=True):
 
 
 class StepState(Struct, frozen=True, kw_only=True):
-    """What one step of relief has done since the watchdog started."""
+    """What one step of reclaiming has done since the watchdog started."""
 
     step: str
     times: int = 0
@@ -50,7 +50,7 @@ class StepState(Struct, frozen=True, kw_only=True):
     skipped: bool = False  # it was of no use lately, and is left out for a while
 
     def plus(self, report: StepReport) -> StepState:
-        """With one more report added."""
+        """Add one more report."""
         return StepState(
             step=self.step,
             times=self.times + 1,

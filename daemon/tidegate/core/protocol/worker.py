@@ -1,4 +1,4 @@
-"""What the watchdog and a worker say to each other: one JSON message per line.
+"""The messages between the watchdog and a worker: one JSON message per line.
 
 The channel is one socketpair; end of file means that the other side died. Both sides come from
 the same installation, except during an upgrade: `PROTOCOL` is the first thing checked. A message
@@ -38,7 +38,7 @@ class Listener(Struct, frozen=True, kw_only=True):
 
 
 class Configure(Message, frozen=True, kw_only=True, tag="configure"):
-    """The settings. First message of all, and again on each reload (`request` > 0)."""
+    """Settings for a worker. First message of all, and again on each reload (`request` > 0)."""
 
     protocol: int = PROTOCOL
     request: int = 0
@@ -106,27 +106,27 @@ class Reclaim(Message, frozen=True, kw_only=True, tag="relieve"):
 
 
 class Inspect(Message, frozen=True, kw_only=True, tag="inspect"):
-    """Asks for what a bundle of evidence shows of a worker's inside. No text of any run."""
+    """Ask for what a bundle of evidence shows of a worker's inside. No text of any run."""
 
     request: int
 
 
 class ListRuns(Message, frozen=True, kw_only=True, tag="listruns"):
-    """Asks for the newest runs of every owner."""
+    """Ask for the newest runs of every owner."""
 
     request: int
     limit: int = 1000
 
 
 class ListModels(Message, frozen=True, kw_only=True, tag="listmodels"):
-    """Asks for the upstreams and their models."""
+    """Ask for the upstreams and their models."""
 
     request: int
     limit: int = 2000  # over all upstreams: with names of 200 characters well below a line's limit
 
 
 class AskBeat(Message, frozen=True, kw_only=True, tag="askbeat"):
-    """Asks for a heartbeat out of turn. Only a worker that said in `Ready` that it can is asked."""
+    """Ask for a heartbeat out of turn. Only a worker that said in `Ready` that it can is asked."""
 
     request: int
 
@@ -143,7 +143,7 @@ class StartDraining(Message, frozen=True, kw_only=True, tag="startdraining"):
 
 
 class Ready(Message, frozen=True, kw_only=True, tag="ready"):
-    """It can serve."""
+    """The worker can serve."""
 
     protocol: int = PROTOCOL
     pid: int
@@ -153,7 +153,7 @@ class Ready(Message, frozen=True, kw_only=True, tag="ready"):
 
 
 class Heartbeat(Message, frozen=True, kw_only=True, tag="heartbeat"):
-    """The loop turned. RSS and ledger are read in the same callback."""
+    """The worker's loop turned. RSS and ledger are read in the same callback."""
 
     request: int = 0  # of the AskBeat that it answers; 0: it came in its turn
     rss_bytes: int
@@ -229,11 +229,11 @@ class ConfigChanged(Message, frozen=True, kw_only=True, tag="configchanged"):
 
 
 class Draining(Message, frozen=True, kw_only=True, tag="draining"):
-    """It no longer accepts; what it had accepted goes on."""
+    """The worker no longer accepts; what it had accepted goes on."""
 
 
 class Failed(Message, frozen=True, kw_only=True, tag="failed"):
-    """It cannot start or go on, and why. An exit follows."""
+    """The worker cannot start or go on, and why. It exits next."""
 
     reason: str
 
@@ -269,18 +269,15 @@ _from_worker: Decoder[FromWorker] = Decoder(FromWorker)  # type: ignore[arg-type
 
 
 def encode(message: Message) -> bytes:
-    """One line, with its end."""
+    """Encode a message as one line, with its end."""
     return _encoder.encode(message) + b"\n"
 
 
 def decode_from_watchdog(line: bytes) -> FromWatchdog:
-    """A line that a worker received. Raises Undecodable."""
+    """Decode a line that a worker received. Raises Undecodable."""
     return _from_watchdog.decode(line)
 
 
 def decode_from_worker(line: bytes) -> FromWorker:
-    """A line that the watchdog received. Raises Undecodable."""
+    """Decode a line that the watchdog received. Raises Undecodable."""
     return _from_worker.decode(line)
-
-
-# --- control.sock: the command line asks, the watchdog answers ------------------------------------

@@ -19,7 +19,7 @@ RETRY_S = 0.05
 
 
 class NotRunning(Exception):
-    """Nobody answers at the control socket."""
+    """No watchdog answers at the control socket."""
 
 
 def ask(runtime_dir: Path, request: ControlRequest, timeout_s: float) -> ControlReply:
@@ -45,7 +45,7 @@ def ask(runtime_dir: Path, request: ControlRequest, timeout_s: float) -> Control
 
 
 def _connect(sock: socket.socket, path: str, timeout_s: float) -> None:
-    """Connect within the limit. Raises TimeoutError, or OSError when nobody listens.
+    """Connect within the limit. Raises TimeoutError, or OSError when no watchdog listens.
 
     A Unix socket with a time limit is told at once, by EAGAIN, that the other side's queue is full.
     """

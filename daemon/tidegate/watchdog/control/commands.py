@@ -1,4 +1,4 @@
-"""What the command line asks over control.sock, and who still waits for an answer.
+"""What the command line asks over control.sock, and which clients still wait for an answer.
 
 Some verbs are answered at once, some when the workers have answered, some when a recycle or a
 stop has come so far. Each client is answered once.
@@ -37,19 +37,19 @@ class KeptClients(Struct, frozen=True, kw_only=True):
 
     @property
     def descriptors(self) -> list[int]:
-        """All of them."""
+        """List the descriptors of all of them."""
         upgraded = [fd for fd, _ in self.until_upgraded]
         return [*self.until_takeover, *self.until_recycled, *upgraded]
 
 
 class Daemon(Protocol):
-    """What the command line may want of the watchdog."""
+    """What the command line may ask of the watchdog."""
 
     def take_status(self) -> Status:
-        """The truth as it is now."""
+        """Read the status as it is now."""
 
     def recycle(self) -> str | None:
-        """Start the next generation; why it was refused, or None."""
+        """Start the next generation; return why it was refused, or None."""
 
     def reload(self, client: ControlClient | None) -> None:
         """Take up the config, and answer `client` when that is done."""
@@ -64,7 +64,7 @@ class Daemon(Protocol):
         """Write a bundle of evidence, and let `Commands.bundled` answer `client`."""
 
 
-FRESH_S = 0.2  # a heartbeat that is no older tells the truth
+FRESH_S = 0.2  # a heartbeat that is no older is true still
 BEAT_LIMIT_S = 0.5  # a loop that turns beats at once; `status` waits no longer for one that hangs
 
 
@@ -78,7 +78,7 @@ class _Beats:
 
 
 class Commands:
-    """Answers clients."""
+    """Answer the clients of the control socket, each once."""
 
     def __init__(
         self, daemon: Daemon, generations: Generations, control: ControlServer, reply_s: float
@@ -87,7 +87,7 @@ class Commands:
         self._generations = generations
         self._control = control
         self._pending = PendingRequests(reply_s)
-        self._beats: dict[int, _Beats] = {}  # by request; who asks for the status waits
+        self._beats: dict[int, _Beats] = {}  # by request; a client of `status` waits
         self._until_takeover: list[ControlClient] = []
         self._until_recycled: list[ControlClient] = []
         self._until_upgraded: list[
@@ -99,7 +99,7 @@ class Commands:
         return f"<Commands {self._pending} waiting={len(self._long_waiting())}>"
 
     def on_request(self, client: ControlClient, request: ControlRequest) -> None:
-        """A client wants something."""
+        """Carry out a client's request, and answer now or later."""
         match request.verb:
             case "status":
                 self._ask_beats(client)
@@ -132,7 +132,7 @@ class Commands:
             case "bundle":
                 self._daemon.bundle(client)
             case verb:
-                self._control.answer(client, f'"{verb}" is no verb that this tidegate knows')
+                self._control.answer(client, f'"{verb}" is not a verb that this tidegate knows')
 
     def _stop(self, client: ControlClient, *, wait: bool) -> None:
         _log.info("stop asked for by the command line")
@@ -143,7 +143,7 @@ class Commands:
         if not self._generations.fleet.stopping:
             self._daemon.stop()
 
-    # --- status: what a worker last said may be over ----------------------------------------------
+    # --- status: a worker's last heartbeat may be old ---------------------------------------------
 
     def _ask_beats(self, client: ControlClient) -> None:
         """Answer with the truth now: workers whose last heartbeat is older first give a new one."""
@@ -157,17 +157,17 @@ class Commands:
         self._answer_if_complete(number)
 
     def on_heartbeat(self, generation: int, request: int) -> None:
-        """A worker gave the heartbeat that it was asked for."""
+        """Note that a worker gave the heartbeat that it was asked for."""
         if (awaited := self._beats.get(request)) is not None:
             awaited.generations.discard(generation)
             self._answer_if_complete(request)
 
     def next_s(self) -> float | None:
-        """When `answer_late` has something to do; monotonic."""
+        """Tell when `answer_late` has something to do; monotonic seconds."""
         return min((each.deadline_s for each in self._beats.values()), default=None)
 
     def answer_late(self, now_s: float) -> None:
-        """A worker that hangs is not waited for: its heartbeat's age tells of it."""
+        """Answer without a worker that hangs: its heartbeat's age tells of it."""
         for number, awaited in list(self._beats.items()):
             if now_s >= awaited.deadline_s:
                 del self._beats[number]
@@ -207,11 +207,11 @@ class Commands:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether only those wait who may wait for long."""
+        """Tell whether no client waits but those that may wait for long."""
         return self._pending.is_empty and self._control.is_quiet(self._long_waiting())
 
     def kept(self) -> KeptClients:
-        """Those whom an upgrade must not forget. Who hung up meanwhile has no descriptor."""
+        """List the clients that an upgrade keeps. One that hung up meanwhile has no descriptor."""
         upgraded = [(client.sock.fileno(), wait) for client, wait in self._until_upgraded]
         return KeptClients(
             until_takeover=_open(self._until_takeover),
@@ -220,20 +220,20 @@ class Commands:
         )
 
     def resume(self, kept: KeptClients) -> None:
-        """Go on with those whom an upgrade left."""
+        """Go on with the clients that an upgrade left."""
         again = self._control.resume
         self._until_takeover += map(again, kept.until_takeover)
         self._until_recycled += map(again, kept.until_recycled)
         self._until_upgraded += ((again(fd), wait) for fd, wait in kept.until_upgraded)
 
     def upgrade_recycles(self) -> None:
-        """The recycle that ends the upgrade is under way."""
+        """Note that the recycle which ends the upgrade is under way."""
         for client, wait in self._until_upgraded:
             (self._until_recycled if wait else self._until_takeover).append(client)
         self._until_upgraded.clear()
 
     def upgrade_failed(self, error: str) -> None:
-        """Nothing has changed."""
+        """Answer that the upgrade failed and nothing has changed."""
         self._answer_all([client for client, _ in self._until_upgraded], error)
         self._until_upgraded.clear()
 
@@ -244,24 +244,24 @@ class Commands:
     # --- what clients wait for ----------------------------------------------------------------
 
     def on_answer(self, number: int, answer: Answer) -> None:
-        """Generation `number` answered a question."""
+        """Take in the answer of generation `number` to a request."""
         if isinstance(answer, Swept) and answer.runs:
             _log.info("worker %d swept %d runs, %d bytes", number, answer.runs, answer.bytes)
         if reply := self._pending.on_answer(number, answer):
             self._control.reply(*reply)
 
     def worker_gone(self, number: int) -> None:
-        """Generation `number` will answer no more."""
+        """Note that generation `number` will answer no more."""
         for request in list(self._beats):
             self.on_heartbeat(number, request)
         self._reply_all(self._pending.forget(number))
 
     def give_up_waiting(self, now_s: float) -> None:
-        """Every wait for a worker has its limit."""
+        """Answer the clients whose wait for a worker is over its limit."""
         self._reply_all(self._pending.expire(now_s))
 
     def bundled(self, client: ControlClient) -> Callable[[Path | None], None]:
-        """What to call when the bundle that `client` asked for is written, or (None) is not."""
+        """Return what to call when the bundle for `client` is written, or (None) could not be."""
 
         def answer(path: Path | None) -> None:
             if path is None:
@@ -276,16 +276,16 @@ class Commands:
         return answer
 
     def taken_over(self) -> None:
-        """The new generation serves."""
+        """Answer that the new generation serves."""
         self._answer_all(self._until_takeover, None)
 
     def recycled(self, error: str | None) -> None:
-        """The former generation is gone, or (`error`) the new one never served."""
+        """Answer that the former generation is gone, or (`error`) that the new one never served."""
         self._answer_all(self._until_takeover, error)
         self._answer_all(self._until_recycled, error)
 
     def stopped(self) -> None:
-        """Everything has ended."""
+        """Answer that everything has ended."""
         self._answer_all(self._until_stopped, None)
 
     def _reply_all(self, replies: list[tuple[ControlClient, ControlReply]]) -> None:
@@ -299,5 +299,5 @@ class Commands:
 
 
 def _open(clients: Iterable[ControlClient]) -> list[int]:
-    """The descriptors of those who still wait."""
+    """List the descriptors of the clients that still wait."""
     return [fd for client in clients if (fd := client.sock.fileno()) >= 0]

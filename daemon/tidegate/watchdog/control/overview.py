@@ -1,4 +1,4 @@
-"""The watchdog's view of everything: the status for people, the facts for the workers."""
+"""The watchdog's view of everything: the status for people, the state updates for the workers."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ LEAST_LEDGER_BYTES = 4 * MIB  # a new generation can always begin, however full 
 
 
 def _manager() -> str | None:
-    """Who started this process and will start it again; None: nobody of that kind."""
+    """Name the service manager that started this process, if one did."""
     if notify.is_service():
         return "systemd"
     return "launchd" if activation.is_job() else None
 
 
 class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """Looks at the parts and changes none."""
+    """Describe the parts and change none."""
 
     generations: Generations
     listeners: Listeners
@@ -54,7 +54,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     log: LogState = msgspec.field(default_factory=handler.state)
 
     def now(self, parked: str | None, guard: GuardState) -> Status:
-        """The truth now, as `tidegate status --json` shows it. `parked` says why we are."""
+        """Make the status as `tidegate status --json` shows it. `parked` says why it is parked."""
         now_s = time.monotonic()
         serving = self.generations.serving
         workers = [self._worker_state(worker, now_s) for worker in self.generations]
@@ -107,7 +107,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         )
 
     def state_update(self, number: int, seen: Status) -> msg.StateUpdate:
-        """What generation `number` needs to know of what was `seen`, and of the other one."""
+        """Make what generation `number` needs to know of what was `seen`, and of the other one."""
         peer = self.generations.peer(number)
         return msg.StateUpdate(
             level=seen.memory.level,
@@ -122,7 +122,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         )
 
     def first_ledger_limit_bytes(self, number: int) -> int:
-        """What generation `number` may hold until it hears the facts; 0 is no limit."""
+        """Return what generation `number` may hold until its first update; 0 is no limit."""
         return _share(self.memory.first_ledger_limit_bytes, self.generations.peer(number))
 
     def _worker_state(self, worker: WorkerHandle, now_s: float) -> WorkerState:
@@ -139,14 +139,14 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 
 def _share(limit_bytes: int, peer: WorkerHandle | None) -> int:
-    """Of what all ledgers may hold, what the other generation leaves; 0 stays no limit."""
+    """Return what the other generation leaves of a limit for all ledgers; 0 stays no limit."""
     if not limit_bytes or peer is None or peer.beat is None:
         return limit_bytes
     return max(LEAST_LEDGER_BYTES, limit_bytes - peer.beat.ledger_bytes)
 
 
 def _active(peer: WorkerHandle | None) -> dict[str, int]:
-    """The requests that the other generation had on each upstream when it last beat."""
+    """Count the requests that the other generation had on each upstream when it last beat."""
     if peer is None or peer.beat is None:
         return {}
     return {upstream.name: upstream.active for upstream in peer.beat.upstreams if upstream.active}

@@ -1,4 +1,4 @@
-"""What the command line wants to hear from the workers, until all have answered or time is up."""
+"""Requests of the command line to the workers, until all have answered or time is up."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PendingRequest:
 
 
 class PendingRequests:
-    """All that are open, by their number. Each ends in one reply."""
+    """All open requests, by number. Each ends in one reply."""
 
     def __init__(self, reply_s: float) -> None:
         self._reply_s = reply_s
@@ -37,7 +37,7 @@ class PendingRequests:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nobody waits."""
+        """Tell whether no client waits."""
         return not self._open
 
     def next_number(self) -> int:
@@ -48,13 +48,13 @@ class PendingRequests:
     def add(
         self, number: int, verb: str, client: ControlClient, awaited: set[int], now_s: float
     ) -> None:
-        """Remember that `awaited` were asked."""
+        """Remember that the workers `awaited` were asked."""
         self._open[number] = PendingRequest(verb, client, now_s + self._reply_s, awaited)
 
     def on_answer(
         self, generation: int, answer: Answer
     ) -> tuple[ControlClient, ControlReply] | None:
-        """Take an answer in; the reply, if it was the last one."""
+        """Take an answer in; return the reply, if it was the last one."""
         pending = self._open.get(answer.request)
         if pending is None or generation not in pending.awaited:
             return None
@@ -67,7 +67,7 @@ class PendingRequests:
         return pending.client, reply
 
     def forget(self, generation: int) -> list[tuple[ControlClient, ControlReply]]:
-        """A worker is gone: replies to what only it had left to answer."""
+        """Reply to what only a worker that is gone had left to answer."""
         replies = []
         for number, pending in list(self._open.items()):
             if generation not in pending.awaited:
@@ -85,7 +85,7 @@ class PendingRequests:
         return replies
 
     def expire(self, now_s: float) -> list[tuple[ControlClient, ControlReply]]:
-        """Replies to what was not answered in time; they name who was silent."""
+        """Reply to what was not answered in time, naming the workers that were silent."""
         replies = []
         for number, pending in list(self._open.items()):
             if now_s <= pending.deadline_s:
@@ -98,7 +98,7 @@ class PendingRequests:
 
 
 def merge(answers: list[Answer]) -> msgspec.Raw:
-    """One result from both generations' answers."""
+    """Merge the answers of both generations into one result."""
     for answer in answers:
         if isinstance(answer, ModelList):  # one worker alone is asked for it
             upstreams, aliases = answer.upstreams, answer.aliases

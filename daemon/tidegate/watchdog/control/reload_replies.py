@@ -19,7 +19,7 @@ from tidegate.watchdog.control.server import ControlClient, ControlServer
 
 
 class ReloadReplies:
-    """Answers clients, and keeps what the file brought before a client asked."""
+    """Answer clients, and keep what the file brought before a client asked."""
 
     def __init__(self, control: ControlServer) -> None:
         self._control = control
@@ -44,7 +44,7 @@ class ReloadReplies:
     def _earlier(
         self, changes: list[SettingChange], *, is_told: bool, asked: bool
     ) -> Earlier | None:
-        """What the file brought unasked, told once to the client that then finds no change."""
+        """Return what the file brought unasked, once, for the client that then finds no change."""
         untold, now_s = self._untold, time.monotonic()
         if not is_told:
             if changes:

@@ -2,7 +2,7 @@
 
 The socket is for its owner alone (0600), which is all the authority there is. Clients are few,
 their line is short and has a deadline, and none of them can make the watchdog wait. A line that is
-no request is answered too: the client is told what is wrong with it before the end.
+not a request is answered too: the client is told what is wrong with it before the end.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ OUR_FAULT = "a fault of tidegate's own; its log has the stack"
 
 
 class ControlClient:
-    """One connection: it sends a request, waits for the answer, and goes."""
+    """One connection: the client sends a request, waits for the answer, and goes."""
 
     def __init__(self, sock: socket.socket, deadline_s: float) -> None:
         sock.setblocking(False)
@@ -47,12 +47,12 @@ class ControlClient:
         self.deadline_s: float | None = deadline_s  # None while the watchdog owes the answer
         self.splitter = LineSplitter(MAX_REQUEST_BYTES)
         self.unsent = b""
-        self.is_refused = False  # what it sent was no request; what is left of that is read away
+        self.is_refused = False  # what it sent was not a request; the rest of that is read away
         self.ignored_bytes = 0
 
     @property
     def is_asking(self) -> bool:
-        """Whether its line is still to come."""
+        """Tell whether its line is still to come."""
         return self.deadline_s is not None and not self.unsent and not self.is_refused
 
 
@@ -87,7 +87,7 @@ class ControlServer:
 
     @property
     def is_there(self) -> bool:
-        """Whether the command line can still find it."""
+        """Tell whether the command line can still find it."""
         return self._file is not None and _identity(self._path) == self._file
 
     def renew(self, path: Path | None = None) -> None:
@@ -106,15 +106,15 @@ class ControlServer:
         return f"<ControlServer {self._path} clients={len(self._clients)}>"
 
     def fileno(self) -> int:
-        """Of the listening socket, for an upgrade."""
+        """Return the listening socket's descriptor, for an upgrade."""
         return self._sock.fileno()
 
     def is_quiet(self, but: Collection[ControlClient]) -> bool:
-        """Whether nobody is asking or being answered beside those who wait for long."""
+        """Tell whether no client is asking or being answered, apart from `but`."""
         return all(client in but for client in self._clients)
 
     def resume(self, fd: int) -> ControlClient:
-        """A client that an upgrade left, which still waits for its answer."""
+        """Take back a client that an upgrade left, which still waits for its answer."""
         client = ControlClient(socket.socket(fileno=fd), 0.0)
         client.deadline_s = None
         self._add(client)
@@ -134,7 +134,7 @@ class ControlServer:
         self._write(client)
 
     def answer(self, client: ControlClient | None, error: str | None) -> None:
-        """Done, or why not. Without a client nobody waits for it."""
+        """Answer that it is done, or (`error`) why not; without a client do nothing."""
         if client is not None:
             self.reply(client, ControlReply(ok=error is None, error=error))
 
@@ -152,7 +152,7 @@ class ControlServer:
         with suppress(KeyError, ValueError):
             self._selector.unregister(self._sock)
         self._sock.close()
-        with suppress(OSError):  # nobody listens behind it, whatever becomes of the file
+        with suppress(OSError):  # no process listens behind it, whatever becomes of the file
             self._path.unlink()
 
     def _accept(self, _mask: int) -> None:
@@ -184,7 +184,7 @@ class ControlServer:
         )
 
     def _give_up(self, client: ControlClient) -> None:
-        """A fault of ours while it was served: it is told so, if that can be done."""
+        """Tell a client of a fault of ours while it was served, if that can be done."""
         is_told = False
         try:
             if client in self._clients and not client.unsent:
@@ -195,7 +195,7 @@ class ControlServer:
                 self._drop(client)
 
     def _make_room(self, newcomer: ControlClient) -> None:
-        """A silent client goes first, so that `status` is always answered."""
+        """Drop a silent client first, so that `status` is always answered."""
         silent = [
             client
             for client in self._clients
@@ -239,7 +239,7 @@ class ControlServer:
             self._drop(client)
 
     def _ignore(self, client: ControlClient, data: bytes) -> None:
-        """What comes behind its line has no meaning, and is not read for ever."""
+        """Read away what comes behind the client's line, up to a limit: it has no meaning."""
         client.ignored_bytes += len(data)
         if not data or client.ignored_bytes > MAX_IGNORED_BYTES:
             self._drop(client)
@@ -254,7 +254,7 @@ class ControlServer:
         self._on_request(client, request)
 
     def _refuse(self, client: ControlClient, why: str) -> None:
-        """Say what is wrong with what it sent.
+        """Tell the client what is wrong with what it sent.
 
         It may still be sending. A socket that is closed with something unread fails the client's
         next write, and a client that sees this does not look for the answer.
@@ -294,7 +294,7 @@ class ControlServer:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """What tells the file of one socket from that of another; None when there is none."""
+    """Return what tells one socket's file from another's; None when there is none."""
     try:
         found = path.lstat()
     except OSError:

@@ -16,7 +16,7 @@ from tidegate.core.text import count
 from tidegate.core.upstreams.summary import UpstreamStatus
 
 RESTARTS_KEPT = 20
-FAILING = {"failing", "set aside"}  # states of an upstream that somebody should look at
+FAILING = {"failing", "set aside"}  # states of an upstream that the owner should look at
 RECENT_S = 60.0  # a restart so lately that clients may still feel it
 
 
@@ -42,11 +42,11 @@ class Totals:
             self.swept_last_reason = beat.swept_last_reason
 
     def add_recycle(self, reason: str) -> None:
-        """A new generation took over."""
+        """Count that a new generation took over."""
         self.recycles[reason] = self.recycles.get(reason, 0) + 1
 
     def add_restart(self, restart: Restart) -> None:
-        """A worker died and is replaced."""
+        """Count that a worker died and is replaced."""
         self.restart_count += 1
         self.restarts = [*self.restarts, restart][-RESTARTS_KEPT:]
 
@@ -59,7 +59,7 @@ def troubles(
     last_restart: Restart | None,
     now: float,
 ) -> list[str]:
-    """What somebody may notice though it serves, in words; `now` in Unix seconds."""
+    """List what clients may notice though it serves, as text; `now` in Unix seconds."""
     found = [f"new runs are refused: {shedding}"] if shedding else []
     if refused and not shedding:
         found.append(f"a recycle is called for, but {refused}")
@@ -70,9 +70,9 @@ def troubles(
 
 
 def name_state(fleet: Fleet, *, parked: bool, troubled: bool) -> str:
-    """The daemon's state in one word.
+    """Name the daemon's state in one word.
 
-    `degraded` means that it serves, but that somebody may notice something: see `troubles`.
+    `degraded` means that it serves, but that clients may notice something: see `troubles`.
     `recycling` lasts until the former generation is gone, and steps back behind `degraded` once
     the new one serves. `draining` is a stop that still finishes streams, `stopping` its end.
     """
@@ -91,7 +91,7 @@ def name_state(fleet: Fleet, *, parked: bool, troubled: bool) -> str:
 
 
 def merge_upstreams(lists: list[list[UpstreamStatus]]) -> list[UpstreamState]:
-    """One line for each upstream; the list of the serving worker comes first and has the word."""
+    """Merge to one entry an upstream; the serving worker's list comes first and decides."""
     merged: dict[str, UpstreamState] = {}
     for upstream in (upstream for upstreams in lists for upstream in upstreams):
         known = merged.get(upstream.name)
@@ -108,7 +108,7 @@ def merge_upstreams(lists: list[list[UpstreamStatus]]) -> list[UpstreamState]:
 
 
 def status_line(status: Status) -> str:
-    """`systemctl status` in one line: "level 1, 212 of 1024 MB, 3 runs, up 9 d"."""
+    """Write the line for `systemctl status`: "level 1, 212 of 1024 MB, 3 runs, up 9 d"."""
     memory = status.memory
     if status.state == "parked":
         return f"parked: {status.reason}"
@@ -123,7 +123,7 @@ def status_line(status: Status) -> str:
 
 
 def show_age(age_s: float) -> str:
-    """The largest unit that fits: "9 d", "4 h", "12 min", "under 1 min"."""
+    """Write an age in the largest unit that fits: "9 d", "4 h", "12 min", "under 1 min"."""
     for unit, length_s in (("d", 86400), ("h", 3600), ("min", 60)):
         if age_s >= length_s:
             return f"{int(age_s // length_s)} {unit}"

@@ -1,1 +1,1 @@
-"""What befalls workers: what they say, passed on, and what lifecycle decides, performed."""
+"""What happens to workers: their messages passed on, and what lifecycle decides performed."""

@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Dispatcher:
-    """Passes on each message of a worker, and its exit. `do` is the supervisor's."""
+    """Pass on each message of a worker, and its exit. `do` is the supervisor's."""
 
     generations: Generations
     reloader: Reloader
@@ -96,7 +96,7 @@ class Dispatcher:
         worker.base_bytes = self.memory.rss_bytes(worker.pid)
 
     def _announce(self, worker: WorkerHandle, ready: msg.Ready) -> None:
-        """That we serve, once: to the service manager and on the terminal."""
+        """Tell the service manager and the terminal that tidegate serves, once."""
         if worker.config.parked is None and not self.generations.fleet.stopping:
             self.readiness.serving(ready, self.listeners.addresses, self.status())
 

@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Supervisor:
-    """Takes what befalls workers, and has the parts do what lifecycle says about it.
+    """Take what happens to workers, and have the parts do what lifecycle decides about it.
 
     `stop` drains them and ends the watchdog.
     """
@@ -46,11 +46,11 @@ class Supervisor:
     def do(self, event: events.Event) -> list[events.Effect]:
         """Let lifecycle decide, and perform what it says.
 
-        The facts go out first: a worker that is told to drain already knows its successor, and
-        when a client hears that the new generation serves, it knows the one that drains.
+        The state updates go out first: a worker that is told to drain already knows its successor,
+        and when a client is told that the new generation serves, it knows the one that drains.
 
         A transition is applied whole or not at all: if the decision fails, the state is as it was;
-        an effect that fails keeps no other from being done, and lifecycle hears what it amounts to.
+        an effect that fails keeps no other from being done, and lifecycle is told of it.
         """
         effects = self.generations.step(event, time.monotonic())
         if effects:
@@ -95,7 +95,7 @@ class Supervisor:
         code = self.generations.exit_code(number)
         self.totals.add_restart(Restart(at=time.time(), reason=reason, exit=code))
         wait = "at once" if delay_s == 0 else f"in {delay_s:.1f} s"
-        _log.warning("worker %d is lost (%s); a new one starts %s", number, reason, wait)
+        _log.warning("worker %d is lost: %s; a new one starts %s", number, reason, wait)
 
     def _recycled(self, error: str | None) -> None:
         if error is None:
@@ -107,7 +107,7 @@ class Supervisor:
             self.reloader.recycle_failed(error)
 
     def _undone(self, effect: events.Effect) -> None:
-        """What could not be performed must not stand in the state as if it had been."""
+        """Tell lifecycle what could not be performed: it must not stand as if it had been."""
         why = "by a fault of tidegate's own"
         match effect:
             case events.Spawn(number):

@@ -35,7 +35,7 @@ _TEMPORARY = ".unfinished-"
 
 
 def write(state_dir: Path, sections: dict[str, Section], kind: str, reason: str, at: float) -> Path:
-    """Write a bundle and make room for it; its path. `at` is Unix seconds. Raises OSError."""
+    """Write a bundle, making room; return its path. `at` is Unix seconds. Raises OSError."""
     directory = state_dir / DIRECTORY
     try:
         directory.mkdir(mode=0o700)
@@ -60,7 +60,7 @@ def write(state_dir: Path, sections: dict[str, Section], kind: str, reason: str,
 
 
 def new_name(kind: str, reason: str, at: float, taken: set[str]) -> str:
-    """ "20261122T234512Z-kill-no-heartbeat.json": names sort by time, and none is given twice."""
+    """Name it "20261122T234512Z-kill-no-heartbeat.json": sorted by time, none given twice."""
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(at))
     words = re.sub(r"[^a-z0-9]+", "-", f"{kind}-{reason}".lower())[:MAX_SLUG_LENGTH].strip("-")
     numbered = re.compile(re.escape(stamp) + r"(?:\.(\d+))?-")
@@ -83,7 +83,7 @@ def make_room(directory: Path, new_bytes: int) -> None:
 
 
 def fit(sections: dict[str, Section]) -> bytes:
-    """The document, shortened until it is no longer than a bundle may be."""
+    """Make the document, shortened until it is no longer than a bundle may be."""
     document = render(sections)
     for most in SHORTENED_TO:
         if len(document) <= MAX_BUNDLE_BYTES:
@@ -104,7 +104,7 @@ def fit(sections: dict[str, Section]) -> bytes:
 
 
 def _shorten(name: str, section: Section, most: int) -> Section:
-    """Of what runs with time the last items stay, of other lists the first ones."""
+    """Keep the last items of a timeline, and the first ones of other lists."""
     if isinstance(section, list):
         return section[max(0, len(section) - most) :] if name in TIMELINES else section[:most]
     if isinstance(section, dict):
@@ -113,7 +113,7 @@ def _shorten(name: str, section: Section, most: int) -> Section:
 
 
 def render(sections: dict[str, Section]) -> bytes:
-    """One section after the other: a list has an item a line, anything else is indented.
+    """Write one section after the other: a list has an item a line, anything else is indented.
 
     People look at it on a terminal, and reasons come from elsewhere.
     """
@@ -141,7 +141,7 @@ _head = Decoder(Head)
 
 
 def read_decisions(document: bytes) -> list[msgspec.Raw] | None:
-    """The decision records in a bundle; None when it is none that we know."""
+    """Read the decision records in a bundle; None when it is not one that we know."""
     with suppress(Undecodable):
         head = _head.decode(document)
         return head.decisions if head.format == FORMAT else None

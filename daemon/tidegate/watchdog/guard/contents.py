@@ -44,7 +44,7 @@ def show_settings(settings: Settings) -> dict[str, object]:
 
 
 def _with_defaults(table: msgspec.Struct) -> dict[str, object]:
-    """A table of settings by the names that the file has, with what is not set too."""
+    """Show a table of settings by the names that the file has, with what is not set too."""
     return {
         info.encode_name: _shown(getattr(table, info.name))
         for info in msgspec.structs.fields(table)

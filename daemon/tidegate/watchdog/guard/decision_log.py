@@ -1,11 +1,11 @@
 """The decision log: what the memory guard decided, one JSON line each, with all its inputs.
 
-Only what is new is written, and every half minute while relief goes on: a decision is made each
-second, and most of them say what the last one said. The log is at most two files of 1 MiB.
+Only what is new is written, and every half minute while memory is reclaimed: a decision is made
+each second, and most of them repeat the last one. The log is at most two files of 1 MiB.
 
 A thread writes, for as long as there is something to write: a line takes 10 us, but a disk that
 hangs takes for ever, and the loop must not. What then waits is bounded, and what is lost is
-counted. A log that cannot be written is said once, and the guard goes on.
+counted. That the log cannot be written is logged once, and the guard goes on.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from tidegate.machine.signals import start_without_signals
 
 FILE_NAME, FORMER_NAME = "decisions.jsonl", "decisions.1.jsonl"
 MAX_FILE_BYTES = MIB  # some 500 decisions
-MAX_WAITING = 32  # lines of 2 KiB, a quarter of an hour of relief
+MAX_WAITING = 32  # lines of 2 KiB, a quarter of an hour of reclaiming
 CLOSE_LIMIT_S = 0.5
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT
 _log = logging.getLogger(__name__)
 
 
 class DecisionLog:
-    """Appends to `decisions.jsonl` in a directory."""
+    """Append to `decisions.jsonl` in a directory."""
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / FILE_NAME
         self._former_path = directory / FORMER_NAME
         self._former: Decision | None = None
-        self._reclaim_s = float("-inf")  # when relief was last written
+        self._reclaim_s = float("-inf")  # when a step was last written
         self._logged: str | None = None  # the trouble that is in the log
         self._lock = threading.Lock()  # of all that follows: the thread shares it
         self._waiting: deque[bytes] = deque()
@@ -94,7 +94,7 @@ class DecisionLog:
                 self._thread, self._trouble = None, str(error)
 
     def _write_waiting(self) -> None:
-        """In the thread: until nothing waits."""
+        """Write, in the thread, until nothing waits."""
         while True:
             with self._lock:
                 if not self._waiting:
@@ -113,7 +113,7 @@ class DecisionLog:
                 self._trouble = trouble
 
     def _append(self, line: bytes) -> None:
-        """The file is opened each time: it may have been moved away, and this is rare."""
+        """Open the file and append: it may have been moved away, and this is rare."""
         fd = open_own(self._path, _FLAGS)
         try:
             size = os.fstat(fd).st_size
@@ -133,7 +133,7 @@ class DecisionLog:
                 os.close(fd)
 
     def _log_trouble(self) -> None:
-        """In the loop's own thread, for the log may be on the same disk."""
+        """Log new trouble, in the loop's own thread, for the log may be on the same disk."""
         trouble = self._trouble
         if trouble == self._logged:
             return
@@ -146,7 +146,7 @@ class DecisionLog:
 
 
 def tail(directory: Path, most_bytes: int) -> list[msgspec.Raw]:
-    """The last decisions in a directory, as they were written, oldest first."""
+    """Read the last decisions in a directory, as they were written, oldest first."""
     lines: list[msgspec.Raw] = []
     left_bytes = most_bytes
     for name in (FILE_NAME, FORMER_NAME):
@@ -159,7 +159,7 @@ def tail(directory: Path, most_bytes: int) -> list[msgspec.Raw]:
 
 
 def _last_lines(path: Path, most_bytes: int) -> tuple[list[msgspec.Raw], bool]:
-    """The whole lines at the end of a file, and whether they are all that it has."""
+    """Read the whole lines at the end of a file; tell whether they are all that it has."""
     try:
         with os.fdopen(open_own(path, os.O_RDONLY), "rb") as file:
             start = max(0, os.fstat(file.fileno()).st_size - most_bytes)

@@ -111,7 +111,7 @@ class Evidence:
         return self._asking is not None or bool(self._waiting) or not is_written
 
     def sampled(self, inputs: Inputs, decision: Decision) -> None:
-        """Remember how memory stood."""
+        """Remember a sample of memory."""
         serving = self._generations.serving
         self._samples.add(
             inputs.now_s,
@@ -237,7 +237,7 @@ class Evidence:
             self._writing = case
 
     def _write_slowly(self, case: _Case) -> None:
-        """In a thread: everything that may wait for the disk or for a process in the kernel."""
+        """Do, in a thread, everything that may wait for the disk or for a process in the kernel."""
         try:
             maps = {name: kernel.memory_map(pid) for name, pid in _pids(case).items()}
             sections = case.sections | {
@@ -257,7 +257,7 @@ class Evidence:
             RecursionError,
             decoding.Undecodable,
         ) as error:
-            case.trouble = f"it cannot be put into words: {error}"
+            case.trouble = f"it cannot be encoded: {error}"
 
     def _give_up_waiting(self, case: _Case) -> None:
         """Have those that wait go on. The thread stays, for nothing can end it."""
@@ -312,7 +312,7 @@ class Evidence:
 
 
 def _inside(case: _Case) -> dict[str, bundle.Section]:
-    """What the workers answered; one that did not is named."""
+    """Show what the workers answered; one that did not is named."""
     workers: dict[str, object] = {}
     runs: list[dict[str, object]] = []
     for number in sorted(case.asked):
@@ -333,4 +333,4 @@ def _pids(case: _Case) -> dict[str, int]:
 
 
 def _no_client(path: Path | None) -> None:
-    """No client waits."""
+    """Do nothing: no client waits."""

@@ -1,6 +1,6 @@
 """The memory guard at work: a sample's journey from its reading to what is done about it.
 
-    read (`guard`) -> decide (`core.memory.policy`) -> tell the workers -> relieve, recycle, cut
+    read (`machine`) -> decide (`core.memory.policy`) -> tell the workers -> reclaim, recycle, kill
     -> what each step freed comes back, and is an input of the next decision
 
 Once a second, and never waiting: evidence is gathered while the loop turns, and a worker that
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 class Freed(msgspec.Struct, kw_only=True):
-    """What one step freed of one worker since that was last told."""
+    """What one step freed of one worker since that was last logged."""
 
     pace: Pace = msgspec.field(default_factory=Pace)
     times: int = 0
@@ -54,7 +54,7 @@ class Freed(msgspec.Struct, kw_only=True):
 
 
 class MemoryGuard:
-    """Has done what was decided. `tick` it once a second."""
+    """Carry out what was decided. `tick` it once a second."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class MemoryGuard:
             self._do(events.Escalate(decision.give_up))
 
     def _reclaim(self, decision: Decision, now_s: float) -> None:
-        """On every tick while the level holds; the next order waits for the answer to this one."""
+        """Order the steps on every tick while the level holds, once the last order is answered."""
         for worker in self._generations.ready():
             if worker.channel.unsent_bytes:
                 continue
@@ -132,7 +132,7 @@ class MemoryGuard:
             self._generations.send(worker, order)
 
     def on_reclaimed(self, worker: WorkerHandle, answer: msg.Reclaimed) -> None:
-        """What each step freed: told, counted, and judged by the next decision."""
+        """Log and count what each step freed; the next decision judges it."""
         request, _ = self._awaited.get(worker.number, (0, 0.0))
         if request == answer.request:
             del self._awaited[worker.number]
@@ -141,7 +141,7 @@ class MemoryGuard:
     def on_heartbeat(
         self, worker: WorkerHandle, before: msg.Heartbeat | None, beat: msg.Heartbeat
     ) -> None:
-        """What the ledger's own limit took since the heartbeat `before` counts as a step too."""
+        """Count what the ledger's own limit took since the heartbeat `before` as a step too."""
         former = before.at_limit if before else None
         if beat.at_limit is None or not beat.at_limit.freed_bytes:
             return
@@ -170,12 +170,12 @@ class MemoryGuard:
                 self._freed[number, step] = Freed(pace=freed.pace)
 
     def close(self) -> None:
-        """Let what was decided and done last be written down."""
+        """Have what was decided and done last written down."""
         self._log_freed(time.monotonic(), at_once=True)
         self._decisions.close()
 
     def worker_gone(self, number: int) -> None:
-        """Generation `number` will answer no more."""
+        """Note that generation `number` will answer no more."""
         self._awaited.pop(number, None)
         self._log_freed(time.monotonic(), at_once=True)
         self._freed = {key: freed for key, freed in self._freed.items() if key[0] != number}
@@ -196,7 +196,7 @@ class MemoryGuard:
             _log.warning("no recycle after all: %s", refused)
 
     def _kill(self) -> None:
-        """The last resort: the draining generation, or else the serving one.
+        """Kill the draining generation, or else the serving one, as the last resort.
 
         While one is already being ended its memory still counts, and another must not pay for it.
         """
@@ -209,7 +209,7 @@ class MemoryGuard:
     # --- the guard is guarded ---------------------------------------------------------------------
 
     def state(self) -> GuardState:
-        """For the status."""
+        """Return the guard's own health, for the status."""
         return GuardState(
             ticks=self._ticks,
             tick_delay_s=self._delay_s,
@@ -227,12 +227,12 @@ class MemoryGuard:
 
 
 def _knows(worker: WorkerHandle, step: ReclaimStep) -> bool:
-    """Whether a worker, which may be of the version before, can take a step."""
+    """Tell whether a worker, which may be of the version before, can take a step."""
     return step is not ReclaimStep.KEPT or worker.known is None
 
 
 def _since(former: StepReport | None, now: StepReport) -> StepReport | None:
-    """What a report that adds up has more than the former one; None when nothing."""
+    """Subtract the former of two reports that add up; None when nothing was freed between them."""
     if former is None:
         return now
     if former.freed_bytes == now.freed_bytes:

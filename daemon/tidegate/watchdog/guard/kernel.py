@@ -1,6 +1,6 @@
 """What the kernel shows of processes, control groups and pressure: its own small text files.
 
-They are taken as they are, for a person who asks what went wrong. Only files whose content is
+They are taken as they are, for the owner to see what went wrong. Only files whose content is
 figures and names of states are read: never `cmdline`, `environ`, memory or maps. What is not
 there (a Mac, a container without pressure figures) is left out.
 """
@@ -27,22 +27,22 @@ Text = str | list[str]  # one line, or several
 
 
 def of_process(pid: int, root: Path = _ROOT) -> dict[str, Text]:
-    """How a process is doing; empty when it is gone."""
+    """Read how a process is doing; empty when it is gone."""
     return _read_all(root / f"proc/{pid}", PROCESS_FILES)
 
 
 def memory_map(pid: int, root: Path = _ROOT) -> dict[str, Text]:
-    """Its memory by kind, summed up. May wait for a process that hangs in the kernel."""
+    """Read its memory by kind, summed up. May wait for a process that hangs in the kernel."""
     return _read_all(root / f"proc/{pid}", ("smaps_rollup",))
 
 
 def pressure(root: Path = _ROOT) -> dict[str, Text]:
-    """How long the whole machine waited for memory, processors and disks."""
+    """Read how long the whole machine waited for memory, processors and disks."""
     return _read_all(root / "proc/pressure", PRESSURE_FILES)
 
 
 def control_group(root: Path = _ROOT) -> dict[str, Text]:
-    """The limits and figures of our control group, under its path."""
+    """Read the limits and figures of our control group, under its path."""
     try:
         lines = (root / "proc/self/cgroup").read_text(errors="replace").splitlines()
     except OSError:
@@ -67,7 +67,7 @@ def control_group(root: Path = _ROOT) -> dict[str, Text]:
 def _read_all(directory: Path, names: tuple[str, ...]) -> dict[str, Text]:
     found: dict[str, Text] = {}
     for name in names:
-        with suppress(OSError, ValueError):  # a path with a NUL is none
+        with suppress(OSError, ValueError):  # a path with a NUL is not a path
             found[name] = _read(directory / name)
     return found
 

@@ -1,4 +1,4 @@
-"""What the watchdog knows of memory: its senses, and what they said last.
+"""What the watchdog knows of memory: the budget, the last readings, the last decision.
 
 `look` gathers everything that a decision is made from; `decide` lets `core.memory.policy` make it,
 and says in the log what is new about it. Nothing is done about it here.
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 class MemoryMonitor:
-    """The budget, the last sample and what was decided. `close` it when done."""
+    """Keep the budget, the last sample and what was decided. `close` it when done."""
 
     def __init__(self) -> None:
         self.policy_state = PolicyState()
@@ -61,7 +61,7 @@ class MemoryMonitor:
         return f"<MemoryMonitor level={self.level} budget={self.budget.bytes}>"
 
     def apply(self, settings: Memory) -> None:
-        """Follow the settings; a budget that is new is said."""
+        """Follow the settings, and log a budget that is new."""
         self._settings = settings
         self.enforces = settings.mode == "enforce"
         found = budget.find(settings.budget_bytes)
@@ -86,13 +86,13 @@ class MemoryMonitor:
 
     @property
     def steps(self) -> dict[str, StepState]:
-        """What each step of relief has done."""
+        """Return what each step of reclaiming has done."""
         return self._steps
 
-    # --- what is heard between two samples ------------------------------------------------------
+    # --- what comes in between two samples -----------------------------------------------------
 
     def on_heartbeat(self, worker: WorkerHandle, beat: Heartbeat, now_s: float) -> None:
-        """A heartbeat of the serving worker: its own pair of resident bytes and ledger."""
+        """Follow the serving worker's growth: its own pair of resident bytes and ledger."""
         if worker.number != self._generation:
             self._generation, self._trend, self._finding = worker.number, growth.Trend(), None
         if worker.ready_s is None:
@@ -108,13 +108,13 @@ class MemoryMonitor:
         self._finding = finding or self._finding
 
     def on_pressure(self, now_s: float, source: str) -> None:
-        """`source`, the service manager or the kernel, says that memory is short."""
+        """Note that `source`, the service manager or the kernel, says that memory is short."""
         if now_s > self._pressed_until_s:
             _log.warning("memory is short, says %s", source)
         self._pressed_until_s = now_s + PRESSURE_HOLDS_S
 
     def add_reports(self, reports: list[StepReport]) -> None:
-        """What the steps of relief did in a worker."""
+        """Add what the steps of reclaiming did in a worker."""
         for report in reports:
             known = self._steps.get(report.step, StepState(step=report.step))
             self._steps[report.step] = known.plus(report)
@@ -123,7 +123,7 @@ class MemoryMonitor:
     # --- look, then decide --------------------------------------------------------------------
 
     def read(self, generations: Generations) -> levels.Reading | None:
-        """Sample now; None when the machine won't say anything, which is logged once."""
+        """Sample now; None when the machine does not say anything, which is logged once."""
         workers = list(generations)
         try:
             self.sample = self._sampler.read([os.getpid(), *(w.pid for w in workers)])
@@ -154,7 +154,7 @@ class MemoryMonitor:
     def look(
         self, generations: Generations, now_s: float, *, reclaiming: bool, evidence_pending: bool
     ) -> Inputs | None:
-        """Everything a decision is made from; None when memory cannot be read at all."""
+        """Gather what a decision is made from; None when memory cannot be read at all."""
         reading = self.read(generations)
         if reading is None:
             return None
@@ -189,7 +189,7 @@ class MemoryMonitor:
         )
 
     def decide(self, inputs: Inputs) -> tuple[PolicyState, Decision]:
-        """What follows, and what was remembered before; what is new about it is logged."""
+        """Decide; return the state before and the decision. What is new about it is logged."""
         before, former = self.policy_state, self.decision
         self._pressed = inputs.reading.pressure
         self.policy_state, self.decision = policy.decide(before, inputs)
@@ -198,17 +198,17 @@ class MemoryMonitor:
 
     @property
     def level(self) -> int:
-        """The level in force."""
+        """Return the level in force."""
         return self.decision.level if self.decision else 0
 
     @property
     def ledger_limit_bytes(self) -> int:
-        """What a worker's ledger may hold; 0 is no limit."""
+        """Return what a worker's ledger may hold; 0 is no limit."""
         return self.decision.ledger_limit_bytes if self.decision and self.enforces else 0
 
     @property
     def first_ledger_limit_bytes(self) -> int:
-        """The same for a worker whose base is not known yet: it begins with what is usual."""
+        """Return the same for a worker whose base is not known yet: at first what is usual."""
         if not self.enforces:
             return 0
         usual_bytes = levels.usual_ledger_limit_bytes(self.budget.bytes)
@@ -216,21 +216,21 @@ class MemoryMonitor:
 
     @property
     def largest_body_bytes(self) -> int | None:
-        """What a worker ever has room for; None where there is no limit, or no worker yet."""
+        """Return what a worker ever has room for; None without a limit, or without a worker yet."""
         limit_bytes = self.ledger_limit_bytes if self.base_bytes else 0
         return largest_body_bytes(limit_bytes) if limit_bytes else None
 
     def rss_bytes(self, pid: int) -> int | None:
-        """Of one of our processes, as last sampled."""
+        """Return the resident bytes of one of our processes, as last sampled."""
         return self.sample.rss.get(pid) if self.sample else None
 
     @property
     def shrinks_buffers(self) -> bool:
-        """Whether windows and watermarks are to be half as large."""
+        """Tell whether windows and watermarks are to be half as large."""
         return self.enforces and self.decision is not None and self.decision.squeeze
 
     def figures(self, seen: Status) -> GuardFigures:
-        """What of the status goes to /metrics."""
+        """Pick what of the status goes to /metrics."""
         memory = seen.memory
         return GuardFigures(
             budget_bytes=memory.budget_bytes,
@@ -245,7 +245,7 @@ class MemoryMonitor:
         )
 
     def state(self) -> MemoryState:
-        """For the status."""
+        """Describe memory for the status."""
         decision, finding = self.decision, self._finding
         per_h = finding.bytes_per_h if finding else None
         limit_in_s = decision.forecast_s if decision else None
@@ -289,7 +289,7 @@ class MemoryMonitor:
             self.uss_bytes = self._sampler.uss_bytes(serving.pid)
 
     def _log_trouble(self, subject: str, words: str | None) -> None:
-        """A trouble that stays is said once, and that it is over."""
+        """Log a trouble that stays once, and once that it is over."""
         if words == self._logged.get(subject):
             return
         if words is None:
@@ -322,7 +322,7 @@ class MemoryMonitor:
 
 
 def _machine_bytes() -> int:
-    """0 if the machine won't say: then it is never judged to be full."""
+    """Return the machine's memory; 0 if it does not say: then it is never judged to be full."""
     try:
         return sample.machine_bytes()
     except sample.SampleError as error:
@@ -331,7 +331,7 @@ def _machine_bytes() -> int:
 
 
 def would(decision: Decision) -> str | None:
-    """What a decision asks for, in words: "sweep (stale, tidy), refuse new runs"."""
+    """Say what a decision asks for: "sweep (stale, tidy), refuse new runs"."""
     deeds = []
     if steps := [step.value for step in decision.steps if step is not ReclaimStep.TRIM]:
         deeds.append(f"sweep ({', '.join(steps)})")

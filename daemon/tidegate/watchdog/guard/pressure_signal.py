@@ -1,4 +1,4 @@
-"""The kernel's or the service manager's word that memory is short, as it comes."""
+"""The signal of the kernel or the service manager that memory is short."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 class PressureSignal:
-    """Tells the book of pressure, where it is signalled at all. `close` it when done."""
+    """Tell the monitor of pressure, where it is signalled at all. `close` it when done."""
 
     def __init__(self, selector: selectors.BaseSelector, memory: MemoryMonitor) -> None:
         self._selector = selector

@@ -41,7 +41,7 @@ class Samples:
         ledger_bytes: int,
         level: int,
     ) -> None:
-        """Take in a sample. `now_s` is monotonic, `at` Unix seconds."""
+        """Add a sample. `now_s` is monotonic, `at` Unix seconds."""
         if now_s >= self._next_s or now_s < self._next_s - EVERY_S:
             self._next_s = now_s + EVERY_S
             self._count += 1
@@ -55,7 +55,7 @@ class Samples:
         self._level[place] = level
 
     def rows(self) -> list[tuple[float, int, int, int, int]]:
-        """Every entry, oldest first."""
+        """List every entry, oldest first."""
         first = self._count - len(self)
         return [
             (

@@ -106,7 +106,7 @@ class Preflight:
             STATE_VARIABLE: str(state),
             PREFLIGHT_VARIABLE: "1",
         }
-        environ.pop(handler.FILE_VARIABLE, None)  # what it says is for us
+        environ.pop(handler.FILE_VARIABLE, None)  # what it prints is for us
         return subprocess.Popen(  # noqa: S603  (our own command)
             list(argv),
             stdin=subprocess.DEVNULL,

@@ -66,7 +66,7 @@ class Handover(Struct, frozen=True, kw_only=True, eq=False):
         )
 
     def take_up(self, state: UpgradeState) -> bool:
-        """Go on with what the former program left; whether it left a config and its workers.
+        """Go on with what the former program left; tell whether it left a config and its workers.
 
         What the parts took up when they were made (descriptors, totals, repairs) is not repeated.
         """
@@ -81,7 +81,7 @@ class Handover(Struct, frozen=True, kw_only=True, eq=False):
 
 
 class Upgrader:
-    """Becomes the program on the disk when asked, and replaces the workers of the former one."""
+    """Become the program on the disk when asked, and replace the workers of the former one."""
 
     def __init__(
         self,
@@ -159,7 +159,7 @@ class Upgrader:
     # --- the new program's side -----------------------------------------------------------------
 
     def resume(self, state: UpgradeState) -> bool:
-        """Take up what the former program left; False when it left nothing that serves."""
+        """Take up what the former program left; return False when it left nothing that serves."""
         _log.info("version %s goes on where %s left off", __version__, state.version)
         self._wants_recycle = self._handover.take_up(state)
         return self._wants_recycle

@@ -2,7 +2,7 @@
 
 `LineSplitter` is only arithmetic and serves both sides. `Channel` is the watchdog's: it never
 waits. What a stuck worker does not read is kept up to a bound; beyond it a message is refused,
-and the heartbeat that is missing then says the rest.
+and the missing heartbeat then ends that worker.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from collections.abc import Iterator
 from tidegate.core.protocol.lines import MAX_LINE_BYTES, ChannelError, LineSplitter
 from tidegate.core.protocol.worker import Message, encode
 
-# Facts are 300 bytes a second and are skipped while others wait, so only a settings message and
-# a few questions ever stand here.
+# State updates are 300 bytes a second and are skipped while others wait, so only a settings message
+# and a few requests ever stand here.
 MAX_UNSENT_BYTES = MAX_LINE_BYTES
 _READ_BYTES = 64 * 1024
 _READS_PER_TURN = 64  # 4 MiB: a whole listing, yet one worker cannot keep the loop for itself
 
 
 class Channel:
-    """The watchdog's end. Give it a connected stream socket; `close` it when done.
+    """Hold the watchdog's end. Give it a connected stream socket; `close` it when done.
 
     `unsent` and `unfinished` are what an earlier one on the same socket had left.
     """
@@ -36,26 +36,26 @@ class Channel:
         return f"<Channel fd={self.fileno()} unsent={len(self._unsent)}>"
 
     def fileno(self) -> int:
-        """For the selector."""
+        """Return the descriptor, for the selector."""
         return self._sock.fileno()
 
     @property
     def unsent_bytes(self) -> int:
-        """What waits until the other side reads."""
+        """Count what waits until the other side reads."""
         return len(self._unsent)
 
     @property
     def unsent(self) -> bytes:
-        """What that is."""
+        """Return what waits until the other side reads."""
         return bytes(self._unsent)
 
     @property
     def unfinished(self) -> bytes:
-        """The part of a line that has been read."""
+        """Return the part of a line that has been read."""
         return self._splitter.unfinished
 
     def send(self, message: Message) -> bool:
-        """Send it, or keep it to be sent; False when there is no room."""
+        """Send a message, or keep it to be sent; return False when there is no room."""
         line = encode(message)
         if len(self._unsent) + len(line) > MAX_UNSENT_BYTES:
             return False
@@ -71,11 +71,11 @@ class Channel:
                 del self._unsent[:sent]
         except BlockingIOError:
             return
-        except OSError:  # it died; reading says so, and the loop acts on it there
+        except OSError:  # it died; reading finds that, and the loop acts on it there
             self._unsent.clear()
 
     def receive(self) -> Iterator[bytes]:
-        """The lines that are here now. Raises ChannelError at the end of file."""
+        """Yield the lines that are here now. Raises ChannelError at the end of file."""
         for _ in range(_READS_PER_TURN):
             try:
                 data = self._sock.recv(_READ_BYTES)

@@ -1,8 +1,8 @@
-"""Every generation twice: as `core.lifecycle` knows it, and as the process that it is.
+"""Every generation twice: as `core.fleet.lifecycle` knows it, and as the process that it is.
 
 `step` lets lifecycle decide; `start`, `drain` and `end` are what its decisions do to processes.
-What a worker says goes to `on_message`, and what befalls one beyond what it says to `on_event`;
-nothing is decided here.
+A worker's message goes to `on_message`, and what else happens to a worker to `on_event`; nothing is
+decided here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 class KeptWorker(Struct, frozen=True, kw_only=True):
-    """A worker that notices nothing."""
+    """A worker as an upgrade keeps it; the worker notices nothing."""
 
     number: int
     pid: int
@@ -84,7 +84,7 @@ class Generations:
         return f"<Generations {[(g.number, g.state.value) for g in self.fleet.generations]}>"
 
     def __iter__(self) -> Iterator[WorkerHandle]:
-        """Every process that has not been reaped, also one that was written off."""
+        """Yield every process that has not been reaped, also one that was written off."""
         return iter(list(self._workers.values()))
 
     def __len__(self) -> int:
@@ -93,13 +93,13 @@ class Generations:
     # --- what a former watchdog left ------------------------------------------------------------
 
     def clear(self) -> None:
-        """Remove what one left that was killed: its workers are gone, their sockets are not."""
+        """Remove the sockets of workers whose watchdog was killed: those workers are gone."""
         for left_over in self._runtime_dir.glob("worker-*.sock"):
             with suppress(OSError):  # the next worker of that number tries it too
                 left_over.unlink()
 
     def kept(self) -> list[KeptWorker]:
-        """What an upgrade leaves of the workers, which notice nothing of it."""
+        """List what an upgrade leaves of the workers, which notice nothing of it."""
         return [
             KeptWorker(
                 number=worker.number,
@@ -155,7 +155,7 @@ class Generations:
         )
 
     def _give_up(self, worker: WorkerHandle) -> None:
-        """What we cannot talk to is of no use: another one takes its place."""
+        """Replace a worker that we cannot talk to."""
         self._unwatch(worker)
         self._on_event(events.Fail(worker.number, "its channel failed, by a fault of tidegate's"))
 
@@ -163,24 +163,24 @@ class Generations:
         with suppress(KeyError, ValueError):  # its end of file came before
             self._selector.unregister(worker.channel)
 
-    # --- who is who ---------------------------------------------------------------------------
+    # --- which is which -------------------------------------------------------------------------
 
     @property
     def serving(self) -> WorkerHandle | None:
-        """The one that new connections come to."""
+        """Return the worker that new connections come to."""
         return self._in_state(GenerationState.SERVING)
 
     @property
     def draining(self) -> WorkerHandle | None:
-        """The one that only finishes what it has."""
+        """Return the worker that only finishes what it has."""
         return self._in_state(GenerationState.DRAINING)
 
     def ready(self) -> list[WorkerHandle]:
-        """The serving one first, then the draining one."""
+        """List the serving one first, then the draining one."""
         return [worker for worker in (self.serving, self.draining) if worker is not None]
 
     def stale(self, now_s: float, fresh_s: float) -> list[WorkerHandle]:
-        """Those who are ready, last beat longer ago than that, and can be asked to beat."""
+        """List the ready ones that last beat over `fresh_s` ago and can be asked to beat."""
         return [
             worker
             for worker in self.ready()
@@ -191,11 +191,11 @@ class Generations:
         ]
 
     def peer(self, number: int) -> WorkerHandle | None:
-        """The other generation as that one sees it, while it is ready."""
+        """Return the other generation as that one sees it, while it is ready."""
         return next((worker for worker in self.ready() if worker.number != number), None)
 
     def former_accepts(self) -> bool:
-        """Whether anybody beside the serving one still takes connections."""
+        """Tell whether a worker other than the serving one still takes connections."""
         return any(worker.accepts for worker in self if worker is not self.serving)
 
     def _in_state(self, state: GenerationState) -> WorkerHandle | None:
@@ -205,7 +205,7 @@ class Generations:
     # --- decided by lifecycle, done here --------------------------------------------------------
 
     def step(self, event: events.Event, now_s: float) -> list[events.Effect]:
-        """Take the event in; what has to be done about it."""
+        """Take the event in; return what has to be done about it."""
         jitter = random.random()  # noqa: S311  (spreads restarts, keeps no secret)
         self.fleet, effects = life.step(self.fleet, event, now_s, self.policy, jitter)
         return effects
@@ -215,7 +215,7 @@ class Generations:
     ) -> None:
         """Start a worker with these sockets, and tell it its config.
 
-        `limit_bytes` is what its ledger may hold until it hears the facts; 0 is no limit.
+        `limit_bytes` is what its ledger may hold until its first state update; 0 is no limit.
         """
         path = self._socket_path(number)
         try:
@@ -236,7 +236,7 @@ class Generations:
     def reconfigure(self, worker: WorkerHandle, config: LoadedConfig, request: int) -> None:
         """Tell a worker a new config; it answers with `request`.
 
-        One of a former version hears of tokens and keys, and keeps its settings: a word in them
+        One of a former version is sent tokens and keys, and keeps its settings: a value in them
         that it cannot read would end it, and every stream with it.
         """
         if worker.known is not None:
@@ -283,20 +283,20 @@ class Generations:
             worker.kill_at_s = time.monotonic()
 
     def exit_code(self, number: int) -> int | None:
-        """How a worker's process ended, if it has; negative for a signal."""
+        """Return how a worker's process ended, if it has; negative for a signal."""
         worker = self._workers.get(number)
         return worker.process.returncode if worker else None
 
-    # --- the line to each of them -----------------------------------------------------------------
+    # --- the channel to each of them --------------------------------------------------------------
 
     def send(self, worker: WorkerHandle, message: msg.Message) -> None:
-        """Say something; one that has stopped reading hears it later or never."""
+        """Send a message; a worker that has stopped reading gets it later or never."""
         if not worker.channel.send(message):
-            _log.warning("worker %d takes no messages", worker.number)
+            _log.warning("worker %d does not read its messages", worker.number)
         self._watch(worker)
 
     def _turn(self, worker: WorkerHandle, mask: int) -> None:
-        """A worker's channel can be read or written."""
+        """Read or write a worker's channel."""
         if mask & selectors.EVENT_WRITE:
             worker.channel.flush()
             self._watch(worker)
@@ -304,7 +304,7 @@ class Generations:
             self._unwatch(worker)  # its exit follows, or its beat is missed
 
     def _receive(self, worker: WorkerHandle) -> bool:
-        """Take in all that a worker sent; False when it will say no more."""
+        """Take in all that a worker sent; return False when it will send no more."""
         try:
             for line in worker.channel.receive():
                 message = msg.decode_from_worker(line)
@@ -314,7 +314,7 @@ class Generations:
         except ChannelError:
             return False
         except Undecodable as error:
-            why = f"it says what we do not understand: {error}"
+            why = f"its message cannot be understood: {error}"
             self._on_event(events.Fail(worker.number, why))
             return False
         return True
@@ -328,7 +328,7 @@ class Generations:
             self._selector.modify(worker.channel, mask, self._handler(worker))
 
     def move(self, place: Path) -> None:
-        """Have the workers listen for each other there; those of an older version stay unheard."""
+        """Have the workers listen for each other there; those of an older version cannot."""
         self._runtime_dir = place
         for worker in self.ready():
             worker.socket_path = self._socket_path(worker.number)
@@ -366,7 +366,7 @@ class Generations:
     # --- their ends -------------------------------------------------------------------------------
 
     def next_kill_s(self) -> float | None:
-        """When the next of them is due that was given time for its stacks."""
+        """Tell when the next worker is due that was given time for its stacks."""
         return min((w.kill_at_s for w in self if w.kill_at_s is not None), default=None)
 
     def kill_due(self, now_s: float) -> None:
@@ -375,11 +375,13 @@ class Generations:
             worker.kill_if_due(now_s)
 
     def gone(self) -> list[WorkerHandle]:
-        """Those whose process is gone. Their last words have been heard."""
+        """List those whose process is gone, after taking in their last messages."""
         ended = [worker for worker in self if worker.process.poll() is not None]
         for worker in ended:
-            self._faults.attempt("a worker's last words", functools.partial(self._receive, worker))
-            _log.info("worker %d ended (%s)", worker.number, worker.how_it_ended())
+            self._faults.attempt(
+                "a worker's last messages", functools.partial(self._receive, worker)
+            )
+            _log.info("worker %d %s", worker.number, worker.exit_text)
         return ended
 
     def forget(self, worker: WorkerHandle) -> None:

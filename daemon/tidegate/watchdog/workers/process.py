@@ -1,7 +1,7 @@
-"""Processes: starting a worker, ending it, and the lock that lets only one watchdog live.
+"""Processes: starting a worker, and ending it.
 
 A worker inherits its end of the channel and the listening sockets, and nothing of the service
-manager: what systemd hears comes from the watchdog alone.
+manager: what systemd is told comes from the watchdog alone.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 KILL_AGAIN_S = 1.0  # after a SIGKILL that could not be sent
 # glibc raises by itself the size from which on memory goes back to the system when it is freed, up
 # to 32 MiB once that much was freed. Then large requests lie in the heap and leave holes: 162 MiB
-# resident of 93 that were held, measured after 50 uploads of 31 MiB. Said, it stays as it begins.
+# resident of 93 that were held, measured after 50 uploads of 31 MiB. Set, it stays as it begins.
 _MALLOC_LARGE, _LARGE_BYTES = "MALLOC_MMAP_THRESHOLD_", "131072"
 _MANAGERS = ("NOTIFY_", "WATCHDOG_", "LISTEN_", "MEMORY_PRESSURE_")
 
@@ -55,25 +55,25 @@ class Adopted:
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        """Its exit code, negative for a signal; None while it lives."""
+        """Return its exit code, negative for a signal; None while it lives."""
         if self.returncode is None:
             try:
                 pid, state = os.waitpid(self.pid, os.WNOHANG)
-            except ChildProcessError:  # somebody else reaped it, and how it ended is lost
+            except ChildProcessError:  # it was reaped elsewhere, and how it ended is lost
                 self.returncode = 0
             else:
                 self.returncode = os.waitstatus_to_exitcode(state) if pid else None
         return self.returncode
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send one, unless it has been reaped. Raises OSError."""
+        """Send a signal, unless it has been reaped. Raises OSError."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
 
 @dataclass(slots=True, eq=False)
 class WorkerHandle:
-    """One worker process and what it last said."""
+    """One worker process and its last messages."""
 
     number: int
     process: subprocess.Popen[bytes] | Adopted
@@ -82,17 +82,17 @@ class WorkerHandle:
     config: LoadedConfig  # what it was last told
     beats_when_asked: bool = False
     known: Settings | None = None  # of another version, which may not be able to read others
-    accepts: bool = True  # until it says that it drains
+    accepts: bool = True  # until it tells that it drains
     beat: Heartbeat | None = None  # the last one
     base_bytes: int | None = None  # resident when it became ready
     ready_s: float | None = None  # when that was
-    failure: str | None = None  # why it said it could not go on
+    failure: str | None = None  # why it could not go on, in its own words
     condemned: str | None = None  # why we end it
     kill_at_s: float | None = None
 
     @property
     def pid(self) -> int:
-        """Of the process, which stays ours until it has been reaped."""
+        """Return the process id, which stays ours until it has been reaped."""
         return self.process.pid
 
     def begin_end(self, now_s: float, wait_s: float, *, stacks: bool) -> None:
@@ -107,19 +107,22 @@ class WorkerHandle:
         self.kill_if_due(now_s)
 
     def kill_if_due(self, now_s: float) -> None:
-        """The second half of `begin_end`."""
+        """Kill it when its time is over: the second half of `begin_end`."""
         if self.kill_at_s is not None and now_s >= self.kill_at_s:
             # Once is enough: what survives it hangs in the kernel.
             was_sent = self._signal(signal.SIGKILL)
             self.kill_at_s = math.inf if was_sent else now_s + KILL_AGAIN_S
 
     def how_it_ended(self) -> str:
-        """One phrase for the log: what was said or seen last, and the exit."""
+        """Say how it ended: the reason that is known, and the exit."""
+        why = self.condemned or self.failure
+        return f"{why}; {self.exit_text}" if why else self.exit_text
+
+    @property
+    def exit_text(self) -> str:
+        """Say how its process ended: "exited (0)", "killed by SIGKILL"."""
         code = self.process.returncode or 0
-        exit_text = f"killed by {name_of(-code)}" if code < 0 else f"exit {code}"
-        if why := self.condemned or self.failure:
-            return f"{why} ({exit_text})"
-        return exit_text
+        return f"killed by {name_of(-code)}" if code < 0 else f"exited ({code})"
 
     def close(self) -> None:
         """Give back what is left of it. The process must have been reaped."""
@@ -128,7 +131,7 @@ class WorkerHandle:
             self.socket_path.unlink()
 
     def _signal(self, number: signal.Signals) -> bool:
-        """Send one; does nothing to a process that was reaped. A sandbox may forbid it."""
+        """Send a signal, not to a process that was reaped. A sandbox may forbid it."""
         try:
             self.process.send_signal(number)
         except OSError as error:
@@ -165,7 +168,7 @@ def spawn(
 
 
 def _is_needed(name: str) -> bool:
-    """Whether a worker needs that variable.
+    """Tell whether a worker needs that variable.
 
     Others are left out, for a key may be in any of them: that of an upstream which a reload adds
     later, or of a config that cannot be read yet.
@@ -176,7 +179,7 @@ def _is_needed(name: str) -> bool:
 def worker_environment(
     environ: Mapping[str, str], secret: Set[str] = frozenset()
 ) -> dict[str, str]:
-    """Ours, without what speaks to the service manager, and with the log's place.
+    """Make a worker's environment: ours without the service manager's, with the log's place.
 
     And without variables that are `secret`: a worker is told their values, and a program that can
     read its environment need not be.
@@ -189,7 +192,7 @@ def worker_environment(
 
 
 def allow_many_descriptors() -> None:
-    """Raises the soft limit, which is often 1,024: clients and upstreams need two a stream.
+    """Raise the soft limit, which is often 1,024: clients and upstreams need two a stream.
 
     Workers inherit it, and say so where the hard limit leaves less than their config needs.
     """
@@ -200,7 +203,7 @@ def allow_many_descriptors() -> None:
 
 
 def forbid_core_dumps() -> None:
-    """A core dump would hold people's prompts."""
+    """Switch core dumps off: one would hold people's prompts."""
     if resource.getrlimit(resource.RLIMIT_CORE) == (0, 0):
         return
     try:
