@@ -25,7 +25,7 @@ from tidegate.core.runs.ledger import RECORD_BYTES, Entry, Ledger
 from tidegate.core.runs.limits import next_expiry
 from tidegate.core.runs.retention import due_s, verdict
 from tidegate.core.runs.run import Run, RunRequest
-from tidegate.core.runs.state import TERMINAL, State, Trigger, empty_census
+from tidegate.core.runs.state import TERMINAL, RunState, Trigger, empty_census
 from tidegate.core.runs.window import START, Cursor
 from tidegate.core.settings import Limits
 
@@ -81,7 +81,7 @@ class Story:
     appended: int = 0  # error events of our own, at the end
     readers: list[Reader] = field(default_factory=list)
     outbound: int = 0
-    last_state: State = State.QUEUED
+    last_state: RunState = RunState.QUEUED
     seqs: tuple[int, int] = (0, 0)
 
 
@@ -182,7 +182,7 @@ class Gateway(RuleBasedStateMachine):
 
     @rule(story=stories)
     def attempt(self, story: Story) -> None:
-        if story in self.alive and story.run.state in {State.QUEUED, State.CONNECTING}:
+        if story in self.alive and story.run.state in {RunState.QUEUED, RunState.CONNECTING}:
             self.start(story)
 
     @rule(
@@ -212,7 +212,11 @@ class Gateway(RuleBasedStateMachine):
     @rule(story=stories)
     def upstream_says_error(self, story: Story) -> None:
         run = story.run
-        if story not in self.alive or run.state is not State.CONNECTING or not run.request.streamed:
+        if (
+            story not in self.alive
+            or run.state is not RunState.CONNECTING
+            or not run.request.streamed
+        ):
             return
         if story.stream or run.attempt.framer.partial_bytes:
             return
@@ -228,7 +232,7 @@ class Gateway(RuleBasedStateMachine):
     @rule(story=stories, size=st.integers(0, 5000))
     def plain_is_read(self, story: Story, size: int) -> None:
         run = story.run
-        if story not in self.alive or run.request.streamed or run.state is not State.CONNECTING:
+        if story not in self.alive or run.request.streamed or run.state is not RunState.CONNECTING:
             return
         try:
             run.feed_plain(bytes(size))
@@ -423,7 +427,7 @@ class Gateway(RuleBasedStateMachine):
             for at, event in enumerate(answer):
                 # An end in doubt is settled when the upstream ends: of CR LF the CR is enough.
                 assert event in {b"", story.expected[at], story.expected[at][:-1]}
-            if run.state is State.STREAMING:
+            if run.state is RunState.STREAMING:
                 # An end in doubt waits for one more byte, and no longer.
                 complete = sum(end < story.read for end in story.ends)
                 assert len(answer) >= complete

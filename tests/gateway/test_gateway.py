@@ -26,7 +26,7 @@ from gateway.gateway_rig import (
     chunked,
     plain,
 )
-from tidegate.core.runs.state import State
+from tidegate.core.runs.state import RunState
 from tidegate.core.settings import Token
 from tidegate.gateway.api.routes import find_route
 from tidegate.gateway.server.errors import Refused
@@ -202,7 +202,7 @@ async def test_an_answer_is_whole_with_its_marker_whatever_follows(rigs, raw_ups
     answer = await chat(rig.base_url, "m")
     assert (answer.status, answer.clean) == (200, True)
     assert bytes(answer.body) == b"".join(OK)
-    assert rig.relay().run.state is State.COMPLETED
+    assert rig.relay().run.state is RunState.COMPLETED
 
 
 class Anything:
@@ -234,7 +234,7 @@ async def judge(rig: Rig, *, stream: bool) -> None:
         body = bytes(answer.body)
         run = relay.run
         assert body == run.window.read(run.window.cursor(0))[0]
-        if run.state is State.COMPLETED:
+        if run.state is RunState.COMPLETED:
             assert b"[DONE]" in body or b'"finish_reason":"' in body
         else:
             assert b'"error"' in body

@@ -19,7 +19,7 @@ from tidegate.core.runs.attempt import HOLD_EVENTS
 from tidegate.core.runs.ledger import Ledger
 from tidegate.core.runs.limits import END_WITHIN_S, look_again_s, next_expiry
 from tidegate.core.runs.run import LOOK_EVERY_S, Run, RunRequest
-from tidegate.core.runs.state import State, Trigger
+from tidegate.core.runs.state import RunState, Trigger
 from tidegate.core.settings import LimitOverrides, Limits
 
 LIMITS = Limits(
@@ -232,7 +232,7 @@ def test_what_says_nothing_is_no_output(how: str) -> None:
     run = connecting(form)
     for number in range(20 * HOLD_EVENTS):
         assert run.feed(empty[number % len(empty)], 102.0 + number) == b""
-    assert run.state is State.CONNECTING
+    assert run.state is RunState.CONNECTING
     assert run.attempt.held_events <= HOLD_EVENTS
     expiry = next_expiry(run)
     assert expiry is not None

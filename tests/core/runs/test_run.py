@@ -12,7 +12,7 @@ from tidegate.core.formats.openai import DONE as CHAT_DONE
 from tidegate.core.runs.attempt import HOLD_BYTES, HOLD_EVENTS
 from tidegate.core.runs.ledger import RECORD_BYTES, Entry, Ledger
 from tidegate.core.runs.run import Run, RunRequest
-from tidegate.core.runs.state import State, Trigger
+from tidegate.core.runs.state import RunState, Trigger
 from tidegate.core.settings import Limits
 
 BODY = b'{"model":"m","stream":true}'
@@ -69,10 +69,10 @@ def test_a_preamble_is_held_until_the_answer_begins() -> None:
     """A role is no output: it is sent together with the first word, in order."""
     run = connecting()
     assert run.feed(ROLE, 102.0) == b""
-    assert run.state is State.CONNECTING
+    assert run.state is RunState.CONNECTING
     assert run.account.entries[Entry.HELD] >= len(ROLE)
     assert run.feed(text("a"), 103.0) == ROLE + text("a")
-    assert run.state is State.STREAMING
+    assert run.state is RunState.STREAMING
     assert run.account.entries[Entry.HELD] == 0
     assert run.window.next_seq == 2
 
@@ -125,7 +125,7 @@ def test_an_error_before_the_first_output_is_the_upstreams(preamble: bytes) -> N
     run.feed(preamble, 102.0)
     with pytest.raises(UpstreamError, match="server_error"):
         run.feed(ERROR, 103.0)
-    assert run.state is State.CONNECTING
+    assert run.state is RunState.CONNECTING
     run.begin_attempt("cloud", "m", 104.0)
 
 
@@ -183,7 +183,7 @@ def test_an_empty_stream_is_no_answer() -> None:
     """An upstream that closes without a word has not completed anything."""
     run = connecting()
     assert run.feed_end(102.0) == (b"", Meaning.OPENING)
-    assert run.state is State.CONNECTING
+    assert run.state is RunState.CONNECTING
 
 
 @pytest.mark.parametrize("window_bytes", [64 * 1024, 100_000])
@@ -215,10 +215,10 @@ def test_a_plain_answer_in_small_pieces_is_charged_what_it_takes() -> None:
 # --- the end and the release ---------------------------------------------------------------------
 
 ENDS = [
-    (Trigger.COMPLETE, State.COMPLETED),
-    (Trigger.FAIL, State.FAILED),
-    (Trigger.CANCEL, State.CANCELLED),
-    (Trigger.EXPIRE, State.EXPIRED),
+    (Trigger.COMPLETE, RunState.COMPLETED),
+    (Trigger.FAIL, RunState.FAILED),
+    (Trigger.CANCEL, RunState.CANCELLED),
+    (Trigger.EXPIRE, RunState.EXPIRED),
 ]
 STAGES = {"queued": make_run, "connecting": connecting, "streaming": streaming}
 WAYS = [
@@ -231,7 +231,7 @@ WAYS = [
 
 @pytest.mark.parametrize(("stage", "trigger", "state"), WAYS)
 def test_every_way_to_end_frees_all_but_the_window(
-    stage: str, trigger: Trigger, state: State
+    stage: str, trigger: Trigger, state: RunState
 ) -> None:
     """After the end only the record and the window are held; after the release nothing is."""
     ledger = Ledger()
@@ -339,7 +339,7 @@ def test_a_finished_run_is_handed_over_whole() -> None:
     events = [text(str(number)) for number in range(5)]
     run = make_run(ledger=ledger)
     run.adopt(
-        state=State.COMPLETED,
+        state=RunState.COMPLETED,
         reason=None,
         attempts=[],
         events=b"".join(events),
@@ -357,10 +357,10 @@ def test_a_finished_run_is_handed_over_whole() -> None:
 
 @pytest.mark.parametrize(
     ("state", "first_seq", "next_seq"),
-    [(State.STREAMING, 0, 1), (State.COMPLETED, 0, 2), (State.COMPLETED, -1, 0)],
+    [(RunState.STREAMING, 0, 1), (RunState.COMPLETED, 0, 2), (RunState.COMPLETED, -1, 0)],
 )
 def test_a_hand_over_that_does_not_add_up_is_refused(
-    state: State, first_seq: int, next_seq: int
+    state: RunState, first_seq: int, next_seq: int
 ) -> None:
     """Only a finished run with exactly the events it claims is taken."""
     run = make_run()
@@ -444,7 +444,7 @@ def test_pings_are_neither_held_nor_progress() -> None:
     run.begin_attempt("box", "m", 100.0)
     for second in range(200):
         assert run.feed(ping, 101.0 + second) == b""
-    assert run.state is State.CONNECTING
+    assert run.state is RunState.CONNECTING
     assert (run.attempt.held_events, run.attempt.last_event_s) == (0, 100.0)
 
 

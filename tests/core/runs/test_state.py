@@ -2,19 +2,19 @@
 
 import pytest
 
-from tidegate.core.runs.state import TERMINAL, TRANSITIONS, State, Trigger, step
+from tidegate.core.runs.state import TERMINAL, TRANSITIONS, RunState, Trigger, step
 
 
 def test_every_cell_of_the_table_is_filled() -> None:
     """Each state says what each trigger does to it."""
-    assert set(TRANSITIONS) == set(State)
+    assert set(TRANSITIONS) == set(RunState)
     for row in TRANSITIONS.values():
         assert set(row) == set(Trigger)
 
 
 @pytest.mark.parametrize("trigger", list(Trigger))
-@pytest.mark.parametrize("state", list(State))
-def test_every_cell_is_walked(state: State, trigger: Trigger) -> None:
+@pytest.mark.parametrize("state", list(RunState))
+def test_every_cell_is_walked(state: RunState, trigger: Trigger) -> None:
     """A cell leads to its state; an impossible one is named as a mistake; an end stays an end."""
     after = TRANSITIONS[state][trigger]
     if after is None:
@@ -33,6 +33,6 @@ def test_every_cell_is_walked(state: State, trigger: Trigger) -> None:
 
 def test_every_living_state_can_fail_be_cancelled_and_expire() -> None:
     """No state is a trap: each one has a way out that needs no one's cooperation."""
-    for state in set(State) - TERMINAL:
+    for state in set(RunState) - TERMINAL:
         for trigger in (Trigger.FAIL, Trigger.CANCEL, Trigger.EXPIRE):
             assert step(state, trigger) in TERMINAL

@@ -13,7 +13,7 @@ from fakes.client import chat, open_chat, words
 from fakes.machine import until
 from fakes.upstream import DONE
 from gateway.gateway_rig import DEADLINE_S, Rig
-from tidegate.core.runs.state import State
+from tidegate.core.runs.state import RunState
 from tidegate.gateway.api import demo
 from tidegate.gateway.upstreams import catalog
 
@@ -68,7 +68,7 @@ async def test_the_stuck_demo_is_ended_by_the_sweep_alone(rig: Rig) -> None:
     relay = rig.relay()
     assert (relay.run.limits.total_s, relay.run.limits.grace_s) == (10.0, 5.0)
     relay.cancel("cancelled by client")
-    assert relay.run.state is State.STREAMING
+    assert relay.run.state is RunState.STREAMING
     registry = rig.gateway.registry
     registry.sweep(rig.gateway.loop.time() + 15.1)
     await asyncio.wait_for(stream.read_rest(), DEADLINE_S)

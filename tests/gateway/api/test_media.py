@@ -14,7 +14,7 @@ from fakes.machine import until
 from gateway.gateway_rig import DEADLINE_S, LAST, Peer, Rig, chunked, plain
 from gateway.gateway_rig import HEAD as EVENTS_HEAD
 from tidegate.core.runs.ledger import Entry, Ledger
-from tidegate.core.runs.state import State
+from tidegate.core.runs.state import RunState
 from tidegate.core.settings import MIB, Limits
 from tidegate.gateway.relay.handover import pack, unpack
 
@@ -100,7 +100,7 @@ async def test_sound_is_heard_while_it_is_made(rigs, raw_upstream) -> None:
     stream = await Stream.open(rig.base_url, SPEECH, {"model": "m"})
     pieces = stream.pieces()
     assert await anext(pieces) == SOUND
-    assert rig.relay().run.state is State.STREAMING
+    assert rig.relay().run.state is RunState.STREAMING
     go.set()
     assert b"".join([piece async for piece in pieces]) == SOUND
     assert stream.clean
@@ -131,7 +131,7 @@ async def test_what_broke_off_breaks_the_connection(
     await stream.read_all()
     assert stream.status == 200
     assert not stream.clean
-    assert run.state in {State.FAILED, State.EXPIRED}
+    assert run.state in {RunState.FAILED, RunState.EXPIRED}
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -207,7 +207,7 @@ async def test_a_client_that_goes_cancels(rigs, raw_upstream) -> None:
             await stream.head()
         await stream.vanish()
         await until(lambda upstream=upstream: upstream.peers[0].gone, DEADLINE_S, "it is let go")
-        assert rig.relay().run.state is State.CANCELLED
+        assert rig.relay().run.state is RunState.CANCELLED
         assert rig.relay().run.window.held_bytes == 0
 
 
@@ -320,7 +320,7 @@ async def test_events_pass_as_they_come(rigs, raw_upstream, path: str, more: byt
     go.set()
     await stream.read_rest()
     assert (bytes(stream.body), stream.clean) == (b"".join(events), True)
-    assert rig.relay().run.state is State.COMPLETED
+    assert rig.relay().run.state is RunState.COMPLETED
     replay = await get(rig.base_url, f"/v1/runs/{stream.run_id}/stream?starting_after=0")
     assert [each.name for each in parse_events(bytes(replay.body))][:1] == [
         parse_events(events[1])[0].name
@@ -374,7 +374,7 @@ async def test_a_run_of_events_can_be_handed_over(rigs, raw_upstream, path: str)
     await get(rig.base_url, path, {"model": "m", **ASKING})
     run = rig.relay().run
     other = unpack(pack(run), Ledger(), Limits(), 0.0)
-    assert (other.state, other.format.framing) == (State.COMPLETED, run.format.framing)
+    assert (other.state, other.format.framing) == (RunState.COMPLETED, run.format.framing)
     assert other.window.last_events(2) == events
     other.release()
 

@@ -13,7 +13,7 @@ from fakes.client import Stream, get, parse_events
 from fakes.machine import until
 from gateway.backend_rig import LLAMA_CPP, NOT_FOUND, OLLAMA, Fake
 from gateway.gateway_rig import DEADLINE_S, LAST, Peer, Rig, chunked, plain
-from tidegate.core.runs.state import State
+from tidegate.core.runs.state import RunState
 from tidegate.core.settings import Token, Upstream
 
 ON_BOTH_LOOPS = True
@@ -99,7 +99,7 @@ async def test_it_streams_unless_told_not_to(rigs, raw_upstream, path: str) -> N
     assert asked.requests[0].startswith(b"POST " + path.encode() + b" HTTP/1.1\r\n")
     assert b"\r\nAccept: application/x-ndjson\r\n" in asked.requests[0]
     assert asked.body == {"model": "m", "keep_alive": "5m"}
-    assert rig.relay().run.state is State.COMPLETED
+    assert rig.relay().run.state is RunState.COMPLETED
 
 
 @pytest.mark.parametrize("base", ["", "/v1", "/v1/"])
@@ -131,7 +131,7 @@ async def test_loading_and_unloading_are_answers_of_one_line(
     rig = await rigs(await raw_upstream(sends(HEAD + chunked(last))))
     answer = await ask(rig, "/api/generate", keep_alive=0)
     assert (bytes(answer.body), answer.clean) == (last, True)
-    assert rig.relay().run.state is State.COMPLETED
+    assert rig.relay().run.state is RunState.COMPLETED
 
 
 async def test_the_end_is_seen_in_the_line_and_not_in_the_body_s_end(rigs, raw_upstream) -> None:
@@ -295,7 +295,7 @@ async def test_an_error_in_the_middle_is_a_line_that_clients_raise_on(
     assert words == CHAT[:2]
     assert list(json.loads(last)) == ["error"]
     assert why in json.loads(last)["error"]
-    assert rig.relay().run.state in {State.FAILED, State.EXPIRED}
+    assert rig.relay().run.state in {RunState.FAILED, RunState.EXPIRED}
 
 
 async def test_the_upstream_s_own_error_line_stands_once(rigs, raw_upstream) -> None:
@@ -303,7 +303,7 @@ async def test_the_upstream_s_own_error_line_stands_once(rigs, raw_upstream) -> 
     rig = await rigs(await raw_upstream(sends(HEAD + chunked(*CHAT[:2], ERROR) + LAST)))
     answer = await ask(rig, "/api/chat")
     assert bytes(answer.body) == b"".join(CHAT[:2]) + ERROR
-    assert rig.relay().run.state is State.FAILED
+    assert rig.relay().run.state is RunState.FAILED
 
 
 async def test_an_error_line_at_once_is_a_status(rigs, raw_upstream) -> None:
@@ -363,7 +363,7 @@ async def test_a_client_that_goes_cancels(rigs, raw_upstream, path: str) -> None
             await stream.head()
         await stream.vanish()
         await until(lambda upstream=upstream: upstream.peers[0].gone, DEADLINE_S, "it is let go")
-        assert rig.relay().run.state is State.CANCELLED
+        assert rig.relay().run.state is RunState.CANCELLED
 
 
 async def test_an_answer_can_go_on_without_its_client(rigs, raw_upstream) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from fakes.client import get
 from tidegate.core import formats
-from tidegate.core.runs.state import State
+from tidegate.core.runs.state import RunState
 from tidegate.core.runs.summary import AttemptSummary, RunSummary
 from tidegate.core.settings import Token, Upstream
 from tidegate.gateway.api import openapi
@@ -103,7 +103,7 @@ def test_runs_are_described_as_they_are_sent() -> None:
     assert set(schemas["Attempt"]["properties"]) == set(AttemptSummary.__struct_fields__)
     for name in ("Run", "RunInFull", "Attempt", "Repair"):  # a member with a default is sent too
         assert schemas[name]["required"] == list(schemas[name]["properties"])
-    assert schemas["Run"]["properties"]["state"] == {"enum": [state.value for state in State]}
+    assert schemas["Run"]["properties"]["state"] == {"enum": [state.value for state in RunState]}
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/messages", "/v1/messages/x", "/api/tags"])

@@ -14,7 +14,7 @@ from fakes.client import chat, get, open_chat
 from fakes.machine import until
 from fakes.upstream import numbered
 from gateway.gateway_rig import DEADLINE_S, Rig, Tap
-from tidegate.core.runs.state import State
+from tidegate.core.runs.state import RunState
 
 ON_BOTH_LOOPS = True
 
@@ -139,7 +139,7 @@ async def test_the_last_websocket_that_goes_takes_the_run_along(rigs, raw_upstre
         await asyncio.sleep(0.5)
         assert not run.is_over
     await until(lambda: run.is_over, DEADLINE_S, "no reader is left")
-    assert run.state is State.CANCELLED
+    assert run.state is RunState.CANCELLED
 
 
 @pytest.mark.parametrize(("keepalive_s", "stall_s"), [(15.0, 1.5), (0.3, 30.0)])

@@ -16,7 +16,7 @@ from gateway.relay.relay_rig import always, chat, sends, whole
 from tidegate.core.protocol.lines import MAX_LINE_BYTES
 from tidegate.core.protocol.worker import RunList, encode
 from tidegate.core.runs.ledger import RECORD_BYTES, Entry
-from tidegate.core.runs.state import State
+from tidegate.core.runs.state import RunState
 from tidegate.gateway.relay.summaries import summarise
 
 ON_BOTH_LOOPS = True
@@ -62,7 +62,9 @@ async def test_a_body_is_charged_until_its_upstream_has_taken_it(rigs, raw_upstr
     stream = await ask_largely(rig, body)
     entries = rig.gateway.registry.ledger.entries
     await until(
-        lambda: rig.gateway.registry.active_count == 1 and rig.relay().run.state is State.STREAMING,
+        lambda: (
+            rig.gateway.registry.active_count == 1 and rig.relay().run.state is RunState.STREAMING
+        ),
         DEADLINE_S,
         "the answer has begun",
     )

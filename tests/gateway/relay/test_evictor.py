@@ -16,7 +16,7 @@ from tidegate.core.memory.report import StepReport
 from tidegate.core.protocol.worker import Reclaim
 from tidegate.core.runs.eviction import Eviction, Victim
 from tidegate.core.runs.ledger import Entry
-from tidegate.core.runs.state import State
+from tidegate.core.runs.state import RunState
 from tidegate.core.runs.window import SEGMENT_BYTES
 from tidegate.gateway.api import create
 from tidegate.gateway.api.demo import StuckRelay
@@ -166,7 +166,7 @@ async def test_readers_who_read_nothing_are_told_when_their_run_ends(rigs, raw_u
     (report,) = await take(rig, "stalled", stale_after_s=0.2)
     assert report.runs == 1
     assert report.freed_bytes >= 0.9 * report.promised_bytes > 0
-    assert relay.run.state is State.EXPIRED
+    assert relay.run.state is RunState.EXPIRED
     assert "its readers have read nothing for" in str(relay.run.reason)
     assert str(relay.run.reason).endswith("memory level 3")
 
@@ -178,7 +178,7 @@ async def test_a_background_run_that_loses_its_window_goes_on(rigs, raw_upstream
     run_id = await background(rig, 300)
     run = rig.relay().run
     (report,) = await take(rig, "windows")
-    assert (report.runs, run.state) == (1, State.STREAMING)
+    assert (report.runs, run.state) == (1, RunState.STREAMING)
     assert report.freed_bytes == report.promised_bytes > 300_000
     assert run.window.first_seq == run.window.next_seq == 301
     late = await replay(rig.base_url, run_id, after=10)
@@ -407,7 +407,7 @@ async def test_a_run_whose_own_end_hangs_goes_all_the_same(
         await stalls(rig, relay)
     registry, loop = rig.gateway.registry, rig.gateway.loop
     (report,) = await take(rig, step, stale_after_s=0.0)
-    assert (report.runs, run.state, run.released) == (1, State.EXPIRED, True)
+    assert (report.runs, run.state, run.released) == (1, RunState.EXPIRED, True)
     assert registry.find(run.id, None) is None
     assert loop.time() >= run.ended_s
     await until(lambda: not rig.pool()._open, DEADLINE_S, "the upstream is let go")

@@ -12,7 +12,7 @@ from fakes.upstream import ERROR, OK, ROLE
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked, plain
 from gateway.relay.relay_rig import BOTH, ERROR_BODY, WORD, always, chat, sends, told, whole
 from tidegate.core.runs.ledger import Entry
-from tidegate.core.runs.state import State
+from tidegate.core.runs.state import RunState
 from tidegate.core.settings import LimitOverrides, Model, Upstream
 
 ON_BOTH_LOOPS = True
@@ -132,7 +132,7 @@ async def test_without_another_target_a_late_first_output_is_a_504(rigs, raw_ups
     answer = await chat(rig.base_url, "m")
     assert answer.status == 504
     assert told(answer).startswith('upstream "box" sent no output for 0.2 s; if its model takes')
-    assert rig.relay().run.state is State.EXPIRED
+    assert rig.relay().run.state is RunState.EXPIRED
 
 
 async def test_waiting_for_a_place_is_not_waiting_for_output(rigs, raw_upstream) -> None:

@@ -15,7 +15,7 @@ from gateway.relay.test_evictor import MIB, counting, take
 from gateway.relay.test_registry import WHOLE_END, bulk, stuck
 from tidegate.core.errors import LedgerFull
 from tidegate.core.runs.ledger import Entry
-from tidegate.core.runs.state import State
+from tidegate.core.runs.state import RunState
 from tidegate.gateway.server.connection_table import FRESH_S
 
 
@@ -90,7 +90,7 @@ async def test_a_run_that_begins_while_memory_is_short_keeps_little(rigs, raw_up
     answer = await asyncio.wait_for(chat(rig.base_url, "m"), 20)
     assert (answer.clean, len(answer.events)) == (True, 3003)
     run = rig.relay().run
-    assert run.state is State.COMPLETED
+    assert run.state is RunState.COMPLETED
     assert run.window.next_seq - run.window.first_seq < 1000
     account.close()
     await until(
@@ -116,7 +116,7 @@ async def test_a_finish_reason_is_remembered_when_its_event_had_to_go(rigs, raw_
     account.set(Entry.WINDOW, 9 * MIB)
     answer = await asyncio.wait_for(chat(rig.base_url, "m"), DEADLINE_S)
     assert (answer.clean, len(answer.events)) == (True, 4)
-    assert rig.relay().run.state is State.COMPLETED
+    assert rig.relay().run.state is RunState.COMPLETED
     account.close()
 
 
@@ -263,7 +263,7 @@ async def test_readers_who_read_nothing_go_before_one_who_reads_has_to_fail(
     assert 1 <= len(gone) < 3
     assert registry.swept.reasons["stalled"] == len(gone)
     for run in gone:
-        assert run.state is State.EXPIRED
+        assert run.state is RunState.EXPIRED
         assert str(run.reason).startswith("swept: its readers have read nothing for")
         assert str(run.reason).endswith("memory limit")
     assert registry.ended["failed"] == 0
@@ -311,7 +311,7 @@ async def test_readers_who_lag_go_before_one_who_keeps_up_has_to_fail(
     gone = [run for run in runs if run.released]
     assert 1 <= len(gone) < 3
     for run in gone:
-        assert run.state is State.EXPIRED
+        assert run.state is RunState.EXPIRED
         assert str(run.reason).startswith("swept: its readers lag by")
     assert registry.ended["failed"] == 0
 

@@ -12,7 +12,7 @@ from fakes.client import Stream, chat, get, open_chat
 from fakes.machine import until
 from fakes.upstream import DONE, FINISH, ROLE, chunk, numbered
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked, plain
-from tidegate.core.runs.state import State
+from tidegate.core.runs.state import RunState
 from tidegate.core.settings import Token, Upstream
 from tidegate.gateway.relay.relay import Relay
 
@@ -73,7 +73,7 @@ async def test_a_run_whose_end_never_comes_is_swept_at_every_stage(
     await asyncio.wait_for(stream.read_all(), DEADLINE_S)
     assert stream.clean
     assert b"swept: stuck" in stream.body
-    assert (run.state, run.released) == (State.EXPIRED, True)
+    assert (run.state, run.released) == (RunState.EXPIRED, True)
     assert stream.status == (200 if stage == "streaming" else 504)
     registry = rig.gateway.registry
     assert registry.swept.runs == 1

@@ -16,7 +16,7 @@ from tidegate.core.formats.base import COMMENT as KEEP_ALIVE
 from tidegate.core.runs import limits as clock
 from tidegate.core.runs.attempt import HOLD_BYTES, HOLD_EVENTS
 from tidegate.core.runs.ledger import RECORD_BYTES, Entry
-from tidegate.core.runs.state import State
+from tidegate.core.runs.state import RunState
 from tidegate.core.settings import LimitOverrides, Upstream
 from tidegate.gateway.relay.relay import Relay
 
@@ -32,7 +32,7 @@ async def test_after_the_hold_a_late_output_is_a_whole_answer(rigs, raw_upstream
     rig = await rigs(upstream, hold_s=0.1, keepalive_s=0.1)
     stream = await open_chat(rig.base_url, "m")
     await stream.head()
-    assert rig.relay().run.state is State.CONNECTING
+    assert rig.relay().run.state is RunState.CONNECTING
     await stream.read_all()
     assert bytes(stream.body).replace(KEEP_ALIVE, b"") == b"".join(OK)
     assert bytes(stream.body).count(KEEP_ALIVE) >= 1
@@ -57,7 +57,7 @@ async def test_after_the_hold_a_failure_is_an_error_event(rigs, raw_upstream) ->
         assert stream.status == 200
         await stream.read_all()
         assert 'upstream "box"' in told(stream)
-        assert rig.relay().run.state is State.FAILED
+        assert rig.relay().run.state is RunState.FAILED
 
 
 async def test_after_the_hold_it_can_still_fail_over(rigs, raw_upstream) -> None:
@@ -91,7 +91,7 @@ async def test_little_of_what_says_nothing_is_held(rigs, raw_upstream) -> None:
     assert bytes(stream.body).endswith(b"".join(OK[1:]))
     assert len(stream.events) <= HOLD_EVENTS + len(OK)
     assert len(stream.body) <= HOLD_BYTES + 2 * len(EMPTY) + len(b"".join(OK))
-    assert rig.relay().run.state is State.COMPLETED
+    assert rig.relay().run.state is RunState.COMPLETED
 
 
 # --- after the first output -----------------------------------------------------------------------
@@ -119,7 +119,7 @@ async def test_an_answer_that_lacks_only_its_end_is_completed(
     whole = b"".join([ROLE, *words, FINISH, DONE])
     assert (bytes(answer.body), answer.clean) == (whole, True)
     run = rig.relay().run
-    assert (run.state, run.reason, run.attempt.outcome) == (State.COMPLETED, None, "completed")
+    assert (run.state, run.reason, run.attempt.outcome) == (RunState.COMPLETED, None, "completed")
     assert run.window.next_seq == len(words) + 3
     await until(lambda: upstream.peers[0].gone, DEADLINE_S, "the upstream is let go of")
 
@@ -175,7 +175,7 @@ async def test_an_error_of_the_upstream_s_is_told_once(
     answer = await chat(rig.base_url, "m")
     assert told(answer) == "the fake is overloaded"
     run = rig.relay().run
-    assert run.state in {State.FAILED, State.EXPIRED}
+    assert run.state in {RunState.FAILED, RunState.EXPIRED}
     assert run.window.next_seq == 3
 
 
@@ -184,7 +184,7 @@ async def test_an_error_before_the_marker_is_a_failure(rigs, raw_upstream) -> No
     rig = await rigs(await raw_upstream(sends(HEAD + chunked(ROLE, WORD, ERROR, DONE) + LAST)))
     answer = await chat(rig.base_url, "m")
     assert errors(answer) == ["the fake is overloaded"]
-    assert rig.relay().run.state is State.FAILED
+    assert rig.relay().run.state is RunState.FAILED
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ async def test_a_finish_reason_is_an_end_and_no_marker_is_invented(
     answer = await chat(rig.base_url, "m")
     assert bytes(answer.body) == ROLE + WORD + FINISH
     assert answer.clean
-    assert rig.relay().run.state is State.COMPLETED
+    assert rig.relay().run.state is RunState.COMPLETED
 
 
 async def test_usage_behind_the_finish_reason_is_waited_for(rigs, raw_upstream) -> None:
@@ -224,7 +224,7 @@ async def test_the_marker_ends_the_answer_whatever_the_connection_does(
     rig = await rigs(upstream, idle_s=30.0)
     answer = await chat(rig.base_url, "m")
     assert bytes(answer.body) == ROLE + WORD + marker
-    assert rig.relay().run.state is State.COMPLETED
+    assert rig.relay().run.state is RunState.COMPLETED
     assert rig.pool().active == 0
     await until(lambda: upstream.peers[0].gone, DEADLINE_S, "the upstream is let go")
 
@@ -320,7 +320,7 @@ async def test_total_s_ends_whatever_goes_on(rigs, raw_upstream) -> None:
     rig = await rigs(await raw_upstream(play), total_s=0.4)
     answer = await asyncio.wait_for(chat(rig.base_url, "m"), DEADLINE_S)
     assert told(answer).startswith("took longer than total_s = 0.4 s; ")
-    assert rig.relay().run.state is State.EXPIRED
+    assert rig.relay().run.state is RunState.EXPIRED
     await until(lambda: not rig.pool()._open, DEADLINE_S, "the upstream is let go")
 
 
@@ -367,7 +367,7 @@ async def test_without_grace_the_upstream_goes_with_its_client(rigs, raw_upstrea
         relay = rig.relay()
         await client.vanish()
         await until(lambda up=upstream: up.peers[0].gone, DEADLINE_S, "it was let go")
-        assert relay.run.state is State.CANCELLED
+        assert relay.run.state is RunState.CANCELLED
         assert relay.run.reason == "cancelled: client disconnected"
         assert rig.pool().active == 0
 
@@ -382,7 +382,7 @@ async def test_a_client_that_goes_while_it_waits_leaves_the_queue(rigs, raw_upst
     await until(lambda: rig.pool().status().queued, DEADLINE_S, "the second one waits")
     await client.vanish()
     await until(lambda: not rig.pool().status().queued, DEADLINE_S, "it waits no longer")
-    assert rig.relay().run.state is State.CANCELLED
+    assert rig.relay().run.state is RunState.CANCELLED
 
 
 async def test_who_comes_back_within_the_grace_finds_it_running(rigs, raw_upstream) -> None:
@@ -405,11 +405,11 @@ async def test_who_comes_back_within_the_grace_finds_it_running(rigs, raw_upstre
     again = await Stream.open(rig.base_url, f"/v1/runs/{run.id}/stream?starting_after=0")
     await again.read_events(1)
     await asyncio.sleep(2.2)  # the grace and more
-    assert run.state is State.STREAMING
+    assert run.state is RunState.STREAMING
     go_on.set()
     await again.read_rest()
     assert [event.id for event in again.events] == ["1", "2", "3", "4"]
-    assert run.state is State.COMPLETED
+    assert run.state is RunState.COMPLETED
 
 
 async def test_whoever_is_to_continue_is_not_cancelled(rigs, raw_upstream) -> None:
@@ -432,7 +432,7 @@ async def test_whoever_is_to_continue_is_not_cancelled(rigs, raw_upstream) -> No
     await asyncio.sleep(0.1)
     go_on.set()
     await until(lambda: run.is_over, DEADLINE_S, "it went on to its end")
-    assert (run.state, run.window.next_seq) == (State.COMPLETED, len(OK))
+    assert (run.state, run.window.next_seq) == (RunState.COMPLETED, len(OK))
 
 
 # --- pausing --------------------------------------------------------------------------------------
@@ -457,10 +457,10 @@ async def test_the_upstream_waits_for_the_reader_that_is_furthest_ahead(rigs, ra
     held = run.window.next_seq
     assert held < 10_000
     await asyncio.sleep(2.0)  # twice idle_s
-    assert run.state is State.STREAMING
+    assert run.state is RunState.STREAMING
     quick = await Stream.open(rig.base_url, f"/v1/runs/{run.id}/stream")
     await quick.read_all()
-    assert run.state is State.COMPLETED
+    assert run.state is RunState.COMPLETED
     numbers = [event.id for event in quick.events]
     assert numbers == [str(n) for n in range(int(numbers[0] or 0), 20_003)]
     await slow.read_all()  # the window has moved on without it
@@ -520,7 +520,7 @@ async def test_a_fault_of_ours_ends_the_run_and_nothing_else(
     model = "finish-no-done" if where == "feed_end" else "numbered:5:20"
     answer = await chat(rig.base_url, model)
     assert errors(answer) == ["internal error of tidegate"]
-    assert rig.relay().run.state is State.FAILED
+    assert rig.relay().run.state is RunState.FAILED
     assert rig.pool().active == 0
     assert len(rig.errors) == 1
     rig.errors.clear()
@@ -598,6 +598,6 @@ async def test_the_sweep_is_the_net_beneath_an_end_that_never_comes(
     for stream in (live, lagging):
         assert "swept: stuck" in errors(stream)[-1]
         assert stream.clean
-    assert run.state is State.EXPIRED
+    assert run.state is RunState.EXPIRED
     await until(lambda: not rig.held_bytes, DEADLINE_S, "no byte is held")
     await until(lambda: not rig.pool()._open, DEADLINE_S, "the upstream is let go")

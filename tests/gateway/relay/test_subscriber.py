@@ -13,7 +13,7 @@ from fakes.upstream import DONE, FINISH, ROLE, numbered
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked
 from tidegate.core.formats.base import COMMENT as KEEP_ALIVE
 from tidegate.core.runs.ledger import Entry
-from tidegate.core.runs.state import State
+from tidegate.core.runs.state import RunState
 
 ON_BOTH_LOOPS = True
 
@@ -132,7 +132,7 @@ async def test_who_reads_too_slowly_is_told_what_was_evicted(rigs, raw_upstream)
     assert last.error["code"] == "cursor_evicted"
     assert "read too slowly" in last.error["message"]
     assert slow.clean
-    assert run.state is State.STREAMING
+    assert run.state is RunState.STREAMING
     tap.finish()
     await quick.read_rest()
     assert len(quick.events) == 4003

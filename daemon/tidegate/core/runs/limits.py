@@ -11,7 +11,7 @@ import math
 from typing import NamedTuple
 
 from tidegate.core.runs.run import Run
-from tidegate.core.runs.state import State, Trigger
+from tidegate.core.runs.state import RunState, Trigger
 from tidegate.core.settings import PLAIN_S
 
 # After the reason why an answer ends only usage and the terminal marker are to come, at once. Some
@@ -43,7 +43,7 @@ def look_again_s(run: Run, now_s: float) -> float:
     An answer that has said why it ends has less time than one that goes on, and events set no
     deadlines: so each wait looks as often as the shortest of these is long.
     """
-    if run.state is not State.STREAMING or run.paused_s is not None:
+    if run.state is not RunState.STREAMING or run.paused_s is not None:
         return math.inf
     quiet_s = run.attempt.last_event_s + _end_within_s(run)
     return quiet_s if quiet_s > now_s else now_s + _end_within_s(run)
@@ -88,7 +88,7 @@ def _expiries(run: Run) -> list[Expiry]:
                 "cancelled: client disconnected",
             )
         )
-    if run.state is State.QUEUED:
+    if run.state is RunState.QUEUED:
         expiries.append(
             Expiry(
                 run.queued_s + limits.queue_s,
@@ -102,7 +102,7 @@ def _expiries(run: Run) -> list[Expiry]:
         return expiries  # while we do not read, the upstream cannot be late
     attempt = run.attempts[-1] if run.attempts else None
     # An answer that is no stream of events is its own first output.
-    if run.state is State.CONNECTING and attempt is not None and not run.request.streamed:
+    if run.state is RunState.CONNECTING and attempt is not None and not run.request.streamed:
         plain_s = limits.plain_s or PLAIN_S
         expiries.append(
             Expiry(
@@ -113,7 +113,7 @@ def _expiries(run: Run) -> list[Expiry]:
                 of_upstream=True,
             )
         )
-    if run.state is State.CONNECTING and attempt is not None and run.request.streamed:
+    if run.state is RunState.CONNECTING and attempt is not None and run.request.streamed:
         expiries.append(
             Expiry(
                 attempt.started_s + limits.first_output_s,
@@ -123,7 +123,7 @@ def _expiries(run: Run) -> list[Expiry]:
                 of_upstream=True,
             )
         )
-    if run.state is State.STREAMING and attempt is not None and run.transcript.lacks_only_end():
+    if run.state is RunState.STREAMING and attempt is not None and run.transcript.lacks_only_end():
         whole_s = attempt.last_event_s + _end_within_s(run)
         expiries.append(
             Expiry(
@@ -133,7 +133,7 @@ def _expiries(run: Run) -> list[Expiry]:
                 "was whole, and its upstream said no more",
             )
         )
-    elif run.state is State.STREAMING and attempt is not None:
+    elif run.state is RunState.STREAMING and attempt is not None:
         expiries.append(
             Expiry(
                 attempt.last_event_s + limits.idle_s,

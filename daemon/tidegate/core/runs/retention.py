@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from tidegate.core.runs.run import Run
-from tidegate.core.runs.state import State
+from tidegate.core.runs.state import RunState
 
 
 class RetentionVerdict(NamedTuple):
@@ -28,7 +28,7 @@ def due_s(run: Run) -> float:
             return stuck_s
         return min(stuck_s, run.abandoned_s + run.limits.disconnect_grace_s + run.limits.grace_s)
     kept_s = run.limits.keep_finished_s
-    if run.state is State.CANCELLED and not run.request.background:
+    if run.state is RunState.CANCELLED and not run.request.background:
         kept_s = min(kept_s, run.limits.close_flush_s)  # its readers have the reason by then
     if run.readers:  # the end of it is still being read, but not for ever
         return max(run.ended_s + kept_s, stuck_s)
@@ -41,7 +41,7 @@ def verdict(run: Run, now_s: float) -> RetentionVerdict | None:
         return None
     limits = run.limits
     if run.ended_s is not None:
-        if run.state is State.CANCELLED:
+        if run.state is RunState.CANCELLED:
             return RetentionVerdict("cancelled", "cancelled")
         return RetentionVerdict("finished", f"finished {now_s - run.ended_s:.0f} s ago")
     age_s = now_s - run.created_s

@@ -21,7 +21,7 @@ from tidegate.core.formats.framing import RAW
 from tidegate.core.runs.advice import advise
 from tidegate.core.runs.attempt import AttemptRecord
 from tidegate.core.runs.ledger import RECORD_BYTES, Account, Entry
-from tidegate.core.runs.state import TERMINAL, Census, State, Trigger, step
+from tidegate.core.runs.state import TERMINAL, Census, RunState, Trigger, step
 from tidegate.core.runs.transcript import Transcript
 from tidegate.core.runs.window import Cursor, Window
 from tidegate.core.secret import NO_SECRET, Secret
@@ -71,7 +71,7 @@ class Run:
         self.format = format
         self.limits = limits
         self.account = account
-        self.state = State.QUEUED
+        self.state = RunState.QUEUED
         self.census: Census | None = None  # where it is counted, while it is held
         self.reason: str | None = None
         self.error_code: str | None = None
@@ -123,7 +123,7 @@ class Run:
             self.census[self.state] -= 1
             self.census = None
 
-    def _become(self, state: State) -> None:
+    def _become(self, state: RunState) -> None:
         if self.census is not None:
             self.census[self.state] -= 1
             self.census[state] += 1
@@ -151,7 +151,7 @@ class Run:
 
     def try_again(self) -> None:
         """Go on with the same try: what went before was no failure, and its clock runs on."""
-        assert self.state is State.CONNECTING
+        assert self.state is RunState.CONNECTING
         self._drop_attempt()
         self.attempt.tries += 1
 
@@ -181,11 +181,11 @@ class Run:
                 return b""
             readable = form.whole_events(block, events)
         if readable < events:
-            if readable and self.state is State.STREAMING:
+            if readable and self.state is RunState.STREAMING:
                 block = b"".join(form.framing.split(block)[:readable])
                 self.transcript.append(block, readable, attempt.secret)
             raise UpstreamError("sent an event that is not JSON", code="malformed_event")
-        if self.state is not State.STREAMING:
+        if self.state is not RunState.STREAMING:
             begun = attempt.hold(form, block, self.learn_id)
             self.account.set(Entry.HELD, attempt.charged_bytes)
             return self._let_go(now_s) if begun else b""
@@ -235,7 +235,7 @@ class Run:
         block, events = self.attempt.framer.finish()
         self.account.set(Entry.PARTIAL, 0)
         sent = self._take(block, events, now_s) if events else b""
-        if self.state is not State.STREAMING:
+        if self.state is not RunState.STREAMING:
             held = self.format.framing.split(b"".join(self.attempt.held))
             said = self.format.verdict(held)
             if said in {Meaning.DONE, Meaning.FINISH}:
@@ -344,7 +344,7 @@ class Run:
     def adopt(
         self,
         *,
-        state: State,
+        state: RunState,
         reason: str | None,
         attempts: list[AttemptRecord],
         events: bytes,
@@ -389,14 +389,14 @@ class Run:
     def resume(self, now_s: float) -> None:
         """Let the clocks run on: the upstream is read again."""
         if self.paused_s is not None and self.attempts:
-            is_connecting = self.state is State.CONNECTING
+            is_connecting = self.state is RunState.CONNECTING
             self.attempt.pause_clocks(self.paused_s, now_s, is_connecting=is_connecting)
         self.paused_s = None
 
 
-_ERROR_STATUS = {State.FAILED: 502, State.CANCELLED: 409, State.EXPIRED: 504}
+_ERROR_STATUS = {RunState.FAILED: 502, RunState.CANCELLED: 409, RunState.EXPIRED: 504}
 _ERROR_KINDS = {
-    State.FAILED: "upstream_error",
-    State.CANCELLED: "cancelled",
-    State.EXPIRED: "timeout_error",
+    RunState.FAILED: "upstream_error",
+    RunState.CANCELLED: "cancelled",
+    RunState.EXPIRED: "timeout_error",
 }

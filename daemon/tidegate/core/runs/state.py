@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import Enum
 
 
-class State(Enum):
+class RunState(Enum):
     """Where a run stands."""
 
     __hash__ = object.__hash__  # Enum's own is written in Python, and costs 0.3 us each time
@@ -36,51 +36,51 @@ class Trigger(Enum):
     EXPIRE = "expire"
 
 
-TERMINAL = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED, State.EXPIRED})
+TERMINAL = frozenset({RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED, RunState.EXPIRED})
 
 # None: it cannot happen there, and is a mistake of ours. A terminal state absorbs everything:
 # late news about an answer that is over changes nothing.
-TRANSITIONS: dict[State, dict[Trigger, State | None]] = {
-    State.QUEUED: {
-        Trigger.QUEUE: State.QUEUED,
-        Trigger.ATTEMPT: State.CONNECTING,
+TRANSITIONS: dict[RunState, dict[Trigger, RunState | None]] = {
+    RunState.QUEUED: {
+        Trigger.QUEUE: RunState.QUEUED,
+        Trigger.ATTEMPT: RunState.CONNECTING,
         Trigger.OUTPUT: None,
         Trigger.COMPLETE: None,
-        Trigger.FAIL: State.FAILED,
-        Trigger.CANCEL: State.CANCELLED,
-        Trigger.EXPIRE: State.EXPIRED,
+        Trigger.FAIL: RunState.FAILED,
+        Trigger.CANCEL: RunState.CANCELLED,
+        Trigger.EXPIRE: RunState.EXPIRED,
     },
-    State.CONNECTING: {
-        Trigger.QUEUE: State.QUEUED,  # a failover to an upstream that is busy
-        Trigger.ATTEMPT: State.CONNECTING,  # the next try, or a failover
-        Trigger.OUTPUT: State.STREAMING,
-        Trigger.COMPLETE: State.COMPLETED,  # a plain answer, or an empty one
-        Trigger.FAIL: State.FAILED,
-        Trigger.CANCEL: State.CANCELLED,
-        Trigger.EXPIRE: State.EXPIRED,
+    RunState.CONNECTING: {
+        Trigger.QUEUE: RunState.QUEUED,  # a failover to an upstream that is busy
+        Trigger.ATTEMPT: RunState.CONNECTING,  # the next try, or a failover
+        Trigger.OUTPUT: RunState.STREAMING,
+        Trigger.COMPLETE: RunState.COMPLETED,  # a plain answer, or an empty one
+        Trigger.FAIL: RunState.FAILED,
+        Trigger.CANCEL: RunState.CANCELLED,
+        Trigger.EXPIRE: RunState.EXPIRED,
     },
-    State.STREAMING: {
+    RunState.STREAMING: {
         Trigger.QUEUE: None,
         Trigger.ATTEMPT: None,  # two answers are never spliced together
-        Trigger.OUTPUT: State.STREAMING,
-        Trigger.COMPLETE: State.COMPLETED,
-        Trigger.FAIL: State.FAILED,
-        Trigger.CANCEL: State.CANCELLED,
-        Trigger.EXPIRE: State.EXPIRED,
+        Trigger.OUTPUT: RunState.STREAMING,
+        Trigger.COMPLETE: RunState.COMPLETED,
+        Trigger.FAIL: RunState.FAILED,
+        Trigger.CANCEL: RunState.CANCELLED,
+        Trigger.EXPIRE: RunState.EXPIRED,
     },
     **{state: dict.fromkeys(Trigger, state) for state in TERMINAL},
 }
 
 
-Census = dict[State, int]  # how many runs are held, by state
+Census = dict[RunState, int]  # how many runs are held, by state
 
 
 def empty_census() -> Census:
     """A census of no runs."""
-    return dict.fromkeys(State, 0)
+    return dict.fromkeys(RunState, 0)
 
 
-def step(state: State, trigger: Trigger) -> State:
+def step(state: RunState, trigger: Trigger) -> RunState:
     """The state after `trigger`. Raises AssertionError where that cannot happen."""
     after = TRANSITIONS[state][trigger]
     assert after is not None, f"{trigger.value} cannot happen to a run that is {state.value}"

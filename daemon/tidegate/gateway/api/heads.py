@@ -8,7 +8,7 @@ from http import HTTPStatus
 from tidegate.core.errors import LedgerFull
 from tidegate.core.formats.framing import Framing
 from tidegate.core.runs.run import Run
-from tidegate.core.runs.state import State
+from tidegate.core.runs.state import RunState
 from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.relay.subscriber import stream_headers
 from tidegate.gateway.server.connection_table import KEEPALIVE_S
@@ -77,7 +77,7 @@ def failure(relay: Relay) -> Answer:
         headers = (("Retry-After", str(RETRY_AFTER_S)),)
     elif found := _STATUS_IN_CODE.fullmatch(run.error_code or ""):
         error = error._replace(status=int(found[1]))
-    elif run.state is State.CANCELLED or run.error_code in _NO_USE:
+    elif run.state is RunState.CANCELLED or run.error_code in _NO_USE:
         headers = (("x-should-retry", "false"),)
     return Answer(error.status, "application/json", run.format.error_body(error), headers)
 

@@ -17,7 +17,7 @@ from aiohttp import hdrs, web
 from tidegate.core.errors import LedgerFull, UpstreamError
 from tidegate.core.formats.framing import SSE
 from tidegate.core.runs.ledger import Entry
-from tidegate.core.runs.state import State
+from tidegate.core.runs.state import RunState
 from tidegate.gateway.api.run_socket import RunSocket, event_message
 from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.relay.handover import Peer, PeerStream
@@ -138,9 +138,9 @@ async def _send_messages(
         await _pass_on(stream, socket)
         status, body = await peer.ask("GET", path.rpartition("/")[0], caller.owner)
     except UpstreamError as error:
-        return State.FAILED.value, str(error)
+        return RunState.FAILED.value, str(error)
     summary = msgspec.json.decode(body) if status == 200 else {}
-    return summary.get("state", State.FAILED.value), summary.get("reason")
+    return summary.get("state", RunState.FAILED.value), summary.get("reason")
 
 
 async def _pass_on(stream: PeerStream, socket: WebSocket) -> None:

@@ -16,7 +16,7 @@ from msgspec import Raw
 from tidegate.core.formats.base import RequestInfo
 from tidegate.core.formats.responses import Rewriter, bare_response, failed_response, response_in
 from tidegate.core.runs.run import Run
-from tidegate.core.runs.state import State
+from tidegate.core.runs.state import RunState
 from tidegate.gateway.api.cursor import cursor_after, follow, starting_after
 from tidegate.gateway.api.peer import Events, NotHere
 from tidegate.gateway.gateway import Gateway
@@ -29,7 +29,11 @@ from tidegate.gateway.server.writer import ResponseWriter
 from tidegate.gateway.upstreams.choice import Target
 
 _encode = msgspec.json.encode
-_STATUS = {State.QUEUED: "queued", State.CONNECTING: "queued", State.STREAMING: "in_progress"}
+_STATUS = {
+    RunState.QUEUED: "queued",
+    RunState.CONNECTING: "queued",
+    RunState.STREAMING: "in_progress",
+}
 
 
 async def show_response(
@@ -179,6 +183,6 @@ def _as_it_is(run: Run) -> bytes:
     for event in reversed(run.window.last_events(2)):
         if found := response_in(event):
             return found
-    if run.state is State.COMPLETED:
+    if run.state is RunState.COMPLETED:
         raise Refused(410, "this response is no longer kept", "response_evicted")
     return _encode(failed_response(run.error(), run.about()))

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from tidegate.core.problems import Repair
-from tidegate.core.runs.state import State
+from tidegate.core.runs.state import RunState
 from tidegate.core.runs.summary import AttemptSummary, RunSummary
 
 JsonObject = dict[str, Any]  # a piece of the document
@@ -105,7 +105,7 @@ def _many(schema: str) -> JsonObject:
 
 # --- components ---------------------------------------------------------------------------------
 
-_STATE = {"enum": [state.value for state in State]}
+_STATE = {"enum": [state.value for state in RunState]}
 SCHEMAS: JsonObject = {
     "Error": _object(
         {},

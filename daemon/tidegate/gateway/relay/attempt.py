@@ -19,7 +19,7 @@ from tidegate.core.formats.base import TAIL_EVENTS, Meaning
 from tidegate.core.formats.framing import RAW
 from tidegate.core.runs.limits import Expiry, fits_hold, has_time
 from tidegate.core.runs.run import Run
-from tidegate.core.runs.state import State, Trigger
+from tidegate.core.runs.state import RunState, Trigger
 from tidegate.core.secret import NO_SECRET
 from tidegate.core.upstreams.blame import FAULT_OF_CODE, VERDICTS, Fault, Held, fault_of_answer
 from tidegate.core.upstreams.breaker import Witness
@@ -233,7 +233,7 @@ class Attempt:
             self._guarded(self._finish_plain)
         elif run.format.framing is RAW:
             # Without events HTTP's word is all there is. An answer of no bytes is one as well.
-            begun = run.state is State.STREAMING
+            begun = run.state is RunState.STREAMING
             self._guarded(self._host.complete if begun else self._finish_plain)
         else:
             error = UpstreamError(
@@ -322,7 +322,7 @@ class Attempt:
         run, reply, target, now_s = self._run, self._reply, self.target, self._loop.time()
         if wait_s is not None:
             target.pool.health.hold(target.model, wait_s, reply.status, now_s)
-        if self._failover.has_more() or run.state is not State.CONNECTING:
+        if self._failover.has_more() or run.state is not RunState.CONNECTING:
             return False
         if VERDICTS[fault].is_ours:  # no credit comes back by waiting
             return False
@@ -356,7 +356,7 @@ class Attempt:
             self._host.end(Trigger.FAIL, reason, error.code)
             return
         after = ""
-        if self._run.state in {State.CONNECTING, State.STREAMING}:
+        if self._run.state in {RunState.CONNECTING, RunState.STREAMING}:
             after = f", {self._loop.time() - self._asked_s:.1f} s after the request"
         status = self._reply.status
         failure = failure_of(self.target, error, fault, answer, status=status, after=after)
@@ -365,7 +365,7 @@ class Attempt:
     def expire(self, expiry: Expiry) -> None:
         """Report that the upstream took longer than a limit allows."""
         reason = f'upstream "{self.target.pool.name}" {expiry.reason}'
-        if self._former and self._run.state is State.CONNECTING:
+        if self._former and self._run.state is RunState.CONNECTING:
             # The clock of the try before ran on: that one had an answer, if no good one.
             reason = f"{self._former}; asked again, it {expiry.reason} in all"
         fault = FAULT_OF_CODE[expiry.limit]

@@ -14,7 +14,7 @@ from tidegate.core.errors import UpstreamError
 from tidegate.core.formats.base import ErrorText
 from tidegate.core.runs.advice import advise
 from tidegate.core.runs.limits import Expiry, fits_hold, has_time
-from tidegate.core.runs.state import State, Trigger
+from tidegate.core.runs.state import RunState, Trigger
 from tidegate.core.upstreams.blame import VERDICTS
 from tidegate.gateway.relay.attempt import Attempt, AttemptHost
 from tidegate.gateway.relay.failure import Failure
@@ -156,7 +156,7 @@ class Failover:
     def settle(self, attempt: Attempt, failure: Failure) -> None:
         """Hold the fault against its owner, and go on: once more, elsewhere, or to the end."""
         run, verdict, now_s = self._run, VERDICTS[failure.fault], self._loop.time()
-        has_begun = run.state not in {State.QUEUED, State.CONNECTING}
+        has_begun = run.state not in {RunState.QUEUED, RunState.CONNECTING}
         has_more = self.has_more()
         may_ask_again = verdict.once_more and not (has_begun or has_more or self._asked_again)
         if may_ask_again and has_time(run, now_s, ONCE_MORE_S):

@@ -21,7 +21,7 @@ from tidegate.core.formats import BY_PATH, CHAT
 from tidegate.core.runs.attempt import AttemptRecord
 from tidegate.core.runs.ledger import Account, Entry, Ledger
 from tidegate.core.runs.run import Run, RunRequest
-from tidegate.core.runs.state import State
+from tidegate.core.runs.state import RunState
 from tidegate.core.runs.summary import RunSummary
 from tidegate.core.settings import Limits, Upstream
 from tidegate.gateway.upstreams.fetch import fetch
@@ -126,7 +126,7 @@ def unpack(data: bytes, ledger: Ledger, limits: Limits, now_s: float) -> Run:
         )
         run.response_id, run.upstream_response_id = handed.response_id, handed.upstream_response_id
         run.adopt(
-            state=State(handed.state),
+            state=RunState(handed.state),
             reason=handed.reason,
             attempts=[
                 AttemptRecord(number, upstream, handed.model, now_s)

@@ -21,7 +21,7 @@ from tidegate.core.runs import retention
 from tidegate.core.runs.deadlines import Deadlines, Watched
 from tidegate.core.runs.ledger import Ledger
 from tidegate.core.runs.retention import RetentionVerdict
-from tidegate.core.runs.state import State, Trigger, empty_census
+from tidegate.core.runs.state import RunState, Trigger, empty_census
 from tidegate.core.runs.summary import RunSummary
 from tidegate.core.text import count
 from tidegate.gateway.relay.relay import Relay
@@ -209,7 +209,7 @@ class Registry:
         self.forget(relay)
         if self._active.pop(run.id, None) is not None:
             self._finish(relay)
-        if run.state is not State.COMPLETED:
+        if run.state is not RunState.COMPLETED:
             log.info("run %s %s: %s", run.id, run.state.value, _once(run.state, run.reason))
 
     def on_detach(self, relay: Relay) -> None:
@@ -354,6 +354,6 @@ class Registry:
                 self.tick_by(next_s)
 
 
-def _once(state: State, reason: str | None) -> str:
+def _once(state: RunState, reason: str | None) -> str:
     """Give the reason without the word that the state says already."""
     return (reason or "").removeprefix(f"{state.value}: ")

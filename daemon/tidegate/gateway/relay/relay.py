@@ -23,7 +23,7 @@ from tidegate.core.histogram import Histogram
 from tidegate.core.runs.ledger import Entry
 from tidegate.core.runs.limits import Expiry, look_again_s, next_expiry
 from tidegate.core.runs.run import Run
-from tidegate.core.runs.state import State, Trigger
+from tidegate.core.runs.state import RunState, Trigger
 from tidegate.core.runs.window import SEGMENT_BYTES
 from tidegate.gateway.relay.attempt import Attempt
 from tidegate.gateway.relay.failover import Failover
@@ -127,7 +127,7 @@ class Relay:
             before = run.state
             block = run.feed(data, self._loop.time())
             if block:
-                if before is not State.STREAMING:
+                if before is not RunState.STREAMING:
                     self._on_first_output()
                 if run.format.may_end(block):
                     said = run.transcript.verdict()
@@ -167,7 +167,7 @@ class Relay:
         before = run.state
         block, said = run.feed_end(self._loop.time())
         if block:
-            if before is not State.STREAMING:
+            if before is not RunState.STREAMING:
                 self._on_first_output()
             self._send(block)
         return said
@@ -228,7 +228,7 @@ class Relay:
         """End the run: the record, the reason to all readers, nothing left upstream."""
         run = self.run
         # Where the upstream's own error event stands in the stream, the readers have it.
-        broken = trigger is not Trigger.COMPLETE and run.state is State.STREAMING
+        broken = trigger is not Trigger.COMPLETE and run.state is RunState.STREAMING
         told = broken and run.transcript.has_told_error()
         if not run.end(trigger, reason, code, self._loop.time(), time.time()):
             return
@@ -238,7 +238,7 @@ class Relay:
         if run.format.framing is not RAW:  # else its creator may still have to be sent that head
             self._reply = Reply()
         self._charge_heads()
-        if run.state is not State.COMPLETED and not told:
+        if run.state is not RunState.COMPLETED and not told:
             self.tell_error()
         for subscriber in self.subscribers:
             subscriber.wake()

@@ -18,7 +18,7 @@ from tidegate.core.errors import CursorEvicted
 from tidegate.core.formats.base import COMMENT
 from tidegate.core.formats.framing import Framing
 from tidegate.core.runs.run import Run
-from tidegate.core.runs.state import State
+from tidegate.core.runs.state import RunState
 from tidegate.core.runs.window import START, Cursor
 from tidegate.gateway.server.writer import LOOK_AGAIN_S, RESOLUTION_S, ResponseWriter
 
@@ -259,7 +259,7 @@ class RawSubscriber(StreamSubscriber):
         self.dropped = reason
 
     def _finish(self) -> None:
-        if self.run.state is State.COMPLETED and self.dropped is None:
+        if self.run.state is RunState.COMPLETED and self.dropped is None:
             super()._finish()
         else:
             self._client.reset()
