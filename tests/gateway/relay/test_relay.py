@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from itertools import count
 
 import pytest
@@ -495,6 +497,42 @@ async def test_what_is_outbound_is_given_back_when_it_was_read(rigs, raw_upstrea
     await client.read_events(1501)
     await until(lambda: not account.entries[Entry.OUTBOUND], DEADLINE_S, "nothing is outbound")
     assert not rig.relay().run.is_over
+
+
+# --- what is left --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("play", ["whole", "refused", "cut", "cancelled", "failed over"])
+async def test_a_released_run_goes_without_the_garbage_collector(rigs, raw_upstream, play) -> None:
+    """Nothing of a relay lies in a circle: what outlives a full collection is never looked at."""
+    plays = {
+        "refused": sends(plain(ERROR_BODY, b"400 X")),
+        "cut": sends(HEAD + chunked(ROLE, WORD), hang=False),
+        "cancelled": sends(HEAD + chunked(ROLE, WORD)),
+    }
+    second = await raw_upstream(plays.get(play, whole))
+    first = await raw_upstream(sends(plain(ERROR_BODY, b"503 X"), hang=False))
+    # A clock that was put off is forgotten when its first moment has come.
+    soon = {"hold_s": 0.2, "idle_s": 0.4, "stall_s": 1.0}
+    has_two = play == "failed over"
+    rig = await (rigs(first, second, models=BOTH, **soon) if has_two else rigs(second, **soon))
+    model = "both" if has_two else "m"
+    gc.collect()
+    gc.disable()
+    try:
+        stream = await open_chat(rig.base_url, model)
+        await until(lambda: rig.gateway.registry.total, DEADLINE_S, "it is there")
+        relay = weakref.ref(rig.relay())
+        if play == "cancelled":
+            await stream.read_events(1)
+            rig.relay().cancel("cancelled by client")
+        await stream.read_all()
+        await stream.close()
+        await rig.idle()
+        rig.gateway.registry.sweep(rig.gateway.loop.time(), finished=True)
+        await until(lambda: relay() is None, DEADLINE_S, "the relay has gone")
+    finally:
+        gc.enable()
 
 
 # --- faults of our own ----------------------------------------------------------------------------
