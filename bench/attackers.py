@@ -2,9 +2,9 @@
 
     python bench/attackers.py PLAN      plays a plan (JSON) until its input ends or says "stop"
 
-Each kind keeps a number of connections busy for as long as the attack lasts: whoever is refused or
-closed comes again, a moment later. Nothing here reads more than it must. At the end one line of
-JSON says what each kind was told: statuses, close codes, resets.
+Each kind keeps a number of connections busy for as long as the attack lasts: a client that is
+refused or closed comes again, a moment later. Nothing here reads more than it must. At the end one
+line of JSON says what each kind was told: statuses, close codes, resets.
 """
 
 from __future__ import annotations

@@ -13,8 +13,9 @@ workers    how many were ended or died
 level      the highest memory level that was seen
 calm after seconds from the end of the attack until the level was 0 or 1
 
-The exit code is 1 unless every row kept to its budget, cut nobody, ended no worker, and was calm
-within 20 s. `attackers.py` has the attacks; they and the honest clients are processes of their own.
+The exit code is 1 unless every row kept to its budget, cut no honest client, ended no worker,
+and was calm within 20 s. `attackers.py` has the attacks; they and the honest clients are processes
+of their own.
 """
 
 from __future__ import annotations

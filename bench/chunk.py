@@ -4,7 +4,7 @@
 
 Prints the best of several passes, in microseconds: a busy computer only ever makes a pass slower.
 """
-# ruff: noqa: A005  (nobody imports this file, nor the module of that name that Python 3.13 dropped)
+# ruff: noqa: A005  (no module imports this file, nor the module of that name that Python 3.13 dropped)
 
 from __future__ import annotations
 

@@ -426,7 +426,7 @@ static void read_slot(struct slot *s)
         all.bytes += (uint64_t)got;
         if (is_window_open)
             in_window.bytes += (uint64_t)got;
-        const char *wrong = "bytes that nobody asked for";
+        const char *wrong = "bytes that were not asked for";
         if (s->is_asking)
             wrong = take_bytes(s, bytes, (size_t)got, now_ns(), &is_complete);
         if (wrong != NULL)

@@ -16,7 +16,7 @@ PROC = Path("/proc")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """What a process holds: resident, resident at its highest, and shared with nobody."""
+    """What a process holds: resident, resident at its highest, and shared with no other."""
 
     rss_bytes: int = 0
     peak_bytes: int = 0

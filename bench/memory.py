@@ -2,10 +2,10 @@
 
     python bench/memory.py --left 500 --blind 200
 
-Each mode is played on a fresh start: runs that nobody waits for fill their windows, clients never
-read, twenty read. What the daemon holds is read from outside, twenty times a second, as whoever
-kills for memory would count it. The exit code is 1 if the acting guard passed its budget or a
-reader lost a byte.
+Each mode is played on a fresh start: runs without a reader fill their windows, clients never
+read, twenty read. What the daemon holds is read from outside, twenty times a second, as the
+system that kills for memory would count it. The exit code is 1 if the acting guard passed its
+budget or a reader lost a byte.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STEP_LINE = "{step:>12} {times:>6} {runs:>6} {promised:>10.1f} {freed:>10.1f} {m
 def main() -> int:
     """Play both, print the table, write everything under build/bench."""
     parser = argparse.ArgumentParser(description="The memory guard acting and only observing.")
-    parser.add_argument("--left", type=int, default=500, help="runs that nobody waits for")
+    parser.add_argument("--left", type=int, default=500, help="runs without a reader")
     parser.add_argument("--blind", type=int, default=200, help="clients that never read")
     parser.add_argument("--live", type=int, default=20, help="clients that read")
     parser.add_argument("--load-s", type=float, default=60.0, help="then the refused give up")

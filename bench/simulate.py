@@ -25,7 +25,7 @@ from simulated.world import Told, World
 OURS = "tidegate"
 LIMIT = "80 % of the budget"
 HEALTHY_SEEDS, LEAK_SEEDS = 19, 10
-# Said with every table, so that nobody reads more into it.
+# Said with every table, so that no reader takes it for more.
 NOT_PROMISED = (
     "a leak of 3 MiB/h under a load that breathes is told within 8 h. One that begins as the load "
     "falls first fills what runs gave back, and then grows unevenly: 2 of 40 took up to 9.7 h",
@@ -57,7 +57,7 @@ class Row:
 
     @property
     def alarms(self) -> int:
-        """How often somebody would have been called."""
+        """How often the owner would have been called."""
         return sum(len(told.alarms_h) for told in self.seeds)
 
     @property

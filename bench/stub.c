@@ -11,7 +11,7 @@
  *     json                 a small answer that is not streamed
  *
  * A fault makes the answer wrong on purpose, to prove that the load client notices: skip (a number
- * is left out), twice (an event is repeated), alien (an event of somebody else), mute (no [DONE]),
+ * is left out), twice (an event is repeated), alien (an event of another answer), mute (no [DONE]),
  * cut (the connection ends in the middle), fail (status 500).
  *
  * One thread, edge-triggered epoll, and one heap of the connections that go on at a later moment.

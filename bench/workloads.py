@@ -197,7 +197,7 @@ def _start(name: str, cores: Cores) -> Iterator[tuple[int, Peer]]:
 
 
 def _wait_quiet(cores: Cores) -> None:
-    """Wait until nobody uses the cores, or no longer than the limit: then the round is noisy."""
+    """Wait until the cores are idle, or no longer than the limit: then the round is noisy."""
     give_up_s = time.monotonic() + QUIET_LIMIT_S
     foreign = 1.0
     while foreign > FOREIGN_LIMIT and time.monotonic() < give_up_s:

@@ -2,7 +2,7 @@
 
 Every requirement has hashes; what pyproject.toml asks for is locked, in a version that it allows;
 nothing is below a floor in packages.toml; every licence is known and accepted. Known holes that
-somebody published since are asked for by `make audit`, which needs the package index.
+published since are asked for by `make audit`, which needs the package index.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ def judge() -> Iterable[tuple[str, str | None]]:
     """Each promise, and how it was broken, if it was."""
     for budget in BUDGETS:
         yield f"idle at {budget} MiB is level 0, also while recycled", idle(budget)
-    yield "a clock gap kills nobody, whatever the fleet is at", naps()
+    yield "a clock gap kills no worker, whatever the fleet is at", naps()
     yield "a short stall is borne, a hang is ended and replaced", stalls()
     yield "what never starts is given up", crash_loop()
     yield "a storm of clients makes no level flap", storm()
@@ -76,7 +76,7 @@ def stalls() -> str | None:
     if len(world.told.kills) != 1:
         return f"{len(world.told.kills)} kills for one hang"
     _live(world, 10)
-    return None if world.serving else "nobody took over"
+    return None if world.serving else "no worker took over"
 
 
 def crash_loop() -> str | None:

@@ -1,4 +1,4 @@
-"""The same workers where nobody but a plain rule, or nobody at all, looks after them."""
+"""The same workers under a plain rule, or under no rule at all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tidegate.core.settings import MIB
 
 
 def watched(scenario: Scenario, seed: int) -> dict[str, Told]:
-    """What the rules of growth would have said. Nobody acts, until the system kills the worker."""
+    """What the rules of growth would have said. They do not act; the system kills the worker."""
     rules = (FiveRises(), PlainSlope())
     told = {rule.name: Told(hours=scenario.hours) for rule in rules}
     chance = Random(f"{scenario.name} {seed}")

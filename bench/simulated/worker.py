@@ -1,4 +1,4 @@
-"""A worker's memory, as far as it matters to whoever watches it.
+"""A worker's memory, as far as it matters to its watchdog.
 
 What runs need comes and goes with the load; what the allocator took from the system it seldom
 gives back. So resident memory jumps up, stays, and falls only a little now and then, or when it
@@ -36,7 +36,7 @@ class Habits:
     warm: float = 10.0  # caches and arenas that fill in the end,
     warm_h: float = 0.4  # by this time constant
     run_kib: float = 60.0  # buffered by an active run, in the ledger
-    overhead_kib: float = 30.0  # of its connections and tasks, in nobody's book
+    overhead_kib: float = 30.0  # of its connections and tasks, in no ledger
     fragments: float = 0.2  # lost between what runs buffer, at most,
     fragments_h: float = 1.0  # by this time constant
     noise: float = 0.3  # mean of what is in use for a moment only

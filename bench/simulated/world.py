@@ -119,7 +119,7 @@ class World:
         return self.workers.get(generation.number) if generation else None
 
     def sleep(self, gap_s: float) -> None:
-        """The computer sleeps and its clock goes on. The watchdog wakes first, and hears nobody."""
+        """Let a computer sleep while its clock goes on; the watchdog wakes first, without beats."""
         if self._was_quiet:
             self._catch_up(self.now_s)
         self.now_s += gap_s
@@ -146,7 +146,7 @@ class World:
     # --- time passes ------------------------------------------------------------------------------
 
     def _is_quiet(self) -> bool:
-        """Whether a minute can pass in which nobody had anything to decide."""
+        """Whether a minute can pass in which there was nothing to decide."""
         now, generations = self.policy_state, self.fleet.generations
         serving = self.serving
         if serving is None or len(generations) > 1 or self._reports:

@@ -5,7 +5,7 @@
     make soak ARGS=--silence     335 s of silence, openai-node with its default settings
     make soak ARGS='--leak 64'   the proof that it can fail: workers that leak 64 KiB a second
 
-Exit code 0: nothing grew and nobody was cut off in silence. 1: something did, and what it was is
+Exit code 0: nothing grew and no client was cut off in silence. 1: something did, and what it was is
 the last thing printed. Figures, log and picture are left under build/soak.
 """
 
@@ -238,7 +238,9 @@ async def soak(arguments: argparse.Namespace, folder: Path, stem: Path) -> int:
     print(f"written: {stem}.json, .png and .log")
     for what in wrong:
         print(f"FAILED: {what}")
-    print(f"{len(wrong)} findings." if wrong else "Nothing grew, and nobody was left in silence.")
+    print(
+        f"{len(wrong)} findings." if wrong else "Nothing grew, and no client was left in silence."
+    )
     return 1 if wrong else 0
 
 

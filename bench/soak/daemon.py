@@ -57,7 +57,7 @@ url = "{box}"
 max_concurrent = 2
 
 [[upstream]]
-name = "nobody"
+name = "gone"
 url = "http://127.0.0.1:9"
 
 [[model]]
@@ -70,7 +70,7 @@ targets = ["box/silent", "two/numbered:20:20"]
 
 [[model]]
 name = "busy-first"
-targets = ["box/status:503", "nobody/ok", "two/ok"]
+targets = ["box/status:503", "gone/ok", "two/ok"]
 
 [[model]]
 name = "narrow-first"

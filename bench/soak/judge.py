@@ -45,7 +45,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rest:
-    """What is held while nobody asks for anything. None: it could not be asked."""
+    """What is held while there is no request. None: it could not be asked."""
 
     at_s: float
     what: str

@@ -69,7 +69,7 @@ class Load:
         self._entrance = asyncio.create_task(self._enter())
 
     async def rest(self) -> None:
-        """Let nobody enter any more, and wait until everybody has gone."""
+        """Let no client enter any more, and wait until all have gone."""
         self._is_on = False
         if self._entrance is not None:
             await self._entrance
@@ -308,9 +308,9 @@ async def sends_too_much(load: Load) -> str:
 
 
 async def has_no_right(load: Load) -> str:
-    """A token that nobody knows."""
+    """A token that is not known."""
     body = chat_body("box/ok")
-    stream = await load.open("/v1/chat/completions", body, authorization="Bearer tg-nobody")
+    stream = await load.open("/v1/chat/completions", body, authorization="Bearer tg-unknown")
     return await load.finish(stream)
 
 

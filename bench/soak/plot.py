@@ -51,7 +51,7 @@ def draw(path: Path, samples: list[Sample], happened: list[tuple[float, str]], t
         _shade(axis, samples)
         for at_s, _ in happened:
             axis.axvline(at_s / 60, color="#bbbbbb", linewidth=0.5, zorder=0)
-    if len(happened) <= 60:  # beyond that nobody can read them
+    if len(happened) <= 60:  # beyond that they cannot be read
         for at_s, what in happened:
             axes[0].annotate(
                 what, (at_s / 60, 1), xycoords=("data", "axes fraction"), rotation=90, fontsize=6,
@@ -63,7 +63,7 @@ def draw(path: Path, samples: list[Sample], happened: list[tuple[float, str]], t
 
 def _panel(axis: Axes, samples: list[Sample], title: str, *curves: Curve) -> None:
     for (name, value), colour in zip(curves, COLOURS, strict=False):
-        # A curve is broken where nobody answered and where another worker begins.
+        # A curve is broken where no answer came and where another worker begins.
         at: list[float] = []
         values: list[float] = []
         for former, sample in pairwise([samples[0], *samples]):

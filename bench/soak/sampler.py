@@ -43,7 +43,7 @@ class Sampler:
         return time.monotonic() - self.began_s
 
     async def watch(self) -> None:
-        """A sample at every full period, until cancelled; none while nobody answers."""
+        """A sample at every full period, until cancelled; none while it does not answer."""
         while True:
             await asyncio.sleep(PERIOD_S - self.now_s % PERIOD_S)
             try:

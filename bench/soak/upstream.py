@@ -16,7 +16,7 @@ import time
 
 from fakes.upstream import ScriptedUpstream
 
-FORGET_EVERY_S = 5.0  # the fake remembers all requests with their bodies; nobody asks here
+FORGET_EVERY_S = 5.0  # the fake remembers all requests with their bodies; they are not read here
 
 
 class Upstream:

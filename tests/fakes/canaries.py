@@ -1,6 +1,6 @@
 """Canaries: texts that must come out nowhere, and the search for them in every form.
 
-A canary is found whole, by either end of it (somebody may have cut it), and in what it becomes
+A canary is found whole, by either end of it (it may have been cut), and in what it becomes
 when it is escaped or encoded.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from urllib.parse import quote
 
-END = 16  # characters of an end that nobody else has
+END = 16  # characters of an end that no other canary has
 
 
 def forms(canary: str) -> Iterator[str]:

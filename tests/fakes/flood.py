@@ -8,7 +8,7 @@ it made once; the clients check every byte of what they read. The model says wha
 
 flood:KB        KB kilobytes of numbered events, as fast as they are taken
 paced:N:MS      N numbered events, one every MS milliseconds
-tide:MS         one every MS milliseconds until somebody posts to /finish
+tide:MS         one every MS milliseconds until a POST to /finish
 
 The last event before the finish_reason says how many there were, so that a client that was given
 a shorter answer with a proper end knows it too.

@@ -11,8 +11,8 @@ Where launchd leaves a choice, the stand-in takes the one that is harder for a j
 - SIGKILL for `kickstart -k`, without a word before;
 - ExitTimeOut capped at 60 s, and bootstrap fails with EIO for a moment after a bootout.
 
-Not played: UserName and GroupName (the job runs as whoever tests), ProcessType, sessions. Only
-ThrottleInterval is scaled, by `throttle_scale`, and `print` tells the unscaled one.
+Not played: UserName and GroupName (the job runs as the user that tests), ProcessType, sessions.
+Only ThrottleInterval is scaled, by `throttle_scale`, and `print` tells the unscaled one.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class Launchd:
         self._over = False
 
     def serve(self, lifeline: int) -> None:
-        """Until whoever started it has gone, then end every job."""
+        """Run until the process that started it has gone, then end every job."""
         self._selector.register(lifeline, selectors.EVENT_READ, self._bereaved)
         while not self._over:
             self._turn()
@@ -199,7 +199,7 @@ class Launchd:
             self._wake_for_clients(job)
 
     def _wake_for_clients(self, job: Job) -> None:
-        """A job with sockets is started by whoever connects."""
+        """Start a job with sockets when a client connects."""
         socks = [sock for group in job.sockets.values() for sock in group]
         with selectors.DefaultSelector() as waiting:
             for sock in socks:
@@ -552,7 +552,7 @@ def launchd(
 ) -> Iterator[Running]:
     """Runs a stand-in, its socket and `bin/launchctl` in `folder`; its jobs end with it.
 
-    `folder` must be short, for Unix sockets. Without `gui` nobody is logged in at the screen.
+    `folder` must be short, for Unix sockets. Without `gui` no user is logged in at the screen.
     """
     running = Running(folder, folder / "launchd.log")
     (folder / "bin").mkdir()

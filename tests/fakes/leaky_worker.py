@@ -35,7 +35,7 @@ def leak(plan: Path) -> None:
         read_s = now_s
         try:
             rate, most, pid = map(int, plan.read_text().split())
-        except OSError:  # nobody has asked for a leak yet
+        except OSError:  # no leak was asked for yet
             continue
         if pid not in {0, os.getpid()}:
             continue

@@ -167,7 +167,7 @@ def _serve(model: str, port: int, context: int, slots: int, answer: int) -> None
     params.verbosity = 1
     server = xllamacpp.Server(params)
     parent = os.getppid()
-    while os.getppid() == parent:  # nobody is left behind when the tests are killed
+    while os.getppid() == parent:  # no server is left behind when the tests are killed
         time.sleep(1)
     del server
 

@@ -10,7 +10,7 @@ import psutil
 
 
 def free_port() -> int:
-    """A port that nobody listened on a moment ago."""
+    """A port that had no listener a moment ago."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])

@@ -40,10 +40,10 @@ url = "{url}"
 class Size:
     """How large the scene is."""
 
-    left: int  # answers that nobody waits for
+    left: int  # answers without a reader
     blind: int  # clients that never read
     live: int = 20  # clients that read
-    load_limit_s: float = 12.0  # then nobody who was refused comes again
+    load_limit_s: float = 12.0  # then no client that was refused comes again
     settle_limit_s: float = 60.0
 
 

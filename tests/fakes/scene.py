@@ -1,7 +1,7 @@
 """What the scenes of the memory guard are played with: load processes and a meter of our own.
 
-The meter reads resident memory as whoever kills for it would: every process of the daemon, from
-outside, twenty times a second.
+The meter reads resident memory as the system that kills for it would: every process of the daemon,
+from outside, twenty times a second.
 """
 
 from __future__ import annotations

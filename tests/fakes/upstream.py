@@ -71,7 +71,7 @@ breakage, at once
   big-head            a response head of a megabyte
   json                an answer that is no stream, whatever was asked
   sse                 a stream, whatever was asked
-  gzip                a compressed answer that nobody asked for
+  gzip                a compressed answer that was not asked for
   too-short           a body shorter than its Content-Length, then the connection is closed
   too-long            a body longer than its Content-Length
 """
@@ -198,7 +198,7 @@ class ScriptedUpstream:
             self.tried.pop(model, None)
 
     def refuse(self) -> None:
-        """From here on nobody listens, and what is open is reset: the computer was unplugged."""
+        """Stop listening, and reset what is open: the computer was unplugged."""
         self._call(self._close())
 
     @property

@@ -460,7 +460,7 @@ def wire_for(path: str, model: str) -> Chat:
     return STREAMING.get(path, Chat)(model)
 
 
-# --- the pieces of chat completions, for whoever compares bytes -----------------------------------
+# --- the pieces of chat completions, for comparing their bytes -----------------------------------
 
 EVENT_BYTES = 1000  # of "bulk" and "stuck"
 PAGE_EVENTS = 20

@@ -83,7 +83,7 @@ def install(unit: str, watchdog_s: float) -> None:
         f"ExecStart={sys.executable} -m tidegate run --config {CONFIG} "
         "--state-dir /run/home/state --runtime-dir /run/home/rt --log-file /run/home/log\n"
         f"WatchdogSec={watchdog_s}\nRestartSec=0.5\n"
-        # The checkout and the interpreter may lie in somebody's home, or in /tmp.
+        # The checkout and the interpreter may lie in a home, or in /tmp.
         "ProtectHome=no\nPrivateTmp=no\nReadWritePaths=/run/home\n"
         # These two mount over what a container's /proc may not have.
         "ProtectKernelTunables=no\nProtectKernelLogs=no\n"
@@ -158,7 +158,7 @@ def case_bad_config() -> dict[str, Any]:
 
 
 def case_restart() -> dict[str, Any]:
-    """A restart and a crash while somebody connects without a pause."""
+    """A restart and a crash while a client connects without a pause."""
     install(sys.argv[2], 4.0)
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = free.getsockname()

@@ -67,7 +67,7 @@ class Upstream(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def log_message(self, *args: object) -> None:
-        """Nobody wants to know."""
+        """Log nothing."""
 
 
 class Server(ThreadingHTTPServer):

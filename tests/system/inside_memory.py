@@ -92,7 +92,7 @@ def main() -> None:
         ) as clients:
             wait_until(
                 lambda: clients.has_said("loaded") or kills(group),
-                "the flood is over, or somebody was killed",
+                "the flood is over, or a process was killed",
             )
             killed = kills(group)
             over_s = time.monotonic() + 3.0

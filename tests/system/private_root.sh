@@ -42,7 +42,7 @@ if [ "${1:-}" != --inside ]; then
     done
     (
         for root in $hierarchies; do echo 0 >"$root/$CGROUP/cgroup.procs"; done
-        # Killed as well, if we are: nobody else would end what runs in there.
+        # Killed as well, if we are: nothing else would end what runs in there.
         exec setpriv --pdeathsig KILL unshare --mount --pid --uts --ipc --net --cgroup --fork --kill-child \
             --propagation private "$0" --inside
     ) >"$SCRATCH/log" 2>&1 </dev/null &

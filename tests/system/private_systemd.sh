@@ -33,7 +33,7 @@ if [ "${1:-}" != --inside ]; then
     # First into the cgroup, then into the namespaces: the cgroup namespace is rooted there.
     (
         for root in $hierarchies; do echo 0 >"$root/$TIDEGATE_CGROUP/cgroup.procs"; done
-        # Killed as well, if we are: nobody else would end what runs in there.
+        # Killed as well, if we are: nothing else would end what runs in there.
         exec setpriv --pdeathsig KILL unshare --mount --pid --cgroup --fork --kill-child --propagation private \
             --mount-proc "$0" --inside "$@"
     ) || code=$?

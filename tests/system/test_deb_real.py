@@ -134,7 +134,7 @@ class TestOnAComputer:
         assert again.read_bytes() == packages[1].read_bytes()
 
     def test_package_is_in_order(self, packages: tuple[Path, Path], tmp_path: Path) -> None:
-        """The configuration is marked as such, documents are packed, and nobody else can write."""
+        """The configuration is marked as such, documents are packed, and only root can write."""
         subprocess.run(["dpkg-deb", "-R", str(packages[0]), str(tmp_path)], check=True)
         conffiles = (tmp_path / "DEBIAN/conffiles").read_text().split()
         etc = [p for p in (tmp_path / "etc").rglob("*") if p.is_file()]

@@ -89,7 +89,7 @@ def home(tmp_path: Path) -> Iterator[Home]:
 
 @pytest.fixture
 def fake_wheel(tmp_path: Path) -> Path:
-    """A file that looks like a wheel as long as nobody opens it."""
+    """A file that looks like a wheel as long as it is not opened."""
     wheel = tmp_path / "tidegate-1.0-py3-none-any.whl"
     wheel.write_bytes(b"no wheel")
     return wheel
@@ -157,9 +157,9 @@ def test_what_is_not_ours_stays(home: Home, fake_wheel: Path) -> None:
     assert home.install("--uninstall")[0] == 1
     shutil.rmtree(home.prefix)
     home.bin.mkdir()
-    (home.bin / "tidegate").write_text("somebody else's")
+    (home.bin / "tidegate").write_text("another program's")
     assert "is not ours" in home.install("--sha256", sha256(fake_wheel), fake_wheel)[1]
-    assert (home.bin / "tidegate").read_text() == "somebody else's"
+    assert (home.bin / "tidegate").read_text() == "another program's"
 
 
 def test_failed_installation_leaves_the_command_alone(home: Home, fake_wheel: Path) -> None:

@@ -89,7 +89,7 @@ class Service:
         self.wait(lambda: self.get("/readyz")[0] == 200, "it is ready")
 
     def get(self, path: str) -> tuple[int, str]:
-        """Status and body; 0 while nobody answers."""
+        """Status and body; 0 while there is no answer."""
         with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)) as conn:
             try:
                 conn.request("GET", path)
@@ -138,7 +138,7 @@ def upstream_toml(upstream: ScriptedUpstream) -> str:
 def test_killed_watchdog_is_started_again_and_its_sockets_stay_open(
     mac: Running, scripted_upstream: ScriptedUpstream
 ) -> None:
-    """launchd holds the socket: who connects while nobody runs is answered by the next one."""
+    """launchd holds the socket: a client that connects while none runs is answered by the next."""
     service = Service(mac, upstream_toml(scripted_upstream), sockets=True)
     service.bootstrap()
     service.wait_ready()

@@ -1,4 +1,4 @@
-"""A limit that the kernel enforces: guarded nobody is killed under it, observing somebody is.
+"""A limit that the kernel enforces: guarded no process is killed under it, observing one is.
 
 The unit that ships runs under a real systemd with MemoryMax, and gets the flood that fills every
 window. Without root, a systemd binary or a memory controller this cannot be tried and is skipped.

@@ -23,7 +23,7 @@ BOX = '[[upstream]]\nname = "box"\nurl = "http://127.0.0.1:9"\n'
 
 @pytest.fixture
 def without_config() -> Iterator[Gateway]:
-    """A gateway of somebody who has a folder for the config, and nothing in it."""
+    """A gateway of a user who has a folder for the config, and nothing in it."""
     if os.geteuid() == 0 and places.SYSTEM_CONFIG_DIR.is_dir():
         pytest.skip("the config of this computer would be read")
     folder = Path(tempfile.mkdtemp(prefix="tg-"))  # pytest's own is too long for a Unix socket

@@ -80,7 +80,7 @@ def test_no_connection_is_refused() -> None:
     assert "tidegate is stopping" in seen["stream_at_restart"]
     assert seen["after_restart"]["NFileDescriptorStore"] == "2"
 
-    # Who was being answered when the process was killed has lost that answer, nobody else has.
+    # A client that was being answered when the process was killed has lost that answer, no other.
     assert not [outcome for outcome in seen["crash"] if "connect " in outcome]
     assert seen["after_crash"]["NRestarts"] == "1"
     assert seen["after_crash"]["NFileDescriptorStore"] == "2"
