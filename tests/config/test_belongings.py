@@ -83,7 +83,7 @@ def test_headers_may_come_from_credentials(load: Load, tmp_path: Path) -> None:
         (f'X-A = {{ value = "{CANARY}" }}', "X-A", "a text in quotes"),
         ("X-A = { env = 3 }", "X-A", "a text in quotes"),
         (f'X-A = {{ env = "{CANARY}" }}', "X-A", "no such variable"),
-        ('X-A = { env = "TWO_LINES" }', "X-A", "no value of a header"),
+        ('X-A = { env = "TWO_LINES" }', "X-A", "not a header's value"),
         ('X-A = { file = "missing" }', "X-A", "no such file"),
         ('X-A = { file = "open" }', "X-A", "chmod 600"),
         ('X-A = { file = "" }', "X-A", "name of a file"),

@@ -81,7 +81,7 @@ def test_more_entries_than_any_config_has(tmp_path: Path, text: str) -> None:
     ["a = " + "9" * 5000, "a = 0x" + "f" * 5000, "a" * 5000 + " = 1", "a = 1." + "1" * 5000],
 )
 def test_a_word_without_an_end(tmp_path: Path, text: str) -> None:
-    """A number that Python would not read, and a key that nobody could: with the line."""
+    """A number that Python would not read, and an absurd key: with the line."""
     assert "config.toml:2: a word or number has more than" in refused(tmp_path, "#\n" + text)
 
 

@@ -370,7 +370,7 @@ def test_a_listen_that_the_environment_overrules_is_warned_of(load):
 
 
 def test_named_file_must_exist_and_usual_one_need_not(tmp_path, monkeypatch):
-    """A missing file is an error only when somebody asked for it by name."""
+    """A missing file is an error only when it was asked for by name."""
     monkeypatch.setattr("tidegate.config.places.SYSTEM_CONFIG_DIR", tmp_path / "nowhere")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     with pytest.raises(ConfigError, match="there is no such file"):
@@ -529,7 +529,7 @@ def test_key_comes_from_systemd_credentials(file: str, load, tmp_path):
         'api_key_env = "TWO_LINES"',
         'api_key_file = ""',
         'api_key_file = "a\\u0000b"',
-        'api_key_file = "~nobody-at-all/x"',
+        'api_key_file = "~no-such-user/x"',
         'api_key_file = "missing.key"',
         'api_key_env = "GOOD"\napi_key_file = "x"',
         f"api_key_env = ['{CANARY}']",

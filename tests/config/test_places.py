@@ -125,7 +125,7 @@ def test_private_directories_are_made_with_their_parents(tmp_path):
 
 
 def test_directory_that_others_can_write_into_is_refused(tmp_path):
-    """Whoever can write into the directory could replace the tokens."""
+    """A user who can write into the directory could replace the tokens."""
     directory = tmp_path / "open"
     directory.mkdir()
     directory.chmod(0o777)

@@ -91,7 +91,7 @@ def test_revoke_by_name_or_by_the_beginning_of_the_hash(path):
     assert [token.name for token in tokens.read(path)] == ["c"]
 
 
-@pytest.mark.parametrize("which", ["", "nobody", "abc"])
+@pytest.mark.parametrize("which", ["", "missing", "abc"])
 def test_revoke_of_no_token_says_so(path, which):
     """What names no token, or too little of a hash, is an error and changes nothing."""
     tokens.new(path, "a")

@@ -191,7 +191,7 @@ def test_an_upstream_is_asked_with_its_headers_and_by_name(bench: Bench) -> None
 
 
 def test_certificates_that_cannot_be_used_are_told(bench: Bench) -> None:
-    """The doctor trusts whom the gateway trusts, and nobody instead."""
+    """The doctor trusts the authorities that the gateway trusts, and no others."""
     box = Upstream(name="box", url="https://127.0.0.1:1", ca_file="ca.pem")
     problem = upstreams.probe(box, None, authority="").problem
     assert problem is not None
@@ -321,7 +321,7 @@ def test_the_exit_code_is_that_of_the_worst(kinds: list[str], code: int) -> None
 def test_the_page_has_a_line_for_what_is_well_and_a_fix_for_what_is_not(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """And an escape sequence of somebody else's does not reach the terminal."""
+    """And an escape sequence from elsewhere does not reach the terminal."""
     problem = finding("upstream-error", "\x1b]0;evil\x07 broke off", "see its own log", "box")
     show_report(
         Examination(
@@ -383,7 +383,7 @@ def test_a_full_file_system_is_found_for_real(tmp_path: Path) -> None:
 def test_beside_a_running_one_its_address_is_its_own(
     gateway: Any, scripted_upstream: ScriptedUpstream
 ) -> None:
-    """The real command against the real daemon: nothing is taken, nobody is missing."""
+    """The real command against the real daemon: no port is taken, no upstream is missing."""
     running = gateway(
         f'[[upstream]]\nname = "box"\nurl = "{scripted_upstream.url}"\n'
         '[[model]]\nname = "fast"\ntargets = ["box/ok"]\n'

@@ -1,4 +1,4 @@
-"""Every finding there is, provoked, and named with what mends it."""
+"""Every finding there is, provoked, and named with its fix."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_mistake_about_a_key_is_a_mistake_wherever_it_is_read(bench: Bench, li
     assert [each.id for each in found] == ["config-bad"]
 
 
-def test_what_mends_an_exposed_key_repeats_no_key(bench: Bench) -> None:
+def test_the_fix_of_an_exposed_key_repeats_no_key(bench: Bench) -> None:
     """People put the key itself where the name of a file belongs."""
     name = "sk-proj-0123456789abcdefghijklmnop"
     (bench.root / name).write_text("sk-123456")
@@ -196,7 +196,7 @@ def _(bench: Bench) -> list[Problem]:
 
 @provokes("address-not-here", "correct `listen`")
 def _(bench: Bench) -> Iterator[Problem]:
-    return ports.check_ports(["203.0.113.7:8433"], None)  # a network that nobody has
+    return ports.check_ports(["203.0.113.7:8433"], None)  # for documentation alone (RFC 5737)
 
 
 @provokes("address-forbidden", "above 1023")
@@ -503,7 +503,7 @@ def _(bench: Bench) -> list[Problem]:
 
 
 @pytest.mark.parametrize("kind", SEVERITIES)
-def test_every_finding_is_provoked_and_says_what_mends_it(kind: str, bench: Bench) -> None:
+def test_every_finding_is_provoked_and_says_its_fix(kind: str, bench: Bench) -> None:
     """One thing is wrong, one finding names it, and its fix says what to do."""
     provoke, fix = PROVOKED[kind]
     found = list(provoke(bench))
@@ -518,7 +518,7 @@ def test_no_finding_is_forgotten() -> None:
     assert set(PROVOKED) == set(SEVERITIES)
 
 
-def test_a_kind_that_nobody_knows_is_no_finding() -> None:
+def test_an_unknown_kind_is_no_finding() -> None:
     """What is not in the table cannot be told."""
     with pytest.raises(KeyError):
         finding("made-up", "cause", "fix")
@@ -639,7 +639,7 @@ def test_a_port_that_the_running_one_holds_is_its_own() -> None:
 
 
 def test_a_port_that_another_tidegate_holds_is_told_as_that() -> None:
-    """Nobody is advised to kill one of our own processes."""
+    """The owner is never advised to kill one of our own processes."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         (found,) = ports.check_ports([address], None, lambda _port: Neighbour(77, "tidegate"))

@@ -2,10 +2,10 @@
 
 The watchdog is its only reader; a worker is handed the result. Three steps, each in a file of
 its own: the text (`document`), the tables (`convert`: types, units, unknown keys) and what must
-hold between them (`check`). Keys of upstreams come from elsewhere (`secret`), for a config file
+hold between them (`check`). Keys of upstreams come from elsewhere (`keys`), for a config file
 is shown to others and a key must not be.
 
-A problem names the file, the line and the key, and never repeats a value that might be a secret
+A mistake names the file, the line and the key, and never repeats a value that might be a secret
 in the wrong place.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tidegate.config import places, tokens
 from tidegate.config.check import (
-    find_open_doors,
+    find_exposed_addresses,
     find_problems,
     find_warnings,
     without_consequences,
@@ -49,7 +49,7 @@ class LoadedConfig:
 
     @property
     def hidden(self) -> list[str]:
-        """Every text that must not be seen."""
+        """Return every text that must not be shown."""
         return [
             *self.secrets.values(),
             *(v for each in self.headers.values() for v in each.values()),
@@ -59,7 +59,7 @@ class LoadedConfig:
 def stand_in(
     reason: str, path: Path | None, environ: Mapping[str, str] = os.environ
 ) -> LoadedConfig:
-    """What a parked tidegate runs on: it listens at the usual address, and says the reason."""
+    """Make what a parked tidegate runs on: it listens at the usual address, and says the reason."""
     listen = _listen_from(environ)
     return LoadedConfig(
         settings=Settings(listen=listen) if listen else Settings(),
@@ -93,7 +93,7 @@ def load(
         found.append(problem)
     known = _tokens(state_dir / settings.auth.tokens_file, found)
     if not known and not any(problem.key == "listen" for problem in found):
-        found += find_open_doors(settings)
+        found += find_exposed_addresses(settings)
     _refuse(document, mistakes, found)
     return LoadedConfig(
         settings=settings,
@@ -119,7 +119,7 @@ def read_settings(path: Path) -> Settings:
 
 
 def _judge(table: Mapping[str, object]) -> tuple[Settings, list[Mistake], list[Mistake]]:
-    """The settings, the mistakes in types and keys, and what else is wrong with the settings."""
+    """Return the settings, the mistakes in types and keys, and what else is wrong with them."""
     mistakes: list[Mistake] = []
     settings = to_settings(table, mistakes)
     return settings, mistakes, find_problems(settings)
@@ -132,7 +132,7 @@ def _refuse(document: Document, mistakes: list[Mistake], found: list[Mistake]) -
 
 
 def _overruled(table: Mapping[str, object], listen: list[str]) -> list[str]:
-    """A setting that somebody may change in vain."""
+    """Warn of a setting whose change would have no effect."""
     if not listen or table.get("listen", listen) in (listen, ", ".join(listen)):
         return []
     return [f"listen: the environment's TIDEGATE_LISTEN ({', '.join(listen)}) stands above it"]
@@ -143,7 +143,7 @@ def _listen_from(environ: Mapping[str, str]) -> list[str]:
 
 
 def tokens_path(path: Path | None, state_dir: Path) -> Path:
-    """The file of tokens that the config at `path` names.
+    """Return the path of the tokens' file that the config at `path` names.
 
     It asks no more of the config than to be TOML, so that the first token can be made for a
     config that is refused because there is no token. Raises ConfigError.

@@ -37,7 +37,7 @@ _ENDS_KEY = re.compile(r"[^A-Za-z0-9_\ \t-]")
 
 
 def check(text: str) -> None:
-    """Raises Undecodable, with the line, for what would take too long to parse."""
+    """Refuse what would take too long to parse. Raises Undecodable, with the line."""
     at = dots = entries = 0
     while (piece := _PIECE.match(text, at)) is not None:
         kind, end = piece.lastgroup, piece.end()

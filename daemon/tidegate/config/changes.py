@@ -1,7 +1,7 @@
-"""What differs between two configs, in words, and when each difference counts.
+"""Compares two configs: what differs, in words, and when each difference counts.
 
 A pure comparison: it is made before a reload, to know whether a new worker is needed, and told
-after it to the person who asked and to the log. Each setting says at its own field when it counts;
+after it to the client and to the log. Each setting says at its own field when it counts;
 one that does not cannot be compared. Keys and tokens are named, never shown: of what leads to a
 key people paste the key itself.
 """
@@ -29,7 +29,7 @@ _HIDDEN = ("api_key_env", "api_key_file")
 def compare(
     former: LoadedConfig, new: LoadedConfig, *, listen: Effect = Effect.NEW_WORKER
 ) -> list[SettingChange]:
-    """What differs, in the order of the file; keys of upstreams and tokens come last.
+    """List what differs, in the order of the file; keys of upstreams and tokens come last.
 
     `listen` is when new addresses count here: never by a reload where the service manager opened
     the sockets, and at once where they are the same ones, written differently.
@@ -42,7 +42,7 @@ def compare(
 
 
 def summary(changes: Sequence[SettingChange]) -> str:
-    """All of them in one line, bounded."""
+    """Write all changes in one line, of at most `MAX_LINES` of them."""
     if not changes:
         return "nothing changed"
     more = f"; and {len(changes) - MAX_LINES} more" if len(changes) > MAX_LINES else ""
@@ -50,14 +50,14 @@ def summary(changes: Sequence[SettingChange]) -> str:
 
 
 def effect_of(setting: FieldInfo) -> Effect:
-    """When a change of this setting counts, as its field says; a table has no effect of its own."""
+    """Return when a change of this setting counts, by its field; a table has no effect itself."""
     [meta] = setting.type.__metadata__
     effect: Effect = meta.extra["effect"]
     return effect
 
 
 def _tables(at: str, former: Struct, new: Struct) -> Iterator[SettingChange]:
-    """The differences of two tables of one kind."""
+    """Compare two tables of one kind."""
     for info in fields(new):
         old_value, new_value = getattr(former, info.name), getattr(new, info.name)
         key = f"{at}.{info.encode_name}" if at else info.encode_name
@@ -81,7 +81,7 @@ def _tables(at: str, former: Struct, new: Struct) -> Iterator[SettingChange]:
 def _lists(
     key: str, former: Sequence[Upstream | Model], new: Sequence[Upstream | Model], effect: Effect
 ) -> Iterator[SettingChange]:
-    """The differences of two lists of tables, each known by its name."""
+    """Compare two lists of tables, each known by its name."""
     before, after = {each.name: each for each in former}, {each.name: each for each in new}
     for name in before:
         if name not in after:
@@ -111,7 +111,7 @@ def _headers(
 
 
 def _keys(former: LoadedConfig, new: LoadedConfig) -> Iterator[SettingChange]:
-    """What belongs to upstreams that are in both; a new one brings its own along."""
+    """Compare keys, headers and certificates of the upstreams that are in both configs."""
     stayed = {u.name for u in former.settings.upstreams} & {u.name for u in new.settings.upstreams}
     for name in sorted(stayed):
         old_key, new_key = former.secrets.get(name), new.secrets.get(name)
@@ -141,13 +141,13 @@ def _by_name(tokens: Sequence[Token]) -> Mapping[str, str]:
 
 
 def _hidden(key: str, old: object, new: object, effect: Effect) -> SettingChange:
-    """Whether it is there, and nothing of what it is."""
+    """Tell that a secret came, went or changed, and nothing of what it is."""
     what = "added" if old is None else "removed" if new is None else "changed"
     return SettingChange(key=key, what=what, effect=effect)
 
 
 def _shown(name: str, value: Any) -> str:
-    """A value as one would say it."""
+    """Write a value as the config would."""
     if value is None:
         return "auto" if name == "budget_bytes" else "unset"
     if isinstance(value, bool):

@@ -38,7 +38,7 @@ _MODEL_NAME = re.compile(r"[!-~](?:[ -~]{0,198}[!-~])?")
 
 
 def find_problems(settings: Settings) -> list[Mistake]:
-    """Everything that is wrong with the settings by themselves."""
+    """List everything that is wrong with the settings by themselves."""
     return [
         *_listen(settings),
         *_allowed_hosts(settings),
@@ -49,8 +49,8 @@ def find_problems(settings: Settings) -> list[Mistake]:
     ]
 
 
-def find_open_doors(settings: Settings) -> list[Mistake]:
-    """The addresses that others could use, for a tidegate that has no token."""
+def find_exposed_addresses(settings: Settings) -> list[Mistake]:
+    """List the addresses that other computers can reach, for a tidegate without a token."""
     if settings.auth.allow_without_token:
         return []
     return [
@@ -65,7 +65,7 @@ def find_open_doors(settings: Settings) -> list[Mistake]:
 
 
 def without_consequences(found: list[Mistake], mistakes: list[Mistake]) -> list[Mistake]:
-    """`found`, less what may only follow from the `mistakes` in types and keys.
+    """Return `found` without what may only follow from the `mistakes` in types and keys.
 
     Those stand at their defaults by now, and what is said of a default would mislead.
     """
@@ -84,7 +84,7 @@ def without_consequences(found: list[Mistake], mistakes: list[Mistake]) -> list[
 
 
 def find_warnings(settings: Settings) -> list[str]:
-    """What works, but perhaps not as its author thinks."""
+    """List what works, but perhaps not as the owner thinks."""
     found = []
     if 0 < settings.memory.recycle_after_s < LEAST_AGE_S:
         found.append(
@@ -107,10 +107,10 @@ def find_warnings(settings: Settings) -> list[str]:
 
 
 def _little_memory(settings: Settings) -> Iterator[str]:
-    """What a budget is too small for."""
+    """Warn of what a budget is too small for."""
     budget_bytes = settings.memory.budget_bytes
     if budget_bytes is None:
-        return  # it is known when it runs, see `service.repairs`
+        return  # it is known when it runs, see `watchdog.repairs`
     if budget_bytes < LEAST_BUDGET_BYTES:
         yield (
             f"memory.budget: {budget_bytes // MIB}MiB counts as {LEAST_BUDGET_BYTES // MIB}MiB, "
@@ -170,7 +170,7 @@ def _unix_path_problem(address: str) -> str | None:
 
 
 def _is_host_and_port(match: re.Match[str]) -> bool:
-    """Whether the numbers of a match are numbers that exist."""
+    """Tell whether the port and the IP address of a match are valid numbers."""
     if match["port"] and int(match["port"]) > 65535:
         return False
     if match["v6"]:
@@ -188,7 +188,7 @@ def _is_ip(family: socket.AddressFamily, text: str) -> bool:
 
 
 def _is_local(address: str) -> bool:
-    """Whether only this computer can reach it. A name other than localhost may be anything."""
+    """Tell whether only this computer can reach it. A name but localhost may be anything."""
     if address.startswith("unix:"):
         return True
     host = address.rpartition(":")[0].strip("[]")
@@ -234,7 +234,7 @@ def _upstreams(settings: Settings) -> Iterator[Mistake]:
         if upstream.api_key_env is not None and upstream.api_key_file is not None:
             yield Mistake(f"{at}.api_key_file", "is there beside api_key_env; keep one of them")
         if upstream.api_key_header not in (None, *API_KEY_HEADERS):
-            # Not repeated: somebody may have put the key itself there.
+            # Not repeated: it may be the key itself, in the wrong place.
             yield Mistake(f"{at}.api_key_header", 'must be "authorization" or "x-api-key"')
         yield from _headers(upstream, f"{at}.headers")
         if upstream.ca_file is not None and not upstream.url.startswith("https:"):
@@ -244,7 +244,7 @@ def _upstreams(settings: Settings) -> Iterator[Mistake]:
 
 
 def _headers(upstream: Upstream, at: str) -> Iterator[Mistake]:
-    """Values are not repeated: people put keys there."""
+    """Check the names and values of headers. Values are not repeated: people put keys there."""
     if len(upstream.headers) > MAX_HEADERS:
         yield Mistake(at, f"has more than {MAX_HEADERS} headers")
     for name, value in upstream.headers.items():
@@ -269,7 +269,7 @@ def _url_problem(text: str) -> str | None:
 
 
 def _loop_problem(text: str, listen: list[str]) -> str | None:
-    """An upstream that is tidegate itself would be asked by itself, and that again, for ever."""
+    """Refuse an upstream that is tidegate itself: each request would come back to it, for ever."""
     where = parse_url(text)
     if address := next((each for each in listen if _leads_to(where, each)), None):
         return (
@@ -280,7 +280,7 @@ def _loop_problem(text: str, listen: list[str]) -> str | None:
 
 
 def _leads_to(where: Url, address: str) -> bool:
-    """Whether `where` is where we listen at `address`, as far as that is known unasked."""
+    """Tell whether `where` leads to our `address`, as far as that is known without a connection."""
     if where.socket_path or address.startswith("unix:"):
         return f"unix:{where.socket_path}" == address
     host, _, port = address.rpartition(":")
@@ -298,7 +298,7 @@ def _is_this_computer(name: str) -> bool:
 
 
 def _packed(host: str) -> list[bytes]:
-    """The addresses that a host stands for; none of a name, which would have to be looked up."""
+    """Return the addresses of a host; none of a name, which would have to be looked up."""
     if host.lower() == "localhost":
         return _packed("127.0.0.1") + _packed("::1")
     for family in (socket.AF_INET, socket.AF_INET6):
@@ -308,7 +308,7 @@ def _packed(host: str) -> list[bytes]:
 
 
 def _reaches(theirs: bytes, ours: bytes) -> bool:
-    """Whether a connection to `theirs` comes to a socket bound to `ours`."""
+    """Tell whether a connection to `theirs` comes to a socket bound to `ours`."""
     if len(theirs) != len(ours):
         return False
     if not any(theirs):  # what connects to the wildcard arrives at loopback
@@ -317,7 +317,7 @@ def _reaches(theirs: bytes, ours: bytes) -> bool:
 
 
 def _is_of_this_computer(packed: bytes) -> bool:
-    """Whether one of our interfaces has that address: only those can be bound."""
+    """Tell whether one of our interfaces has that address: only those can be bound."""
     family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
@@ -369,7 +369,7 @@ def _target_problem(target: str, upstreams: set[str], *, guess: bool) -> str | N
 
 
 def _repeated(names: list[str]) -> Iterator[tuple[int, str]]:
-    """Each name that was there before, with its place."""
+    """Yield each name that was there before, with its place."""
     seen: set[str] = set()
     for n, name in enumerate(names):
         if name in seen:

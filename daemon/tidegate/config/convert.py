@@ -1,7 +1,7 @@
-"""From TOML tables to `Settings`: types, units, ranges and keys that nobody knows.
+"""From TOML tables to `Settings`: types, units, ranges and unknown keys.
 
 `msgspec.convert` alone would stop at the first mistake. So the tables are walked along the
-fields of the Structs, every problem is noted, and the cleaned values are converted at the end.
+fields of the Structs, every mistake is noted, and the cleaned values are converted at the end.
 What is wrong is left out, so that the rest can be judged too.
 """
 
@@ -64,7 +64,7 @@ _EXPECTED: dict[object, str] = {
 
 
 def to_settings(table: Mapping[str, object], problems: list[Mistake]) -> Settings:
-    """The settings in `table`. What is wrong is appended to `problems` and stands at its default.
+    """Make settings of `table`. What is wrong is appended to `problems` and has its default.
 
     A text that has no default is empty then.
     """
@@ -73,7 +73,7 @@ def to_settings(table: Mapping[str, object], problems: list[Mistake]) -> Setting
 
 @functools.cache  # `fields` evaluates every annotation anew
 def _fields(kind: type[Struct]) -> list[FieldInfo]:
-    """Its fields by their plain types, without when a change of them counts."""
+    """Return the fields with their plain types, without when a change of them counts."""
     return [
         replace(info, type=get_args(info.type)[0]) if get_origin(info.type) is Annotated else info
         for info in fields(kind)
@@ -128,7 +128,7 @@ def _value(info: FieldInfo, value: object, path: str, problems: list[Mistake]) -
 def _tables(
     kind: type[Struct], info: FieldInfo, value: object, path: str, problems: list[Mistake]
 ) -> object:
-    """A table, or a list of tables, that becomes one Struct each."""
+    """Clean a table, or a list of tables, that becomes one Struct each."""
     if info.type is kind:
         if isinstance(value, dict):
             return _table(kind, value, path, problems)
@@ -141,7 +141,7 @@ def _tables(
 
 
 def _headers(value: object, path: str, problems: list[Mistake]) -> dict[str, object]:
-    """Names with texts, or with where a secret text is kept."""
+    """Clean a table of headers: names with texts, or with where a secret text is kept."""
     if not isinstance(value, dict):
         problems.append(Mistake(path, f"must be a table, [{path}]"))
         return {}
@@ -198,7 +198,7 @@ def _check_range(info: FieldInfo, value: float, path: str, problems: list[Mistak
 
 
 def show_size(size: float) -> str:
-    """A size as one would write it in the file, "4MiB"."""
+    """Write a size as in the config file, "4MiB"."""
     for unit, factor in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
         if size >= factor and size % factor == 0:
             return f"{int(size // factor)}{unit}"
@@ -228,12 +228,12 @@ def _is_required(info: FieldInfo) -> bool:
 
 
 def _struct_in(kind: object) -> type[Struct] | None:
-    """The Struct that `kind` is, or is a list of."""
+    """Return the Struct that `kind` is, or is a list of; None for any other type."""
     inner = kind if isinstance(kind, type) else next(iter(get_args(kind)), None)
     return inner if isinstance(inner, type) and issubclass(inner, Struct) else None
 
 
 def _plain_type(kind: object) -> object:
-    """`float` for `float | None`: TOML has no null, so None is never written."""
+    """Return `float` for `float | None`: TOML has no null, so None is never written."""
     choices = [choice for choice in get_args(kind) if choice is not type(None)]
     return choices[0] if type(None) in get_args(kind) else kind

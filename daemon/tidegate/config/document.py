@@ -36,7 +36,7 @@ class Document(Struct, frozen=True, kw_only=True):
     table: dict[str, object]
 
     def error(self, problems: list[Mistake]) -> ConfigError:
-        """These problems as one error in the order of the file.
+        """Make one error of these mistakes, in the order of the file.
 
         Each has the file, the line if it is known, and the key.
         """
@@ -63,7 +63,7 @@ def _harmless(text: str) -> str:
 
 
 def read(path: Path) -> Document:
-    """The file at `path`. Raises ConfigError when it cannot be read or is no TOML."""
+    """Read the file at `path`. Raises ConfigError when it cannot be read or is not TOML."""
     text = _text(path)
     try:
         bounds.check(text)
@@ -113,7 +113,7 @@ def _lines_of_keys(text: str) -> dict[str, int]:
 
 
 def _table_name(brackets: str, name: str, counts: dict[str, int]) -> str:
-    """`[[upstream]]` for the second time is upstream[1]; `[upstream.limits]` belongs to it."""
+    """Name a table: the second `[[upstream]]` is upstream[1]; `[upstream.limits]` belongs to it."""
     name = re.sub("[\"' ]", "", name)
     if brackets == "[[":
         counts[name] = counts.get(name, -1) + 1
@@ -122,7 +122,7 @@ def _table_name(brackets: str, name: str, counts: dict[str, int]) -> str:
 
 
 def _nearest(key: str, lines: dict[str, int]) -> int | None:
-    """The line of the key, or of the table that it is in or missing from."""
+    """Return the line of the key, or of the table that it is in or missing from."""
     while key:
         if key in lines:
             return lines[key]

@@ -1,4 +1,4 @@
-"""What belongs to an upstream and stands in no config file: keys, secret headers, authorities.
+"""Reads what belongs to an upstream and is in no config file: keys, secret headers, authorities.
 
 Keys and headers come from the environment, from a private file, or from systemd credentials. No
 text made here repeats one, nor the value of `api_key_env`: people put the key itself there.
@@ -23,7 +23,7 @@ MAX_KEY_BYTES = 16 * 1024  # some clouds use signed tokens of 2 to 4 KiB
 
 MAX_AUTHORITIES_BYTES = 512 * 1024  # a file; those that systems come with have 200 to 300 KiB
 # All of it together crosses to a worker in one line, beside the settings and the tokens, whose
-# length is bounded (`message.MAX_LINE_BYTES`).
+# length is bounded (`lines.MAX_LINE_BYTES`).
 MAX_ALL_BYTES = 1024 * 1024
 
 _CERTIFICATE = re.compile(
@@ -43,7 +43,7 @@ class _SecretError(Exception):
 def read_keys(
     settings: Settings, config_dir: Path, environ: Mapping[str, str], problems: list[Mistake]
 ) -> dict[str, str]:
-    """The key of each upstream that names one; what is wrong is appended to `problems`."""
+    """Read the key of each upstream that names one; what is wrong is appended to `problems`."""
     keys: dict[str, str] = {}
     for n, upstream in enumerate(settings.upstreams):
         try:
@@ -61,7 +61,7 @@ def read_keys(
 def read_headers(
     settings: Settings, config_dir: Path, environ: Mapping[str, str], problems: list[Mistake]
 ) -> dict[str, dict[str, str]]:
-    """The headers of each upstream whose values are kept elsewhere, by upstream and name."""
+    """Read the headers of each upstream whose values are kept elsewhere, by upstream and name."""
     headers: dict[str, dict[str, str]] = {}
     for n, upstream in enumerate(settings.upstreams):
         for name, source in upstream.headers.items():
@@ -74,7 +74,7 @@ def read_headers(
                     value = _content(source.file or "", config_dir, environ)
                 if not is_value(value):
                     raise _SecretError(
-                        f"what it leads to is no value of a header: one line of at most "
+                        f"what it leads to is not a header's value: one line of at most "
                         f"{MAX_VALUE_BYTES} printable ASCII characters"
                     )
                 headers.setdefault(upstream.name, {})[name] = value
@@ -88,7 +88,7 @@ def read_headers(
 def read_authorities(
     settings: Settings, config_dir: Path, problems: list[Mistake]
 ) -> dict[str, str]:
-    """The certificates in each file that is a `ca_file`, by the file's name as it is written."""
+    """Read the certificates in each file that is a `ca_file`, by the name in the config."""
     found: dict[str, str] = {}
     for n, upstream in enumerate(settings.upstreams):
         name = upstream.ca_file
@@ -106,7 +106,7 @@ def size_problem(
     headers: Mapping[str, Mapping[str, str]],
     authorities: Mapping[str, str],
 ) -> Mistake | None:
-    """More of all this than a worker can be told."""
+    """Return a mistake if all this together is more than one line to a worker can hold."""
     texts = [*keys.values(), *authorities.values()]
     texts += [value for each in headers.values() for value in each.values()]
     if sum(map(len, texts)) <= MAX_ALL_BYTES:
@@ -115,7 +115,7 @@ def size_problem(
 
 
 def variables_of(settings: Settings) -> Iterator[str]:
-    """The environment variables that hold a secret of an upstream's."""
+    """Yield the environment variables that hold an upstream's secret."""
     for upstream in settings.upstreams:
         if upstream.api_key_env is not None:
             yield upstream.api_key_env
@@ -125,7 +125,7 @@ def variables_of(settings: Settings) -> Iterator[str]:
 
 
 def _certificates(name: str, config_dir: Path) -> str:
-    """Those in a PEM file, and nothing else of it: a private key may lie beside them."""
+    """Read the certificates in a PEM file, and nothing else: a private key may lie beside them."""
     if not name or not name.isprintable():
         raise _SecretError("must be the name of a file")
     try:
@@ -147,7 +147,7 @@ def _certificates(name: str, config_dir: Path) -> str:
 
 
 def _is_der(text: str) -> bool:
-    """Whether it is base64 of one DER sequence of the length that it says, as X.509 begins.
+    """Tell whether it is base64 of one DER sequence of the length that it says, as X.509 begins.
 
     What is inside is judged by the worker's TLS: the watchdog loads none for this.
     """
@@ -198,7 +198,7 @@ def _content(name: str, config_dir: Path, environ: Mapping[str, str]) -> str:
 
 
 def _beside_config(name: str, config_dir: Path) -> Path:
-    """The file that the setting names; or what the service would find as a credential.
+    """Return the file that the setting names, or what the service would find as a credential.
 
     So `tidegate check` and `doctor` judge a service's config as the service does, for those who
     may read the keys.
@@ -216,7 +216,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _credential(name: str, environ: Mapping[str, str]) -> Path | None:
-    """The systemd credential of that name, see systemd.exec(5).
+    """Return the systemd credential of that name, see systemd.exec(5); None where there is none.
 
     Our unit loads a whole directory, whose files systemd then calls `tidegate_` and their name.
     """
@@ -235,7 +235,7 @@ def _read(path: Path, *, private: bool) -> str:
 def _checked(key: str) -> str:
     if len(key) > MAX_KEY_BYTES or not _KEY.fullmatch(key):
         raise _SecretError(
-            f"what it leads to is no key: one line of at most {MAX_KEY_BYTES} printable ASCII "
+            f"what it leads to is not a key: one line of at most {MAX_KEY_BYTES} printable ASCII "
             "characters without spaces"
         )
     return key

@@ -7,7 +7,7 @@ from itertools import zip_longest
 
 from msgspec import Struct
 
-MAX_PROBLEMS = 100  # are told; when those are mended the rest is told
+MAX_PROBLEMS = 100  # are listed; when those are fixed, the rest is
 
 
 class Mistake(Struct, frozen=True):
@@ -35,5 +35,5 @@ class ConfigError(Exception):
 
     @property
     def lines(self) -> Iterator[tuple[str, Mistake | None]]:
-        """Each line with the problem that it tells."""
+        """Return each line with the mistake that it tells."""
         return zip_longest(str(self).split("\n"), self._problems)

@@ -1,4 +1,4 @@
-"""Where tidegate keeps its things on this computer.
+"""Where tidegate keeps its files on this computer.
 
 Three answers: the system's places when root runs it on a computer that has them (`/etc/tidegate`,
 on a Mac `/Library/Application Support/tidegate`), the places of macOS on a Mac, and the XDG
@@ -44,7 +44,7 @@ class Places(Struct, frozen=True, kw_only=True):
 
     @property
     def named_config(self) -> Path | None:
-        """The config file if somebody asked for it by name; what `config.load` takes."""
+        """Return the config file if a flag or the environment named it, for `config.load`."""
         return self.config_file if self.config_named else None
 
 
@@ -57,7 +57,7 @@ def find(
     platform: str = sys.platform,
     uid: int | None = None,
 ) -> Places:
-    """The places for these flags and this environment.
+    """Find the places for these flags and this environment.
 
     Raises PlacesError when there is no home directory or the runtime directory's path is too
     long for a Unix socket.
@@ -81,12 +81,12 @@ def find(
 
 
 def fallback_dir(state_dir: Path) -> Path:
-    """The runtime directory of a computer that has none, and of one where it went."""
+    """Return the runtime directory of a computer that has none, or where it was removed."""
     return state_dir / "run"
 
 
 def serving_dir(places: Places) -> Path:
-    """Where a running tidegate is to be asked: its runtime directory, or what stands in for it."""
+    """Return where a running tidegate has its sockets: the runtime directory, or its stand-in."""
     fallback = fallback_dir(places.state_dir)
     if (places.runtime_dir / "control.sock").exists():
         return places.runtime_dir
@@ -98,7 +98,7 @@ def serving_dir(places: Places) -> Path:
 
 
 def default_config_file() -> Path:
-    """The config file that is read when nobody names one."""
+    """Return the config file that is read when none is named."""
     return _usual(os.environ, sys.platform, os.geteuid()).config_file
 
 
@@ -121,7 +121,7 @@ def make_private(directory: Path) -> None:
 
 
 class Usual(Struct, frozen=True, kw_only=True):
-    """Where things lie when nobody says otherwise."""
+    """The default places, without flags and environment."""
 
     config_file: Path
     state_dir: Path
@@ -130,7 +130,7 @@ class Usual(Struct, frozen=True, kw_only=True):
 
 
 def of_the_system(platform: str) -> Usual:
-    """The places of a service of the whole computer."""
+    """Return the places of a service of the whole computer."""
     if platform == "darwin":
         return Usual(
             config_file=MAC_SYSTEM_DIR / "config.toml",
@@ -171,9 +171,9 @@ def _usual(environ: Mapping[str, str], platform: str, uid: int) -> Usual:
 
 
 def _xdg_runtime(environ: Mapping[str, str], uid: int) -> Path | None:
-    """A directory that is emptied when the computer starts; None where there is none."""
+    """Return a directory that is emptied when the computer starts; None where there is none."""
     # cron and `ssh host tidegate status` often lack the variable although the directory is there.
-    # One that belongs to somebody else came along with `su` or `sudo -E` and is not ours to use.
+    # One that belongs to another user came along with `su` or `sudo -E` and is not ours to use.
     for parent in (_xdg(environ, "XDG_RUNTIME_DIR"), Path(f"/run/user/{uid}")):
         if parent is not None and _belongs_to(parent, uid):
             return parent / "tidegate"
@@ -192,7 +192,7 @@ def _home(environ: Mapping[str, str]) -> Path:
 
 
 def _xdg(environ: Mapping[str, str], name: str) -> Path | None:
-    """The XDG rules say that a relative path counts as none."""
+    """Return an XDG variable's path; by the XDG rules a relative one counts as none."""
     path = _from_environment(environ, name)
     return path if path is not None and path.is_absolute() else None
 

@@ -1,8 +1,8 @@
-"""The file of tokens: who may come in.
+"""The file of API tokens, by which clients authenticate.
 
 A token is shown once, when it is made. The file keeps a name, the SHA-256 of the token and the
-day it was made, so that a stolen file opens no door. A plain hash is enough, and a slow one
-would only cost time: what is hashed is 256 random bits, not a password.
+day it was made, so that a stolen file authenticates no client. A plain hash is enough, and a slow
+one would only cost time: what is hashed is 256 random bits, not a password.
 
 Each change takes a lock on the directory, writes a new file beside the old one and renames it,
 so that a reader sees the one or the other and a power cut loses neither.
@@ -45,10 +45,10 @@ class TokenError(Exception):
 
 
 def read(path: Path) -> list[Token]:
-    """Every token in the file; none when there is no file.
+    """Read every token in the file; none when there is no file.
 
     Raises TokenError when others can read the file, or when it is damaged: a daemon that went on
-    without its tokens would stand open.
+    without its tokens would answer everybody.
     """
     try:
         text = private_file.read(path, max_bytes=MAX_FILE_BYTES, private=True)
@@ -67,7 +67,7 @@ def read(path: Path) -> list[Token]:
 
 
 def new(path: Path, name: str, now: datetime | None = None) -> str:
-    """Make a token called `name` and return it: the only time that anybody sees it.
+    """Make a token called `name` and return it, the only time that it is shown.
 
     Raises TokenError when the name is taken or no name.
     """
@@ -151,7 +151,7 @@ def _replace(path: Path, tokens: list[Token]) -> None:
 
 
 def _give_to_the_service(fd: int, directory: Path) -> None:
-    """What root writes into the service user's directory must be readable by that user."""
+    """Give root's file to the owner of the directory: the service's user has to read it."""
     if os.geteuid() == 0:
         owner = directory.stat()
         os.fchown(fd, owner.st_uid, owner.st_gid)

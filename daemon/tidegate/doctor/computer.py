@@ -50,7 +50,7 @@ class ComputerMemory(Struct, frozen=True, kw_only=True):
 
 
 def check_clock(clock: Clock) -> Iterator[Problem]:
-    """TLS, tokens' dates, logs and Retry-After all go by it."""
+    """Check the clock: TLS, tokens' dates, logs and Retry-After all depend on it."""
     fix = "run: sudo timedatectl set-ntp true"
     if sys.platform == "darwin":
         fix = "System Settings, General, Date & Time: set it automatically"
@@ -59,7 +59,7 @@ def check_clock(clock: Clock) -> Iterator[Problem]:
         cause = f"the clock says it is the year {year}: no upstream's certificate is valid then"
         yield finding("clock-wrong", cause, fix)
     if clock.synchronised is False:
-        yield finding("clock-unsynchronised", "nothing keeps this computer's clock right", fix)
+        yield finding("clock-unsynchronised", "this computer's clock is not synchronised", fix)
     if abs(clock.drift_s) > JUMP_S:
         yield finding(
             "clock-jumps",
@@ -69,7 +69,7 @@ def check_clock(clock: Clock) -> Iterator[Problem]:
 
 
 def check_memory(memory: ComputerMemory) -> Iterator[Problem]:
-    """Whether the budget can be had."""
+    """Check that the computer has the memory of the budget."""
     budget, total, available = memory.budget_bytes, memory.total_bytes, memory.available_bytes
     smaller = "set a smaller memory.budget in the config"
     if memory.overcommit == 2:
@@ -105,7 +105,10 @@ def check_memory(memory: ComputerMemory) -> Iterator[Problem]:
 
 
 def check_descriptors(hard: int, settings: Settings) -> Iterator[Problem]:
-    """`hard`: what a process may raise its own limit to; tidegate does so at its start."""
+    """Check that enough files can be opened.
+
+    `hard` is what a process may raise its own limit to; tidegate does so at its start.
+    """
     wanted, there_are = settings.limits.max_connections, descriptors.connection_bounds(hard).clients
     if there_are < wanted:
         enough = descriptors.needed(wanted)
@@ -122,7 +125,7 @@ def check_descriptors(hard: int, settings: Settings) -> Iterator[Problem]:
 
 
 def read_clock(watched_s: float = WATCHED_S, sleep: Callable[[float], None] = time.sleep) -> Clock:
-    """Watches both clocks for a moment."""
+    """Watch the wall clock and the monotonic clock for `watched_s` seconds."""
     wall_s, monotonic_s = time.time(), time.monotonic()
     sleep(watched_s)
     drift_s = (time.time() - wall_s) - (time.monotonic() - monotonic_s)
@@ -140,7 +143,7 @@ def _is_synchronised() -> bool | None:
 
 
 def read_memory(budget_bytes: int, used_bytes: int = 0) -> ComputerMemory:
-    """From the kernel."""
+    """Read the computer's memory from the kernel."""
     meter = machine.AvailableMeter()
     try:
         available = meter.read()
@@ -160,7 +163,7 @@ def read_memory(budget_bytes: int, used_bytes: int = 0) -> ComputerMemory:
 
 
 def hard_limit() -> int:
-    """How many descriptors a process may have at most."""
+    """Return how many descriptors a process may have at most."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return sys.maxsize if hard == resource.RLIM_INFINITY else hard
 

@@ -1,7 +1,7 @@
-"""Everything that a doctor looks at, side by side and within half a minute.
+"""Runs every check of the doctor side by side, within half a minute.
 
 Checks wait for other programs, so each has a thread of its own; one that has not come back when
-the time is over is told as unfinished, and nobody waits for it. Nothing here changes anything.
+the time is over is told as unfinished and no longer waited for. Nothing here changes anything.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Result = tuple[str, list[Problem]]
 
 
 class Check(Struct, frozen=True, kw_only=True):
-    """One thing that was looked at. `text` says in a line how it is when nothing is wrong."""
+    """One check's result. `text` says in a line how it is when nothing is wrong."""
 
     name: str
     text: str
@@ -45,18 +45,18 @@ class Check(Struct, frozen=True, kw_only=True):
 
 
 class Examination(Struct, frozen=True, kw_only=True):
-    """All of it."""
+    """The results of all checks, in the order in which they are shown."""
 
     checks: list[Check]
 
     @property
     def problems(self) -> list[Problem]:
-        """Every finding."""
+        """Return every finding."""
         return [problem for check in self.checks for problem in check.problems]
 
     @property
     def worst(self) -> Severity | None:
-        """None when nothing was found."""
+        """Return the severity of the worst finding; None when nothing was found."""
         found = {problem.severity for problem in self.problems}
         order = (Severity.ERROR, Severity.WARNING, Severity.NOTE)
         return next((severity for severity in order if severity in found), None)
@@ -76,21 +76,21 @@ class Subject:
 
     @property
     def status(self) -> Status | None:
-        """Of the running tidegate."""
+        """Return the running tidegate's status."""
         return self.seen.status
 
 
 def examine(
     places: Places, *, asks_tokens: bool = True, environ: Mapping[str, str] = os.environ
 ) -> Examination:
-    """Look at everything."""
+    """Examine everything that can be wrong around tidegate, in at most `LIMIT_S`."""
     begun_s = time.monotonic()
     subject = read(places, environ)
     return run(checks_for(subject, asks_tokens=asks_tokens), begun_s + LIMIT_S)
 
 
 def read(places: Places, environ: Mapping[str, str]) -> Subject:
-    """The config and the running tidegate, on which the checks depend."""
+    """Read the config and the running tidegate's status, on which the checks depend."""
     seen = running.ask(serving_dir(places))
     loaded: LoadedConfig | ConfigError
     good: LoadedConfig | None
@@ -110,7 +110,7 @@ def read(places: Places, environ: Mapping[str, str]) -> Subject:
 
 
 def _as_far_as_good(path: Path, environ: Mapping[str, str]) -> LoadedConfig | None:
-    """A config whose keys are elsewhere, or whose tokens are lost, still says where things are."""
+    """Load what can be of a config whose keys or tokens cannot be read; None when nothing can."""
     try:
         settings = config.read_settings(path)
     except ConfigError:
@@ -128,7 +128,7 @@ def _as_far_as_good(path: Path, environ: Mapping[str, str]) -> LoadedConfig | No
 
 
 def checks_for(subject: Subject, *, asks_tokens: bool) -> list[tuple[str, Callable[[], Result]]]:
-    """Each with its name, in the order in which they are shown."""
+    """List the checks, each with its name, in the order in which they are shown."""
     checks: list[tuple[str, Callable[[], Result]]] = [
         ("running", partial(_running, subject)),
         ("config", partial(_config, subject)),
@@ -149,7 +149,7 @@ def checks_for(subject: Subject, *, asks_tokens: bool) -> list[tuple[str, Callab
 
 
 def run(checks: Iterable[tuple[str, Callable[[], Result]]], deadline_s: float) -> Examination:
-    """All at once. What is not over at the deadline is left alone."""
+    """Run all checks at once. One that is not over at the deadline is left alone."""
     wanted = list(checks)
     done: queue.SimpleQueue[tuple[int, Check]] = queue.SimpleQueue()
     for number, (name, check) in enumerate(wanted):
@@ -185,7 +185,7 @@ def _work(
 def _unfinished(name: str, why: str) -> Check:
     problem = finding(
         "unfinished",
-        f'the check "{name}" did not come to an end {why}',
+        f'the check "{name}" was not finished {why}',
         "run doctor again; if it stays so, look at that part by hand",
         name,
     )

@@ -1,4 +1,4 @@
-"""The config, and the files and directories that tidegate reads and writes."""
+"""Checks the config, and the files and directories that tidegate reads and writes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _JOURNALS = (Path("/var/log/journal"), Path("/run/log/journal"))
 
 
 def check_config(loaded: LoadedConfig | ConfigError, *, serves: bool) -> Iterator[Problem]:
-    """What `tidegate check` says, a finding for each line of it.
+    """Report what `tidegate check` says, a finding for each line of it.
 
     While a tidegate `serves`, keys that are missing here are those of its own environment.
     """
@@ -58,7 +58,7 @@ def _mistake(line: str, mistake: Mistake | None, *, serves: bool) -> Problem:
 
 
 def check_permissions(places: Places, credentials: Path = Path(CREDENTIALS)) -> Iterator[Problem]:
-    """Of the config file, the directories and systemd's credentials.
+    """Check who may use the config file, the directories and systemd's credentials.
 
     Tokens, and keys that the config names by their path, are the config's affair.
     """
@@ -78,7 +78,7 @@ def check_permissions(places: Places, credentials: Path = Path(CREDENTIALS)) -> 
 
 
 def _check_credentials(directory: Path) -> Iterator[Problem]:
-    """systemd reads them as root, so nobody else needs to; it does not look at their mode."""
+    """Check that only root can read them: systemd reads them as root, whatever their mode is."""
     try:
         exposed = [path for path in directory.iterdir() if path.stat().st_mode & 0o077]
         is_closed = not directory.stat().st_mode & 0o077
@@ -101,7 +101,7 @@ def _check_directory(name: str, directory: Path) -> Iterator[Problem]:
         yield _unusable(name, directory, error.strerror or str(error))
         return
     if not stat.S_ISDIR(found.st_mode):
-        yield _unusable(name, directory, "it is no directory")
+        yield _unusable(name, directory, "it is not a directory")
     elif found.st_mode & 0o022:
         yield finding(
             "directory-exposed",
@@ -125,7 +125,7 @@ def _unusable(name: str, directory: Path, why: str) -> Problem:
 def check_disk(
     name: str, directory: Path, statvfs: Callable[[Path], os.statvfs_result] = os.statvfs
 ) -> Iterator[Problem]:
-    """Space and inodes of where `directory` is, or will be."""
+    """Check the space and the inodes of the file system where `directory` is, or will be."""
     # By os.path, for pathlib raises where a parent may not be looked into.
     while not os.path.exists(directory) and directory != directory.parent:  # noqa: PTH110
         directory = directory.parent
@@ -151,7 +151,7 @@ def check_disk(
 
 
 def check_logs(state_dir: Path, journals: tuple[Path, ...] = _JOURNALS) -> Iterator[Problem]:
-    """How large they have become."""
+    """Check how large tidegate's logs and the journal have become."""
     ours = _size(state_dir, "*.log*")
     if ours > LOG_BYTES:
         yield finding(

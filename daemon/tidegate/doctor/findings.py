@@ -1,4 +1,4 @@
-"""Every kind of finding, with how much it matters.
+"""Every kind of finding, with its severity.
 
 A kind has one severity, so that a script can rely on it; what it is about is added behind a
 colon ("upstream-silent:box"). A finding of a kind that is not in this table cannot be made.
@@ -86,12 +86,12 @@ SEVERITIES = {
 
 
 def finding(kind: str, cause: str, fix: str, about: str = "") -> Problem:
-    """A finding of a known kind. Raises KeyError for another one."""
+    """Make a finding of a known kind. Raises KeyError for another one."""
     severity = SEVERITIES[kind]
     name = f"{kind}:{about}" if about else kind
     return Problem(id=name, severity=severity, cause=cause, fix=fix)
 
 
 def kind_of(problem: Problem) -> str:
-    """The kind, without what it is about."""
+    """Return the kind of a finding, without what it is about."""
     return problem.id.partition(":")[0]

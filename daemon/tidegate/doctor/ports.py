@@ -1,4 +1,4 @@
-"""Whether the addresses of `listen` can be had, or are held by this tidegate already."""
+"""Checks that the addresses of `listen` are free, or are held by this tidegate already."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_ports(
     held: Collection[str] | None,
     who: Callable[[int], Neighbour | None] = who_listens,
 ) -> Iterator[Problem]:
-    """`held`: where the running tidegate listens; None: there is none to ask."""
+    """Check every address; `held` is where the running tidegate listens, None without one."""
     for address in addresses:
         if held is not None and _is_held(address, held):
             continue
@@ -36,7 +36,7 @@ def check_ports(
 
 
 def _is_held(address: str, held: Collection[str]) -> bool:
-    """Whether one of those is it, or has its port, at whatever address."""
+    """Tell whether one of those is the address, or has its port at whatever address."""
     if address in held:
         return True
     try:
@@ -47,7 +47,7 @@ def _is_held(address: str, held: Collection[str]) -> bool:
 
 
 def _try(address: str, who: Callable[[int], Neighbour | None]) -> Problem | None:
-    """Binds it for a moment, as tidegate would."""
+    """Bind the address for a moment, as tidegate would."""
     if address.startswith("unix:"):
         return None  # one that is left over is replaced at the start
     try:
@@ -98,7 +98,7 @@ def _explain(
 
 
 def says_tidegate(address: str, limit_s: float = 2.0) -> bool:
-    """Whether what answers there calls itself so: another user's process may not be looked at."""
+    """Tell whether the answer there is tidegate's: another user's process may not be looked at."""
     _, host, port = sockets.parse(address)
     wildcard = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  (asked, not bound)
     connection = http.client.HTTPConnection(wildcard.get(host, host), port, timeout=limit_s)

@@ -1,4 +1,4 @@
-"""What the running tidegate says of itself, and whether there is one, or two."""
+"""Checks the running tidegate by its own status, and whether there is one, or two."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ ANSWER_S = 5.0  # the watchdog answers this by itself and at once
 
 
 class RunningDaemon(Struct, frozen=True, kw_only=True):
-    """The answer, or why there is none."""
+    """The running tidegate's status, or why there is none."""
 
     status: Status | None = None
-    silent: bool = False  # somebody holds the socket and says nothing, or nothing we understand
+    silent: bool = False  # the socket is served, without an answer or with one of no known form
 
 
 def check_running(
@@ -35,15 +35,16 @@ def check_running(
     runtime_dir: Path | None = None,
     own_pid: int | None = None,
 ) -> Iterator[Problem]:
-    """`installed`: the version of this program; `others`: every tidegate of this computer.
+    """Check the running tidegate.
 
-    `own_pid` is that of the one in question, where it does not say so itself.
+    `installed` is the version of this program, `others` every tidegate of this computer, `own_pid`
+    the process id of the one in question, where it does not say so itself.
     """
     status = seen.status
     if seen.silent:
         yield finding(
             "daemon-silent",
-            f"a tidegate is there and did not answer within {ANSWER_S:g} s, or not in words that "
+            f"a tidegate is there and did not answer within {ANSWER_S:g} s, or not in a form that "
             "this version understands",
             "see `tidegate logs`; then: tidegate restart, or tidegate service restart",
         )
@@ -82,7 +83,7 @@ def _check_status(status: Status, installed: str) -> Iterator[Problem]:
     elif status.state in {"starting", "draining", "stopping"}:
         yield finding(
             "daemon-not-ready",
-            f"tidegate is {status.state} and serves nobody yet, or no more",
+            f"tidegate is {status.state} and serves no client yet, or no more",
             "wait a moment and run doctor again; if it stays so: tidegate logs",
         )
     elif status.state == "degraded" and not status.repairs:
@@ -108,7 +109,7 @@ def _check_status(status: Status, installed: str) -> Iterator[Problem]:
 
 
 def ask(runtime_dir: Path, limit_s: float = ANSWER_S) -> RunningDaemon:
-    """Ask it how it is."""
+    """Ask the running tidegate for its status; one that is not there gives an empty answer."""
     try:
         reply = client.ask(runtime_dir, ControlRequest(verb="status"), limit_s)
         return RunningDaemon(status=Decoder(Status).decode(reply.result))
@@ -119,7 +120,7 @@ def ask(runtime_dir: Path, limit_s: float = ANSWER_S) -> RunningDaemon:
 
 
 def pid_in(runtime_dir: Path) -> int | None:
-    """Who held the pid file last, if that one is still there."""
+    """Return the process id in the pid file, if that process is still there."""
     try:
         pid = int((runtime_dir / PID_FILE_NAME).read_text())
         os.kill(pid, 0)

@@ -1,4 +1,4 @@
-"""What the service manager really holds tidegate to: asked of it, never read from a file.
+"""Checks what the service manager really holds tidegate to: by its answers, never by a file.
 
 A drop-in, an older unit, a plist that was loaded before it was changed: what is in force and what
 lies on the disk differ just when something is wrong. The judging is pure: it takes what
@@ -34,7 +34,7 @@ _SECTION = "[Service]"
 
 
 class Service(Struct, frozen=True, kw_only=True):
-    """What was read of one manager. `unreadable` says why there is nothing."""
+    """What was read from one manager. `unreadable` says why there is nothing."""
 
     scope: Scope
     shown: dict[str, str] = {}  # of systemd
@@ -46,14 +46,17 @@ class Service(Struct, frozen=True, kw_only=True):
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the manager knows tidegate."""
+        """Tell whether the manager knows tidegate."""
         return bool(self.printed) or self.shown.get("LoadState") == "loaded"
 
 
 def check_services(
     services: list[Service], settings: Settings, budget_bytes: int
 ) -> Iterator[Problem]:
-    """Of every manager that was asked. One that cannot be is told where no other has it."""
+    """Check the service of every manager.
+
+    One that cannot be asked is a finding only where no other has the service.
+    """
     is_loaded = any(service.is_loaded for service in services)
     for service in services:
         if service.unreadable and not is_loaded:
@@ -77,7 +80,7 @@ def check_services(
 
 
 def check_systemd(service: Service, settings: Settings, budget_bytes: int) -> Iterator[Problem]:
-    """By what `systemctl show` says is in force."""
+    """Check what `systemctl show` says is in force."""
     shown = service.shown
     edit = _edit(service.scope)
     yield from _check_failed(shown, service.scope)
@@ -90,7 +93,7 @@ def check_systemd(service: Service, settings: Settings, budget_bytes: int) -> It
     if shown.get("NeedDaemonReload") == "yes":
         yield finding(
             "service-reload-needed",
-            "the unit on the disk was changed and systemd still goes by the former one",
+            "the unit on the disk was changed and systemd still uses the former one",
             f"run: {_systemctl(service.scope, 'daemon-reload', '')}",
         )
     if drop_ins := shown.get("DropInPaths", ""):
@@ -115,24 +118,24 @@ def check_systemd(service: Service, settings: Settings, budget_bytes: int) -> It
 
 
 def _check_failed(shown: Mapping[str, str], scope: Scope) -> Iterator[Problem]:
-    """Given up, or between two starts. What ended it tells more than that it was too often."""
+    """Check that systemd has not given up, nor is between two starts; say what ended the last."""
     is_given_up = shown.get("ActiveState") == "failed"
     if not is_given_up and shown.get("SubState") != "auto-restart":
         return
     code = show.exit_code(shown)
     how = exit_text(code) if code else show.ending(shown) or "failed"
-    mend = "see `tidegate logs`, mend what it says"
+    fix = "see `tidegate logs`, correct what it says"
     if code == NO_CREDENTIALS:
-        mend = f"run: sudo install -d -m 700 {CREDENTIALS}"
+        fix = f"run: sudo install -d -m 700 {CREDENTIALS}"
     yield finding(
         "service-failed",
         f"systemd has given it up: {how}" if is_given_up else f"systemd starts it again: {how}",
-        f"{mend}; then: {_systemctl(scope, 'restart')}",
+        f"{fix}; then: {_systemctl(scope, 'restart')}",
     )
 
 
 def _check_protocol(shown: Mapping[str, str], edit: str) -> Iterator[Problem]:
-    """What systemd hears of it, and does when it is silent or gone."""
+    """Check what tidegate can tell systemd, and what systemd does when it hangs or ends."""
     if not shown.get("Type", "notify").startswith("notify"):
         yield finding(
             "service-not-notify",
@@ -195,7 +198,7 @@ def _check_resources(
 
 
 def _check_stopping(stop_s: float | None, settings: Settings, fix: str) -> Iterator[Problem]:
-    """`stop_s` None: the manager waits for ever, or does not say."""
+    """Check the time for a stop; `stop_s` None: the manager waits for ever, or does not say."""
     limit_s = settings.drain.stop_limit_s
     if stop_s is not None and stop_s < limit_s + STOP_MARGIN_S:
         yield finding(
@@ -210,7 +213,7 @@ def _check_stopping(stop_s: float | None, settings: Settings, fix: str) -> Itera
 
 
 def check_launchd(service: Service, settings: Settings) -> Iterator[Problem]:
-    """By what `launchctl print` and `pmset -g` say."""
+    """Check what `launchctl print` and `pmset -g` say."""
     again = "run: tidegate service install" + (
         " --system" if service.scope is Scope.SYSTEM else " --user"
     )
@@ -235,13 +238,13 @@ def check_launchd(service: Service, settings: Settings) -> Iterator[Problem]:
     if sleeps_after_min(service.pmset):
         yield finding(
             "mac-sleeps",
-            f"this Mac sleeps after {sleeps_after_min(service.pmset)} min, and answers nobody then",
+            f"this Mac sleeps after {sleeps_after_min(service.pmset)} min, and serves nothing then",
             "run: sudo pmset -c sleep 0",
         )
 
 
 def sleeps_after_min(pmset: str) -> int:
-    """From `pmset -g`; 0 when it does not sleep by itself or something prevents it."""
+    """Read the minutes from `pmset -g`; 0 when it does not sleep, or something prevents it."""
     found = re.search(r"^\s*sleep\s+(\d+)(.*)$", pmset, re.MULTILINE)
     return int(found[1]) if found and "prevented" not in found[2] else 0
 
@@ -250,14 +253,14 @@ def sleeps_after_min(pmset: str) -> int:
 
 
 def read(platform: str = sys.platform, uid: int | None = None) -> list[Service]:
-    """Both the system's manager and this user's. Empty where there is none of that kind."""
+    """Ask both the system's manager and this user's. Empty where there is none of that kind."""
     uid = os.geteuid() if uid is None else uid
     if platform == "darwin":
         return [_read_launchd(scope, uid) for scope in Scope]
     if not is_booted():
         return []
     found = [_read_systemd(scope, uid) for scope in Scope]
-    # Root seldom has a manager of its own, and nobody misses it.
+    # Root seldom has a manager of its own, and needs none.
     return [each for each in found if uid != 0 or each.scope is Scope.SYSTEM or not each.unreadable]
 
 

@@ -1,4 +1,4 @@
-"""Python and the libraries that this tidegate runs on."""
+"""Checks Python and the libraries that this tidegate runs on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ def check_software(
     *,
     compiled: bool,
 ) -> Iterator[Problem]:
-    """`requirements` as the package's metadata writes them; `versions` of what is installed."""
+    """Check the versions.
+
+    `requirements` are as the package's metadata writes them, `versions` those that are installed.
+    """
     if python[:2] < OLDEST_PYTHON:
         shown = ".".join(map(str, python[:3]))
         yield finding("python-old", f"Python {shown} is older than 3.11", "install a newer Python")
@@ -48,7 +51,7 @@ def check_software(
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """ "3.14.5rc1" as (3, 14, 5)."""
+    """Read a version as numbers: "3.14.5rc1" as (3, 14, 5)."""
     found = re.match(r"\d+(?:\.\d+)*", version)
     parts = [int(part) for part in found[0].split(".")] if found else []
     while parts and parts[-1] == 0:
@@ -57,7 +60,10 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def read() -> tuple[tuple[int, ...], list[str], dict[str, str]]:
-    """What is installed here. Nothing is known of one that runs from its source."""
+    """Return Python's version, the requirements, and the installed versions.
+
+    Without the package's metadata, as when it runs from its source, the latter two are empty.
+    """
     python = tuple(sys.version_info[:3])
     try:
         requirements = metadata.requires("tidegate") or []
@@ -74,7 +80,7 @@ def read() -> tuple[tuple[int, ...], list[str], dict[str, str]]:
 
 
 def are_compiled() -> bool:
-    """Whether aiohttp runs on its C parts; without them a request costs several times as much."""
+    """Tell whether aiohttp has its C parts; without them a request costs several times as much."""
     from aiohttp import http_parser  # noqa: PLC0415
 
     return hasattr(http_parser, "HttpRequestParserC")

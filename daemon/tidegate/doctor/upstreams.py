@@ -1,8 +1,8 @@
-"""Whether each upstream gives tokens: it is asked for some.
+"""Checks that each upstream gives tokens, by asking it for some.
 
 A server that answers its health route and lists its models may still hang at the first prompt, so
 nothing less than an answer counts. The prompt is one short sentence and the answer is cut after
-`MOST_LOCAL` tokens, or `MOST_PAID` where somebody else may send a bill. Every wait has an end.
+`MOST_LOCAL` tokens, or `MOST_PAID` where a provider may send a bill. Every wait has an end.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Probe(Struct, frozen=True, kw_only=True):
 
     @property
     def text(self) -> str:
-        """One line; nothing where the problem says it all."""
+        """Say in a line how it went; "" where the problem says it all."""
         if self.first_token_s is None:
             if self.problem is not None:
                 return ""
@@ -68,7 +68,7 @@ class Probe(Struct, frozen=True, kw_only=True):
 
 
 class _Unwell(Exception):
-    """Why it is of no use, as a finding."""
+    """Why an upstream is of no use, as a finding."""
 
     def __init__(self, kind: str, cause: str, fix: str) -> None:
         super().__init__(cause)
@@ -76,7 +76,7 @@ class _Unwell(Exception):
 
 
 def is_paid(upstream: Upstream, key: str | None) -> bool:
-    """Whether a request may cost money: there is a key, and it is not in the house."""
+    """Tell whether a request may cost money: it has a key, and the upstream is not at home."""
     return key is not None and not parse_url(upstream.url).is_at_home
 
 
@@ -90,7 +90,7 @@ def probe(
     asks_tokens: bool = True,
     answer_s: float = ANSWER_S,
 ) -> Probe:
-    """Ask for an answer of the model `wanted`, or else the first listed; or for its list only.
+    """Ask for an answer of the model `wanted`, else of the first listed; or for the list only.
 
     `headers` are its secret ones, `authority` the certificates of its `ca_file`.
     """
@@ -111,7 +111,7 @@ def probe(
 
 
 def none_here() -> Problem:
-    """Nothing is configured, and nothing listens where local servers usually do."""
+    """Report that no upstream is configured, and none listens where local servers usually do."""
     return finding(
         "upstreams-none",
         "no upstream is configured and none is found on this computer: the built-in demo answers",
@@ -120,7 +120,7 @@ def none_here() -> Problem:
 
 
 def find_local(limit_s: float = 1.0) -> list[Upstream]:
-    """What listens at the usual ports of this computer."""
+    """Return an upstream for each server that listens at a usual port of this computer."""
     found = []
     for title, _, url in WELL_KNOWN:
         where = parse_url(url)
@@ -159,7 +159,7 @@ class _Place:
     def request(
         self, method: str, path: str, body: object, deadline_s: float
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        """Raises _Unwell. A redirect is not followed."""
+        """Send a request and return its answer; no redirect is followed. Raises _Unwell."""
         connection = self._connection()
         data = None if body is None else json.dumps(body).encode()
         try:
@@ -184,7 +184,7 @@ class _Place:
             ) from error
 
     def _connection(self) -> http.client.HTTPConnection:
-        """Raises _Unwell."""
+        """Make the connection, which is not yet open. Raises _Unwell."""
         if self.unix_path:
             return _UnixConnection(self.unix_path)
         if self.is_tls:
@@ -204,7 +204,7 @@ class _Place:
 
 
 def unreachable(url: str, error: OSError, platform: str) -> _Unwell:
-    """What a connection that was not made tells. macOS hides its reason behind a routing error."""
+    """Say why a connection was not made. macOS hides its reason behind a routing error."""
     where = parse_url(url)
     if platform == "darwin" and error.errno == EHOSTUNREACH and where.is_neighbour:
         return _Unwell(
@@ -248,7 +248,7 @@ def _first_model(place: _Place, deadline_s: float) -> str:
         ) as error:
             raise _Unwell(
                 "upstream-error",
-                "answers /models with something that is no list of models",
+                "answers /models with something that is not a list of models",
                 "see that its url leads to an OpenAI-compatible server",
             ) from error
     talkers = [name for name in names if not any(word in name.lower() for word in _OTHER_KINDS)]
@@ -306,7 +306,7 @@ def _slow(name: str, model: str, first_token_s: float) -> Problem | None:
 def _tokens(
     sock: socket.socket | None, response: http.client.HTTPResponse, deadline_s: float
 ) -> Iterator[str]:
-    """The pieces of output, as they come; and one for an answer that was cut while thinking."""
+    """Yield the pieces of output as they come, and one if the answer was cut while thinking."""
     try:
         for line in _lines(sock, response, deadline_s):
             if line.startswith(b"data:") and (piece := _piece(line[5:].strip())):
@@ -324,7 +324,7 @@ def _tokens(
 def _lines(
     sock: socket.socket | None, response: http.client.HTTPResponse, deadline_s: float
 ) -> Iterator[bytes]:
-    """Read by read, for `readline` goes on as long as a byte comes now and then."""
+    """Yield the lines read by read: `readline` would go on while a byte comes now and then."""
     rest = b""
     while not response.isclosed():  # it may be with its last byte, and its socket too
         _limit(sock, deadline_s)
@@ -339,7 +339,7 @@ def _lines(
 
 
 def _piece(data: bytes) -> str:
-    """What an event holds of output. Raises _Unwell for an error event."""
+    """Return what an event holds of output. Raises _Unwell for an error event."""
     try:
         event = json.loads(data)
     except (ValueError, RecursionError):
