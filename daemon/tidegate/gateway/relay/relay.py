@@ -81,9 +81,8 @@ class Relay:
         self._host = host
         self._loop = loop
         # Both are gone when the run is over: a circle that lives on is never collected.
-        self._failover: Failover | None = None
-        if not run.is_over:
-            self._failover = Failover(self, targets, loop, run.owner or caller)
+        failover = None if run.is_over else Failover(self, targets, loop, run.owner or caller)
+        self._failover: Failover | None = failover
         self._reply = Reply()  # the head that came last
         self._has_backpressure = False  # the ledger is tight
         self._spare_bytes = 0  # what may then be kept of a run without a subscriber
@@ -248,9 +247,8 @@ class Relay:
 
     def tell_error(self) -> None:
         """Tell every reader of a stream why it broke off; a plain answer has a status."""
-        if not self.run.request.streamed:
-            return
-        self._say_last(self.run.error_events())
+        if self.run.request.streamed:
+            self._say_last(self.run.error_events())
 
     def _say_last(self, events: list[bytes]) -> None:
         """Hand every reader what we append to the upstream's events ourselves."""
