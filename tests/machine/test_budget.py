@@ -73,7 +73,7 @@ def test_a_kernel_without_the_memory_controller_sets_no_limit() -> None:
         ("9223372036854771712\n", None),
     ],
 )
-def test_a_limit_that_nobody_understands_is_ignored_and_said(
+def test_a_limit_that_cannot_be_understood_is_ignored_and_logged(
     tmp_path: Path, text: str, why: str | None
 ) -> None:
     """The file and the reason are told, the next group's limit still counts, nothing fails."""

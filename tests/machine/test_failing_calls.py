@@ -180,7 +180,7 @@ def test_a_signal_is_watched_or_refused_in_words(
 
 @each_error
 def test_no_trigger_of_our_own_is_no_error(code: int) -> None:
-    """Where nobody signals and a trigger cannot be set up, there is nothing to watch."""
+    """Where nothing signals and a trigger cannot be set up, there is nothing to watch."""
 
     def act(_: None) -> None:
         watch = pressure.watch_from({})

@@ -97,8 +97,8 @@ def test_a_process_volunteers_for_real() -> None:
     code = (
         "import os\n"
         "from tidegate.machine import heap\n"
-        "nobody = (65534, 65534, 65534)\n"
-        "if os.geteuid() == 0: os.setresgid(*nobody); os.setresuid(*nobody)\n"
+        "unprivileged = (65534, 65534, 65534)\n"
+        "if os.geteuid() == 0: os.setresgid(*unprivileged); os.setresuid(*unprivileged)\n"
         "import ctypes; ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)\n"  # dumpable again: /proc is ours
         "print(heap.volunteer_for_oom(), open('/proc/self/oom_score_adj').read())"
     )

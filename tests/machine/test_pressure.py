@@ -66,7 +66,7 @@ def test_a_kernel_without_figures_tells_none(name: str) -> None:
     ["", "\n", "full avg10=3.00\n", "some\n", "some avg10=\n", "some avg10=nan\n", "some avg10=inf",
      "some avg10=-1\n", "some avg10=101\n", "some avg60=20.0\n", "\x00\x01"],
 )  # fmt: skip
-def test_figures_that_nobody_understands_are_said(tmp_path: Path, text: str) -> None:
+def test_figures_that_cannot_be_understood_are_logged(tmp_path: Path, text: str) -> None:
     """They are no pressure, and the file is named; what is mended is read again."""
     file = tmp_path / "proc/pressure/memory"
     file.parent.mkdir(parents=True)
@@ -124,7 +124,7 @@ def test_macos_level_comes_through_a_c_call(tmp_path: Path) -> None:
 
 
 def test_a_level_that_is_not_told_is_none() -> None:
-    """An older macOS does not know the name; elsewhere nobody is asked."""
+    """An older macOS does not know the name; elsewhere it is not asked for."""
     assert pressure.level_reader(_sysctl(4, fails=-1))() is None
     if sys.platform != "darwin":
         assert pressure.level_reader()() is None
@@ -164,7 +164,7 @@ def fifo(tmp_path: Path) -> Path:
 @linux_only
 @pytest.mark.parametrize("words", [None, b"", TRIGGER, os.urandom(4096)])
 def test_a_fifo_signals(fifo: Path, words: bytes | None) -> None:
-    """What somebody writes is pressure, once; our own words coming back are none."""
+    """What a process writes is pressure, once; our own words coming back are none."""
     with watching(environment(fifo, words)) as (watch, selector):
         assert bool(selector.select(0)) is bool(words)
         assert not watch.took()
@@ -263,7 +263,7 @@ def test_the_kernels_file_takes_the_trigger(environ: dict[str, str]) -> None:
 
 
 class KernelsEpoll:
-    """An epoll on a kernel's file: what it has to tell is told once, to whoever looks first."""
+    """An epoll on a kernel's file: what it has to tell is told once, at the first look."""
 
     def __init__(self, *masks: int) -> None:
         self.masks = list(masks)
@@ -341,8 +341,8 @@ def test_a_plain_file_is_no_kernels_file(tmp_path: Path) -> None:
 
 
 @linux_only
-def test_a_socket_that_nobody_answers_does_not_block(tmp_path: Path) -> None:
-    """Refused when nobody listens, and when its queue is full: at once, in words."""
+def test_a_socket_that_no_process_answers_does_not_block(tmp_path: Path) -> None:
+    """Refused when no process listens, and when its queue is full: at once, in words."""
     path = tmp_path / "dead.sock"
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))

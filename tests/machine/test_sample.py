@@ -46,7 +46,7 @@ def test_growth_is_seen(sampler: Sampler) -> None:
 
 
 def test_gone_process_is_absent(sampler: Sampler) -> None:
-    """A process that ended between two readings is left out, whoever has its pid now."""
+    """A process that ended between two readings is left out, whichever process has its pid now."""
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     assert child.pid in sampler.read([child.pid]).rss
     child.communicate(b"\n")
@@ -110,7 +110,7 @@ def test_an_open_sampler_needs_no_descriptor() -> None:
 def test_a_pid_that_is_used_again_is_read_anew(
     sampler: Sampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The descriptor of the dead shows nobody else; from the next reading on, the living counts."""
+    """The dead's descriptor shows no other process; from the next reading on, the living counts."""
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     assert sampler.read([child.pid]).rss
     child.communicate(b"\n")
@@ -159,7 +159,7 @@ def test_a_process_that_ended_and_is_not_buried_holds_nothing(sampler: Sampler) 
 
 @linux_only
 def test_the_unshared_part_grows_with_what_is_our_own(sampler: Sampler) -> None:
-    """Memory that nobody else maps is what would be free again if the process ended."""
+    """Memory that no other process maps is what would be free again if the process ended."""
     before = sampler.uss_bytes(os.getpid())
     with mmap.mmap(-1, 64 * MIB, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as held:
         held.write(b"x" * len(held))
@@ -188,7 +188,7 @@ def test_psutil_reads_where_linux_does_not(
 
 @linux_only
 def test_the_machines_memory_is_known_once_it_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A failure is not remembered, a figure is: later nobody needs a descriptor for it."""
+    """A failure is not remembered, a figure is: later no descriptor is needed for it."""
     machine_bytes.cache_clear()
     with monkeypatch.context() as broken:
         broken.setattr(os, "open", mock.Mock(side_effect=OSError(errno.EMFILE, "too many")))

@@ -73,7 +73,7 @@ def play(mode: str) -> Any:
 
 
 @pytest.mark.timeout(300)
-def test_guarded_the_kernel_kills_nobody() -> None:
+def test_guarded_the_kernel_kills_no_process() -> None:
     """The limit is found and is the budget; the flood is survived, and readers lose nothing."""
     seen = play("enforce")
     assert seen["budget_bytes"] == 200 * MIB

@@ -117,7 +117,7 @@ def test_the_first_connection_starts_it() -> None:
     assert any(p == "2" and "giving up: 5 workers" in text for p, text in seen["loop_log"])
 
 
-def test_what_hangs_is_replaced_by_whoever_watches_it() -> None:
+def test_what_hangs_is_replaced_by_what_watches_it() -> None:
     """systemd restarts a watchdog that hangs or fails; a worker is the watchdog's affair."""
     seen = inside("hung")
     again = seen["watchdog"]["again"]

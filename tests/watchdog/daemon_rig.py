@@ -68,7 +68,7 @@ class Daemon:
         self.settings |= settings
         beside = self.config.with_name("config.json.new")
         beside.write_text(json.dumps(self.settings))
-        beside.replace(self.config)  # nobody reads one that is half written
+        beside.replace(self.config)  # no process reads one that is half written
 
     def start(
         self,

@@ -1,4 +1,4 @@
-"""A scripted worker: it speaks the channel's words and answers every connection with its number.
+"""A scripted worker: it speaks the channel's protocol and answers every connection with its number.
 
 GET /die exits 3, GET /hang stops the loop, GET /grow?MIB holds memory that no ledger explains,
 GET /ledger?MIB holds memory that its ledger explains until a sweep, GET /config asks for a reload,

@@ -54,7 +54,7 @@ def test_what_we_bound_is_stored_and_what_retired_is_dropped() -> None:
 
 
 def test_a_kept_socket_serves_again() -> None:
-    """The same socket, so that whoever connected meanwhile is served."""
+    """The same socket, so that clients which connected meanwhile are served."""
     store, socket_kept = Store(), kept("127.0.0.1:0")
     listeners = Listeners([socket_kept], store)
     with socket.create_connection(socket_kept.sock.getsockname()):
@@ -79,7 +79,7 @@ def test_a_kept_socket_outlives_an_address_that_is_taken() -> None:
     listeners.close()
 
 
-def test_a_kept_socket_that_nobody_asks_for_is_closed() -> None:
+def test_a_kept_socket_that_is_not_configured_is_closed() -> None:
     """The setting changed while it was down."""
     store, unwanted = Store(), kept("127.0.0.1:0")
     store.names.add(str(unwanted.stored))
@@ -91,7 +91,7 @@ def test_a_kept_socket_that_nobody_asks_for_is_closed() -> None:
 
 
 def test_a_kept_unix_socket_without_its_file_is_made_anew(tmp_path: Path) -> None:
-    """Nobody could find it; with its file it is used, and a stop leaves the file."""
+    """No client could find it; with its file it is used, and a stop leaves the file."""
     address = f"unix:{tmp_path}/s"
     lost = kept(address)
     (tmp_path / "s").unlink()
@@ -104,8 +104,8 @@ def test_a_kept_unix_socket_without_its_file_is_made_anew(tmp_path: Path) -> Non
     assert (tmp_path / "s").is_socket()
 
 
-def test_a_kept_unix_socket_that_nobody_asks_for_takes_its_file_along(tmp_path: Path) -> None:
-    """It was ours, and nobody would remove it later."""
+def test_a_kept_unix_socket_that_is_not_configured_takes_its_file_along(tmp_path: Path) -> None:
+    """It was ours, and nothing else would remove it later."""
     listeners = Listeners([kept(f"unix:{tmp_path}/s")], Store())
     listeners.use(listeners.open(["127.0.0.1:0"]))
     assert list(tmp_path.iterdir()) == []
@@ -136,7 +136,7 @@ linux_only = pytest.mark.skipif(
     [("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "127.0.0.1"), ("[::1]", "[::]"), ("[::]", "[::1]")],
 )
 def test_a_wider_or_narrower_address_may_have_the_same_port(former: str, new: str) -> None:
-    """Both stand beside each other; until somebody listens on the new one, the former one gets all.
+    """Both stand beside each other; until a worker listens on the new one, the former one gets all.
 
     Another program is refused there before, meanwhile and afterwards.
     """
@@ -171,7 +171,7 @@ def test_a_wider_or_narrower_address_may_have_the_same_port(former: str, new: st
 
 @linux_only
 def test_one_address_stays_when_all_of_its_port_are_opened_and_is_there_to_go_back_to() -> None:
-    """Nobody who waits in its queue is lost, and nobody sees that there are two."""
+    """No client that waits in its queue is lost, and none sees that there are two."""
     store = Store()
     listeners = Listeners([], store)
     listeners.use(listeners.open(["127.0.0.1:0"]))
@@ -216,7 +216,7 @@ def test_a_kept_socket_is_known_by_another_spelling_of_its_address() -> None:
 
 @linux_only
 def test_another_program_on_the_port_is_not_taken_for_ours() -> None:
-    """That a socket of ours has the same port does not hide that somebody else has the address."""
+    """A socket of ours on the same port does not hide that another program has the address."""
     listeners = Listeners([], Store())
     listeners.use(listeners.open(["127.0.0.1:0"]))
     port = listeners.bound[0].sock.getsockname()[1]
@@ -240,7 +240,7 @@ def test_another_spelling_of_an_address_is_the_same_socket() -> None:
 
 
 def test_one_that_only_just_retired_is_taken_back() -> None:
-    """Who changes the address and changes it back is not told that somebody else is there."""
+    """An owner who changes the address back is not told that another program is there."""
     listeners = Listeners([], Store())
     listeners.use(listeners.open(["127.0.0.1:0"]))
     [first] = listeners.bound

@@ -138,7 +138,7 @@ def ask_everything(daemon: Loop) -> None:
 
 
 def signal_a_reload(daemon: Loop) -> None:
-    """One that nobody waits for, and a tick."""
+    """One that no client waits for, and a tick."""
     signal.raise_signal(signal.SIGHUP)
     daemon.turns(4)
 
@@ -283,12 +283,12 @@ def test_a_fault_is_a_repair_and_one_stack_a_minute(
 
 
 def test_a_config_that_our_own_judge_trips_over_is_refused(directory: Path) -> None:
-    """The former config stays in force, and whoever asked is told whose fault it is."""
+    """The former config stays in force, and the client that asked is told whose fault it is."""
     with loop(directory) as daemon:
         daemon.begin()
 
         def trips() -> LoadedConfig:
-            raise KeyError("nobody thought of this")
+            raise KeyError("this was not thought of")
 
         daemon.load = trips
         reply = daemon.ask("reload")

@@ -102,7 +102,7 @@ def test_the_reply_says_what_changed(daemon: Daemon) -> None:
 def test_a_new_address_is_answered_when_the_new_worker_serves_it(
     daemon: Daemon, tmp_path: Path
 ) -> None:
-    """The reply names the worker, and whoever reads it can connect at once."""
+    """The reply names the worker, and a client that reads it can connect at once."""
     daemon.start()
     path = tmp_path / "door.sock"
     daemon.write(listen=["127.0.0.1:0", f"unix:{path}"])
@@ -177,13 +177,13 @@ def test_a_signal_and_the_verb_say_the_same(daemon: Daemon) -> None:
 
 
 def test_who_asks_during_a_reload_is_answered_by_the_next(daemon: Daemon) -> None:
-    """Nobody is told that a reload is under way; all who waited are served by one more."""
+    """No client is told that a reload is under way; all that waited are served by one more."""
     daemon.start(timing=SLOW)
     daemon.write(allowed_hosts=["never.answer"])
     daemon.get("/config")  # by itself, and the worker says nothing for its whole limit
     first = Asking(daemon)
     wait_until(lambda: first.is_waiting, "it asks")
-    daemon.status()  # whoever is answered after it was asked after it
+    daemon.status()  # a command that is answered after it was asked after it
     daemon.write(allowed_hosts=["box.example"])
     others = [Asking(daemon) for _ in range(3)]
     assert {tuple(lines(each.reply())) for each in (first, *others)} <= {
@@ -219,7 +219,7 @@ def test_who_waits_is_not_kept_waiting_by_a_dead_worker(daemon: Daemon) -> None:
     first = Asking(daemon)
     wait_until(lambda: "worker 1 hears of never.answer" in daemon.log(), "it is asked")
     second = Asking(daemon)
-    daemon.status()  # whoever is answered after it was asked after it
+    daemon.status()  # a command that is answered after it was asked after it
     daemon.write(allowed_hosts=["box.example"])
     os.kill(daemon.worker()["pid"], signal.SIGKILL)
     assert refused(first.reply()) == "worker"
@@ -357,7 +357,7 @@ def test_a_reload_while_no_worker_serves_is_announced_too(daemon: Daemon, manage
     for generation in (1, 2):
         wait_until(lambda: daemon.worker()["generation"] == generation, "it serves")  # noqa: B023
         os.kill(daemon.worker()["pid"], signal.SIGKILL)
-    wait_until(lambda: daemon.status()["worker"] is None, "nobody serves")
+    wait_until(lambda: daemon.status()["worker"] is None, "no worker serves")
     assert daemon.ask("reload").ok
     told = ["READY", "RELOADING", "READY"]
     wait_until(lambda: manager.states() == told, "the manager is told of the reload")

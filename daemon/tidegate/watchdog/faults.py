@@ -57,7 +57,7 @@ class Faults:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.total = 0
-        self.last = ""  # in words
+        self.last = ""  # as text
         self._clock = clock
         self._kinds: dict[str, _Kind] = {}  # as many as there are calls of `attempt`
         self._last_s = float("-inf")

@@ -33,7 +33,7 @@ class Readiness:
 
     @property
     def has_served(self) -> bool:
-        """Tell whether the service manager heard that tidegate serves."""
+        """Tell whether the service manager was told that tidegate serves."""
         return self._banner is None
 
     def serving(self, ready: Ready, addresses: list[str], status: Status) -> None:

@@ -383,7 +383,7 @@ class Reloader:
         serving = self._generations.serving
         return serving.number if reload.recycle is not None and serving is not None else None
 
-    # --- what is said of it ---------------------------------------------------------------------
+    # --- what is told of it ---------------------------------------------------------------------
 
     def _refuse(
         self, clients: Sequence[ControlClient], refusal: ReloadRefusal, *, asked: bool

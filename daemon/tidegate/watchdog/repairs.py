@@ -42,7 +42,7 @@ class Observation(Struct, frozen=True, kw_only=True):
     parked: str | None = None
     refused_config: str | None = None  # the file as it is now
     refused_upgrade: str | None = None
-    lost_lines: int = 0  # of the log, not yet said
+    lost_lines: int = 0  # of the log, not yet told
     free_bytes: int | None = None  # where the state is
     connections: int = 0  # of the worker that has the most
     most_connections: int = 0  # as that worker has it; 0: it does not say

@@ -43,7 +43,7 @@ def test_sweep_answers_what_it_freed(daemon: Daemon) -> None:
 
 
 def test_worker_that_does_not_answer_is_named(daemon: Daemon) -> None:
-    """A question has a limit, and the error says which worker was silent."""
+    """A request has a limit, and the error says which worker was silent."""
     daemon.start("--mute", timing=SILENT)
     reply = daemon.ask("sweep")
     assert reply.error == "worker 1 did not answer sweep within 0.5 s"
@@ -112,7 +112,7 @@ def test_a_former_worker_is_not_asked_to_beat(daemon: Daemon) -> None:
 
 
 def test_memory_is_read_when_it_is_asked_for(daemon: Daemon) -> None:
-    """What the status says of a worker is no older than the question, whatever the tick."""
+    """What the status says of a worker is no older than the request, whatever the tick."""
     daemon.start(timing={"tick_s": 60.0, "gap_s": 300.0})
     former = daemon.worker()["rss_bytes"]
     daemon.get("/grow?50")

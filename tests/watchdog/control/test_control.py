@@ -1,4 +1,4 @@
-"""The asking side of control.sock, where nobody answers well."""
+"""The asking side of control.sock, where no watchdog answers well."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def answering(path: Path, answer: bytes | None) -> threading.Thread:
     return thread
 
 
-def test_nobody_there(tmp_path: Path) -> None:
+def test_no_watchdog_is_there(tmp_path: Path) -> None:
     """No socket at all, and one that a dead daemon left: not running."""
     with pytest.raises(NotRunning, match=r"control\.sock"):
         ask(tmp_path, REQUEST, 1.0)
@@ -146,7 +146,7 @@ def test_a_client_that_an_earlier_event_of_the_turn_dropped(
 def test_a_client_that_hung_up_is_nothing_to_keep(
     tmp_path: Path, server: tuple[ControlServer, selectors.BaseSelector]
 ) -> None:
-    """An upgrade hands over the descriptors of those who wait, and of nobody else."""
+    """An upgrade hands over the descriptors of the clients that wait, and no others."""
     control_server, selector = server
     commands = Commands(SimpleNamespace(recycle=lambda: None), None, control_server, 1.0)  # type: ignore[arg-type]
     control_server._on_request = commands.on_request

@@ -16,7 +16,7 @@ from tidegate.watchdog.control.server import ControlClient
 
 @pytest.fixture
 def client() -> Iterator[ControlClient]:
-    """Somebody who asks."""
+    """A client that asks."""
     ours, theirs = socket.socketpair()
     yield ControlClient(ours, 0.0)
     ours.close()
@@ -25,7 +25,7 @@ def client() -> Iterator[ControlClient]:
 
 @pytest.fixture
 def requests(client: ControlClient) -> PendingRequests:
-    """Question 7 is open to workers 1 and 2 since second 100, for five seconds."""
+    """Request 7 is open to workers 1 and 2 since second 100, for five seconds."""
     made = PendingRequests(5.0)
     made.add(7, "sweep", client, {1, 2}, 100.0)
     return made
@@ -43,7 +43,7 @@ def run(name: str, created: float) -> RunSummary:
 
 
 def test_last_answer_makes_the_reply(requests: PendingRequests, client: ControlClient) -> None:
-    """Both answers are added up, and the question is closed."""
+    """Both answers are added up, and the request is closed."""
     assert requests.on_answer(1, swept(1)) is None
     reply = requests.on_answer(2, swept(2))
     assert reply is not None
@@ -57,7 +57,7 @@ def test_last_answer_makes_the_reply(requests: PendingRequests, client: ControlC
 
 
 def test_stray_answers_are_ignored(requests: PendingRequests) -> None:
-    """Twice from one worker, from a stranger, or to no question: nothing happens."""
+    """Twice from one worker, from a stranger, or to no request: nothing happens."""
     for generation, answer in [(1, swept(1)), (1, swept(1)), (3, swept(1)), (2, swept(1, 0))]:
         assert requests.on_answer(generation, answer) is None
     assert requests.on_answer(2, swept(1)) is not None
@@ -71,7 +71,7 @@ def test_silence_is_named(requests: PendingRequests) -> None:
 
 
 def test_death_before_the_answer_is_said(requests: PendingRequests) -> None:
-    """With nobody left to answer the wait is over at once."""
+    """With no worker left to answer the wait is over at once."""
     assert requests.forget(1) == []
     ((_, reply),) = requests.forget(2)
     assert reply.error == "worker 2 ended before it answered sweep"

@@ -73,8 +73,8 @@ def test_state_is_one_true_word(
         ({"upstream": "unknown"}, []),
     ],
 )
-def test_what_somebody_may_notice_is_said_in_words(facts: dict[str, Any], words: list[str]) -> None:
-    """Nobody has to guess why it is degraded."""
+def test_what_clients_may_notice_is_listed(facts: dict[str, Any], words: list[str]) -> None:
+    """The owner need not guess why it is degraded."""
     age_s = facts.get("restart_age_s")
     upstream = UpstreamStatus(name="box", url="http://x", state=facts.get("upstream", "ok"))
     found = status.troubles(
@@ -135,5 +135,5 @@ def test_upstreams_of_two_workers_are_one_line_each() -> None:
     [(0, "under 1 min"), (59, "under 1 min"), (60, "1 min"), (3600, "1 h"), (9.5 * 86400, "9 d")],
 )
 def test_age_is_the_largest_unit_that_fits(age_s: float, text: str) -> None:
-    """Nobody reads seconds after nine days."""
+    """Seconds are of no interest after nine days."""
     assert status.show_age(age_s) == text

@@ -45,7 +45,7 @@ def test_worker_that_talks_nonsense_is_replaced(daemon: Daemon) -> None:
 
 @pytest.mark.long
 def test_stuck_worker_channel_never_blocks(daemon: Daemon) -> None:
-    """A worker that reads nothing while it is asked a thousand times keeps nobody waiting."""
+    """A worker that reads nothing while it is asked a thousand times keeps no other waiting."""
     daemon.start(timing={"beat_limit_s": 60.0, "reply_s": 0.1})
     os.kill(daemon.worker()["pid"], signal.SIGSTOP)
     for _ in range(40):

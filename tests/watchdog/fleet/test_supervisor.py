@@ -139,7 +139,7 @@ def test_a_worker_is_bounded_from_its_first_moment(daemon: Daemon) -> None:
     assert all(0 < int(limit) <= usual_bytes for limit in said.values())
 
 
-def test_sleep_of_the_computer_kills_nobody(daemon: Daemon) -> None:
+def test_sleep_of_the_computer_kills_no_worker(daemon: Daemon) -> None:
     """When both processes stood still, the watchdog sees the gap and starts all limits afresh."""
     daemon.start(timing={"gap_s": 1.0, **HANGS})
     pid = daemon.worker()["pid"]

@@ -132,7 +132,7 @@ def test_a_full_disk_leaves_no_half_of_a_bundle(
     "text", [b"", b"{", b"[]", b'{"format": 99}', b'{"decisions": []}', b"\xff"]
 )
 def test_what_is_no_bundle_has_no_decisions(text: bytes) -> None:
-    """Whatever somebody gives us to read."""
+    """Whatever file we are given to read."""
     assert bundle.read_decisions(text) is None
 
 

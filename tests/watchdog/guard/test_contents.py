@@ -44,7 +44,7 @@ def test_no_key_is_in_it_wherever_it_went(rig: Rig) -> None:
 
 
 def test_every_setting_that_may_be_secret_is_known() -> None:
-    """Whoever adds one decides here whether a bundle may show it."""
+    """A developer who adds one decides here whether a bundle may show it."""
     tables = [each for each in vars(settings).values() if isinstance(each, type(Settings))]
     names = {name for table in tables for name in table.__struct_fields__}
     words = ("key", "token", "secret", "pass", "auth", "credential")

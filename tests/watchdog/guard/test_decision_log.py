@@ -122,7 +122,7 @@ def test_a_write_that_fails_midway_does_not_spoil_the_next_line(
 
 
 def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
-    """Nothing is appended to somebody else's file."""
+    """Nothing is appended to another user's file."""
     target = tmp_path / "target"
     target.write_text("")
     (tmp_path / "decisions.jsonl").symlink_to(target)
@@ -130,7 +130,7 @@ def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
     assert target.read_text() == ""
 
 
-def test_a_disk_that_hangs_holds_up_nobody(
+def test_a_disk_that_hangs_holds_up_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What waits for it is bounded, what is lost is counted, and it goes on when it is back."""

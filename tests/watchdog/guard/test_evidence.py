@@ -1,4 +1,4 @@
-"""Evidence: who is asked, for how long, what is written, and that nobody waits for a disk."""
+"""Evidence: which workers are asked, for how long, what is written; no disk is waited for."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Rig:
         self.evidence.gather(kind, reason, self.told.append)
 
     def answer(self, number: int, request: int = 0, **parts: Any) -> None:
-        """Generation `number` answers the last question, or an older one."""
+        """Generation `number` answers the last request, or an older one."""
         asked = [each for n, each in self.generations.sent if n == number]
         assert isinstance(asked[-1], Inspect)
         answer = Inspected(
@@ -159,7 +159,7 @@ def hung_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
 
 def test_it_is_written_when_all_workers_have_answered(rig: Rig) -> None:
-    """Not before, and nobody is asked twice."""
+    """Not before, and no worker is asked twice."""
     rig.gather()
     assert [n for n, _ in rig.generations.sent] == [1, 2]
     assert rig.evidence.is_pending
@@ -194,7 +194,7 @@ def test_who_is_silent_is_shown_as_silent(rig: Rig) -> None:
 
 
 def test_an_answer_that_comes_too_late_is_not_taken_for_another(rig: Rig) -> None:
-    """Each question has its number."""
+    """Each request has its number."""
     rig.gather()
     rig.now_s += LIMIT_S
     rig.evidence.tick(rig.now_s)
@@ -255,7 +255,7 @@ def test_a_hung_worker_is_not_asked(rig: Rig) -> None:
     assert "worker 1" in read["processes"]
 
 
-def test_it_holds_what_somebody_needs_to_understand(rig: Rig) -> None:
+def test_it_holds_what_is_needed_to_understand(rig: Rig) -> None:
     """Host, status, settings, samples, decisions, limits."""
     log_of(rig.state_dir, [0.1, 0.75])
     given = inputs(0.0, 0.5)
@@ -279,7 +279,7 @@ def test_it_holds_what_somebody_needs_to_understand(rig: Rig) -> None:
 def test_a_directory_that_cannot_be_written_is_said_in_words(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One line, None for whoever waits, and the next one is tried anew."""
+    """One line, None for a client that waits, and the next one is tried anew."""
     rig = Rig(tmp_path / "away")
     for _ in range(2):
         caplog.clear()
@@ -296,10 +296,10 @@ def test_a_directory_that_cannot_be_written_is_said_in_words(
     assert rig.evidence.written == 1
 
 
-def test_a_disk_that_hangs_holds_up_nobody(
+def test_a_disk_that_hangs_holds_up_nothing(
     rig: Rig, hung_disk: threading.Event, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever waits is told None in time; when the disk is back the bundle is there."""
+    """A client that waits is told None in time; when the disk is back the bundle is there."""
     caplog.set_level(logging.INFO)
     began_s = time.monotonic()
     rig.gather()

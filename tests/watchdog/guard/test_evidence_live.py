@@ -38,7 +38,7 @@ def test_a_worker_that_says_nothing_is_shown_from_outside(daemon: Daemon) -> Non
 
 
 def test_the_status_is_answered_while_a_bundle_is_under_way(daemon: Daemon) -> None:
-    """The loop waits for nobody."""
+    """The loop waits for no worker."""
     daemon.start()
     replies: list[ControlReply] = []
     asking = threading.Thread(target=lambda: replies.append(daemon.ask("bundle")))

@@ -15,7 +15,7 @@ def add(ring: Samples, now_s: float, used: int, level: int = 0) -> None:
 
 
 def test_of_each_ten_seconds_the_highest_use_stays() -> None:
-    """A peak between two entries is what somebody will look for."""
+    """A peak between two entries is what the owner will look for."""
     ring = Samples()
     for now_s, used in enumerate([10, 50, 20, 30, 10, 10, 10, 10, 10, 10, 11, 12]):
         add(ring, float(now_s), used, level=used // 50)

@@ -61,7 +61,7 @@ def test_same_process_goes_on_and_its_worker_is_replaced(daemon: Daemon) -> None
     assert not list(daemon.directory.glob("*.sock"))
 
 
-def test_upgrades_refuse_nobody_and_leave_no_descriptor(daemon: Daemon) -> None:
+def test_upgrades_refuse_no_client_and_leave_no_descriptor(daemon: Daemon) -> None:
     """One after the other, with a client that connects all the time: the figures stay."""
     daemon.start()
     failed: list[OSError] = []
@@ -126,7 +126,7 @@ def test_a_parked_one_is_upgraded_and_unparks_as_ever(daemon: Daemon) -> None:
     assert daemon.get() == "3"
 
 
-def test_whoever_waits_for_a_recycle_still_hears_of_its_end(daemon: Daemon) -> None:
+def test_a_client_that_waits_for_a_recycle_is_still_told_of_its_end(daemon: Daemon) -> None:
     """An upgrade in the middle of a recycle: both generations stay, and a third one follows."""
     daemon.start("--drain-s", "3")
     answers: list[bool] = []

@@ -34,13 +34,13 @@ def test_worker_environment_has_no_secret() -> None:
 
 
 def test_what_is_said_of_malloc_already_holds() -> None:
-    """Whoever tunes it knows why."""
+    """An owner who tunes it knows why."""
     said = {"MALLOC_MMAP_THRESHOLD_": "65536"}
     assert worker_environment(said) == said
 
 
 def test_lock_is_held_for_life(tmp_path: Path) -> None:
-    """While one holds it nobody else gets it; its end, however sudden, frees it."""
+    """While one holds it no other gets it; its end, however sudden, frees it."""
     path = tmp_path / "tidegate.pid"
     code = (
         "import sys; from pathlib import Path;"
@@ -64,7 +64,7 @@ def test_lock_is_held_for_life(tmp_path: Path) -> None:
 
 
 def test_lock_on_a_removed_file_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever opened the file just before its holder removed it locks the new one instead."""
+    """A process that opened the file just before its holder removed it locks the new one."""
     path = tmp_path / "tidegate.pid"
     real_flock = fcntl.flock
     former = PidFile(path)

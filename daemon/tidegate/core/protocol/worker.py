@@ -225,7 +225,7 @@ class ModelList(Message, frozen=True, kw_only=True, tag="modellist"):
 
 
 class ConfigChanged(Message, frozen=True, kw_only=True, tag="configchanged"):
-    """The config file may have changed; also said once at the start."""
+    """The config file may have changed; also sent once at the start."""
 
 
 class Draining(Message, frozen=True, kw_only=True, tag="draining"):

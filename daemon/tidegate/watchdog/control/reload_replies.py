@@ -1,4 +1,4 @@
-"""What a client hears of the reload that it asked for."""
+"""What a client is told of the reload that it asked for."""
 
 from __future__ import annotations
 

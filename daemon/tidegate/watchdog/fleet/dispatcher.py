@@ -87,7 +87,7 @@ class Dispatcher:
         _log.info("worker %d is ready, %d MiB", worker.number, (worker.base_bytes or 0) // MIB)
         self.do(events.BecameReady(worker.number))
         attempt("a reload", lambda: self.reloader.became_ready(worker))
-        attempt("the first words", lambda: self._announce(worker, ready))
+        attempt("the announcement", lambda: self._announce(worker, ready))
 
     def _measure_new(self, worker: WorkerHandle, ready: msg.Ready) -> None:
         worker.ready_s = time.monotonic()

@@ -120,14 +120,14 @@ def text_without_keys(text: str, secrets: list[str]) -> str:
 
 
 def show_process(pid: int, what: str) -> dict[str, object]:
-    """Show a process as the kernel sees it; `what` it is, in words."""
+    """Show a process as the kernel sees it; `what` it is, as text."""
     return {"pid": pid, "is": what, **kernel.of_process(pid)}
 
 
 def show_worker(worker: WorkerHandle) -> dict[str, object]:
     """Show a worker's process, and why it has to go, if it has."""
-    said = worker.condemned or worker.failure
-    what = "a worker" if said is None else f"a worker that has to go: {said}"
+    reason = worker.condemned or worker.failure
+    what = "a worker" if reason is None else f"a worker that has to go: {reason}"
     return show_process(worker.pid, what)
 
 

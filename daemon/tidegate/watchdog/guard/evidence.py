@@ -1,4 +1,4 @@
-"""Evidence: what is written down before the guard does harm, and whenever a client asks.
+"""Evidence: what is written down before the guard recycles or kills, and for a client.
 
     gather -> what can be seen from outside, at once -> each ready worker is asked (1 s at most)
     -> the document is written by a thread -> those that asked are told the path, or None

@@ -288,15 +288,15 @@ class MemoryMonitor:
             self._uss_due_s = now_s + USS_EVERY_S
             self.uss_bytes = self._sampler.uss_bytes(serving.pid)
 
-    def _log_trouble(self, subject: str, words: str | None) -> None:
+    def _log_trouble(self, subject: str, text: str | None) -> None:
         """Log a trouble that stays once, and once that it is over."""
-        if words == self._logged.get(subject):
+        if text == self._logged.get(subject):
             return
-        if words is None:
+        if text is None:
             _log.info("memory figures can be read again")
         else:
-            _log.error("%s", words)
-        self._logged[subject] = words
+            _log.error("%s", text)
+        self._logged[subject] = text
 
     def _log_new(self, former: Decision | None, now: Decision) -> None:
         if now.alarm:

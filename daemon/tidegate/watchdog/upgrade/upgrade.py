@@ -130,7 +130,7 @@ class Preflight:
             output.seek(0)
             text = output.read(_OUTPUT_BYTES).decode("utf-8", "replace").strip()
         if code:
-            raise UpgradeError(text or f"it ended with exit code {code} and said nothing")
+            raise UpgradeError(text or f"it ended with exit code {code} and printed nothing")
 
     def cancel(self) -> None:
         """End it: its result is not wanted any more."""
@@ -142,7 +142,7 @@ class Preflight:
 def become(argv: Sequence[str], state: UpgradeState, notify: Mapping[str, str]) -> None:
     """Execute `argv` in this process. Returns only by UpgradeError; then all is as before.
 
-    Signals wait meanwhile: until the new program hears them, their default would be to end it.
+    Signals wait meanwhile: until the new program handles them, their default would end it.
     """
     try:
         with write(state) as file:

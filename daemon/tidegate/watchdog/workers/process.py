@@ -86,7 +86,7 @@ class WorkerHandle:
     beat: Heartbeat | None = None  # the last one
     base_bytes: int | None = None  # resident when it became ready
     ready_s: float | None = None  # when that was
-    failure: str | None = None  # why it could not go on, in its own words
+    failure: str | None = None  # why it could not go on, as it told
     condemned: str | None = None  # why we end it
     kill_at_s: float | None = None
 
