@@ -40,10 +40,10 @@ from tidegate.gateway.server.ids import new_id
 from tidegate.gateway.server.websocket import text_frame
 from tidegate.gateway.server.writer import AlreadySent
 
-# Questions that may wait behind the one that is being answered: a client asks when it has its
+# Requests that may wait behind the one that is being answered: a client sends one when it has its
 # answer, so even one is rare. Each is in the ledger.
 MOST_WAITING = 8
-LOOK_S = 0.5  # how soon a connection that asks nothing learns that it is to go elsewhere
+LOOK_S = 0.5  # how soon a connection without requests learns that it is to go elsewhere
 
 
 async def converse_responses(
@@ -64,7 +64,7 @@ async def converse_responses(
 
 
 class _Dialogue(WebSocketSession):
-    """One WebSocket, what was asked on it, and what its next question may go on from."""
+    """One WebSocket, what was asked on it, and what its next request may go on from."""
 
     def __init__(self, gateway: Gateway, request: web.BaseRequest, caller: Caller) -> None:
         super().__init__(gateway, request, caller, gateway.settings.limits.max_body_bytes)
@@ -89,7 +89,7 @@ class _Dialogue(WebSocketSession):
     # --- what is asked ------------------------------------------------------------------------
 
     def on_message(self, frame: Frame) -> ErrorText | None:
-        """Put a question in the line, or say why not."""
+        """Queue a request, or say why not."""
         if frame.opcode is not Opcode.TEXT:
             return Refused(400, "a message is a text of JSON", "bad_request").error
         if self._asked.full():
@@ -122,7 +122,7 @@ class _Dialogue(WebSocketSession):
         return self._relay is not None and bool(self._relay.run.body)
 
     async def _next(self) -> Relay | None:
-        """Begin a run for the next question; None if there is none yet, or it has been answered."""
+        """Begin a run for the next request; None if there is none yet, or it has been answered."""
         try:
             async with asyncio.timeout(LOOK_S):
                 message = await self._asked.get()
@@ -167,7 +167,7 @@ class _Dialogue(WebSocketSession):
         return text_frame(error_message(error))
 
     def _new_relay(self, message: bytes) -> Relay | bytes:
-        """The same. Raises Refused and LedgerFull."""
+        """Make a run for this message, or answer it. Raises Refused and LedgerFull."""
         try:
             asked = conversation.read(message)
             if asked.type == "response.processed":  # Codex says what it has had

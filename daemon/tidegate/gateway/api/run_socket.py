@@ -19,7 +19,7 @@ from tidegate.gateway.server.websocket import WRITE_BYTES, WebSocket, text_frame
 from tidegate.gateway.server.writer import AlreadySent
 
 _encode = msgspec.json.Encoder().encode
-MOST_SAID_BYTES = 64 * 1024  # in a message, where what a client says means nothing
+MAX_MESSAGE_BYTES = 64 * 1024  # of a client, whose messages mean nothing here
 
 
 def event_message(seq: int, event: bytes, framing: Framing = SSE) -> bytes:
@@ -32,7 +32,7 @@ class RunSocket(WebSocketSession):
     """A WebSocket that a run's events are sent to; what its client sends means nothing."""
 
     def __init__(self, gateway: Gateway, request: web.BaseRequest, caller: Caller) -> None:
-        super().__init__(gateway, request, caller, MOST_SAID_BYTES)
+        super().__init__(gateway, request, caller, MAX_MESSAGE_BYTES)
 
     async def finish(self, state: str, reason: str | None) -> None:
         """Send how the run ended as the last message, and close."""

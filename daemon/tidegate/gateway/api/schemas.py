@@ -151,18 +151,18 @@ SCHEMAS: JsonObject = {
 }
 
 
-def _told(text: str, *, always: bool = False) -> JsonObject:
+def _response_header(text: str, *, always: bool = False) -> JsonObject:
     return {"description": text, "required": always, "schema": {"type": "string"}}
 
 
 HEADERS: JsonObject = {
-    "x-request-id": _told("The request's id; a run's is the same.", always=True),
-    "request-id": _told("The same, where Anthropic's clients look for it.", always=True),
-    RUN_ID: _told("The run's id, for /v1/runs."),
-    UPSTREAM_ID: _told("What the upstream calls the request."),
-    "Retry-After": _told("In how many seconds to come back."),
-    "WWW-Authenticate": _told("Bearer."),
-    "Accept-Encoding": _told("How a body may be sent."),
+    "x-request-id": _response_header("The request's id; a run's is the same.", always=True),
+    "request-id": _response_header("The same, where Anthropic's clients look for it.", always=True),
+    RUN_ID: _response_header("The run's id, for /v1/runs."),
+    UPSTREAM_ID: _response_header("What the upstream calls the request."),
+    "Retry-After": _response_header("In how many seconds to come back."),
+    "WWW-Authenticate": _response_header("Bearer."),
+    "Accept-Encoding": _response_header("How a body may be sent."),
 }
 SECURITY: JsonObject = {
     "bearer": {"type": "http", "scheme": "bearer"},
