@@ -190,7 +190,7 @@ class Rig:
     def facts(self, **changes: Any) -> None:
         """What the watchdog says."""
         known: dict[str, Any] = {"level": 0, "ledger_limit_bytes": 0}
-        self.gateway.accept_facts(StateUpdate(**(known | changes)))
+        self.gateway.on_state_update(StateUpdate(**(known | changes)))
 
     def reload(self, settings: Settings) -> None:
         """A reload, as the watchdog orders it."""

@@ -78,7 +78,7 @@ class GatewayDrain:
     async def _hand_over(self) -> None:
         """Give every finished run to the generation that serves; it then answers for them.
 
-        That may be another one than at first: if it dies, we learn of the next from the facts.
+        That may be another one than at first: if it dies, the next update names its follower.
         """
         peer, registry = self._gateway.peer, self._gateway.registry
         if peer is None or time.monotonic() < self._hand_over_s:

@@ -79,7 +79,7 @@ class Gateway:
         self.settings = Settings()
         self.registry = Registry(Ledger(), self.loop)
         self.sockets = Sockets(self.registry.ledger)
-        self.facts: StateUpdate | None = None
+        self.state_update: StateUpdate | None = None
         self.parked: str | None = None  # why nothing is served
         self._peer: Peer | None = None  # the other generation, while there is one
         self.loop_lag_s = 0.0
@@ -137,15 +137,15 @@ class Gateway:
         self.settings, self._access, self.catalog = settings, access, catalog
         self.server.table.places = descriptors.places_for(settings.limits.max_connections)
 
-    def accept_facts(self, facts: StateUpdate) -> None:
+    def on_state_update(self, update: StateUpdate) -> None:
         """The watchdog's view, once a second: the ledger's limit, and where the other one is."""
-        self.facts = facts
+        self.state_update = update
         self._access.tell_wrong_keys()
-        self.registry.ledger.limit_bytes = facts.ledger_limit_bytes
-        self.evictor.shrink_buffers(half=facts.squeeze)
-        self.meet(facts.peer_socket)
+        self.registry.ledger.limit_bytes = update.ledger_limit_bytes
+        self.evictor.shrink_buffers(half=update.squeeze)
+        self.meet(update.peer_socket)
         for pool in self.catalog.pools():
-            pool.share(facts.peer_active.get(pool.name, 0))
+            pool.share(update.peer_active.get(pool.name, 0))
 
     def meet(self, socket_path: str | None) -> None:
         """Where the other generation listens, or that there is none."""
@@ -272,10 +272,10 @@ class Gateway:
 
     def refuse_when_shedding(self) -> None:
         """Raises Refused when memory is so short that nothing new may begin."""
-        if self.facts is not None and self.facts.shed is not None:
+        if self.state_update is not None and self.state_update.shed is not None:
             raise Refused(
                 503,
-                f"no new runs until memory is back: {self.facts.shed}",
+                f"no new runs until memory is back: {self.state_update.shed}",
                 "memory_limit",
                 type="server_error",
                 headers={"Retry-After": "10"},
@@ -288,8 +288,8 @@ class Gateway:
             reasons.append("draining")
         if not self.catalog.can_serve and self.parked is None:
             reasons.append("no upstream can be reached")
-        if self.facts is not None and self.facts.shed is not None:
-            reasons.append(self.facts.shed)
+        if self.state_update is not None and self.state_update.shed is not None:
+            reasons.append(self.state_update.shed)
         return reasons
 
 

@@ -155,7 +155,7 @@ class Worker:
             message = await self._line.inbox.get()
             match message:
                 case StateUpdate():
-                    self._gateway.accept_facts(message)
+                    self._gateway.on_state_update(message)
                 case Configure():
                     self._line.send(self._reconfigure(message))
                     await self._listen_for_peers(message.peer_socket)

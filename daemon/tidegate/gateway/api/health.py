@@ -43,12 +43,12 @@ async def is_ready(
 ) -> web.StreamResponse:
     """Say whether it can serve, and if not, why."""
     reasons = gateway.why_not_ready()
-    facts = gateway.facts
+    update = gateway.state_update
     body = {
         "status": "not ready" if reasons else "ready",
         "reasons": reasons,
         "generation": gateway.generation,
-        "memory_level": facts.level if facts else 0,
+        "memory_level": update.level if update else 0,
         "draining": gateway.server.draining,
     }
     return web.json_response(body, status=503 if reasons else 200)
@@ -58,25 +58,25 @@ async def show_metrics(
     gateway: Gateway, request: web.BaseRequest, caller: Caller
 ) -> web.StreamResponse:
     """Render every metric for Prometheus. Totals that outlive a worker are the watchdog's."""
-    registry, facts = gateway.registry, gateway.facts
+    registry, update = gateway.registry, gateway.state_update
     resident = {"worker": gateway.resident_bytes()}
-    if facts is not None and facts.guard.watchdog_rss_bytes:
-        resident["watchdog"] = facts.guard.watchdog_rss_bytes
+    if update is not None and update.guard.watchdog_rss_bytes:
+        resident["watchdog"] = update.guard.watchdog_rss_bytes
     view = MetricsView(
         ledger_bytes=registry.ledger.total_bytes,
         resident_bytes=resident,
-        memory_level=facts.level if facts else 0,
+        memory_level=update.level if update else 0,
         runs=registry.states(),
         swept_bytes=registry.swept_bytes,
-        recycles=facts.recycles if facts else {},
+        recycles=update.recycles if update else {},
         relay=registry.relay_seconds,
         first_output=registry.first_output_seconds,
         loop_lag_s=gateway.loop_lag_s,
         connections=gateway.server.table.statistics().connections,
         reclaimed_bytes=gateway.evictor.freed_bytes,
         reclaim_seconds=gateway.evictor.seconds,
-        guard=facts.guard if facts else GuardFigures(),
-        repairs=Counter(repair.severity for repair in facts.repairs) if facts else {},
+        guard=update.guard if update else GuardFigures(),
+        repairs=Counter(repair.severity for repair in update.repairs) if update else {},
         upstream_active={pool.name: pool.active for pool in gateway.catalog.pools()},
         upstream_aside={pool.name: int(pool.health.is_aside) for pool in gateway.catalog.pools()},
         models_aside={
@@ -91,6 +91,6 @@ async def list_repairs(
     gateway: Gateway, request: web.BaseRequest, caller: Caller
 ) -> web.StreamResponse:
     """List what needs mending, as the watchdog knows it; the worst first."""
-    found = gateway.facts.repairs if gateway.facts else []
+    found = gateway.state_update.repairs if gateway.state_update else []
     data = [msgspec.structs.asdict(repair) for repair in found]
     return web.json_response({"object": "list", "data": data})
