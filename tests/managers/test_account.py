@@ -22,7 +22,7 @@ def test_user_on_linux_has_no_shell_and_no_home_of_its_own() -> None:
 
 
 def test_user_on_a_mac_gets_a_free_number() -> None:
-    """The group comes first, the number is free, and nobody can log in."""
+    """The group comes first, the number is free, and the user cannot log in."""
     made = account.commands("_tidegate", Path("/x"), "darwin", taken=[300, 301, 303])
     assert made[0] == ["dscl", ".", "-create", "/Groups/_tidegate"]
     assert ["dscl", ".", "-create", "/Users/_tidegate", "UniqueID", "302"] in made
@@ -61,7 +61,7 @@ def test_directories_are_made_once_and_left_alone(tmp_path: Path) -> None:
 
 
 def test_user_that_is_not_there_is_said(tmp_path: Path) -> None:
-    """A directory cannot be given to nobody."""
+    """A directory cannot be given to a user who is not there."""
     wanted = account.directories(system_job(tmp_path, "no-such-user-here"), None)
     with pytest.raises(AccountError, match="no-such-user-here"):
         account.make_directories(wanted)

@@ -71,7 +71,7 @@ def test_two_kept_in_one_second_do_not_meet(file: File) -> None:
 
 
 def test_symbolic_link_is_kept_and_not_followed(file: File, tmp_path: Path) -> None:
-    """A link that somebody made is moved away; what it points to is never written."""
+    """A link that its owner made is moved away; what it points to is never written."""
     target = tmp_path / "dotfiles.service"
     target.write_text(file.text)
     file.path.parent.mkdir()

@@ -79,7 +79,7 @@ def test_error_says_what_to_do(address: str, hint: str) -> None:
 
 
 def test_unix_socket_of_a_dead_process_is_replaced(tmp_path: Path) -> None:
-    """A left-over file gives way; a socket that somebody serves does not; close removes it."""
+    """A left-over file gives way; a socket that a process serves does not; close removes it."""
     path = tmp_path / "door"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
@@ -140,7 +140,7 @@ def test_passed_socket_that_does_not_listen_is_refused() -> None:
 
 
 def test_sockets_meant_for_another_process_are_left() -> None:
-    """LISTEN_PID of somebody else: nothing is adopted, and nobody after us is misled."""
+    """LISTEN_PID of another process: nothing is adopted, and no process after us is misled."""
     environ = {"LISTEN_PID": "1", "LISTEN_FDS": "3", "LISTEN_FDNAMES": "a:b:c"}
     assert sockets.adopt_passed(environ, os.getpid()) == []
     assert environ == {}

@@ -128,7 +128,7 @@ def test_program_behind_a_closed_door_is_no_use_to_another_user(
     closed.chmod(0o700)
     why = placing.unreachable(job(closed / "tidegate"), [])
     assert why is not None
-    assert "lets nobody through but its owner" in why
+    assert "lets only its owner through" in why
 
 
 def test_door_of_the_services_own_user_is_open_to_it(

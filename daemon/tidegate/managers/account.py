@@ -39,11 +39,11 @@ class Directory(Struct, frozen=True):
 
     path: Path
     mode: int
-    owner: str | None = None  # None: whoever installs
+    owner: str | None = None  # None: the user who installs
 
 
 def exists(user: str) -> bool:
-    """Whether there is such a user."""
+    """Tell whether there is such a user."""
     try:
         pwd.getpwnam(user)
     except KeyError:
@@ -52,7 +52,7 @@ def exists(user: str) -> bool:
 
 
 def commands(user: str, home: Path, platform: str, taken: Iterable[int] = ()) -> list[list[str]]:
-    """What makes the user; `taken` are the ids that a Mac has given away."""
+    """Return the commands that make the user; `taken` are the ids in use on a Mac."""
     if platform != "darwin":
         places = ["--no-create-home", "--home-dir", str(home), "--shell", "/usr/sbin/nologin"]
         return [["useradd", "--system", "--user-group", *places, user]]
@@ -79,14 +79,14 @@ def commands(user: str, home: Path, platform: str, taken: Iterable[int] = ()) ->
 
 
 def removal(user: str, platform: str) -> str:
-    """The command that removes the user, for a person to type."""
+    """Return the command that removes the user, for people to type."""
     if platform == "darwin":
         return f"dscl . -delete /Users/{user}; dscl . -delete /Groups/{user}"
     return f"userdel {user}"
 
 
 def make_user(user: str, home: Path, platform: str = sys.platform) -> None:
-    """Raises AccountError."""
+    """Make the user that the service runs as. Raises AccountError."""
     try:
         env = environment()
         taken = _mac_ids(env) if platform == "darwin" else []
@@ -98,7 +98,7 @@ def make_user(user: str, home: Path, platform: str = sys.platform) -> None:
 
 
 def _wait_known(user: str) -> None:
-    """A Mac's directory service takes a moment to tell of whom it was told."""
+    """Wait until the user is known: a Mac's directory service takes a moment."""
     deadline_s = time.monotonic() + KNOWN_LIMIT_S
     while not exists(user):
         if time.monotonic() >= deadline_s:
@@ -107,7 +107,7 @@ def _wait_known(user: str) -> None:
 
 
 def _mac_ids(env: dict[str, str]) -> list[int]:
-    """The last word of each line of both lists."""
+    """Return the ids of all users and groups: the last word of each line of both lists."""
     lists = (("/Users", "UniqueID"), ("/Groups", "PrimaryGroupID"))
     said = [insist(["dscl", ".", "-list", path, key], env) for path, key in lists]
     words = [line.split()[-1] for text in said for line in text.splitlines() if line.strip()]
@@ -115,7 +115,7 @@ def _mac_ids(env: dict[str, str]) -> list[int]:
 
 
 def directories(job: Job, credentials: Path | None) -> list[Directory]:
-    """What has to be there for a system service; a user's own is made by `tidegate run`."""
+    """List the directories of a system service; a user's own are made by `tidegate run`."""
     if job.scope is Scope.USER:
         return [Directory(job.log_file.parent, 0o755)] if job.log_file else []
     wanted = []
@@ -134,7 +134,7 @@ def directories(job: Job, credentials: Path | None) -> list[Directory]:
 
 
 def make_directories(wanted: Sequence[Directory]) -> list[Path]:
-    """Make those that are missing, and say which. Raises AccountError."""
+    """Make the directories that are missing, and return them. Raises AccountError."""
     made = []
     for each in wanted:
         if each.path.is_dir():
@@ -152,7 +152,7 @@ def make_directories(wanted: Sequence[Directory]) -> list[Path]:
 
 
 def misowned(wanted: Sequence[Directory]) -> list[str]:
-    """Directories that the service's user cannot call its own, each with what mends it."""
+    """Say which directories do not belong to the service's user, each with the fix."""
     found = []
     for each in wanted:
         try:

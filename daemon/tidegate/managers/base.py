@@ -1,4 +1,4 @@
-"""One face for the service managers, so that the same verbs do the same on every computer.
+"""The interface to the service managers, so that the same verbs do the same on every computer.
 
 `Systemd` and `Launchd` are the two; `find` says which of them is here. A manager is asked and
 never guessed: what it has loaded governs, not the file that lies beside it. Whatever goes wrong
@@ -35,11 +35,11 @@ _EXITS = {
 
 
 class ManagerError(Exception):
-    """The service manager is not there, cannot be reached, or said no."""
+    """The service manager is not there, cannot be reached, or refused."""
 
 
 class UnitLimits(Struct, frozen=True, kw_only=True):
-    """What the manager really holds the service to; None: to nothing, or it does not say."""
+    """The limits that the manager enforces on the service; None: no limit, or it does not say."""
 
     stop_s: float | None = None  # from SIGTERM to SIGKILL
     watchdog_s: float | None = None
@@ -48,13 +48,13 @@ class UnitLimits(Struct, frozen=True, kw_only=True):
 
 
 class UnitState(Struct, frozen=True, kw_only=True):
-    """The manager's view of the service."""
+    """The service as its manager sees it."""
 
     installed: bool  # it knows the service
     enabled: bool = False  # it starts it with the computer, or when its user logs in
     active: bool = False  # started, or about to be, or not yet stopped
     running: bool = False  # started, and has said so where it can
-    word: str = "not installed"  # the manager's own
+    word: str = "not installed"  # the manager's own word for it
     pid: int | None = None
     said: str = ""  # tidegate's latest line about itself, where the manager hears it
     result: str | None = None  # how it ended or failed last; None: well, or not yet
@@ -75,49 +75,49 @@ class Manager(Protocol):
 
     @property
     def scope(self) -> Scope:
-        """Whose services it manages."""
+        """Return whose services it manages."""
 
     @property
     def directory(self) -> Path:
-        """Where its files are written."""
+        """Return where its files are written."""
 
     def supplied(self, job: Job) -> Path | None:
-        """A file that does the same already, and that a package brought."""
+        """Return a file from a package that does the same already; None without one."""
 
     def files(self, job: Job, sockets: Sequence[str]) -> list[File]:
-        """What makes it a service; `sockets` are addresses for the manager to open."""
+        """Make the files of the service; `sockets` are addresses for the manager to open."""
 
     def opens_sockets(self) -> bool:
-        """Whether it was installed to open the addresses itself."""
+        """Tell whether it was installed to open the addresses itself."""
 
     def enable(self, files: Sequence[File]) -> list[str]:
-        """Have it know what was written, and start it with the computer; what to tell of that."""
+        """Have the manager read the files and start the service with the computer; notes on it."""
 
     def start(self, limit_s: float, tell: Tell) -> None:
-        """Return when it has started; a ManagerError says why it has not."""
+        """Start the service and wait until it has; a ManagerError says why it has not."""
 
     def stop(self, limit_s: float, tell: Tell) -> None:
-        """Return when its processes are gone."""
+        """Stop the service and wait until its processes are gone."""
 
     def restart(self, limit_s: float, tell: Tell) -> None:
-        """Stop it if it runs, and start it."""
+        """Stop the service if it runs, and start it."""
 
     def remove(self) -> list[str]:
-        """Make it no service, and remove the files; what to tell of that."""
+        """Disable the service and remove its files; notes on what was kept."""
 
     def state(self) -> UnitState:
-        """How it is now."""
+        """Return how the service is now."""
 
     def last_lines(self, number: int) -> list[str]:
-        """The end of what the latest start has logged."""
+        """Return the end of what the service has logged since its latest start."""
 
     def key_advice(self, variable: str, upstream: str) -> str | None:
-        """Where a key goes that the config expects in the environment; None: it has it."""
+        """Say where a key goes that the config expects in the environment; None: it has it."""
 
     def words(self, verb: str) -> str:
-        """A command of the manager's own, for a person to type."""
+        """Return a command of the manager's own, for people to type."""
 
 
 def exit_text(code: int) -> str:
-    """An exit code and what it means."""
+    """Write an exit code and what it means."""
     return f"exit code {code} ({_EXITS[code]})" if code in _EXITS else f"exit code {code}"

@@ -1,4 +1,4 @@
-"""Other programs' commands: always with a time limit, their whole output read, in plain English.
+"""Runs other programs' commands: with a time limit, their whole output read, in plain English.
 
 What they say is parsed and shown to people, so their language is fixed and nothing pages or
 colours it. A failure becomes one sentence with the command in it.
@@ -19,11 +19,11 @@ _PLAIN = {"LC_ALL": "C.UTF-8", "SYSTEMD_COLORS": "0", "SYSTEMD_PAGER": "", "SYST
 
 
 class CallError(Exception):
-    """It is not there, did not answer, or said no. The text is for a person."""
+    """The command is not there, did not answer, or failed. The text is for people."""
 
 
 class Done(Struct, frozen=True):
-    """How a command ended, and what it said."""
+    """A command's exit code and output."""
 
     code: int
     out: str
@@ -31,18 +31,18 @@ class Done(Struct, frozen=True):
 
     @property
     def said(self) -> str:
-        """What it complained of, in one line."""
+        """Return what it complained of, in one line."""
         lines = (self.err.strip() or self.out.strip()).splitlines()
         return "; ".join(line.strip() for line in lines if line.strip()) or f"exit code {self.code}"
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's, in plain English."""
+    """Return this process's environment, with every program's language set to plain English."""
     return {**os.environ, **_PLAIN, **(extra or {})}
 
 
 def call(words: Sequence[str], env: Mapping[str, str], limit_s: float = LIMIT_S) -> Done:
-    """Run it to its end. Raises CallError when it cannot be run, or takes too long."""
+    """Run a command to its end. Raises CallError when it cannot be run, or takes too long."""
     try:
         done = subprocess.run(  # noqa: S603  (a fixed program; no shell reads its words)
             list(words),
@@ -63,7 +63,7 @@ def call(words: Sequence[str], env: Mapping[str, str], limit_s: float = LIMIT_S)
 
 
 def insist(words: Sequence[str], env: Mapping[str, str], limit_s: float = LIMIT_S) -> str:
-    """What it printed. Raises CallError also when it says that it failed."""
+    """Run a command and return what it printed. Raises CallError also when it failed."""
     done = call(words, env, limit_s)
     if done.code != 0:
         raise CallError(f"{shlex.join(words)}: {done.said}")

@@ -1,7 +1,7 @@
-"""The files that an installation writes, and how one tells them from what a person changed.
+"""The files that an installation writes, told apart from those that their owner changed.
 
 Each carries a line with a hash of all its other lines. A file whose hash is right was written by
-some version of tidegate and may be replaced; any other one is somebody's work, and is kept beside
+some version of tidegate and may be replaced; any other one is its owner's work, and is kept beside
 the new one as `NAME.bak-` and the time. Files appear whole or not at all.
 """
 
@@ -41,7 +41,7 @@ class File(Struct, frozen=True):
     text: str
 
     def compare(self) -> FileChange:
-        """What there is in its place. Raises WriteError."""
+        """Compare it with what is in its place. Raises WriteError."""
         former = _read(self.path)
         if former is None:
             return FileChange.NEW
@@ -50,14 +50,17 @@ class File(Struct, frozen=True):
         return FileChange.OURS if is_ours(self.path) else FileChange.THEIRS
 
     def difference(self) -> str:
-        """A unified diff from what is there; the marks are left out."""
+        """Return a unified diff from what is there; the marks are left out."""
         former = unmarked(_read(self.path) or "").splitlines(keepends=True)
         latter = unmarked(self.text).splitlines(keepends=True)
         name = str(self.path)
         return "".join(difflib.unified_diff(former, latter, name, f"{name} (new)"))
 
     def write(self) -> Path | None:
-        """Put it in place, readable for all; where a former one was kept. Raises WriteError."""
+        """Put the file in place, readable for all; where a former one was kept.
+
+        Raises WriteError.
+        """
         kept = keep(self.path) if self.compare() is FileChange.THEIRS else None
         beside = self.path.with_name(f".{self.path.name}.new")
         try:
@@ -76,7 +79,7 @@ class File(Struct, frozen=True):
 
 
 def marked(text: str, comment: Callable[[str], str], line: int = 0) -> str:
-    """`text` with its mark before that line; `comment` makes a comment of a sentence."""
+    """Put the mark before that line of `text`; `comment` makes a comment of a sentence."""
     lines = text.splitlines(keepends=True)
     digest = sha256(text.encode()).hexdigest()
     mark = comment(f"tidegate wrote this file, sha256 {digest}") + "\n"
@@ -84,12 +87,12 @@ def marked(text: str, comment: Callable[[str], str], line: int = 0) -> str:
 
 
 def unmarked(text: str) -> str:
-    """`text` without its mark."""
+    """Remove the mark from `text`."""
     return _MARK.sub("", text, count=1)
 
 
 def is_ours(path: Path) -> bool:
-    """Whether the file is as some version of tidegate wrote it. Raises WriteError."""
+    """Tell whether the file is as some version of tidegate wrote it. Raises WriteError."""
     text = _read(path)
     if text is None or path.is_symlink():
         return False
@@ -98,7 +101,7 @@ def is_ours(path: Path) -> bool:
 
 
 def keep(path: Path) -> Path:
-    """Move it out of the way; its new name. Raises WriteError."""
+    """Move the file out of the way and return its new name. Raises WriteError."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for n in range(100):
         kept = path.with_name(f"{path.name}.bak-{stamp}" + (f"-{n}" if n else ""))

@@ -1,4 +1,4 @@
-"""Which service manager this computer has."""
+"""Finds the service manager of this computer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def find(
     environ: Mapping[str, str] = os.environ,
     uid: int | None = None,
 ) -> Manager:
-    """The manager of this computer; of the system for root, unless a scope is asked for.
+    """Return the manager of this computer; the system's for root, unless a scope is asked for.
 
     Raises ManagerError where there is none.
     """

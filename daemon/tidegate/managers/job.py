@@ -19,7 +19,7 @@ class Scope(Enum):
 
 
 class Job(Struct, frozen=True, kw_only=True):
-    """`tidegate run` as a service. Every path is absolute; None leaves the usual place to it."""
+    """`tidegate run` as a service. Every path is absolute; None means the usual place."""
 
     scope: Scope
     program: tuple[str, ...]  # what `tidegate` is here: one word, or an interpreter and its words
@@ -27,12 +27,12 @@ class Job(Struct, frozen=True, kw_only=True):
     state_dir: Path | None = None
     runtime_dir: Path | None = None
     log_file: Path | None = None  # None: standard error, which the journal reads
-    user: str | None = None  # whom it runs as; None: whoever owns the service manager
+    user: str | None = None  # it runs as this user; None: as the service manager's own
     stop_limit_s: float = 30.0  # drain.stop_limit_s, which the manager's own limit must exceed
 
     @property
     def command(self) -> list[str]:
-        """The whole command line."""
+        """Return the whole command line."""
         flags = {
             "--config": self.config_file,
             "--state-dir": self.state_dir,

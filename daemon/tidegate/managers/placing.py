@@ -1,4 +1,4 @@
-"""Which job the service of this computer is: its program, its places, its user.
+"""Works out the job of this computer's service: its program, its places, its user.
 
 A service does not see the environment of the terminal it was installed from. So whatever that
 environment moves is named in the command line, and nothing else is.
@@ -26,7 +26,7 @@ _FLAGS = ("--config", "--state-dir", "--runtime-dir", "--log-file")
 
 
 def program(called: str | None = None) -> tuple[str, ...]:
-    """What `tidegate` is here. A symbolic link stays one: an upgrade may move it."""
+    """Return the words that run `tidegate` here. A symbolic link stays: an upgrade may move it."""
     path = Path(sys.argv[0] if called is None else called).absolute()
     if path.name == NAME and os.access(path, os.X_OK) and path.is_file():
         return (str(path),)
@@ -45,7 +45,7 @@ def job(
     platform: str = sys.platform,
     uid: int | None = None,
 ) -> Job:
-    """The job for these flags. Raises PlacesError."""
+    """Make the job for these flags. Raises PlacesError."""
     uid = os.geteuid() if uid is None else uid
     if scope is Scope.SYSTEM:
         named = _named(config, state_dir, runtime_dir, environ)
@@ -73,7 +73,7 @@ def job(
 
 
 def places_of(command: str, scope: Scope, platform: str = sys.platform) -> Places:
-    """Where the tidegate of this command line, as a manager shows it, keeps its things.
+    """Return where the tidegate of this command line, as a manager shows it, keeps its files.
 
     Raises PlacesError.
     """
@@ -93,7 +93,7 @@ def places_of(command: str, scope: Scope, platform: str = sys.platform) -> Place
 
 
 def _usual(environ: Mapping[str, str], platform: str, uid: int) -> Places | None:
-    """Where a user's service looks by itself; None when its home is no place for sockets."""
+    """Return a user's default places; None when its home's path is too long for sockets."""
     try:
         return places.find(environ=service_environ(environ, uid), platform=platform, uid=uid)
     except PlacesError:
@@ -101,17 +101,17 @@ def _usual(environ: Mapping[str, str], platform: str, uid: int) -> Places | None
 
 
 def named(command: str) -> dict[str, Path]:
-    """The places that a command line names, by their flags."""
+    """Return the places that a command line names, by their flags."""
     return {flag: path for flag in _FLAGS if (path := _flag(command, flag))}
 
 
 def log_file_of(command: str) -> Path | None:
-    """The file that the tidegate of this command line logs to, if it was given one."""
+    """Return the file that the tidegate of this command line logs to, if it was given one."""
     return _flag(command, "--log-file")
 
 
 def service_environ(environ: Mapping[str, str], uid: int) -> dict[str, str]:
-    """What of the environment a user's service sees too."""
+    """Return the part of the environment that a user's service sees too."""
     try:
         home = pwd.getpwuid(uid).pw_dir
     except KeyError:
@@ -121,7 +121,7 @@ def service_environ(environ: Mapping[str, str], uid: int) -> dict[str, str]:
 
 
 def unreachable(job: Job, drop_ins: Sequence[Path]) -> str | None:
-    """Why a system service could not run this program, if so.
+    """Say why a system service could not run this program, if so.
 
     The unit hides people's homes and has a /tmp of its own, unless one of the owner's drop-ins
     says otherwise; and the service's user has to be let through to the files.
@@ -132,12 +132,12 @@ def unreachable(job: Job, drop_ins: Sequence[Path]) -> str | None:
         if hidden and not sees_homes:
             return f"{path} lies in {hidden}, which a system service does not see"
         if closed := _closed(path, job.user):
-            return f"{path}: {closed} lets nobody through but its owner"
+            return f"{path}: {closed} lets only its owner through"
     return None
 
 
 def _needed(job: Job) -> Iterable[Path]:
-    """The program, its interpreter, ourselves, and the places that were named."""
+    """Yield the program, its interpreter, our package, and the places that were named."""
     yield from (Path(word) for word in job.program if word.startswith("/"))
     yield Path(job.program[0]).resolve()
     yield Path(sys.executable).resolve()
@@ -146,7 +146,7 @@ def _needed(job: Job) -> Iterable[Path]:
 
 
 def _closed(path: Path, user: str | None) -> Path | None:
-    """The directory above `path` that strangers may not pass, unless it is the user's own."""
+    """Return the directory above `path` that other users may not pass, nor this one own."""
     for parent in reversed(path.parents):
         try:
             found = parent.stat()
@@ -193,7 +193,7 @@ def _named(
     runtime_dir: Path | None,
     environ: Mapping[str, str],
 ) -> tuple[Path | None, Path | None, Path | None]:
-    """The flags, or what the environment says instead; absolute."""
+    """Return the flags' paths, or what the environment says instead; absolute."""
 
     def one(flag: Path | None, variable: str) -> Path | None:
         value = flag or (Path(environ[variable]) if environ.get(variable) else None)
@@ -207,7 +207,7 @@ def _named(
 
 
 def _flag(command: str, flag: str) -> Path | None:
-    """Its value in a command line whose words are only joined: up to the next flag."""
+    """Return a flag's value in a command line whose words are only joined: up to the next flag."""
     found = re.search(rf" {flag} (.+?)(?= --[a-z]|$)", command)
     return Path(found[1]) if found else None
 

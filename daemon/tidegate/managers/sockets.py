@@ -49,7 +49,7 @@ class Bound:
     def close(self, *, keep_file: bool = False) -> None:
         """Stop listening; a Unix socket's file goes too. Once only: the path may be another's.
 
-        With `keep_file` it stays, for somebody else holds the socket as well.
+        With `keep_file` it stays, for another process holds the socket as well.
         """
         if self.sock.fileno() < 0:
             return
@@ -59,12 +59,12 @@ class Bound:
                 Path(self.address.removeprefix("unix:")).unlink()
 
     def is_there(self) -> bool:
-        """Whether clients can still find it: a Unix socket may have lost its file."""
+        """Tell whether clients can still find it: a Unix socket may have lost its file."""
         path = self.address.removeprefix("unix:")
         return path == self.address or Path(path).is_socket()
 
     def configured_as(self, address: str) -> Bound:
-        """The same, under what the setting calls it."""
+        """Return the same socket, under what the setting calls it."""
         return replace(self, configured=address, stored=None)
 
 
@@ -72,7 +72,7 @@ ADOPTED = "(from the service manager)"
 
 
 def parse(address: str) -> tuple[socket.AddressFamily, str, int]:
-    """Family, host or path, and port. Raises BadAddress."""
+    """Read an address into family, host or path, and port. Raises BadAddress."""
     if address.startswith("unix:"):
         path = address.removeprefix("unix:")
         if not path.startswith("/"):
@@ -90,11 +90,11 @@ def parse(address: str) -> tuple[socket.AddressFamily, str, int]:
 
 
 def bind(address: str, beside: Iterable[Bound] = ()) -> Bound:
-    """Listen there. Raises ListenError.
+    """Listen at an address. Raises ListenError.
 
     Sockets of ours `beside` it may have the same port, as 127.0.0.1 has when the setting becomes
-    0.0.0.0. The new one then only has its address: whoever accepts from it listens, so that no
-    client comes to it before there is somebody.
+    0.0.0.0. The new one is then only bound: the worker that accepts from it listens, so that no
+    client connects to it before that worker is there.
     """
     family, host, port = parse(address)
     neighbours = [each.sock for each in beside if _is_neighbour(each, family, port)]
@@ -121,7 +121,7 @@ def bind(address: str, beside: Iterable[Bound] = ()) -> Bound:
 
 
 def covers(wide: Bound, narrow: Bound) -> bool:
-    """Whether `wide` listens on all addresses of the port of which `narrow` has one."""
+    """Tell whether `wide` listens on all addresses of the port of which `narrow` has one."""
     host, _, port = wide.address.rpartition(":")
     narrow_host, _, narrow_port = narrow.address.rpartition(":")
     return (
@@ -133,14 +133,14 @@ def covers(wide: Bound, narrow: Bound) -> bool:
 
 
 def _is_neighbour(bound: Bound, family: socket.AddressFamily, port: int) -> bool:
-    """Whether that socket has this port, at whatever address."""
+    """Tell whether that socket has this port, at whatever address."""
     if family == socket.AF_UNIX or bound.sock.family != family or bound.sock.fileno() < 0:
         return False
     return bool(bound.sock.getsockname()[1] == port)
 
 
 def _share_port(socks: Iterable[socket.socket]) -> None:
-    """Let these stand beside each other on one port. Other programs' sockets are still refused.
+    """Let these sockets share one port. Other programs' sockets are still refused.
 
     Linux asks for it, of both and for as long as they last, where an address and the wildcard
     meet and one of them listens; elsewhere SO_REUSEADDR is enough.
@@ -150,13 +150,13 @@ def _share_port(socks: Iterable[socket.socket]) -> None:
 
 
 def canonical(address: str) -> str:
-    """The same for every spelling of an address. Raises BadAddress."""
+    """Write an address in the one spelling that all its spellings have. Raises BadAddress."""
     family, host, port = parse(address)
     return f"unix:{host}" if family == socket.AF_UNIX else f"{host}:{port}"
 
 
 def describe(sock: socket.socket) -> str:
-    """Where a socket listens, written as in the setting."""
+    """Return where a socket listens, written as in the setting."""
     name = sock.getsockname()
     if sock.family == socket.AF_UNIX:
         return f"unix:{os.fsdecode(name)}"
@@ -165,9 +165,9 @@ def describe(sock: socket.socket) -> str:
 
 
 def adopt_passed(environ: MutableMapping[str, str], pid: int) -> list[Bound]:
-    """The sockets that systemd passed to this very process; the variables are used up.
+    """Adopt the sockets that systemd passed to this very process; the variables are used up.
 
-    See sd_listen_fds(3). Raises ListenError for a descriptor that is no listening socket.
+    See sd_listen_fds(3). Raises ListenError for a descriptor that is not a listening socket.
     """
     meant_for = environ.pop("LISTEN_PID", "")
     count = decoding.count(environ.pop("LISTEN_FDS", ""), MOST_PASSED) or 0
@@ -192,7 +192,7 @@ def adopt(fd: int, name: str = "") -> Bound:
         raise ListenError(f"descriptor {fd} ({name or 'unnamed'}): {error.strerror}") from error
     if sock.type != socket.SOCK_STREAM or not listens:
         sock.detach()
-        raise ListenError(f"descriptor {fd} ({name or 'unnamed'}) is no listening stream socket")
+        raise ListenError(f"descriptor {fd} ({name or 'unnamed'}) is not a listening stream socket")
     sock.setblocking(False)
     return Bound(sock, ADOPTED, describe(sock), name=name)
 
@@ -202,13 +202,13 @@ def _numeric(host: str, family: socket.AddressFamily, address: str) -> str:
         socket.getaddrinfo(host, 0, family, flags=socket.AI_NUMERICHOST)
     except (OSError, UnicodeError):
         raise BadAddress(
-            f'listen "{address}": "{host}" is no IP address; names are not looked up'
+            f'listen "{address}": "{host}" is not an IP address; names are not looked up'
         ) from None
     return host
 
 
 def _bind_unix(sock: socket.socket, path: str) -> None:
-    """Bind, past a socket file that a dead process left behind."""
+    """Bind, replacing a socket file that a dead process left behind."""
     former_umask = os.umask(0o117)  # owner and group may connect
     try:
         if Path(path).is_socket() and not _answers(path):
@@ -226,5 +226,5 @@ def _answers(path: str) -> bool:
         except (ConnectionRefusedError, FileNotFoundError):
             return False
         except BlockingIOError:
-            return True  # its backlog is full: somebody is there
+            return True  # its backlog is full: another process listens
         return True

@@ -184,7 +184,7 @@ def alone(tmp_path: Path, *words: str) -> dict[str, Any]:
 def test_what_is_no_listening_socket_is_refused_and_nothing_stays_open(tmp_path: Path) -> None:
     """One bad descriptor among several: an error that says which, and all of them closed."""
     said = alone(tmp_path, "odd")
-    assert "(odd) is no listening stream socket" in said["why"]
+    assert "(odd) is not a listening stream socket" in said["why"]
     assert not said["left_open"]
 
 
@@ -229,7 +229,7 @@ def test_daemon_that_a_job_starts_is_none_itself(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has that function")
 def test_another_system_has_no_sockets_for_us() -> None:
-    """Without the function there is nobody to ask."""
+    """Without the function there are no sockets."""
     assert activation.adopt_activated() == []
 
 
@@ -237,7 +237,7 @@ def test_another_system_has_no_sockets_for_us() -> None:
 def test_file_that_launchd_appends_to_is_bounded(
     tmp_path: Path, size_bytes: int, kept_bytes: int
 ) -> None:
-    """Nobody rotates it: too large it is emptied, and what is said next stands at its beginning."""
+    """Nothing rotates it: too large it is emptied, and what is said next is at its beginning."""
     path = tmp_path / "launchd.err"
     path.write_bytes(b"x" * size_bytes)
     with path.open("ab") as file:
@@ -247,7 +247,7 @@ def test_file_that_launchd_appends_to_is_bounded(
 
 
 def test_standard_error_that_is_no_file_is_left_alone() -> None:
-    """A pipe has no size, and a descriptor that is closed is nobody's."""
+    """A pipe has no size, and neither has a descriptor that is closed."""
     reading, writing = os.pipe()
     activation.limit_stderr(writing)
     os.close(reading)

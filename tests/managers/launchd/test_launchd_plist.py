@@ -79,7 +79,7 @@ def test_it_restarts_after_failures_only_and_keeps_to_itself(scope: Scope) -> No
 
 
 def test_only_a_daemon_has_a_user() -> None:
-    """An agent runs as whoever logged in, and launchd refuses it another name."""
+    """An agent runs as the user who logged in, and launchd refuses it another name."""
     assert read(job())["UserName"] == read(job())["GroupName"] == "_tidegate"
     assert {"UserName", "GroupName"}.isdisjoint(read(job(Scope.USER)))
 
@@ -130,7 +130,7 @@ def test_sockets_are_described_as_launchd_wants_them() -> None:
 
 
 def test_bad_address_is_refused() -> None:
-    """launchd would open nothing, and say so in a log that nobody reads."""
+    """launchd would open nothing, and say so in a log that is rarely read."""
     with pytest.raises(BadAddress):
         plist(job(), ["example.com:80"])
 

@@ -59,7 +59,7 @@ class Mac:
 
 @pytest.fixture
 def no_screen() -> None:
-    """Nobody is logged in at the screen."""
+    """No user is logged in at the screen."""
 
 
 GOOD = 'listen = "127.0.0.1:0"\n[drain]\nstop_limit_s = 2.0\n'
@@ -275,7 +275,7 @@ def test_launchd_opens_the_addresses_when_asked_to(mac: Mac) -> None:
 
 
 def test_own_service_is_not_made_with_sudo(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`sudo … --user` would be root's own service, which nobody wants."""
+    """`sudo … --user` would be root's own service, which is never meant."""
     monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setenv("SUDO_UID", "1000")
     code, _, err = mac("install")

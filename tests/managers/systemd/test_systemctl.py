@@ -122,7 +122,7 @@ def test_what_only_root_may_is_said(fake: Path) -> None:
 
 
 def test_other_complaints_are_passed_on_with_the_command(fake: Path) -> None:
-    """What nobody foresaw is shown as systemctl said it."""
+    """An unforeseen error is shown as systemctl said it."""
     say(fake, {"*daemon-reload*": "echo 'Failed: the moon is full' >&2; exit 1"})
     with pytest.raises(ManagerError, match="systemctl daemon-reload: Failed: the moon is full"):
         Systemd(Scope.SYSTEM).enable([])

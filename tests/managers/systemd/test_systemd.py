@@ -67,7 +67,7 @@ def test_status_is_sent_when_it_changes(manager: socket.socket) -> None:
     assert heard(manager) == ["STATUS=a", "STATUS=b READY=1", "STATUS=a", shown]
 
 
-def test_manager_that_does_not_read_holds_up_nobody(manager: socket.socket) -> None:
+def test_manager_that_does_not_read_holds_nothing_up(manager: socket.socket) -> None:
     """Pings are lost without a wait; READY is kept and arrives when there is room again."""
     notifier = Notifier()
     for _ in range(5000):
@@ -80,7 +80,7 @@ def test_manager_that_does_not_read_holds_up_nobody(manager: socket.socket) -> N
 
 
 def test_without_a_manager_nothing_happens() -> None:
-    """No NOTIFY_SOCKET: every call does nothing, and nobody is pinged."""
+    """No NOTIFY_SOCKET: every call does nothing, and no ping is sent."""
     notifier = Notifier({"WATCHDOG_USEC": "1000"})
     notifier.ready()
     notifier.status("x")
@@ -141,7 +141,7 @@ def test_barrier_returns_when_all_was_read(manager: socket.socket) -> None:
     """It waits for the descriptor that goes along to be closed, and no longer than its limit."""
     notifier = Notifier()
     notifier.stopping()
-    notifier.barrier(0.05)  # nobody reads
+    notifier.barrier(0.05)  # the manager does not read
     assert received(manager)[0] == "STOPPING=1"
     text, fds = received(manager)
     assert (text, len(fds)) == ("BARRIER=1", 1)

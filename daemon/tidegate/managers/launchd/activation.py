@@ -1,4 +1,4 @@
-"""What is different under launchd: no notifications, and sockets by name instead of by number.
+"""The launchd side of a start: sockets by name instead of by number, and no notifications.
 
 launchd restarts a job ten seconds after every failure, for ever. So a daemon under it parks on
 a bad configuration instead of exiting. Nor can it be asked for more time: a stop has to be over
@@ -20,7 +20,7 @@ from tidegate.managers.sockets import Bound, ListenError, adopt
 SOCKETS_NAME = "Listeners"  # the key under `Sockets` in the plist
 NAME_VARIABLE = "XPC_SERVICE_NAME"
 EXIT_VARIABLE = "TIDEGATE_EXIT_TIMEOUT_S"  # what the plist has as ExitTimeOut
-DEFAULT_EXIT_S = 20  # by launchd.plist(5), for a plist of somebody else's
+DEFAULT_EXIT_S = 20  # by launchd.plist(5), for a plist that is not ours
 MOST_EXIT_S = 10**9
 EXIT_MARGIN_S = 5.0  # beyond a drain's limit: the worker's end, the last words, a busy disk
 MOST_STDERR_BYTES = 256 * 1024  # 2,000 failed starts: six hours, at one every ten seconds
@@ -34,7 +34,7 @@ _NONE_FOR_US = {
 
 
 def is_job(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether launchd started this very process as a job.
+    """Tell whether launchd started this very process as a job.
 
     The name alone is no proof, for whatever a job starts inherits it; so its parent must be
     process 1, as launchd is, and there must be launchd's function to ask for sockets.
@@ -46,13 +46,13 @@ def is_job(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def exit_timeout_s(environ: Mapping[str, str] = os.environ) -> int:
-    """How long launchd waits for this job to stop before it kills."""
+    """Return how long launchd waits for this job to stop before it kills, in seconds."""
     said_s = decoding.count(environ.get(EXIT_VARIABLE, ""), MOST_EXIT_S)
     return DEFAULT_EXIT_S if said_s is None else said_s
 
 
 def fitting_stop_s(wanted_s: float, exit_timeout_s: int) -> float:
-    """The limit of a drain that is over before launchd kills."""
+    """Return the limit of a drain that is over before launchd kills, in seconds."""
     return min(wanted_s, max(0.0, exit_timeout_s - EXIT_MARGIN_S))
 
 
@@ -60,7 +60,7 @@ def limit_stderr(fd: int = 2) -> None:
     """Empty the file behind standard error if it has grown too large.
 
     launchd appends to it and never rotates. With `--log-file` it gets only what keeps a job from
-    starting, but that every ten seconds until somebody looks.
+    starting, but that every ten seconds until its owner looks.
     """
     with suppress(OSError):
         found = os.fstat(fd)
@@ -69,7 +69,7 @@ def limit_stderr(fd: int = 2) -> None:
 
 
 def adopt_activated(name: str = SOCKETS_NAME) -> list[Bound]:
-    """The sockets that launchd opened for us; none when the plist has none.
+    """Adopt the sockets that launchd opened for us; none when the plist has none.
 
     Raises ListenError, and then leaves none of them open.
     """
@@ -89,7 +89,7 @@ def adopt_activated(name: str = SOCKETS_NAME) -> list[Bound]:
 
 
 def _activated(name: str) -> list[int]:
-    """Descriptors by launch_activate_socket(3), not to be inherited. Raises ListenError."""
+    """Ask launch_activate_socket(3) for descriptors, not to be inherited. Raises ListenError."""
     function = _function()
     if function is None:
         return []
@@ -112,6 +112,6 @@ def _activated(name: str) -> list[int]:
 
 
 def _function() -> Callable[..., int] | None:
-    """launch_activate_socket; the system library of a Mac has it, and no other system."""
+    """Return launch_activate_socket, which only the system library of a Mac has."""
     function: Callable[..., int] | None = getattr(ctypes.CDLL(None), "launch_activate_socket", None)
     return function

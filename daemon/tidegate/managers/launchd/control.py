@@ -32,7 +32,7 @@ PRINT_LIMIT_S = 20.0
 RACE_LIMIT_S = 15.0  # what does not pass within this time is no race
 _NOT_LOADED = {3, 113}  # ESRCH; "Could not find service" of newer versions
 _FOR_A_MOMENT = {5, 36, 37}  # EIO; EINPROGRESS and EALREADY, as macOS numbers them
-_NO_DOMAIN = {112, 125}  # nobody is logged in at the screen
+_NO_DOMAIN = {112, 125}  # no user is logged in at the screen
 _MARK_LINE = 2  # in a plist: behind the declaration and the document type
 _LOG_TAIL_BYTES = 64 * 1024
 
@@ -64,13 +64,13 @@ class Launchd:
 
     @property
     def directory(self) -> Path:
-        """Where launchd looks when the computer starts, or when its user logs in."""
+        """Return where launchd looks when the computer starts, or when its user logs in."""
         if self.scope is Scope.SYSTEM:
             return Path("/Library/LaunchDaemons")
         return self._home / "Library" / "LaunchAgents"
 
     def state(self) -> UnitState:
-        """How launchd sees the job; the file alone is installed, but not active."""
+        """Return how launchd sees the job; the file alone is installed, but not active."""
         path = self.directory / FILE_NAME
         text = self.show()
         if text is None:
@@ -85,7 +85,7 @@ class Launchd:
         return printed.state(text, path)
 
     def show(self) -> str | None:
-        """What launchd has loaded, as it prints it; None when it has not. Raises ManagerError."""
+        """Print what launchd has loaded; None when it has not. Raises ManagerError."""
         for domain in self._domains():
             done = self._call("print", f"{domain}/{LABEL}")
             if done.code == 0:
@@ -95,7 +95,7 @@ class Launchd:
         return None
 
     def last_lines(self, number: int) -> list[str]:
-        """From the files that the job logs to."""
+        """Return the last lines of the files that the job logs to."""
         lines: list[str] = []
         for path in self._logs():
             try:
@@ -107,12 +107,12 @@ class Launchd:
         return lines[-number:]
 
     def words(self, verb: str) -> str:
-        """As a person types it."""
+        """Write a command of launchctl as people type it."""
         sudo = "sudo " if self.scope is Scope.SYSTEM and self._uid != 0 else ""
         return f"{sudo}launchctl {verb} {self._domains()[0]}/{LABEL}"
 
     def key_advice(self, variable: str, upstream: str) -> str | None:
-        """A plist is for everybody to read, so a key never goes there."""
+        """Say where a key goes: never into the plist, which every user can read."""
         del variable
         return (
             f'write the key of "{upstream}" into a 0600 file that belongs to the service\'s user, '
@@ -122,18 +122,18 @@ class Launchd:
     # --- the file ---------------------------------------------------------------------------
 
     def supplied(self, job: Job) -> Path | None:
-        """No package brings one."""
+        """Return None: no package brings a property list."""
         del job
         return None
 
     def files(self, job: Job, sockets: Sequence[str]) -> list[File]:
-        """The property list; its mark is a comment of XML."""
+        """Make the property list; its mark is a comment of XML."""
         text = plist(job, sockets).decode()
         marked = written.marked(text, lambda mark: f"<!-- {mark} -->", _MARK_LINE)
         return [File(self.directory / FILE_NAME, marked)]
 
     def opens_sockets(self) -> bool:
-        """Whether the property list has sockets."""
+        """Tell whether the property list has sockets."""
         return "Sockets" in self._keys()
 
     def enable(self, files: Sequence[File]) -> list[str]:
@@ -163,7 +163,7 @@ class Launchd:
     # --- start and stop ---------------------------------------------------------------------
 
     def start(self, limit_s: float, tell: Tell) -> None:
-        """Load what the file says, unless that is loaded; then see that there is a process."""
+        """Load the file's job, unless that is loaded; then see that there is a process."""
         deadline_s = time.monotonic() + limit_s
         if self.show() is not None and self._differs():
             tell("launchd has an older version loaded; it is replaced")
@@ -185,12 +185,12 @@ class Launchd:
             self._bootout(limit_s)
 
     def restart(self, limit_s: float, tell: Tell) -> None:
-        """Out and in again: a `kickstart -k` would not wait for the streams."""
+        """Boot it out and in again: a `kickstart -k` would not wait for the streams."""
         self.stop(limit_s, tell)
         self.start(limit_s, tell)
 
     def _bootstrap(self) -> None:
-        """Into the first domain that takes it. What passes in a moment is tried again."""
+        """Load it into the first domain that takes it. What passes in a moment is tried again."""
         deadline_s = time.monotonic() + RACE_LIMIT_S
         path = self.directory / FILE_NAME
         if not path.exists():
@@ -208,7 +208,7 @@ class Launchd:
                 time.sleep(RETRY_S)
 
     def _bootout(self, limit_s: float) -> None:
-        """launchd kills after the job's ExitTimeOut; the job may be seen for a moment longer."""
+        """Boot it out and wait: launchd kills after ExitTimeOut, and shows it a moment longer."""
         deadline_s = time.monotonic() + limit_s
         while self.show() is not None:
             done = self._call("bootout", self._target(), limit_s=max(limit_s, PRINT_LIMIT_S))
@@ -222,7 +222,7 @@ class Launchd:
                 )
 
     def _differs(self) -> str | None:
-        """Where the loaded job departs from the file, which it does not follow by itself."""
+        """Say where the loaded job differs from the file, which it does not follow by itself."""
         text, wanted = self.show(), self._keys()
         if text is None or not wanted:
             return None
@@ -237,13 +237,13 @@ class Launchd:
     # --- asking launchctl -------------------------------------------------------------------
 
     def _domains(self) -> list[str]:
-        """An agent belongs to the login at the screen; without one, to the user at large."""
+        """Return the domains to try: an agent's is the login at the screen, else the user's."""
         if self.scope is Scope.SYSTEM:
             return ["system"]
         return [f"gui/{self._uid}", f"user/{self._uid}"]
 
     def _target(self) -> str:
-        """The job where it is loaded, or where it would be."""
+        """Return the job's name in the domain where it is loaded, or would be."""
         for domain in self._domains():
             if self._call("print", f"{domain}/{LABEL}").code == 0:
                 return f"{domain}/{LABEL}"
@@ -263,12 +263,12 @@ class Launchd:
                 "launchd refused it, and says why only in its log: log show --last 5m --predicate "
                 "'process == \"launchd\"'"
             ),
-            **dict.fromkeys(_NO_DOMAIN, "nobody is logged in at the screen of this Mac"),
+            **dict.fromkeys(_NO_DOMAIN, "no user is logged in at the screen of this Mac"),
         }.get(done.code)
         return f"launchctl {verb}: {why or done.said}"
 
     def _logs(self) -> list[Path]:
-        """launchd's own file first, then ours, whose end matters most."""
+        """Return the files that the job logs to: launchd's first, then ours, which matters most."""
         words = self._arguments()
         ours = words[words.index("--log-file") + 1 :][:1] if "--log-file" in words else []
         return [Path(each) for each in [self._keys().get("StandardErrorPath"), *ours] if each]
@@ -277,7 +277,7 @@ class Launchd:
         return [str(word) for word in self._keys().get("ProgramArguments", [])]
 
     def _keys(self) -> dict[str, Any]:
-        """What the file says; nothing when there is none that can be read."""
+        """Read the property list; empty when there is none that can be read."""
         try:
             keys = plistlib.loads((self.directory / FILE_NAME).read_bytes())
         except (OSError, plistlib.InvalidFileException, ValueError, ExpatError):

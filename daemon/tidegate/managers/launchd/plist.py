@@ -13,7 +13,7 @@ What the keys mean here, by launchd.plist(5):
   told in its environment, loaded with it, and a stop fits itself in: `stop_limit_warning`.
 - ThrottleInterval is the least time from one start to the next. 10 is the default, said aloud.
 - ProcessType unset means throttled processor and disk.
-- Umask and the limit of Core keep prompts from everybody else and from the disk.
+- Umask and the limit of Core keep prompts from other users and from the disk.
 - HardResourceLimits leaves NumberOfFiles alone, which an administrator may have set lower.
 - StandardErrorPath gets only what is written before the log file is open, and last stacks.
 
@@ -43,7 +43,7 @@ SERVICE_USER = "_tidegate"
 
 
 def plist(job: Job, sockets: Sequence[str] = ()) -> bytes:
-    """The property list of this job, as XML.
+    """Write the property list of this job, as XML.
 
     `sockets` are addresses as in the setting `listen` for launchd to open; none: tidegate does.
     """
@@ -70,12 +70,12 @@ def plist(job: Job, sockets: Sequence[str] = ()) -> bytes:
 
 
 def exit_timeout_s(job: Job) -> int:
-    """How long launchd is asked to wait for a stop."""
+    """Return how long launchd is asked to wait for a stop, in seconds."""
     return min(MOST_EXIT_S, ceil(job.stop_limit_s + EXIT_MARGIN_S))
 
 
 def stop_limit_warning(stop_limit_s: float, exit_timeout_s: int) -> str | None:
-    """Why streams get less time for a stop, if so; `exit_timeout_s` is the loaded job's."""
+    """Say why streams get less time for a stop, if so; `exit_timeout_s` is the loaded job's."""
     fitting_s = fitting_stop_s(stop_limit_s, exit_timeout_s)
     if fitting_s == stop_limit_s:
         return None
@@ -86,7 +86,7 @@ def stop_limit_warning(stop_limit_s: float, exit_timeout_s: int) -> str | None:
 
 
 def _socket(address: str) -> dict[str, object]:
-    """One entry under Sockets. Raises BadAddress."""
+    """Make one entry under Sockets. Raises BadAddress."""
     _, host, port = parse(address)
     if address.startswith("unix:"):
         return {"SockPathName": host, "SockPathMode": 0o660}
@@ -98,7 +98,7 @@ def _socket(address: str) -> dict[str, object]:
 
 
 def shipped() -> dict[str, bytes]:
-    """The files of `launchd/` by name."""
+    """Write the files of `launchd/`, by name."""
     usual = of_the_system("darwin")
     system = Job(
         scope=Scope.SYSTEM,
@@ -109,7 +109,7 @@ def shipped() -> dict[str, bytes]:
         log_file=usual.log_file,
         user=SERVICE_USER,
     )
-    # A property list knows no "~", so whoever copies this one puts their name in.
+    # A property list knows no "~", so the user who copies this one puts their name in.
     log_file = Path("/Users/YOU/Library/Logs/tidegate/tidegate.log")
     user = Job(scope=Scope.USER, program=system.program, log_file=log_file)
     return {f"{LABEL}.plist": plist(system), f"{LABEL}-agent.plist": plist(user)}

@@ -39,7 +39,7 @@ _SUPPLIED = {
 
 
 def is_booted() -> bool:
-    """Whether systemd is this computer's init."""
+    """Tell whether systemd is this computer's init."""
     return _BOOTED.is_dir()
 
 
@@ -70,30 +70,30 @@ class Systemd:
 
     @property
     def directory(self) -> Path:
-        """The first directory that the manager reads of those where an administrator writes."""
+        """Return the first directory of an administrator's that the manager reads."""
         searched = self._properties("UnitPath").get("UnitPath", "").split()
         wanted = [_SYSTEM_DIR] if self.scope is Scope.SYSTEM else self._user_directories()
         return next((each for each in wanted if str(each) in searched), wanted[-1])
 
     def state(self) -> UnitState:
-        """How systemd sees the service."""
+        """Return how systemd sees the service."""
         return show.state(self.show())
 
     def show(self) -> dict[str, str]:
-        """The properties in force by their names, see `show.PROPERTIES`. Raises ManagerError."""
+        """Return the properties in force, by name (`show.PROPERTIES`). Raises ManagerError."""
         return self._properties(show.PROPERTIES, SERVICE)
 
     def lingers(self) -> bool:
-        """Whether the user's services start with the computer and stay when the user logs out."""
+        """Tell whether the user's services start with the computer and stay after the log-out."""
         return (_LINGER / self.user).exists()
 
     @property
     def user(self) -> str:
-        """The name of the user whom this process belongs to."""
+        """Return the name of the user whom this process belongs to."""
         return _user_name(self._uid)
 
     def last_lines(self, number: int) -> list[str]:
-        """From the journal, of the latest start only. Empty where there is no journal to read."""
+        """Return the journal's last lines of the latest start; none without a journal to read."""
         if not (started := self.show().get("InvocationID")):
             return []
         match = [f"_SYSTEMD_INVOCATION_ID={started}"]
@@ -105,12 +105,12 @@ class Systemd:
         return done.out.splitlines() if done.code == 0 else []
 
     def words(self, verb: str) -> str:
-        """As a person types it."""
+        """Write a command of systemctl as people type it."""
         sudo = ["sudo"] if self.scope is Scope.SYSTEM and self._uid != 0 else []
         return " ".join([*sudo, "systemctl", *self._user, verb, NAME])
 
     def key_advice(self, variable: str, upstream: str) -> str | None:
-        """The environment of a service is not the one of this terminal."""
+        """Say where a key goes: the environment of a service is not the one of this terminal."""
         shown = self.show()
         if f"{variable}=" in shown.get("Environment", "") or shown.get("EnvironmentFiles"):
             return None
@@ -128,7 +128,7 @@ class Systemd:
     # --- the files --------------------------------------------------------------------------
 
     def supplied(self, job: Job) -> Path | None:
-        """A unit that a package brought and that starts the very same command."""
+        """Return a package's unit that starts the very same command; None without one."""
         ours = _exec_start(service_unit(job, self._version()))
         for folder in _SUPPLIED[self.scope]:
             path = Path(folder, SERVICE)
@@ -141,7 +141,7 @@ class Systemd:
         return None
 
     def files(self, job: Job, sockets: Sequence[str]) -> list[File]:
-        """The service; and the socket when there are addresses for it."""
+        """Make the service unit, and the socket unit when there are addresses for it."""
         version, directory = self._version(), self.directory
         texts = {SERVICE: service_unit(job, version)}
         if sockets:
@@ -156,7 +156,7 @@ class Systemd:
         ]
 
     def opens_sockets(self) -> bool:
-        """Whether there is a socket unit beside the service."""
+        """Tell whether there is a socket unit beside the service."""
         return os.path.lexists(self.directory / SOCKET)
 
     def enable(self, files: Sequence[File]) -> list[str]:
@@ -173,7 +173,7 @@ class Systemd:
         return self._linger() if self.scope is Scope.USER else []
 
     def remove(self) -> list[str]:
-        """Stop nothing; disable, remove, reload."""
+        """Disable the units, remove their files and reload; nothing is stopped."""
         directory = self.directory
         ours = [name for name in (SOCKET, SERVICE) if os.path.lexists(directory / name)]
         notes = []
@@ -200,18 +200,18 @@ class Systemd:
     # --- start and stop ---------------------------------------------------------------------
 
     def start(self, limit_s: float, tell: Tell) -> None:
-        """Its sockets first, where it has any."""
+        """Start the service, its sockets first where it has any."""
         self._open_sockets()
         self._run("start", limit_s, tell)
 
     def stop(self, limit_s: float, tell: Tell) -> None:
-        """Its sockets too: the next connection would start it again."""
+        """Stop the service and its sockets: the next connection would start it again."""
         if self.opens_sockets():
             self._call("stop", SOCKET)
         self._run("stop", limit_s, tell)
 
     def restart(self, limit_s: float, tell: Tell) -> None:
-        """Sockets that systemd opened stay open meanwhile."""
+        """Restart the service; sockets that systemd opened stay open meanwhile."""
         if self.opens_sockets() and not self._is_listening():
             self._run("stop", limit_s, tell)  # beside a running service they are not opened
         self._open_sockets()
@@ -230,13 +230,13 @@ class Systemd:
             why = ", ".join(word for word in shown.values() if word not in {"loaded", "success"})
             raise ManagerError(
                 f"systemd could not open the addresses of {SOCKET} ({why or done.said}): each has "
-                "to be a number and a port that nobody else listens on"
+                "to be a number and a port that no other program listens on"
             )
 
     def _run(self, verb: str, limit_s: float, tell: Tell) -> None:
-        """Have systemctl do it, and tell what the service says of itself meanwhile."""
-        self._call("reset-failed", SERVICE)  # a person who asks again wants it tried again
-        latest = self.show().get("StatusText", "")  # which everybody has heard by now
+        """Have systemctl do it, and pass on the status lines of the service meanwhile."""
+        self._call("reset-failed", SERVICE)  # being asked again means to try again
+        latest = self.show().get("StatusText", "")  # of before; it is not told again
         deadline_s = time.monotonic() + limit_s
         with self._begun(verb) as (process, output):
             while process.poll() is None:
@@ -256,7 +256,7 @@ class Systemd:
 
     @contextmanager
     def _begun(self, verb: str) -> Iterator[tuple[subprocess.Popen[bytes], BinaryIO]]:
-        """systemctl at work, and the file of what it says. Leaving ends only the asking."""
+        """Run systemctl, with a file of what it says. Leaving ends systemctl, not its job."""
         with tempfile.TemporaryFile() as output:
             process = subprocess.Popen(  # noqa: S603
                 [_program("systemctl"), *self._user, "--no-ask-password", verb, SERVICE],
@@ -273,7 +273,7 @@ class Systemd:
                 process.wait()
 
     def _complaint(self, verb: str, said: str) -> str:
-        """Why it did not start, which systemctl itself never tells."""
+        """Say why it did not start, which systemctl itself never tells."""
         state = self.state()
         if state.result is None:
             return self._plain(said) or f"systemctl {verb} failed"
@@ -290,7 +290,7 @@ class Systemd:
         said = self._insist("--version")
         if found := re.match(r"systemd (\d+)", said):
             return int(found[1])
-        raise ManagerError(f"this is no version of systemd: {said.splitlines()[:1]}")
+        raise ManagerError(f"this is not a version of systemd: {said.splitlines()[:1]}")
 
     def _insist(self, *words: str) -> str:
         done = self._call(*words)
@@ -306,7 +306,7 @@ class Systemd:
             raise ManagerError(str(error)) from error
 
     def _plain(self, said: str) -> str:
-        """What systemctl complains of, in words that say what to do."""
+        """Say in plain words what systemctl complains of, and what to do."""
         if "Failed to connect to bus" in said:
             return self._unreachable()
         if "interactive authentication" in said.lower() or "Access denied" in said:
@@ -331,7 +331,7 @@ class Systemd:
         return [root / "systemd" / "user" for root in [*roots, home / ".config"]]
 
     def _linger(self) -> list[str]:
-        """Without it the service ends when its user logs out, and no boot starts it."""
+        """Turn lingering on: else the service ends with the log-out, and no boot starts it."""
         name = self.user
         if self.lingers():
             return []
@@ -350,7 +350,7 @@ def _exec_start(unit: str) -> str | None:
 
 
 def _session(environ: Mapping[str, str], uid: int) -> dict[str, str]:
-    """Where the user's manager listens; cron and some ways to log in do not say it."""
+    """Return the variable that leads to the user's manager, which cron for example lacks."""
     if environ.get("XDG_RUNTIME_DIR"):
         return {}
     usual = Path(f"/run/user/{uid}")
@@ -365,5 +365,5 @@ def _user_name(uid: int) -> str:
 
 
 def _program(name: str) -> str:
-    """By its path: what is found must not depend on this terminal's."""
+    """Return a program's path: what is found must not depend on this terminal's."""
     return shutil.which(name) or name

@@ -1,4 +1,4 @@
-"""What systemd hears from us: ready, status, alive, reloading, stopping; and what it keeps for us.
+"""Notifies systemd (ready, status, alive, reloading, stopping) and has it store our sockets.
 
 A thin class over sdnotify's connection. The package's own `notify` waits once systemd has left
 eleven messages unread and loses text beyond Latin-1; so the socket is made non-blocking and is
@@ -28,12 +28,12 @@ _MAX_KEPT = 8  # READY, RELOADING and STOPPING, each more than once, never reach
 
 
 def is_service(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether systemd started this very process; its children inherit the variable."""
+    """Tell whether systemd started this very process; its children inherit the variable."""
     return environ.get("SYSTEMD_EXEC_PID") == str(os.getpid())
 
 
 class Notifier:
-    """Speaks to the service manager, or to nobody."""
+    """Sends messages to the service manager; without one every call does nothing."""
 
     def __init__(self, environ: MutableMapping[str, str] = os.environ) -> None:
         """Connect to NOTIFY_SOCKET, if there is one; the variables are used up."""
@@ -45,29 +45,29 @@ class Notifier:
         self._environment = {name: environ.pop(name) for name in _VARIABLES if name in environ}
 
     def environment(self) -> dict[str, str]:
-        """The variables as they were, for the program that this process becomes."""
+        """Return the variables as they were, for the program that this process becomes."""
         return dict(self._environment)
 
     @property
     def is_heard(self) -> bool:
-        """Whether there is a manager to speak to."""
+        """Tell whether there is a manager to speak to."""
         return self._sock is not None
 
     @property
     def is_watched(self) -> bool:
-        """Whether it would notice if we hung; True where there is none to notice."""
+        """Tell whether the manager would notice if we hung; True without a manager."""
         return self._sock is None or self.ping_every_s is not None
 
     def ready(self) -> None:
-        """It serves; also ends a reload."""
+        """Tell that the service is ready; also ends a reload."""
         self._insist("READY=1")
 
     def reloading(self, monotonic_s: float) -> None:
-        """A reload has begun. The time has to be in the same message."""
+        """Tell that a reload has begun. The time has to be in the same message."""
         self._insist(f"RELOADING=1\nMONOTONIC_USEC={int(monotonic_s * 1e6)}")
 
     def stopping(self) -> None:
-        """The service ends. There is no way back from this, so it is never sent for a recycle."""
+        """Tell that the service ends. It cannot be taken back, so a recycle never sends it."""
         self._insist("STOPPING=1")
 
     def alive(self) -> None:
@@ -75,7 +75,7 @@ class Notifier:
         self._send("WATCHDOG=1")
 
     def keep_alive(self, now_s: float, *, is_well: bool) -> None:
-        """Once an interval: put it off if all is well."""
+        """Put off systemd's watchdog once an interval, if all is well."""
         if self.ping_at_s is None or self.ping_every_s is None or now_s < self.ping_at_s:
             return
         self.ping_at_s = now_s + self.ping_every_s
@@ -89,17 +89,17 @@ class Notifier:
     def store(self, name: str, sock: socket.socket) -> None:
         """Have systemd keep a listening socket, and give it back under this name.
 
-        Storing the same one again does nothing, so nobody has to remember.
+        Storing the same one again does nothing, so no record of it is needed.
         """
         # FDPOLL=0: it is not to be dropped for what happens on it.
         self._send(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", sock.fileno())
 
     def drop(self, name: str) -> None:
-        """Nobody will need what is stored under that name."""
+        """Have systemd close what it stores under that name."""
         self._send(f"FDSTOREREMOVE=1\nFDNAME={name}")
 
     def trigger(self) -> None:
-        """We are beyond repair: systemd shall act as if its watchdog had run out."""
+        """Have systemd act as if its watchdog had run out: we cannot be repaired from inside."""
         self._send("WATCHDOG=trigger")
 
     def barrier(self, limit_s: float) -> None:
@@ -124,18 +124,18 @@ class Notifier:
                 os.close(writing)
 
     def status(self, text: str) -> None:
-        """One line for `systemctl status`; sent when it has changed."""
+        """Set the line in `systemctl status`; sent when it has changed."""
         line = visible(text.replace("\n", " "))
         if line != self._status and self._send(f"STATUS={line}"):
             self._status = line
 
     def flush(self) -> None:
-        """Try again what found no room."""
+        """Send again what found no room."""
         while self._kept and self._send(self._kept[0]):
             self._kept.popleft()
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Close the connection."""
         if self._sock is not None:
             self._sock.close()
 
@@ -159,7 +159,7 @@ class Notifier:
 
 
 def stored_name(address: str) -> str:
-    """What a socket for this address of the setting `listen` is called in the store.
+    """Return the name in systemd's store of a socket for this address of the setting `listen`.
 
     A colon would end the name in LISTEN_FDNAMES; and what systemd does not take for a name, it
     would replace by one that we do not know again, see sd_notify(3).
@@ -167,7 +167,7 @@ def stored_name(address: str) -> str:
     name = f"{STORED_PREFIX}{address.replace(':', '=')}"
     if len(name) <= _MAX_NAME and name.isascii() and name.isprintable():
         return name
-    from hashlib import sha256  # noqa: PLC0415  (a megabyte, for names that nobody has)
+    from hashlib import sha256  # noqa: PLC0415  (a megabyte, for names that are very rare)
 
     return STORED_PREFIX + sha256(os.fsencode(address)).hexdigest()
 
@@ -184,7 +184,7 @@ def _connect(environ: MutableMapping[str, str]) -> socket.socket | None:
 
 
 def _ping_every_s(environ: MutableMapping[str, str]) -> float | None:
-    """Half of systemd's limit, as sd_watchdog_enabled(3) advises; None when it watches not us."""
+    """Return half of systemd's limit, as sd_watchdog_enabled(3) advises; None if unwatched."""
     meant_for = environ.get("WATCHDOG_PID", str(os.getpid()))
     usec = decoding.count(environ.get("WATCHDOG_USEC", ""), _MOST_USEC)
     if meant_for != str(os.getpid()) or not usec:

@@ -64,7 +64,7 @@ def state(shown: Mapping[str, str]) -> UnitState:
 
 
 def span_s(text: str) -> float | None:
-    """ "1min 30s" in seconds; None for "infinity" and for what is no time."""
+    """Read "1min 30s" as seconds; None for "infinity" and for what is not a time."""
     parts = re.findall(r"([\d.]+)(y|month|w|d|h|min|s|ms|us)\b", text)
     return sum(float(number) * _SPAN_S[unit] for number, unit in parts) if parts else None
 
@@ -83,13 +83,13 @@ def _limits(shown: Mapping[str, str]) -> UnitLimits:
 
 
 def exit_code(shown: Mapping[str, str]) -> int | None:
-    """Of the last process, if that ended by itself."""
+    """Return the exit code of the last process, if that ended by itself."""
     exited = shown.get("ExecMainCode") == _EXITED
     return int(shown.get("ExecMainStatus") or 0) if exited else None
 
 
 def ending(shown: Mapping[str, str]) -> str | None:
-    """systemd's word for how it failed, and what it means; None: it has not."""
+    """Return systemd's word for how it failed, and what it means; None: it has not."""
     result = shown.get("Result", "success")
     code = exit_code(shown)
     if result == "success":
@@ -109,6 +109,6 @@ def ending(shown: Mapping[str, str]) -> str | None:
 
 
 def _argv(exec_start: str) -> str:
-    """The command line in `{ path=… ; argv[]=… ; ignore_errors=… }`."""
+    """Return the command line in `{ path=… ; argv[]=… ; ignore_errors=… }`."""
     found = re.search(r"argv\[\]=(.*?) ; ignore_errors=", exec_start)
     return found[1] if found else ""

@@ -70,7 +70,7 @@ SystemCallArchitectures=native
 
 
 def service_unit(job: Job, version: int) -> str:
-    """`tidegate.service` for this job and that version of systemd."""
+    """Write `tidegate.service` for this job and that version of systemd."""
     parts = [_head(job), _unit(job, version), _service(job, version)]
     parts.append(_SANDBOX if job.scope is Scope.SYSTEM else _USER_SANDBOX)
     target = "multi-user.target" if job.scope is Scope.SYSTEM else "default.target"
@@ -78,7 +78,7 @@ def service_unit(job: Job, version: int) -> str:
 
 
 def socket_unit(job: Job, listen: Sequence[str], version: int) -> str:
-    """`tidegate.socket` for these addresses, written as in the setting `listen`.
+    """Write `tidegate.socket` for these addresses, written as in the setting `listen`.
 
     With it the first connection starts the service, and no restart ever closes a port.
     """
@@ -110,7 +110,7 @@ def _head(job: Job) -> str:
         return f"# {NAME} as a system service. Local changes belong into `systemctl edit {NAME}`."
     return (
         f"# {NAME} for one user. Local changes belong into `systemctl --user edit {NAME}`.\n"
-        "# `loginctl enable-linger` keeps it running when nobody is logged in."
+        "# `loginctl enable-linger` keeps it running when its user is not logged in."
     )
 
 
@@ -121,7 +121,7 @@ def _unit(job: Job, version: int) -> str:
         f"Description={NAME}, an LLM streaming gateway",
         "Documentation=man:tidegate(1)",
         *(network if job.scope is Scope.SYSTEM else []),
-        "# An address may come late, so it is tried again for a while; then somebody has to look.",
+        "# An address may come late, so it is tried again for a while; then its owner has to look.",
         "# Dead workers do not count: tidegate replaces them itself.",
         "StartLimitIntervalSec=600",
         f"StartLimitBurst={10 if version >= 254 else 20}",
@@ -169,7 +169,7 @@ def _type(version: int) -> list[str]:
 
 
 def _places(job: Job) -> list[str]:
-    """Whose it is, and the directories that systemd makes for it."""
+    """Write the user, and the directories that systemd makes for it."""
     if job.scope is Scope.USER:
         return ["# Config, state and runtime directories are the user's own (XDG), unless named."]
     lines = [f"User={job.user}", f"Group={job.user}"] if job.user else []
@@ -189,7 +189,7 @@ _ROOTS = {"Configuration": Path("/etc"), "State": Path("/var/lib"), "Runtime": P
 
 
 def _directory(directory: Path, kind: str, mode: str) -> list[str]:
-    """A directory where systemd keeps them is made by it; another has to be let through."""
+    """Have systemd make a directory in its own roots, or let one elsewhere through its sandbox."""
     root = _ROOTS[kind]
     if directory.is_relative_to(root) and directory != root:
         name = _quote(str(directory.relative_to(root)))
@@ -200,18 +200,18 @@ def _directory(directory: Path, kind: str, mode: str) -> list[str]:
 
 
 def _escape(text: str) -> str:
-    """A `%` would be the beginning of a specifier."""
+    """Escape `%`, which would begin a specifier."""
     return text.replace("%", "%%")
 
 
 def _command_line(words: Sequence[str]) -> str:
-    """See systemd.service(5), "Command lines": a `$` has a meaning in all words but the first."""
+    """Quote a command line: a `$` has a meaning in all words but the first, systemd.service(5)."""
     program, *arguments = map(_quote, words)
     return " ".join([program, *(word.replace("$", "$$") for word in arguments)])
 
 
 def _quote(word: str) -> str:
-    """One word of several."""
+    """Quote one word of several."""
     text = _escape(word).replace("\\", "\\\\")
     if word and not any(c.isspace() or c in "\"'\\;" for c in word):
         return text
@@ -222,7 +222,7 @@ def _quote(word: str) -> str:
 
 
 def package_job() -> Job:
-    """The job of the Debian package."""
+    """Return the job of the Debian package."""
     return Job(
         scope=Scope.SYSTEM,
         program=("/usr/bin/tidegate",),
@@ -234,7 +234,7 @@ def package_job() -> Job:
 
 
 def shipped() -> dict[str, str]:
-    """The files of `systemd/` by name."""
+    """Write the files of `systemd/`, by name."""
     system = package_job()
     user = Job(scope=Scope.USER, program=system.program)
     listen = Settings().listen
