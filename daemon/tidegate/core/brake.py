@@ -53,7 +53,7 @@ def source_of(peer: str | None) -> Source:
 
 
 class BrakeReport(Struct, frozen=True):
-    """What was wrong since the last report."""
+    """The wrong keys since the last report."""
 
     keys: int
     by_source: list[tuple[str, int]]  # the most first, `MOST_NAMED` at most
@@ -75,7 +75,7 @@ class _Tries:
 
 
 class Brake:
-    """The book of one worker. `now_s` is monotonic."""
+    """Counts the wrong keys that one worker is sent. `now_s` is monotonic."""
 
     def __init__(self) -> None:
         self._tries: OrderedDict[str, _Tries] = OrderedDict()

@@ -21,7 +21,7 @@ _FOREIGN = (msgspec.MsgspecError, ValueError, TypeError, ArithmeticError, Lookup
 
 
 class Undecodable(Exception):
-    """These bytes are not what they should be. The text says what is wrong, `line` where."""
+    """Raised when bytes are not what they should be; the text says why, `line` where."""
 
     def __init__(self, text: str, line: int | None = None) -> None:
         super().__init__(text)
@@ -29,7 +29,7 @@ class Undecodable(Exception):
 
 
 class Decoder(Generic[_Value]):
-    """Makes values of one type from JSON."""
+    """Decodes values of one type from JSON."""
 
     def __init__(
         self, kind: type[_Value], hook: Callable[[type, object], object] | None = None

@@ -17,7 +17,7 @@ _A_CLIENT = 2
 
 
 class ConnectionBounds(NamedTuple):
-    """How many connections there are descriptors for."""
+    """The connections that there are descriptors for."""
 
     clients: int
     beyond: int  # more of them, which may only look whether we are well

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 
 class TidegateError(Exception):
-    """Anything that tidegate reports by name."""
+    """The base of every error that tidegate reports by name."""
 
     code = "tidegate_error"
 
 
 class UpstreamError(TidegateError):
-    """There is no answer from an upstream. What follows from it stands in `core.blame`."""
+    """Raised when an upstream gave no answer. `core.upstreams.blame` says what follows."""
 
     code = "upstream_error"
 
@@ -26,7 +26,7 @@ class UpstreamError(TidegateError):
         said: bytes = b"",
         status: int = 502,
     ):
-        """`said` are the upstream's own words, for its caller alone: they may repeat a prompt.
+        """Take the upstream's own words as `said`, for its client alone: they may repeat a prompt.
 
         They are sent with `status`, the one that they would have had.
         """
@@ -37,19 +37,19 @@ class UpstreamError(TidegateError):
 
 
 class EventTooLarge(UpstreamError):
-    """One event outgrew its bound; it is never cut, the attempt fails."""
+    """Raised when one event outgrew its bound; it is never cut, the attempt fails."""
 
     def __init__(self, limit_bytes: int):
         super().__init__(f"sent an event of more than {limit_bytes} bytes", code="event_too_large")
 
 
 class LedgerFull(TidegateError):
-    """The book of retained bytes has no room left, even after finished windows went."""
+    """Raised when the ledger has no room left, even after finished windows went."""
 
     code = "memory_limit"
 
     def __init__(self, total_bytes: int, limit_bytes: int, *, of: str = ""):
-        """`of` names the part of the book that is full, where it is not the whole."""
+        """Tell how full it is; `of` names the part that is full, where it is not the whole."""
         super().__init__(
             f"memory limit: {total_bytes >> 10} KiB {f'of {of} ' if of else ''}retained"
             f" of {limit_bytes >> 10} KiB allowed"
@@ -57,7 +57,7 @@ class LedgerFull(TidegateError):
 
 
 class CursorEvicted(TidegateError):
-    """The events asked for are no longer retained."""
+    """Raised when the events asked for are no longer retained."""
 
     code = "cursor_evicted"
 

@@ -13,7 +13,7 @@ FIRST_OUTPUT_BOUNDS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class Histogram:
-    """Counts of durations by size; observing one touches two numbers and makes no object."""
+    """Counts durations by size; observing one touches two numbers and makes no object."""
 
     __slots__ = ("_bounds_s", "_counts", "_sum_s")
 

@@ -56,7 +56,7 @@ class _Seen(Struct):
 
 
 class Repairs:
-    """The book. Times are seconds: `now_s` monotonic, `now` Unix."""
+    """Holds the repairs. Times are seconds: `now_s` monotonic, `now` Unix."""
 
     def __init__(self, since: Mapping[str, float] | None = None) -> None:
         """Begin with what a former program knew of, by id: it opens at once when seen."""

@@ -23,7 +23,7 @@ _RANDOM = re.compile(r"(?=[a-zA-Z]*[0-9])(?=[0-9]*[a-zA-Z])[A-Za-z0-9]{16,}")
 
 
 class Secret:
-    """The key of one upstream and its like, which hide themselves; empty ones hide nothing."""
+    """Hides the key of one upstream and its like; an empty one hides nothing."""
 
     __slots__ = ("_forms",)
 

@@ -69,7 +69,7 @@ class Limits(Struct, frozen=True, kw_only=True, omit_defaults=True):
     close_flush_s: Later[float] = 5.0  # how long a close waits for the last bytes to be read
     header_s: AtOnce[float] = 10.0  # a request's head
     body_s: AtOnce[float] = 60.0  # a request's body
-    queue_s: Later[float] = 300.0  # waiting for a place at an upstream
+    queue_s: Later[float] = 300.0  # waiting for a slot of an upstream
     max_queued: Later[int] = 64  # requests waiting for one upstream
     max_connections: AtOnce[int] = 4096  # clients connected at once; the oldest idle one goes first
     window_bytes: Later[int] = field(default=4 * MIB, name="window")  # events kept per run
@@ -161,7 +161,8 @@ class Upstream(Struct, frozen=True, kw_only=True, omit_defaults=True):
     api_key_file: Later[str | None] = None
     # One of API_KEY_HEADERS; None: what its host is known for.
     api_key_header: Later[str | None] = None
-    headers: Later[dict[str, str | HeaderSource]] = {}  # sent with every request, see core.header
+    # Sent with every request, see `core.http.header`.
+    headers: Later[dict[str, str | HeaderSource]] = {}
     ca_file: Later[str | None] = None  # trusted instead of the system's authorities, for https
     max_concurrent: Later[int] = 0  # 0: no limit of ours
     # Counts tokens of streams whose client did not ask; some refuse it.
@@ -174,7 +175,7 @@ class Model(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     name: Later[str]
     # "upstream/model", tried in this order before the first output. A list among them holds equals,
-    # of which the first with a free place is asked.
+    # of which the first with a free slot is asked.
     targets: Later[list[str | list[str]]]
     limits: LimitOverrides = LimitOverrides()
 

@@ -38,10 +38,10 @@ def breaker_in(state: BreakerState, failures: int = 0) -> Breaker:
     return breaker
 
 
-def befall(breaker: Breaker, happening: BreakerTrigger) -> bool | None:
+def befall(breaker: Breaker, trigger: BreakerTrigger) -> bool | None:
     """Lets it happen; the answer where it was asked."""
     due_s = NOW_S if breaker.due_s is None else breaker.due_s
-    match happening:
+    match trigger:
         case BreakerTrigger.ASKED_EARLY:
             return breaker.admit(due_s - 0.001)
         case BreakerTrigger.ASKED_DUE:
@@ -57,21 +57,21 @@ def befall(breaker: Breaker, happening: BreakerTrigger) -> bool | None:
 
 
 @pytest.mark.parametrize(
-    ("state", "happening"),
+    ("state", "trigger"),
     list(itertools.product(BreakerState, BreakerTrigger)),
     ids=lambda each: each.value,
 )
 def test_every_cell_of_the_table_is_what_happens(
-    state: BreakerState, happening: BreakerTrigger
+    state: BreakerState, trigger: BreakerTrigger
 ) -> None:
     """The state that follows and what was done are the table's, in each of its cells."""
-    enough = happening is BreakerTrigger.FAILED_ENOUGH
+    enough = trigger is BreakerTrigger.FAILED_ENOUGH
     breaker = breaker_in(state, FAILURES_TO_OPEN - 1 if enough else 0)
     due_s, aside_s = breaker.due_s, breaker.aside_s
-    answer = befall(breaker, happening)
-    following, act = TABLE[state, happening]
+    answer = befall(breaker, trigger)
+    following, act = TABLE[state, trigger]
     assert breaker.state == following.value
-    if happening in {BreakerTrigger.ASKED_EARLY, BreakerTrigger.ASKED_DUE}:
+    if trigger in {BreakerTrigger.ASKED_EARLY, BreakerTrigger.ASKED_DUE}:
         assert answer is (act in {BreakerAct.PASS, BreakerAct.TRY})
     match act:
         case BreakerAct.NOTHING | BreakerAct.PASS:
@@ -90,7 +90,7 @@ def test_every_cell_of_the_table_is_what_happens(
 
 
 def test_the_table_has_every_cell() -> None:
-    """No state is without an answer to any happening."""
+    """No state is without an answer to any trigger."""
     assert set(TABLE) == set(itertools.product(BreakerState, BreakerTrigger))
 
 

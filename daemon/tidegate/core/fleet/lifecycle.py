@@ -1,6 +1,6 @@
 """When a generation starts, serves, drains and is gone, and what is done about it.
 
-One table says what happens to one generation (state x happening, every cell filled). Around it
+One table says what happens to one generation (state x trigger, every cell filled). Around it
 stands the `Fleet`: at most two generations, at most one of them not ready, and the policy of
 restarts. `step` decides and the watchdog does; nothing here knows a process or a clock.
 
@@ -168,7 +168,7 @@ Step = tuple[Fleet, list[Effect]]
 
 
 class RestartPolicy(Struct, frozen=True, kw_only=True):
-    """The numbers `step` decides by."""
+    """The numbers that `step` decides by."""
 
     timing: Timing = Timing()
     recycle_limit_s: float = 3630.0
@@ -231,20 +231,20 @@ def is_healthy(fleet: Fleet, now_s: float, timing: Timing) -> bool:
     return any(now_s <= _deadline_s(g, timing) + slack_s for g in fleet.generations)
 
 
-# --- the happenings, one function each ----------------------------------------------------
+# --- the events, one function each --------------------------------------------------------
 
 
 def _happen(
     fleet: Fleet,
     number: int,
-    happening: GenerationTrigger,
+    trigger: GenerationTrigger,
     reason: str,
     at: _Moment,
 ) -> Step:
     generation = fleet.by_number(number)
     if generation is None:
         return fleet, []  # written off before: a late word from the dead
-    state, act = TABLE[generation.state, happening]
+    state, act = TABLE[generation.state, trigger]
     fleet = _entered(fleet, generation, state, at.now_s)
     match act:
         case GenerationAct.NOTHING:

@@ -37,11 +37,11 @@ _members = msgspec.json.Decoder(dict[str, Raw]).decode
 
 
 class UnreadableJson(ValueError):
-    """It is no JSON in UTF-8, or none that can be read here; the message says why."""
+    """Raised when bytes are not JSON in UTF-8, or cannot be read here; the message says why."""
 
 
 class OtherShape(UnreadableJson):
-    """It is JSON, but holds another kind of value than is looked for."""
+    """Raised when the JSON holds another kind of value than is looked for."""
 
 
 class JsonReader(Generic[T]):

@@ -93,7 +93,7 @@ def error_body(error: ErrorText) -> bytes:
 
 
 class UsageStripper:
-    """Takes the chunk with the usage out again that the client did not ask for."""
+    """Removes the chunk with the usage that the client did not ask for."""
 
     __slots__ = ("tokens",)
 
@@ -205,7 +205,7 @@ class Completions(Chat):
 
 
 class Plain(OpenAIFormat):
-    """One question, one answer, which never streams: embeddings, rerank, translations."""
+    """One request, one answer, which never streams: embeddings, rerank, translations."""
 
     streams = False
 

@@ -22,7 +22,7 @@ _SIZE = re.compile(rb"([0-9A-Fa-f]+)[ \t]*(;[^\n]*)?\r?\n")
 
 
 class ChunksTooLarge(Exception):
-    """Chunks come with more around them than there may be; the text says what."""
+    """Raised when more comes around the chunks than may; the text says what."""
 
 
 class _Part(Enum):
@@ -36,7 +36,7 @@ class _Part(Enum):
 
 
 class ChunkCounter:
-    """One chunked body, from its first chunk to the empty line behind its trailer."""
+    """Follows one chunked body, from its first chunk to the empty line behind its trailer."""
 
     __slots__ = ("_extensions", "_left", "_line", "_part", "announced_bytes", "trailer_bytes")
 
@@ -52,7 +52,7 @@ class ChunkCounter:
         return f"<ChunkCounter {self._part.name} announced={self.announced_bytes}>"
 
     def feed(self, data: bytes) -> int | None:
-        """Follow what was read; return the index in `data` behind the body, None while it goes on.
+        """Follow what was read; returns the index in `data` behind the body, None while it goes on.
 
         Raises ChunksTooLarge.
         """

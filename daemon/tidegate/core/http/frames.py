@@ -49,7 +49,7 @@ class CloseCode(IntEnum):
 
 
 class WebSocketFault(Exception):
-    """What a client sent is no WebSocket, or more than it may send: the connection ends."""
+    """Raised when a client broke the protocol or sent more than it may: the connection ends."""
 
     def __init__(self, code: CloseCode, message: str) -> None:
         """Name the fault; `message` is what the client is told, at most 123 bytes."""
@@ -66,7 +66,7 @@ class Frame(NamedTuple):
 
 
 class Buffer(Protocol):
-    """Where a message is collected: `io.BytesIO`, which hands its memory out without a copy."""
+    """Collects a message: `io.BytesIO`, which hands its memory out without a copy."""
 
     def write(self, piece: bytes, /) -> int:
         """Add a piece."""
@@ -76,7 +76,7 @@ class Buffer(Protocol):
 
 
 class FrameReader:
-    """Takes a client's bytes as they come. Feed it, then call `next` until it returns None."""
+    """Reads a client's bytes as they come. Feed it, then call `next` until it returns None."""
 
     __slots__ = (
         "_at",

@@ -23,11 +23,11 @@ _END = re.compile(rb"\n\r?\n")
 
 
 class HeadTooLarge(Exception):
-    """A head is larger than it may be; the text says by which bound."""
+    """Raised when a head is larger than it may be; the text says by which bound."""
 
 
 class HeadCounter:
-    """One head, from its first byte to the empty line that ends it.
+    """Counts one head, from its first byte to the empty line that ends it.
 
     Empty lines before the request line are skipped, as RFC 9112 (2.2) asks, and counted.
     """

@@ -33,7 +33,7 @@ def name_problem(name: str) -> str | None:
     """Say why a header of that name cannot be fixed; None where it can."""
     lowered = name.lower()
     if not _NAME.fullmatch(name):
-        return "is no name of a header: letters, digits and -, at most 128"
+        return "is not a header name: letters, digits and -, at most 128"
     if lowered in _KEYS:
         return (
             "is how a key is sent: name a 0600 file with api_key_file, or an environment "

@@ -120,7 +120,7 @@ def parse_pattern(text: str) -> HostPattern:
         authority = parse_authority(text[2:] if below else text)
     except ValueError as error:
         raise ValueError(
-            f"{text[:80]!r} is no host ({error}); write it as "
+            f"{text[:80]!r} is not a host ({error}); write it as "
             '"example.com", "*.example.com" or "example.com:8433", without http://'
         ) from None
     if below and authority.address is not None:

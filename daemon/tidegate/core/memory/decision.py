@@ -27,7 +27,7 @@ class NoRecycle(Enum):
 
 
 class Disruption(Struct, frozen=True, kw_only=True):
-    """What costs readers something, and why. It waits for its evidence."""
+    """An act that costs readers something, and why. It waits for its evidence."""
 
     kind: str  # RECYCLE or CUT
     reason: str  # "memory", "growth", "age": the metric's label

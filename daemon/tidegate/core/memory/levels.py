@@ -49,7 +49,7 @@ LEDGER_LEAST_SHARE = 0.30  # of the spendable part, when the budget is hardly mo
 
 
 class BudgetLimits(Struct, frozen=True, kw_only=True):
-    """What memory is judged against. `hard`: the budget was set, not guessed."""
+    """The sizes that memory is judged against. `hard`: the budget was set, not guessed."""
 
     budget_bytes: int
     hard: bool

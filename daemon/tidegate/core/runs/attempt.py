@@ -87,7 +87,7 @@ class AttemptRecord:
         return begun
 
     def _repeats(self, form: Format, event: bytes, said: Meaning, kept: list[bytes]) -> bool:
-        """Whether it says nothing, as the event before it did."""
+        """Say whether the event says nothing, as the one before it did."""
         if said is not Meaning.KEEP_ALIVE:
             return False
         if kept:

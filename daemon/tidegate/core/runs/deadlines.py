@@ -16,14 +16,14 @@ _COMPACT_ABOVE = 64  # below this many places a compaction is not worth its whil
 
 
 class Watched(Hashable, Protocol):
-    """What has clocks: a relay, a subscriber, a WebSocket."""
+    """An object with clocks: a relay, a subscriber, a WebSocket."""
 
     def check(self, now_s: float) -> float | None:
         """Look at them; returns when to look again, None when there is nothing to see."""
 
 
 class Deadlines(Generic[K]):
-    """When each key is due, in seconds on whatever clock the caller uses."""
+    """Holds when each key is due, in seconds on whatever clock the caller uses."""
 
     __slots__ = ("_due", "_heap", "_order")
 

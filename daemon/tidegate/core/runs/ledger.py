@@ -47,7 +47,7 @@ def largest_body_bytes(limit_bytes: int) -> int:
 
 
 class Ledger:
-    """The sum of all accounts, and its limit."""
+    """Sums all accounts, and holds them to its limit."""
 
     __slots__ = ("_accounts", "connections", "entries", "limit_bytes", "reclaim", "total_bytes")
 
@@ -118,7 +118,7 @@ class Ledger:
 
 
 class Account:
-    """The bytes that one run, or one client that has none yet, holds; by entry."""
+    """Counts the bytes that one run, or one client that has none yet, holds; by entry."""
 
     __slots__ = ("_is_open", "_ledger", "entries", "total_bytes")
 

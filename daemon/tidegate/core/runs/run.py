@@ -172,7 +172,7 @@ class Run:
         return self._take(block, events, now_s, is_plain=attempt.framer.is_plain)
 
     def _take(self, block: bytes, events: int, now_s: float, *, is_plain: bool = False) -> bytes:
-        """Whole events: to the window, or held as long as the answer has not begun."""
+        """Take whole events to the window, or hold them as long as the answer has not begun."""
         form, attempt = self.format, self.attempts[-1]
         readable = form.whole_events(block, events, is_plain=is_plain)
         if readable < events:
@@ -204,7 +204,7 @@ class Run:
                 self.response_id = found
 
     def _let_go(self, now_s: float) -> bytes:
-        """The answer has begun: what was held moves to the window and is sent."""
+        """Begin the answer: what was held moves to the window and is sent."""
         attempt = self.attempt
         attempt.last_event_s = attempt.proven_s = now_s
         self._become(step(self.state, Trigger.OUTPUT))
@@ -330,7 +330,7 @@ class Run:
         self.account.set(Entry.BODY, len(self.body))
 
     def _drop_body(self) -> None:
-        """No further attempt can follow; what is being sent is held by its connection."""
+        """Drop the body, for no attempt can follow; while it is sent its connection holds it."""
         self.body = b""
         if not self.is_sending:
             self.account.set(Entry.BODY, 0)

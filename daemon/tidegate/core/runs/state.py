@@ -23,7 +23,7 @@ class RunState(Enum):
 
 
 class Trigger(Enum):
-    """What can befall a run."""
+    """An event that moves a run to another state."""
 
     __hash__ = object.__hash__
 
@@ -76,12 +76,12 @@ Census = dict[RunState, int]  # how many runs are held, by state
 
 
 def empty_census() -> Census:
-    """A census of no runs."""
+    """Make a census of no runs."""
     return dict.fromkeys(RunState, 0)
 
 
 def step(state: RunState, trigger: Trigger) -> RunState:
-    """The state after `trigger`. Raises AssertionError where that cannot happen."""
+    """Find the state after `trigger`. Raises AssertionError where that cannot happen."""
     after = TRANSITIONS[state][trigger]
     assert after is not None, f"{trigger.value} cannot happen to a run that is {state.value}"
     return after

@@ -62,7 +62,7 @@ class Transcript:
         return block
 
     def _without_key(self, block: bytes, secret: Secret) -> bytes:
-        """The block, with the key that the upstream was sent hidden where it reports an error."""
+        """Hide the key that the upstream was sent, where the block reports an error."""
         form = self._format
         return b"".join(
             secret.hide_bytes(event) if form.meaning(event) is Meaning.ERROR else event
@@ -94,21 +94,21 @@ class Transcript:
             self._account.set(Entry.WINDOW, window.held_bytes)
 
     def verdict(self) -> Meaning:
-        """How the answer ended, as far as it has come: see `Format.verdict`."""
+        """Say how the answer ended, as far as it has come: see `Format.verdict`."""
         form = self._format
         said = stronger(self._said, form.verdict(self.window.last_events(TAIL_EVENTS)))
         all_finished = len(self._finished) >= form.choices > 1
         return Meaning.FINISH if all_finished and said is Meaning.OPENING else said
 
     def lacks_only_end(self) -> bool:
-        """Whether it has said why it ends, so that nothing but the terminal marker is to come."""
+        """Say whether it has told why it ends, so that only the terminal marker is to come."""
         if self._judged_seq != self.window.next_seq:
             self._judged_seq = self.window.next_seq
             self._is_whole = not self._format.needs_end and self.verdict() is Meaning.FINISH
         return self._is_whole
 
     def has_told_error(self) -> bool:
-        """Whether the upstream's own error stands in the stream, with all that belongs to it."""
+        """Say whether the upstream's own error stands in the stream, whole."""
         if self.verdict() is not Meaning.ERROR:
             return False
         return not self._format.is_error_open(self.last_event)

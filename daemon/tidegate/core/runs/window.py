@@ -42,7 +42,7 @@ class _Segment:
 
 
 class Window:
-    """The retained events of one run, bounded by `cap_bytes`."""
+    """Retains the events of one run, bounded by `cap_bytes`."""
 
     __slots__ = ("_segments", "cap_bytes", "end", "framing", "held_bytes")
 

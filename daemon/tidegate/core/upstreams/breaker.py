@@ -2,14 +2,14 @@
 
 A failing target costs every request the wait for its failure. After a few in a row it is set
 aside; when its time is over, or as soon as it is seen to be back, one request is let through as a
-trial, and what becomes of that one decides. Only requests count: an engine can be dead while its
+trial, and what becomes of that one decides. Only requests count: a backend can be dead while its
 health check still answers.
 
 A failure without a `Witness` is the target's own. One with a witness may be the mistake of the
 request: llama.cpp answers 500 to a picture, and client libraries ask three times. It counts only
 when another caller or another body met it too, or when a probe fails as well.
 
-One table says what happens (state x happening, every cell filled). A request that began before the
+One table says what happens (state x trigger, every cell filled). A request that began before the
 target was set aside is not told from the trial: what it met is news of the same target.
 """
 
@@ -28,14 +28,14 @@ ENOUGH_WITNESSES = 2  # callers, or bodies
 
 
 class Witness(NamedTuple):
-    """Which request met a failure: whose it was, and a digest of its body."""
+    """The request that met a failure: its caller, and a digest of its body."""
 
     caller: str
     body: int
 
 
 class BreakerState(Enum):
-    """Where it stands."""
+    """Where a breaker stands."""
 
     CLOSED = "closed"  # requests pass
     OPEN = "open"  # set aside
@@ -43,7 +43,7 @@ class BreakerState(Enum):
 
 
 class BreakerTrigger(Enum):
-    """What can happen."""
+    """What can happen to a breaker."""
 
     ASKED_EARLY = "asked early"  # may a request pass, before the time is over
     ASKED_DUE = "asked when due"
@@ -108,7 +108,7 @@ TABLE: dict[tuple[BreakerState, BreakerTrigger], tuple[BreakerState, BreakerAct]
 
 
 class Breaker:
-    """One target's, or a whole upstream's. Times are seconds on whatever clock the caller uses."""
+    """Stops asking a target, or a whole upstream, that keeps failing; on the caller's clock."""
 
     __slots__ = (
         "_aside_s",
@@ -236,6 +236,6 @@ class Breaker:
         early = self._due_s is not None and now_s < self._due_s
         return BreakerTrigger.ASKED_EARLY if early else BreakerTrigger.ASKED_DUE
 
-    def _step(self, happening: BreakerTrigger) -> BreakerAct:
-        self._state, act = TABLE[self._state, happening]
+    def _step(self, trigger: BreakerTrigger) -> BreakerAct:
+        self._state, act = TABLE[self._state, trigger]
         return act

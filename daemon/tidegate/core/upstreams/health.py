@@ -35,7 +35,7 @@ class Aside(NamedTuple):
 
 
 class TargetRefusal(NamedTuple):
-    """What the upstream refuses for a reason that lies in the config: its owner has to know."""
+    """A refusal for a reason that lies in the config: the owner has to know."""
 
     model: str  # "": it is the key, so it holds for every model
     text: str
@@ -60,7 +60,7 @@ class _Model:
 
 
 class Health:
-    """One upstream's."""
+    """Keeps how one upstream and its models fare."""
 
     def __init__(self) -> None:
         self.whole = Breaker()  # of all models: whether it can be reached at all
