@@ -71,7 +71,7 @@ def test_headers_may_come_from_credentials(load: Load, tmp_path: Path) -> None:
     [
         (f'Host = "{CANARY}"', "Host", "set by tidegate itself"),
         (f'authorization = "Bearer {CANARY}"', "authorization", "api_key_file"),
-        (f'"X Y" = "{CANARY}"', "X Y", "no name of a header"),
+        (f'"X Y" = "{CANARY}"', "X Y", "not a header name"),
         ('X-A = ""', "X-A", "printable ASCII"),
         (f'X-A = "{CANARY}\\r\\nHost: b"', "X-A", "printable ASCII"),
         (f'X-A = " {CANARY}"', "X-A", "printable ASCII"),

@@ -18,7 +18,7 @@ from tidegate.core.http.header import MAX_VALUE_BYTES, is_value, name_problem
         (["Accept-Encoding", "Range", "x-tidegate-hops", "X-Tidegate-Owner"], "tidegate"),
         (["Authorization", "X-API-Key"], "api_key_file"),
         (["anthropic-version", "Anthropic-Beta"], "client's"),
-        (["", "a b", "a:b", "é", "a\r\nb", "x" * 129, "a\0", "(a)"], "no name"),
+        (["", "a b", "a:b", "é", "a\r\nb", "x" * 129, "a\0", "(a)"], "not a header name"),
     ],
 )
 def test_what_is_not_ones_own_to_fix_is_refused(names: list[str], says: str) -> None:

@@ -88,47 +88,25 @@ class GenerationAct(Enum):
     DONE = "done"  # its end was wanted
 
 
+# Short names for the table alone.
+_State, _Trigger, _Act = GenerationState, GenerationTrigger, GenerationAct
 TABLE: dict[tuple[GenerationState, GenerationTrigger], tuple[GenerationState, GenerationAct]] = {
-    (GenerationState.STARTING, GenerationTrigger.READY): (
-        GenerationState.SERVING,
-        GenerationAct.TAKE_OVER,
-    ),
-    (GenerationState.STARTING, GenerationTrigger.RETIRE): (
-        GenerationState.DRAINING,
-        GenerationAct.KILL,
-    ),  # it holds no stream
-    (GenerationState.STARTING, GenerationTrigger.LATE): (GenerationState.GONE, GenerationAct.KILL),
-    (GenerationState.STARTING, GenerationTrigger.EXIT): (
-        GenerationState.GONE,
-        GenerationAct.REPLACE,
-    ),
-    (GenerationState.SERVING, GenerationTrigger.READY): (
-        GenerationState.SERVING,
-        GenerationAct.NOTHING,
-    ),
-    (GenerationState.SERVING, GenerationTrigger.RETIRE): (
-        GenerationState.DRAINING,
-        GenerationAct.DRAIN,
-    ),
-    (GenerationState.SERVING, GenerationTrigger.LATE): (GenerationState.GONE, GenerationAct.KILL),
-    (GenerationState.SERVING, GenerationTrigger.EXIT): (
-        GenerationState.GONE,
-        GenerationAct.REPLACE,
-    ),
-    (GenerationState.DRAINING, GenerationTrigger.READY): (
-        GenerationState.DRAINING,
-        GenerationAct.NOTHING,
-    ),
-    (GenerationState.DRAINING, GenerationTrigger.RETIRE): (
-        GenerationState.DRAINING,
-        GenerationAct.DRAIN,
-    ),  # a stop shortens it
-    (GenerationState.DRAINING, GenerationTrigger.LATE): (GenerationState.GONE, GenerationAct.KILL),
-    (GenerationState.DRAINING, GenerationTrigger.EXIT): (GenerationState.GONE, GenerationAct.DONE),
-    (GenerationState.GONE, GenerationTrigger.READY): (GenerationState.GONE, GenerationAct.NOTHING),
-    (GenerationState.GONE, GenerationTrigger.RETIRE): (GenerationState.GONE, GenerationAct.NOTHING),
-    (GenerationState.GONE, GenerationTrigger.LATE): (GenerationState.GONE, GenerationAct.NOTHING),
-    (GenerationState.GONE, GenerationTrigger.EXIT): (GenerationState.GONE, GenerationAct.NOTHING),
+    (_State.STARTING, _Trigger.READY): (_State.SERVING, _Act.TAKE_OVER),
+    (_State.STARTING, _Trigger.RETIRE): (_State.DRAINING, _Act.KILL),  # it holds no stream
+    (_State.STARTING, _Trigger.LATE): (_State.GONE, _Act.KILL),
+    (_State.STARTING, _Trigger.EXIT): (_State.GONE, _Act.REPLACE),
+    (_State.SERVING, _Trigger.READY): (_State.SERVING, _Act.NOTHING),
+    (_State.SERVING, _Trigger.RETIRE): (_State.DRAINING, _Act.DRAIN),
+    (_State.SERVING, _Trigger.LATE): (_State.GONE, _Act.KILL),
+    (_State.SERVING, _Trigger.EXIT): (_State.GONE, _Act.REPLACE),
+    (_State.DRAINING, _Trigger.READY): (_State.DRAINING, _Act.NOTHING),
+    (_State.DRAINING, _Trigger.RETIRE): (_State.DRAINING, _Act.DRAIN),  # a stop shortens it
+    (_State.DRAINING, _Trigger.LATE): (_State.GONE, _Act.KILL),
+    (_State.DRAINING, _Trigger.EXIT): (_State.GONE, _Act.DONE),
+    (_State.GONE, _Trigger.READY): (_State.GONE, _Act.NOTHING),
+    (_State.GONE, _Trigger.RETIRE): (_State.GONE, _Act.NOTHING),
+    (_State.GONE, _Trigger.LATE): (_State.GONE, _Act.NOTHING),
+    (_State.GONE, _Trigger.EXIT): (_State.GONE, _Act.NOTHING),
 }
 
 

@@ -66,44 +66,31 @@ class BreakerAct(Enum):
     RESET = "reset"
 
 
+# Short names for the table alone.
+_State, _Trigger, _Act = BreakerState, BreakerTrigger, BreakerAct
 TABLE: dict[tuple[BreakerState, BreakerTrigger], tuple[BreakerState, BreakerAct]] = {
-    (BreakerState.CLOSED, BreakerTrigger.ASKED_EARLY): (BreakerState.CLOSED, BreakerAct.PASS),
-    (BreakerState.CLOSED, BreakerTrigger.ASKED_DUE): (BreakerState.CLOSED, BreakerAct.PASS),
-    (BreakerState.CLOSED, BreakerTrigger.SUCCEEDED): (BreakerState.CLOSED, BreakerAct.RESET),
-    (BreakerState.CLOSED, BreakerTrigger.FAILED): (BreakerState.CLOSED, BreakerAct.NOTHING),
-    (BreakerState.CLOSED, BreakerTrigger.FAILED_ENOUGH): (BreakerState.OPEN, BreakerAct.SET_ASIDE),
-    (BreakerState.CLOSED, BreakerTrigger.GAVE_UP): (BreakerState.CLOSED, BreakerAct.NOTHING),
-    (BreakerState.CLOSED, BreakerTrigger.REACHED): (BreakerState.CLOSED, BreakerAct.NOTHING),
-    (BreakerState.OPEN, BreakerTrigger.ASKED_EARLY): (BreakerState.OPEN, BreakerAct.NOTHING),
-    (BreakerState.OPEN, BreakerTrigger.ASKED_DUE): (BreakerState.HALF_OPEN, BreakerAct.TRY),
-    (BreakerState.OPEN, BreakerTrigger.SUCCEEDED): (BreakerState.CLOSED, BreakerAct.RESET),
+    (_State.CLOSED, _Trigger.ASKED_EARLY): (_State.CLOSED, _Act.PASS),
+    (_State.CLOSED, _Trigger.ASKED_DUE): (_State.CLOSED, _Act.PASS),
+    (_State.CLOSED, _Trigger.SUCCEEDED): (_State.CLOSED, _Act.RESET),
+    (_State.CLOSED, _Trigger.FAILED): (_State.CLOSED, _Act.NOTHING),
+    (_State.CLOSED, _Trigger.FAILED_ENOUGH): (_State.OPEN, _Act.SET_ASIDE),
+    (_State.CLOSED, _Trigger.GAVE_UP): (_State.CLOSED, _Act.NOTHING),
+    (_State.CLOSED, _Trigger.REACHED): (_State.CLOSED, _Act.NOTHING),
+    (_State.OPEN, _Trigger.ASKED_EARLY): (_State.OPEN, _Act.NOTHING),
+    (_State.OPEN, _Trigger.ASKED_DUE): (_State.HALF_OPEN, _Act.TRY),
+    (_State.OPEN, _Trigger.SUCCEEDED): (_State.CLOSED, _Act.RESET),
     # A crowd that was under way fails one by one: that is one fault, not many.
-    (BreakerState.OPEN, BreakerTrigger.FAILED): (BreakerState.OPEN, BreakerAct.NOTHING),
-    (BreakerState.OPEN, BreakerTrigger.FAILED_ENOUGH): (BreakerState.OPEN, BreakerAct.NOTHING),
-    (BreakerState.OPEN, BreakerTrigger.GAVE_UP): (BreakerState.OPEN, BreakerAct.NOTHING),
-    (BreakerState.OPEN, BreakerTrigger.REACHED): (BreakerState.OPEN, BreakerAct.LET_NEXT_TRY),
-    (BreakerState.HALF_OPEN, BreakerTrigger.ASKED_EARLY): (
-        BreakerState.HALF_OPEN,
-        BreakerAct.NOTHING,
-    ),
-    (BreakerState.HALF_OPEN, BreakerTrigger.ASKED_DUE): (
-        BreakerState.HALF_OPEN,
-        BreakerAct.TRY,
-    ),  # the last is forgotten
-    (BreakerState.HALF_OPEN, BreakerTrigger.SUCCEEDED): (BreakerState.CLOSED, BreakerAct.RESET),
-    (BreakerState.HALF_OPEN, BreakerTrigger.FAILED): (
-        BreakerState.OPEN,
-        BreakerAct.SET_ASIDE_LONGER,
-    ),
-    (BreakerState.HALF_OPEN, BreakerTrigger.FAILED_ENOUGH): (
-        BreakerState.OPEN,
-        BreakerAct.SET_ASIDE_LONGER,
-    ),
-    (BreakerState.HALF_OPEN, BreakerTrigger.GAVE_UP): (BreakerState.OPEN, BreakerAct.LET_NEXT_TRY),
-    (BreakerState.HALF_OPEN, BreakerTrigger.REACHED): (
-        BreakerState.HALF_OPEN,
-        BreakerAct.NOTHING,
-    ),  # the trial will tell
+    (_State.OPEN, _Trigger.FAILED): (_State.OPEN, _Act.NOTHING),
+    (_State.OPEN, _Trigger.FAILED_ENOUGH): (_State.OPEN, _Act.NOTHING),
+    (_State.OPEN, _Trigger.GAVE_UP): (_State.OPEN, _Act.NOTHING),
+    (_State.OPEN, _Trigger.REACHED): (_State.OPEN, _Act.LET_NEXT_TRY),
+    (_State.HALF_OPEN, _Trigger.ASKED_EARLY): (_State.HALF_OPEN, _Act.NOTHING),
+    (_State.HALF_OPEN, _Trigger.ASKED_DUE): (_State.HALF_OPEN, _Act.TRY),  # the last is forgotten
+    (_State.HALF_OPEN, _Trigger.SUCCEEDED): (_State.CLOSED, _Act.RESET),
+    (_State.HALF_OPEN, _Trigger.FAILED): (_State.OPEN, _Act.SET_ASIDE_LONGER),
+    (_State.HALF_OPEN, _Trigger.FAILED_ENOUGH): (_State.OPEN, _Act.SET_ASIDE_LONGER),
+    (_State.HALF_OPEN, _Trigger.GAVE_UP): (_State.OPEN, _Act.LET_NEXT_TRY),
+    (_State.HALF_OPEN, _Trigger.REACHED): (_State.HALF_OPEN, _Act.NOTHING),  # the trial will tell
 }
 
 
