@@ -23,15 +23,15 @@ class UpstreamError(TidegateError):
         message: str,
         *,
         code: str = "upstream_error",
-        said: bytes = b"",
+        body: bytes = b"",
         status: int = 502,
     ):
-        """Take the upstream's own words as `said`, for its client alone: they may repeat a prompt.
+        """Take the upstream's own answer as `body`, for its client alone: it may repeat a prompt.
 
-        They are sent with `status`, the one that they would have had.
+        It is sent with `status`, the one that it would have had.
         """
         super().__init__(message)
-        self.said = said
+        self.body = body
         self.status = status
         self.code = code
 

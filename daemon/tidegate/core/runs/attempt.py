@@ -64,7 +64,7 @@ class AttemptRecord:
                 raise UpstreamError(
                     f"reported an error{told.label}",
                     code="upstream_error_event",
-                    said=told.body,
+                    body=told.body,
                     status=told.status,
                 )
             learn(form.framing.data(event))

@@ -180,7 +180,7 @@ _ROUTE = re.compile(
 )
 
 
-class _Said(NamedTuple):
+class _Wording(NamedTuple):
     """An error as an upstream wrote it, in lower case."""
 
     is_json: bool
@@ -210,19 +210,19 @@ def fault_of_answer(
     fault = _of_status(status)
     if fault in {Fault.MISLED, Fault.GARBLED}:
         return fault
-    said = _read(body)
+    wording = _read(body)
     if fault is Fault.BUSY:
-        is_empty = status == 429 and _lacks_quota(said, says_when=says_when)
+        is_empty = status == 429 and _lacks_quota(wording, says_when=says_when)
         return Fault.OUR_QUOTA if is_empty else fault
     if is_told and status == 502:  # what an error event is that says no more than that it is one
         fault = Fault.BROKEN
     if fault is Fault.DOWN:
         return fault
-    if said.is_flagged or ((status < 500 or is_told) and said.matches(_CONTENT)):
+    if wording.is_flagged or ((status < 500 or is_told) and wording.matches(_CONTENT)):
         return Fault.CONTENT
-    if fault in {Fault.CALLER, Fault.BROKEN} and said.matches(_TOO_LONG):
+    if fault in {Fault.CALLER, Fault.BROKEN} and wording.matches(_TOO_LONG):
         return Fault.TOO_LONG
-    return _of_words(fault, status, said, names_ours=names_ours)
+    return _of_words(fault, status, wording, names_ours=names_ours)
 
 
 def _of_status(status: int) -> Fault:
@@ -236,44 +236,44 @@ def _of_status(status: int) -> Fault:
     return Fault.DOWN if 500 <= status < 600 else Fault.GARBLED
 
 
-def _of_words(fault: Fault, status: int, said: _Said, *, names_ours: bool) -> Fault:
+def _of_words(fault: Fault, status: int, wording: _Wording, *, names_ours: bool) -> Fault:
     """Find what the words make of a status."""
     if fault is Fault.BROKEN:
-        return fault if said.is_json else Fault.CRASHED
+        return fault if wording.is_json else Fault.CRASHED
     if fault is Fault.OUR_MODEL:
-        return _of_404(said, names_ours=names_ours)
+        return _of_404(wording, names_ours=names_ours)
     if fault is Fault.CALLER and status in {400, 422}:
-        if said.matches(_KEY) or _lacks_quota(said):
+        if wording.matches(_KEY) or _lacks_quota(wording):
             return Fault.OUR_KEY
-        is_missing = _MODEL_CODE.search(said.words) or _NO_MODEL.search(said.message)
+        is_missing = _MODEL_CODE.search(wording.words) or _NO_MODEL.search(wording.message)
         if names_ours and is_missing:
             return Fault.OUR_MODEL
     return fault
 
 
-def _lacks_quota(said: _Said, *, says_when: bool = False) -> bool:
+def _lacks_quota(wording: _Wording, *, says_when: bool = False) -> bool:
     """Say whether the account has no credit left; a code is certain, a message perhaps."""
-    if _QUOTA_CODE.search(said.words):
+    if _QUOTA_CODE.search(wording.words):
         return True
-    is_over_soon = says_when or said.matches(_OVER_SOON)
-    return not is_over_soon and bool(_QUOTA.search(said.message))
+    is_over_soon = says_when or wording.matches(_OVER_SOON)
+    return not is_over_soon and bool(_QUOTA.search(wording.message))
 
 
-def _of_404(said: _Said, *, names_ours: bool) -> Fault:
+def _of_404(wording: _Wording, *, names_ours: bool) -> Fault:
     """Tell apart a model, a route, and something that the client named."""
-    if not said.is_json or said.matches(_ROUTE):
+    if not wording.is_json or wording.matches(_ROUTE):
         return Fault.NO_ROUTE
-    is_other = said.matches(_OTHER_THING) and not said.matches(_MODEL)
-    if is_other or _CANNOT.search(said.message) or not names_ours:
+    is_other = wording.matches(_OTHER_THING) and not wording.matches(_MODEL)
+    if is_other or _CANNOT.search(wording.message) or not names_ours:
         return Fault.CALLER
     return Fault.OUR_MODEL
 
 
-def _read(body: bytes) -> _Said:
+def _read(body: bytes) -> _Wording:
     try:
         value = _any(body.removeprefix(BOM))
     except UnreadableJson:
-        return _Said(False, "", "")
+        return _Wording(False, "", "")
     if isinstance(value, list) and value:  # Google
         value = value[0]
     outer = value if isinstance(value, dict) else {}
@@ -283,7 +283,7 @@ def _read(body: bytes) -> _Said:
     message = error if isinstance(error, str) else next(_texts(inner, ("message", "detail")), "")
     about = inner.get("metadata")
     is_flagged = isinstance(about, dict) and ("flagged_input" in about or "reasons" in about)
-    return _Said(True, words.lower(), message[:_MOST_SAID].lower(), is_flagged)
+    return _Wording(True, words.lower(), message[:_MOST_SAID].lower(), is_flagged)
 
 
 def _texts(error: Mapping[str, object], names: tuple[str, ...]) -> Iterator[str]:

@@ -51,10 +51,10 @@ def failure_of(
     it answered with. `after` ends the reason: how long after the request it happened.
     """
     secret = target.pool.secret
-    if error.said:
-        status, said = error.status, secret.hide_bytes(error.said)
-        answer = Answer(status, "application/json", said)
-        fault = fault_of_answer(status, said, names_ours=target.names_ours, is_told=True)
+    if error.body:
+        status, body = error.status, secret.hide_bytes(error.body)
+        answer = Answer(status, "application/json", body)
+        fault = fault_of_answer(status, body, names_ours=target.names_ours, is_told=True)
     if fault is None:
         fault = FAULT_OF_CODE.get(error.code, Fault.GARBLED)
     what = secret.hide(str(error))

@@ -125,7 +125,7 @@ class Reply(NamedTuple):
             raise UpstreamError(
                 f"answered {self.status} with an error{told.label}",
                 code="upstream_error_event",
-                said=told.body,
+                body=told.body,
                 status=told.status,
             )
         if streamed:
