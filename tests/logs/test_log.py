@@ -158,7 +158,7 @@ def test_repeated_lines_are_counted(pipe: tuple[int, int], handler: Made) -> Non
 # --- never waiting ---------------------------------------------------------------------------
 
 
-def test_hanging_disk_holds_up_nobody(handler: Made) -> None:
+def test_hanging_disk_holds_nothing_up(handler: Made) -> None:
     """While a write hangs, lines are taken at once, kept in order, and written when it ends."""
     disk = Disk()
     made = handler(disk)
@@ -239,7 +239,7 @@ def test_file_that_waits_for_rotation_is_waited_for(handler: Made) -> None:
     assert disk.lines == ["worker a"]
 
 
-def test_pipe_that_nobody_reads_holds_up_nobody(
+def test_unread_pipe_holds_nothing_up(
     pipe: tuple[int, int], handler: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reader that does not read later learns what it missed: every line is there or counted."""

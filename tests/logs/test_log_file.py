@@ -87,7 +87,7 @@ def test_full_file_has_no_room_until_it_is_rotated(tmp_path: Path, fds: Callable
 
 
 def test_removed_file_is_made_again(tmp_path: Path, fds: Callable[[], int]) -> None:
-    """Somebody who deletes the log gets a new one."""
+    """An owner who deletes the log gets a new one."""
     made = LogFile(tmp_path / "log", rotates=False, fd=fds())
     (tmp_path / "log").unlink()
     made.tend()

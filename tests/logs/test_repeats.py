@@ -140,7 +140,7 @@ def test_after_a_quiet_minute_lines_are_written_again(log: Log) -> None:
 
 
 def test_kinds_are_bounded(log: Log) -> None:
-    """Whoever makes up kinds fills neither the memory nor the log."""
+    """A client that makes up kinds fills neither the memory nor the log."""
     words = [f"{chr(97 + n // 676)}{chr(97 + n // 26 % 26)}{chr(97 + n % 26)}" for n in range(5000)]
     for word in words:
         log.say(word)

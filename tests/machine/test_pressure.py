@@ -312,15 +312,15 @@ def test_dev_null_switches_it_off() -> None:
 @pytest.mark.parametrize(
     ("environ", "why"),
     [
-        (environment("relative/path"), "no absolute path"),
+        (environment("relative/path"), "not an absolute path"),
         (environment("/no/such/file"), "No such file"),
         (environment("/dev/zero"), "neither"),
         (environment("/proc"), "neither"),
         (environment("/" + "x" * 300), "name too long"),
-        (environment("/a\0b"), "no absolute path"),
-        ({"MEMORY_PRESSURE_WATCH": "/dev/zero", "MEMORY_PRESSURE_WRITE": "*"}, "no base64"),
-        ({"MEMORY_PRESSURE_WATCH": "/dev/zero", "MEMORY_PRESSURE_WRITE": "YQ"}, "no base64"),
-        ({"MEMORY_PRESSURE_WATCH": "/dev/zero", "MEMORY_PRESSURE_WRITE": "\u00e9"}, "no base64"),
+        (environment("/a\0b"), "not an absolute path"),
+        ({"MEMORY_PRESSURE_WATCH": "/dev/zero", "MEMORY_PRESSURE_WRITE": "*"}, "not base64"),
+        ({"MEMORY_PRESSURE_WATCH": "/dev/zero", "MEMORY_PRESSURE_WRITE": "YQ"}, "not base64"),
+        ({"MEMORY_PRESSURE_WATCH": "/dev/zero", "MEMORY_PRESSURE_WRITE": "\u00e9"}, "not base64"),
         (environment("/dev/zero", b"x" * 4097), "more than 4096 bytes"),
     ],
 )

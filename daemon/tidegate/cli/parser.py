@@ -22,7 +22,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _meant(message: str) -> str:
-    """What a mistyped word may have been, where argparse names the choices."""
+    """Suggest what a mistyped word may have been, where argparse names the choices."""
     found = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
     if found is None:
         return ""
@@ -33,7 +33,7 @@ def _meant(message: str) -> str:
 
 
 def command_line() -> argparse.ArgumentParser:
-    """What the command understands."""
+    """Make the parser of the whole command."""
     parser = _Parser(prog="tidegate", description="An LLM streaming gateway for home servers.")
     parser.add_argument("--version", action="version", version=f"tidegate {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)

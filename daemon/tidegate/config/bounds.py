@@ -1,4 +1,4 @@
-"""What a config's text may cost: looked at once, from beginning to end, before it is parsed.
+"""Bounds what a config's text may cost: looked at once, from beginning to end, before parsing.
 
 tomllib takes a time that grows with the square of a dotted key's parts (30,000 of them took more
 than a minute, which is what systemd gives the watchdog), and passes on a ValueError for a number of

@@ -1,4 +1,4 @@
-"""What is wrong with a config, as a value and as the error that carries all of it."""
+"""A mistake in a config, as a value, and the error that carries all of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAX_PROBLEMS = 100  # are listed; when those are fixed, the rest is
 
 
 class Mistake(Struct, frozen=True):
-    """One thing that is wrong. `key` is a path such as `upstream[1].limits.idle_s`.
+    """One mistake in a config. `key` is a path such as `upstream[1].limits.idle_s`.
 
     `secret_of` is the place in the list of an upstream whose key, or secret header, is not to be
     had where the config says. `command` puts it right, where one does; the text ends with it.

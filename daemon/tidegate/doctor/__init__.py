@@ -1,1 +1,1 @@
-"""What may be wrong with this computer, looked for from outside; every finding says its fix."""
+"""Looks from outside for what is wrong with this computer; every finding says its fix."""

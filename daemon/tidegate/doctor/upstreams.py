@@ -45,7 +45,7 @@ _VERSION = "2023-06-01"  # of Anthropic's API; every request of theirs has to na
 
 
 class Probe(Struct, frozen=True, kw_only=True):
-    """What one upstream did. `problem` is None when it gave tokens, or was not asked to."""
+    """The result of asking one upstream; no `problem` when it gave tokens, or was not asked to."""
 
     name: str
     model: str | None = None
@@ -133,7 +133,7 @@ def find_local(limit_s: float = 1.0) -> list[Upstream]:
 
 
 class _Place:
-    """How an upstream is reached."""
+    """An upstream's address and headers, and how requests are sent to it."""
 
     def __init__(
         self, upstream: Upstream, key: str | None, headers: Mapping[str, str], authority: str | None

@@ -1,4 +1,4 @@
-"""Where log lines are written to: a file that is kept small, or a stream that is not ours.
+"""The targets of log lines: a file that is kept small, or a stream that is not ours.
 
 Only the watchdog rotates; the others see that the file has another inode and open it again. A
 writer that finds the file full waits for that, so that a flood between two rotations cannot make
@@ -27,7 +27,7 @@ _POLL_MS = 1000
 
 
 def family(file: Path) -> list[Path]:
-    """The file and its rotated ones, the newest first, whether or not they are there."""
+    """Return the file and its rotated ones, the newest first, whether or not they are there."""
     return [file, *(file.with_name(f"{file.name}.{n + 1}") for n in range(ROTATIONS))]
 
 
@@ -37,13 +37,13 @@ class LogTarget(Protocol):
     batch_bytes: int  # so much may be written at once
 
     def tend(self) -> str | None:
-        """Look after it; a line about what came to light. Raises OSError."""
+        """Rotate or reopen it where that is due; a line about what went wrong. Raises OSError."""
 
     def has_room(self) -> bool:
-        """Whether lines may be written now."""
+        """Tell whether lines may be written now."""
 
     def write(self, lines: Sequence[bytes]) -> int:
-        """Write as many whole lines as possible; how many. Raises OSError."""
+        """Write as many whole lines as possible, and return their number. Raises OSError."""
 
 
 class LogStream:
@@ -55,17 +55,17 @@ class LogStream:
         self._fd = fd
 
     def tend(self) -> str | None:
-        """There is nothing to do."""
+        """Do nothing: a stream is neither rotated nor reopened."""
         return None
 
     def has_room(self) -> bool:
-        """Waits a little for a reader that is slow."""
+        """Wait a little for a reader that is slow, at most a second."""
         poller = select.poll()
         poller.register(self._fd, select.POLLOUT)
         return bool(poller.poll(_POLL_MS))
 
     def write(self, lines: Sequence[bytes]) -> int:
-        """One line. Raises OSError."""
+        """Write one line. Raises OSError."""
         try:
             os.write(self._fd, lines[0])
         except BlockingIOError:  # another process made the stream so, and it filled up again
@@ -81,7 +81,7 @@ class LogFile:
     def __init__(
         self, path: Path, *, rotates: bool, fd: int = 2, rotate_bytes: int = ROTATE_BYTES
     ) -> None:
-        """Raises OSError when it cannot be opened."""
+        """Open the file. Raises OSError when it cannot be opened."""
         self._path = Path(os.path.realpath(path))  # a link is not what is to be renamed
         refuse_strange_link(path)
         self._rotates = rotates
@@ -105,11 +105,11 @@ class LogFile:
         return said
 
     def has_room(self) -> bool:
-        """Not when it waits for being rotated."""
+        """Tell whether the file may grow: a full one waits for its rotation."""
         return os.fstat(self._fd).st_size < self._full_bytes
 
     def write(self, lines: Sequence[bytes]) -> int:
-        """All of them, unless the disk is full. Raises OSError."""
+        """Write all lines, or as many as a full disk takes. Raises OSError."""
         data = b"".join(lines)
         if self._is_torn:
             data = b"\n" + data
@@ -133,7 +133,7 @@ class LogFile:
             return False
 
     def _rotate(self) -> str | None:
-        """file.1 becomes file.2, file becomes file.1; the oldest is overwritten.
+        """Rename file.1 to file.2 and file to file.1; the oldest is overwritten.
 
         In a directory that is not ours to write in the only way to keep it small is to begin
         again, and to say so.
@@ -162,7 +162,7 @@ class LogFile:
 
 
 def refuse_strange_link(path: Path) -> None:
-    """Raises OSError when `path` is a link that neither we nor root made.
+    """Raise OSError when `path` is a link that neither we nor root made.
 
     Their own link keeps the log on another disk; that of another user may lead anywhere.
     """
@@ -175,7 +175,7 @@ def refuse_strange_link(path: Path) -> None:
 
 
 def _is_same(one: int, other: int) -> bool:
-    """Whether both descriptors are of one regular file."""
+    """Tell whether both descriptors are of one regular file."""
     try:
         found = os.fstat(one), os.fstat(other)
     except OSError:  # closed

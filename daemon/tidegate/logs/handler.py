@@ -1,4 +1,4 @@
-"""One line per thing done: "time level process event", to stderr or to a file that we rotate.
+"""Writes a log line for each event: "time level process event", to stderr or a file we rotate.
 
 Writing never waits: a line is handed to a thread (`logs.writer`), so neither a full disk nor a
 terminal that was stopped holds up the loop that relays streams or the one that ends hung
@@ -61,12 +61,12 @@ def setup(process: str, file: Path | None = None, environ: Mapping[str, str] = o
 
 
 def current_file() -> Path | None:
-    """The file that this process logs to."""
+    """Return the file that this process logs to; None where it logs to stderr."""
     return _handler.file if _handler else None
 
 
 def settle(limit_s: float = SETTLE_LIMIT_S) -> None:
-    """Have everything written, before this process ends or becomes another one."""
+    """Have every line written, before this process ends or becomes another one."""
     if _handler is not None:
         _handler.writer.settle(limit_s)
 
@@ -77,7 +77,7 @@ def lost() -> int:
 
 
 def state() -> LogState:
-    """Where this process's lines go."""
+    """Return where this process's lines go."""
     file = current_file()
     if file is not None:
         return LogState(file=str(file))
@@ -91,7 +91,7 @@ def state() -> LogState:
 
 
 def is_journal(fd: int, environ: Mapping[str, str]) -> bool:
-    """Whether `fd` is the very stream that systemd connected to the journal."""
+    """Tell whether `fd` is the very stream that systemd connected to the journal."""
     device, _, inode = environ.get("JOURNAL_STREAM", "").partition(":")
     try:
         found = os.fstat(fd)
@@ -101,7 +101,7 @@ def is_journal(fd: int, environ: Mapping[str, str]) -> bool:
 
 
 def unit_of(cgroups: str) -> tuple[str | None, bool]:
-    """The unit that /proc/PID/cgroup names, and whether it is of a user's service manager."""
+    """Return the unit in /proc/PID/cgroup, and whether it is of a user's service manager."""
     for line in cgroups.splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -127,7 +127,7 @@ class LineHandler(logging.Handler):
         self.writer = LogWriter(target, self._encode)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Hand the record on."""
+        """Hand the record to the writer, as a line."""
         try:
             line = LogLine(record.levelno, self._text(record), record.created)
         except (TypeError, ValueError):  # arguments that do not fit their format
@@ -136,7 +136,7 @@ class LineHandler(logging.Handler):
             self.writer.put(line)
 
     def close(self) -> None:
-        """Write what is left, and end the thread. `logging` calls it when the process ends."""
+        """Write what is left, and end the thread; `logging` calls it when the process ends."""
         self.writer.close()
         super().close()
 
@@ -157,7 +157,7 @@ class LineHandler(logging.Handler):
 
 
 def _cut(line: bytes) -> bytes:
-    """Without its middle when it is too long, and with how much that was."""
+    """Leave out the middle of a line that is too long, and say how much that was."""
     if len(line) <= MAX_LINE_BYTES:
         return line
     gap = f" … {len(line) - MAX_LINE_BYTES} bytes left out … ".encode()

@@ -1,4 +1,4 @@
-"""Which log lines are written, and which are only counted.
+"""Decides which log lines are written, and which are only counted.
 
 Two rules. A line that says the same as the one before it is counted. Of one kind of line, where
 words with a digit in them count as equal, `MOST_A_MINUTE` are written in a minute; the others are
@@ -27,7 +27,7 @@ _LOOKED_AT = 300  # characters of a line
 
 
 class LogLine(Struct, frozen=True):
-    """A line to be written."""
+    """A line for the log."""
 
     level: int
     text: str
@@ -46,7 +46,7 @@ class _Kind:
 
 
 class Repeats:
-    """What has lately been logged. `now_s` is monotonic."""
+    """Counts what has lately been logged. `now_s` is monotonic."""
 
     def __init__(self) -> None:
         self._kinds: dict[tuple[int, str], _Kind] = {}
@@ -56,7 +56,7 @@ class Repeats:
         return f"<Repeats kinds={len(self._kinds)}>"
 
     def take(self, line: LogLine, now_s: float) -> list[LogLine]:
-        """What is to be written now that this came: nothing, or it, after what was counted."""
+        """Take a line; what is to be written now: nothing, or it, after what was counted."""
         due = self.due(now_s, line.at)
         key = self._key(line)
         kind = self._kinds.get(key)
@@ -77,7 +77,7 @@ class Repeats:
         return [*due, *before, line]
 
     def due(self, now_s: float, at: float) -> list[LogLine]:
-        """Counts that are a minute old; `at` is the wall clock's time."""
+        """Return the counts that are a minute old, as lines; `at` is the wall clock's time."""
         found = []
         for key, kind in list(self._kinds.items()):
             if now_s - kind.since_s < EVERY_S:
@@ -92,11 +92,11 @@ class Repeats:
         return found
 
     def end(self, now_s: float, at: float) -> list[LogLine]:
-        """Every count there is."""
+        """Return every count there is, as lines."""
         return [line for key in self._kinds for line in self._say(key, now_s, at)]
 
     def _say(self, key: tuple[int, str] | None, now_s: float, at: float) -> list[LogLine]:
-        """The count of one kind, which begins again at none."""
+        """Return the count of one kind as a line, and begin it again at none."""
         kind = self._kinds.get(key) if key is not None else None
         if kind is None or not kind.counted:
             return []

@@ -47,14 +47,14 @@ class LogWriter:
         return f"<LogWriter queued={self._queued_bytes} lost={self.lost}>"
 
     def put(self, line: LogLine) -> None:
-        """Have it written some time soon. Never waits."""
+        """Queue a line for the thread. Never waits."""
         with self._changed:
             for each in self._repeats.take(line, time.monotonic()):
                 self._enqueue(each)
             self._changed.notify_all()
 
     def settle(self, limit_s: float = SETTLE_LIMIT_S) -> bool:
-        """Say every count and wait until all is written, within the limit; whether it was."""
+        """Queue every count and wait until all is written; False if that takes too long."""
         with self._changed:
             for each in self._repeats.end(time.monotonic(), time.time()):
                 self._enqueue(each)

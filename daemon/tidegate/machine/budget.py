@@ -1,4 +1,4 @@
-"""How much memory we may use, and who says so.
+"""Finds how much memory we may use, and what sets the limit.
 
 The smallest of what the configuration, the control groups above us and the resource limits allow.
 At home there is usually no limit at all; then the budget is an explicit number, said aloud in
@@ -20,16 +20,16 @@ from tidegate.machine.cgroup import Cgroup
 
 FALLBACK_BYTES = 1024 * MIB
 FALLBACK_SHARE = 0.25  # of a machine with less than 4 GiB: the models need the rest
-# Linux has ignored RLIMIT_RSS since 2.4.30 and enforces the other two; whoever sets it means it,
-# and launchd's ResidentSetSize arrives as RLIMIT_RSS.
+# Linux has ignored RLIMIT_RSS since 2.4.30 and enforces the other two; an owner who sets it means
+# it, and launchd's ResidentSetSize arrives as RLIMIT_RSS.
 _RLIMITS = ("RLIMIT_AS", "RLIMIT_DATA", "RLIMIT_RSS")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """Bytes, and where they come from.
+    """A memory budget in bytes, and what sets it.
 
-    `hard`: a person set it or the kernel enforces it. Otherwise it is our guess, and no reason
+    `hard`: the owner set it or the kernel enforces it. Otherwise it is our guess, and no reason
     to kill anything. `ignored` says in words which limits were left out, and why.
     """
 
@@ -41,7 +41,7 @@ class Budget:
 
 
 def find(configured_bytes: int | None, root: Path = Path("/")) -> Budget:
-    """The budget of this process and its children. `root` is where /proc and /sys are found."""
+    """Find the budget of this process and its children. `root` is where /proc and /sys are."""
     groups, ignored = cgroup.find(root)
     limits: list[Budget] = []
     for group in groups:

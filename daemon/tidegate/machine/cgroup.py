@@ -1,4 +1,4 @@
-"""The control groups that we are in: what they allow, and what counts against that.
+"""Reads the control groups that we are in: their limits, and what counts against those.
 
 Both versions, and hosts that have both at once: systemd's hybrid layout keeps memory on version 1
 while version 2 is mounted beside it, without limits. What cannot be read is no reason to fail; it
@@ -27,9 +27,9 @@ class Cgroup:
     version: int
 
     def limits(self) -> tuple[dict[str, int], tuple[str, ...]]:
-        """Bytes by the name of the file that sets them, and in words what had to be ignored.
+        """Read the limits in bytes, by their files' names, and in words what had to be ignored.
 
-        `memory.high` counts like `memory.max`: above it nobody is killed, but every allocation
+        `memory.high` counts like `memory.max`: above it no process is killed, but every allocation
         waits while the kernel reclaims, so that all streams stall. It is a limit to stay below.
         Version 1's soft limit does neither and is left out.
         """
@@ -48,7 +48,10 @@ class Cgroup:
         return limits, tuple(ignored)
 
     def used_bytes(self) -> int:
-        """What counts towards the limit and cannot simply be dropped. Raises kept.Unreadable."""
+        """Read what counts towards the limit and cannot simply be dropped, in bytes.
+
+        Raises UnreadableFigure.
+        """
         meter = CgroupMeter(self)
         try:
             return meter.read()
@@ -71,21 +74,21 @@ class CgroupMeter:
         self._cache_key = key
 
     def read(self) -> int:
-        """Bytes in use, without the page cache that goes first. Raises kept.Unreadable."""
+        """Read the bytes in use, less the page cache that goes first. Raises UnreadableFigure."""
         used = self._usage.parse(procfile.number)
         cache = self._stat.parse(lambda text: procfile.value_of(text, self._cache_key))
         return max(0, used - (cache or 0))
 
     def close(self) -> None:
-        """Give the descriptors back."""
+        """Close the descriptors."""
         self._usage.close()
         self._stat.close()
 
 
 def find(root: Path = Path("/")) -> tuple[list[Cgroup], tuple[str, ...]]:
-    """Every control group from ours up to the topmost that we can see, version 2 before 1.
+    """Find every control group from ours up to the topmost that we can see, version 2 before 1.
 
-    And in words what could not be read. `root` is where /proc and /sys are found.
+    And in words what could not be read. `root` is where /proc and /sys are.
     """
     texts: list[list[str]] = []
     for name in ("cgroup", "mountinfo"):
@@ -115,7 +118,7 @@ def _upwards(top: Path, below: PurePosixPath | None) -> Iterator[Path]:
 
 
 def _below(place: str, mounted: str) -> PurePosixPath | None:
-    """Where our group lies below the mount's; None when it does not, or that cannot be told.
+    """Return where our group lies below the mount's; None when it does not, or that is unknown.
 
     Then the mount's own group is all that we see of our limits: a container may be shown only the
     top of its own groups, and ".." stands for what lies outside our namespace.
@@ -129,7 +132,7 @@ def _below(place: str, mounted: str) -> PurePosixPath | None:
 
 
 def _place(cgroups: list[str], controller: str) -> str | None:
-    """Our group in the hierarchy with that controller ("" is version 2)."""
+    """Return our group in the hierarchy with that controller ("" is version 2)."""
     for line in cgroups:
         fields = line.split(":", 2)
         if len(fields) == 3 and controller in fields[1].split(",") and fields[2].startswith("/"):
@@ -138,7 +141,7 @@ def _place(cgroups: list[str], controller: str) -> str | None:
 
 
 def _mount(mountinfo: list[str], version: int, place: str) -> tuple[str, str] | None:
-    """Mount point of the hierarchy and the group that is mounted there; best one with our place."""
+    """Return the hierarchy's mount point and the group mounted there, best one with our place."""
     found: list[tuple[str, str]] = []
     for line in mountinfo:
         left, _, right = line.partition(" - ")
@@ -154,12 +157,12 @@ def _mount(mountinfo: list[str], version: int, place: str) -> tuple[str, str] | 
 
 
 def _unescaped(field: str) -> str:
-    """The kernel writes blanks and backslashes of a path in octal."""
+    """Read a path of the kernel's, which writes blanks and backslashes in octal."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
 def _limit(text: bytes) -> int | None:
-    """Bytes, or None for none. Raises ValueError for what no kernel writes."""
+    """Read a limit in bytes, None for none. Raises ValueError for what no kernel writes."""
     if text.strip() == b"max":
         return None
     limit = procfile.number(text)

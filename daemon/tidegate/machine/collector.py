@@ -1,4 +1,4 @@
-"""Python's cyclic garbage collector, kept from stopping the event loop for long.
+"""Keeps Python's cyclic garbage collector from stopping the event loop for long.
 
 A full collection looks at every object there is: with 50,000 finished answers that took 0.5 s, in
 which no stream moved. Yet almost everything here is freed by reference counting alone, and what the
@@ -30,21 +30,21 @@ LOOK_WHEN_BUSY_S = 3600.0
 
 
 class Collector:
-    """The collector of this process; there is one. Times are on the caller's clock, in seconds."""
+    """This process's only collector. Times are on the caller's clock, in seconds."""
 
     def __init__(self) -> None:
         self._looked_s = 0.0
         self._has_moved = False  # what has come since the last look may have been frozen and lost
 
     def start(self, now_s: float) -> None:
-        """Freeze what is there, and from now on what outlives a full collection."""
+        """Freeze the present objects, and from now on those that outlive a full collection."""
         self._looked_s = now_s
         gc.callbacks.append(self._note)
         gc.set_threshold(*THRESHOLDS)
         self._look()
 
     def look(self, now_s: float, *, held: int, is_quiet: bool) -> bool:
-        """Look at everything, if it is time and little is held; whether it was done.
+        """Collect over all objects, if it is time and little is held; whether it was done.
 
         `held` is the number of runs and connections; `is_quiet`: no answer is under way.
         """

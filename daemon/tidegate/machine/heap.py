@@ -1,5 +1,4 @@
-"""This process's own memory: how much of it is resident, what the allocators keep, and giving
-free pages back.
+"""Reads this process's own memory, resident and kept by the allocators, and gives free pages back.
 
 Resident memory is read through a descriptor that stays open (1.3 us a reading on Linux). Python's
 resident memory seldom falls by itself after a burst; `malloc_trim` gives the free pages back, and
@@ -21,7 +20,7 @@ OOM_SCORE_ADJ = 500  # of -1000 to 1000: before the watchdog, and before what sa
 
 
 def resident_meter() -> Callable[[], int]:
-    """A function that returns this process's resident bytes. Both raise OSError."""
+    """Make a function that returns this process's resident bytes. Both raise OSError."""
     if sys.platform == "linux":
         fd = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
         page_bytes = os.sysconf("SC_PAGE_SIZE")
@@ -33,7 +32,7 @@ def resident_meter() -> Callable[[], int]:
 
 
 def heap_trimmer() -> Callable[[], None]:
-    """A function that gives free heap pages back to the system; does nothing where it can't.
+    """Make a function that gives free heap pages back to the system, where that is possible.
 
     ctypes lets go of the interpreter's lock during the call, so the event loop goes on, until it
     allocates: malloc's own lock is held meanwhile. Measured: 2 to 27 ms after bursts of runs;
@@ -68,12 +67,12 @@ class _Mallinfo2(ctypes.Structure):
 
 
 def allocator_meter() -> Callable[[], Allocator]:
-    """A function that returns what the allocators hold.
+    """Make a function that returns what the allocators hold.
 
     malloc's figures are glibc's from 2.33 on and zeros elsewhere: those of the older `mallinfo`
-    are ints and wrong above 2 GiB. It walks every free piece of every arena
-    while nobody else can allocate: 20 to 50 us measured after bursts of runs, but 3 ms and once
-    8 ms at 400 MB with 47,500 holes. So on an event loop once in 10 s, or from a thread.
+    are ints and wrong above 2 GiB. It walks every free piece of every arena while no other thread
+    can allocate: 20 to 50 us measured after bursts of runs, but 3 ms and once 8 ms at 400 MB with
+    47,500 holes. So on an event loop once in 10 s, or from a thread.
 
     What is free counts as free after a trim too, although its pages are gone by then: how much is
     still resident of it, only the resident bytes tell.
@@ -98,7 +97,7 @@ def allocator_meter() -> Callable[[], Allocator]:
 
 
 def volunteer_for_oom(file: Path = Path("/proc/self/oom_score_adj")) -> int | None:
-    """Ask the kernel to take this process first when memory is out; the score in force.
+    """Ask the kernel to kill this process first when memory is out; the score in force.
 
     Raises a score that is lower, for which no privilege is needed, and leaves a higher one. None
     where there is no such file, or it may not be written.

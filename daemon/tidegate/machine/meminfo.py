@@ -1,4 +1,4 @@
-"""The machine's own memory: how much there is, and how much is left.
+"""Reads the machine's own memory: how much there is, and how much is left.
 
 On Linux both are read from /proc/meminfo, what is left through a kept descriptor. psutil reads
 elsewhere, and is not even loaded on Linux: it would be a quarter of the watchdog.
@@ -15,13 +15,13 @@ _MEMINFO = Path("/proc/meminfo")
 
 
 class AvailableMeter:
-    """Reads what new programs could still take. `close` gives the descriptor back."""
+    """Reads what new programs could still take. `close` it when done."""
 
     def __init__(self, meminfo: Path = _MEMINFO) -> None:
         self._file = procfile.KeptFile(meminfo)
 
     def read(self) -> int:
-        """Bytes. Raises kept.Unreadable."""
+        """Read the available bytes. Raises UnreadableFigure."""
         if sys.platform == "linux":
             return self._file.parse(lambda text: _field(text, b"MemAvailable:"))
         import psutil  # noqa: PLC0415
@@ -32,12 +32,12 @@ class AvailableMeter:
             raise procfile.UnreadableFigure(f"available memory: {error}") from error
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Close the descriptor."""
         self._file.close()
 
 
 def total_bytes(meminfo: Path = _MEMINFO) -> int:
-    """The machine's memory. Raises kept.Unreadable."""
+    """Read the machine's memory in bytes. Raises UnreadableFigure."""
     if sys.platform == "linux":
         file = procfile.KeptFile(meminfo)
         try:
@@ -53,7 +53,7 @@ def total_bytes(meminfo: Path = _MEMINFO) -> int:
 
 
 def _field(text: bytes, key: bytes) -> int:
-    """A field of /proc/meminfo, in bytes. Raises ValueError."""
+    """Read a field of /proc/meminfo, in bytes. Raises ValueError."""
     kib = procfile.value_of(text, key)
     if kib is None:
         raise ValueError(f"no {key.decode()}")

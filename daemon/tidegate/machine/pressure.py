@@ -1,8 +1,8 @@
-"""Whether memory is short around us, whoever took it.
+"""Reads whether memory is short on this computer, whichever process took it.
 
-Three who know: the kernel's pressure figures (the share of the last 10 s in which somebody waited
-for memory), macOS's pressure level, and a signal: systemd's memory-pressure protocol, or where
-nobody speaks it a trigger of our own. Figures and level are read on every sample; a signal becomes
+Three sources: the kernel's pressure figures (the share of the last 10 s in which some task waited
+for memory), macOS's pressure level, and a signal: systemd's memory-pressure protocol, or without
+one a trigger of our own. Figures and level are read on every sample; a signal becomes
 readable between two samples, and its receiver remembers it for as long as it should count.
 
 Pressure is no ratio of our budget, and a neighbour may be the cause of it.
@@ -43,7 +43,7 @@ class PressureError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pressure:
-    """One reading. None is what this machine does not tell."""
+    """One reading of memory pressure. None is what this machine does not tell."""
 
     some_avg10: float | None = None  # per cent; the larger of our control group's and the machine's
     level: int | None = None  # macOS
@@ -51,12 +51,12 @@ class Pressure:
 
 
 def is_high(pressure: Pressure) -> bool:
-    """Whether memory is so short that something should give way."""
+    """Tell whether memory is so short that we should give some back."""
     return (pressure.some_avg10 or 0.0) > HIGH_SOME_AVG10 or (pressure.level or 0) >= WARN_LEVEL
 
 
 class PressureMeter:
-    """Reads the figures, through kept descriptors. `close` it when done."""
+    """Reads the pressure figures, through kept descriptors. `close` it when done."""
 
     def __init__(
         self, root: Path = Path("/"), read_level: Callable[[], int | None] | None = None
@@ -65,7 +65,7 @@ class PressureMeter:
         self._read_level = level_reader() if read_level is None else read_level
 
     def read(self) -> Pressure:
-        """The pressure now. Raises nothing; a file that is not there is not asked again."""
+        """Read the pressure now. Raises nothing; a file that is not there is not read again."""
         shares: list[float] = []
         failures: list[str] = []
         for file in list(self._files):
@@ -83,7 +83,7 @@ class PressureMeter:
         )
 
     def close(self) -> None:
-        """Give the descriptors back."""
+        """Close the descriptors."""
         for file in self._files:
             file.close()
 
@@ -91,7 +91,7 @@ class PressureMeter:
 def level_reader(
     sysctlbyname: Callable[..., int] | None = None,
 ) -> Callable[[], int | None]:
-    """A function that returns macOS's pressure level, and None where there is none.
+    """Make a function that returns macOS's pressure level, and None where there is none.
 
     `sysctlbyname` is the C library's, with the arguments of its manual page.
     """
@@ -114,14 +114,14 @@ def level_reader(
 
 
 def _pressure_files(root: Path) -> list[Path]:
-    """Our control group's and the machine's. Version 1 has no pressure of its own."""
+    """Return our control group's file and the machine's. Version 1 has no pressure of its own."""
     groups, _ = cgroup.find(root)
     own = [group.path / "memory.pressure" for group in groups if group.version == 2][:1]
     return [*own, root / "proc/pressure/memory"]
 
 
 def _some_avg10(text: bytes) -> float:
-    """From "some avg10=0.12 avg60=..." of the first line. Raises ValueError."""
+    """Read "some avg10=0.12 avg60=..." of the first line, in per cent. Raises ValueError."""
     words = text.split(maxsplit=2)
     if len(words) < 2 or words[0] != b"some" or not words[1].startswith(b"avg10="):
         raise ValueError("no pressure figures")
@@ -135,7 +135,7 @@ def _some_avg10(text: bytes) -> float:
 
 
 class PressureWatch:
-    """Becomes readable when somebody says that memory is short. Register it with a selector.
+    """Becomes readable when its source says that memory is short. Register it with a selector.
 
     The descriptor that is registered is that of an inner epoll. For a kernel's file it must be:
     the event is EPOLLPRI, which `selectors` cannot ask for. For all it is what lets a source that
@@ -143,8 +143,8 @@ class PressureWatch:
     """
 
     def __init__(self, source: str, fd: int, *, own_bytes: bytes, is_kernels: bool) -> None:
-        """Takes `fd` over, also when it raises OSError."""
-        self.source = source  # who signals, in words
+        """Take `fd` over, also when it raises OSError."""
+        self.source = source  # what signals, in words
         self._fd = fd
         self._own_bytes = own_bytes  # what we wrote into a FIFO and shall read again
         self._is_kernels = is_kernels
@@ -163,11 +163,11 @@ class PressureWatch:
         return f"<PressureWatch {self.source}>"
 
     def fileno(self) -> int:
-        """What to register for reading."""
+        """Return the descriptor to register for reading."""
         return self._epoll.fileno()
 
     def took(self) -> bool:
-        """Call it when readable: consumes the signal, and tells whether there was one."""
+        """Consume the signal when it is readable, and tell whether there was one."""
         try:
             mask = next((mask for _, mask in self._epoll.poll(0)), 0)
         except OSError:
@@ -182,14 +182,14 @@ class PressureWatch:
         return True
 
     def close(self) -> None:
-        """Give the descriptors back. Unregister it from the selector before."""
+        """Close the descriptors. Unregister it from the selector before."""
         with suppress(OSError):
             self._epoll.close()
         fd, self._fd = self._fd, -1
         _close(fd)
 
     def _read(self) -> bool:
-        """Reads and discards, within bounds; whether there was more than our own words."""
+        """Read and discard, within bounds; whether there was more than our own words."""
         said = False
         for _ in range(_MOST_PIECES):
             try:
@@ -207,7 +207,7 @@ class PressureWatch:
         return said
 
     def _drop(self) -> None:
-        """It will never say anything again."""
+        """Close the source, which has ended."""
         fd, self._fd = self._fd, -1
         with suppress(OSError):
             self._epoll.unregister(fd)
@@ -215,9 +215,9 @@ class PressureWatch:
 
 
 def watch_from(environ: Mapping[str, str], root: Path = Path("/")) -> PressureWatch | None:
-    """What $MEMORY_PRESSURE_WATCH names; where it is not set, a trigger of our own if we may.
+    """Watch what $MEMORY_PRESSURE_WATCH names; where it is not set, set our own trigger if we may.
 
-    None when there is nothing to watch, or it is switched off. Raises PressureError. Blocks never.
+    None when there is nothing to watch, or it is switched off. Raises PressureError. Never blocks.
     The protocol: https://systemd.io/PRESSURE/
     """
     if not hasattr(select, "epoll"):
@@ -228,7 +228,7 @@ def watch_from(environ: Mapping[str, str], root: Path = Path("/")) -> PressureWa
     if watched == "/dev/null":
         return None
     if not watched.startswith("/") or "\0" in watched:
-        raise PressureError(f"MEMORY_PRESSURE_WATCH is no absolute path: {watched[:200]!r}")
+        raise PressureError(f"MEMORY_PRESSURE_WATCH is not an absolute path: {watched[:200]!r}")
     return _watch(Path(watched), _to_write(environ.get("MEMORY_PRESSURE_WRITE", "")))
 
 
@@ -236,14 +236,14 @@ def _to_write(encoded: str) -> bytes:
     try:
         data = base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise PressureError(f"MEMORY_PRESSURE_WRITE is no base64: {error}") from error
+        raise PressureError(f"MEMORY_PRESSURE_WRITE is not base64: {error}") from error
     if len(data) > MOST_TRIGGER_BYTES:
         raise PressureError(f"MEMORY_PRESSURE_WRITE has more than {MOST_TRIGGER_BYTES} bytes")
     return data
 
 
 def _own_watch(root: Path) -> PressureWatch | None:
-    """On the machine's figures or our group's: before Linux 6.5 only for the privileged."""
+    """Set a trigger on our group's figures or the machine's: before Linux 6.5 a privilege."""
     for path in _pressure_files(root):
         with suppress(PressureError):  # the figures are read once a second anyway
             return _watch(path, OWN_TRIGGER)
@@ -251,7 +251,7 @@ def _own_watch(root: Path) -> PressureWatch | None:
 
 
 def _watch(path: Path, trigger: bytes) -> PressureWatch:
-    """Opens what is there, writes, and watches. Raises PressureError."""
+    """Open the path, write the trigger, and watch. Raises PressureError."""
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
         if kind == stat.S_IFSOCK:

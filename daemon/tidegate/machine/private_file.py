@@ -1,4 +1,4 @@
-"""Reading the small files that a person or a service manager puts in place.
+"""Reads the small files that the owner or a service manager puts in place.
 
 Such a file may be anything: a directory, a named pipe that would be waited for without end, the
 wrong gigabyte. One careful way of reading serves the config, the tokens and the upstreams' keys.
@@ -25,7 +25,7 @@ class UnreadableFile(Exception):
 
 
 def read(path: Path, *, max_bytes: int, private: bool) -> bytes:
-    """The content of a regular file of at most `max_bytes`.
+    """Read the content of a regular file of at most `max_bytes`.
 
     `private` refuses a file that anybody but its owner may touch, or that is neither ours nor
     read by root. Raises FileNotFoundError when there is none, else UnreadableFile.
@@ -55,7 +55,7 @@ def read(path: Path, *, max_bytes: int, private: bool) -> bytes:
 
 
 def open_own(path: Path, flags: int, mode: int = 0o600) -> int:
-    """Open a file of ours to write it or to read it back; a descriptor. Raises OSError.
+    """Open a file of ours to write it or to read it back; its descriptor. Raises OSError.
 
     No link is followed that another user may have put in its place, to have us overwrite or show
     what it leads to; and nothing but a regular file is taken, for a pipe could be waited for
@@ -74,11 +74,11 @@ def open_own(path: Path, flags: int, mode: int = 0o600) -> int:
 
 
 def check_own_directory(path: Path) -> None:
-    """Raises OSError when `path` is a link or anything else but a directory."""
+    """Raise OSError when `path` is a link or anything else but a directory."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         if not stat.S_ISDIR(os.fstat(fd).st_mode):
-            raise OSError(errno.ENOTDIR, f"{path} is no directory; remove it")
+            raise OSError(errno.ENOTDIR, f"{path} is not a directory; remove it")
     finally:
         os.close(fd)
 

@@ -1,7 +1,7 @@
-"""Other processes, as far as they stand in our way: who holds a port, and who else is a tidegate.
+"""Finds other processes that stand in our way: the one that holds a port, and other tidegates.
 
-Read for a person who asks what is wrong, never while serving. What another user's process does is
-often not ours to see; then it is left out.
+For the doctor, never while serving. What another user's process does is often not ours to see;
+then it is left out.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ OURS = "tidegate"
 
 
 class Neighbour(Struct, frozen=True):
-    """A process. `name` is what the system calls it, and for one of ours "tidegate"."""
+    """Another process. `name` is what the system calls it, and for one of ours "tidegate"."""
 
     pid: int
     name: str
 
 
 def is_ours(words: Sequence[str]) -> bool:
-    """Whether these are the words of a tidegate: a watchdog, a worker, or a command."""
+    """Tell whether these are the words of a tidegate: a watchdog, a worker, or a command."""
     names = [word.rpartition("/")[2] for word in words[:6]]
     return any(name == OURS or name.startswith(f"{OURS}.") for name in names)
 
 
 def who_listens(port: int) -> Neighbour | None:
-    """Who listens on this TCP port; None when nobody does, or it may not be seen."""
+    """Return the process that listens on this TCP port; None without one that may be seen."""
     import psutil  # noqa: PLC0415
 
     try:
@@ -43,7 +43,7 @@ def who_listens(port: int) -> Neighbour | None:
 
 
 def is_watchdog(words: Sequence[str]) -> bool:
-    """Whether these words are those of a tidegate that serves, and not of what started it."""
+    """Tell whether these are the words of a tidegate that serves, and not of what started it."""
     names = [word.rpartition("/")[2] for word in words]
     if names and names[0].startswith("python"):
         names = list(dropwhile(lambda name: name.startswith("-"), names[1:]))
@@ -51,7 +51,7 @@ def is_watchdog(words: Sequence[str]) -> bool:
 
 
 def watchdogs() -> list[Neighbour]:
-    """Every tidegate of this computer that serves, but for ourselves."""
+    """Return every tidegate of this computer that serves, but for ourselves."""
     import psutil  # noqa: PLC0415
 
     found = []

@@ -1,4 +1,4 @@
-"""Small text files of the kernel, read again and again through a descriptor that stays open.
+"""Reads small text files of the kernel again and again, through a descriptor that stays open.
 
 A kept descriptor saves the look-up of the path (a reading takes microseconds) and still works
 when the process has no descriptor left. It goes stale when what it shows is gone, a control group
@@ -22,11 +22,11 @@ _T = TypeVar("_T")
 
 
 class UnreadableFigure(Exception):
-    """A file of the kernel would not be read, or says what no kernel writes. The text names it."""
+    """A file of the kernel cannot be read, or says what no kernel writes. The text names it."""
 
 
 class KeptFile:
-    """One such file. `close` it when done; reading opens it again."""
+    """A file of the kernel that stays open. `close` it when done; reading opens it again."""
 
     __slots__ = ("_fd", "path")
 
@@ -38,7 +38,7 @@ class KeptFile:
         return f"<KeptFile {self.path} fd={self._fd}>"
 
     def read(self) -> bytes:
-        """What it says now. Raises OSError; the next reading starts afresh."""
+        """Read what the file says now. Raises OSError; the next reading starts afresh."""
         if self._fd is not None:
             try:
                 return os.pread(self._fd, MOST_BYTES, 0)
@@ -54,14 +54,14 @@ class KeptFile:
             raise
 
     def parse(self, read: Callable[[bytes], _T]) -> _T:
-        """What `read` makes of it. Raises Unreadable, also for its ValueError."""
+        """Parse the file by `read`. Raises UnreadableFigure, also for a ValueError of `read`."""
         try:
             return read(self.read())
         except (OSError, ValueError) as error:
             raise UnreadableFigure(in_words(self.path, error)) from error
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Close the descriptor."""
         fd, self._fd = self._fd, None
         if fd is not None:
             with suppress(OSError):  # it is gone all the same
@@ -69,7 +69,7 @@ class KeptFile:
 
 
 def read_whole(path: Path) -> bytes:
-    """All of a text file of the kernel, up to a megabyte. Raises OSError."""
+    """Read all of a text file of the kernel, up to a megabyte. Raises OSError."""
     pieces: list[bytes] = []
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -82,12 +82,12 @@ def read_whole(path: Path) -> bytes:
 
 
 def is_absent(error: Exception) -> bool:
-    """Whether that says that there is no such thing here, which is no fault."""
+    """Tell whether the error means that there is no such thing here, which is no fault."""
     return isinstance(error, OSError) and error.errno in _ABSENT
 
 
 def number(text: bytes) -> int:
-    """A whole number as the kernel writes it: digits and white space. Raises ValueError."""
+    """Read a whole number as the kernel writes it: digits and white space. Raises ValueError."""
     digits = text.strip()
     if not digits.isdigit():  # int() would take "1_0", "+1" and other things too
         raise ValueError(f"not a number: {digits[:40].decode('ascii', 'backslashreplace')!r}")
@@ -95,7 +95,7 @@ def number(text: bytes) -> int:
 
 
 def value_of(text: bytes, key: bytes) -> int | None:
-    """The figure behind a key, in a file of lines "key figure" or "Key:  figure kB"."""
+    """Return the figure behind a key, in a file of lines "key figure" or "Key:  figure kB"."""
     for line in text.splitlines():
         words = line.split()
         if len(words) > 1 and words[0] == key:
@@ -104,6 +104,6 @@ def value_of(text: bytes, key: bytes) -> int | None:
 
 
 def in_words(path: Path, error: Exception) -> str:
-    """Which file would not be read, and why."""
+    """Say which file cannot be read, and why."""
     why = error.strerror if isinstance(error, OSError) else str(error)
     return f"{path.name} of {path.parent}: {why or error}"

@@ -1,8 +1,8 @@
-"""One reading of memory: of our processes, of the control group, and what the machine has left.
+"""Reads memory: of our processes, of the control group, and what the machine has left.
 
 On Linux a process's resident memory comes from `statm` through a descriptor that is kept open:
 1.3 microseconds a reading, where psutil's full figures take 20 milliseconds. A kept descriptor
-also cannot be fooled by a pid that was given to somebody else, and still reads when the process
+also cannot be fooled by a pid that was given to another process, and still reads when the process
 has no descriptor left. Elsewhere psutil reads.
 
 A part that cannot be read is said in the sample, and the rest is still good. A process that lives
@@ -25,12 +25,12 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class SampleError(Exception):
-    """Nothing could be read of what we use."""
+    """No figure of our own memory could be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """Bytes. A process that is gone is absent from `rss`."""
+    """One reading of memory, in bytes. A process that is gone is absent from `rss`."""
 
     rss: dict[int, int]
     cgroup_bytes: int | None  # what counts against the cgroup's limit, if one limits us
@@ -39,13 +39,13 @@ class Sample:
 
     @property
     def used_bytes(self) -> int:
-        """What a killer would hold against us: the larger of the two accounts."""
+        """Return what an out-of-memory killer would count: the larger of the two figures."""
         return max(sum(self.rss.values()), self.cgroup_bytes or 0)
 
 
 @dataclass(slots=True)
 class Sampler:
-    """Reads samples. `close` gives its descriptors back; reading again opens them again."""
+    """Reads samples. `close` closes its descriptors; reading again opens them again."""
 
     cgroup: Cgroup | None = None
     _rss_files: dict[int, procfile.KeptFile] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Sampler:
     _available: meminfo.AvailableMeter = field(default_factory=meminfo.AvailableMeter)
 
     def read(self, pids: Collection[int]) -> Sample:
-        """The memory of `pids` and of the machine now. Raises SampleError."""
+        """Read the memory of `pids` and of the machine now. Raises SampleError."""
         self._forget([pid for pid in {*self._rss_files, *self._last_rss} if pid not in pids])
         failures: list[str] = []
         rss = self._read_rss(pids, failures)
@@ -74,7 +74,7 @@ class Sampler:
         )
 
     def uss_bytes(self, pid: int) -> int | None:
-        """What would be free if `pid` ended, by Linux's `smaps_rollup`; None where it won't say.
+        """Read what would be free if `pid` ended, by Linux's `smaps_rollup`; None if unreadable.
 
         Not for every second: the kernel walks all mappings while the process waits for its next
         page, 11 ms and up to 74 ms at 400 MB. psutil's figure is not asked elsewhere, for on
@@ -89,11 +89,11 @@ class Sampler:
         except (OSError, ValueError):
             return None
         if clean_kib is None or dirty_kib is None:
-            return None  # the process has ended and is not yet buried
+            return None  # the process has ended and is not yet reaped
         return (clean_kib + dirty_kib) * 1024
 
     def close(self) -> None:
-        """Give every kept descriptor back."""
+        """Close every kept descriptor."""
         self._forget([*self._rss_files, *self._last_rss])
         self._available.close()
         if self._cgroup_meter is not None:
@@ -112,15 +112,15 @@ class Sampler:
         return rss
 
     def _rss(self, pid: int) -> int | None:
-        """Resident bytes; None when the process is gone. Raises kept.Unreadable."""
+        """Read the resident bytes; None when the process is gone. Raises UnreadableFigure."""
         if sys.platform != "linux":
             return _rss_by_psutil(pid)
         if pid not in self._rss_files:
             self._rss_files[pid] = procfile.KeptFile(Path(f"/proc/{pid}/statm"))
         file = self._rss_files[pid]
         try:
-            # Not `parse`: what a stale descriptor showed is over, and whoever has the pid now is
-            # not it. The next reading opens anew, for it may be the next worker.
+            # Not `parse`: what a stale descriptor showed is over, and the process that has the pid
+            # now is another. The next reading opens anew, for it may be the next worker.
             return procfile.number(file.read().split()[1]) * _PAGE_BYTES
         except (FileNotFoundError, ProcessLookupError):
             self._forget([pid])
@@ -152,7 +152,10 @@ class Sampler:
 
 @cache
 def machine_bytes() -> int:
-    """The machine's memory, as first read: asked again it cannot fail. Raises SampleError."""
+    """Return the machine's memory in bytes, read once: later calls cannot fail.
+
+    Raises SampleError.
+    """
     try:
         return meminfo.total_bytes()
     except procfile.UnreadableFigure as error:

@@ -35,7 +35,7 @@ class AccountError(Exception):
 
 
 class Directory(Struct, frozen=True):
-    """One that has to be there before the service starts."""
+    """A directory that has to be there before the service starts."""
 
     path: Path
     mode: int

@@ -22,7 +22,7 @@ _MARK = re.compile(r"^.*\btidegate wrote this file, sha256 ([0-9a-f]{64})\b.*\n"
 
 
 class FileChange(Enum):
-    """What writing a file would do."""
+    """The effect of writing a file."""
 
     NEW = "new"
     NONE = "none"

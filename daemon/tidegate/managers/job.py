@@ -1,4 +1,4 @@
-"""What a service manager is asked to start and keep alive. Units and plists are written from it."""
+"""The job that a service manager starts and keeps alive; units and plists are written from it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LABEL = "dev.tidegate.tidegate"  # of the job under launchd, which wants a rever
 
 
 class Scope(Enum):
-    """Whose service it is."""
+    """Whether the service is the system's or a user's."""
 
     SYSTEM = "system"  # the computer's: starts with it, under a user of its own
     USER = "user"  # one person's, under their name

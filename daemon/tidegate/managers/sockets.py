@@ -33,7 +33,7 @@ class ListenError(Exception):
 
 
 class BadAddress(ListenError):
-    """It is not an address at all; trying again will not help."""
+    """The text is not an address at all; trying again will not help."""
 
 
 @dataclass(frozen=True, slots=True)

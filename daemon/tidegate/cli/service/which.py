@@ -1,4 +1,4 @@
-"""Which service a verb of `tidegate service` means, and what it is called to a person."""
+"""Finds the service that a verb of `tidegate service` means, and names it for people."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 
 class WordKind(Enum):
-    """What a flag or an argument is followed by, as far as a shell can help with it."""
+    """The kind of word that follows a flag, as far as a shell can help with it."""
 
     NOTHING = "nothing"
     FILE = "file"
@@ -24,7 +24,7 @@ class WordKind(Enum):
 
 
 class Flag(Struct, frozen=True, kw_only=True):
-    """One option, or an argument by its place: that has no names."""
+    """An option, or a positional argument: that has no names."""
 
     names: tuple[str, ...]
     help: str
@@ -36,7 +36,7 @@ class Flag(Struct, frozen=True, kw_only=True):
 
 
 class Verb(Struct, frozen=True, kw_only=True):
-    """One verb, or with an empty `path` the whole command."""
+    """A verb, or with an empty `path` the whole command."""
 
     path: tuple[str, ...]
     help: str

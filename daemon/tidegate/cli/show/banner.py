@@ -1,4 +1,4 @@
-"""What `tidegate run` prints once it serves: where it is, what it found, and one line to try."""
+"""The banner of `tidegate run` once it serves: its addresses, what it found, a line to try."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ _LEVELS = ("critical", "critical", "critical", "error", "warning", "info", "info
 
 
 class LogQuery(Struct, frozen=True, kw_only=True):
-    """Which lines, and how."""
+    """The lines of a log that are asked for, and in which form."""
 
     lines: int | None = LINES  # the last so many; None: all
     since: float | None = None  # Unix seconds

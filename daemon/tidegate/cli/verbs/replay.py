@@ -29,7 +29,7 @@ MAX_SHOWN = 200  # characters of a value
 
 
 class Comparison(Struct, frozen=True, kw_only=True):
-    """One record, made again. `--json` prints these, one a line."""
+    """A recorded decision beside the one made again. `--json` prints these, one a line."""
 
     number: int  # of the line, or of the record in a bundle
     at: float | None = None

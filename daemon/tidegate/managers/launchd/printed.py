@@ -1,4 +1,4 @@
-"""What `launchctl print` shows of the job, and what that means: read here and nowhere else.
+"""Reads what `launchctl print` shows of the job; nothing else does.
 
 It tells what launchd has loaded, which may be older than the file.
 """

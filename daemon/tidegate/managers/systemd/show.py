@@ -1,4 +1,4 @@
-"""What `systemctl show` prints of the service, and what that means: read here and nowhere else.
+"""Reads what `systemctl show` prints of the service; nothing else does.
 
 It tells what is in force, drop-ins and all, and not what a file says.
 """
