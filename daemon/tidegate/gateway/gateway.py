@@ -191,7 +191,7 @@ class Gateway:
             await self.server.listen(listener)
 
     def stop_accepting(self) -> None:
-        """New connections are somebody else's; those that are open are served to their end."""
+        """Leave new connections to the successor; open ones are served to their end."""
         self.server.draining = True
         self.server.stop_accepting()
 

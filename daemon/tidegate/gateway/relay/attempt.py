@@ -197,7 +197,7 @@ class Attempt:
         run.attempt.request_id = reply.request_id
         self._host.on_head(reply)
         if reply.is_success and reply.is_compressed:
-            what = "compressed its answer, which nobody asked for"
+            what = "compressed its answer, which was not asked for"
             self.fail(UpstreamError(what, code="compressed"))
             return
         framing = run.format.framing

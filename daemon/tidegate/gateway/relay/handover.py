@@ -29,7 +29,7 @@ from tidegate.gateway.upstreams.pool import UpstreamPool
 
 log = logging.getLogger("tidegate.handoff")
 
-PEER_NAME = "<generation>"  # the caller's name when the other generation asks for somebody
+PEER_NAME = "<generation>"  # the caller's name when the other generation asks for a client
 OWNER_HEADER = "x-tidegate-owner"
 ASK_LIMIT_S = 5.0
 HIGH_WATER_BYTES = 256 * 1024

@@ -177,7 +177,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         """
         self._exchange = _DISCARD
         if self._unsent is not None:
-            self.abort()  # who asks the next thing here would be taken for the rest of this
+            self.abort()  # the next request would be taken for the rest of this
         elif not self._complete:
             self.resume()
             self._linger = self._loop.call_later(LINGER_S, self.abort)
