@@ -171,8 +171,8 @@ def test_a_signal_is_watched_or_refused_in_words(
         with suppress(pressure.PressureError):
             watch = pressure.watch_from(environ)
             assert watch is not None
-            watch.took()
-            watch.took()
+            watch.consume()
+            watch.consume()
             watch.close()
 
     assert fail_each(code, nothing, act, nothing) > 6

@@ -167,14 +167,14 @@ def test_a_fifo_signals(fifo: Path, words: bytes | None) -> None:
     """What a process writes is pressure, once; our own words coming back are none."""
     with watching(environment(fifo, words)) as (watch, selector):
         assert bool(selector.select(0)) is bool(words)
-        assert not watch.took()
+        assert not watch.consume()
         for _ in range(3):
             assert not selector.select(0)
             with fifo.open("wb", buffering=0) as other:  # and ends, which is no end of the watch
                 other.write(b"x")
             assert selector.select(5)
-            assert watch.took()
-            assert not watch.took()
+            assert watch.consume()
+            assert not watch.consume()
 
 
 @linux_only
@@ -184,7 +184,7 @@ def test_a_signal_behind_our_own_words_is_heard(fifo: Path) -> None:
         with fifo.open("wb", buffering=0) as other:
             other.write(b"x")
         assert selector.select(5)
-        assert watch.took()
+        assert watch.consume()
 
 
 @linux_only
@@ -203,7 +203,7 @@ def test_a_flood_is_read_piece_by_piece(tmp_path: Path) -> None:
                 sender.start()
                 turns = 0
                 while sender.is_alive() or selector.select(0):
-                    turns += bool(selector.select(0.1)) and watch.took()
+                    turns += bool(selector.select(0.1)) and watch.consume()
                 sender.join()
                 assert turns >= 2
 
@@ -224,14 +224,14 @@ def test_a_socket_is_told_the_trigger_and_signals(tmp_path: Path) -> None:
             assert not selector.select(0)
             peer.send(b"short")
             assert selector.select(5)
-            assert watch.took()
+            assert watch.consume()
             assert not selector.select(0)
             peer.send(b"last words")
             peer.close()
             assert selector.select(5)
-            assert watch.took()
+            assert watch.consume()
             assert not selector.select(0.05)
-            assert not watch.took()
+            assert not watch.consume()
 
 
 def may_trigger() -> bool:
@@ -295,7 +295,7 @@ def test_a_kernels_signal_is_not_lost_to_the_first_look(
     reader, writer = os.pipe()
     watch = PressureWatch("a test", reader, own_bytes=b"", is_kernels=True)
     real, watch._epoll = watch._epoll, KernelsEpoll(*masks)
-    assert watch.took() is took
+    assert watch.consume() is took
     assert len(watch._epoll.dropped) == drops
     watch._epoll = real
     watch.close()

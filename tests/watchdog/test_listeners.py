@@ -28,7 +28,7 @@ class Store(Notifier):
         self.names.discard(name)
 
     @property
-    def is_heard(self) -> bool:
+    def is_connected(self) -> bool:
         return True
 
 

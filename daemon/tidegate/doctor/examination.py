@@ -72,12 +72,12 @@ class Subject:
     keys: Mapping[str, str]  # by upstream; never shown
     headers: Mapping[str, Mapping[str, str]]  # the secret ones by upstream; as little shown
     authorities: Mapping[str, str]  # certificates, by `ca_file`
-    seen: running.RunningDaemon
+    daemon: running.RunningDaemon
 
     @property
     def status(self) -> Status | None:
         """Return the running tidegate's status."""
-        return self.seen.status
+        return self.daemon.status
 
 
 def examine(
@@ -91,7 +91,7 @@ def examine(
 
 def read(places: Places, environ: Mapping[str, str]) -> Subject:
     """Read the config and the running tidegate's status, on which the checks depend."""
-    seen = running.ask(serving_dir(places))
+    daemon = running.ask(serving_dir(places))
     loaded: LoadedConfig | ConfigError
     good: LoadedConfig | None
     try:
@@ -105,7 +105,7 @@ def read(places: Places, environ: Mapping[str, str]) -> Subject:
         keys=good.secrets if good else {},
         headers=good.headers if good else {},
         authorities=good.authorities if good else {},
-        seen=seen,
+        daemon=daemon,
     )
 
 
@@ -199,11 +199,11 @@ def _running(subject: Subject) -> Result:
     others = processes.watchdogs()
     problems = list(
         running.check_running(
-            subject.seen,
+            subject.daemon,
             __version__,
             others,
             subject.places.runtime_dir,
-            running.pid_in(subject.places.runtime_dir) if subject.seen.silent else None,
+            running.pid_in(subject.places.runtime_dir) if subject.daemon.silent else None,
         )
     )
     status = subject.status
@@ -226,7 +226,7 @@ def _files(subject: Subject) -> Result:
 
 
 def _ports(subject: Subject, settings: Settings) -> Result:
-    if subject.seen.silent:
+    if subject.daemon.silent:
         return "not looked at: the tidegate that does not answer may hold them", []
     held = subject.status.listen if subject.status else None
     return ", ".join(settings.listen), list(ports.check_ports(settings.listen, held))

@@ -29,7 +29,7 @@ class RunningDaemon(Struct, frozen=True, kw_only=True):
 
 
 def check_running(
-    seen: RunningDaemon,
+    daemon: RunningDaemon,
     installed: str,
     others: Sequence[Neighbour] = (),
     runtime_dir: Path | None = None,
@@ -40,8 +40,8 @@ def check_running(
     `installed` is the version of this program, `others` every tidegate of this computer, `own_pid`
     the process id of the one in question, where it does not say so itself.
     """
-    status = seen.status
-    if seen.silent:
+    status = daemon.status
+    if daemon.silent:
         yield finding(
             "daemon-silent",
             f"a tidegate is there and did not answer within {ANSWER_S:g} s, or not in a form that "

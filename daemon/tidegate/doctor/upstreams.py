@@ -67,7 +67,7 @@ class Probe(Struct, frozen=True, kw_only=True):
         return f"{self.name}: {self.model} began after {self.first_token_s:.2f} s{speed}{paid}"
 
 
-class _Unwell(Exception):
+class _ProbeError(Exception):
     """Why an upstream is of no use, as a finding."""
 
     def __init__(self, kind: str, cause: str, fix: str) -> None:
@@ -95,16 +95,16 @@ def probe(
     `headers` are its secret ones, `authority` the certificates of its `ca_file`.
     """
     paid = is_paid(upstream, key)
-    place = _Place(upstream, key, headers or {}, authority)
+    endpoint = _Endpoint(upstream, key, headers or {}, authority)
     begun_s = time.monotonic()
     model = None
     try:
         if not asks_tokens:
-            listed = _first_model(place, begun_s + answer_s)
+            listed = _first_model(endpoint, begun_s + answer_s)
             return Probe(name=upstream.name, model=listed, is_paid=paid)
-        model = wanted or _first_model(place, begun_s + answer_s)
-        return _ask(place, model, paid, begun_s + answer_s)
-    except _Unwell as error:
+        model = wanted or _first_model(endpoint, begun_s + answer_s)
+        return _ask(endpoint, model, paid, begun_s + answer_s)
+    except _ProbeError as error:
         cause = Secret(key, *(headers or {}).values()).hide(f'"{upstream.name}" {error.cause}')
         problem = finding(error.kind, cause, error.fix, upstream.name)
         return Probe(name=upstream.name, model=model, is_paid=paid, problem=problem)
@@ -132,7 +132,7 @@ def find_local(limit_s: float = 1.0) -> list[Upstream]:
     return found
 
 
-class _Place:
+class _Endpoint:
     """An upstream's address and headers, and how requests are sent to it."""
 
     def __init__(
@@ -159,7 +159,7 @@ class _Place:
     def request(
         self, method: str, path: str, body: object, deadline_s: float
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        """Send a request and return its answer; no redirect is followed. Raises _Unwell."""
+        """Send a request and return its answer; no redirect is followed. Raises _ProbeError."""
         connection = self._connection()
         data = None if body is None else json.dumps(body).encode()
         try:
@@ -177,21 +177,21 @@ class _Place:
             raise _silent("took the request and answered nothing") from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             connection.close()
-            raise _Unwell(
+            raise _ProbeError(
                 "upstream-error",
                 f"broke off before it answered ({_said(error)})",
                 "see its own log; restart it",
             ) from error
 
     def _connection(self) -> http.client.HTTPConnection:
-        """Make the connection, which is not yet open. Raises _Unwell."""
+        """Make the connection, which is not yet open. Raises _ProbeError."""
         if self.unix_path:
             return _UnixConnection(self.unix_path)
         if self.is_tls:
             try:
                 context = trusting(self._authority)
             except ValueError as error:
-                raise _Unwell(
+                raise _ProbeError(
                     "upstream-unreachable", f"cannot be asked: {error}", "fix that file"
                 ) from error
             return http.client.HTTPSConnection(
@@ -199,15 +199,15 @@ class _Place:
             )
         return http.client.HTTPConnection(self.host, self.port, timeout=CONNECT_S)
 
-    def _unreachable(self, error: OSError) -> _Unwell:
+    def _unreachable(self, error: OSError) -> _ProbeError:
         return unreachable(self.upstream.url, error, sys.platform)
 
 
-def unreachable(url: str, error: OSError, platform: str) -> _Unwell:
+def unreachable(url: str, error: OSError, platform: str) -> _ProbeError:
     """Say why a connection was not made. macOS hides its reason behind a routing error."""
     where = parse_url(url)
     if platform == "darwin" and error.errno == EHOSTUNREACH and where.is_neighbour:
-        return _Unwell(
+        return _ProbeError(
             "local-network-refused",
             "cannot be reached (no route to host): macOS keeps programs from the local network "
             "until they are allowed to",
@@ -215,7 +215,7 @@ def unreachable(url: str, error: OSError, platform: str) -> _Unwell:
             "sudo tidegate service install --system",
         )
     shown = where.socket_path or where.authority
-    return _Unwell(
+    return _ProbeError(
         "upstream-unreachable",
         f"cannot be reached at {shown} ({_said(error)})",
         "start it, or correct its url in the config",
@@ -233,8 +233,8 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def _first_model(place: _Place, deadline_s: float) -> str:
-    connection, response = place.request("GET", "/models", None, deadline_s)
+def _first_model(endpoint: _Endpoint, deadline_s: float) -> str:
+    connection, response = endpoint.request("GET", "/models", None, deadline_s)
     with closing(connection):
         _expect_success(response)
         try:
@@ -246,14 +246,14 @@ def _first_model(place: _Place, deadline_s: float) -> str:
             *(OSError, http.client.HTTPException, ValueError, TypeError, KeyError),
             RecursionError,
         ) as error:
-            raise _Unwell(
+            raise _ProbeError(
                 "upstream-error",
                 "answers /models with something that is not a list of models",
                 "see that its url leads to an OpenAI-compatible server",
             ) from error
     talkers = [name for name in names if not any(word in name.lower() for word in _OTHER_KINDS)]
     if not names:
-        raise _Unwell(
+        raise _ProbeError(
             "upstream-no-models",
             "is there but has no model",
             "pull or load one, for example: ollama pull qwen3:4b",
@@ -261,34 +261,34 @@ def _first_model(place: _Place, deadline_s: float) -> str:
     return (talkers or names)[0]
 
 
-def _ask(place: _Place, model: str, paid: bool, deadline_s: float) -> Probe:
+def _ask(endpoint: _Endpoint, model: str, paid: bool, deadline_s: float) -> Probe:
     most = MOST_PAID if paid else MOST_LOCAL
-    path = "/messages" if place.is_anthropic else "/chat/completions"
+    path = "/messages" if endpoint.is_anthropic else "/chat/completions"
     body: dict[str, Any] = {"model": model, "messages": _PROMPT, "stream": True, "max_tokens": most}
     asked_s = time.monotonic()
-    connection, response = place.request("POST", path, body, deadline_s)
+    connection, response = endpoint.request("POST", path, body, deadline_s)
     if response.status == 400 and b"max_completion_tokens" in _some(response):
         connection.close()
         body["max_completion_tokens"] = body.pop("max_tokens")  # what newer models call it
-        connection, response = place.request("POST", path, body, deadline_s)
+        connection, response = endpoint.request("POST", path, body, deadline_s)
     with closing(connection):
         _expect_success(response)
-        at_s = [time.monotonic() for _ in _tokens(place.sock, response, deadline_s)]
+        at_s = [time.monotonic() for _ in _tokens(endpoint.sock, response, deadline_s)]
     if not at_s:
-        raise _Unwell(
+        raise _ProbeError(
             "upstream-no-tokens",
             f"answered for {model}, but with no token",
             "see its own log; try another model, or restart it",
         )
     took_s = at_s[-1] - at_s[0]
     return Probe(
-        name=place.upstream.name,
+        name=endpoint.upstream.name,
         model=model,
         first_token_s=at_s[0] - asked_s,
         tokens_per_s=(len(at_s) - 1) / took_s if len(at_s) > 2 and took_s > 0.001 else None,
         tokens=len(at_s),
         is_paid=paid,
-        problem=_slow(place.upstream.name, model, at_s[0] - asked_s),
+        problem=_slow(endpoint.upstream.name, model, at_s[0] - asked_s),
     )
 
 
@@ -314,7 +314,7 @@ def _tokens(
     except TimeoutError as error:
         raise _silent("began an answer and then fell silent") from error
     except (OSError, http.client.HTTPException) as error:
-        raise _Unwell(
+        raise _ProbeError(
             "upstream-error",
             f"broke off in the middle of an answer ({_said(error)})",
             "see its own log; restart it",
@@ -332,14 +332,14 @@ def _lines(
         *whole, rest = (rest + data).split(b"\n")
         yield from whole
         if len(rest) > MAX_LINE:
-            raise _Unwell("upstream-error", "sends an event without an end", "see its own log")
+            raise _ProbeError("upstream-error", "sends an event without an end", "see its own log")
         if not data:
             break
     yield rest
 
 
 def _piece(data: bytes) -> str:
-    """Return what an event holds of output. Raises _Unwell for an error event."""
+    """Return what an event holds of output. Raises _ProbeError for an error event."""
     try:
         event = json.loads(data)
     except (ValueError, RecursionError):
@@ -347,7 +347,7 @@ def _piece(data: bytes) -> str:
     if not isinstance(event, dict):
         return ""
     if event.get("error"):
-        raise _Unwell("upstream-error", "sends an error in its answer", "see its own log")
+        raise _ProbeError("upstream-error", "sends an error in its answer", "see its own log")
     if event.get("type") == "content_block_delta":
         return "token"
     choices = event.get("choices")
@@ -363,13 +363,13 @@ def _piece(data: bytes) -> str:
 
 def _expect_success(response: http.client.HTTPResponse) -> None:
     if response.status in {401, 403}:
-        raise _Unwell(
+        raise _ProbeError(
             "upstream-key-refused",
             f"refuses its key (status {response.status})",
             "correct the key behind api_key_env or api_key_file; or name one, if there is none",
         )
     if response.status != 200:
-        raise _Unwell(
+        raise _ProbeError(
             "upstream-error",
             f"answers with status {response.status}",
             "see its own log; correct its url if it leads somewhere else",
@@ -383,8 +383,8 @@ def _some(response: http.client.HTTPResponse) -> bytes:
         return b""
 
 
-def _silent(what: str) -> _Unwell:
-    return _Unwell(
+def _silent(what: str) -> _ProbeError:
+    return _ProbeError(
         "upstream-silent",
         f"{what} in the time it was given",
         "if it is loading a large model, try again in a minute; otherwise restart it",

@@ -41,7 +41,7 @@ class Cgroup:
                 limit = _limit(procfile.read_whole(self.path / name))
             except (OSError, ValueError) as error:
                 if not procfile.is_absent(error):
-                    ignored.append(procfile.in_words(self.path / name, error))
+                    ignored.append(procfile.describe(self.path / name, error))
                 continue
             if limit is not None:
                 limits[name] = limit
@@ -96,7 +96,7 @@ def find(root: Path = Path("/")) -> tuple[list[Cgroup], tuple[str, ...]]:
         try:
             texts.append(os.fsdecode(procfile.read_whole(path)).splitlines())
         except OSError as error:  # absent where it is not Linux, or there is no /proc
-            return [], () if procfile.is_absent(error) else (procfile.in_words(path, error),)
+            return [], () if procfile.is_absent(error) else (procfile.describe(path, error),)
     ours, mounts = texts
     groups: list[Cgroup] = []
     for version, controller in ((2, ""), (1, "memory")):

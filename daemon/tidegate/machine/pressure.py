@@ -75,7 +75,7 @@ class PressureMeter:
                 if procfile.is_absent(error):
                     self._files.remove(file)
                 else:
-                    failures.append(procfile.in_words(file.path, error))
+                    failures.append(procfile.describe(file.path, error))
         return Pressure(
             some_avg10=max(shares, default=None),
             level=self._read_level(),
@@ -166,7 +166,7 @@ class PressureWatch:
         """Return the descriptor to register for reading."""
         return self._epoll.fileno()
 
-    def took(self) -> bool:
+    def consume(self) -> bool:
         """Consume the signal when it is readable, and tell whether there was one."""
         try:
             mask = next((mask for _, mask in self._epoll.poll(0)), 0)

@@ -58,7 +58,7 @@ class KeptFile:
         try:
             return read(self.read())
         except (OSError, ValueError) as error:
-            raise UnreadableFigure(in_words(self.path, error)) from error
+            raise UnreadableFigure(describe(self.path, error)) from error
 
     def close(self) -> None:
         """Close the descriptor."""
@@ -103,7 +103,7 @@ def value_of(text: bytes, key: bytes) -> int | None:
     return None
 
 
-def in_words(path: Path, error: Exception) -> str:
+def describe(path: Path, error: Exception) -> str:
     """Say which file cannot be read, and why."""
     why = error.strerror if isinstance(error, OSError) else str(error)
     return f"{path.name} of {path.parent}: {why or error}"

@@ -126,7 +126,7 @@ class Sampler:
             self._forget([pid])
             return None
         except (OSError, ValueError, IndexError) as error:
-            raise procfile.UnreadableFigure(procfile.in_words(file.path, error)) from error
+            raise procfile.UnreadableFigure(procfile.describe(file.path, error)) from error
 
     def _read_cgroup(self, failures: list[str]) -> int | None:
         meter = self._cgroup_meter

@@ -16,7 +16,7 @@ from msgspec import Struct
 from tidegate.managers.files import File
 from tidegate.managers.job import Job, Scope
 
-Tell = Callable[[str], None]  # progress, a line at a time
+Progress = Callable[[str], None]  # called with a line for each step
 
 NO_CREDENTIALS = 243  # systemd.exec(5): EXIT_CREDENTIALS
 _EXITS = {
@@ -93,13 +93,13 @@ class Manager(Protocol):
     def enable(self, files: Sequence[File]) -> list[str]:
         """Have the manager read the files and start the service with the computer; notes on it."""
 
-    def start(self, limit_s: float, tell: Tell) -> None:
+    def start(self, limit_s: float, progress: Progress) -> None:
         """Start the service and wait until it has; a ManagerError says why it has not."""
 
-    def stop(self, limit_s: float, tell: Tell) -> None:
+    def stop(self, limit_s: float, progress: Progress) -> None:
         """Stop the service and wait until its processes are gone."""
 
-    def restart(self, limit_s: float, tell: Tell) -> None:
+    def restart(self, limit_s: float, progress: Progress) -> None:
         """Stop the service if it runs, and start it."""
 
     def remove(self) -> list[str]:

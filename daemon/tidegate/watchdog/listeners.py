@@ -163,12 +163,12 @@ class Listeners:
         """
         for bound in self._open:
             if bound not in self._adopted:
-                bound.close(keep_file=self._notifier.is_heard)
+                bound.close(keep_file=self._notifier.is_connected)
 
     def close(self) -> None:
         """Stop listening."""
         for bound in self._open:
-            bound.close(keep_file=self._notifier.is_heard)
+            bound.close(keep_file=self._notifier.is_connected)
 
 
 def _is_covered(bound: Bound, others: Iterable[Bound]) -> bool:

@@ -191,7 +191,7 @@ def test_without_a_manager_nothing_is_stored_or_waited_for() -> None:
         notifier.store("listen-x", sock)
     notifier.barrier(60.0)
     notifier.trigger()
-    assert not notifier.is_heard
+    assert not notifier.is_connected
     notifier.close()
 
 

@@ -15,7 +15,7 @@ from tidegate.cli.show.printable import printable, say
 from tidegate.cli.verbs.detached import READY_LIMIT_S, SERVING, find_status
 from tidegate.config.places import Places
 from tidegate.core.protocol.status import Status
-from tidegate.managers.base import Manager, ManagerError, Tell
+from tidegate.managers.base import Manager, ManagerError, Progress
 
 START_LIMIT_S = 120.0  # the unit's TimeoutStartSec is 90 s
 STOP_MARGIN_S = 30.0  # beyond drain.stop_limit_s: the last error events, the way out, a slow disk
@@ -27,12 +27,12 @@ _SILENT_S = 5.0  # a service that is ready and still does not answer us is not o
 def begin(
     chosen: Manager,
     arguments: argparse.Namespace,
-    action: Callable[[float, Tell], None],
+    action: Callable[[float, Progress], None],
     beyond_s: float = 0.0,
 ) -> None:
     """Start or restart it, tell how far it is, and wait until it serves."""
     try:
-        action(START_LIMIT_S + beyond_s, tell)
+        action(START_LIMIT_S + beyond_s, progress)
     except ManagerError as error:
         raise _failure(chosen, str(error)) from error
     own = _wait_serving(chosen, places_of(chosen, arguments))
@@ -55,7 +55,7 @@ def bring_up(
         say("It was started before, and is restarted.", flush=True)
         limit_s = longest_stop_s(places_of(chosen, arguments, state))
         if opens_sockets:  # sockets that are open stay as they were opened
-            chosen.stop(limit_s, tell)
+            chosen.stop(limit_s, progress)
             begin(chosen, arguments, chosen.start)
         else:
             begin(chosen, arguments, chosen.restart, limit_s)
@@ -89,7 +89,7 @@ def _wait_serving(chosen: Manager, found: Places) -> Status | None:
             raise _failure(chosen, f"it is parked and serves nothing: {own.reason}", BAD_CONFIG)
         if own is not None and own.state != latest:
             latest = own.state
-            tell(own.state)
+            progress(own.state)
         state = chosen.state()
         if not state.running:
             raise _failure(chosen, f"it ended again, {state.result or state.word}")
@@ -116,6 +116,6 @@ def longest_stop_s(found: Places) -> float:
     return stop_limit_s(found) + STOP_MARGIN_S
 
 
-def tell(text: str) -> None:
+def progress(text: str) -> None:
     """Print one line of progress."""
     say(f"  … {text}", flush=True)

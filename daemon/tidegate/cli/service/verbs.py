@@ -17,7 +17,7 @@ import msgspec
 
 from tidegate.cli.failure import NOT_RUNNING, REFUSED, CliError
 from tidegate.cli.service.install import install
-from tidegate.cli.service.starting import begin, check_alone, longest_stop_s, tell
+from tidegate.cli.service.starting import begin, check_alone, longest_stop_s, progress
 from tidegate.cli.service.which import (
     check_writable,
     find,
@@ -52,7 +52,7 @@ def uninstall(arguments: argparse.Namespace) -> int:
     check_writable(chosen)
     found = places_of(chosen, arguments, state)
     say("Stopping …", flush=True)
-    chosen.stop(longest_stop_s(found), tell)
+    chosen.stop(longest_stop_s(found), progress)
     for note in chosen.remove():
         say_lines(note)
     _say_what_stays(chosen, found)
@@ -92,7 +92,7 @@ def stop(arguments: argparse.Namespace) -> int:
     if not state.active:
         say(f"It is already stopped: {state.word}.")
         return 0
-    chosen.stop(longest_stop_s(places_of(chosen, arguments, state)), tell)
+    chosen.stop(longest_stop_s(places_of(chosen, arguments, state)), progress)
     after = chosen.state()
     if after.result:
         say(f"Stopped, but not as it should: {after.result}")

@@ -18,7 +18,7 @@ from typing import Any
 from xml.parsers.expat import ExpatError
 
 from tidegate.managers import files as written
-from tidegate.managers.base import ManagerError, Tell, UnitState
+from tidegate.managers.base import ManagerError, Progress, UnitState
 from tidegate.managers.commands import CallError, Done, call, environment
 from tidegate.managers.files import File, WriteError
 from tidegate.managers.job import LABEL, Job, Scope
@@ -162,11 +162,11 @@ class Launchd:
 
     # --- start and stop ---------------------------------------------------------------------
 
-    def start(self, limit_s: float, tell: Tell) -> None:
+    def start(self, limit_s: float, progress: Progress) -> None:
         """Load the file's job, unless that is loaded; then see that there is a process."""
         deadline_s = time.monotonic() + limit_s
         if self.show() is not None and self._differs():
-            tell("launchd has an older version loaded; it is replaced")
+            progress("launchd has an older version loaded; it is replaced")
             self._bootout(limit_s)
         if self.show() is None:
             self._bootstrap()
@@ -178,16 +178,16 @@ class Launchd:
         if differs := self._differs():
             raise ManagerError(f"launchd has loaded something else than the file says: {differs}")
 
-    def stop(self, limit_s: float, tell: Tell) -> None:
+    def stop(self, limit_s: float, progress: Progress) -> None:
         """Boot it out, and wait until it is gone."""
-        del tell  # launchd hears nothing of how far it is
+        del progress  # launchd hears nothing of how far it is
         if self.show() is not None:
             self._bootout(limit_s)
 
-    def restart(self, limit_s: float, tell: Tell) -> None:
+    def restart(self, limit_s: float, progress: Progress) -> None:
         """Boot it out and in again: a `kickstart -k` would not wait for the streams."""
-        self.stop(limit_s, tell)
-        self.start(limit_s, tell)
+        self.stop(limit_s, progress)
+        self.start(limit_s, progress)
 
     def _bootstrap(self) -> None:
         """Load it into the first domain that takes it. What passes in a moment is tried again."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from tidegate.managers import files as written
-from tidegate.managers.base import ManagerError, Tell, UnitState
+from tidegate.managers.base import ManagerError, Progress, UnitState
 from tidegate.managers.commands import LIMIT_S, CallError, Done, call, environment, insist
 from tidegate.managers.files import File, WriteError
 from tidegate.managers.job import NAME, Job, Scope
@@ -199,23 +199,23 @@ class Systemd:
 
     # --- start and stop ---------------------------------------------------------------------
 
-    def start(self, limit_s: float, tell: Tell) -> None:
+    def start(self, limit_s: float, progress: Progress) -> None:
         """Start the service, its sockets first where it has any."""
         self._open_sockets()
-        self._run("start", limit_s, tell)
+        self._run("start", limit_s, progress)
 
-    def stop(self, limit_s: float, tell: Tell) -> None:
+    def stop(self, limit_s: float, progress: Progress) -> None:
         """Stop the service and its sockets: the next connection would start it again."""
         if self.opens_sockets():
             self._call("stop", SOCKET)
-        self._run("stop", limit_s, tell)
+        self._run("stop", limit_s, progress)
 
-    def restart(self, limit_s: float, tell: Tell) -> None:
+    def restart(self, limit_s: float, progress: Progress) -> None:
         """Restart the service; sockets that systemd opened stay open meanwhile."""
         if self.opens_sockets() and not self._is_listening():
-            self._run("stop", limit_s, tell)  # beside a running service they are not opened
+            self._run("stop", limit_s, progress)  # beside a running service they are not opened
         self._open_sockets()
-        self._run("restart", limit_s, tell)
+        self._run("restart", limit_s, progress)
 
     def _is_listening(self) -> bool:
         return self._properties("ActiveState", SOCKET).get("ActiveState") == "active"
@@ -233,7 +233,7 @@ class Systemd:
                 "to be a number and a port that no other program listens on"
             )
 
-    def _run(self, verb: str, limit_s: float, tell: Tell) -> None:
+    def _run(self, verb: str, limit_s: float, progress: Progress) -> None:
         """Have systemctl do it, and pass on the status lines of the service meanwhile."""
         self._call("reset-failed", SERVICE)  # being asked again means to try again
         latest = self.show().get("StatusText", "")  # of before; it is not told again
@@ -247,7 +247,7 @@ class Systemd:
                     )
                 said = self.show().get("StatusText", "")
                 if said and said != latest:
-                    tell(said)
+                    progress(said)
                 latest = said
                 time.sleep(POLL_S)
             if process.returncode != 0:

@@ -49,7 +49,7 @@ class Notifier:
         return dict(self._environment)
 
     @property
-    def is_heard(self) -> bool:
+    def is_connected(self) -> bool:
         """Tell whether there is a manager to speak to."""
         return self._sock is not None
 

@@ -35,7 +35,7 @@ class PressureSignal:
 
     def _pressed(self, _mask: int) -> None:
         assert self._watch is not None
-        if self._watch.took():
+        if self._watch.consume():
             self._memory.on_pressure(time.monotonic(), self._watch.source)
 
     def close(self) -> None:
