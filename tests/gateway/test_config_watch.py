@@ -172,7 +172,7 @@ async def noticed(watch: AsyncIterator[None], change: Callable[[], None]) -> Non
 
 
 async def test_an_event_is_enough(tmp_path: Path):
-    """Nobody waits for the look that comes anyway."""
+    """The watcher does not wait for the look that comes anyway."""
     path = tmp_path / "tidegate" / "config.toml"
     async with aclosing(changes(path, 3600.0)) as watch, asyncio.timeout(LIMIT_S):
         await anext(watch)
@@ -196,7 +196,7 @@ async def test_without_events_a_look_is_enough(tmp_path: Path, monkeypatch: pyte
 
 
 async def test_a_path_that_no_system_can_look_at_is_a_state_like_another(tmp_path: Path):
-    """A name that is too long is no reason to end whoever watches."""
+    """A name that is too long is no reason to end the watcher."""
     path = tmp_path / ("x" * 300) / "config.toml"
     assert config_watch.directories(path) == {tmp_path}
     async with aclosing(changes(path, 0.01)) as watch, asyncio.timeout(LIMIT_S):

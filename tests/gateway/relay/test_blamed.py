@@ -134,7 +134,7 @@ async def _answer_503_to(peer: Peer, word: bytes) -> None:
 
 
 async def test_what_cannot_be_reached_is_set_aside_with_all_its_models(rigs, raw_upstream) -> None:
-    """Also those that nobody has asked for yet."""
+    """Also those that no client has asked for yet."""
     models = {"one": ["box/one", "box1/ok"], "two": ["box/two", "box1/ok"]}
     there = Upstream(name="box1", url=(await raw_upstream(picky)).url)
     rig = await rigs(Upstream(name="box", url="http://127.0.0.1:9"), there, models=models)
@@ -268,7 +268,7 @@ async def test_who_said_when_to_come_again_is_not_asked_before(
 
 
 async def test_when_all_want_to_be_left_alone_the_shortest_time_is_told(rigs, raw_upstream) -> None:
-    """429, in the shape of the format, and nobody is asked."""
+    """429, in the shape of the format, and no upstream is asked."""
     first = await raw_upstream(limited(b"Retry-After: 90"))
     second = await raw_upstream(limited(b"Retry-After: 40"))
     rig = await rigs(first, second, models=BOTH)
@@ -668,7 +668,7 @@ async def test_a_refused_key_is_ours_and_is_said_to_be(
 async def test_an_account_without_credit_is_ours_and_told_as_it_came(
     rigs, raw_upstream, stream: bool, fields: list[bytes], should_retry: str
 ) -> None:
-    """The 429 is passed on, asks nobody to try again, and is a repair; the next target answers."""
+    """The 429 is passed on, calls for no retry, and is a repair; the next target answers."""
     asked = 0
     said = b'{"error":{"message":"You exceeded your current quota","code":"insufficient_quota"}}'
 

@@ -327,7 +327,7 @@ async def test_an_error_that_opens_a_stream_is_a_status(rigs, upstream, form: Fo
 
 @pytest.mark.parametrize("form", STREAMED, ids=lambda form: form.path)
 async def test_a_connection_that_died_of_idleness_is_no_fault(rigs, upstream, form: Form) -> None:
-    """The second request finds its reused connection dead, and nobody hears of it."""
+    """The second request finds its reused connection dead, and no client hears of it."""
     rig = await played(rigs, upstream)
     for _ in range(3):
         answer = await ask(rig, form, "close-reused", stream=True)

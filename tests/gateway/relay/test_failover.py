@@ -81,7 +81,7 @@ async def test_a_mistake_of_the_caller_is_passed_on_untouched(
 
 
 async def test_the_last_target_s_own_words_are_passed_on(rigs, raw_upstream) -> None:
-    """With nobody left to ask, 429 and its Retry-After are what the client gets."""
+    """With no target left to ask, 429 and its Retry-After are what the client gets."""
     first = await raw_upstream(sends(plain(b"{}", b"500 X")))
     second = await raw_upstream(sends(plain(ERROR_BODY, b"429 X", b"Retry-After: 77")))
     rig = await rigs(first, second, models=BOTH)

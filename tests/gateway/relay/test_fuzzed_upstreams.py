@@ -106,7 +106,7 @@ def judge(form: Form, sent: bytes, answer: Stream, *, well_formed: bool) -> str:
             return "an error and a marker"
         return "whole, but told as broken" if well_formed and may_be_whole(form, sent) else ""
     if form.marker() in body and form.marker() not in sent:
-        return "a marker that nobody sent"
+        return "a marker that was not sent"
     if well_formed and not may_be_whole(form, sent):
         return f"a part looks whole: {body[-200:]!r}"
     return "" if answer.clean else "neither an end nor an error"

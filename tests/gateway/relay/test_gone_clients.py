@@ -1,6 +1,6 @@
 """A client that goes away takes its upstream with it: on every route, in every state.
 
-An upstream that nobody waits for any more would keep a GPU busy for nobody, for half an hour as has
+An upstream that no client waits for any more would keep a GPU busy in vain, for half an hour as has
 been reported elsewhere. One second after the grace its connection is gone.
 """
 
@@ -72,13 +72,13 @@ async def test_a_stream_ends_with_its_client(rigs, upstream, form: Form) -> None
 
 @pytest.mark.parametrize("form", [*STREAMED, *PLAIN, SPEECH], ids=lambda form: form.path)
 async def test_a_whole_answer_ends_with_its_client(rigs, upstream, form: Form) -> None:
-    """Nobody else can read it."""
+    """No other client can read it."""
     await leave_all(rigs, upstream, form, WHOLE, stream=False)
 
 
 @pytest.mark.parametrize("form", STREAMED, ids=lambda form: form.path)
 async def test_who_says_continue_is_not_waited_for(rigs, upstream, form: Form) -> None:
-    """The answer goes on to its end, and is there for whoever comes back."""
+    """The answer goes on to its end, and is there for a client that comes back."""
     rig = await rigs(upstream, disconnect_grace_s=0.05)
     headers = {"x-on-disconnect": "continue"}
     body = form.body("gap:600", stream=True)
@@ -96,7 +96,7 @@ async def test_who_says_continue_is_not_waited_for(rigs, upstream, form: Form) -
 
 
 async def test_a_background_response_goes_on_without_anybody(rigs, upstream) -> None:
-    """Nobody has to be there at all; a cancel ends it, and its upstream."""
+    """No client has to be there at all; a cancel ends it, and its upstream."""
     rig = await rigs(upstream, disconnect_grace_s=0.0)
     body = {"model": "stall:2", "input": "x", "background": True}
     created = await Stream.open(rig.base_url, "/v1/responses", body)

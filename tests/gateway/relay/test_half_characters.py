@@ -66,7 +66,7 @@ async def ask(rig: Rig, path: str, body: bytes) -> Stream:
 
 
 def request(model: str, *, stream: bool) -> bytes:
-    """A request with halves in a text, in a name, and in what nobody looks at."""
+    """A request with halves in a text, in a name, and in what is not looked at."""
     told = TEXT.replace("|", "").encode()
     more = b'"stream":true,' if stream else b'"stream":false,'
     return (

@@ -221,7 +221,7 @@ async def test_usage_behind_the_finish_reason_is_waited_for(rigs, raw_upstream) 
 async def test_the_marker_ends_the_answer_whatever_the_connection_does(
     rigs, raw_upstream, marker: bytes
 ) -> None:
-    """An upstream that keeps the body open after it holds nobody up, and is let go."""
+    """An upstream that keeps the body open after it holds no client up, and is let go."""
     upstream = await raw_upstream(sends(HEAD + chunked(ROLE, WORD, marker)))
     rig = await rigs(upstream, idle_s=30.0)
     answer = await chat(rig.base_url, "m")

@@ -1,4 +1,4 @@
-"""What an upstream says may repeat the request: it reaches the caller, and nobody else."""
+"""What an upstream says may repeat the request: it reaches the caller alone."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ WORDS = [numbered(number) for number in range(12)]
 
 
 def counting(seen: list[dict[str, object]]):
-    """An upstream that counts tokens for whoever asks it to."""
+    """An upstream that counts tokens where it is asked to."""
 
     async def play(peer: Peer) -> None:
         request = await peer.request()

@@ -287,7 +287,7 @@ async def test_what_cannot_be_inflated_is_a_bad_request(
 @pytest.mark.parametrize("tail", [b"zz\r\n", b"4\r\nabcdefgh\r\n", b"-1\r\n"])
 @pytest.mark.parametrize("pause", [False, True])
 async def test_broken_chunks_are_a_bad_request(tail: bytes, pause: bool) -> None:
-    """Nobody waits for a body whose framing is nonsense."""
+    """The server does not wait for a body whose framing is nonsense."""
     async with serve_body() as rig:
         client = await rig.client()
         await client.send(request("POST", "/", "Transfer-Encoding: chunked") + b"2\r\nab\r\n")
@@ -329,7 +329,7 @@ async def test_a_client_that_waits_to_be_asked_is_asked() -> None:
 async def test_a_client_that_does_not_wait_is_not_asked(
     fields: tuple[str, ...], sent: bytes
 ) -> None:
-    """Nobody is asked for a body that is there already."""
+    """The client is not asked for a body that is there already."""
     async with serve_body() as rig:
         answer = await rig.ask(request("POST", "/", "Expect: 100-continue", *fields, body=sent))
         assert (answer.status, answer.body) == (200, TEXT)
@@ -344,7 +344,7 @@ async def test_another_expectation_is_refused() -> None:
 
 
 async def test_a_body_that_may_not_be_charged_is_not_kept() -> None:
-    """Whoever keeps the books can refuse more of it."""
+    """The ledger can refuse more of it."""
     charged: list[int] = []
 
     def charge(held_bytes: int) -> None:

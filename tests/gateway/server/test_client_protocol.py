@@ -122,7 +122,7 @@ async def test_an_endless_head_is_refused() -> None:
 
 
 async def test_a_body_whose_framing_breaks_ends_the_wait_for_it() -> None:
-    """Whoever reads a body hears at once that its chunks are nonsense."""
+    """The reader of a body hears at once that its chunks are nonsense."""
     heard = asyncio.Event()
 
     async def read(request: web.BaseRequest) -> web.StreamResponse:
@@ -262,7 +262,7 @@ async def test_a_refusal_is_answered_as_it_says() -> None:
 async def test_a_fault_after_an_answer_has_begun_only_ends_the_connection(
     raw: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing is written into an answer that is under way, whoever wrote its beginning."""
+    """Nothing is written into an answer that is under way, whatever wrote its beginning."""
 
     async def begin(request: web.BaseRequest) -> web.StreamResponse:
         if raw:

@@ -28,7 +28,7 @@ async def test_half_a_head_is_answered_408_and_closed() -> None:
 
 
 async def test_a_silent_connection_is_closed_without_a_word() -> None:
-    """Somebody who connects and sends nothing is hung up on."""
+    """A client that connects and sends nothing is hung up on."""
     async with serving(hello, header_s=0.5) as rig:
         client = await rig.client()
         assert await client.rest() == b""
@@ -94,7 +94,7 @@ async def test_an_idle_connection_is_closed_after_its_time(
 
 
 async def test_the_connection_idle_the_longest_makes_room() -> None:
-    """When all places are taken a newcomer gets that of whoever has waited longest."""
+    """When all places are taken a newcomer gets that of the client idle for longest."""
     async with serving(hello, max_connections=3) as rig:
         first, second, third = [await rig.client() for _ in range(3)]
         for client in (second, first, third):
@@ -126,7 +126,7 @@ async def test_whoever_waits_longest_goes_whatever_it_waits_for() -> None:
 
 
 async def test_a_connection_that_is_closing_goes_before_any_other() -> None:
-    """Who reads nothing of its last answer takes no place from somebody who may come back."""
+    """A client that reads nothing of its last answer takes no place from one that may return."""
 
     async def last_answer(request: web.BaseRequest) -> web.StreamResponse:
         if request.raw_path == "/":
@@ -205,7 +205,7 @@ async def test_a_reload_changes_the_limits_of_a_running_server() -> None:
 
 
 async def test_a_client_that_reads_nothing_is_cut_after_close_flush_s() -> None:
-    """A close does not wait for ever for bytes that nobody takes."""
+    """A close does not wait for ever for bytes that the client does not take."""
     size = 8 * 1024 * 1024
     held: list[int] = []
 

@@ -294,7 +294,7 @@ async def test_a_length_of_any_number_of_digits_is_a_number(
 
 
 async def test_no_answer_names_the_software(caplog: pytest.LogCaptureFixture) -> None:
-    """Whoever scans for a version of Python or aiohttp learns nothing."""
+    """A scan for a version of Python or aiohttp learns nothing."""
 
     async def answers(request: web.BaseRequest) -> web.StreamResponse:
         if request.raw_path == "/stream":
@@ -673,7 +673,7 @@ async def test_a_head_for_which_there_is_no_memory_is_told_so() -> None:
 
 
 async def test_health_is_answered_when_every_connection_is_busy() -> None:
-    """A few beyond the bound may look, and silent ones among them keep nobody out."""
+    """A few beyond the bound may look, and silent ones among them keep no other out."""
     go = asyncio.Event()
 
     async def wait(request: web.BaseRequest) -> web.StreamResponse:

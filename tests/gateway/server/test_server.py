@@ -137,7 +137,7 @@ def test_who_is_being_accepted_when_accepting_ends_is_served(new_loop: NewLoop) 
 
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_who_is_being_accepted_at_a_shutdown_does_not_outlive_it(new_loop: NewLoop) -> None:
-    """It is hung up on, and nobody waits for its head."""
+    """Its connection is closed without a wait for its head."""
 
     async def play() -> None:
         async with serving(hello) as rig:

@@ -318,7 +318,7 @@ async def test_what_is_no_websocket_ends_it(rigs, raw_upstream, data: bytes, cod
 
 
 async def test_a_compressed_bomb_is_never_inflated(rigs, raw_upstream) -> None:
-    """The extension is not agreed to, whoever asks for it."""
+    """The extension is not agreed to, whichever client asks for it."""
     rig = await rigs(await raw_upstream(answers))
     offer = {"Sec-WebSocket-Extensions": "permessage-deflate; client_max_window_bits"}
     async with wire(rig, **offer) as client:
@@ -446,7 +446,7 @@ async def test_a_slow_reader_is_not_taken_for_a_dead_one(rigs, raw_upstream) -> 
 
 
 async def test_a_client_that_answers_no_ping_is_gone(rigs, raw_upstream) -> None:
-    """Where nothing else is said; whoever answers stays."""
+    """Where nothing else is said; a client that answers stays."""
     rig = await rigs(await raw_upstream(answers), keepalive_s=0.2)
     async with wire(rig) as deaf, wire(rig) as there:
         async with asyncio.timeout(DEADLINE_S):

@@ -245,7 +245,7 @@ async def test_an_early_hint_behind_an_answer_does_not_hide_it(raw_upstream) -> 
 
 
 async def test_an_idle_connection_that_speaks_is_closed(raw_upstream) -> None:
-    """Nobody asked."""
+    """No request asked for it."""
 
     async def play(peer: Peer) -> None:
         await peer.request()

@@ -79,7 +79,7 @@ async def test_a_fetch_has_a_limit(raw_upstream) -> None:
 
 
 async def test_a_cancelled_fetch_leaves_nothing(raw_upstream) -> None:
-    """The connection goes with whoever asked."""
+    """The connection goes with the task that asked."""
 
     async def play(peer: Peer) -> None:
         await peer.hang()

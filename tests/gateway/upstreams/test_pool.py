@@ -347,7 +347,7 @@ async def test_idle_connections_are_bounded(raw_upstream) -> None:
 async def test_an_idle_connection_is_closed_in_time(
     raw_upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also by itself, when nobody asks for one: an upstream that never closes keeps nothing."""
+    """Also by itself, when no request asks for one: an upstream that never closes keeps nothing."""
     monkeypatch.setattr("tidegate.gateway.upstreams.connection.IDLE_S", 0.1)
     upstream = await raw_upstream(answers)
     pool = pool_of(upstream.url)
@@ -408,7 +408,7 @@ class Guest:
 
 
 async def test_whoever_waits_longest_is_next() -> None:
-    """First come, first served, and nobody overtakes the queue."""
+    """First come, first served, and no request overtakes the queue."""
     pool = pool_of("http://h", most=2, max_queued=10)
     served: list[int] = []
     guests = [Guest(number, served) for number in range(6)]
@@ -447,7 +447,7 @@ async def test_without_a_limit_nobody_waits() -> None:
 
 
 async def test_two_generations_share_the_slots() -> None:
-    """What the other one has under way counts; when it ends, whoever waits here goes on."""
+    """What the other one has under way counts; when it ends, the one that waits here goes on."""
     called: list[int] = []
     pool = pool_of("http://h", most=2)
     pool.share(2)
