@@ -45,7 +45,7 @@ class Attack:
         self.over = asyncio.Event()
 
     async def keep(self, kind: str, act: Callable[[Attack], Awaitable[str]]) -> None:
-        """One client of a kind, again and again until it is over."""
+        """Play one client of a kind, again and again until it is over."""
         counts = self.told.setdefault(kind, Counter())
         while not self.over.is_set():
             try:
@@ -55,7 +55,7 @@ class Attack:
             await asyncio.sleep(AGAIN_S)
 
     async def connect(self, *, small: bool = False) -> tuple[socket.socket, Reader]:
-        """A connection; with `small` its client takes next to nothing."""
+        """Open a connection; with `small` its client takes next to nothing."""
         sock = socket.socket()
         try:
             sock.setblocking(False)
@@ -68,7 +68,7 @@ class Attack:
         return sock, Reader(sock)
 
     def post(self, path: str, size: int, *lines: str) -> bytes:
-        """A head."""
+        """Send a head."""
         head = (
             f"POST {path} HTTP/1.1",
             f"Host: {self.host}",
@@ -79,7 +79,7 @@ class Attack:
         return "\r\n".join(head).encode() + b"\r\n\r\n"
 
     def ask(self, model: str) -> bytes:
-        """A whole request for a stream."""
+        """Send a whole request for a stream."""
         body = question(model)
         return self.post("/v1/chat/completions", len(body)) + body
 
@@ -91,13 +91,13 @@ class Reader:
         self.sock = sock
 
     async def status(self) -> str:
-        """The status of an answer, or how the connection ended."""
+        """Read the status of an answer, or how the connection ended."""
         loop = asyncio.get_running_loop()
         data = await loop.sock_recv(self.sock, 4096)
         return data.split(b" ", 2)[1].decode("latin-1") if data.startswith(b"HTTP/") else "closed"
 
     async def until_closed(self, over: asyncio.Event) -> str:
-        """Waits, reading what little comes, until the other side closes or it is all over."""
+        """Read what little comes until the other side closes or the attack is over."""
         loop = asyncio.get_running_loop()
         waiting = asyncio.create_task(over.wait())
         seen = b""
@@ -120,19 +120,19 @@ class Reader:
 
 
 def _close_code(data: bytes) -> str:
-    """Of a WebSocket's close frame, where one begins in these bytes."""
+    """Return the code of a WebSocket's close frame, where one begins in these bytes."""
     at = data.find(b"\x88")
     return str(struct.unpack_from("!H", data, at + 2)[0]) if 0 <= at <= len(data) - 4 else "?"
 
 
 def question(model: str) -> bytes:
-    """A chat completion request."""
+    """Make a chat completion request."""
     message = {"role": "user", "content": "hello"}
     return json.dumps({"model": model, "stream": True, "messages": [message]}).encode()
 
 
 async def send(sock: socket.socket, data: bytes, over: asyncio.Event) -> None:
-    """Sends it in pieces, for as long as it is taken and the attack lasts."""
+    """Send it in pieces, for as long as it is taken and the attack lasts."""
     loop = asyncio.get_running_loop()
     view = memoryview(data)
     for at in range(0, len(view), PIECE_BYTES):
@@ -145,7 +145,7 @@ async def send(sock: socket.socket, data: bytes, over: asyncio.Event) -> None:
 
 
 async def heads(attack: Attack) -> str:
-    """A megabyte of a head whose end never comes."""
+    """Send a megabyte of a head whose end never comes."""
     sock, reader = await attack.connect()
     with sock:
         start = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {attack.host}\r\n".encode()
@@ -155,7 +155,7 @@ async def heads(attack: Attack) -> str:
 
 
 async def messages(attack: Attack) -> str:
-    """A WebSocket's message of 31 MiB, whose last byte never comes."""
+    """Send a WebSocket's message of 31 MiB, whose last byte never comes."""
     sock, reader = await attack.connect()
     with sock:
         if (status := await upgrade(attack, sock, reader, "/v1/responses")) != "101":
@@ -167,7 +167,7 @@ async def messages(attack: Attack) -> str:
 
 
 async def uploads(attack: Attack) -> str:
-    """A whole body of 31 MiB, for an upstream that reads nothing."""
+    """Send a whole body of 31 MiB, for an upstream that reads nothing."""
     sock, reader = await attack.connect()
     with sock:
         body = question("silent/m")
@@ -178,7 +178,7 @@ async def uploads(attack: Attack) -> str:
 
 
 async def bombs(attack: Attack) -> str:
-    """300 KB that inflate to 300 MB."""
+    """Send 300 KB that inflate to 300 MB."""
     sock, reader = await attack.connect()
     with sock:
         head = attack.post("/v1/chat/completions", len(BOMB), "Content-Encoding: gzip")
@@ -188,7 +188,7 @@ async def bombs(attack: Attack) -> str:
 
 
 async def dead_readers(attack: Attack) -> str:
-    """Asks for 4.4 MB and reads nothing."""
+    """Ask for 4.4 MB and read nothing."""
     sock, _ = await attack.connect(small=True)
     with sock:
         await send(sock, attack.ask(f"box/{FLOOD}"), attack.over)
@@ -197,7 +197,7 @@ async def dead_readers(attack: Attack) -> str:
 
 
 async def dead_sockets(attack: Attack) -> str:
-    """Asks for 4.4 MB over a WebSocket and reads nothing but the handshake."""
+    """Ask for 4.4 MB over a WebSocket and read nothing but the handshake."""
     sock, reader = await attack.connect(small=True)
     with sock:
         if (status := await upgrade(attack, sock, reader, "/v1/responses")) != "101":
@@ -211,14 +211,14 @@ async def dead_sockets(attack: Attack) -> str:
 
 
 async def idle(attack: Attack) -> str:
-    """A connection on which nothing is asked."""
+    """Hold a connection on which nothing is asked."""
     sock, reader = await attack.connect()
     with sock:
         return await reader.until_closed(attack.over)
 
 
 async def slow_bodies(attack: Attack) -> str:
-    """A body that comes one byte a second."""
+    """Send a body one byte a second."""
     sock, reader = await attack.connect()
     with sock:
         await send(sock, attack.post("/v1/chat/completions", 1000), attack.over)
@@ -231,7 +231,7 @@ async def slow_bodies(attack: Attack) -> str:
 
 
 async def slow_readers(attack: Attack) -> str:
-    """Asks for 4.4 MB and reads a kilobyte a second."""
+    """Ask for 4.4 MB and read a kilobyte a second."""
     sock, _ = await attack.connect(small=True)
     loop = asyncio.get_running_loop()
     with sock:
@@ -244,7 +244,7 @@ async def slow_readers(attack: Attack) -> str:
 
 
 async def half_heads(attack: Attack) -> str:
-    """A head that stops in the middle."""
+    """Send a head that stops in the middle."""
     sock, reader = await attack.connect()
     with sock:
         await send(sock, b"POST /v1/chat/completions HTTP/1.1\r\nHost: ", attack.over)
@@ -266,7 +266,7 @@ KINDS: dict[str, Callable[[Attack], Awaitable[str]]] = {
 
 
 async def upgrade(attack: Attack, sock: socket.socket, reader: Reader, path: str) -> str:
-    """Shakes hands; the status."""
+    """Shake hands for a WebSocket; the status."""
     lines = (
         f"GET {path} HTTP/1.1",
         f"Host: {attack.host}",
@@ -289,7 +289,7 @@ BOMB = b""
 
 
 async def play(plan: dict[str, Any]) -> None:
-    """All kinds of the plan at once, until the input says so."""
+    """Play all kinds of the plan at once, until the input says so."""
     attack = Attack(plan["base_url"])
     tasks = [
         asyncio.create_task(attack.keep(kind, KINDS[kind]))

@@ -79,7 +79,7 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What was seen of it."""
+    """What was measured of an attack."""
 
     scene: Scene
     base_bytes: int
@@ -94,7 +94,7 @@ class Outcome:
 
     @property
     def faults(self) -> list[str]:
-        """What should not have been."""
+        """List what should not have happened."""
         found = []
         if self.peak_bytes > self.scene.budget_mib * MIB:
             found.append("over the budget")
@@ -108,7 +108,7 @@ class Outcome:
 
 
 def main() -> int:
-    """Plays the scenes that were asked for, a row of the table each."""
+    """Play the scenes that were asked for, a row of the table each."""
     arguments = _arguments()
     outcomes = []
     print(_HEADING, flush=True)
@@ -127,7 +127,7 @@ def main() -> int:
 
 
 def play(scene: Scene) -> Outcome:
-    """One attack from beginning to end."""
+    """Play one attack from beginning to end."""
     with _mute_upstream() as silent, flood_upstream() as box, gateways() as start:
         toml = CONFIG.format(budget_mib=scene.budget_mib, box=box, silent=silent)
         gateway = start(toml)
@@ -164,7 +164,7 @@ def play(scene: Scene) -> Outcome:
 
 
 def _attack(gateway: Gateway, scene: Scene) -> tuple[int, dict[str, dict[str, int]]]:
-    """Lets the attackers loose; the highest level meanwhile, and what they were told."""
+    """Run the attackers; the highest level meanwhile, and the answers that they got."""
     level = 0
     plan = {"base_url": gateway.base_url, "clients": scene.clients}
     with _attackers(plan) as process:
@@ -201,7 +201,7 @@ def _attackers(plan: dict[str, Any]) -> Iterator[subprocess.Popen[str]]:
 
 @contextmanager
 def _mute_upstream() -> Iterator[str]:
-    """The URL of an upstream whose connections are made, by its kernel, and never read."""
+    """Give the URL of an upstream whose kernel takes connections that it never reads."""
     with socket.create_server(("127.0.0.1", 0), backlog=512) as sock:
         yield f"http://127.0.0.1:{sock.getsockname()[1]}"
 

@@ -1,4 +1,4 @@
-"""What one chunk costs in the core: framing and recording, without a socket in sight.
+"""Measures what one chunk costs in the core: framing and recording, without a socket in sight.
 
     python bench/chunk.py
 
@@ -55,14 +55,14 @@ def main() -> None:
 
 
 def frame(reads: Sequence[bytes]) -> None:
-    """Only the framing."""
+    """Run only the framing."""
     framer = SseFramer()
     for data in reads:
         framer.feed(data)
 
 
 def record(reads: Sequence[bytes]) -> None:
-    """A whole run, with its account in a ledger that has a limit."""
+    """Record a whole run, with its account in a ledger that has a limit."""
     ledger = Ledger(limit_bytes=1 << 30)
     account = ledger.open()
     run = Run(
@@ -85,13 +85,13 @@ def record(reads: Sequence[bytes]) -> None:
 
 
 def record_all(answers: Sequence[Sequence[bytes]]) -> None:
-    """Many short runs, one after the other."""
+    """Record many short runs, one after the other."""
     for answer in answers:
         record(answer)
 
 
 def best_s(work: Callable[[], object]) -> float:
-    """The shortest of some passes, in seconds."""
+    """Return the shortest of some passes, in seconds."""
     passes = []
     for _ in range(PASSES):
         started_s = time.perf_counter()

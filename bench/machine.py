@@ -32,7 +32,7 @@ class CoreTime:
 
 
 def memory(pid: int) -> Memory:
-    """The memory of one process. Costs it milliseconds: its page tables are walked."""
+    """Read the memory of one process. Costs it milliseconds: its page tables are walked."""
     try:
         status = _fields(PROC / str(pid) / "status")
         rollup = _fields(PROC / str(pid) / "smaps_rollup")
@@ -46,7 +46,7 @@ def memory(pid: int) -> Memory:
 
 
 def rss_bytes(pid: int) -> int:
-    """The resident memory of one process; cheap."""
+    """Read the resident memory of one process; cheap."""
     try:
         pages = int((PROC / str(pid) / "statm").read_text().split()[1])
     except (FileNotFoundError, ProcessLookupError):
@@ -55,7 +55,7 @@ def rss_bytes(pid: int) -> int:
 
 
 def cpu_s(pid: int) -> float:
-    """User and system time of one process, with that of the children it has waited for."""
+    """Read user and system time of one process and of the children it has waited for."""
     try:
         stat = (PROC / str(pid) / "stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -66,7 +66,7 @@ def cpu_s(pid: int) -> float:
 
 
 def descendants(pid: int) -> list[int]:
-    """The children of a process and theirs, parents first."""
+    """List the children of a process and theirs, parents first."""
     found: list[int] = []
     for children in (PROC / str(pid) / "task").glob("*/children"):
         try:
@@ -79,7 +79,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def core_time(cores: set[int]) -> CoreTime:
-    """What these cores have not done for anybody, and what the host took from them.
+    """Read for how long these cores were idle, and how long the host took them away.
 
     Idle time is used, and not the sum of what was done: the kernel measures it by the clock, while
     it guesses who was busy from who is found running at each tick, which misses work that is woken
@@ -95,7 +95,7 @@ def core_time(cores: set[int]) -> CoreTime:
 
 
 def _fields(path: Path) -> dict[str, int]:
-    """The lines "Name:   123 kB" of a file in /proc, in bytes."""
+    """Read the lines "Name:   123 kB" of a file in /proc, in bytes."""
     found = {}
     for line in path.read_text().splitlines():
         name, _, value = line.partition(":")

@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def table(played: list[Played]) -> str:
-    """One column a mode."""
+    """Write the table, one column a mode."""
     rows: list[tuple[str, list[str]]] = [
         (f"peak MiB, of a budget of {BUDGET_MIB}", [f"{p.peak_bytes / MIB:.0f}" for p in played]),
         ("peak after s", [f"{p.peak_at_s:.1f}" for p in played]),
@@ -73,7 +73,7 @@ def table(played: list[Played]) -> str:
 
 
 def steps(played: Played) -> str:
-    """What each step of relief did."""
+    """Say what each step of reclaiming did."""
     head = (
         f"{'step':>12} {'times':>6} {'runs':>6} {'promised':>10} {'freed MiB':>10} {'ms each':>8}"
     )

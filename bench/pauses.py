@@ -90,7 +90,7 @@ def main() -> int:
 
 
 def _gateway(stub: Stub, folder: Path, notes: Path, core: int) -> tuple[list[str], int, Path]:
-    """The command, its port and its log."""
+    """Return the gateway's command, its port and its log."""
     port = free_port()
     (folder / "port").write_text(str(port))
     (folder / "config.toml").write_text(f"""listen = "127.0.0.1:{port}"
@@ -119,7 +119,7 @@ def _fields(notes: Path) -> list[list[str]]:
 
 
 def _play(arguments: argparse.Namespace, folder: Path, core: int) -> list[tuple[str, float]]:
-    """What was done, and when it began; a last entry is the end of all."""
+    """Play the load; each phase and when it began, and the end of all as a last entry."""
     port = int((folder / "port").read_text())
     acts = []
 
@@ -175,7 +175,7 @@ def _get(port: int, path: str) -> bytes:
 
 
 def be_watchdog(notes: str, arguments: list[str]) -> int:
-    """A tidegate whose workers note their collections."""
+    """Run a tidegate whose workers note their collections."""
     from tidegate.cli.main import main as tidegate  # noqa: PLC0415  (each process loads its part)
     from tidegate.watchdog import start  # noqa: PLC0415
 
@@ -186,7 +186,7 @@ def be_watchdog(notes: str, arguments: list[str]) -> int:
 
 
 def be_worker(notes: str, arguments: list[str]) -> int:
-    """A worker that writes a line for every collection."""
+    """Run a worker that writes a line for every collection."""
     from tidegate.gateway import worker  # noqa: PLC0415
 
     file = os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)

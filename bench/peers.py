@@ -39,17 +39,17 @@ class Peer:
     sweep: list[str] | None = None  # the command that releases finished answers
 
     def workers(self) -> list[int]:
-        """The processes that relay."""
+        """Return the processes that relay."""
         return [] if self.pid is None else machine.descendants(self.pid)
 
     def cpu_s(self) -> float:
-        """Processor time of all its processes."""
+        """Read the processor time of all its processes, in seconds."""
         if self.pid is None:
             return 0.0
         return sum(machine.cpu_s(pid) for pid in (self.pid, *self.workers()))
 
     def rss_bytes(self) -> int:
-        """Resident memory of the processes that relay."""
+        """Read the resident memory of the processes that relay."""
         return sum(machine.rss_bytes(pid) for pid in self.workers())
 
 
@@ -58,13 +58,13 @@ Start = Callable[[Stub, int, Path], AbstractContextManager[Peer]]
 
 @contextmanager
 def start_direct(stub: Stub, core: int, folder: Path) -> Iterator[Peer]:
-    """Nothing in between: the harness measures itself."""
+    """Start nothing in between: the harness measures itself."""
     yield Peer(name="direct", port=stub.port)
 
 
 @contextmanager
 def start_nginx(stub: Stub, core: int, folder: Path) -> Iterator[Peer]:
-    """One worker, no buffering of answers, connections to the stub kept."""
+    """Start nginx: one worker, no buffering of answers, connections to the stub kept."""
     port = free_port()
     config = folder / "nginx.conf"
     # Root would otherwise hand the worker to a user who may not exist and cannot write here.
@@ -110,7 +110,7 @@ http {{
 
 @contextmanager
 def start_tidegate(stub: Stub, core: int, folder: Path) -> Iterator[Peer]:
-    """As people run it: every default, a token asked for, answers recorded, the guard acting."""
+    """Start tidegate as people run it: defaults, tokens, answers recorded, the guard acting."""
     from tidegate.config import tokens  # noqa: PLC0415  (the other peers run without tidegate)
 
     port = free_port()
@@ -144,7 +144,7 @@ STARTS: dict[str, Start] = {
 
 
 def why_missing(name: str) -> str | None:
-    """Why this peer cannot run here, or None."""
+    """Say why this peer cannot run here, or None."""
     if name == "nginx" and shutil.which("nginx") is None:
         return "nginx is not installed"
     if name == "tidegate" and not TIDEGATE.exists():
@@ -153,7 +153,7 @@ def why_missing(name: str) -> str | None:
 
 
 def free_port() -> int:
-    """A loopback port without a listener."""
+    """Find a loopback port without a listener."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -55,7 +55,7 @@ RATIOS = ["answers_per_s", "cpu_us_per_answer", "cpu_s_per_million_events"]
 
 
 def summarise(rounds: list[Round]) -> dict[str, dict[str, Round]]:
-    """Medians by workload and peer; errors are summed, for one is one too many."""
+    """Take medians by workload and peer; errors are summed, for one is one too many."""
     summary: dict[str, dict[str, Round]] = {}
     for workload, peer in dict.fromkeys((r["workload"], r["peer"]) for r in rounds):
         of_both = [r for r in rounds if r["workload"] == workload and r["peer"] == peer]
@@ -71,7 +71,7 @@ def summarise(rounds: list[Round]) -> dict[str, dict[str, Round]]:
 
 
 def table(workload: str, what: str, peers: dict[str, Round]) -> str:
-    """One workload, a line for each peer, and one that compares tidegate with nginx."""
+    """Write one workload: a line for each peer, and one that compares tidegate with nginx."""
     columns = {"W3": PACED, "M": MEMORY}.get(workload, SPEED)
     rows = [["", *(title for title, *_ in columns), "quiet"]]
     for peer, figures in peers.items():
@@ -98,7 +98,7 @@ def _medians(rounds: list[Round]) -> Round:
 
 
 def _compare(peers: dict[str, Round]) -> None:
-    """Adds what each peer adds to the delay without a gateway, and its ratios to nginx."""
+    """Add what each peer adds to the delay without a gateway, and its ratios to nginx."""
     direct, nginx = peers.get("direct"), peers.get("nginx")
     for name, figures in peers.items():
         if direct is not None and name != "direct" and "delay_p50_us" in figures:

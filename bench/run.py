@@ -80,7 +80,7 @@ def _present(names: list[str]) -> list[str]:
 def _measure_workload(
     name: str, peers: list[str], cores: Cores, wanted: int, seconds: float
 ) -> list[Round]:
-    """Rounds of one workload, the contenders in turn, until enough are quiet or too many noisy."""
+    """Play rounds of one workload, contenders in turn, until enough are quiet or too many noisy."""
     rounds: list[Round] = []
     contenders = [peer for peer in peers if not (name == "M" and peer == "direct")]
     for number in range(2 * wanted):

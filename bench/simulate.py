@@ -52,41 +52,41 @@ class Row:
 
     @property
     def weeks(self) -> float:
-        """How long all of them lived together."""
+        """Return how long all of them lived together."""
         return sum(told.hours for told in self.seeds) / WEEK_H
 
     @property
     def alarms(self) -> int:
-        """How often the owner would have been called."""
+        """Count how often the owner would have been called."""
         return sum(len(told.alarms_h) for told in self.seeds)
 
     @property
     def false_alarms(self) -> int:
-        """Those with no leak under way."""
+        """Count the alarms with no leak under way."""
         if not self.scenario.is_alarming:
             return self.alarms
         return sum(at_h < 0 for told in self.seeds for at_h in told.alarms_h)
 
     @property
     def detected_h(self) -> list[float | None]:
-        """Of each seed, how long after its beginning the leak was told."""
+        """Return, of each seed, how long after its beginning the leak was told."""
         if not self.scenario.is_alarming:
             return []
         return [next((h for h in told.alarms_h if h >= 0), None) for told in self.seeds]
 
     @property
     def recycles(self) -> int:
-        """Workers replaced on purpose, or by the system."""
+        """Count the workers that were replaced on purpose, or by the system."""
         return sum(told.recycles + len(told.kills) for told in self.seeds)
 
     @property
     def cut(self) -> int:
-        """Streams that ended with their worker."""
+        """Count the streams that ended with their worker."""
         return sum(told.cut for told in self.seeds)
 
 
 def main() -> int:
-    """Simulate, print the table and the promises."""
+    """Run the simulation, print the table and the promises."""
     arguments = _arguments()
     rows = _simulate(_jobs(quick=arguments.quick), arguments.processes)
     print(table(rows))
@@ -144,7 +144,7 @@ HEAD = ("scenario", "rule", "seeds", "weeks", "alarms", "false", "median h", "wo
 
 
 def table(rows: Iterable[Row]) -> str:
-    """Every scenario by every rule."""
+    """Write the table: every scenario by every rule."""
     lines = [HEAD, *(_cells(row) for row in rows)]
     widths = [max(len(line[n]) for line in lines) for n in range(len(HEAD))]
     return "\n".join(
@@ -175,7 +175,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def judge(rows: list[Row], *, quick: bool) -> Iterable[tuple[str, str | None]]:
-    """Each promise, and how it was broken, if it was."""
+    """Yield each promise, and how it was broken, if it was."""
     ours = [row for row in rows if row.rule == OURS]
     well = [row for row in ours if not row.scenario.is_alarming]
     weeks, false = sum(row.weeks for row in well), [r for r in ours if r.false_alarms]

@@ -52,13 +52,13 @@ def compile_tools() -> None:
 
 
 def pinned(core: int, *command: object) -> list[str]:
-    """The command as it is started: the process, and all that it starts, stays on this core."""
+    """Pin a command: the process, and all that it starts, stays on this core."""
     return ["taskset", "-c", str(core), *map(str, command)]
 
 
 @contextmanager
 def run_stub(core: int) -> Iterator[Stub]:
-    """A stub for the length of a block."""
+    """Run a stub for the length of a block."""
     command = pinned(core, BUILD / "stub", STUB_LIFE_S)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

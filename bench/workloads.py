@@ -1,4 +1,4 @@
-"""What is asked of each contender, and what is read while it answers.
+"""The workloads of each contender, and what is measured while it answers.
 
 A round is one workload on one fresh contender. Its figures are plain numbers in a dict, which
 goes into the report as it is. Bytes, seconds and microseconds are in the names.
@@ -55,7 +55,7 @@ class Workload:
 
 
 def workloads(window_s: float) -> dict[str, Workload]:
-    """Every workload but M, with a window of `window_s` (three times that where it is paced)."""
+    """Return every workload but M, with a window of `window_s` (three times that if paced)."""
     window_ms = int(window_s * 1000)
     paced_ms = 3 * window_ms
     # A stream begins in the first second and goes on until the window has closed.
@@ -94,7 +94,7 @@ class Look:
 
 
 def measure(workload: Workload, name: str, cores: Cores) -> Round:
-    """One round of a workload on a fresh contender."""
+    """Measure one round of a workload on a fresh contender."""
     looks: list[Look] = []
     with _start(name, cores) as (stub_pid, peer):
         idle_rss_bytes = peer.rss_bytes()
@@ -133,7 +133,7 @@ def measure(workload: Workload, name: str, cores: Cores) -> Round:
 
 
 def measure_memory(name: str, cores: Cores) -> Round:
-    """Workload M: idle, 1,000 streams that wait, a burst of 2,000 streams, and what comes back."""
+    """Measure M: idle, 1,000 streams that wait, a burst of 2,000 streams, and what comes back."""
     with _start(name, cores) as (_, peer):
         time.sleep(1.0)  # What a start leaves to be done has been done.
         assert peer.pid is not None
@@ -212,7 +212,7 @@ def _labels(workload: str, peer: Peer) -> Round:
 
 
 def _no_window(report: Round) -> Round:
-    """The load client gave up before its window closed."""
+    """Report that the load client gave up before its window closed."""
     return {"noisy": False, "errors": report["errors"], "first_error": report["first_error"]}
 
 
@@ -241,12 +241,12 @@ def _cost(report: Round, begin: Look, end: Look) -> Round:
 
 
 def _per(count: int, amount: float) -> float | None:
-    """None where there is no gateway, or nothing of the kind was counted."""
+    """Divide; None where there is no gateway, or nothing of the kind was counted."""
     return amount / count if count and amount else None
 
 
 def _noise(begin: Look, end: Look) -> Round:
-    """What others did meanwhile, as parts of one core, and what the host took from us."""
+    """Return what others did meanwhile, as parts of one core, and what the host took from us."""
     elapsed_s = end.at_s - begin.at_s
     ours_s = end.gateway_cpu_s - begin.gateway_cpu_s + end.harness_cpu_s - begin.harness_cpu_s
     idle_s = end.cores.idle_s - begin.cores.idle_s

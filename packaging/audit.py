@@ -37,7 +37,7 @@ def main() -> int:
 
 
 def audit(root: Path, known: dict[str, Any]) -> list[str]:
-    """What is wrong with the lock files and pyproject.toml in `root`, in words."""
+    """Find what is wrong with the lock files and pyproject.toml in `root`, in words."""
     wanted = tomllib.loads((root / "pyproject.toml").read_text())
     runtime, build, dev = (locks.read(root / path.name) for path in locks.ALL)
     asked = (
@@ -128,7 +128,7 @@ def _licences(locked: list[Locked], known: dict[str, str], accepted: list[str]) 
 
 
 def _stated_licence(each: Locked) -> str | None:
-    """What the installed package says in SPDX's words, if it is there in that version and does."""
+    """Return the licence that the installed package of that version states in SPDX, if any."""
     try:
         about = metadata.metadata(each.name)
     except metadata.PackageNotFoundError:

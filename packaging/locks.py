@@ -46,34 +46,34 @@ class Locked:
 
     @property
     def key(self) -> str:
-        """The name as the index spells it."""
+        """Return the name as the index spells it."""
         return normalized(self.name)
 
     @property
     def only_linux(self) -> bool:
-        """Whether a Mac goes without it."""
+        """Tell whether a Mac goes without it."""
         return self.marker == 'sys_platform == "linux"'
 
     @property
     def pin(self) -> str:
-        """Without its hashes."""
+        """Write it without its hashes."""
         marker = f"; {self.marker}" if self.marker else ""
         return f"{self.name}=={self.version}{marker}"
 
     def written(self) -> str:
-        """As it stands in a lock file."""
+        """Write it as in a lock file."""
         return (
             " \\\n    ".join([self.pin, *(f"--hash=sha256:{each}" for each in self.hashes)]) + "\n"
         )
 
 
 def normalized(name: str) -> str:
-    """A package's name as the index spells it."""
+    """Write a package's name as the index spells it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def read(path: Path = RUNTIME) -> list[Locked]:
-    """What a lock file pins. Raises LockError; whether there are hashes is the audit's question."""
+    """Read what a lock file pins. Raises LockError; that there are hashes is the audit's check."""
     found = []
     for line in _logical_lines(path.read_text()):
         if not line or line.startswith(("#", "-r ")):
@@ -86,7 +86,7 @@ def read(path: Path = RUNTIME) -> list[Locked]:
 
 
 def _locked(line: str) -> Locked | None:
-    """The pin on a whole line, if there is one and nothing else."""
+    """Read the pin on a whole line, if there is one and nothing else."""
     pin = PIN.match(line)
     if pin is None or HASH.sub("", line[pin.end() :]).strip():
         return None
@@ -99,7 +99,7 @@ def _logical_lines(text: str) -> list[str]:
 
 
 def rewrite(text: str, hashes: dict[str, tuple[str, ...]]) -> str:
-    """The text of a lock file with these hashes, by normalized name; comments stay."""
+    """Write the text of a lock file with these hashes, by normalized name; comments stay."""
     lines = []
     for line in _logical_lines(text):
         locked = _locked(line)
@@ -111,7 +111,7 @@ def rewrite(text: str, hashes: dict[str, tuple[str, ...]]) -> str:
 
 
 def ask_index(pins: list[str], form: str, *options: str) -> str:
-    """What `uv pip compile` makes of these pins: "requirements.txt" or "pylock.toml".
+    """Have `uv pip compile` resolve these pins: "requirements.txt" or "pylock.toml".
 
     Exits when that fails.
     """

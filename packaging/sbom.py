@@ -42,7 +42,7 @@ def main() -> int:
 
 
 def make() -> dict[str, Any]:
-    """The bill of materials of this tree."""
+    """Make the bill of materials of this tree."""
     project = tomllib.loads((locks.ROOT / "pyproject.toml").read_text())["project"]
     licences: dict[str, str] = tomllib.loads(KNOWN.read_text())["licences"]
     locked = locks.read(locks.RUNTIME)

@@ -16,7 +16,7 @@ BUDGETS = (128, 256, 1024)
 
 
 def judge() -> Iterable[tuple[str, str | None]]:
-    """Each promise, and how it was broken, if it was."""
+    """Yield each promise, and how it was broken, if it was."""
     for budget in BUDGETS:
         yield f"idle at {budget} MiB is level 0, also while recycled", idle(budget)
     yield "a clock gap kills no worker, whatever the fleet is at", naps()
@@ -32,7 +32,7 @@ def _world(name: str, *, budget: int = 256, habits: Habits = IDLE, runs: float =
 
 
 def _live(world: World, seconds: float, *, beats: bool = True) -> None:
-    """Real ticks, with or without the workers' heartbeats."""
+    """Run real ticks, with or without the workers' heartbeats."""
     for _ in range(int(seconds / TICK_S)):
         world.second(beats=beats)
 
@@ -80,7 +80,7 @@ def stalls() -> str | None:
 
 
 def crash_loop() -> str | None:
-    """A worker dies as it starts, and so does each that follows."""
+    """Have a worker die as it starts, and each that follows."""
     world = _world("crash loop")
     world.is_reachable = False
     world.crash("it began")
@@ -97,7 +97,7 @@ def crash_loop() -> str | None:
 
 
 def storm() -> str | None:
-    """Hundreds of clients come and go every few minutes, for two hours, near the top."""
+    """Have hundreds of clients come and go every few minutes, for two hours, near the top."""
     scenario = Scenario(name="storm", runs=150.0, hours=2.0, bursts_per_day=200.0, burst_runs=500.0)
     told = World(scenario, 0).run()
     if told.worst_level < 3:

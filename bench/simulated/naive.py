@@ -26,7 +26,7 @@ class FiveRises:
         self._rises = 0
 
     def sees(self, rss_bytes: int) -> bool:
-        """Whether that is an alarm."""
+        """Tell whether that is an alarm."""
         rose = self._last is not None and rss_bytes > self._last
         self._last = rss_bytes
         self._rises = self._rises + 1 if rose else 0
@@ -46,7 +46,7 @@ class PlainSlope:
         self._alarmed = False
 
     def sees(self, rss_bytes: int) -> bool:
-        """Whether that is an alarm."""
+        """Tell whether that is an alarm."""
         self._samples = [*self._samples, rss_bytes][-WINDOW:]
         former, self._alarmed = self._alarmed, False
         if len(self._samples) == WINDOW:

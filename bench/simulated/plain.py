@@ -18,7 +18,7 @@ from tidegate.core.settings import MIB
 
 
 def watched(scenario: Scenario, seed: int) -> dict[str, Told]:
-    """What the rules of growth would have said. They do not act; the system kills the worker."""
+    """Note what the rules of growth would say. They do not act; the system kills the worker."""
     rules = (FiveRises(), PlainSlope())
     told = {rule.name: Told(hours=scenario.hours) for rule in rules}
     chance = Random(f"{scenario.name} {seed}")
@@ -40,7 +40,7 @@ def watched(scenario: Scenario, seed: int) -> dict[str, Told]:
 
 
 def restarted(scenario: Scenario, seed: int) -> Told:
-    """Over a limit the worker is restarted, and what it was streaming is cut."""
+    """Restart the worker over a limit, which cuts what it was streaming."""
     told = Told(hours=scenario.hours)
     chance = Random(f"{scenario.name} {seed}")
     load = Load(scenario, chance)

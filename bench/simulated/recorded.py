@@ -34,7 +34,7 @@ class Recording:
 
 @cache
 def load(folder: Path = RECORDINGS) -> tuple[Recording, ...]:
-    """All that were recorded. Raises FileNotFoundError if there are none."""
+    """Load all recordings. Raises FileNotFoundError if there are none."""
     recordings: list[Recording] = []
     for path in sorted(folder.glob("*.json")):
         read = json.loads(path.read_text())
@@ -66,12 +66,12 @@ class Replayed(Worker):
 
     @property
     def ledger_bytes(self) -> int:
-        """What its runs accounted for at the last second played."""
+        """Return what its runs accounted for at the last second played."""
         return self._ledger_bytes
 
     @property
     def least(self) -> Pair:
-        """The least of either figure in the seconds played last."""
+        """Return the least of either figure in the seconds played last."""
         return self._least
 
     def _breathe(self, step_s: float) -> None:
@@ -92,7 +92,7 @@ class Replayed(Worker):
         self._least = Pair(least_bytes + leaked_bytes, least_bytes - min(unexplained))
 
     def _turn(self) -> None:
-        """To some minutes of any recording."""
+        """Turn to some minutes of any recording."""
         self._playing = playing = self._chance.choice(self._recordings)
         start, end = round(START_S / playing.period_s), len(playing.rss)
         length = round(self._chance.uniform(*BLOCK_S) / playing.period_s)

@@ -1,4 +1,4 @@
-"""What befalls a worker, by name. Healthy ones last a week a seed, the others as long as they need.
+"""The scenarios of a worker, by name. Healthy ones last a week a seed, others as long as needed.
 
 None is tuned to a rule: sizes are those of a home server (some runs at a time, some tens of MiB)
 and of one that is larger than most.
@@ -40,13 +40,13 @@ class Scenario:
     detect_within_h: float | None = None  # in every seed, of the leak's beginning
 
     def worker(self, chance: Random) -> Worker:
-        """A new one."""
+        """Make a new worker."""
         if self.is_recorded:
             return recorded.Replayed(self.habits, chance, recorded.load())
         return Worker(self.habits, chance)
 
     def shortened(self, hours: float) -> Scenario:
-        """The same for a while only."""
+        """Return the same scenario for a while only."""
         return replace(self, hours=min(self.hours, hours))
 
 
@@ -62,7 +62,7 @@ class Load:
         self._burst_until_h = 0.0
 
     def wanted(self, at_h: float, step_s: float) -> float:
-        """Mean number of runs wanted now: by the day, the mood of half an hour, and bursts."""
+        """Return the mean number of runs wanted now: by the day, the half hour, and bursts."""
         scenario, chance = self.scenario, self._chance
         turned = 1 - math.exp(-step_s / 1800.0)
         self._mood += -self._mood * turned + 0.35 * math.sqrt(turned) * chance.gauss(0.0, 1.0)
@@ -77,16 +77,16 @@ class Load:
         return scenario.runs * share * math.exp(self._mood) + burst
 
     def stepped(self, step_s: float) -> float:
-        """What is loaded for good in this step, nearly always nothing."""
+        """Return what is loaded for good in this step, nearly always nothing."""
         rate = self.scenario.steps_per_week * step_s / HOUR_S / WEEK_H
         return self.scenario.step * self._chance.uniform(0.3, 1.0) * (self._chance.random() < rate)
 
     def leaks(self, at_h: float) -> bool:
-        """Whether the worker leaks now."""
+        """Tell whether the worker leaks now."""
         return self.scenario.leaks and at_h >= self.leak_from_h
 
     def next_nap_h(self, at_h: float) -> tuple[float, float]:
-        """When the lid is closed next, and for how long."""
+        """Say when the lid is closed next, and for how long."""
         awake_h = self._chance.expovariate(1 / 5.0) + 0.1
         long = self._chance.random() < 0.4
         return at_h + awake_h, self._chance.uniform(6, 12) if long else self._chance.uniform(
@@ -95,7 +95,7 @@ class Load:
 
 
 def healthy() -> list[Scenario]:
-    """No alarm is right in any of these."""
+    """List the scenarios in which every alarm is wrong."""
     large = Habits(base=48, warm=30, warm_h=0.8, noise=2.0)
     return [
         Scenario(name="idle", runs=0.0, budget=128, habits=Habits(warm=2, noise=0.1)),
@@ -124,7 +124,7 @@ def healthy() -> list[Scenario]:
 
 
 def leaking() -> list[Scenario]:
-    """An alarm is right, but for the least of them."""
+    """List the scenarios in which an alarm is right, but for the smallest leak."""
     days = 4 * DAY_H
     return [
         Scenario(

@@ -69,7 +69,7 @@ class Worker:
         self._need = habits.base
 
     def advance(self, step_s: float, wanted: float, *, leaks: bool) -> None:
-        """Live through `step_s` with that many runs wanted by clients."""
+        """Advance by `step_s` with that many runs wanted by clients."""
         habits, chance = self.habits, self._chance
         self.age_s += step_s
         turned = 1 - exp(-step_s / RUN_S)
@@ -105,27 +105,27 @@ class Worker:
 
     @property
     def rss_bytes(self) -> int:
-        """Resident, in whole pages."""
+        """Return the resident memory, in whole pages."""
         return int(self._rss * MIB) // PAGE_BYTES * PAGE_BYTES
 
     @property
     def ledger_bytes(self) -> int:
-        """What its runs account for."""
+        """Return what its runs account for."""
         return int((self.live + self.finished) * MIB)
 
     @property
     def least(self) -> Pair:
-        """The least that its heartbeats told of either figure since it was advanced last."""
+        """Return the least of either figure in its heartbeats since it was advanced last."""
         return Pair(self.rss_bytes, self.ledger_bytes)
 
     @property
     def slack_bytes(self) -> int:
-        """Free in its heap."""
+        """Return what is free in its heap."""
         return int((self._rss - self._need) * MIB)
 
     @property
     def held_bytes(self) -> int:
-        """Beyond what it had when it became ready."""
+        """Return what it holds beyond what it had when it became ready."""
         return 0 if self.base_bytes is None else max(0, self.rss_bytes - self.base_bytes)
 
     def reclaim(self, steps: tuple[ReclaimStep, ...]) -> tuple[StepReport, ...]:

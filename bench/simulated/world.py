@@ -35,7 +35,7 @@ BEGIN_S = 1000.0  # a clock that begins at 0 hides mistakes
 
 @dataclass(kw_only=True)
 class Told:
-    """What one world came to."""
+    """The outcome of one world."""
 
     hours: float = 0.0
     alarms_h: list[float] = field(default_factory=list)  # since the leak began, or the start
@@ -77,7 +77,7 @@ class World:
         self.do(events.Begin())
 
     def run(self) -> Told:
-        """Live to the end of the scenario."""
+        """Run the scenario to its end."""
         end_s = BEGIN_S + self.scenario.hours * HOUR_S
         nap_h, nap_for_h = self.load.next_nap_h(0.0)
         while self.now_s < end_s and self.told.gave_up is None:
@@ -94,14 +94,14 @@ class World:
         return self.told
 
     def second(self, *, beats: bool = True) -> None:
-        """One tick of real time, with or without the workers' heartbeats."""
+        """Run one tick of real time, with or without the workers' heartbeats."""
         self._pass(TICK_S)
         if beats:
             self._hear()
         self.tick()
 
     def crash(self, reason: str, number: int | None = None) -> None:
-        """A worker's process is gone; without a number, the one that serves."""
+        """Crash a worker's process; without a number, the one that serves."""
         if number is None:
             number = next(n for n, worker in self.workers.items() if worker is self.serving)
         del self.workers[number]
@@ -109,12 +109,12 @@ class World:
 
     @property
     def at_h(self) -> float:
-        """Hours since the start."""
+        """Return the hours since the start."""
         return (self.now_s - BEGIN_S) / HOUR_S
 
     @property
     def serving(self) -> Worker | None:
-        """The worker that new runs go to."""
+        """Return the worker that new runs go to."""
         generation = self.fleet.in_state(life.GenerationState.SERVING)
         return self.workers.get(generation.number) if generation else None
 
@@ -133,7 +133,7 @@ class World:
         return effects
 
     def tick(self) -> None:
-        """What the watchdog does once a second."""
+        """Do what the watchdog does once a second."""
         if self._was_quiet:
             self._catch_up(self.now_s - TICK_S)
         self.do(events.Tick())
@@ -146,7 +146,7 @@ class World:
     # --- time passes ------------------------------------------------------------------------------
 
     def _is_quiet(self) -> bool:
-        """Whether a minute can pass in which there was nothing to decide."""
+        """Tell whether a minute can pass in which there was nothing to decide."""
         now, generations = self.policy_state, self.fleet.generations
         serving = self.serving
         if serving is None or len(generations) > 1 or self._reports:
@@ -158,7 +158,7 @@ class World:
         return serving.held_bytes < CALM_RATIO * spendable
 
     def _catch_up(self, now_s: float) -> None:
-        """As if the quiet time had been ticked second by second."""
+        """Catch up, as if the quiet time had been ticked second by second."""
         generations = tuple(replace(g, beat_s=now_s) for g in self.fleet.generations)
         self.fleet = replace(self.fleet, ticked_s=now_s, generations=generations)
         mark = levels.Watermark(former=self._reading(), read_s=now_s)  # level 0, no rise
@@ -177,7 +177,7 @@ class World:
         self.told.refused_h += step_s / HOUR_S * self._shed
 
     def _hear(self) -> bool:
-        """Heartbeats, readiness and ends. True: a bucket closed."""
+        """Take heartbeats, readiness and ends; True when a bucket closed."""
         serving, is_news = self.serving, False
         for number, worker in list(self.workers.items()):
             if worker.ready_s is None:

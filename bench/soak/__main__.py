@@ -56,13 +56,13 @@ class Plan:
 
     @property
     def window_s(self) -> float:
-        """Of which the least memory counts."""
+        """Return the length of a window, of which the least memory counts."""
         windows = min(MOST_WINDOWS, max(2, int(self.quarter_s / WINDOW_S)))
         return self.quarter_s / windows
 
 
 def plan(hours: float) -> Plan:
-    """Of the time, 15 % to warm up (a minute at least), 4 x 15 % measured, the rest harsh."""
+    """Divide the time: 15 % to warm up (a minute at least), 4 x 15 % measured, the rest harsh."""
     total_s = hours * 3600
     return Plan(
         warm_s=max(60.0, total_s * 0.15),
@@ -74,7 +74,7 @@ def plan(hours: float) -> Plan:
 
 
 def main() -> int:
-    """Soak, print, judge."""
+    """Run the soak, print it and judge it."""
     arguments = _arguments()
     if arguments.silence:
         return silence.main()
@@ -125,7 +125,7 @@ class Soak:
     exit_code: int | None = None
 
     async def play(self) -> None:
-        """Idle, warm-up, four measured quarters with a rest after each, the harsh act, the end."""
+        """Play idle, warm-up, four measured quarters with rests between, the harsh act, the end."""
         watching = asyncio.create_task(self.sampler.watch())
         try:
             self.idle = await self.sampler.rest("idle")
@@ -166,7 +166,7 @@ class Soak:
 
     @property
     def all_rests(self) -> list[Rest]:
-        """With the first and the last one, which are of other workers."""
+        """Return all rests, with the first and the last one, which are of other workers."""
         return [rest for rest in (self.idle, *self.rests, self.after) if rest is not None]
 
     def conclude(self) -> list[str]:
@@ -245,7 +245,7 @@ async def soak(arguments: argparse.Namespace, folder: Path, stem: Path) -> int:
 
 
 def _printer(every_s: float, load: Load) -> Callable[[Sample], None]:
-    """Prints a sample now and then."""
+    """Make a function that prints a sample now and then."""
     next_s = 0.0
 
     def show(sample: Sample) -> None:
@@ -258,7 +258,7 @@ def _printer(every_s: float, load: Load) -> Callable[[Sample], None]:
 
 
 def _keep(arguments: argparse.Namespace, stem: Path, whole: Soak) -> None:
-    """Everything that was seen, a picture of it, and the recording for the simulator."""
+    """Keep everything that was measured, a picture of it, and the recording for the simulator."""
     samples, happened = whole.sampler.samples, whole.faults.happened
     report.keep(stem.with_suffix(".json"), samples, whole.all_rests, happened)
     if samples:

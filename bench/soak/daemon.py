@@ -102,7 +102,7 @@ class Daemon:
         new.replace(self.config)
 
     def start(self) -> tuple[Gateway, str]:
-        """The process, ready, and a token for it."""
+        """Start the process and wait until it is ready; a token for it."""
         environment = {
             name: value
             for name, value in os.environ.items()

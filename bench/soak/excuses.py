@@ -15,19 +15,19 @@ class Excuses:
     _sweeps: list[tuple[float, float]] = field(default_factory=list)
 
     def kill(self, from_s: float, until_s: float) -> None:
-        """A worker died, or will be ended as hung, in this span."""
+        """Note that a worker died, or will be ended as hung, in this span."""
         self._add(self._kills, from_s, until_s)
 
     def sweep(self, from_s: float, until_s: float) -> None:
-        """Finished runs were released in this span."""
+        """Note that finished runs were released in this span."""
         self._add(self._sweeps, from_s, until_s)
 
     def killed(self, began_s: float, ended_s: float) -> bool:
-        """Whether a client that was there from then till then may have lost its worker."""
+        """Tell whether a client that was there from then till then may have lost its worker."""
         return _meets(self._kills, began_s, ended_s)
 
     def swept(self, began_s: float, ended_s: float) -> bool:
-        """Whether a run of that time may have been swept."""
+        """Tell whether a run of that time may have been swept."""
         return _meets(self._sweeps, began_s, ended_s)
 
     @staticmethod

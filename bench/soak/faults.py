@@ -1,4 +1,4 @@
-"""What goes wrong, and what people do to a daemon while it is busy.
+"""The faults of a soak, and what people do to a daemon while it is busy.
 
 Mild faults leave the worker alive and go on all the time, each kind in turn, in a random order.
 Harsh ones cost a worker; they have an act of their own, for while one worker's memory is measured
@@ -52,7 +52,7 @@ class Faults:
         self._task = asyncio.create_task(self._cause(every_s))
 
     async def rest(self) -> None:
-        """Cause none any more, and wait until the last one is over."""
+        """Stop causing faults, and wait until the last one is over."""
         self._is_on = False
         if self._task is not None:
             await self._task
@@ -69,7 +69,7 @@ class Faults:
             await self._one(name, MILD[name])
 
     async def harsh(self) -> None:
-        """Every harsh fault once, and service after each."""
+        """Cause every harsh fault once, and wait for service after each."""
         for name in self.dice.sample(list(HARSH), len(HARSH)):
             await self._one(name, HARSH[name])
             await self._wait_serving()
@@ -93,18 +93,18 @@ class Faults:
     # --- what faults are made of ---------------------------------------------------------------
 
     async def command(self, *arguments: str) -> None:
-        """`tidegate ARGUMENTS`, as a person types it."""
+        """Run `tidegate ARGUMENTS`, as people type it."""
         done = await asyncio.to_thread(self.gateway.command, *arguments)
         if done.returncode and BUSY not in done.stderr:
             self.refused.append(f"tidegate {' '.join(arguments)}: {done.stderr.strip()[-200:]}")
 
     async def worker_pid(self) -> int | None:
-        """The serving worker, if there is one."""
+        """Return the serving worker's process id, if there is one."""
         worker = (await asyncio.to_thread(self.gateway.status))["worker"]
         return int(worker["pid"]) if worker else None
 
     async def kill(self, pid: int | None) -> None:
-        """kill -9."""
+        """Send SIGKILL."""
         now_s = time.monotonic()
         self.excuses.kill(now_s, now_s + NOTICED_S)
         if pid is not None:
@@ -112,7 +112,7 @@ class Faults:
                 os.kill(pid, signal.SIGKILL)
 
     async def stop_for(self, seconds: float, *pids: int | None) -> None:
-        """SIGSTOP, and SIGCONT after a while."""
+        """Send SIGSTOP, and SIGCONT after a while."""
         known = [pid for pid in pids if pid is not None]
         for pid in known:
             os.kill(pid, signal.SIGSTOP)

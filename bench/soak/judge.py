@@ -71,11 +71,11 @@ class Tolerance:
     plus: int
 
     def allows(self, first: float, last: float) -> bool:
-        """Whether `last` is still no growth."""
+        """Tell whether `last` is still no growth."""
         return last <= self.limit(first)
 
     def limit(self, first: float) -> float:
-        """The largest last value that is no growth."""
+        """Return the largest last value that is no growth."""
         return first * (1 + self.share) + self.plus
 
 
@@ -104,12 +104,12 @@ class Verdict:
 
     @property
     def is_good(self) -> bool:
-        """Whether it has not grown."""
+        """Tell whether it has not grown."""
         return self.why_not is None and bool(self.values) and self.values[-1] <= self.limit
 
 
 def judge(samples: list[Sample], rests: list[Rest], window_s: float) -> list[Verdict]:
-    """Everything that must not grow, with what was found. `rests` are of one generation."""
+    """Judge everything that must not grow. `rests` are of one generation."""
     measured = [sample for sample in samples if sample.quarter is not None]
     return [
         _grown(
@@ -146,7 +146,7 @@ def judge(samples: list[Sample], rests: list[Rest], window_s: float) -> list[Ver
 
 
 def judge_end(before: Rest, after: Rest) -> list[Verdict]:
-    """Has the end, after workers came and went, given everything back that the start had?
+    """Judge whether the end, after workers came and went, holds no more than the start.
 
     They are different workers, so their memory is not compared; the watchdog is the same one.
     """
@@ -170,7 +170,7 @@ def judge_end(before: Rest, after: Rest) -> list[Verdict]:
 
 
 def minima(points: list[tuple[float, float]], window_s: float) -> list[float]:
-    """The least value of each window; the first one begins with the first point."""
+    """Return the least value of each window; the first one begins with the first point."""
     began_s = points[0][0]
     windows = groupby(points, key=lambda point: (point[0] - began_s) // window_s)
     return [min(value for _, value in window) for _, window in windows]
@@ -179,7 +179,7 @@ def minima(points: list[tuple[float, float]], window_s: float) -> list[float]:
 def _quarters(
     points: list[tuple[float, int | None, int | None]], window_s: float
 ) -> tuple[float, ...]:
-    """For each quarter the median of its windows' minima; () if one of them has no values."""
+    """Return each quarter's median of its windows' minima; () if one of them has no values."""
     found = []
     for quarter in range(QUARTERS):
         of_it = [(at_s, float(v)) for at_s, q, v in points if q == quarter and v is not None]
@@ -199,7 +199,7 @@ def _grown(
 
 
 def _none_of(what: str, values: tuple[float, ...], unit: str) -> Verdict:
-    """0 each time, not only the last."""
+    """Require 0 each time, not only the last."""
     if not values:
         return Verdict(what=what, values=values, limit=0.0, unit=unit, why_not="not measured")
     why_not = "it was not 0 each time" if any(values) else None
@@ -207,7 +207,7 @@ def _none_of(what: str, values: tuple[float, ...], unit: str) -> Verdict:
 
 
 def _same_worker(measured: list[Sample]) -> Verdict:
-    """The quarters are comparable only if one and the same worker lived through them."""
+    """Require that one and the same worker lived through the quarters: else none is comparable."""
     numbers = sorted({s.generation for s in measured if s.generation is not None})
     lost = f"worker {numbers[0]} did not live through it" if len(numbers) > 1 else None
     return Verdict(
@@ -224,7 +224,7 @@ def _of(rests: list[Rest], name: str) -> tuple[float, ...]:
 
 
 def _present(values: tuple[float | None, ...]) -> tuple[float, ...]:
-    """All of them, or none if one is missing."""
+    """Return all of them, or none if one is missing."""
     return tuple(value for value in values if value is not None) if None not in values else ()
 
 

@@ -18,7 +18,7 @@ PIECES_PER_S = 4
 
 
 def main() -> int:
-    """Be the watchdog or a worker, as the second argument says."""
+    """Run as the watchdog or a worker, as the second argument says."""
     rate, *rest = sys.argv[1:]
     if rest[0] == "worker":
         from tidegate.gateway import worker  # noqa: PLC0415  (each process loads its own part)

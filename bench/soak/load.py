@@ -80,19 +80,19 @@ class Load:
 
     @property
     def playing(self) -> int:
-        """How many are there."""
+        """Return how many clients there are."""
         return len(self._players)
 
     @property
     def by_end(self) -> Counter[str]:
-        """How often each kind of end was seen."""
+        """Count how often each kind of end was seen."""
         ends: Counter[str] = Counter()
         for (_, end), count in self.outcomes.items():
             ends[end] += count
         return ends
 
     async def _enter(self) -> None:
-        """A player every 1 / rate seconds; who would be too late is left out, not made up for."""
+        """Start a player every 1 / rate seconds; a late one is left out, not made up for."""
         names, weights = list(PLAYERS), [weight for weight, _ in PLAYERS.values()]
         while self._is_on:
             if len(self._players) < MOST_AT_ONCE:
@@ -163,7 +163,7 @@ class Load:
             await stream.close()
 
     def judge(self, stream: Stream) -> str:
-        """How an answer ended that was read to its end."""
+        """Judge how an answer ended that was read to its end."""
         self.statuses[stream.status] += 1
         run, size = stream.headers.get("x-run-id"), len(stream.body)
         _last_seen.set(f"{stream.status} {run} {size} bytes ...{bytes(stream.body[-200:])!r}")
@@ -177,7 +177,7 @@ class Load:
 
 
 def how_it_ended(tail: bytes) -> str:
-    """What the last bytes of a stream that had a clean end say of the answer."""
+    """Say how the answer ended, by the last bytes of a stream that had a clean end."""
     if b"data: [DONE]" in tail:
         return WHOLE
     last = parse_events(tail[tail.find(b"data:") :])[-1:]
@@ -192,7 +192,7 @@ def how_it_ended(tail: bytes) -> str:
 
 
 def reads(*models: str, stream: bool = True) -> Player:
-    """Asks one of these models and reads to the end."""
+    """Ask one of these models and read to the end."""
 
     async def play(load: Load) -> str:
         return await load.finish(await load.chat(load.dice.choice(models), stream=stream))
@@ -201,7 +201,7 @@ def reads(*models: str, stream: bool = True) -> Player:
 
 
 async def counts(load: Load) -> str:
-    """Reads a paced answer and sees that no event is missing or comes twice."""
+    """Read a paced answer and check that no event is missing or comes twice."""
     stream = await load.chat("box/numbered:40:25")
     end = await load.finish(stream)
     if stream.status != 200:
@@ -211,7 +211,7 @@ async def counts(load: Load) -> str:
 
 
 async def vanishes(load: Load) -> str:
-    """Is killed after a few events."""
+    """Vanish after a few events."""
     stream = await load.chat(load.dice.choice(["box/stuck:200", "two/bulk:2000", "both"]))
     try:
         await stream.read_events(load.dice.randint(1, 30))
@@ -221,7 +221,7 @@ async def vanishes(load: Load) -> str:
 
 
 async def vanishes_at_once(load: Load) -> str:
-    """Is killed before the head of the answer."""
+    """Vanish before the head of the answer."""
     stream = await load.chat("box/wait:1000")
     await asyncio.sleep(load.dice.random() * 0.2)
     await stream.vanish()
@@ -229,7 +229,7 @@ async def vanishes_at_once(load: Load) -> str:
 
 
 async def never_reads(load: Load) -> str:
-    """Stays connected and reads nothing, for longer than it is waited for."""
+    """Stay connected and read nothing, for longer than it is waited for."""
     stream = await load.chat("two/bulk:3000", receive_buffer=16 * 1024)
     await asyncio.sleep(5)
     await stream.vanish()
@@ -237,7 +237,7 @@ async def never_reads(load: Load) -> str:
 
 
 async def reads_slowly(load: Load) -> str:
-    """Lags behind, and is served at its own pace."""
+    """Read slowly, and expect to be served at that pace."""
     stream = await load.chat("two/bulk:1000", receive_buffer=16 * 1024)
     try:
         async for _ in stream.pieces():
@@ -248,7 +248,7 @@ async def reads_slowly(load: Load) -> str:
 
 
 async def comes_back(load: Load) -> str:
-    """Goes while the answer is written on, and comes back for the rest of it."""
+    """Leave while the answer goes on, and come back for the rest of it."""
     stream = await load.chat("box/numbered:60:20", x_on_disconnect="continue")
     try:
         await stream.head()
@@ -273,7 +273,7 @@ async def comes_back(load: Load) -> str:
 
 
 async def never_comes_back(load: Load) -> str:
-    """Asks for an answer to be kept, and forgets it."""
+    """Ask for an answer to be kept, and forget it."""
     stream = await load.chat("box/numbered:30:20", x_on_disconnect="continue")
     try:
         await stream.read_events(3)
@@ -283,7 +283,7 @@ async def never_comes_back(load: Load) -> str:
 
 
 async def cancels(load: Load) -> str:
-    """Ends the run itself, and is told so."""
+    """Cancel the run, and read the confirmation."""
     stream = await load.chat(load.dice.choice(["box/stuck:100", "box/numbered:200:20"]))
     await stream.read_events(3)
     if stream.status == 200 and not stream.over:
@@ -294,12 +294,12 @@ async def cancels(load: Load) -> str:
 
 
 async def sends_much(load: Load) -> str:
-    """A request of 2 MB, as one with pictures is."""
+    """Send a request of 2 MB, as one with pictures is."""
     return await load.finish(await load.chat("box/ok", padding="x" * 2_000_000))
 
 
 async def sends_too_much(load: Load) -> str:
-    """A request above the limit; it may be refused while it is still being sent."""
+    """Send a request above the limit; it may be refused while it is still being sent."""
     stream = await load.chat("box/ok", padding="x" * 5_000_000)
     try:
         return await load.finish(stream)
@@ -308,25 +308,25 @@ async def sends_too_much(load: Load) -> str:
 
 
 async def has_no_right(load: Load) -> str:
-    """A token that is not known."""
+    """Send a token that is not known."""
     body = chat_body("box/ok")
     stream = await load.open("/v1/chat/completions", body, authorization="Bearer tg-unknown")
     return await load.finish(stream)
 
 
 async def asks_nonsense(load: Load) -> str:
-    """A body that is no request."""
+    """Send a body that is no request."""
     return await load.finish(await load.open("/v1/chat/completions", [1, 2, 3]))
 
 
 async def looks_around(load: Load) -> str:
-    """Lists, as a dashboard does."""
+    """List runs and models, as a dashboard does."""
     path = load.dice.choice(["/v1/runs", "/v1/models", "/healthz", "/readyz"])
     return await load.finish(await load.open(path))
 
 
 async def talks_garbage(load: Load) -> str:
-    """Bytes that are no HTTP, or half a head and then nothing."""
+    """Send bytes that are no HTTP, or half a head and then nothing."""
     stream = await load.open("/healthz")
     await stream.read_all()
     stream.writer.write(load.dice.choice([b"\x16\x03\x01 nothing\r\n\r\n", b"POST /v1/chat HTTP"]))

@@ -81,7 +81,7 @@ def _panel(axis: Axes, samples: list[Sample], title: str, *curves: Curve) -> Non
 
 
 def _shade(axis: Axes, samples: list[Sample]) -> None:
-    """The ground is grey where the quarters are."""
+    """Shade the ground where the quarters are."""
     for quarter, during in groupby(samples, key=lambda sample: sample.quarter):
         if quarter is not None:
             at = [sample.at_s / 60 for sample in during]

@@ -1,4 +1,4 @@
-"""What is printed, and what is kept: a line now and then, tables at the end, a recording."""
+"""Prints and keeps a soak: a line now and then, tables at the end, a recording."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _VARIABLE = re.compile(r"run_[0-9a-f]+|/[\w./-]*soak-[\w./-]*|\b\d[\d.]*\b")
 
 
 def line(sample: Sample, players: int) -> str:
-    """One moment."""
+    """Write the line of one moment."""
     return LINE.format(
         clock(sample.at_s),
         _or_dash(sample.generation),
@@ -41,7 +41,7 @@ def line(sample: Sample, players: int) -> str:
 
 
 def rests_table(rests: list[Rest]) -> str:
-    """What was held in each moment without load."""
+    """Write the table of what was held in each moment without load."""
     form = "{:>8} {:<18} {:>4} {:>9} {:>7} {:>9} {:>4} {:>7} {:>6} {:>9} {:>4} {:>6}"
     head = form.format(
         "time", "", "gen", "rss MiB", "ledger", "runs held", "fds", "threads", "tasks",
@@ -68,7 +68,7 @@ def rests_table(rests: list[Rest]) -> str:
 
 
 def verdicts_table(verdicts: list[Verdict]) -> str:
-    """What was judged, by quarters or rests, and the limit of the last one."""
+    """Write the table of what was judged, by quarters or rests, and the limit of the last one."""
     rows = []
     for verdict in verdicts:
         values = "  ".join(figure(value, verdict.unit) for value in verdict.values)
@@ -79,7 +79,7 @@ def verdicts_table(verdicts: list[Verdict]) -> str:
 
 
 def outcomes_table(load: Load) -> str:
-    """How every client's story ended."""
+    """Write the table of how every client's story ended."""
     ends = load.by_end
     lines = [f"{count:>8} {end}" for end, count in ends.most_common()]
     lines += [f"{ends[end]:>8} {end}" for end in BROKEN if end not in ends]
@@ -88,7 +88,7 @@ def outcomes_table(load: Load) -> str:
 
 
 def players_table(load: Load) -> str:
-    """How each kind of client fared."""
+    """Write the table of how each kind of client fared."""
     names = sorted({name for name, _ in load.outcomes})
     rows = []
     for name in names:
@@ -99,7 +99,7 @@ def players_table(load: Load) -> str:
 
 
 def read_log(log: Path) -> tuple[list[str], Counter[str]]:
-    """Lines that must not be there, and how often each kind of warning and error is."""
+    """Find lines that must not be there, and count each kind of warning and error."""
     troubles: list[str] = []
     loud: Counter[str] = Counter()
     with log.open("rb") as lines:
@@ -113,7 +113,7 @@ def read_log(log: Path) -> tuple[list[str], Counter[str]]:
 
 
 def recording(samples: list[Sample], about: str) -> dict[str, Any]:
-    """The pairs of the worker that lived longest, a second apart.
+    """Return the pairs of the worker that lived longest, a second apart.
 
     Where a sample is missing, for we had stopped the worker, the former one stands: its memory
     did not move either.
@@ -140,7 +140,7 @@ def recording(samples: list[Sample], about: str) -> dict[str, Any]:
 
 
 def keep(path: Path, samples: list[Sample], rests: list[Rest], happened: list[Any]) -> None:
-    """Everything that was seen, for a look at it afterwards."""
+    """Keep everything that was measured, for a look at it afterwards."""
     seen = {
         "samples": [asdict(sample) for sample in samples],
         "rests": [asdict(rest) for rest in rests],

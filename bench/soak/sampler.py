@@ -39,11 +39,11 @@ class Sampler:
 
     @property
     def now_s(self) -> float:
-        """Since the soak began."""
+        """Return the seconds since the soak began."""
         return time.monotonic() - self.began_s
 
     async def watch(self) -> None:
-        """A sample at every full period, until cancelled; none while it does not answer."""
+        """Take a sample at every full period, until cancelled; none while it does not answer."""
         while True:
             await asyncio.sleep(PERIOD_S - self.now_s % PERIOD_S)
             try:
@@ -54,7 +54,7 @@ class Sampler:
             self.on_sample(self.samples[-1])
 
     def look(self) -> Sample:
-        """One sample. Blocks for as long as the watchdog and the worker take."""
+        """Take one sample. Blocks for as long as the watchdog and the worker take."""
         status = self.gateway.status()
         worker = status["worker"]
         metrics = self._metrics()
@@ -80,7 +80,7 @@ class Sampler:
         )
 
     def _metrics(self) -> dict[str, int]:
-        """What the worker says of itself, name and label in one key; {} if it says nothing."""
+        """Read the worker's metrics, name and label in one key; {} if it says nothing."""
         asked = http.client.HTTPConnection("127.0.0.1", self.gateway.port, timeout=ANSWER_LIMIT_S)
         try:
             asked.request("GET", "/metrics", headers={"Authorization": f"Bearer {self.token}"})
@@ -130,7 +130,7 @@ class Sampler:
         )
 
     async def _wait_quiet(self, started_s: float) -> dict[str, int]:
-        """Polls until a heartbeat from after the start says that all is gone; what is not."""
+        """Poll until a heartbeat from after the start says that all is gone; what is not."""
         while True:
             status = await asyncio.to_thread(self.gateway.status)
             held = _held(status)
@@ -142,7 +142,7 @@ class Sampler:
             await asyncio.sleep(0.3)
 
     def _tasks(self, generation: int | None) -> int | None:
-        """How many tasks the worker has: a bundle of evidence says so."""
+        """Read how many tasks the worker has, from a bundle of evidence."""
         try:
             path = Path(self.gateway.ask("bundle")["path"])
             inside = json.loads(path.read_bytes())["workers"][f"worker {generation}"]
@@ -166,7 +166,7 @@ def _held(status: dict[str, Any]) -> dict[str, int]:
 
 
 def _of(worker: dict[str, Any] | None, ask: Callable[[int], int]) -> int | None:
-    """What /proc says of the worker; None when it has just gone."""
+    """Read what /proc says of the worker; None when it has just gone."""
     try:
         return ask(worker["pid"]) if worker else None
     except (OSError, psutil.Error):

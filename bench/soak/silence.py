@@ -45,7 +45,7 @@ const client = new OpenAI({ baseURL: process.argv[1], apiKey: "none" });
 
 
 def main(silence_s: int = SILENCE_S) -> int:
-    """Waits, prints what each client had, and says whether it was all."""
+    """Wait, print what each client had, and say whether it was all."""
     models = {"before": f"wait:{silence_s * 1000}", "middle": f"gap:{silence_s * 1000}"}
     upstream = ScriptedUpstream().start()
     try:
@@ -82,7 +82,7 @@ async def _ask_all(base_url: str, models: dict[str, str]) -> dict[str, tuple[boo
 
 
 async def _node(base_url: str, model: str) -> tuple[bool, str]:
-    """The official client for Node; it needs the package openai in NODE_PATH or .venv/node."""
+    """Start the official client for Node; it needs `openai` in NODE_PATH or .venv/node."""
     modules = Path(sys.prefix) / "node" / "node_modules"
     environ = {"NODE_PATH": str(modules), **os.environ}
     process = await asyncio.create_subprocess_exec(

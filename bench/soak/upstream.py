@@ -28,7 +28,7 @@ class Upstream:
 
     @property
     def url(self) -> str:
-        """Its base URL."""
+        """Return the upstream's base URL."""
         return f"http://127.0.0.1:{self.port}"
 
     def _start(self) -> None:
@@ -41,7 +41,7 @@ class Upstream:
         self.port = int(self._process.stdout.readline())
 
     def kill(self) -> None:
-        """As if the computer had been unplugged."""
+        """Kill it, as if the computer had been unplugged."""
         self._process.kill()
         self._process.wait(10)
         for pipe in (self._process.stdin, self._process.stdout):
@@ -49,15 +49,15 @@ class Upstream:
                 pipe.close()
 
     def start_again(self) -> None:
-        """After `kill`, on the same port."""
+        """Start it after `kill`, on the same port."""
         self._start()
 
     def stall(self) -> None:
-        """It accepts and answers nothing; what has begun stands still."""
+        """Have it accept and answer nothing; what has begun stands still."""
         self._process.send_signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
-        """After `stall`."""
+        """Have it answer again after `stall`."""
         self._process.send_signal(signal.SIGCONT)
 
 

@@ -90,7 +90,7 @@ def main() -> int:
 
 
 def _version() -> str:
-    """As Debian orders versions: 1.0rc1 comes before 1.0."""
+    """Write a version as Debian orders them: 1.0rc1 comes before 1.0."""
     text = (ROOT / "daemon/tidegate/__init__.py").read_text()
     found = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
     assert found, "daemon/tidegate/__init__.py has no __version__"
@@ -184,7 +184,7 @@ def _debian_changelog(version: str) -> str:
 
 
 def _copyright(site: Path) -> str:
-    """Whose work it is, by the machine-readable form of Debian; each licence text is shipped."""
+    """Write Debian's machine-readable copyright file; each licence text is shipped."""
     parts = [
         "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\n"
         "Upstream-Name: tidegate\n"
@@ -221,7 +221,7 @@ def _copyright(site: Path) -> str:
 
 
 def _tops(site: Path, info: Path) -> Iterable[str]:
-    """The entries of the directory that belong to a package, as its top_level.txt has them."""
+    """List the entries of the directory that belong to a package, by its top_level.txt."""
     yield f"{info.name}/*"
     listed = info / "top_level.txt"
     name = info.name.split("-")[0]
@@ -233,7 +233,7 @@ def _tops(site: Path, info: Path) -> Iterable[str]:
 
 
 def _licence(about: email.message.Message) -> str:
-    """Its short name, as the package itself tells it."""
+    """Return a licence's short name, as the package itself states it."""
     if stated := about["License-Expression"]:
         return str(stated).replace(" AND ", " and ").replace(" OR ", " or ")
     kinds = [c for c in about.get_all("Classifier", []) if c.startswith("License ::")]
@@ -286,7 +286,7 @@ def _control(tree: Path, version: str, architecture: str, python: str, site: Pat
 
 
 def _depends(python: str, site: Path) -> list[str]:
-    """The interpreter that the C extensions are for, and the C library they were linked with."""
+    """Return the interpreter of the C extensions, and the C library they were linked with."""
     minor = _minor(python)
     major, number = map(int, minor.split("."))
     tags = "\n".join(file.read_text() for file in site.glob("*.dist-info/WHEEL"))

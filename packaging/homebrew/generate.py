@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def pins() -> dict[str, Locked]:
-    """What `make run` installs, by names as the index spells them."""
+    """Return what `make run` installs, by names as the index spells them."""
     return {each.key: each for each in locks.read(locks.RUNTIME)}
 
 
