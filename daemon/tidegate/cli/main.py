@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _have_standard_streams() -> None:
-    """Where descriptor 0, 1 or 2 was closed (`2>&-`), let it be /dev/null.
+    """Open /dev/null in place of descriptor 0, 1 or 2 where that was closed (`2>&-`).
 
     Else the next socket that is opened would get the number, and what is meant for a terminal or
     the log would go to the program at its other end.

@@ -46,7 +46,7 @@ def command_line() -> argparse.ArgumentParser:
     run.add_argument(
         "--park",
         action="store_true",
-        help="on a bad config stay up, say why on every route, and serve once it is mended",
+        help="on a bad config stay up, say why on every route, and serve once it is fixed",
     )
     verb("start", "serve in the background, on a machine without a service manager")
     verb("stop", "finish the answers in flight and stop")

@@ -16,13 +16,13 @@ from tidegate.managers import sockets
 def check_ports(
     addresses: list[str],
     held: Collection[str] | None,
-    who: Callable[[int], Neighbour | None] = who_listens,
+    holder_of: Callable[[int], Neighbour | None] = who_listens,
 ) -> Iterator[Problem]:
     """Check every address; `held` is where the running tidegate listens, None without one."""
     for address in addresses:
         if held is not None and _is_held(address, held):
             continue
-        problem = _try(address, who)
+        problem = _try(address, holder_of)
         if problem is not None:
             yield problem
         elif held is not None and not address.endswith(":0"):
@@ -46,7 +46,7 @@ def _is_held(address: str, held: Collection[str]) -> bool:
         return False
 
 
-def _try(address: str, who: Callable[[int], Neighbour | None]) -> Problem | None:
+def _try(address: str, holder_of: Callable[[int], Neighbour | None]) -> Problem | None:
     """Bind the address for a moment, as tidegate would."""
     if address.startswith("unix:"):
         return None  # one that is left over is replaced at the start
@@ -55,12 +55,12 @@ def _try(address: str, who: Callable[[int], Neighbour | None]) -> Problem | None
     except sockets.BadAddress as error:
         return finding("config-bad", str(error), "correct `listen` in the config", address)
     except sockets.ListenError as error:
-        return _explain(address, error, who)
+        return _explain(address, error, holder_of)
     return None
 
 
 def _explain(
-    address: str, error: sockets.ListenError, who: Callable[[int], Neighbour | None]
+    address: str, error: sockets.ListenError, holder_of: Callable[[int], Neighbour | None]
 ) -> Problem:
     cause = error.__cause__
     number = cause.errno if isinstance(cause, OSError) else None
@@ -78,7 +78,7 @@ def _explain(
             "use a port above 1023, or: tidegate service install --socket",
             address,
         )
-    holder = who(int(address.rpartition(":")[2]))
+    holder = holder_of(int(address.rpartition(":")[2]))
     if (holder is None and says_tidegate(address)) or (holder is not None and holder.name == OURS):
         process = f", process {holder.pid}" if holder else ", of another user"
         return finding(

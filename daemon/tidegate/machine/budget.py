@@ -1,7 +1,7 @@
 """Finds how much memory we may use, and what sets the limit.
 
 The smallest of what the configuration, the control groups above us and the resource limits allow.
-At home there is usually no limit at all; then the budget is an explicit number, said aloud in
+At home there is usually no limit at all; then the budget is an explicit number, shown in
 the log and in `tidegate status`: 1 GiB, or a quarter of a smaller machine.
 
 Nothing that a file says can make this fail: what is not understood is left out, with the reason.

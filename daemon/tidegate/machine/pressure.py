@@ -5,7 +5,7 @@ for memory), macOS's pressure level, and a signal: systemd's memory-pressure pro
 one a trigger of our own. Figures and level are read on every sample; a signal becomes
 readable between two samples, and its receiver remembers it for as long as it should count.
 
-Pressure is no ratio of our budget, and a neighbour may be the cause of it.
+Pressure is not a ratio of our budget, and another process may be its cause.
 """
 
 from __future__ import annotations

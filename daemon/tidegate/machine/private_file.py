@@ -27,7 +27,7 @@ class UnreadableFile(Exception):
 def read(path: Path, *, max_bytes: int, private: bool) -> bytes:
     """Read the content of a regular file of at most `max_bytes`.
 
-    `private` refuses a file that anybody but its owner may touch, or that is neither ours nor
+    `private` refuses a file that another user than its owner may touch, or that is neither ours nor
     read by root. Raises FileNotFoundError when there is none, else UnreadableFile.
     """
     try:

@@ -2,7 +2,7 @@
 
 `Systemd` and `Launchd` are the two; `find` says which of them is here. A manager is asked and
 never guessed: what it has loaded governs, not the file that lies beside it. Whatever goes wrong
-is a ManagerError with a sentence for a person.
+is a ManagerError with a sentence for people.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Manager(Protocol):
 
     @property
     def name(self) -> str:
-        """ "systemd" or "launchd"."""
+        """Return "systemd" or "launchd"."""
 
     @property
     def scope(self) -> Scope:

@@ -27,7 +27,7 @@ class FileChange(Enum):
     NEW = "new"
     NONE = "none"
     OURS = "ours"  # replaces what a version of tidegate wrote
-    THEIRS = "theirs"  # replaces what a person wrote or changed
+    THEIRS = "theirs"  # replaces what the owner wrote or changed
 
 
 class WriteError(Exception):
@@ -115,7 +115,7 @@ def keep(path: Path) -> Path:
 
 
 def remove(path: Path) -> Path | None:
-    """Remove what we wrote; what a person changed is kept, and its new name returned.
+    """Remove what we wrote; what the owner changed is kept, and its new name returned.
 
     Raises WriteError.
     """

@@ -255,7 +255,7 @@ def test_what_is_not_installed_cannot_be_started(mac: Mac) -> None:
     for verb in ("start", "stop", "restart"):
         code, _, err = mac(verb)
         assert code == 69
-        assert "knows no tidegate; run: `tidegate service install" in err
+        assert "has no tidegate service; run: `tidegate service install" in err
     assert mac("uninstall")[0] == 0
 
 

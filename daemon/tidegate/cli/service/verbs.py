@@ -1,6 +1,6 @@
 """`tidegate service …`: the same verbs under systemd and under launchd.
 
-What is about to be written is shown first, and nothing is asked. What a person has changed is
+What is about to be written is shown first, and nothing is asked. What the owner has changed is
 kept. No key and no environment is ever copied into a unit or a property list.
 """
 
@@ -46,7 +46,7 @@ def uninstall(arguments: argparse.Namespace) -> int:
     chosen = find(arguments)
     state = chosen.state()
     if not state.installed:
-        say(f"{name_of(chosen)} knows no tidegate; nothing to remove.")
+        say(f"{name_of(chosen)} has no tidegate service; nothing to remove.")
         return 0
     need_root(chosen, arguments)
     check_writable(chosen)

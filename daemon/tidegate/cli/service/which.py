@@ -113,7 +113,7 @@ def name_of(chosen: Manager) -> str:
 
 def unknown_text(chosen: Manager) -> str:
     """Say that the manager has no such service, and how to install it."""
-    return f"{name_of(chosen)} knows no tidegate; run: {own_words(chosen, 'install')}"
+    return f"{name_of(chosen)} has no tidegate service; run: {own_words(chosen, 'install')}"
 
 
 def own_words(chosen: Manager, verb: str) -> str:

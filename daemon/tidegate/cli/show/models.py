@@ -77,7 +77,7 @@ def _models_table(models: list[ModelState]) -> Table:
 
 
 def _aside_text(model: ModelState) -> str:
-    """ "for 4 s", "for 58 s, as it asked", "being tried", or nothing."""
+    """Write "for 4 s", "for 58 s, as it asked", "being tried", or "-"."""
     if not model.aside_why or model.aside_s is None:
         return "-"
     if model.aside_why == "trial":
@@ -103,7 +103,7 @@ def _table(*folded: str) -> Table:
 
 
 def _wait_text(seconds: float | None) -> str:
-    """ "340 ms", "4.2 s", "1 min 12 s"."""
+    """Write a time as "340 ms", "4.2 s", "1 min 12 s", or "-"."""
     if seconds is None:
         return "-"
     if seconds < 1:

@@ -137,7 +137,7 @@ def show_runs(runs: list[RunSummary], console: Console | None = None) -> None:
 
 
 def size_text(size: int) -> str:
-    """ "212 MiB": three digits are enough to judge by."""
+    """Write a size as "212 MiB": three digits are enough to judge by."""
     if abs(size) < 1024:
         return f"{size} bytes"
     amount, units = size / 1024, ["KiB", "MiB", "GiB"]
@@ -148,7 +148,7 @@ def size_text(size: int) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """ "9 d 4 h": the two units that matter."""
+    """Write a duration as "9 d 4 h": the two units that matter."""
     minutes, whole_seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)

@@ -11,7 +11,7 @@ What the keys mean here, by launchd.plist(5):
 - ExitTimeOut is how long launchd waits after SIGTERM before it kills. macOS is said to cap it at
   60 s. What launchd has loaded governs, whatever the file or the config say by now; so the job is
   told in its environment, loaded with it, and a stop fits itself in: `stop_limit_warning`.
-- ThrottleInterval is the least time from one start to the next. 10 is the default, said aloud.
+- ThrottleInterval is the least time from one start to the next. 10 is the default, written out.
 - ProcessType unset means throttled processor and disk.
 - Umask and the limit of Core keep prompts from other users and from the disk.
 - HardResourceLimits leaves NumberOfFiles alone, which an administrator may have set lower.
