@@ -76,6 +76,17 @@ def test_no_room_is_a_corridor() -> None:
         assert size <= (25 if room in {"gateway/api", "cli/verbs"} else 15), room
 
 
+def test_no_file_and_no_class_is_too_long() -> None:
+    """A file of 450 lines, a class of 350: what is longer holds two nouns."""
+    for path in FILES:
+        text = path.read_text()
+        assert text.count("\n") <= 450, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef):
+                assert node.end_lineno is not None
+                assert node.end_lineno - node.lineno < 350, f"{path}: {node.name}"
+
+
 def test_each_package_states_its_rule() -> None:
     """In the docstring of its `__init__`."""
     for path in FILES:

@@ -86,7 +86,7 @@ class Reloader:
         self._clients: list[ControlClient] = []  # that asked while it was under way
         self._asked = False  # a person did, if only by a signal
         self._changed = False  # the file changed meanwhile
-        self._refused: str | None = None  # what the file as it is now was refused for
+        self.refused: str | None = None  # what the file as it is now was refused for
         self._postponed = False  # until the recycle that is under way is over
         self._request = 0
 
@@ -105,11 +105,6 @@ class Reloader:
         self._listeners.use(self._listeners.open(config.settings.listen))
         self.config = config
         self._on_config(config)
-
-    @property
-    def refused(self) -> str | None:
-        """Tell why what the file says now is not in force, if so."""
-        return self._refused
 
     @property
     def is_under_way(self) -> bool:
@@ -178,7 +173,7 @@ class Reloader:
             self._refuse(clients, ReloadRefusal(Why.CONFIG, str(error)), asked=asked)
             return
         if config == self.config and not asked:
-            self._refused = None
+            self.refused = None
             return
         self._readiness.reloading()
         self._take_up(config, clients, asked=asked)
@@ -360,7 +355,7 @@ class Reloader:
         """Apply it whole, whatever fails of it: half of a config would be neither."""
         was_parked = self._is_parked
         self.config = reload.config
-        self._refused, self._postponed = None, False
+        self.refused, self._postponed = None, False
         if reload.awaits is not None:
             reload.awaits.config = reload.config
         for step in (
@@ -389,8 +384,8 @@ class Reloader:
         self, clients: Sequence[ControlClient], refusal: ReloadRefusal, *, asked: bool
     ) -> None:
         """Refuse what the file says; a parked daemon's worker tells that reason."""
-        is_news = refusal.text not in (self._refused, self.config.parked if self.config else None)
-        self._refused = refusal.text
+        is_news = refusal.text not in (self.refused, self.config.parked if self.config else None)
+        self.refused = refusal.text
         if asked or is_news:
             _log.error("reload refused, nothing has changed: %s", refusal.text)
         self._readiness.reloaded()
