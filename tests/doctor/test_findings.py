@@ -201,7 +201,9 @@ def _(bench: Bench) -> Iterator[Problem]:
 
 @provokes("address-forbidden", "above 1023")
 def _(bench: Bench) -> Iterator[Problem]:
-    def refuse(address: str) -> sockets.Bound:  # root, who often runs tests, may open every port
+    def refuse(
+        address: str,
+    ) -> sockets.BoundSocket:  # root, who often runs tests, may open every port
         raise sockets.ListenError("no") from PermissionError(13, "Permission denied")
 
     bench.monkeypatch.setattr(sockets, "bind", refuse)

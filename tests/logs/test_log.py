@@ -77,7 +77,7 @@ class Disk:
         self.flows.set()
         self.hangs = threading.Event()
 
-    def tend(self) -> str | None:
+    def maintain(self) -> str | None:
         if self.fails:
             raise self.fails
         return None

@@ -62,7 +62,7 @@ def test_file_is_rotated_and_followed(tmp_path: Path, fds: Callable[[], int]) ->
     theirs = LogFile(file, rotates=False, fd=fds(), rotate_bytes=2000)
     for n in range(200):
         for each, line in ((ours, f"ours {n:100}\n"), (theirs, f"theirs {n:100}\n")):
-            assert each.tend() is None
+            assert each.maintain() is None
             assert each.has_room()
             assert each.write([line.encode()]) == 1
     assert sorted(tmp_path.iterdir()) == sorted(family(file))
@@ -79,10 +79,10 @@ def test_full_file_has_no_room_until_it_is_rotated(tmp_path: Path, fds: Callable
     while theirs.has_room():
         theirs.write([b"x" * 99 + b"\n"])
     assert file.stat().st_size == 2200
-    theirs.tend()
+    theirs.maintain()
     assert not theirs.has_room()
-    ours.tend()
-    theirs.tend()
+    ours.maintain()
+    theirs.maintain()
     assert theirs.has_room()
 
 
@@ -90,7 +90,7 @@ def test_removed_file_is_made_again(tmp_path: Path, fds: Callable[[], int]) -> N
     """An owner who deletes the log gets a new one."""
     made = LogFile(tmp_path / "log", rotates=False, fd=fds())
     (tmp_path / "log").unlink()
-    made.tend()
+    made.maintain()
     made.write([b"still here\n"])
     assert (tmp_path / "log").read_text() == "still here\n"
 
@@ -102,7 +102,7 @@ def test_link_stays_a_link(tmp_path: Path, fds: Callable[[], int]) -> None:
     made = LogFile(tmp_path / "log", rotates=True, fd=fds(), rotate_bytes=10)
     for _ in range(3):
         made.write([b"0123456789\n"])
-        made.tend()
+        made.maintain()
     assert (tmp_path / "log").is_symlink()
     assert (tmp_path / "disk" / "log.2").exists()
 
@@ -125,7 +125,7 @@ def test_file_that_cannot_be_rotated_begins_again_and_says_so(
         (tmp_path / name / "x").mkdir(parents=True)
     made = LogFile(file, rotates=True, fd=fds(), rotate_bytes=100)
     made.write([b"x" * 200 + b"\n"])
-    said = made.tend()
+    said = made.maintain()
     assert said is not None
     assert "201 bytes of it were dropped" in said
     assert file.stat().st_size == 0
@@ -138,7 +138,7 @@ def test_stdout_follows_where_it_was_the_same_file(tmp_path: Path) -> None:
     script = (
         "import os, sys; from pathlib import Path; from tidegate.logs.file import LogFile\n"
         "made = LogFile(Path(sys.argv[1]), rotates=True, rotate_bytes=5)\n"
-        "os.write(1, b'before\\n'); made.tend(); os.write(1, b'after\\n')\n"
+        "os.write(1, b'before\\n'); made.maintain(); os.write(1, b'after\\n')\n"
     )
     file = tmp_path / "log"
     with file.open("ab") as log:

@@ -16,7 +16,7 @@ def play(grows_at: list[float], until_s: float) -> list[float]:
             pace.grew(now_s)
             untold = True
         if untold and now_s >= pace.due_s:
-            pace.told(now_s)
+            pace.logged(now_s)
             told.append(now_s)
             untold = False
     assert not untold, "nothing stays untold"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tidegate.managers import sockets
-from tidegate.managers.sockets import Bound
+from tidegate.managers.sockets import BoundSocket
 from tidegate.managers.systemd.notify import Notifier, stored_name
 from tidegate.watchdog.listeners import Listeners
 
@@ -32,11 +32,11 @@ class Store(Notifier):
         return True
 
 
-def kept(address: str) -> Bound:
+def kept(address: str) -> BoundSocket:
     """A socket for `address` as it comes back from the store."""
     bound = sockets.bind(address)
     name = stored_name(sockets.canonical(address))
-    return Bound(bound.sock, sockets.ADOPTED, bound.address, stored=name)
+    return BoundSocket(bound.sock, sockets.ADOPTED, bound.address, stored=name)
 
 
 def test_what_we_bound_is_stored_and_what_retired_is_dropped() -> None:
@@ -116,7 +116,7 @@ def test_a_kept_unix_socket_that_is_not_configured_takes_its_file_along(tmp_path
 def test_sockets_of_a_socket_unit_stand_above_the_setting(heard: bool) -> None:
     """They are neither stored nor replaced, whatever the setting says."""
     bound = sockets.bind("127.0.0.1:0")
-    passed = Bound(bound.sock, sockets.ADOPTED, bound.address)
+    passed = BoundSocket(bound.sock, sockets.ADOPTED, bound.address)
     store = Store()
     listeners = Listeners([passed, kept("[::1]:0")] if heard else [passed], store)
     listeners.use(listeners.open(["127.0.0.1:1"]))
@@ -146,7 +146,7 @@ def test_a_wider_or_narrower_address_may_have_the_same_port(former: str, new: st
     opened = listeners.open([f"{new}:{port}"])
     loopback = "::1" if ":" in former else "127.0.0.1"
 
-    def is_accepted_by(bound: Bound) -> bool:
+    def is_accepted_by(bound: BoundSocket) -> bool:
         bound.sock.settimeout(5)
         with socket.create_connection((loopback, port), timeout=5) as client:
             accepted, name = bound.sock.accept()

@@ -120,7 +120,7 @@ def make_private(directory: Path) -> None:
         raise PlacesError(f"{directory}: others can write into it; run: chmod 700 '{directory}'")
 
 
-class Usual(Struct, frozen=True, kw_only=True):
+class DefaultPlaces(Struct, frozen=True, kw_only=True):
     """The default places, without flags and environment."""
 
     config_file: Path
@@ -129,17 +129,17 @@ class Usual(Struct, frozen=True, kw_only=True):
     runtime_dir: Path | None  # None: `run` in the state directory
 
 
-def of_the_system(platform: str) -> Usual:
+def system_places(platform: str) -> DefaultPlaces:
     """Return the places of a service of the whole computer."""
     if platform == "darwin":
-        return Usual(
+        return DefaultPlaces(
             config_file=MAC_SYSTEM_DIR / "config.toml",
             state_dir=MAC_SYSTEM_DIR / "state",
             log_file=Path("/Library/Logs/tidegate/tidegate.log"),
             runtime_dir=MAC_SYSTEM_DIR / "run",
         )
     state = Path("/var/lib/tidegate")
-    return Usual(
+    return DefaultPlaces(
         config_file=SYSTEM_CONFIG_DIR / "config.toml",
         state_dir=state,
         log_file=state / "tidegate.log",
@@ -147,14 +147,14 @@ def of_the_system(platform: str) -> Usual:
     )
 
 
-def _usual(environ: Mapping[str, str], platform: str, uid: int) -> Usual:
-    system = of_the_system(platform)
+def _usual(environ: Mapping[str, str], platform: str, uid: int) -> DefaultPlaces:
+    system = system_places(platform)
     if uid == 0 and system.config_file.parent.is_dir():
         return system
     home = _home(environ)
     if platform == "darwin":
         support = home / "Library" / "Application Support" / "tidegate"
-        return Usual(
+        return DefaultPlaces(
             config_file=support / "config.toml",
             state_dir=support,
             log_file=home / "Library" / "Logs" / "tidegate" / "tidegate.log",
@@ -162,7 +162,7 @@ def _usual(environ: Mapping[str, str], platform: str, uid: int) -> Usual:
         )
     config = _xdg(environ, "XDG_CONFIG_HOME") or home / ".config"
     state = (_xdg(environ, "XDG_STATE_HOME") or home / ".local" / "state") / "tidegate"
-    return Usual(
+    return DefaultPlaces(
         config_file=config / "tidegate" / "config.toml",
         state_dir=state,
         log_file=state / "tidegate.log",

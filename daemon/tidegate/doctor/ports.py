@@ -9,14 +9,14 @@ from collections.abc import Callable, Collection, Iterator
 
 from tidegate.core.problems import Problem
 from tidegate.doctor.findings import finding
-from tidegate.machine.processes import OURS, Neighbour, who_listens
+from tidegate.machine.processes import OURS, Neighbour, find_listener
 from tidegate.managers import sockets
 
 
 def check_ports(
     addresses: list[str],
     held: Collection[str] | None,
-    holder_of: Callable[[int], Neighbour | None] = who_listens,
+    holder_of: Callable[[int], Neighbour | None] = find_listener,
 ) -> Iterator[Problem]:
     """Check every address; `held` is where the running tidegate listens, None without one."""
     for address in addresses:

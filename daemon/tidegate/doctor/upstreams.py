@@ -179,7 +179,7 @@ class _Endpoint:
             connection.close()
             raise _ProbeError(
                 "upstream-error",
-                f"broke off before it answered ({_said(error)})",
+                f"broke off before it answered ({_reason(error)})",
                 "see its own log; restart it",
             ) from error
 
@@ -217,7 +217,7 @@ def unreachable(url: str, error: OSError, platform: str) -> _ProbeError:
     shown = where.socket_path or where.authority
     return _ProbeError(
         "upstream-unreachable",
-        f"cannot be reached at {shown} ({_said(error)})",
+        f"cannot be reached at {shown} ({_reason(error)})",
         "start it, or correct its url in the config",
     )
 
@@ -316,7 +316,7 @@ def _tokens(
     except (OSError, http.client.HTTPException) as error:
         raise _ProbeError(
             "upstream-error",
-            f"broke off in the middle of an answer ({_said(error)})",
+            f"broke off in the middle of an answer ({_reason(error)})",
             "see its own log; restart it",
         ) from error
 
@@ -400,7 +400,7 @@ def _limit(sock: socket.socket | None, deadline_s: float) -> None:
         sock.settimeout(left_s)
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
     if isinstance(error, ssl.SSLError):

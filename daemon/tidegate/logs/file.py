@@ -36,7 +36,7 @@ class LogTarget(Protocol):
 
     batch_bytes: int  # so much may be written at once
 
-    def tend(self) -> str | None:
+    def maintain(self) -> str | None:
         """Rotate or reopen it where that is due; a line about what went wrong. Raises OSError."""
 
     def has_room(self) -> bool:
@@ -54,7 +54,7 @@ class LogStream:
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
-    def tend(self) -> str | None:
+    def maintain(self) -> str | None:
         """Do nothing: a stream is neither rotated nor reopened."""
         return None
 
@@ -94,7 +94,7 @@ class LogFile:
     def __repr__(self) -> str:
         return f"<LogFile {self._path}>"
 
-    def tend(self) -> str | None:
+    def maintain(self) -> str | None:
         """Rotate it when it is ours to rotate; open it again when it has been. Raises OSError."""
         said = None
         if not self._is_in_place():

@@ -90,7 +90,7 @@ class LogWriter:
                     self._enqueue(each)
                 lines = self._first_lines()
             try:
-                said = self._target.tend()
+                said = self._target.maintain()
                 has_room = not lines or self._target.has_room()
                 written = self._target.write(lines) if lines and has_room else 0
             except OSError as error:

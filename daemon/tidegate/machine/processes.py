@@ -28,7 +28,7 @@ def is_ours(words: Sequence[str]) -> bool:
     return any(name == OURS or name.startswith(f"{OURS}.") for name in names)
 
 
-def who_listens(port: int) -> Neighbour | None:
+def find_listener(port: int) -> Neighbour | None:
     """Return the process that listens on this TCP port; None without one that may be seen."""
     import psutil  # noqa: PLC0415
 

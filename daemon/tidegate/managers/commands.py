@@ -22,7 +22,7 @@ class CallError(Exception):
     """The command is not there, did not answer, or failed. The text is for people."""
 
 
-class Done(Struct, frozen=True):
+class CommandResult(Struct, frozen=True):
     """A command's exit code and output."""
 
     code: int
@@ -30,7 +30,7 @@ class Done(Struct, frozen=True):
     err: str
 
     @property
-    def said(self) -> str:
+    def complaint(self) -> str:
         """Return what it complained of, in one line."""
         lines = (self.err.strip() or self.out.strip()).splitlines()
         return "; ".join(line.strip() for line in lines if line.strip()) or f"exit code {self.code}"
@@ -41,7 +41,7 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**os.environ, **_PLAIN, **(extra or {})}
 
 
-def call(words: Sequence[str], env: Mapping[str, str], limit_s: float = LIMIT_S) -> Done:
+def call(words: Sequence[str], env: Mapping[str, str], limit_s: float = LIMIT_S) -> CommandResult:
     """Run a command to its end. Raises CallError when it cannot be run, or takes too long."""
     try:
         done = subprocess.run(  # noqa: S603  (a fixed program; no shell reads its words)
@@ -59,12 +59,12 @@ def call(words: Sequence[str], env: Mapping[str, str], limit_s: float = LIMIT_S)
     except OSError as error:
         raise CallError(f"{words[0]}: {error.strerror}") from error
     out, err = (text.decode("utf-8", "replace") for text in (done.stdout, done.stderr))
-    return Done(done.returncode, out, err)
+    return CommandResult(done.returncode, out, err)
 
 
 def insist(words: Sequence[str], env: Mapping[str, str], limit_s: float = LIMIT_S) -> str:
     """Run a command and return what it printed. Raises CallError also when it failed."""
     done = call(words, env, limit_s)
     if done.code != 0:
-        raise CallError(f"{shlex.join(words)}: {done.said}")
+        raise CallError(f"{shlex.join(words)}: {done.complaint}")
     return done.out

@@ -173,7 +173,7 @@ def _system_job(
     platform: str,
 ) -> Job:
     config, state, runtime = named
-    usual = places.of_the_system(platform)
+    usual = places.system_places(platform)
     on_mac = platform == "darwin"
     return Job(
         scope=Scope.SYSTEM,

@@ -37,7 +37,7 @@ class BadAddress(ListenError):
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
+class BoundSocket:
     """A listening socket, the setting it came from, and where it really is."""
 
     sock: socket.socket
@@ -63,7 +63,7 @@ class Bound:
         path = self.address.removeprefix("unix:")
         return path == self.address or Path(path).is_socket()
 
-    def configured_as(self, address: str) -> Bound:
+    def configured_as(self, address: str) -> BoundSocket:
         """Return the same socket, under what the setting calls it."""
         return replace(self, configured=address, stored=None)
 
@@ -89,7 +89,7 @@ def parse(address: str) -> tuple[socket.AddressFamily, str, int]:
     return socket.AF_INET, _numeric(host, socket.AF_INET, address), number
 
 
-def bind(address: str, beside: Iterable[Bound] = ()) -> Bound:
+def bind(address: str, beside: Iterable[BoundSocket] = ()) -> BoundSocket:
     """Listen at an address. Raises ListenError.
 
     Sockets of ours `beside` it may have the same port, as 127.0.0.1 has when the setting becomes
@@ -117,10 +117,10 @@ def bind(address: str, beside: Iterable[Bound] = ()) -> Bound:
         sock.close()
         hint = _WHAT_TO_DO.get(error.errno or 0, error.strerror or str(error))
         raise ListenError(f"cannot listen on {address}: {hint}") from error
-    return Bound(sock, address, describe(sock))
+    return BoundSocket(sock, address, describe(sock))
 
 
-def covers(wide: Bound, narrow: Bound) -> bool:
+def covers(wide: BoundSocket, narrow: BoundSocket) -> bool:
     """Tell whether `wide` listens on all addresses of the port of which `narrow` has one."""
     host, _, port = wide.address.rpartition(":")
     narrow_host, _, narrow_port = narrow.address.rpartition(":")
@@ -132,7 +132,7 @@ def covers(wide: Bound, narrow: Bound) -> bool:
     )
 
 
-def _is_neighbour(bound: Bound, family: socket.AddressFamily, port: int) -> bool:
+def _is_neighbour(bound: BoundSocket, family: socket.AddressFamily, port: int) -> bool:
     """Tell whether that socket has this port, at whatever address."""
     if family == socket.AF_UNIX or bound.sock.family != family or bound.sock.fileno() < 0:
         return False
@@ -164,7 +164,7 @@ def describe(sock: socket.socket) -> str:
     return f"[{host}]:{port}" if sock.family == socket.AF_INET6 else f"{host}:{port}"
 
 
-def adopt_passed(environ: MutableMapping[str, str], pid: int) -> list[Bound]:
+def adopt_passed(environ: MutableMapping[str, str], pid: int) -> list[BoundSocket]:
     """Adopt the sockets that systemd passed to this very process; the variables are used up.
 
     See sd_listen_fds(3). Raises ListenError for a descriptor that is not a listening socket.
@@ -182,7 +182,7 @@ def adopt_passed(environ: MutableMapping[str, str], pid: int) -> list[Bound]:
     ]
 
 
-def adopt(fd: int, name: str = "") -> Bound:
+def adopt(fd: int, name: str = "") -> BoundSocket:
     """Take over a listening stream socket. Raises ListenError."""
     try:
         os.set_inheritable(fd, False)
@@ -194,7 +194,7 @@ def adopt(fd: int, name: str = "") -> Bound:
         sock.detach()
         raise ListenError(f"descriptor {fd} ({name or 'unnamed'}) is not a listening stream socket")
     sock.setblocking(False)
-    return Bound(sock, ADOPTED, describe(sock), name=name)
+    return BoundSocket(sock, ADOPTED, describe(sock), name=name)
 
 
 def _numeric(host: str, family: socket.AddressFamily, address: str) -> str:

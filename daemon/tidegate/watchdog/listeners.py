@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 from msgspec import Struct
 
 from tidegate.managers import sockets
-from tidegate.managers.sockets import Bound, ListenError
+from tidegate.managers.sockets import BoundSocket, ListenError
 from tidegate.managers.systemd.notify import Notifier, stored_name
 
 _log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class KeptListener(Struct, frozen=True, kw_only=True):
 class Listeners:
     """All listening sockets of this tidegate. `close` them when done."""
 
-    def __init__(self, passed: list[Bound], notifier: Notifier) -> None:
+    def __init__(self, passed: list[BoundSocket], notifier: Notifier) -> None:
         """Begin with the sockets that the service manager opened: they stand above `listen`.
 
         Those that it only kept for us serve when the setting still asks for them.
@@ -39,14 +39,14 @@ class Listeners:
         self._notifier = notifier
         self._adopted = [bound for bound in passed if bound.stored is None]
         self._stored = {bound.stored: bound for bound in passed if bound.stored is not None}
-        self._retired: list[Bound] = []
-        self.bound: list[Bound] = []
+        self._retired: list[BoundSocket] = []
+        self.bound: list[BoundSocket] = []
 
     def __repr__(self) -> str:
         return f"<Listeners {self.addresses} retired={len(self._retired)}>"
 
     @property
-    def _open(self) -> list[Bound]:
+    def _open(self) -> list[BoundSocket]:
         """List those in use, and those that a worker may still accept from."""
         return self.bound + self._retired
 
@@ -75,14 +75,14 @@ class Listeners:
     def resume(self, kept: Iterable[KeptListener]) -> None:
         """Go on with those that an upgrade left."""
         for each in kept:
-            bound = Bound(socket.socket(fileno=each.fd), each.configured, each.address)
+            bound = BoundSocket(socket.socket(fileno=each.fd), each.configured, each.address)
             if each.retired:
                 self._retired.append(bound)
             else:
                 self.bound.append(bound)
         self._adopted = [each for each in self.bound if each.configured == sockets.ADOPTED]
 
-    def open(self, addresses: Iterable[str]) -> list[Bound]:
+    def open(self, addresses: Iterable[str]) -> list[BoundSocket]:
         """Open sockets for `addresses`, or take those in use. Raises ListenError with none open.
 
         One in use for a single address stays beside a new one for all addresses of its port: the
@@ -90,7 +90,7 @@ class Listeners:
         """
         if self._adopted:
             return self._adopted
-        opened: list[Bound] = []
+        opened: list[BoundSocket] = []
         stored = self._stored.copy()
         try:
             for address in addresses:
@@ -103,7 +103,7 @@ class Listeners:
             raise
         return opened + [b for b in self.bound if b not in opened and _is_covered(b, opened)]
 
-    def _in_use(self, address: str, taken: Collection[Bound]) -> Bound | None:
+    def _in_use(self, address: str, taken: Collection[BoundSocket]) -> BoundSocket | None:
         """Find the socket that listens there already, under any spelling of the same address.
 
         One that only just retired is as good.
@@ -115,7 +115,7 @@ class Listeners:
                 return bound
         return None
 
-    def _take(self, address: str) -> Bound:
+    def _take(self, address: str) -> BoundSocket:
         """Take the socket that was kept for this address, or a new one. Raises ListenError."""
         kept = self._stored.pop(_name(address), None)
         if kept is None:
@@ -126,7 +126,7 @@ class Listeners:
         _log.info("%s stayed open meanwhile", kept.address)
         return kept.configured_as(address)
 
-    def use(self, bound: list[Bound]) -> None:
+    def use(self, bound: list[BoundSocket]) -> None:
         """Listen on these from now on; what is not among them retires."""
         for each in bound:
             if each not in self._adopted:
@@ -141,7 +141,7 @@ class Listeners:
             unwanted.configured_as(name).close()  # with its file, as one of ours
         self._stored.clear()
 
-    def discard(self, opened: Collection[Bound]) -> None:
+    def discard(self, opened: Collection[BoundSocket]) -> None:
         """Close what was opened and never came into use."""
         for bound in opened:
             if bound not in self._open:
@@ -171,7 +171,7 @@ class Listeners:
             bound.close(keep_file=self._notifier.is_connected)
 
 
-def _is_covered(bound: Bound, others: Iterable[Bound]) -> bool:
+def _is_covered(bound: BoundSocket, others: Iterable[BoundSocket]) -> bool:
     """Tell whether one of the others has all addresses of its port."""
     return any(sockets.covers(other, bound) for other in others)
 

@@ -18,7 +18,7 @@ from tidegate.core.fleet.lifecycle import Timing
 from tidegate.core.protocol import worker as msg
 from tidegate.core.protocol.control import ControlRequest
 from tidegate.core.protocol.status import Status
-from tidegate.managers.sockets import Bound
+from tidegate.managers.sockets import BoundSocket
 from tidegate.managers.systemd.notify import Notifier
 from tidegate.watchdog.control.client import SOCKET_NAME
 from tidegate.watchdog.control.commands import Commands, Daemon
@@ -58,7 +58,7 @@ class Setup(Struct, frozen=True, kw_only=True, eq=False):
     runtime_dir: Path
     first_runtime_dir: Path  # where the configuration has it; the other may stand in for it
     state_dir: Path
-    passed: list[Bound]  # the sockets that the service manager opened
+    passed: list[BoundSocket]  # the sockets that the service manager opened
     pid_file: PidFile  # held
     inherited: UpgradeState | None  # what an upgrade left
     park: bool  # while the config cannot be used, rather than end

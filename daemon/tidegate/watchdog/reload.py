@@ -23,7 +23,7 @@ from tidegate.config.changes import compare, summary
 from tidegate.core.protocol.reload import Reloaded, ReloadRefusal, SettingChange, Why
 from tidegate.core.settings import Effect
 from tidegate.core.text import count
-from tidegate.managers.sockets import Bound, ListenError
+from tidegate.managers.sockets import BoundSocket, ListenError
 from tidegate.watchdog.control.reload_replies import ReloadReplies
 from tidegate.watchdog.control.server import OUR_FAULT, ControlClient, ControlServer
 from tidegate.watchdog.faults import Faults
@@ -39,7 +39,7 @@ class Reload(Struct, frozen=True, kw_only=True, eq=False):
     """One new config on its way: what it needs, and which clients wait for it."""
 
     config: LoadedConfig
-    bound: list[Bound]
+    bound: list[BoundSocket]
     changes: list[SettingChange]
     clients: list[ControlClient]  # that asked for it
     asked: bool  # by a person: they are told also of what did not change
@@ -119,7 +119,7 @@ class Reloader:
         self.config = former
         self._on_config(former)
 
-    def for_new_worker(self) -> tuple[LoadedConfig, list[Bound]]:
+    def for_new_worker(self) -> tuple[LoadedConfig, list[BoundSocket]]:
         """Give what a worker that starts now has to begin with: the config and its open sockets."""
         if self._reload is not None and self._reload.recycle is not None:
             return self._reload.config, self._reload.bound

@@ -15,7 +15,7 @@ from tidegate.logs import handler as log
 from tidegate.machine.signals import block_early, write_stacks_when_asked
 from tidegate.managers import sockets
 from tidegate.managers.launchd import activation
-from tidegate.managers.sockets import Bound, ListenError
+from tidegate.managers.sockets import BoundSocket, ListenError
 from tidegate.watchdog.parts import Setup
 from tidegate.watchdog.pid_file import PID_FILE_NAME, AlreadyRunning, PidFile
 from tidegate.watchdog.readiness import Banner
@@ -136,7 +136,7 @@ def _preflight(load: Callable[[], LoadedConfig]) -> int:
     return os.EX_OK
 
 
-def _passed_sockets() -> list[Bound]:
+def _passed_sockets() -> list[BoundSocket]:
     """Take the sockets that the service manager opened for us. Raises ListenError."""
     passed = sockets.adopt_passed(os.environ, os.getpid())
     return passed + activation.adopt_activated() if activation.is_job() else passed

@@ -357,8 +357,8 @@ def system_service(tmp_path, monkeypatch):
     """One runs, and we are another user."""
     there = tmp_path / "system"
     there.mkdir()
-    usual = msgspec.structs.replace(places.of_the_system("linux"), runtime_dir=there)
-    monkeypatch.setattr("tidegate.cli.verbs.ask.of_the_system", lambda _platform: usual)
+    usual = msgspec.structs.replace(places.system_places("linux"), runtime_dir=there)
+    monkeypatch.setattr("tidegate.cli.verbs.ask.system_places", lambda _platform: usual)
     monkeypatch.setattr("os.geteuid", lambda: 1234)
     return there
 

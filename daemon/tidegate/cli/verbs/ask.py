@@ -12,7 +12,7 @@ import msgspec
 from tidegate.cli.failure import NOT_RUNNING, NOT_YET, REFUSED, CliError
 from tidegate.cli.places import find_places
 from tidegate.cli.show.printable import say, say_json, say_lines
-from tidegate.config.places import Places, of_the_system, serving_dir
+from tidegate.config.places import Places, serving_dir, system_places
 from tidegate.core.decoding import Undecodable
 from tidegate.core.protocol.control import ControlReply, ControlRequest
 from tidegate.watchdog.control import client
@@ -66,7 +66,7 @@ def not_running_text(places: Places) -> str:
 
 def system_text(places: Places) -> str | None:
     """Say how to reach the system's service, where there is one and these places are not its."""
-    there = of_the_system(sys.platform).runtime_dir
+    there = system_places(sys.platform).runtime_dir
     if os.geteuid() == 0 or there in (None, places.runtime_dir) or not there.is_dir():
         return None
     return "the service of the system answers only root: put sudo before the command"

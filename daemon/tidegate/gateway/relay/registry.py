@@ -299,7 +299,7 @@ class Registry:
         now_s = self._loop.time()
         if now_s >= self._pace.due_s:
             self._tell_swept()
-            self._pace.told(now_s)
+            self._pace.logged(now_s)
         else:
             self.tick_by(self._pace.due_s)
 

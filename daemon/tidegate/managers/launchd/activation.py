@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from tidegate.core import decoding
-from tidegate.managers.sockets import Bound, ListenError, adopt
+from tidegate.managers.sockets import BoundSocket, ListenError, adopt
 
 SOCKETS_NAME = "Listeners"  # the key under `Sockets` in the plist
 NAME_VARIABLE = "XPC_SERVICE_NAME"
@@ -68,12 +68,12 @@ def limit_stderr(fd: int = 2) -> None:
             os.ftruncate(fd, 0)
 
 
-def adopt_activated(name: str = SOCKETS_NAME) -> list[Bound]:
+def adopt_activated(name: str = SOCKETS_NAME) -> list[BoundSocket]:
     """Adopt the sockets that launchd opened for us; none when the plist has none.
 
     Raises ListenError, and then leaves none of them open.
     """
-    adopted: list[Bound] = []
+    adopted: list[BoundSocket] = []
     fds = _activated(name)
     try:
         for fd in fds:

@@ -19,7 +19,7 @@ from xml.parsers.expat import ExpatError
 
 from tidegate.managers import files as written
 from tidegate.managers.base import ManagerError, Progress, UnitState
-from tidegate.managers.commands import CallError, Done, call, environment
+from tidegate.managers.commands import CallError, CommandResult, call, environment
 from tidegate.managers.files import File, WriteError
 from tidegate.managers.job import LABEL, Job, Scope
 from tidegate.managers.launchd import printed
@@ -249,13 +249,13 @@ class Launchd:
                 return f"{domain}/{LABEL}"
         return f"{self._domains()[0]}/{LABEL}"
 
-    def _call(self, *words: str, limit_s: float | None = None) -> Done:
+    def _call(self, *words: str, limit_s: float | None = None) -> CommandResult:
         try:
             return call(["launchctl", *words], self._env, limit_s or self._answer_s)
         except CallError as error:
             raise ManagerError(str(error)) from error
 
-    def _plain(self, verb: str, done: Done) -> str:
+    def _plain(self, verb: str, done: CommandResult) -> str:
         why = {
             1: "launchd lets only root do that: run it with sudo",
             119: f"it is disabled; run: {self.words('enable')}",
@@ -265,7 +265,7 @@ class Launchd:
             ),
             **dict.fromkeys(_NO_DOMAIN, "no user is logged in at the screen of this Mac"),
         }.get(done.code)
-        return f"launchctl {verb}: {why or done.said}"
+        return f"launchctl {verb}: {why or done.complaint}"
 
     def _logs(self) -> list[Path]:
         """Return the files that the job logs to: launchd's first, then ours, which matters most."""

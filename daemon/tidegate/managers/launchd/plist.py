@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
 
-from tidegate.config.places import of_the_system
+from tidegate.config.places import system_places
 from tidegate.core.descriptors import needed
 from tidegate.core.settings import Limits
 from tidegate.managers.job import LABEL, Job, Scope
@@ -99,7 +99,7 @@ def _socket(address: str) -> dict[str, object]:
 
 def shipped() -> dict[str, bytes]:
     """Write the files of `launchd/`, by name."""
-    usual = of_the_system("darwin")
+    usual = system_places("darwin")
     system = Job(
         scope=Scope.SYSTEM,
         program=("/usr/local/bin/tidegate",),

@@ -20,7 +20,7 @@ from typing import BinaryIO, cast
 
 from tidegate.managers import files as written
 from tidegate.managers.base import ManagerError, Progress, UnitState
-from tidegate.managers.commands import LIMIT_S, CallError, Done, call, environment, insist
+from tidegate.managers.commands import LIMIT_S, CallError, CommandResult, call, environment, insist
 from tidegate.managers.files import File, WriteError
 from tidegate.managers.job import NAME, Job, Scope
 from tidegate.managers.systemd import show
@@ -229,8 +229,8 @@ class Systemd:
             shown = self._properties("LoadState,Result", SOCKET)
             why = ", ".join(word for word in shown.values() if word not in {"loaded", "success"})
             raise ManagerError(
-                f"systemd could not open the addresses of {SOCKET} ({why or done.said}): each has "
-                "to be a number and a port that no other program listens on"
+                f"systemd could not open the addresses of {SOCKET} ({why or done.complaint}): each "
+                "has to be a number and a port that no other program listens on"
             )
 
     def _run(self, verb: str, limit_s: float, progress: Progress) -> None:
@@ -295,10 +295,10 @@ class Systemd:
     def _insist(self, *words: str) -> str:
         done = self._call(*words)
         if done.code != 0:
-            raise ManagerError(self._plain(f"systemctl {' '.join(words[:2])}: {done.said}"))
+            raise ManagerError(self._plain(f"systemctl {' '.join(words[:2])}: {done.complaint}"))
         return done.out
 
-    def _call(self, *words: str) -> Done:
+    def _call(self, *words: str) -> CommandResult:
         try:
             command = [_program("systemctl"), *self._user, "--no-ask-password", *words]
             return call(command, self._env, self._answer_s)

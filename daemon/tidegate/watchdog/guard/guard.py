@@ -166,7 +166,7 @@ class MemoryGuard:
         for (number, step), freed in self._freed.items():
             if freed.times and (at_once or now_s >= freed.pace.due_s):
                 _log.info("worker %d: step %s %s", number, step, freed)
-                freed.pace.told(now_s)
+                freed.pace.logged(now_s)
                 self._freed[number, step] = Freed(pace=freed.pace)
 
     def close(self) -> None:

@@ -29,7 +29,7 @@ from tidegate.core.protocol import worker as msg
 from tidegate.core.protocol.lines import ChannelError
 from tidegate.core.protocol.worker import Heartbeat
 from tidegate.core.settings import Settings
-from tidegate.managers.sockets import Bound
+from tidegate.managers.sockets import BoundSocket
 from tidegate.watchdog.faults import Faults, Handler
 from tidegate.watchdog.workers.channel import Channel
 from tidegate.watchdog.workers.process import Adopted, WorkerHandle, spawn
@@ -211,7 +211,7 @@ class Generations:
         return effects
 
     def start(
-        self, number: int, config: LoadedConfig, bound: Sequence[Bound], limit_bytes: int
+        self, number: int, config: LoadedConfig, bound: Sequence[BoundSocket], limit_bytes: int
     ) -> None:
         """Start a worker with these sockets, and tell it its config.
 
