@@ -1,8 +1,7 @@
 """A scripted worker: it speaks the channel's protocol and answers every connection with its number.
 
-GET /die exits 3, GET /hang stops the loop, GET /grow?MIB holds memory that no ledger explains,
+GET /hang stops the loop, GET /grow?MIB holds memory that no ledger explains,
 GET /ledger?MIB holds memory that its ledger explains until a sweep, GET /config asks for a reload,
-GET /facts shows what the watchdog last told it.
 A draining worker lives until its `--drain-s` is over.
 """
 
@@ -40,7 +39,6 @@ class FakeWorker:
         self.runs_total = 0
         self.swept_bytes = self.swept_runs = 0
         self.end_s: float | None = None
-        self.facts: msg.StateUpdate | None = None
 
     def serve(self) -> None:
         next_beat_s = 0.0
@@ -73,8 +71,6 @@ class FakeWorker:
                     self.say(msg.Configured(request=message.request, error=refused))
                 else:
                     print(f"worker {self.number} hears of never.answer", file=sys.stderr)
-            case msg.StateUpdate():
-                self.facts = message
             case msg.AskBeat():
                 assert not self.options.former, "it would not know that message"
                 self.beat(message.request)
@@ -101,8 +97,6 @@ class FakeWorker:
                 box = UpstreamModels(name=f"box{self.number}", url="u", kind=None, state="ok")
                 self.say(msg.ModelList(request=message.request, upstreams=[box], aliases=[]))
             case msg.StartDraining():
-                knows = self.facts.peer_socket if self.facts else None
-                print(f"worker {self.number} drains and knows of {knows}", file=sys.stderr)
                 for listener in self.listeners:
                     self.selector.unregister(listener)
                 self.listeners = []
@@ -128,7 +122,6 @@ class FakeWorker:
 
     def begin(self, configure: msg.Configure) -> None:
         self.configure = configure
-        print(f"worker {self.number} may hold {configure.ledger_limit_bytes}", file=sys.stderr)
         if self.options.fail_from and configure.generation >= self.options.fail_from:
             self.say(msg.Failed(reason="told to fail"))
             sys.exit(1)
@@ -154,8 +147,6 @@ class FakeWorker:
             path = client.recv(4096).split(b" ")[1].decode()
             self.runs_total += 1
             body = f"{self.number}".encode()
-            if path == "/facts" and self.facts is not None:
-                body = msg.encode(self.facts)
             client.sendall(
                 b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"
                 % (len(body), body)
@@ -164,8 +155,6 @@ class FakeWorker:
 
     def act(self, path: str, argument: str) -> None:
         match path:
-            case "/die":
-                os._exit(3)
             case "/hang":
                 time.sleep(3600)
             case "/grow" | "/ledger":
@@ -178,9 +167,7 @@ class FakeWorker:
                 self.channel._sock.send(bytes.fromhex(self.options.garbage))
 
     def beat(self, request: int = 0) -> None:
-        upstream = UpstreamStatus(
-            name="box", url="http://127.0.0.1:1", state=self.options.upstream, active=1
-        )
+        upstream = UpstreamStatus(name="box", url="http://127.0.0.1:1", state="ok", active=1)
         self.say(
             msg.Heartbeat(
                 request=request,
@@ -202,8 +189,7 @@ def main() -> None:
     parser.add_argument("--slow-from", type=int, default=0)
     parser.add_argument("--drain-s", type=float, default=0.0)
     parser.add_argument("--beat-s", type=float, default=0.1)
-    parser.add_argument("--upstream", default="ok")
-    parser.add_argument("--garbage", default=b'{"type":"nonsense"}\n'.hex())
+    parser.add_argument("--garbage", default="")
     parser.add_argument("--former", action="store_true")
     parser.add_argument("--mute", action="store_true")
     options = parser.parse_args()

@@ -43,27 +43,28 @@ QUICK = Timing(
 class Loop:
     """What a test does with it. `load` may be replaced to be what the config file says."""
 
-    def __init__(self, directory: Path, timing: Timing = QUICK, environment: str = "") -> None:
+    def __init__(self, directory: Path, timing: Timing = QUICK, **others: Any) -> None:
+        """A watchdog that has yet to begin; `others` are of its setup."""
         self.directory = directory
         self.load: Callable[[], LoadedConfig] = self.good
         self.ready = False
         self.pid_file = PidFile(directory / PID_FILE_NAME)
         self.pid_file.hold()
-        setup = Setup(
-            load=lambda: self.load(),  # noqa: PLW0108  (a test replaces it)
-            stand_in=lambda reason: msgspec.structs.replace(self.good(), parked=reason),  # type: ignore[type-var]
-            runtime_dir=directory,
-            first_runtime_dir=directory,
-            state_dir=directory,
-            passed=[],
-            pid_file=self.pid_file,
-            inherited=None,
-            park=False,
-            banner=self._ready,
-            worker_command=[sys.executable, str(HERE / "fake_worker.py")],
-            timing=timing,
-        )
-        self.watchdog = Watchdog(setup)
+        setup: dict[str, Any] = {
+            "load": lambda: self.load(),  # noqa: PLW0108  (a test replaces it)
+            "stand_in": lambda reason: msgspec.structs.replace(self.good(), parked=reason),  # type: ignore[type-var]
+            "runtime_dir": directory,
+            "first_runtime_dir": directory,
+            "state_dir": directory,
+            "passed": [],
+            "pid_file": self.pid_file,
+            "inherited": None,
+            "park": False,
+            "banner": self._ready,
+            "worker_command": [sys.executable, str(HERE / "fake_worker.py")],
+            "timing": timing,
+        }
+        self.watchdog = Watchdog(Setup(**setup | others))
 
     def _ready(self, *_: object) -> None:
         self.ready = True
@@ -163,8 +164,8 @@ class Loop:
 
 
 @contextmanager
-def loop(directory: Path, timing: Timing = QUICK) -> Iterator[Loop]:
-    """A loop; this process's signals are as before afterwards."""
+def own_signals() -> Iterator[Callable[[], None]]:
+    """This process's signals are as before afterwards; call what it gives once a loop is made."""
     numbers = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
     handlers = {number: signal.getsignal(number) for number in numbers}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
@@ -175,6 +176,17 @@ def loop(directory: Path, timing: Timing = QUICK) -> Iterator[Loop]:
             if handler is not None and signal.getsignal(number) is not handler:
                 signal.signal(number, handler)
 
+    try:
+        # pytest's own time limit is an alarm
+        yield lambda: put_back(numbers - {signal.SIGHUP, signal.SIGCHLD})
+    finally:
+        put_back(numbers)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextmanager
+def loop(directory: Path, timing: Timing = QUICK) -> Iterator[Loop]:
+    """A loop; this process's signals are as before afterwards."""
     started: list[subprocess.Popen[bytes]] = []
 
     class Popen(subprocess.Popen):  # type: ignore[type-arg]
@@ -185,18 +197,17 @@ def loop(directory: Path, timing: Timing = QUICK) -> Iterator[Loop]:
         def __del__(self, *_: Any) -> None:
             """One that a fault had the watchdog forget is no warning: it is ended below."""
 
-    patch = mock.patch.object(subprocess, "Popen", Popen)
-    patch.start()
-    made = Loop(directory, timing)
-    put_back(numbers - {signal.SIGHUP, signal.SIGCHLD})  # pytest's own time limit is an alarm
-    try:
-        yield made
-    finally:
-        patch.stop()
-        made.end()
-        for process in started:  # also of those that a fault had the watchdog forget
-            if getattr(process, "pid", None) is not None:  # else it was never started
-                process.kill()
-                process.wait()
-        put_back(numbers)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    with own_signals() as put_back:
+        patch = mock.patch.object(subprocess, "Popen", Popen)
+        patch.start()
+        made = Loop(directory, timing)
+        put_back()
+        try:
+            yield made
+        finally:
+            patch.stop()
+            made.end()
+            for process in started:  # also of those that a fault had the watchdog forget
+                if getattr(process, "pid", None) is not None:  # else it was never started
+                    process.kill()
+                    process.wait()

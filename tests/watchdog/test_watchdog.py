@@ -34,13 +34,3 @@ def test_stop_signal_drains_and_exits_0(daemon: Daemon, number: signal.Signals) 
     daemon.wait_logged("drains, for at most 2 s (stop)")
     assert not (daemon.directory / "control.sock").exists()
     assert not (daemon.directory / "tidegate.pid").exists()
-
-
-def test_second_signal_ends_at_once(daemon: Daemon) -> None:
-    """The second SIGTERM does not wait for streams."""
-    daemon.write(drain={"stop_limit_s": 600.0})
-    daemon.start("--drain-s", "600")
-    daemon.signal(signal.SIGTERM)
-    wait_until(lambda: daemon.status()["state"] == "draining", "it drains")
-    daemon.signal(signal.SIGTERM)
-    assert daemon.wait() == 0

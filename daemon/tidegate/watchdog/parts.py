@@ -45,7 +45,7 @@ from tidegate.watchdog.signals import Signals
 from tidegate.watchdog.upgrade.state import UpgradeState
 from tidegate.watchdog.upgrade.upgrader import Handover, Upgrader
 from tidegate.watchdog.workers.generations import Generations
-from tidegate.watchdog.workers.process import WorkerHandle
+from tidegate.watchdog.workers.process import Spawn, WorkerHandle, spawn
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +65,8 @@ class Setup(Struct, frozen=True, kw_only=True, eq=False):
     banner: Banner
     worker_command: Sequence[str]
     timing: Timing
+    spawn: Spawn = spawn
+    make_selector: Callable[[], selectors.BaseSelector] = selectors.DefaultSelector
 
 
 class Parts:
@@ -78,7 +80,7 @@ class Parts:
         self._setup = setup
         self.faults = Faults()
         self.ending = Ending()
-        self.selector = selectors.DefaultSelector()
+        self.selector = setup.make_selector()
         self.signals = Signals(self.selector, on_signals)
         self.notifier = Notifier()
         self.memory = MemoryMonitor()
@@ -95,6 +97,7 @@ class Parts:
             on_message=self._on_message,
             on_event=self.do,
             faults=self.faults,
+            spawn=setup.spawn,
         )
         self.readiness = Readiness(
             self.notifier,

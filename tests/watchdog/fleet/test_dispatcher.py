@@ -1,60 +1,59 @@
-"""What workers say reaches the parts that it concerns."""
+"""What workers say reaches the parts that it concerns. In virtual time."""
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 
-import pytest
-
-from watchdog.daemon_rig import Daemon, wait_until
-
-pytestmark = pytest.mark.processes
+from tidegate.core.fleet.lifecycle import Timing
+from tidegate.core.protocol import worker as msg
+from watchdog.world import REAL, World
 
 
-def test_each_generation_knows_the_other_at_once(daemon: Daemon) -> None:
+def test_each_generation_knows_the_other_at_once(world: World) -> None:
     """When `--no-wait` returns, both have been told where the other is and what it is doing."""
+    world.drain_s = 20.0
     # No tick comes in between that could have told them.
-    daemon.start("--drain-s", "20", timing={"tick_s": 60.0, "gap_s": 300.0})
-    assert daemon.ask("recycle", wait=False).ok
-    new = daemon.directory / "worker-2.sock"
-    wait_until(lambda: f"worker 1 drains and knows of {new}" in daemon.log(), "it heard of it")
-    facts = json.loads(daemon.get("/facts"))
-    assert facts["peer_socket"] == str(daemon.directory / "worker-1.sock")
-    assert facts["peer_active"] == {"box": 1}
+    world.start(timing=Timing(tick_s=60.0, gap_s=300.0))
+    assert world.ask("recycle", wait=False).ok
+    former, new = world.workers[1], world.workers[2]
+    former.act()
+    new.act()
+    order = former.told.index(former.last(msg.StartDraining))
+    knew = [each for each in former.told[:order] if isinstance(each, msg.StateUpdate)]
+    assert knew[-1].peer_socket == str(world.directory / "worker-2.sock")
+    facts = new.last(msg.StateUpdate)
+    assert facts.peer_socket == str(world.directory / "worker-1.sock")
+    assert facts.peer_active == {"box": 1}
 
 
-def test_totals_outlive_a_worker(daemon: Daemon) -> None:
+def test_totals_outlive_a_worker(world: World) -> None:
     """Runs counted by one generation are still counted when another serves."""
-    daemon.start()
-    daemon.get()
-    daemon.get()
-    wait_until(lambda: daemon.status()["runs"]["total"] == 2, "both are counted")
-    assert daemon.ask("recycle").ok
-    daemon.get()
-    wait_until(lambda: daemon.status()["runs"]["total"] == 3, "the third is added")
+    world.start()
+    world.workers[1].runs = 2
+    world.wait(2.0)
+    assert world.status()["runs"]["total"] == 2
+    assert world.ask("recycle").ok
+    world.workers[2].runs = 1
+    world.wait(2.0)
+    assert world.status()["runs"]["total"] == 3
 
 
-def test_worker_that_talks_nonsense_is_replaced(daemon: Daemon) -> None:
+def test_worker_that_talks_nonsense_is_replaced(world: World) -> None:
     """A line that is no message costs the worker its place."""
-    daemon.start()
-    daemon.get("/garbage")
-    wait_until(lambda: daemon.status()["generation"] == 2, "the replacement serves")
+    world.start()
+    world.workers[1].say_raw(b'{"type":"nonsense"}\n')
+    world.until(lambda: 2 in world.workers and world.serving, "the replacement serves")
+    world.wait(REAL.kill_wait_s)
+    assert world.workers[1].signals[-1] == signal.SIGKILL
 
 
-@pytest.mark.long
-def test_stuck_worker_channel_never_blocks(daemon: Daemon) -> None:
-    """A worker that reads nothing while it is asked a thousand times keeps no other waiting."""
-    daemon.start(timing={"beat_limit_s": 60.0, "reply_s": 0.1})
-    os.kill(daemon.worker()["pid"], signal.SIGSTOP)
-    for _ in range(40):
-        assert daemon.ask("sweep").error == "worker 1 did not answer sweep within 0.1 s"
-    assert daemon.status()["generation"] == 1
-
-
-def test_failing_upstream_is_degraded(daemon: Daemon) -> None:
+def test_failing_upstream_is_degraded(world: World) -> None:
     """The state is degraded while an upstream fails."""
-    daemon.start("--upstream", "failing")
-    wait_until(lambda: daemon.status()["state"] == "degraded", "it says so")
-    assert daemon.status()["upstreams"][0]["name"] == "box"
+    world.upstream = "failing"
+    world.start()
+    world.wait(2.0)
+    status = world.status()
+    assert (status["state"], status["upstreams"][0]["name"]) == ("degraded", "box")
+    world.upstream = "ok"
+    world.wait(2.0)
+    assert world.status()["state"] == "serving"

@@ -21,6 +21,7 @@ from tidegate.core.fleet import lifecycle as life
 from tidegate.core.settings import Limits, Settings, Token, Upstream
 from tidegate.watchdog.faults import Faults
 from tidegate.watchdog.workers.generations import Generations, KeptWorker
+from tidegate.watchdog.workers.process import spawn
 
 # By a former version's own grammar, which knew no key beside those.
 KNOWN = {"listen", "allowed_hosts", "limits", "memory", "drain", "auth", "upstream", "model"}
@@ -49,6 +50,7 @@ def generations(folder: Path) -> Generations:
         on_message=lambda worker, message: None,
         faults=Faults(),
         on_event=lambda event: None,
+        spawn=spawn,
     )
 
 

@@ -32,7 +32,7 @@ from tidegate.core.settings import Settings
 from tidegate.managers.sockets import BoundSocket
 from tidegate.watchdog.faults import Faults, Handler
 from tidegate.watchdog.workers.channel import Channel
-from tidegate.watchdog.workers.process import Adopted, WorkerHandle, spawn
+from tidegate.watchdog.workers.process import Adopted, Spawn, WorkerHandle
 
 _log = logging.getLogger(__name__)
 
@@ -69,6 +69,7 @@ class Generations:
         on_message: Callable[[WorkerHandle, msg.FromWorker], None],
         on_event: Callable[[events.Event], object],
         faults: Faults,
+        spawn: Spawn,
     ) -> None:
         self.fleet = life.Fleet()
         self.policy = policy
@@ -78,6 +79,7 @@ class Generations:
         self._on_message = on_message
         self._on_event = on_event
         self._faults = faults
+        self._spawn = spawn
         self._workers: dict[int, WorkerHandle] = {}
 
     def __repr__(self) -> str:
@@ -219,7 +221,7 @@ class Generations:
         """
         path = self._socket_path(number)
         try:
-            worker = spawn(
+            worker = self._spawn(
                 self._command, number, path, config, [each.sock.fileno() for each in bound]
             )
         except OSError as error:

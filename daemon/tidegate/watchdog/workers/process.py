@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +138,10 @@ class WorkerHandle:
             _log.error("worker %d cannot be sent %s: %s", self.number, number.name, error)
             return False
         return True
+
+
+# The command, the generation's number, its socket, its config, and the descriptors it inherits.
+Spawn = Callable[[Sequence[str], int, Path, LoadedConfig, Sequence[int]], WorkerHandle]
 
 
 def spawn(
