@@ -1,7 +1,7 @@
 """A scripted worker: it speaks the channel's protocol and answers every connection with its number.
 
-GET /hang stops the loop, GET /grow?MIB holds memory that no ledger explains,
-GET /ledger?MIB holds memory that its ledger explains until a sweep, GET /config asks for a reload,
+GET /hang stops the loop, GET /grow?MIB holds memory that no ledger explains, GET /ledger?MIB holds
+memory that its ledger explains until a sweep, GET /config asks for a reload.
 A draining worker lives until its `--drain-s` is over.
 """
 
@@ -61,16 +61,8 @@ class FakeWorker:
             case msg.Configure() if self.configure is None:
                 self.begin(message)
             case msg.Configure():
-                refused = "no" if message.settings.allowed_hosts == ["refuse.me"] else None
-                if message.settings.allowed_hosts != ["never.answer"]:
-                    self.configure = message if refused is None else self.configure
-                    print(
-                        f"worker {self.number} was told {message.settings.allowed_hosts}",
-                        file=sys.stderr,
-                    )
-                    self.say(msg.Configured(request=message.request, error=refused))
-                else:
-                    print(f"worker {self.number} hears of never.answer", file=sys.stderr)
+                self.configure = message
+                self.say(msg.Configured(request=message.request))
             case msg.AskBeat():
                 assert not self.options.former, "it would not know that message"
                 self.beat(message.request)
@@ -122,9 +114,6 @@ class FakeWorker:
 
     def begin(self, configure: msg.Configure) -> None:
         self.configure = configure
-        if self.options.fail_from and configure.generation >= self.options.fail_from:
-            self.say(msg.Failed(reason="told to fail"))
-            sys.exit(1)
         if self.options.slow_from and configure.generation >= self.options.slow_from:
             time.sleep(3600)
         for inherited in configure.listeners:
@@ -185,7 +174,6 @@ class FakeWorker:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--channel", type=int, required=True)
-    parser.add_argument("--fail-from", type=int, default=0)
     parser.add_argument("--slow-from", type=int, default=0)
     parser.add_argument("--drain-s", type=float, default=0.0)
     parser.add_argument("--beat-s", type=float, default=0.1)

@@ -160,7 +160,7 @@ class Selector(selectors.DefaultSelector):
             ready = super().select(0)
             if ready or world.now_s >= end_s:
                 return ready
-            world.now_s = min(end_s, *(worker.due_s for worker in world.workers.values()))
+            world.now_s = min([end_s, *(worker.due_s for worker in world.workers.values())])
 
 
 class Asking:
