@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, MutableMapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from tidegate.core import decoding
@@ -95,9 +95,11 @@ class Preflight:
         """Start it. Raises UpgradeError."""
         self._deadline_s = now_s + PREFLIGHT_LIMIT_S
         try:
-            self._output = nameless_file()
-            with write(state) as file:
-                self._process = self._start(argv, file.fileno())
+            with ExitStack() as unless_started:
+                self._output = unless_started.enter_context(nameless_file())
+                with write(state) as file:
+                    self._process = self._start(argv, file.fileno())
+                unless_started.pop_all()
         except OSError as error:
             raise UpgradeError(f"{argv[0]} cannot be started: {error}") from error
 
