@@ -34,7 +34,6 @@ TIMING = {
     "configured_s": LIMIT_S,
 }
 HANGS = {"beat_limit_s": 1.5}  # for tests in which a worker is to be found hanging
-SILENT = {"reply_s": 0.5, "configured_s": 0.5}  # and in which one does not answer
 
 
 def wait_until(condition: Callable[[], Any], what: str, limit_s: float = LIMIT_S) -> Any:

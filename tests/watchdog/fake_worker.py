@@ -25,6 +25,8 @@ from tidegate.core.upstreams.summary import UpstreamModels, UpstreamStatus
 from tidegate.logs import handler
 from tidegate.watchdog.workers.channel import Channel
 
+BEAT_S = 0.1
+
 
 class FakeWorker:
     def __init__(self, options: argparse.Namespace) -> None:
@@ -46,7 +48,7 @@ class FakeWorker:
             for key, _ in self.selector.select(0.02):
                 key.data(key.fileobj)
             if self.configure is not None and time.monotonic() >= next_beat_s:
-                next_beat_s = time.monotonic() + self.options.beat_s
+                next_beat_s = time.monotonic() + BEAT_S
                 self.beat()
 
     def hear(self, _: object) -> None:
@@ -64,7 +66,6 @@ class FakeWorker:
                 self.configure = message
                 self.say(msg.Configured(request=message.request))
             case msg.AskBeat():
-                assert not self.options.former, "it would not know that message"
                 self.beat(message.request)
             case msg.Sweep():
                 freed, self.ledger_bytes = self.ledger_bytes, 0
@@ -72,12 +73,10 @@ class FakeWorker:
                     self.held.clear()
                     self.swept_runs += 1
                     self.swept_bytes += freed
-                if not self.options.mute:
-                    self.say(msg.Swept(request=message.request, runs=int(bool(freed)), bytes=freed))
+                self.say(msg.Swept(request=message.request, runs=int(bool(freed)), bytes=freed))
             case msg.Reclaim():
                 reports = [self.relieve(step) for step in message.steps]
-                if not self.options.mute:
-                    self.say(msg.Reclaimed(request=message.request, steps=reports))
+                self.say(msg.Reclaimed(request=message.request, steps=reports))
             case msg.ListRuns():
                 run = RunSummary(
                     id=f"run-{self.number}", state="completed", reason=None, model="m",
@@ -121,9 +120,7 @@ class FakeWorker:
             listener.setblocking(False)
             self.listeners.append(listener)
             self.selector.register(listener, selectors.EVENT_READ, self.accept)
-        ready = msg.Ready(
-            pid=os.getpid(), found=["Fake at nowhere"], beats_when_asked=not self.options.former
-        )
+        ready = msg.Ready(pid=os.getpid(), found=["Fake at nowhere"], beats_when_asked=True)
         self.say(ready)
 
     def accept(self, listener: socket.socket) -> None:
@@ -152,8 +149,6 @@ class FakeWorker:
                 self.ledger_bytes += size if path == "/ledger" else 0
             case "/config":
                 self.say(msg.ConfigChanged())
-            case "/garbage":
-                self.channel._sock.send(bytes.fromhex(self.options.garbage))
 
     def beat(self, request: int = 0) -> None:
         upstream = UpstreamStatus(name="box", url="http://127.0.0.1:1", state="ok", active=1)
@@ -176,10 +171,6 @@ def main() -> None:
     parser.add_argument("--channel", type=int, required=True)
     parser.add_argument("--slow-from", type=int, default=0)
     parser.add_argument("--drain-s", type=float, default=0.0)
-    parser.add_argument("--beat-s", type=float, default=0.1)
-    parser.add_argument("--garbage", default="")
-    parser.add_argument("--former", action="store_true")
-    parser.add_argument("--mute", action="store_true")
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -27,7 +27,8 @@ from tidegate.core.fleet.lifecycle import Timing
 from tidegate.core.protocol import worker as msg
 from tidegate.core.protocol.control import ControlReply, ControlRequest
 from tidegate.core.protocol.lines import ChannelError
-from tidegate.core.upstreams.summary import UpstreamStatus
+from tidegate.core.runs.summary import RunSummary
+from tidegate.core.upstreams.summary import UpstreamModels, UpstreamStatus
 from tidegate.machine import pressure, sample
 from tidegate.watchdog.workers.channel import Channel
 from tidegate.watchdog.workers.process import Adopted, WorkerHandle
@@ -36,7 +37,6 @@ from watchdog.loop_rig import Loop, own_signals
 
 FIRST_S = 1000.0  # what the clock says at the start
 LIMIT_S = 3600.0  # of virtual time, for any condition
-BEAT_S = 1.0
 ROUNDING_S = 1e-6  # a wait ends behind its deadline, never just before it
 NO_PID = 1 << 22  # above the highest that Linux gives to a process
 RSS_BYTES = 20 << 20
@@ -117,6 +117,18 @@ class Worker(Adopted):
                     self.say(msg.Configured(request=request, error=error))
             case msg.AskBeat(request=request):
                 self._beat(request)
+            case msg.Sweep(request=request) if not self._world.mute:
+                self.say(msg.Swept(request=request, runs=1, bytes=1 << 20))
+            case msg.ListRuns(request=request):
+                run = RunSummary(
+                    id=f"run-{self.number}", state="completed", reason=None, model="m",
+                    upstream="box", attempts=1, created=float(self.number), ended=2.0,
+                    first_seq=0, next_seq=1, bytes=1, subscribers=0,
+                )  # fmt: skip
+                self.say(msg.RunList(request=request, runs=[run], total=1))
+            case msg.ListModels(request=request):
+                box = UpstreamModels(name=f"box{self.number}", url="u", kind=None, state="ok")
+                self.say(msg.ModelList(request=request, upstreams=[box], aliases=[]))
             case msg.StartDraining(limit_s=limit_s):
                 self.say(msg.Draining())
                 self._end_s = self._world.now_s + min(self._world.drain_s, limit_s)
@@ -126,11 +138,11 @@ class Worker(Adopted):
             self.say(msg.Failed(reason="told to fail"))
             self.exit(1)
         elif self.number < self._world.slow_from:
-            self.say(msg.Ready(pid=self.pid, beats_when_asked=True))
+            self.say(msg.Ready(pid=self.pid, beats_when_asked=not self._world.former))
             self._beat()
 
     def _beat(self, request: int = 0) -> None:
-        self._next_beat_s = self._world.now_s + BEAT_S
+        self._next_beat_s = self._world.now_s + self._world.beat_s
         upstream = UpstreamStatus(
             name="box", url="http://127.0.0.1:1", state=self._world.upstream, active=1
         )
@@ -194,6 +206,9 @@ class World(Loop):
         self.workers: dict[int, Worker] = {}
         self.drain_s = 0.0  # how long a worker drains, if it may
         self.fail_from = self.slow_from = math.inf  # the first generation that never is ready
+        self.beat_s = 1.0
+        self.mute = False  # to a sweep
+        self.former = False  # workers of a version that cannot be asked to beat
         self.upstream = "ok"
         self.config = directory / "config.json"
         self.settings: dict[str, Any] = {
@@ -269,7 +284,11 @@ class World(Loop):
 
     def status(self) -> dict[str, Any]:
         """What `status` says."""
-        reply = self.ask("status")
+        return self.result("status")
+
+    def result(self, verb: str) -> dict[str, Any]:
+        """What is answered to a verb that succeeds."""
+        reply = self.ask(verb)
         assert reply.ok, reply.error
         return dict(msgspec.json.decode(reply.result))
 

@@ -12,7 +12,7 @@ import pytest
 
 from tidegate.watchdog.control.client import SOCKET_NAME
 from tidegate.watchdog.control.server import MAX_IGNORED_BYTES, MAX_REQUEST_BYTES
-from watchdog.daemon_rig import Daemon, wait_until
+from watchdog.daemon_rig import Daemon
 
 pytestmark = pytest.mark.processes
 
@@ -90,22 +90,3 @@ def test_a_client_that_goes_on_after_its_answer_is_dropped(daemon: Daemon) -> No
             sock.sendall(b"x" * (4 * MAX_IGNORED_BYTES))
         assert TOO_LONG in sock.recv(4096).decode()
     assert daemon.status()["state"] == "serving"
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        b'{"type":"failed","reason":"\xff"}\n',
-        b"[" * 10_000 + b"\n",
-        b"\xff\n",
-        b"9" * 5000 + b"\n",
-    ],
-    ids=lambda line: str(line[:12]),
-)
-def test_a_worker_that_says_what_is_no_line(daemon: Daemon, line: bytes) -> None:
-    """It is replaced; the watchdog stays."""
-    daemon.start("--garbage", line.hex())
-    first = daemon.worker()["pid"]
-    daemon.get("/garbage")
-    wait_until(lambda: daemon.worker()["pid"] != first, "another worker serves")
-    daemon.wait_logged("its message cannot be understood")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 
+import pytest
+
 from tidegate.core.fleet.lifecycle import Timing
 from tidegate.core.protocol import worker as msg
 from watchdog.world import REAL, World
@@ -38,11 +40,25 @@ def test_totals_outlive_a_worker(world: World) -> None:
     assert world.status()["runs"]["total"] == 3
 
 
-def test_worker_that_talks_nonsense_is_replaced(world: World) -> None:
-    """A line that is no message costs the worker its place."""
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"type":"nonsense"}\n',
+        b'{"type":"failed","reason":"\xff"}\n',
+        b"[" * 10_000 + b"\n",
+        b"\xff\n",
+        b"9" * 5000 + b"\n",
+    ],
+    ids=lambda line: str(line[:12]),
+)
+def test_worker_that_talks_nonsense_is_replaced(
+    world: World, caplog: pytest.LogCaptureFixture, line: bytes
+) -> None:
+    """A line that is no message costs the worker its place; the watchdog stays."""
     world.start()
-    world.workers[1].say_raw(b'{"type":"nonsense"}\n')
+    world.workers[1].say_raw(line)
     world.until(lambda: 2 in world.workers and world.serving, "the replacement serves")
+    assert "its message cannot be understood" in caplog.text
     world.wait(REAL.kill_wait_s)
     assert world.workers[1].signals[-1] == signal.SIGKILL
 
