@@ -43,7 +43,7 @@ def test_a_mended_config_is_found_without_being_told(
     """It is read every few seconds, and a mistake that stays is logged once."""
     world.config.write_text("{")
     world.start(park=True, serves=False)
-    world.wait(20 * PARK_RETRY_S)
+    world.wait(12.5 * PARK_RETRY_S)
     told = [record for record in caplog.records if record.name == parking.__name__]
     assert len(told) == 1
     assert list(world.workers) == [1]
