@@ -23,6 +23,8 @@ RUN_LONG = REQUIRE_ALL or os.environ.get("TIDEGATE_TEST_LONG") == "1"
 # `make test` runs these, without what starts processes, and one end-to-end smoke test.
 QUICK = {"core", "config", "machine", "logs", "managers", "gateway", "watchdog", "doctor", "cli"}
 
+SMOKE = TESTS / "e2e" / "test_resume.py"
+
 # Where everything runs, a test of real processes may fail by chance on a busy machine, but not
 # twice, and not many may. It is named in the summary. What needs neither clock nor process has no
 # such excuse.
@@ -41,9 +43,10 @@ settings.load_profile("busy")
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """`make test` need not read what it will not run."""
-    if config.option.markexpr == "quick" and collection_path.parent == TESTS:
-        return collection_path.name in {"bench", "clients", "hostile", "system"} or None
-    return None
+    if config.option.markexpr != "quick" or collection_path.is_dir():
+        return None
+    room = collection_path.relative_to(TESTS).parts[0]
+    return room in {"bench", "clients", "e2e", "hostile", "system"} and collection_path != SMOKE
 
 
 def pytest_report_header() -> list[str]:

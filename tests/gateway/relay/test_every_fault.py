@@ -18,6 +18,8 @@ from fakes.upstream import SCRIPTS, ScriptedUpstream
 from fakes.wire import WORDS, wire_for
 from gateway.gateway_rig import Rig
 
+pytestmark = pytest.mark.long
+
 WHOLE, BROKEN = "whole", "broken"
 SILENT = "silent"  # 504, once plain_s is over
 LIMITS = {

@@ -14,6 +14,8 @@ from tidegate.core.settings import LimitOverrides, Model, Upstream
 from tidegate.core.upstreams.blame import VERDICTS, Fault, Held
 from tidegate.gateway.upstreams.pool import UpstreamPool
 
+pytestmark = pytest.mark.long
+
 DEAD = "http://127.0.0.1:9"  # where nothing listens
 NONE = None  # cannot be played in this way
 LIMITS = {"first_output_s": 0.6, "plain_s": 0.6, "idle_s": 0.6, "hold_s": 8.0}
