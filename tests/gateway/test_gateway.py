@@ -250,9 +250,10 @@ async def judge(rig: Rig, *, stream: bool) -> None:
     assert (rig.held_bytes, rig.gateway.registry.ledger.accounts) == (0, frozenset())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "loop_factory",
-    [uvloop.new_event_loop, pytest.param(asyncio.new_event_loop, marks=pytest.mark.long)],
+    [uvloop.new_event_loop, asyncio.new_event_loop],
 )
 def test_whatever_an_upstream_sends_the_client_is_told_the_truth(loop_factory: Any) -> None:
     """Never a broken answer that looks like a whole one, never a byte or a place left behind."""

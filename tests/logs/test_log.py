@@ -294,8 +294,9 @@ def test_traceback_and_stacks_land_in_the_file(tmp_path: Path) -> None:
         "from tidegate.logs import handler as log\n"
         "log.setup('watchdog', Path(sys.argv[1])); faulthandler.enable()\n"
         "logging.getLogger('tidegate').info('before')\n"
+        "log.settle()\n"
         "if sys.argv[2] == 'raise': raise RuntimeError('why')\n"
-        "log.settle(); os.abort()\n"
+        "os.abort()\n"
     )
     for how, what in (("raise", "RuntimeError: why"), ("abort", "Fatal Python error: Aborted")):
         file = tmp_path / how
