@@ -56,7 +56,7 @@ def played(start: StartScaled, call: str, nth: int) -> tuple[int, bool, str]:
     running = start(
         CONFIG,
         timing=TIMING,
-        worker=[*FAKE_WORKER, "--beat-s", "0.2"],
+        worker=FAKE_WORKER,
         fault={"call": call, "nth": nth, "error": error},
     )
     trouble = ""
