@@ -36,7 +36,7 @@ from fakes.gateway import Gateway, gateways
 from fakes.scene import Meter, crowd, flood_upstream, python
 
 MIB = 1024 * 1024
-BUDGETS_MIB = (160, 200, 512)
+BUDGETS_MIB = (200, 512)
 CALM_LIMIT_S = 20.0
 CONFIG = """
 [memory]

@@ -553,9 +553,9 @@ def test_unusual_periods_of_growth_are_accepted_with_a_warning(load):
 def test_a_budget_that_is_too_small_for_something_is_warned_of(load):
     """Under the least, and for requests as large as they may be."""
     [least, body] = load('memory.budget = "128MiB"').warnings
-    assert least.startswith("memory.budget: 128MiB counts as 160MiB")
-    assert body.startswith("limits.max_body: of 32MiB no more than about 8MiB fits")
-    assert load('memory.budget = "160MiB"\nlimits.max_body = "8MiB"').warnings == []
+    assert least.startswith("memory.budget: 128MiB counts as 200MiB")
+    assert body.startswith("limits.max_body: of 32MiB no more than about 20MiB fits")
+    assert load('memory.budget = "200MiB"\nlimits.max_body = "8MiB"').warnings == []
     assert load('memory.budget = "512MiB"').warnings == []
 
 

@@ -15,7 +15,7 @@ from fakes.scenario import ROOT
 
 SECONDS = 8.0
 SCENES = [
-    *((160, name) for name in ("heads", "messages", "uploads", "dead sockets", "dead readers")),
+    *((200, name) for name in ("heads", "messages", "uploads", "dead sockets", "dead readers")),
     (512, "all"),
 ]
 

@@ -209,8 +209,8 @@ def test_smaller_of_setting_and_limit(tmp_path: Path, configured: int, budgeted:
 def test_a_setting_under_the_least_counts_as_the_least(tmp_path: Path) -> None:
     """It was allowed once; what the system enforces stays what it is."""
     found = budget.find(128 * MIB, machine(tmp_path / "a", "0::/\n", [V2_MOUNT], {}))
-    assert (found.bytes, found.hard) == (160 * MIB, True)
-    assert found.source == "setting memory.budget, which counts as the least, 160 MiB"
+    assert (found.bytes, found.hard) == (200 * MIB, True)
+    assert found.source == "setting memory.budget, which counts as the least, 200 MiB"
     limited = {"a/memory.max": f"{100 * MIB}"}
     root = machine(tmp_path / "b", "0::/a\n", [V2_MOUNT], limited)
     assert budget.find(128 * MIB, root).bytes == 100 * MIB
@@ -221,7 +221,7 @@ def test_a_guess_is_at_least_the_least(tmp_path: Path) -> None:
     root = machine(tmp_path, "0::/\n", [V2_MOUNT], {})
     (root / "proc/meminfo").write_text(f"MemTotal: {512 * 1024} kB\n")
     found = budget.find(None, root)
-    assert (found.bytes, found.hard) == (160 * MIB, False)
+    assert (found.bytes, found.hard) == (200 * MIB, False)
     assert found.source == "no limit found: the least that will do"
 
 

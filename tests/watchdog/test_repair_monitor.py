@@ -96,7 +96,7 @@ PROVOKED = {
     ),
     "budget-small": (
         replace(WELL, configured_budget_bytes=130 * MIB),
-        "warning", "memory.budget is 130 MiB and counts as 160", 'memory.budget = "160MiB"',
+        "warning", "memory.budget is 130 MiB and counts as 200", 'memory.budget = "200MiB"',
     ),
     "body-never-fits": (
         replace(WELL, max_body_bytes=32 * MIB, fits_bytes=9 * MIB),
@@ -123,7 +123,7 @@ def test_all_is_well() -> None:
     assert list(find(WELL)) == []
     assert list(find(with_status(restarts=[lost(4000)]))) == []
     assert list(find(with_memory(limit_in_s=30 * 86400.0, growth_bytes_per_h=1))) == []
-    roomy = replace(WELL, configured_budget_bytes=160 * MIB, max_body_bytes=9, fits_bytes=9)
+    roomy = replace(WELL, configured_budget_bytes=200 * MIB, max_body_bytes=9, fits_bytes=9)
     assert list(find(roomy)) == []
 
 

@@ -14,7 +14,7 @@ def test_memory_that_is_explained_is_swept(daemon: Daemon) -> None:
     """At level 2 and above the worker is told to sweep, and the level is in the status."""
     daemon.write(memory={"budget": LEAST_BUDGET_BYTES})
     daemon.start()
-    daemon.get("/ledger?85")
+    daemon.get("/ledger?120")
     wait_until(lambda: daemon.status()["swept"]["runs"] == 1, "the sweep was ordered and done")
     daemon.wait_logged("memory level")
     steps = {step["step"]: step for step in daemon.status()["memory"]["steps"]}
@@ -26,7 +26,7 @@ def test_memory_that_is_unexplained_is_recycled(daemon: Daemon) -> None:
     """What the ledger does not explain is got rid of by a new generation, and documented."""
     daemon.write(memory={"budget": LEAST_BUDGET_BYTES})
     daemon.start()
-    daemon.get("/grow?85")
+    daemon.get("/grow?120")
     wait_until(lambda: daemon.status()["recycles"] == 1, "it recycled")
     daemon.wait_logged("that no run explains")
     assert daemon.worker()["generation"] == 2
@@ -38,7 +38,7 @@ def test_last_level_costs_the_worker_its_life(daemon: Daemon) -> None:
     """When raw use stays at the budget although it was swept, the worker is replaced."""
     daemon.write(memory={"budget": LEAST_BUDGET_BYTES})
     daemon.start()
-    daemon.get("/grow?160")
+    daemon.get("/grow?200")
     wait_until(lambda: daemon.status()["generation"] == 2, "the replacement serves")
     assert "memory is at the last level" in daemon.status()["restarts"][0]["reason"]
     assert daemon.get() == "2"
@@ -49,7 +49,7 @@ def test_last_level_costs_no_second_life_while_the_first_ends(daemon: Daemon) ->
     daemon.write(memory={"budget": LEAST_BUDGET_BYTES})
     daemon.start(timing={"kill_wait_s": 2.0})
     pid = daemon.worker()["pid"]
-    daemon.get("/grow?160")
+    daemon.get("/grow?200")
     wait_until(lambda: daemon.status()["generation"] == 2, "the replacement serves")
     wait_until(lambda: not is_alive(pid), "the full one is gone")
     wait_until(lambda: len(daemon.status()["workers"]) == 1, "only the replacement is left")
@@ -60,8 +60,8 @@ def test_observing_only_says_what_it_would_do(daemon: Daemon) -> None:
     """In observe mode nothing is swept, and the log says what would have been."""
     daemon.write(memory={"budget": LEAST_BUDGET_BYTES, "mode": "observe"})
     daemon.start()
-    daemon.get("/ledger?85")
+    daemon.get("/ledger?120")
     wait_until(lambda: "would sweep" in daemon.log(), "it says so")
     assert daemon.status()["swept"]["runs"] == 0
-    explained = 85 * 1024 * 1024
+    explained = 120 * 1024 * 1024
     wait_until(lambda: daemon.status()["memory"]["ledger_bytes"] == explained, "a beat tells")
