@@ -1,7 +1,8 @@
 """Runs on a computer of its own: installs the package, upgrades it under streams, purges it.
 
-Usage: inside_deb.py OLD.deb NEW.deb. Prints one JSON object; the test outside judges it. It uses
-nothing but the standard library, for it runs with the Python of the system.
+Usage: inside_deb.py OLD.deb NEW.deb TREE. Prints one JSON object; the test outside judges it. It
+uses nothing but the standard library, for it runs with the Python of the system. TREE is the project's
+own directory, where other tests write meanwhile: what lies below it is the machine's outside.
 """
 
 from __future__ import annotations
@@ -187,7 +188,8 @@ def streams_are_open(readers: list[Reader]) -> bool:
 
 
 def main() -> dict[str, Any]:
-    old, new = sys.argv[1:]
+    old, new, tree = sys.argv[1:]
+    NOT_LOOKED_AT.add(tree)
     seen: dict[str, Any] = {}
     # A container's way of saying that packages must not start services. Here they shall.
     Path("/usr/sbin/policy-rc.d").unlink(missing_ok=True)

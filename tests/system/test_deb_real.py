@@ -80,7 +80,8 @@ def seen(packages: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) 
         shutil.copy(file, share)
     done = subprocess.run(
         [str(HERE / "private_root.sh"), SYSTEM_PYTHON, "-I", "/mnt/inside_deb.py"]
-        + [f"/mnt/{package.name}" for package in packages],
+        + [f"/mnt/{package.name}" for package in packages]
+        + [str(ROOT)],
         capture_output=True,
         text=True,
         timeout=600,
