@@ -108,7 +108,7 @@ PROVOKED = {
         replace(WELL, stop_limit_s=90.0, stop_s=55.0), "warning", "stop 55 s", "at most 55",
     ),
     "runtime-directory-gone": (
-        replace(WELL, runtime_dir=Path("/var/lib/x/run"), homeless="no such directory"),
+        replace(WELL, runtime_dir=Path("/var/lib/x/run"), runtime_dir_trouble="no such directory"),
         "warning", "serves from /var/lib/x/run: no such directory", "make it again",
     ),
     "watchdog-fault": (

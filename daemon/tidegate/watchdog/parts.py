@@ -40,7 +40,7 @@ from tidegate.watchdog.pid_file import PidFile
 from tidegate.watchdog.readiness import Banner, Readiness
 from tidegate.watchdog.reload import Reloader
 from tidegate.watchdog.repairs import RepairMonitor
-from tidegate.watchdog.runtime_dir import Home
+from tidegate.watchdog.runtime_dir import RuntimeDir
 from tidegate.watchdog.signals import Signals
 from tidegate.watchdog.upgrade.state import UpgradeState
 from tidegate.watchdog.upgrade.upgrader import Handover, Upgrader
@@ -76,49 +76,62 @@ class Parts:
         self, setup: Setup, daemon: Daemon, on_signals: Callable[[list[int]], None]
     ) -> None:
         """Build them. `daemon` does what the command line asks. Raises ListenError."""
-        inherited, timing = setup.inherited, setup.timing
         self._setup = setup
         self.faults = Faults()
         self.ending = Ending()
         self.selector = setup.make_selector()
         self.signals = Signals(self.selector, on_signals)
         self.notifier = Notifier()
-        self.memory = MemoryMonitor()
-        self.totals = inherited.totals if inherited else Totals()
-        self.repair_monitor = RepairMonitor(
-            setup.state_dir, inherited.repairs if inherited else None
-        )
         self.listeners = Listeners(setup.passed, self.notifier)
+        self.totals = setup.inherited.totals if setup.inherited else Totals()
+        self._build_workers()
+        self._build_control(daemon)
+        self._build_config()
+        self._build_overview()
+        self._build_guard()
+        self._build_decisions(daemon)
+        self._build_upgrader()
+
+    def _build_workers(self) -> None:
+        """Build what starts worker processes, and what says that they serve."""
+        setup = self._setup
         self.generations = Generations(
             command=setup.worker_command,
             runtime_dir=setup.runtime_dir,
-            policy=life.RestartPolicy(timing=timing, gives_up=not setup.park),
+            policy=life.RestartPolicy(timing=setup.timing, gives_up=not setup.park),
             selector=self.selector,
             on_message=self._on_message,
             on_event=self.do,
             faults=self.faults,
             spawn=setup.spawn,
         )
+        was_serving = setup.inherited is not None and setup.inherited.serves
         self.readiness = Readiness(
-            self.notifier,
-            self.generations,
-            None if inherited is not None and inherited.serves else setup.banner,
+            self.notifier, self.generations, None if was_serving else setup.banner
         )
+
+    def _build_control(self, daemon: Daemon) -> None:
+        """Build the control socket, what keeps it in its place, and what answers there."""
+        setup = self._setup
         self.control = ControlServer(
             setup.runtime_dir / SOCKET_NAME,
             self.selector,
             self._on_request,
             time.monotonic,
-            inherited.control_fd if inherited else None,
+            setup.inherited.control_fd if setup.inherited else None,
         )
-        self.home = Home(
+        self.runtime_dir = RuntimeDir(
             setup.first_runtime_dir,
             setup.state_dir,
             setup.pid_file,
             self.control,
             self.generations.move,
         )
-        self.commands = Commands(daemon, self.generations, self.control, timing.reply_s)
+        self.commands = Commands(daemon, self.generations, self.control, setup.timing.reply_s)
+
+    def _build_config(self) -> None:
+        """Build what brings a config into force, or stays up without a good one."""
+        setup = self._setup
         self.reloader = Reloader(
             load=setup.load,
             stand_in=setup.stand_in,
@@ -128,7 +141,7 @@ class Parts:
             readiness=self.readiness,
             recycle=self.recycle,
             on_config=self._follow,
-            limit_s=timing.configured_s,
+            limit_s=setup.timing.configured_s,
             faults=self.faults,
         )
         self.parking = Parking(
@@ -138,6 +151,14 @@ class Parts:
             start_worker=functools.partial(self.do, events.Begin()),
             end=self.ending.fail_at_once,
         )
+
+    def _build_overview(self) -> None:
+        """Build what the status is made of."""
+        inherited = self._setup.inherited
+        self.memory = MemoryMonitor()
+        self.repair_monitor = RepairMonitor(
+            self._setup.state_dir, inherited.repairs if inherited else None
+        )
         self.overview = Overview(
             generations=self.generations,
             listeners=self.listeners,
@@ -146,9 +167,12 @@ class Parts:
             repairs=self.repair_monitor.open,
             started_s=inherited.started_s if inherited else time.monotonic(),
         )
+
+    def _build_guard(self) -> None:
+        """Build what judges memory, and what is written down of it."""
         self.evidence = Evidence(
             generations=self.generations,
-            state_dir=setup.state_dir,
+            state_dir=self._setup.state_dir,
             status=self.status,
             config=lambda: self.reloader.config,
         )
@@ -156,18 +180,21 @@ class Parts:
             memory=self.memory,
             generations=self.generations,
             evidence=self.evidence,
-            decisions=DecisionLog(setup.state_dir),
+            decisions=DecisionLog(self._setup.state_dir),
             send_state=self.send_state,
             do=self.do,
         )
         self.pressure = PressureSignal(self.selector, self.memory)
+
+    def _build_decisions(self, daemon: Daemon) -> None:
+        """Build what performs lifecycle's decisions, and what hears the workers."""
         self.supervisor = Supervisor(
             generations=self.generations,
             reloader=self.reloader,
             overview=self.overview,
             commands=self.commands,
             evidence=self.evidence,
-            home=self.home,
+            runtime_dir=self.runtime_dir,
             totals=self.totals,
             faults=self.faults,
             send_state=self.send_state,
@@ -188,24 +215,25 @@ class Parts:
             status=self.status,
             do=self.do,
         )
+
+    def _build_upgrader(self) -> None:
+        """Build what becomes the next version, of all that is to be left to it."""
+        handover = Handover(
+            started_s=self.overview.started_s,
+            pid_file=self._setup.pid_file,
+            runtime_dir=self.runtime_dir,
+            generations=self.generations,
+            listeners=self.listeners,
+            control=self.control,
+            commands=self.commands,
+            reloader=self.reloader,
+            readiness=self.readiness,
+            memory=self.memory,
+            repair_monitor=self.repair_monitor,
+            totals=self.totals,
+        )
         self.upgrader = Upgrader(
-            Handover(
-                started_s=self.overview.started_s,
-                pid_file=setup.pid_file,
-                home=self.home,
-                generations=self.generations,
-                listeners=self.listeners,
-                control=self.control,
-                commands=self.commands,
-                reloader=self.reloader,
-                readiness=self.readiness,
-                memory=self.memory,
-                repair_monitor=self.repair_monitor,
-                totals=self.totals,
-            ),
-            signals=self.signals,
-            notifier=self.notifier,
-            recycle=self.recycle,
+            handover, signals=self.signals, notifier=self.notifier, recycle=self.recycle
         )
 
     def _on_message(self, worker: WorkerHandle, message: msg.FromWorker) -> None:

@@ -54,7 +54,7 @@ class Observation(Struct, frozen=True, kw_only=True):
     stop_limit_s: float = 0.0  # what the config gives answers at a stop
     stop_s: float = 0.0  # what the service manager leaves of it
     runtime_dir: Path | None = None  # what stands in for the one that is configured
-    homeless: str | None = None  # why neither can be used
+    runtime_dir_trouble: str | None = None  # why neither can be used
     fault: str | None = None  # a recent one of the watchdog's own
 
 
@@ -212,11 +212,11 @@ def _machine(seen: Observation) -> Iterator[Problem]:
             f"{seen.stop_s:g} s: answers that take longer are cut",
             f"set drain.stop_limit_s to at most {seen.stop_s:g}, or install the service again",
         )
-    if seen.runtime_dir is not None or seen.homeless is not None:
+    if seen.runtime_dir is not None or seen.runtime_dir_trouble is not None:
         where = f"it serves from {seen.runtime_dir}" if seen.runtime_dir else "it cannot be asked"
         yield _warning(
             "runtime-directory-gone",
-            f"the runtime directory was removed, {where}: {seen.homeless}",
+            f"the runtime directory was removed, {where}: {seen.runtime_dir_trouble}",
             "make it again; it is taken up within a minute. A user who logs out keeps it with "
             "`loginctl enable-linger`",
         )

@@ -27,7 +27,7 @@ GO_BACK_EVERY_S = 30.0
 _log = logging.getLogger(__name__)
 
 
-class Home:
+class RuntimeDir:
     """Keep control socket and pid file where they can be found. `look` at it every second."""
 
     def __init__(
@@ -49,7 +49,7 @@ class Home:
         self._back_s = 0.0  # not before
 
     def __repr__(self) -> str:
-        return f"<Home {self.place}>"
+        return f"<RuntimeDir {self.place}>"
 
     @property
     def is_elsewhere(self) -> bool:

@@ -145,7 +145,7 @@ class Watchdog:
         """Do what is due once a second. What fails of it keeps nothing else from being done."""
         parts = self.parts
         attempt = parts.faults.attempt
-        attempt("the runtime directory", parts.home.look)
+        attempt("the runtime directory", parts.runtime_dir.look)
         attempt(TICK, lambda: parts.do(events.Tick()))
         attempt("the limits of commands", lambda: parts.commands.give_up_waiting(now_s))
         if not attempt("a reload", lambda: parts.reloader.tick(now_s)):
@@ -186,8 +186,8 @@ class Watchdog:
             stop_limit_s=config.settings.drain.stop_limit_s if config else 0.0,
             stop_s=self._stop_s(),
             fault=parts.faults.recent,
-            runtime_dir=parts.home.place if parts.home.is_elsewhere else None,
-            homeless=parts.home.trouble,
+            runtime_dir=parts.runtime_dir.place if parts.runtime_dir.is_elsewhere else None,
+            runtime_dir_trouble=parts.runtime_dir.trouble,
         )
         parts.repair_monitor.look(seen)
 

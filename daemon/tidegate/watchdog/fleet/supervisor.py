@@ -18,7 +18,7 @@ from tidegate.watchdog.ending import Ending
 from tidegate.watchdog.faults import Faults
 from tidegate.watchdog.guard.evidence import Evidence
 from tidegate.watchdog.reload import Reloader
-from tidegate.watchdog.runtime_dir import Home
+from tidegate.watchdog.runtime_dir import RuntimeDir
 from tidegate.watchdog.workers.generations import Generations
 
 _log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Supervisor:
     overview: Overview
     commands: Commands
     evidence: Evidence
-    home: Home
+    runtime_dir: RuntimeDir
     totals: Totals
     faults: Faults
     send_state: Callable[[], object]
@@ -63,7 +63,7 @@ class Supervisor:
     def _perform(self, effect: events.Effect) -> None:
         match effect:
             case events.Spawn(number):
-                self.faults.attempt("the runtime directory", self.home.look)
+                self.faults.attempt("the runtime directory", self.runtime_dir.look)
                 config, bound = self.reloader.for_new_worker()
                 limit_bytes = self.overview.first_ledger_limit_bytes(number)
                 self.generations.start(number, config, bound, limit_bytes)

@@ -20,7 +20,7 @@ from tidegate.watchdog.pid_file import PidFile
 from tidegate.watchdog.readiness import Readiness
 from tidegate.watchdog.reload import Reloader
 from tidegate.watchdog.repairs import RepairMonitor
-from tidegate.watchdog.runtime_dir import Home
+from tidegate.watchdog.runtime_dir import RuntimeDir
 from tidegate.watchdog.signals import Signals
 from tidegate.watchdog.upgrade import upgrade
 from tidegate.watchdog.upgrade.state import UpgradeError, UpgradeState
@@ -35,7 +35,7 @@ class Handover(Struct, frozen=True, kw_only=True, eq=False):
 
     started_s: float  # monotonic
     pid_file: PidFile
-    home: Home
+    runtime_dir: RuntimeDir
     generations: Generations
     listeners: Listeners
     control: ControlServer
@@ -56,7 +56,7 @@ class Handover(Struct, frozen=True, kw_only=True, eq=False):
             listeners=self.listeners.kept(),
             pid_fd=self.pid_file.fd,
             control_fd=self.control.fileno(),
-            runtime_dir=str(self.home.place),
+            runtime_dir=str(self.runtime_dir.place),
             clients=self.commands.kept(),
             config=self.reloader.config,
             totals=self.totals,
