@@ -136,7 +136,7 @@ class DrainLimits(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Auth(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Where the tokens are, and whether the world may come in without one."""
+    """Where the tokens are, and whether an open address may be served without one."""
 
     tokens_file: AtOnce[str] = "tokens"  # in the state directory; made by `tidegate token new`
     allow_without_token: AtOnce[bool] = False  # lets what others can reach serve without tokens

@@ -26,8 +26,7 @@ from tidegate.core.http.url import parse_url
 from tidegate.core.problems import Problem
 from tidegate.core.secret import Secret
 from tidegate.core.settings import Upstream
-from tidegate.core.upstreams.address import address_of
-from tidegate.core.upstreams.well_known import WELL_KNOWN
+from tidegate.core.upstreams.address import WELL_KNOWN, address_of
 from tidegate.doctor.findings import finding
 from tidegate.gateway.upstreams.tls import trusting
 

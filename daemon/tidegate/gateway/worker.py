@@ -1,10 +1,10 @@
 """The worker process: a gateway on an event loop, and a line to the watchdog.
 
 Started as `python -m tidegate.gateway.worker --channel FD`. It learns everything from the first
-message, `Configure`; it serves, beats once a second from the very loop it vouches for, and obeys.
-When the line breaks, the watchdog is gone and so is the worker's reason to exist: it leaves at
-once. It hears no signal that is meant for the watchdog. After it is ready it imports nothing, so
-that the files beneath it may be replaced.
+message, `Configure`; it serves, obeys, and sends a heartbeat once a second from the loop that
+serves, so that one which hangs is silent. When the line breaks, the watchdog is gone and so is the
+worker's reason to exist: it leaves at once. It hears no signal that is meant for the watchdog.
+After it is ready it imports nothing, so that the files beneath it may be replaced.
 """
 
 from __future__ import annotations

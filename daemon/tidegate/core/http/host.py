@@ -141,7 +141,7 @@ class HostRules:
         self._own_names = frozenset({"localhost", own, own.partition(".")[0]} - {""})
 
     def allow(self, host: Authority) -> bool:
-        """Say whether a request that calls this server `host` may come in."""
+        """Say whether a request that calls this server `host` is allowed."""
         if host.address is not None:
             known = is_local_address(host.address)
         else:

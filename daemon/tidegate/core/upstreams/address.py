@@ -1,9 +1,14 @@
-"""Where an upstream is and what every request to it carries: one rule for gateway and doctor."""
+"""Where an upstream is and what every request to it carries: one rule for gateway and doctor.
+
+And where local LLM servers listen by default: looked at when no upstream is configured. The gateway
+serves what it finds there, and the doctor says what it has found.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tidegate.core.http.url import Url, parse_url
 from tidegate.core.settings import Upstream
@@ -50,3 +55,19 @@ def address_of(upstream: Upstream, secret_headers: Mapping[str, str]) -> Address
         names_agent=any(name.lower() == "user-agent" for name in headers),
         key_header=upstream.api_key_header or usual,
     )
+
+
+class WellKnown(NamedTuple):
+    """One kind of local server."""
+
+    title: str  # as its makers write it
+    name: str  # as an upstream
+    url: str
+
+
+WELL_KNOWN = (
+    WellKnown("Ollama", "ollama", "http://127.0.0.1:11434"),
+    WellKnown("llama.cpp", "llamacpp", "http://127.0.0.1:8080"),
+    WellKnown("LM Studio", "lmstudio", "http://127.0.0.1:1234"),
+    WellKnown("vLLM", "vllm", "http://127.0.0.1:8000"),
+)

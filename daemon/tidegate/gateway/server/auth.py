@@ -1,4 +1,4 @@
-"""Who may come in.
+"""Authentication: which requests are accepted, and from which caller.
 
 Every request passes here before anything looks at its body, in one order: the request target,
 the name it calls this server by, the page it comes from, the key it carries. Each answer is a
@@ -65,7 +65,7 @@ ANONYMOUS = Caller(owner="", name="")
 
 
 class AccessControl:
-    """Checks who may come in, for one state of the settings; a reload makes a new one."""
+    """Authenticate requests under one state of the settings; a reload makes a new one."""
 
     __slots__ = (
         "_accepted_digests",

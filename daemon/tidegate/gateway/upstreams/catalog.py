@@ -20,9 +20,9 @@ from tidegate.core.errors import UpstreamError
 from tidegate.core.formats.base import MAX_MODEL_CHARS
 from tidegate.core.formats.foreign_json import JsonReader, UnreadableJson
 from tidegate.core.settings import LimitOverrides, Limits, Model, Settings, Upstream
+from tidegate.core.upstreams.address import WELL_KNOWN
 from tidegate.core.upstreams.health import Aside
 from tidegate.core.upstreams.summary import ModelAlias, ModelState, UpstreamModels, UpstreamStatus
-from tidegate.core.upstreams.well_known import WELL_KNOWN
 from tidegate.gateway.server.errors import Refused
 from tidegate.gateway.upstreams.choice import Target
 from tidegate.gateway.upstreams.fetch import fetch
