@@ -1,8 +1,9 @@
 """Runs on a computer of its own: installs the package, upgrades it under streams, purges it.
 
 Usage: inside_deb.py OLD.deb NEW.deb TREE. Prints one JSON object; the test outside judges it. It
-uses nothing but the standard library, for it runs with the Python of the system. TREE is the project's
-own directory, where other tests write meanwhile: what lies below it is the machine's outside.
+uses nothing but the standard library, for it runs with the Python of the system. TREE is the
+project's own directory, where other tests write meanwhile: what lies below it is the machine's
+outside.
 """
 
 from __future__ import annotations
