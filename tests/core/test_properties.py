@@ -7,7 +7,6 @@ come is known from the pieces it was made of.
 """
 
 import json
-import sys
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle as States
 from hypothesis.stateful import RuleBasedStateMachine, consumes, initialize, invariant, rule
 
+from fakes.held import memory_of
 from tidegate.core.errors import CursorEvicted, LedgerFull, UpstreamError
 from tidegate.core.formats.base import Meaning
 from tidegate.core.formats.openai import DONE as CHAT_DONE
@@ -382,13 +382,11 @@ class Gateway(RuleBasedStateMachine):
             assert entries[Entry.RECORD] == RECORD_BYTES
             assert entries[Entry.BODY] == len(run.body)
             assert entries[Entry.OUTBOUND] == story.outbound
-            segments = run.window._segments
-            taken = sum(sys.getsizeof(segment.data) for segment in segments)
+            taken = memory_of(run.window, but=run.window.framing)
             assert run.window.held_bytes == taken
             assert entries[Entry.WINDOW] == taken
             attempts = run.attempts
-            tails = [attempt.framer._tail for attempt in attempts]
-            assert entries[Entry.PARTIAL] == sum(sys.getsizeof(tail) for tail in tails if tail)
+            assert entries[Entry.PARTIAL] == sum(memory_of(each.framer) for each in attempts)
             held = [piece for attempt in attempts for piece in attempt.held]
             content = sum(map(len, held))
             assert content <= entries[Entry.HELD] <= content + PIECE_BYTES * len(held)

@@ -22,6 +22,7 @@ from tidegate.core.settings import Limits, Model, Settings, Token, Upstream
 from tidegate.gateway.api import routes
 from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.relay.relay import Relay
+from tidegate.gateway.server.server import GatewayServer
 from tidegate.gateway.upstreams.pool import UpstreamPool
 
 DEADLINE_S = 30.0  # what must happen at all has this long on a busy machine
@@ -167,6 +168,7 @@ class Rig:
     errors: list[logging.LogRecord] = field(default_factory=list)
     loop_errors: list[dict[str, Any]] = field(default_factory=list)
     upstreams: tuple[Any, ...] = ()
+    peer_socket: str = ""
 
     @property
     def port(self) -> int:
@@ -179,13 +181,21 @@ class Rig:
         ledger = self.gateway.registry.ledger
         return ledger.total_bytes - ledger.connections.total_bytes
 
+    @property
+    def inner(self) -> GatewayServer:
+        """Where the other generation and the demo are served: the gateway's own affair."""
+        return self.gateway._inner
+
     def pool(self, name: str = "box") -> UpstreamPool:
         """An upstream."""
         return next(pool for pool in self.gateway.catalog.pools() if pool.name == name)
 
     def relay(self) -> Relay:
         """The newest run's."""
-        return next(reversed(self.gateway.registry._relays.values()))
+        [newest] = self.gateway.registry.newest(None, 1)
+        found = self.gateway.registry.find(newest.id, None)
+        assert found is not None
+        return found
 
     def facts(self, **changes: Any) -> None:
         """What the watchdog says."""
@@ -224,7 +234,11 @@ class Rig:
         await gateway.close()
         assert registry.ledger.total_bytes == 0, registry.ledger.statistics()
         for pool in pools:
-            await until(lambda pool=pool: not pool._open, DEADLINE_S, "connections are closed")  # type: ignore[misc]
+            await until(
+                lambda pool=pool: not pool.status().connections,  # type: ignore[misc]
+                DEADLINE_S,
+                "connections are closed",
+            )
         for upstream in self.upstreams:
             await until(
                 lambda upstream=upstream: not upstream.open_connections,  # type: ignore[misc]
@@ -283,13 +297,15 @@ class Rigs:
             else [Model(name=n, targets=t) for n, t in (models or {}).items()],
             limits=Limits(**(short | limits)),
         )
-        gateway = Gateway(1 + len(self._started), self._peer_sockets(), routes)
+        peer_socket = self._peer_sockets()
+        gateway = Gateway(1 + len(self._started), peer_socket, routes)
         gateway.configure(settings, tokens or [], secrets or {})
         if peer:
             await gateway.open()
         sock = socket.create_server(("127.0.0.1", 0))
         rig = Rig(gateway, f"http://127.0.0.1:{sock.getsockname()[1]}", settings, tokens or [])
         rig.upstreams = tuple(each for each in upstreams if not isinstance(each, Upstream))
+        rig.peer_socket = peer_socket
         self._started.append(rig)
         await gateway.accept_clients([sock])
         handler = _Errors(rig.errors)
@@ -317,8 +333,8 @@ class Rigs:
 async def two_generations(rigs: Rigs, upstream: object) -> tuple[Rig, Rig]:
     """The draining one and the serving one, which know each other."""
     draining, serving = await rigs(upstream, peer=True), await rigs(upstream, peer=True)
-    serving.facts(peer_socket=draining.gateway._peer_socket)
-    draining.facts(peer_socket=serving.gateway._peer_socket)
+    serving.facts(peer_socket=draining.peer_socket)
+    draining.facts(peer_socket=serving.peer_socket)
     draining.gateway.server.draining = True
     return draining, serving
 

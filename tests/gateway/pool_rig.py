@@ -21,6 +21,16 @@ async def none_left(pool: UpstreamPool) -> None:
     await until(lambda: not pool.status().connections, DEADLINE_S, "no connection is left")
 
 
+async def let_go(pool: UpstreamPool) -> None:
+    """Waits until no connection to the upstream is in use; the idle ones are closed."""
+
+    def none_in_use() -> bool:
+        pool.close_idle()
+        return not pool.status().connections
+
+    await until(none_in_use, DEADLINE_S, "the upstream is let go", 0.002)
+
+
 async def closed(pool: UpstreamPool) -> None:
     """Closes it."""
     pool.close()

@@ -1,11 +1,10 @@
 """The window: what is retained of a run, read by cursor, bounded in memory taken."""
 
-import sys
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fakes.held import memory_of
 from tidegate.core.errors import CursorEvicted
 from tidegate.core.runs.window import SEGMENT_BYTES, START, Cursor, Window
 
@@ -91,8 +90,7 @@ def test_the_memory_taken_is_counted_not_the_content(size: int) -> None:
     window = Window(64 * MIB)
     for number in range(20):
         window.append(numbered(number, size), 1)
-        taken = sum(sys.getsizeof(segment.data) for segment in window._segments)
-        assert window.held_bytes == taken
+        assert window.held_bytes == memory_of(window, but=window.framing)
 
 
 def test_a_trim_to_nothing_holds_nothing_and_goes_on() -> None:

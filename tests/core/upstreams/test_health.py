@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from fakes.held import held
 from tidegate.core.upstreams.blame import Held
 from tidegate.core.upstreams.breaker import FIRST_ASIDE_S, MOST_ASIDE_S, Witness
 from tidegate.core.upstreams.health import MOST_HELD_S, MOST_MODELS, MOST_NAME, Aside, Health
@@ -146,10 +147,12 @@ def test_what_is_remembered_is_bounded() -> None:
     health.hold("held", 60.0, 429, NOW_S)
     for number in range(3 * MOST_MODELS):
         health.alive(f"m{number}" + "x" * 10_000, NOW_S)
-    assert len(health._models) == MOST_MODELS
-    assert {"bad", "missing", "held"} <= set(health._models)
-    assert max(map(len, health._models)) == MOST_NAME
+    kept = [text for text in held(health, str) if text.startswith("m") and text.endswith("x")]
+    assert len(kept) == MOST_MODELS - 3
+    assert max(map(len, kept)) == MOST_NAME
+    assert {each.model for each in health.aside(NOW_S)} == {"bad", "held"}
+    assert [each.model for each in health.refusals()] == ["missing"]
     for number in range(3 * MOST_MODELS):
         for _ in range(3):
             health.failed(f"b{number}", "answered 503", Held.TARGET, NOW_S)
-    assert len(health._models) == MOST_MODELS
+    assert len(list(health.aside(NOW_S))) == MOST_MODELS

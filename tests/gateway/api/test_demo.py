@@ -77,17 +77,15 @@ async def test_the_stuck_demo_is_ended_by_the_sweep_alone(rig: Rig) -> None:
     assert "swept: stuck" in error["message"]
     assert stream.clean
     await until(lambda: not registry.ledger.accounts, DEADLINE_S, "nothing of it is held")
-    await until(
-        lambda: not rig.gateway._inner.table.busy_connections, DEADLINE_S, "the demo knows it"
-    )
+    await until(lambda: not rig.inner.table.busy_connections, DEADLINE_S, "the demo knows it")
 
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_client_that_leaves_the_demo_takes_it_along(rig: Rig, stream: bool) -> None:
     """It ends at once."""
     client = await open_chat(rig.base_url, "demo" if stream else "demo:stuck", stream=stream)
-    await until(lambda: rig.gateway._inner.table.busy_connections, DEADLINE_S, "it is asked")
+    await until(lambda: rig.inner.table.busy_connections, DEADLINE_S, "it is asked")
     await client.vanish()
     if not stream:
         rig.relay().force_end("swept")  # the stuck demo has no other end
-    await until(lambda: not rig.gateway._inner.table.busy_connections, DEADLINE_S, "it has stopped")
+    await until(lambda: not rig.inner.table.busy_connections, DEADLINE_S, "it has stopped")

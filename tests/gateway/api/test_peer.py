@@ -89,7 +89,7 @@ async def test_a_generation_that_dies_in_the_middle_is_not_taken_for_an_end(
         session.ws_connect(serving.base_url + path) as socket,
     ):
         await socket.receive()
-        for connection in list(draining.gateway._inner.connections):
+        for connection in list(draining.inner.connections):
             connection.abort()
         *_, last = [json.loads(message.data) async for message in socket]
     assert last["state"] == "failed"
@@ -99,7 +99,7 @@ async def test_a_generation_that_dies_in_the_middle_is_not_taken_for_an_end(
 
 async def silent_peer(rig: Rig, tmp_path, play) -> tuple[str, Any]:
     """Something that listens where the other generation should."""
-    path = f"{rig.gateway._peer_socket}.other"
+    path = f"{rig.peer_socket}.other"
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
@@ -115,21 +115,20 @@ async def test_a_client_that_leaves_while_the_other_one_is_asked_leaves_nothing(
     rigs, scripted_upstream, tmp_path
 ) -> None:
     """No connection to it, and no task, stays behind."""
-    gone = asyncio.Event()
+    asked, gone = asyncio.Event(), asyncio.Event()
 
     async def play(peer: Peer) -> None:
+        await peer.request()
+        asked.set()
         await peer.hang()
         gone.set()
 
     rig = await rigs(scripted_upstream, peer=True)
     _, server = await silent_peer(rig, tmp_path, play)
     stream = await Stream.open(rig.base_url, "/v1/runs/run_x/stream")
-    pool = rig.gateway._peer._pool
-    await until(lambda: pool._open, DEADLINE_S, "the other one is asked")
-    await asyncio.sleep(0.05)
+    await asyncio.wait_for(asked.wait(), DEADLINE_S)
     await stream.vanish()
     await asyncio.wait_for(gone.wait(), DEADLINE_S)
-    await until(lambda: not pool._open, DEADLINE_S, "the connection is closed")
     await stop_listening(server)
 
 
@@ -137,21 +136,24 @@ async def test_a_client_that_reads_nothing_through_the_other_one_is_dropped(
     rigs, scripted_upstream, tmp_path
 ) -> None:
     """After stall_s, as anywhere."""
+    dropped = asyncio.Event()
 
     async def play(peer: Peer) -> None:
         await peer.request()
         await peer.send(HEAD)
-        while True:
-            await peer.send(chunked(numbered(0, 60_000)))
+        try:
+            while True:
+                await peer.send(chunked(numbered(0, 60_000)))
+        finally:
+            dropped.set()
 
     rig = await rigs(scripted_upstream, peer=True, stall_s=0.5)
     _, server = await silent_peer(rig, tmp_path, play)
     stream = await Stream.open(rig.base_url, "/v1/runs/run_x/stream", receive_buffer=16 * 1024)
     await stream.head()
-    pool = rig.gateway._peer._pool
     ledger = rig.gateway.registry.ledger
     await until(lambda: ledger.total_bytes > 256 * 1024, DEADLINE_S, "what it holds is charged")
-    await until(lambda: not pool._open, DEADLINE_S, "it was dropped")
+    await asyncio.wait_for(dropped.wait(), DEADLINE_S)
     await until(lambda: not rig.gateway.server.table.open_connections, DEADLINE_S, "it is gone")
     await stop_listening(server)
 
@@ -168,7 +170,7 @@ async def test_a_run_that_comes_over_while_the_other_one_is_asked_is_found(
 
     async def play(peer: Peer) -> None:
         await peer.request()
-        ours = OtherGeneration(rig.gateway._peer_socket, Limits())
+        ours = OtherGeneration(rig.peer_socket, Limits())
         assert await ours.hand_over(relay.run)
         ours.close()
         await peer.send(plain(b"{}", b"404 Not Found"))

@@ -120,8 +120,8 @@ async def test_a_large_answer_waits_in_one_copy_that_is_charged(rigs, raw_upstre
     entries = rig.gateway.registry.ledger.entries
     await until(lambda: bool(entries[Entry.OUTBOUND]), DEADLINE_S, "it is being written")
     assert len(answer) <= entries[Entry.OUTBOUND] <= len(answer) + 512 * 1024
-    (subscriber,) = rig.relay().subscribers
-    assert subscriber._client._transport.get_write_buffer_size() <= 256 * 1024
+    (connection,) = rig.gateway.server.connections
+    assert connection.transport.get_write_buffer_size() <= 256 * 1024
     writer.transport.resume_reading()
     whole = await asyncio.wait_for(reader.read(), DEADLINE_S)
     assert whole.partition(b"\r\n\r\n")[2] == answer

@@ -10,6 +10,7 @@ from fakes.client import open_chat
 from fakes.machine import until
 from fakes.upstream import ERROR, OK, ROLE
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked, plain
+from gateway.pool_rig import let_go
 from gateway.relay.relay_rig import BOTH, ERROR_BODY, WORD, always, chat, sends, told, whole
 from tidegate.core.runs.ledger import Entry
 from tidegate.core.runs.state import RunState
@@ -56,8 +57,7 @@ async def test_a_failure_goes_on_to_the_next_target(rigs, raw_upstream, play, wh
     assert run.attempts[0].held_bytes == 0
     assert run.account.entries[Entry.HELD] == run.account.entries[Entry.PARTIAL] == 0
     assert (rig.pool("box").state, rig.pool("box1").state) == ("failing", "ok")
-    pool = rig.pool("box")
-    await until(lambda: pool._open <= set(pool._idle), DEADLINE_S, "the first is let go")
+    await let_go(rig.pool("box"))
 
 
 @pytest.mark.parametrize("status", [400, 409, 413, 422, 451])

@@ -15,6 +15,7 @@ from fakes.client import Stream
 from fakes.machine import until
 from fakes.upstream import ScriptedUpstream
 from gateway.gateway_rig import DEADLINE_S, Rig
+from gateway.pool_rig import let_go
 from gateway.relay.test_every_fault import PLAIN, STREAMED, Form
 
 GRACE_S = 0.1
@@ -47,8 +48,7 @@ async def leave(rig: Rig, form: Form, script: str, *, stream: bool, upstream) ->
     await until(lambda: run.is_over, DEADLINE_S, "the run is over")
     # What it answered already may lie idle; nothing may be under way.
     await until(lambda: not upstream.active, DEADLINE_S, "the upstream is let go")
-    pool = rig.pool()
-    await until(lambda: pool._open <= set(pool._idle), DEADLINE_S, "its connection is given up")
+    await let_go(rig.pool())
     took_s = time.monotonic() - gone_s
     assert (run.state.value, run.reason) == ("cancelled", "cancelled: client disconnected")
     assert rig.pool().active == 0

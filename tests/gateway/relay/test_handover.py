@@ -151,7 +151,7 @@ async def test_a_finished_run_goes_over_and_is_read_there(rigs, scripted_upstrea
     answer = await chat(draining.base_url, "ok")
     await draining.idle()
     relay = draining.relay()
-    other = OtherGeneration(serving.gateway._peer_socket, Limits())
+    other = OtherGeneration(serving.peer_socket, Limits())
     for _ in range(2):
         assert await other.hand_over(relay.run)
     draining.gateway.registry.handed_over(relay)
@@ -167,9 +167,7 @@ async def test_a_finished_run_goes_over_and_is_read_there(rigs, scripted_upstrea
 async def test_what_the_other_one_sends_is_checked(rigs, scripted_upstream, tmp_path) -> None:
     """Garbage is a 400, no room is a 503; neither is an error of ours."""
     rig = await rigs(scripted_upstream, peer=True)
-    async with aiohttp.ClientSession(
-        connector=aiohttp.UnixConnector(rig.gateway._peer_socket)
-    ) as session:
+    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(rig.peer_socket)) as session:
         for body, status in (
             (b"{}", 400),
             (json.dumps(good() | {"next_seq": 9}).encode(), 400),

@@ -12,6 +12,7 @@ from fakes.client import Stream, chat, get, open_chat
 from fakes.machine import until
 from fakes.upstream import DONE, FINISH, ROLE, chunk, numbered
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked, plain
+from gateway.pool_rig import none_left
 from tidegate.core.runs.state import RunState
 from tidegate.core.settings import Token, Upstream
 from tidegate.gateway.relay.relay import Relay
@@ -96,7 +97,7 @@ async def test_an_abandoned_run_whose_end_never_comes_does_not_wait_for_total_s(
     await stream.vanish()
     await until(lambda: run.released, DEADLINE_S, "it was swept")
     assert rig.gateway.registry.swept_bytes["abandoned"] > 0
-    await until(lambda: not rig.pool()._open, DEADLINE_S, "the upstream is let go")
+    await none_left(rig.pool())
 
 
 async def test_a_finished_run_is_kept_for_its_time_and_then_forgotten(rigs, raw_upstream) -> None:

@@ -13,6 +13,7 @@ from fakes.client import Stream, open_chat, words
 from fakes.machine import until
 from fakes.upstream import DONE, ERROR, FINISH, OK, ROLE, ScriptedUpstream, numbered
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, RawUpstream, chunked, plain
+from gateway.pool_rig import let_go, none_left
 from gateway.relay.relay_rig import BOTH, ERROR_BODY, WORD, chat, errors, sends, told, whole
 from tidegate.core.formats.base import COMMENT as KEEP_ALIVE
 from tidegate.core.runs import limits as clock
@@ -154,8 +155,7 @@ async def test_death_in_the_middle_is_told_and_never_mended(
     assert rig.relay().run.reason == reason
     assert advice or "ended the stream" in why
     assert not second.peers
-    pool = rig.pool()
-    await until(lambda: pool._open <= set(pool._idle), DEADLINE_S, "the upstream is let go")
+    await let_go(rig.pool())
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ async def test_total_s_ends_whatever_goes_on(rigs, raw_upstream) -> None:
     answer = await asyncio.wait_for(chat(rig.base_url, "m"), DEADLINE_S)
     assert told(answer).startswith("took longer than total_s = 0.4 s; ")
     assert rig.relay().run.state is RunState.EXPIRED
-    await until(lambda: not rig.pool()._open, DEADLINE_S, "the upstream is let go")
+    await none_left(rig.pool())
 
 
 async def test_a_model_s_own_limits_hold_for_its_target(rigs, raw_upstream) -> None:
@@ -354,7 +354,7 @@ async def test_a_cancel_is_verified(rigs, raw_upstream, caplog) -> None:
     await until(lambda: upstream.peers[0].gone, DEADLINE_S, "the upstream has heard")
     assert "closed by force" in caplog.text
     await client.close()
-    await until(lambda: not rig.pool()._open, DEADLINE_S, "nothing is left")
+    await none_left(rig.pool())
 
 
 async def test_without_grace_the_upstream_goes_with_its_client(rigs, raw_upstream) -> None:
@@ -574,7 +574,7 @@ async def test_a_request_that_cannot_be_rewritten_leaves_nothing(
     rig = await rigs(scripted_upstream, models={"m": ["box/ok"]})
     if kept:
         await chat(rig.base_url, "ok")
-        await until(lambda: rig.pool()._idle, DEADLINE_S, "the connection is kept")
+        assert rig.pool().status().connections == 1
     body = b'{"model":"m","stream":true,"messages":[],"\xff\xfe":1}'
     reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
     writer.write(
@@ -587,8 +587,7 @@ async def test_a_request_that_cannot_be_rewritten_leaves_nothing(
     await writer.wait_closed()
     await rig.idle()
     assert rig.pool().active == 0
-    pool = rig.pool()
-    await until(lambda: pool._open <= set(pool._idle), DEADLINE_S, "no connection is left")
+    await let_go(rig.pool())
     await until(lambda: scripted_upstream.connections == 1, DEADLINE_S, "the fake knows of it")
 
 
@@ -638,4 +637,4 @@ async def test_the_sweep_is_the_net_beneath_an_end_that_never_comes(
         assert stream.clean
     assert run.state is RunState.EXPIRED
     await until(lambda: not rig.held_bytes, DEADLINE_S, "no byte is held")
-    await until(lambda: not rig.pool()._open, DEADLINE_S, "the upstream is let go")
+    await none_left(rig.pool())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,7 @@ from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked
 from tidegate.core.formats.base import COMMENT as KEEP_ALIVE
 from tidegate.core.runs.ledger import Entry
 from tidegate.core.runs.state import RunState
+from tidegate.gateway.relay.subscriber import StreamSubscriber
 
 ON_BOTH_LOOPS = True
 
@@ -213,6 +215,23 @@ async def test_a_keep_alive_stands_between_two_events_only(rigs, raw_upstream) -
     )
 
 
+class Reads:
+    """A client that has read everything, at a time of its own."""
+
+    http10 = False
+    outbound_bytes = 0
+    high_water_bytes = 1
+
+    def __init__(self, now_s: float) -> None:
+        self.loop = SimpleNamespace(time=lambda: now_s)
+
+    def write(self, data: bytes) -> int:
+        return 0
+
+    def stalled_s(self, now_s: float) -> float:
+        return 0.0
+
+
 async def test_the_next_look_is_always_later(rigs, raw_upstream) -> None:
     """On a clock of whole milliseconds too, where a sum may miss the moment by a rounding."""
     tap = Tap()
@@ -220,10 +239,10 @@ async def test_the_next_look_is_always_later(rigs, raw_upstream) -> None:
     stream = await open_chat(rig.base_url, "m")
     tap.send(numbered(0))
     await stream.read_events(2)
-    (subscriber,) = rig.relay().subscribers
+    run = rig.relay().run
     for wrote_ms in (*range(1_000_000, 1_000_500), *range(50_000_000, 50_000_500)):
         for now_ms in (wrote_ms, wrote_ms + 48, wrote_ms + 49, wrote_ms + 50):
-            subscriber._wrote_s = wrote_ms / 1000
+            subscriber = StreamSubscriber(run, Reads(wrote_ms / 1000), b"")
             assert subscriber.check(now_ms / 1000) > now_ms / 1000
 
 

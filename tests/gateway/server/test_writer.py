@@ -6,13 +6,16 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from unittest.mock import Mock
 
 import pytest
+from aiohttp import HttpVersion11
 
 from fakes.client import Stream, open_chat
 from fakes.machine import until
 from fakes.upstream import DONE, OK, ROLE, chunk, numbered
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked
+from tidegate.gateway.server.client_protocol import ClientProtocol
 from tidegate.gateway.server.writer import ResponseWriter
 
 ON_BOTH_LOOPS = True
@@ -240,3 +243,16 @@ async def test_a_transport_that_closes_while_it_is_flushed_is_no_error(rigs, raw
         await asyncio.sleep(0.02)
         await stream.vanish()
         await rig.idle()
+
+
+async def test_a_write_that_the_kernel_took_in_part_is_outbound_whole() -> None:
+    """It is kept whole; where more than the last write waits, the one before it counts as well."""
+    transport, protocol = Mock(), Mock(spec=ClientProtocol)
+    transport.is_closing.return_value, protocol.loop = False, None
+    protocol.ends_after_answer = False
+    client = ResponseWriter(Mock(transport=transport, protocol=protocol, version=HttpVersion11))
+    for size in (300, 200):
+        client.write(bytes(size))
+    for unsent, outbound in ((0, 0), (1, 200), (200, 200), (201, 500), (600, 600)):
+        transport.get_write_buffer_size.return_value = unsent
+        assert client.outbound_bytes == outbound

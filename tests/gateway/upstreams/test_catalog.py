@@ -11,10 +11,10 @@ import pytest
 import trustme
 
 from fakes.client import chat, get, open_chat
-from fakes.machine import until
 from fakes.upstream import OK
 from gateway.backend_rig import LM_STUDIO, OLLAMA, Fake
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked, plain
+from gateway.pool_rig import none_left
 from tidegate.core.settings import (
     HeaderSource,
     LimitOverrides,
@@ -355,7 +355,7 @@ async def test_the_description_says_how_each_upstream_is() -> None:
     assert (state, on_trial) == ("set aside", False)
     assert aside_s is not None
     assert 0 < aside_s <= 5.0
-    assert pool.health.admit("m", pool._loop.time() + 5.0)
+    assert pool.health.admit("m", asyncio.get_running_loop().time() + 5.0)
     assert described()[2]
 
 
@@ -445,7 +445,7 @@ async def test_a_reload_keeps_what_did_not_change(rigs, scripted_upstream, raw_u
     assert same.limits.total_s == 60.0
     assert rig.pool("box1") is not changed
     assert rig.relay().run.limits.total_s == 3600.0
-    await until(lambda: not changed._open, DEADLINE_S, "the former one's idle connection is closed")
+    await none_left(changed)  # its idle connection is closed
     await asyncio.wait_for(live.read_rest(), DEADLINE_S)
     assert len(live.events) == 103
     assert bytes((await chat(rig.base_url, "box1/m")).body) == b"".join(OK)
@@ -509,4 +509,4 @@ async def test_an_upstream_that_a_reload_removes_finishes_what_it_has(
     await asyncio.wait_for(live.read_rest(), DEADLINE_S)
     assert len(live.events) == 53
     assert removed.active == 0
-    await until(lambda: not removed._open, DEADLINE_S, "its connections are closed")
+    await none_left(removed)

@@ -179,7 +179,7 @@ async def test_three_failures_in_a_row_set_it_aside(caplog: pytest.LogCaptureFix
         pool.failed("m", "answered 503", Held.TARGET)
         states.append(pool.state)
     assert states == ["unknown", "failing", "failing", *["set aside"] * 3]
-    assert not pool.health.may_ask("m", pool._loop.time())
+    assert not pool.health.may_ask("m", asyncio.get_running_loop().time())
     pool.succeeded("m")
     assert (pool.state, pool.last_error) == ("ok", None)
     pool.succeeded("m")
@@ -195,7 +195,7 @@ async def test_a_failed_trial_sets_it_aside_for_longer(caplog: pytest.LogCapture
     for _ in range(3):
         pool.failed("m", "cannot be reached", Held.UPSTREAM)
     pool.reached(is_well=True)
-    assert pool.health.admit("m", pool._loop.time())
+    assert pool.health.admit("m", asyncio.get_running_loop().time())
     assert (pool.health.whole.state, pool.state) == ("half-open", "set aside")
     pool.failed("m", "hung up", Held.UPSTREAM)
     assert caplog.messages[1:] == ["upstream box: it is set aside for 10 s: hung up"]
@@ -207,7 +207,7 @@ async def test_a_failure_that_is_not_its_fault_does_not_count() -> None:
     for _ in range(5):
         pool.failed("m", "answered 429")
     assert (pool.state, pool.last_error) == ("failing", "answered 429")
-    assert pool.health.may_ask("m", pool._loop.time())
+    assert pool.health.may_ask("m", asyncio.get_running_loop().time())
 
 
 async def test_being_reached_says_nothing_about_requests() -> None:

@@ -6,7 +6,6 @@ import asyncio
 
 import pytest
 
-from fakes.machine import until
 from gateway.backend_rig import (
     LLAMA_CPP,
     LM_STUDIO,
@@ -19,7 +18,8 @@ from gateway.backend_rig import (
     as_json,
     models,
 )
-from gateway.gateway_rig import DEADLINE_S, Peer, plain
+from gateway.gateway_rig import Peer, plain
+from gateway.pool_rig import none_left
 from tidegate.core.settings import Limits, Upstream
 from tidegate.gateway.upstreams import probe as probe_module
 from tidegate.gateway.upstreams.pool import UpstreamPool
@@ -43,7 +43,7 @@ class Look:
 
     async def close(self) -> None:
         self.pool.close()
-        await until(lambda: not self.pool._open, DEADLINE_S, "its connections are closed")
+        await none_left(self.pool)
 
 
 @pytest.fixture
