@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
@@ -20,12 +22,14 @@ TABLES = {
     "## Top": settings.Settings,
     "## `[limits]`": settings.Limits,
     "## `[memory]`": settings.Memory,
-    "## `[memory.growth]`": settings.Growth,
     "## `[drain]`": settings.DrainLimits,
     "## `[auth]`": settings.Auth,
     "## `[[upstream]]`": settings.Upstream,
     "## `[[model]]`": settings.Model,
 }
+# Accepted and not documented: its periods are there so that tests can find a leak within seconds.
+# With others the guard takes warming up for a leak, and a warning says so.
+UNDOCUMENTED = {settings.Growth}
 
 
 def _rows(heading: str) -> dict[str, str]:
@@ -52,6 +56,24 @@ def test_every_key_is_documented_with_its_default(heading):
         size = info.name.endswith("_bytes")
         value = show_size(info.default) if size else info.default
         assert shown in (str(value), str(value).lower(), f"{value:g}" if _is_number(value) else "")
+
+
+def _tables(kind: object) -> Iterator[type[msgspec.Struct]]:
+    """The tables that a config has where this type stands, itself included."""
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        yield kind
+        for field in fields(kind):
+            yield from _tables(field.type)
+    for part in get_args(kind):
+        yield from _tables(part)
+
+
+def test_every_table_is_documented_but_one() -> None:
+    """Each table of a config has its section, except the periods that only tests change."""
+    parts_of_others = {settings.LimitOverrides, settings.HeaderSource}
+    documented = {*TABLES.values()}
+    assert {*_tables(settings.Settings)} - parts_of_others - documented == UNDOCUMENTED
+    assert not any(field.encode_name in CONFIG_DOC for field in fields(settings.Growth))
 
 
 def _is_number(value: object) -> bool:
