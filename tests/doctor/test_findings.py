@@ -21,7 +21,7 @@ from tidegate.core.problems import Problem, Repair, Severity
 from tidegate.core.settings import MIB, DrainLimits, Limits, Settings, Upstream
 from tidegate.doctor import computer, examination, files, ports, services, software, upstreams
 from tidegate.doctor import running as daemon
-from tidegate.doctor.findings import SEVERITIES, finding, kind_of
+from tidegate.doctor.findings import SEVERITIES, finding
 from tidegate.machine.processes import Neighbour
 from tidegate.managers import sockets
 from tidegate.managers.job import Scope
@@ -40,6 +40,11 @@ def provokes(kind: str, fix: str) -> Callable[[Provoke], Provoke]:
         return function
 
     return note
+
+
+def kind_of(problem: Problem) -> str:
+    """Its kind, without what it is about."""
+    return problem.id.partition(":")[0]
 
 
 @pytest.fixture

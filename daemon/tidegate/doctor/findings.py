@@ -90,8 +90,3 @@ def finding(kind: str, cause: str, fix: str, about: str = "") -> Problem:
     severity = SEVERITIES[kind]
     name = f"{kind}:{about}" if about else kind
     return Problem(id=name, severity=severity, cause=cause, fix=fix)
-
-
-def kind_of(problem: Problem) -> str:
-    """Return the kind of a finding, without what it is about."""
-    return problem.id.partition(":")[0]

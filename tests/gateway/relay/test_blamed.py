@@ -166,7 +166,8 @@ async def test_a_suspicion_is_looked_into(rigs, raw_upstream, monkeypatch) -> No
     assert health.may_ask("m", rig.gateway.loop.time())
     is_well = False
     await chat(rig, "both", say="picture")
-    await until(lambda: not health.breaker_of("m").is_closed, DEADLINE_S, "it is set aside")
+    breaker = health._known("m").breaker
+    await until(lambda: not breaker.is_closed, DEADLINE_S, "it is set aside")
 
 
 # --- what is back ---------------------------------------------------------------------------------

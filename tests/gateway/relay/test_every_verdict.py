@@ -106,7 +106,8 @@ class _Occupant:
 
 def _held(pool: UpstreamPool, script: str) -> Held:
     """What is held against it after one failure."""
-    breaker = pool.health.breaker_of(script)
+    known = pool.health._known(script)
+    breaker = known and known.breaker
     if pool.health.whole._failures:
         return Held.UPSTREAM
     if breaker is not None and breaker._failures:

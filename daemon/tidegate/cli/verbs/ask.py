@@ -72,53 +72,50 @@ def system_text(places: Places) -> str | None:
     return "the service of the system answers only root: put sudo before the command"
 
 
+def _ask_for_people(arguments: argparse.Namespace, request: ControlRequest) -> msgspec.Raw | None:
+    """Send a request and return its result; with `--json` print it as it came, return None."""
+    result = ask(find_places(arguments), request)
+    if not arguments.json:
+        return result
+    say_json(result)
+    return None
+
+
 def status(arguments: argparse.Namespace) -> int:
     """Print the running tidegate's status."""
-    result = ask(find_places(arguments), ControlRequest(verb="status"))
-    if arguments.json:
-        say_json(result)
-        return 0
-    from tidegate.cli.show import decode, screen
+    if (result := _ask_for_people(arguments, ControlRequest(verb="status"))) is not None:
+        from tidegate.cli.show import decode, screen
 
-    screen.show_status(decode.read_status(result))
+        screen.show_status(decode.read_status(result))
     return 0
 
 
 def runs(arguments: argparse.Namespace) -> int:
     """Print the runs that are held, newest first."""
-    result = ask(find_places(arguments), ControlRequest(verb="runs"))
-    if arguments.json:
-        say_json(result)
-        return 0
-    from tidegate.cli.show import decode, screen
+    if (result := _ask_for_people(arguments, ControlRequest(verb="runs"))) is not None:
+        from tidegate.cli.show import decode, screen
 
-    screen.show_runs(decode.read_runs(result))
+        screen.show_runs(decode.read_runs(result))
     return 0
 
 
 def models(arguments: argparse.Namespace) -> int:
     """Print the upstreams and what they have."""
-    result = ask(find_places(arguments), ControlRequest(verb="models"))
-    if arguments.json:
-        say_json(result)
-        return 0
-    from tidegate.cli.show import decode
-    from tidegate.cli.show.models import show_models
+    if (result := _ask_for_people(arguments, ControlRequest(verb="models"))) is not None:
+        from tidegate.cli.show import decode
+        from tidegate.cli.show.models import show_models
 
-    show_models(decode.read_models(result))
+        show_models(decode.read_models(result))
     return 0
 
 
 def sweep(arguments: argparse.Namespace) -> int:
     """Release stale runs and say how much memory that was."""
     request = ControlRequest(verb="sweep", finished=arguments.finished)
-    result = ask(find_places(arguments), request)
-    if arguments.json:
-        say_json(result)
-        return 0
-    from tidegate.cli.show import decode, screen
+    if (result := _ask_for_people(arguments, request)) is not None:
+        from tidegate.cli.show import decode, screen
 
-    say_lines(screen.swept_text(decode.read_sweep(result)))
+        say_lines(screen.swept_text(decode.read_sweep(result)))
     return 0
 
 

@@ -243,11 +243,6 @@ class Health:
             if known.refusal is not None:
                 yield TargetRefusal(name, known.refusal)
 
-    def breaker_of(self, model: str) -> Breaker | None:
-        """Find the model's own breaker, once there is something to know of it."""
-        known = self._known(model)
-        return None if known is None else known.breaker
-
     # --- inside -------------------------------------------------------------------------------
 
     def _is_well(self) -> None:

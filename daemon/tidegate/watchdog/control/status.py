@@ -29,7 +29,6 @@ class Totals:
     swept_bytes: int = 0
     swept_last_reason: str | None = None
     recycles: dict[str, int] = field(default_factory=dict)  # by reason
-    restart_count: int = 0
     restarts: list[Restart] = field(default_factory=list)  # the latest, oldest first
 
     def add_beat(self, former: Heartbeat | None, beat: Heartbeat) -> None:
@@ -46,8 +45,7 @@ class Totals:
         self.recycles[reason] = self.recycles.get(reason, 0) + 1
 
     def add_restart(self, restart: Restart) -> None:
-        """Count that a worker died and is replaced."""
-        self.restart_count += 1
+        """Note that a worker died and is replaced."""
         self.restarts = [*self.restarts, restart][-RESTARTS_KEPT:]
 
 
