@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.core.errors import EventTooLarge
+from tidegate.core.formats import sse
 from tidegate.core.formats.sse import (
     SseFramer,
     count_plain,
@@ -32,6 +33,18 @@ ROWS = [
     (b"data\n\ndata: b\n\n", [b"data\n\n", b"data: b\n\n"]),
     (b"data: a\n\ndata: unfinished", [b"data: a\n\n"]),
     (b"data: \xf0\x9f\x8c\x8a\n\n", [b"data: \xf0\x9f\x8c\x8a\n\n"]),
+    (
+        b"event: e\ndata: a\n\nevent: f\ndata: b\n\n",
+        [b"event: e\ndata: a\n\n", b"event: f\ndata: b\n\n"],
+    ),
+    (b"event: e\n: c\ndata: a\n\nevent: f\n\n", [b"event: e\ndata: a\n\n"]),
+    (b"event: e\nx:\ndata: a\n\n", [b"event: e\nx:\ndata: a\n\n"]),
+    (b"event: e\ndata: a\rid: 1\n\ndata: b\n\n", [b"event: e\ndata: a\n\n", b"data: b\n\n"]),
+    (
+        b"data: a\n\ndata: b\r\n\r\ndata: c\n\n",
+        [b"data: a\n\n", b"data: b\r\n\r\n", b"data: c\n\n"],
+    ),
+    (b"data: a\n\n\n\n\ndata: b\n\n", [b"data: a\n\n", b"data: b\n\n"]),
 ]
 
 
@@ -53,6 +66,28 @@ def test_a_cut_at_every_byte_does_not_show(stream: bytes, events: list[bytes]) -
     assert frame([stream[i : i + 1] for i in range(len(stream))]) == events
     for cut in range(len(stream)):
         assert frame([stream[:cut], stream[cut:]]) == events
+        for other in range(cut, len(stream)):
+            assert frame([stream[:cut], stream[cut:other], stream[other:]]) == events
+
+
+def test_a_stream_without_cr_is_never_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads that end inside an event, as every full one does, are cut without a look at each."""
+    monkeypatch.setattr(sse, "_END", None)
+    stream = b"data: 0123456789\n\n" * 50 + b"event: e\ndata: a\n\n: c\n\n"
+    for size in range(1, 60):
+        pieces = [stream[at : at + size] for at in range(0, len(stream), size)]
+        assert len(frame(pieces)) == 51
+
+
+def test_a_huge_event_is_gathered_in_one_place() -> None:
+    """An event that comes in many reads is not copied with each of them."""
+    framer = SseFramer()
+    framer.feed(b"data: ")
+    tail = framer._tail
+    for _ in range(100):
+        assert framer.feed(b"x" * 1000) == (b"", 0)
+        assert framer._tail is tail
+    assert framer.feed(b"\n\ndata: b") == (b"data: " + b"x" * 100_000 + b"\n\n", 1)
 
 
 @given(

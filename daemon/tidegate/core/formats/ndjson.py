@@ -48,10 +48,12 @@ class NdjsonFramer:
             block = bytes(self._tail) + block
             self._tail = bytearray()
         self._tail += data[end:]
+        self._check(len(self._tail))
+        ends = block.count(b"\n")
+        if ends == block.count(b"}\n") and len(block) <= self._limit_bytes:
+            return block, ends  # no line is blank
         lines = [line for line in split_lines(block) if line.strip()]
-        self._check(max(len(self._tail), *map(len, lines), 0))
-        if len(lines) == block.count(b"\n"):
-            return block, len(lines)
+        self._check(max(map(len, lines), default=0))
         return b"".join(lines), len(lines)
 
     def finish(self) -> tuple[bytes, int]:

@@ -10,8 +10,9 @@ keeps its bytes. The cut never shows: fed whole or byte by byte, the concatenate
 same. For that, a lone CR at the end of the buffer waits for its possible LF, except in a stream
 that ends its lines with CR alone, where `\r\r` ends the event and an LF after it is a blank line.
 
-The common stream, one `data:` line per event and LF line ends, is recognised by counting in C
-and passes without being looked at event by event.
+Streams without a CR, which are nearly all, are cut at the last blank line of what came. If each
+event is one `data:` line besides, as is common, counting in C shows it, and none is looked at by
+itself.
 """
 
 from __future__ import annotations
@@ -36,12 +37,11 @@ _EVENT_LINE = re.compile(rb"(?:^|[\r\n])event: ?([^\r\n]*)")
 
 def count_plain(block: bytes) -> int:
     """Count the events of `block` if each is one `data:` line ended by LF LF; else 0."""
-    events = block.count(b"\n\n")
+    events = block.count(b"\n\ndata:") + 1
     if (
         block.startswith(b"data:")
         and block.endswith(b"\n\n")
-        and block.count(b"\n") == 2 * events
-        and block.count(b"\n\ndata:") == events - 1
+        and block.count(b"\n") == 2 * events  # those, and no other
         and b"\r" not in block
     ):
         return events
@@ -91,11 +91,12 @@ def with_ids(block: bytes, first_seq: int) -> bytes:
 class SseFramer:
     """Cuts a byte stream into blocks of complete events."""
 
-    __slots__ = ("_limit_bytes", "_scanned", "_started", "_tail", "is_plain")
+    __slots__ = ("_has_cr", "_limit_bytes", "_scanned", "_started", "_tail", "is_plain")
 
     def __init__(self, limit_bytes: int = MAX_EVENT_BYTES) -> None:
         self._tail = bytearray()
-        self._scanned = 0  # no event ends before this offset of the tail
+        self._has_cr = False  # in the tail, so that an event's end is to be searched for
+        self._scanned = 0  # of a tail with a CR: no event ends before this offset
         self._started = False
         self._limit_bytes = limit_bytes
         # Whether each event of the last block is one `data:` line, ended by LF LF.
@@ -114,58 +115,83 @@ class SseFramer:
         if not self._tail and (events := count_plain(data)) and len(data) <= self._limit_bytes:
             self._started = self.is_plain = True
             return data, events
-        self._tail += data
-        if not self._started and not self._strip_bom():
+        if not self._started and not (data := self._without_bom(data)):
             return b"", 0
-        return self._take(final=False)
+        if self._has_cr or b"\r" in data:
+            return self._search(data)
+        end = data.rfind(b"\n\n") + 2
+        if end < 2:
+            end = 1 if data.startswith(b"\n") and self._tail.endswith(b"\n") else 0
+        if not end:
+            self._tail += data
+            self._check(len(self._tail))
+            return b"", 0
+        block = b"".join((self._tail, data[:end])) if self._tail else data[:end]
+        self._tail = bytearray(data[end:])
+        return self._kept(block)
 
     def finish(self) -> tuple[bytes, int]:
         """End the stream: an event whose last line end was in doubt is complete after all.
 
         An unterminated last event is discarded, as the standard says.
         """
-        block, events = self._take(final=True)
-        self._tail = bytearray()
+        block, events = self._search(b"", final=True) if self._has_cr else (b"", 0)
+        self._tail, self._has_cr = bytearray(), False
         return block, events
 
-    def _strip_bom(self) -> bool:
-        """Skip a leading BOM; False while too little has arrived to tell."""
-        if len(self._tail) < len(_BOM) and _BOM.startswith(self._tail):
-            return False
-        if self._tail.startswith(_BOM):
-            del self._tail[: len(_BOM)]
-        self._started = True
-        return True
+    def _without_bom(self, data: bytes) -> bytes:
+        """Skip a leading BOM; nothing is given while too little has arrived to tell."""
+        data = bytes(self._tail) + data
+        self._started = len(data) >= len(_BOM) or not _BOM.startswith(data)
+        self._tail = bytearray(b"" if self._started else data)
+        return data.removeprefix(_BOM) if self._started else b""
 
-    def _take(self, *, final: bool) -> tuple[bytes, int]:
-        self.is_plain = False
-        tail = self._tail
-        ends = []
-        for end in _END.finditer(tail, self._scanned):
-            in_doubt = end.end() == len(tail) and tail.endswith(b"\r") and tail[-2] != 0x0D
+    def _search(self, data: bytes, *, final: bool = False) -> tuple[bytes, int]:
+        """Search for the ends of events where a CR may be part of one."""
+        if not self._has_cr:
+            self._scanned = max(0, len(self._tail) - _END_BYTES + 1)
+        self._tail += data
+        tail, end = self._tail, 0
+        for found in _END.finditer(tail, self._scanned):
+            in_doubt = found.end() == len(tail) and tail.endswith(b"\r") and tail[-2] != 0x0D
             if not in_doubt or final:
-                ends.append(end.end())
-        if not ends:
-            if len(tail) > self._limit_bytes:
-                raise EventTooLarge(self._limit_bytes)
-            self._scanned = max(0, len(tail) - _END_BYTES + 1)
-            return b"", 0
-        block = bytes(tail[: ends[-1]])
-        self._tail = tail[ends[-1] :]
+                end = found.end()
+        if end:
+            self._tail = tail[end:]
+        self._has_cr = b"\r" in self._tail if end else True
         self._scanned = max(0, len(self._tail) - _END_BYTES + 1)
-        longest = max(end - start for start, end in pairwise([0, *ends]))
-        if max(longest, len(self._tail)) > self._limit_bytes:
-            raise EventTooLarge(self._limit_bytes)
-        if events := count_plain(block):
-            self.is_plain = True
+        if end:
+            return self._kept(bytes(memoryview(tail)[:end]))
+        self._check(len(tail))
+        return b"", 0
+
+    def _kept(self, block: bytes) -> tuple[bytes, int]:
+        """Give what is kept of whole events, and how many these are."""
+        self._check(len(self._tail))
+        if len(block) > self._limit_bytes:
+            self._check(max(map(len, split_events(block))))
+        events = count_plain(block)
+        self.is_plain = events > 0
+        if events:
             return block, events
         kept = [event for raw in split_events(block) if (event := _clean(raw))]
         return b"".join(kept), len(kept)
+
+    def _check(self, size: int) -> None:
+        if size > self._limit_bytes:
+            raise EventTooLarge(self._limit_bytes)
 
 
 def _clean(raw: bytes) -> bytes:
     """Drop what is dropped of one event; empty when nothing of it is left to dispatch."""
     event = raw.lstrip(b"\r\n")
+    if (
+        event.startswith(b"event:")
+        and b"\ndata:" in event
+        and event.count(b"\n") == 3
+        and b"\r" not in event
+    ):
+        return event  # a name, a line of data, and the end
     if not _DATA.search(event):
         return b""
     if not _DROPPED.search(event):
