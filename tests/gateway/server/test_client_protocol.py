@@ -12,12 +12,11 @@ from aiohttp import web
 
 from gateway.server_rig import get, hello, request, serving, until
 from tidegate.gateway.server.client_protocol import (
-    RECEIVE_BUFFER_BYTES,
-    SEND_BUFFER_BYTES,
     WAITING_BYTES,
     ClientProtocol,
 )
 from tidegate.gateway.server.errors import Refused
+from tidegate.gateway.server.porch import RECEIVE_BUFFER_BYTES, SEND_BUFFER_BYTES
 
 CANARY = "sk-canary-7f3a"
 KIB = 1024

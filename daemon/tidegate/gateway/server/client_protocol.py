@@ -1,4 +1,6 @@
-"""One client connection: aiohttp's protocol, with bounds on what it holds and how it ends.
+"""A client connection that aiohttp serves, with bounds on what it holds and how it ends.
+
+It takes over from the `Porch`, where every connection begins.
 
 What a client sends passes `Intake`, which stands in for aiohttp's parser: one request at a time,
 and what comes behind it waits. That, the heads that are arriving and the connections themselves
@@ -9,8 +11,7 @@ Of aiohttp's internals this leans on: `RequestHandler.data_received`, `finish_re
 and no documentation; that the request factory is called when a request's turn has come; and on
 private names: `_parser`, which `Intake` takes the place of, `_messages`, the requests whose turn
 has not come, `_reading_paused`, set while a body's reader has enough, and `_prepare_hook` of a
-request. A later `data_received` may answer some requests by itself if it calls
-`enter(Phase.BUSY)` before and `enter(Phase.IDLE)` after.
+request.
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol, cast
+from typing import ClassVar, Protocol, cast
 
 from aiohttp import StreamReader, hdrs, web
 from aiohttp.http import HttpProcessingError, RawRequestMessage, WebSocketReader
@@ -35,11 +35,11 @@ from tidegate.core.settings import KIB
 from tidegate.gateway.server.connection_table import (
     CONNECTION_BYTES,
     WAITING,
+    Connection,
     ConnectionPhase,
     ConnectionTable,
 )
 from tidegate.gateway.server.errors import (
-    ALL_IN_USE,
     INVALID_REQUEST,
     SERVER_ERROR,
     Refused,
@@ -51,14 +51,6 @@ from tidegate.gateway.server.intake import HeadRefused, Intake
 
 log = logging.getLogger(__name__)
 
-# Loopback grows a socket's send buffer to 3-4 MB if it is let, and what is in there is in no
-# ledger. 256 KiB (Linux keeps twice that, for its own books) is a 1 Gbit/s LAN at 2 ms.
-SEND_BUFFER_BYTES = 256 * KIB
-# One read takes all that is there, and is in no ledger until it has been looked at: 850 connections
-# that began at once brought 77 MiB. What waits in the kernel is no more than one read either. On a
-# LAN this costs nothing; over 100 ms it is 1.3 MB/s for a request, which is 78 MB in `body_s`.
-RECEIVE_BUFFER_BYTES = 128 * KIB
-WRITE_HIGH_WATER_BYTES = 64 * KIB  # in the transport, before a writer is asked to wait
 # aiohttp stops reading a body at twice this while its handler reads nothing (by default 512 KiB).
 READ_BUFFER_BYTES = 64 * KIB
 # What may wait behind a request that is being answered before nothing more is read: more than
@@ -70,7 +62,7 @@ SMALL_HEAD_BYTES = 8 * KIB
 
 # What a client may still send after its answer, so that it reads the answer and not a reset.
 _LINGER_S = 2.0
-_RETRY_AFTER = {"Retry-After": "5"}
+RETRY_AFTER = {"Retry-After": "5"}
 _BODILESS = frozenset({hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS})  # no handler reads one
 
 
@@ -87,8 +79,9 @@ class ConnectionHost(Protocol):
 
 
 class ClientProtocol(RequestHandler):
-    """One client connection."""
+    """One client connection, from its first read that is not the fast lane's on."""
 
+    own_bytes: ClassVar[int] = CONNECTION_BYTES
     __slots__ = (
         "_chunked",
         "_client",
@@ -107,14 +100,16 @@ class ClientProtocol(RequestHandler):
         "wrote_raw",
     )
 
-    def __init__(self, server: ConnectionHost, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, server: ConnectionHost, loop: asyncio.AbstractEventLoop, *, over_unix: bool
+    ) -> None:
         super().__init__(
             cast(web.Server, server),
             loop=loop,
             logger=log,
             access_log=None,  # type: ignore[arg-type]  # which is how aiohttp is told: none
             auto_decompress=False,
-            tcp_keepalive=True,
+            tcp_keepalive=False,  # it is set where the connection begins
             # The table keeps this time: aiohttp's own timer would cut a head that is arriving.
             keepalive_timeout=86400.0,
             lingering_time=_LINGER_S,
@@ -137,7 +132,7 @@ class ClientProtocol(RequestHandler):
         self._chunked = False
         self._malformed = False
         self.phase = ConnectionPhase.GONE
-        self.over_unix = False
+        self.over_unix = over_unix
         self.beyond: ErrorText | None = None  # why it may ask for open paths only
         self.charged_bytes = 0
         # What writes an answer past aiohttp sets this, for aiohttp can't know that one has
@@ -148,24 +143,12 @@ class ClientProtocol(RequestHandler):
     def __repr__(self) -> str:
         return f"<ClientProtocol {self.phase.name} {self.peername!r}>"
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._client = client = cast(asyncio.Transport, transport)  # uvloop's is no subclass
-        sock = client.get_extra_info("socket")
-        self.over_unix = sock.family == socket.AF_UNIX
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
-        client.set_write_buffer_limits(high=WRITE_HIGH_WATER_BYTES)
-        if self._table.arrive(self):
-            super().connection_made(transport)
-            if self._server.stopping:  # it was being accepted when all were sent away
-                self.force_close()
-            return
-        # aiohttp never reads from this connection. Its sending side is shut instead of closed,
-        # since closing on a request that is on its way would reset it and lose the answer.
-        self._table.refuse(self)
-        self.close()
-        client.write(closing_answer(self.beyond or ALL_IN_USE, headers=_RETRY_AFTER))
-        client.write_eof()
+    def take_over(self, former: Connection, transport: asyncio.Transport) -> None:
+        """Serve the connection of `former` from now on, in its place in the table."""
+        self._client = transport
+        self._table.replace(former, self)
+        transport.set_protocol(self)
+        self.connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._table.leave(self)
@@ -370,7 +353,7 @@ class ClientProtocol(RequestHandler):
         if self._client is not None and not self._client.is_closing():
             self._intake.end()
             kind = SERVER_ERROR if status >= 500 else INVALID_REQUEST
-            headers = _RETRY_AFTER if status == 503 else None
+            headers = RETRY_AFTER if status == 503 else None
             fault = ErrorText(status, message, kind, code)
             self._client.write(closing_answer(fault, self._intake.path, headers=headers))
         self.force_close()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 
 from aiohttp import HttpVersion11, StreamReader, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
@@ -21,6 +22,7 @@ from tidegate.core.runs.ledger import Ledger
 from tidegate.core.settings import Limits
 from tidegate.gateway.server.client_protocol import ClientProtocol
 from tidegate.gateway.server.connection_table import WAITING, ConnectionTable
+from tidegate.gateway.server.porch import FastLane, Porch, limit_buffers
 
 BACKLOG = 1024  # connections that wait to be accepted
 # Plain asyncio (3.11 to 3.13) takes its backlog for the number of accepts in a row, and goes on
@@ -32,7 +34,7 @@ _TURNS_TO_ARRIVE = 3
 
 
 class GatewayServer(web.Server):
-    """Makes a `ClientProtocol` for each connection; `table` keeps them in bounds.
+    """Makes a `Porch` for each connection; `table` keeps them in bounds.
 
     `handler` answers a request; a `Refused` that it raises is answered as it says, and anything
     else with a 500. While `draining`, each answer that is begun announces the end of its
@@ -56,13 +58,10 @@ class GatewayServer(web.Server):
         self.draining = False
         self.stopping = False
         self.open_paths = frozenset(open_paths)
+        self.lane: FastLane | None = None  # set before it listens
         self.table = ConnectionTable(limits, ledger or Ledger())
         self._running_loop = asyncio.get_running_loop()
         self._listeners: list[asyncio.Server] = []
-
-    def __call__(self) -> ClientProtocol:
-        """Make the protocol of a new connection."""
-        return ClientProtocol(self, self._running_loop)
 
     def __repr__(self) -> str:
         return f"<GatewayServer {self.table!r} draining={self.draining}>"
@@ -73,7 +72,12 @@ class GatewayServer(web.Server):
         `create_server` takes both; `create_unix_server` would remove the path at its close,
         while another process may still listen there.
         """
-        server = await self._running_loop.create_server(self, sock=sock, backlog=_ACCEPTS_AT_ONCE)
+        over_unix = sock.family == socket.AF_UNIX
+        if not over_unix:
+            limit_buffers(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        arrive = partial(Porch, self, self._running_loop, self.lane, over_unix=over_unix)
+        server = await self._running_loop.create_server(arrive, sock=sock, backlog=_ACCEPTS_AT_ONCE)
         sock.listen(BACKLOG)  # anew: create_server has given the kernel its own
         self._listeners.append(server)
 

@@ -13,7 +13,8 @@ from contextlib import suppress
 from aiohttp import HttpVersion10, web
 
 from tidegate.core.settings import KIB
-from tidegate.gateway.server.client_protocol import WRITE_HIGH_WATER_BYTES, ClientProtocol
+from tidegate.gateway.server.client_protocol import ClientProtocol
+from tidegate.gateway.server.porch import WRITE_HIGH_WATER_BYTES
 
 # Above this a subscriber lags, and `drained` waits. A fast reader never has this much in user
 # space; 4,096 slow ones with this much each are 256 MiB, which the ledger sees.
