@@ -17,12 +17,14 @@ NOT_IN_CORE = {
     "aiohttp", "asyncio", "concurrent", "ctypes", "fcntl", "http", "httptools", "io", "logging",
     "multiprocessing", "os", "pathlib", "psutil", "random", "secrets", "select", "selectors",
     "signal", "socket", "ssl", "subprocess", "tempfile", "threading", "time", "uuid", "uvloop",
+    "watchfiles",
 }  # fmt: skip
 ONLY_IN = {
     "psutil": "machine/",
     "aiohttp": ("gateway/", "doctor/software.py"),
     "httptools": "gateway/",
     "uvloop": "gateway/worker.py",
+    "watchfiles": "gateway/config_watch.py",
     "daemon": "watchdog/detach.py",
     "rich": "cli/",
 }
@@ -106,7 +108,7 @@ def test_the_watchdog_stays_small() -> None:
     """What outlives everything drags in neither the gateway nor an event loop."""
     reached = closure("tidegate.watchdog.start")
     assert not {name for name in reached if name.startswith("tidegate.gateway")}
-    assert not reached & {"asyncio", "aiohttp", "uvloop", "httptools", "rich"}
+    assert not reached & {"asyncio", "aiohttp", "uvloop", "watchfiles", "httptools", "rich"}
 
 
 def test_the_worker_takes_only_its_own_heap_from_the_machine() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
 
@@ -149,7 +149,12 @@ async def test_a_file_is_told_once_and_when_it_has_settled(
         looks += 1
         return next(script)
 
+    async def always(*_: object) -> AsyncIterator[None]:
+        while True:
+            yield
+
     monkeypatch.setattr(config_watch, "look", scripted)
+    monkeypatch.setattr(config_watch, "_stirs", always)
     async with aclosing(changes(tmp_path, 0.0)) as watch, asyncio.timeout(LIMIT_S):
         await anext(watch)
         assert looks == 4
@@ -157,8 +162,42 @@ async def test_a_file_is_told_once_and_when_it_has_settled(
         assert looks == 11
 
 
+async def noticed(watch: AsyncIterator[None], change: Callable[[], None]) -> None:
+    """Changes the file until that is noticed, for its watch may not be there yet."""
+    waits = asyncio.ensure_future(anext(watch))
+    while not waits.done():
+        change()
+        await asyncio.wait([waits], timeout=1.0)
+    await waits
+
+
+async def test_an_event_is_enough(tmp_path: Path):
+    """The watcher does not wait for the look that comes anyway."""
+    path = tmp_path / "tidegate" / "config.toml"
+    async with aclosing(changes(path, 3600.0)) as watch, asyncio.timeout(LIMIT_S):
+        await anext(watch)
+        await noticed(watch, lambda: made(path))
+        await noticed(watch, lambda: replaced(path))
+
+
+async def test_without_events_a_look_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A system that is out of watches says so once, and the file is looked at all the same."""
+
+    def refuse(*_: object, **__: object) -> AsyncIterator[object]:
+        raise OSError("OS file watch limit reached")
+
+    monkeypatch.setattr(config_watch, "awatch", refuse)
+    path = tmp_path / "config.toml"
+    path.write_text("")
+    async with aclosing(changes(path, 0.01)) as watch, asyncio.timeout(LIMIT_S):
+        await anext(watch)
+        rewritten(path)
+        await anext(watch)
+
+
 async def test_a_path_that_no_system_can_look_at_is_a_state_like_another(tmp_path: Path):
     """A name that is too long is no reason to end the watcher."""
     path = tmp_path / ("x" * 300) / "config.toml"
+    assert config_watch.directories(path) == {tmp_path}
     async with aclosing(changes(path, 0.01)) as watch, asyncio.timeout(LIMIT_S):
         await anext(watch)

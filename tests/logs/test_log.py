@@ -310,13 +310,13 @@ def test_libraries_are_heard_when_they_warn(tmp_path: Path) -> None:
     """What a library tells of its daily work is not the owner's affair; its warnings are."""
     script = (
         "import logging, sys; from pathlib import Path; from tidegate.logs import handler as log\n"
-        "log.setup('worker', Path(sys.argv[1])); theirs = logging.getLogger('asyncio')\n"
-        "theirs.info('using a selector'); theirs.warning('it took long')\n"
+        "log.setup('worker', Path(sys.argv[1])); theirs = logging.getLogger('watchfiles.main')\n"
+        "theirs.info('1 change detected'); theirs.warning('out of watches')\n"
     )
     file = tmp_path / "log"
     subprocess.run([sys.executable, "-c", script, file], check=True, timeout=LIMIT_S)
     (line,) = file.read_text().splitlines()
-    assert line.endswith("warning worker it took long")
+    assert line.endswith("warning worker out of watches")
 
 
 # --- where it goes ---------------------------------------------------------------------------

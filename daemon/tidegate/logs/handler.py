@@ -54,7 +54,7 @@ def setup(process: str, file: Path | None = None, environ: Mapping[str, str] = o
         root.removeHandler(_handler)
         _handler.close()
     root.addHandler(handler)
-    root.setLevel(logging.WARNING)  # libraries: their daily work is not the owner's affair
+    root.setLevel(logging.WARNING)  # libraries: watchfiles would tell of every event it hears
     logging.getLogger("tidegate").setLevel(logging.INFO)
     logging.raiseExceptions = False
     _handler = handler

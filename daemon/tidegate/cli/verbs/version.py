@@ -9,7 +9,7 @@ from importlib import metadata
 from tidegate import __version__
 from tidegate.cli.show.printable import say_json, say_lines
 
-_SHOWN = ("aiohttp", "httptools", "msgspec", "psutil", "uvloop")
+_SHOWN = ("aiohttp", "httptools", "msgspec", "psutil", "uvloop", "watchfiles")
 
 
 def version(arguments: argparse.Namespace) -> int:
