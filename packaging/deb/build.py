@@ -41,7 +41,7 @@ FILES = {
     "packaging/deb/tidegate": ("usr/bin/tidegate", 0o755),
     "packaging/deb/needrestart.conf": ("etc/needrestart/conf.d/tidegate.conf", 0o644),
     "packaging/deb/lintian-overrides": ("usr/share/lintian/overrides/tidegate", 0o644),
-    "packaging/config.toml": ("etc/tidegate/config.toml", 0o644),
+    "packaging/config.toml": ("usr/share/tidegate/config.toml", 0o644),
     "packaging/completions/tidegate.bash": (
         "usr/share/bash-completion/completions/tidegate",
         0o644,
@@ -161,7 +161,7 @@ def _files(tree: Path, version: str, site: Path) -> None:
     _zip(_debian_changelog(version).encode(), tree / DOC / "changelog.Debian.gz")
     (tree / DOC / "copyright").write_text(_copyright(site))
     # Keys of upstreams. systemd reads them as root and hands them to the service alone.
-    (tree / "etc/tidegate/credentials").mkdir(mode=0o700)
+    (tree / "etc/tidegate/credentials").mkdir(mode=0o700, parents=True)
 
 
 def _zip(text: bytes, place: Path) -> None:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fakes import private_systemd
+from tidegate import __version__
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SCRIPTS = ("preinst", "postinst", "prerm", "postrm")
 NEWER = "99.1.0"
+FORMER = "68e97ff"  # the last commit of 0.1.0, whose package had the config as a conffile
 SYSTEM_PYTHON = "/usr/bin/python3"
 
 
@@ -50,7 +54,7 @@ def build(tree: Path, output: Path) -> Path:
 
 
 def newer_tree(place: Path) -> Path:
-    """This tree in another directory, and as another version."""
+    """This tree in another directory, as another version, and with another example of a config."""
     kept = ("daemon", "docs", "packaging", "systemd", "*.md", "LICENSE", "*.toml", "*.lock")
     for source in (path for pattern in kept for path in ROOT.glob(pattern)):
         if source.is_dir():
@@ -60,6 +64,8 @@ def newer_tree(place: Path) -> Path:
             shutil.copy(source, place)
     init = place / "daemon/tidegate/__init__.py"
     init.write_text(re.sub(r'__version__ = ".*"', f'__version__ = "{NEWER}"', init.read_text()))
+    example = place / "packaging/config.toml"
+    example.write_text(f"# Of {NEWER}.\n{example.read_text()}")
     return place
 
 
@@ -72,10 +78,8 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return build(ROOT, output), build(newer_tree(tmp_path_factory.mktemp("tree")), output)
 
 
-@pytest.fixture(scope="module")
-def seen(packages: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def on_a_computer(share: Path, *packages: Path) -> dict[str, Any]:
     """What was seen on a computer where both were installed, one after the other."""
-    share = tmp_path_factory.mktemp("share")
     for file in (*packages, HERE / "inside_deb.py"):
         shutil.copy(file, share)
     done = subprocess.run(
@@ -92,6 +96,12 @@ def seen(packages: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) 
     assert done.returncode == 0, done.stderr + done.stdout
     told: dict[str, Any] = json.loads(done.stdout)
     return told
+
+
+@pytest.fixture(scope="module")
+def seen(packages: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What was seen from the installation of this version to the purge of the newer one."""
+    return on_a_computer(tmp_path_factory.mktemp("share"), *packages)
 
 
 @pytest.mark.long
@@ -152,6 +162,27 @@ class TestOnAComputer:
         assert modules
         for module in modules:
             assert list((module.parent / "__pycache__").glob(f"{module.stem}.cpython-*.pyc"))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_upgrade_from_the_former_version(packages: tuple[Path, Path], tmp_path: Path) -> None:
+    """From the package of 0.1.0 no stream is cut, no question asked, and purge leaves nothing."""
+    found = subprocess.run(
+        ["git", "-C", str(ROOT), "archive", FORMER], capture_output=True, check=False
+    )
+    if found.returncode:
+        pytest.skip("needs the repository's history")
+    with tarfile.open(fileobj=io.BytesIO(found.stdout)) as archive:
+        archive.extractall(tmp_path / "former", filter="data")
+    former = build(tmp_path / "former", tmp_path)
+    (tmp_path / "share").mkdir()
+    seen = on_a_computer(tmp_path / "share", former, packages[0])
+    assert (seen["first"], seen["second"]) == ("0.1.0", __version__)
+    assert seen["cut"] == []
+    assert seen["upgraded"]["MainPID"] == seen["installed"]["MainPID"]
+    assert (seen["kept_config"], seen["kept_by_remove"]) == (True, True)
+    assert (seen["left"], seen["lost"]) == ([], [])
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
