@@ -219,8 +219,8 @@ class ScriptedUpstream:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
 
     async def _listen(self) -> asyncio.Server:
-        self._live: set[Connection] = set()
-        self._serving: set[asyncio.Task[None]] = set()
+        self.live: set[Connection] = set()
+        self.serving: set[asyncio.Task[None]] = set()
         server = await self._loop.create_server(
             lambda: Connection(self), "127.0.0.1", self.port, backlog=2048
         )
@@ -229,13 +229,13 @@ class ScriptedUpstream:
 
     async def _close(self) -> None:
         await stop_listening(self._server)
-        for connection in self._live:
+        for connection in self.live:
             connection.reset()
-        serving = list(self._serving)
+        serving = list(self.serving)
         for task in serving:
             task.cancel()
         await asyncio.gather(*serving, return_exceptions=True)
-        await until(lambda: not self._live, 10, "its connections are closed", 0)
+        await until(lambda: not self.live, 10, "its connections are closed", 0)
 
 
 class Connection(asyncio.Protocol):
@@ -257,10 +257,10 @@ class Connection(asyncio.Protocol):
         self.transport = transport
         self.upstream.connections += 1
         self.upstream.open_connections += 1
-        self.upstream._live.add(self)
+        self.upstream.live.add(self)
         serving = asyncio.ensure_future(self.serve())
-        self.upstream._serving.add(serving)
-        serving.add_done_callback(self.upstream._serving.discard)
+        self.upstream.serving.add(serving)
+        serving.add_done_callback(self.upstream.serving.discard)
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
@@ -268,7 +268,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.upstream.open_connections -= 1
-        self.upstream._live.discard(self)
+        self.upstream.live.discard(self)
         self.gone.set()
         self.arrived.set()
         self.writable.set()

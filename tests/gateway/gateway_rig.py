@@ -228,6 +228,7 @@ class Rig:
         await until(lambda: not registry.ledger.accounts, DEADLINE_S, "every account is closed")
         assert self.held_bytes == 0, registry.ledger.statistics()
         assert (registry.active_count, registry.finished_count) == (0, 0)
+        # No answer shows what these keep, and each run would leave a little more of it.
         assert (registry.states(), registry._of_owner, registry._of_response) == ({}, {}, {})
         assert (len(registry._clocks), len(registry._sweeps)) == (0, 0)
         pools = gateway.catalog.pools()
@@ -264,10 +265,10 @@ class Rigs:
 
     def __init__(self, peer_sockets: Callable[[], str]) -> None:
         self._peer_sockets = peer_sockets
-        self._started: list[Rig] = []
+        self.started: list[Rig] = []
         self._handlers: list[logging.Handler] = []
         self._before = asyncio.all_tasks()
-        self._alarm = asyncio.get_running_loop().call_later(ALARM_S, _cancel_test)
+        self.alarm = asyncio.get_running_loop().call_later(ALARM_S, _cancel_test)
 
     async def __call__(
         self,
@@ -298,7 +299,7 @@ class Rigs:
             limits=Limits(**(short | limits)),
         )
         peer_socket = self._peer_sockets()
-        gateway = Gateway(1 + len(self._started), peer_socket, routes)
+        gateway = Gateway(1 + len(self.started), peer_socket, routes)
         gateway.configure(settings, tokens or [], secrets or {})
         if peer:
             await gateway.open()
@@ -306,7 +307,7 @@ class Rigs:
         rig = Rig(gateway, f"http://127.0.0.1:{sock.getsockname()[1]}", settings, tokens or [])
         rig.upstreams = tuple(each for each in upstreams if not isinstance(each, Upstream))
         rig.peer_socket = peer_socket
-        self._started.append(rig)
+        self.started.append(rig)
         await gateway.accept_clients([sock])
         handler = _Errors(rig.errors)
         logging.getLogger("tidegate").addHandler(handler)
@@ -316,10 +317,10 @@ class Rigs:
 
     async def finish(self) -> None:
         """Finishes every gateway; afterwards no task is left."""
-        self._alarm.cancel()
+        self.alarm.cancel()
         for handler in self._handlers:
             logging.getLogger("tidegate").removeHandler(handler)
-        for rig in reversed(self._started):
+        for rig in reversed(self.started):
             await rig.finish()
 
     async def no_task_is_left(self) -> None:

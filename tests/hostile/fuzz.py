@@ -194,7 +194,7 @@ def targets(scratch: Path) -> Iterator[dict[str, Target]]:
         rigs = Rigs(lambda: str(scratch / "peer.sock"))
         limits = {"header_s": 0.5, "body_s": 0.5, "first_output_s": 3.0, "total_s": 20.0}
         rig = await rigs(upstream, keep_finished_s=1.0, **limits)
-        rigs._alarm.cancel()  # of a test that hangs; here each input has its own
+        rigs.alarm.cancel()  # of a test that hangs; here each input has its own
         return rigs, upstream, rig
 
     rigs, upstream, rig = loop.run_until_complete(begin())

@@ -86,8 +86,24 @@ class Loop:
 
     def begin(self) -> None:
         """Start, and turn until the first worker serves."""
-        self.watchdog._begin()
+        self.begin_alone()
         self.until(lambda: self.ready and self.serving is not None, "a worker serves")
+
+    # The parts of `Watchdog.serve`, so that a test can look between two turns. They stay private:
+    # whatever else began a watchdog and did not turn it would have none.
+
+    def begin_alone(self) -> None:
+        """Start."""
+        self.watchdog._begin()
+
+    def turn(self) -> None:
+        """Wait for the next events, and handle them."""
+        self.watchdog._turn()
+
+    def close(self) -> None:
+        """Give back what it holds."""
+        self.watchdog._end()
+        self.pid_file.release()
 
     @property
     def serving(self) -> Any:
@@ -105,12 +121,12 @@ class Loop:
         while not condition():
             assert time.monotonic() < over_s, f"never: {what}; {self.faults!r}"
             assert self.faults.fatal is None, self.faults.fatal
-            self.watchdog._turn()
+            self.turn()
 
     def turns(self, count: int) -> None:
         """So many turns."""
         for _ in range(count):
-            self.watchdog._turn()
+            self.turn()
 
     def connect(self) -> socket.socket:
         """To the control socket."""
@@ -159,8 +175,7 @@ class Loop:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker.pid, signal.SIGKILL)
             worker.process.wait() if hasattr(worker.process, "wait") else None
-        self.watchdog._end()
-        self.pid_file.release()
+        self.close()
 
 
 @contextmanager

@@ -54,6 +54,7 @@ class Worker(Adopted):
         self.told: list[msg.FromWatchdog] = []
         self.runs = 0
         self._world = world
+        self._sock = sock
         self._channel = Channel(sock)
         self._next_beat_s = self._end_s = math.inf
 
@@ -89,7 +90,7 @@ class Worker(Adopted):
 
     def say_raw(self, line: bytes) -> None:
         """Write what may be no message."""
-        self._channel._sock.send(line)
+        self._sock.send(line)
 
     def act(self) -> None:
         """Do what it was told, and what is due."""
@@ -234,7 +235,7 @@ class World(Loop):
         if serves:
             self.begin()
         else:
-            self.watchdog._begin()
+            self.begin_alone()
 
     def write(self, **settings: Any) -> None:
         """Change the config file."""
@@ -255,7 +256,7 @@ class World(Loop):
         while not condition():
             assert self.now_s < over_s, f"never: {what}; {self.faults!r}"
             assert not self.faults.total, self.faults
-            self.watchdog._turn()
+            self.turn()
 
     def wait(self, seconds: float) -> None:
         """Let time pass."""
@@ -275,7 +276,8 @@ class World(Loop):
 
     def signal(self, number: signal.Signals) -> None:
         """A signal to the watchdog."""
-        self.watchdog._on_signals([number])
+        signal.raise_signal(number)
+        self.turn()
 
     def asking(self, verb: str, **fields: bool) -> Asking:
         """A request whose answer is not waited for."""
@@ -296,8 +298,7 @@ class World(Loop):
         """Give all back."""
         for worker in self.workers.values():
             worker.exit(0)
-        self.watchdog._end()
-        self.pid_file.release()
+        self.close()
 
 
 def _read(_: sample.Sampler, pids: Sequence[int]) -> sample.Sample:

@@ -202,9 +202,7 @@ async def test_an_upstream_that_is_back_is_asked_as_soon_as_a_probe_reaches_it(
             await rig.gateway.close()
             again.stop()
     finally:
-        home._loop.call_soon_threadsafe(home._loop.stop)
-        home._thread.join(10)
-        home._loop.close()
+        home.stop()
 
 
 # --- when to come again ---------------------------------------------------------------------------

@@ -105,7 +105,7 @@ class _Occupant:
 
 
 def _held(pool: UpstreamPool, script: str) -> Held:
-    """What is held against it after one failure."""
+    """What is held against it after one failure, which has no effect yet that could be seen."""
     known = pool.health._known(script)
     breaker = known and known.breaker
     if pool.health.whole._failures:

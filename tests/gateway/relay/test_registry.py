@@ -185,22 +185,22 @@ async def test_what_is_asked_of_many_runs_walks_none_of_them(
         assert (await get(rig.base_url, "/v1/responses", body, headers=one)).status == 200
     registry = rig.gateway.registry
     newest = next(reversed(registry.finished())).run
-    held = registry._relays, registry._finished
-    registry._relays, registry._finished = Unwalked(registry._relays), Unwalked(registry._finished)
-    assert registry.states() == {"completed": 2}
-    metrics = (await get(rig.base_url, "/metrics", headers=one)).body
-    assert b'tidegate_runs{state="completed"} 2.0' in metrics
-    assert (await get(rig.base_url, "/v1/runs", headers=other)).json()["data"] == []
-    assert len((await get(rig.base_url, "/v1/runs", headers=one)).json()["data"]) == 2
-    found = registry.find_response("resp_1", newest.owner)
-    assert found is not None
-    assert found.run is newest
-    for identity in ("resp_1", "resp_2"):
-        path = f"/v1/responses/{identity}"
-        assert (await get(rig.base_url, path, headers=other)).status == 404
-        status = 200 if identity == "resp_1" else 404
-        assert (await get(rig.base_url, path, headers=one)).status == status
-    registry._relays, registry._finished = held
+    with monkeypatch.context() as unwalked:
+        for name in ("_relays", "_finished"):  # that they were walked is seen here alone
+            unwalked.setattr(registry, name, Unwalked(getattr(registry, name)))
+        assert registry.states() == {"completed": 2}
+        metrics = (await get(rig.base_url, "/metrics", headers=one)).body
+        assert b'tidegate_runs{state="completed"} 2.0' in metrics
+        assert (await get(rig.base_url, "/v1/runs", headers=other)).json()["data"] == []
+        assert len((await get(rig.base_url, "/v1/runs", headers=one)).json()["data"]) == 2
+        found = registry.find_response("resp_1", newest.owner)
+        assert found is not None
+        assert found.run is newest
+        for identity in ("resp_1", "resp_2"):
+            path = f"/v1/responses/{identity}"
+            assert (await get(rig.base_url, path, headers=other)).status == 404
+            status = 200 if identity == "resp_1" else 404
+            assert (await get(rig.base_url, path, headers=one)).status == status
 
 
 async def stuck_at(rig: Rig, model: str) -> str:

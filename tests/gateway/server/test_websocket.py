@@ -113,6 +113,7 @@ async def wire(
 
 
 def sockets(rig: Rig) -> list[WebSocket]:
+    """The open ones, which the gateway itself only counts and goes through."""
     return list(rig.gateway.sockets._open)
 
 

@@ -506,6 +506,7 @@ async def test_of_a_body_that_is_not_read_little_waits_in_the_transport(raw_upst
     connection.send(head, heard, body, lambda: sent.append(True))
     for _ in range(20):
         await asyncio.sleep(0.01)
+        # No pool and no ledger is told: the kernel may take the next slice at any moment.
         waiting = connection._transport.get_write_buffer_size()
         assert 0 < waiting <= connection_module.SLICE_BYTES
     assert not sent

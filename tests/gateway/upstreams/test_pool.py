@@ -160,8 +160,10 @@ async def test_any_fault_while_connecting_is_the_upstreams(
     async def fails(*arguments: object, **more: object) -> None:
         raise UnicodeError("label too long")
 
-    pool = pool_of("http://h")
-    monkeypatch.setattr(pool, "_loop", Mock(wraps=pool._loop, create_connection=fails))
+    loop = Mock(wraps=asyncio.get_running_loop(), create_connection=fails)
+    with monkeypatch.context() as other_loop:
+        other_loop.setattr(asyncio, "get_running_loop", lambda: loop)
+        pool = pool_of("http://h")
     with pytest.raises(UpstreamError, match="cannot be reached at http://h: UnicodeError"):
         await pool.connect()
     assert "internal error while connecting" in caplog.text

@@ -118,7 +118,7 @@ async def test_certificates_that_cannot_be_used_trust_nothing(
         assert b"ca_file" in answer.body
         assert sum(served) == 0
         assert "cannot be used as it is configured" in caplog.text
-        rigs._started[-1].errors.clear()
+        rigs.started[-1].errors.clear()
         await rigs.finish()
 
 

@@ -19,7 +19,7 @@ from tidegate.core.protocol.control import ControlReply, ControlRequest
 from tidegate.watchdog.control import server as control
 from tidegate.watchdog.control.client import RETRY_S, SOCKET_NAME, NotRunning, ask
 from tidegate.watchdog.control.commands import Commands
-from tidegate.watchdog.control.server import ControlServer
+from tidegate.watchdog.control.server import ControlClient, ControlServer
 
 REQUEST = ControlRequest(verb="status")
 
@@ -109,10 +109,20 @@ def test_large_answer_is_whole(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[tuple[ControlServer, selectors.BaseSelector]]:
+def asked() -> list[tuple[ControlClient, ControlRequest]]:
+    """What came in."""
+    return []
+
+
+@pytest.fixture
+def server(
+    tmp_path: Path, asked: list[tuple[ControlClient, ControlRequest]]
+) -> Iterator[tuple[ControlServer, selectors.BaseSelector]]:
     """The watchdog's side, which never answers by itself."""
     with selectors.DefaultSelector() as selector:
-        server = ControlServer(tmp_path / SOCKET_NAME, selector, lambda *_: None, time.monotonic)
+        server = ControlServer(
+            tmp_path / SOCKET_NAME, selector, lambda *each: asked.append(each), time.monotonic
+        )
         yield server, selector
         server.close()
 
@@ -144,12 +154,13 @@ def test_a_client_that_an_earlier_event_of_the_turn_dropped(
 
 
 def test_a_client_that_hung_up_is_nothing_to_keep(
-    tmp_path: Path, server: tuple[ControlServer, selectors.BaseSelector]
+    tmp_path: Path,
+    server: tuple[ControlServer, selectors.BaseSelector],
+    asked: list[tuple[ControlClient, ControlRequest]],
 ) -> None:
     """An upgrade hands over the descriptors of the clients that wait, and no others."""
     control_server, selector = server
     commands = Commands(SimpleNamespace(recycle=lambda: None), None, control_server, 1.0)  # type: ignore[arg-type]
-    control_server._on_request = commands.on_request
     path = str(tmp_path / SOCKET_NAME)
     with socket.socket(socket.AF_UNIX) as waits, socket.socket(socket.AF_UNIX) as gone:
         for client in (waits, gone):
@@ -157,6 +168,8 @@ def test_a_client_that_hung_up_is_nothing_to_keep(
             client.sendall(msgspec.json.encode(ControlRequest(verb="recycle")) + b"\n")
         for _ in range(3):
             turn(selector)
+        for each in asked:
+            commands.on_request(*each)
         assert len(commands.kept().until_recycled) == 2
         gone.close()
         turn(selector)
@@ -166,12 +179,12 @@ def test_a_client_that_hung_up_is_nothing_to_keep(
 
 
 def test_answers_that_are_not_read_are_bounded_in_sum(
-    tmp_path: Path, server: tuple[ControlServer, selectors.BaseSelector]
+    tmp_path: Path,
+    server: tuple[ControlServer, selectors.BaseSelector],
+    asked: list[tuple[ControlClient, ControlRequest]],
 ) -> None:
     """One as long as any may wait; then others are told to ask again."""
     control_server, selector = server
-    asked: list[control.ControlClient] = []
-    control_server._on_request = lambda client, _: asked.append(client)
     path = str(tmp_path / SOCKET_NAME)
     with ExitStack() as stack:
         clients = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(8)]
@@ -182,9 +195,9 @@ def test_answers_that_are_not_read_are_bounded_in_sum(
             turn(selector)
         assert len(asked) == 8
         large = msgspec.Raw(b'"' + b"x" * (2 * 1024 * 1024) + b'"')
-        for each in asked:
-            control_server.reply(each, ControlReply(ok=True, result=large))
-        waiting = sum(len(each.unsent) for each in control_server._clients)
+        for client, _ in asked:
+            control_server.reply(client, ControlReply(ok=True, result=large))
+        waiting = sum(len(client.unsent) for client, _ in asked)
         assert 1024 * 1024 < waiting <= control.MAX_UNSENT_BYTES
         clients[-1].settimeout(5)
         assert b"ask again" in clients[-1].recv(4096)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from typing import Any
+from typing import BinaryIO
 
 import pytest
 
 from tidegate.watchdog.upgrade import upgrade
 from tidegate.watchdog.upgrade.state import UpgradeError
-from tidegate.watchdog.upgrade.upgrade import PREFLIGHT_LIMIT_S, QUIET_LIMIT_S, Preflight
+from tidegate.watchdog.upgrade.upgrade import PREFLIGHT_LIMIT_S, QUIET_LIMIT_S
 from watchdog.world import REAL, World
 
 
@@ -23,10 +23,10 @@ class FakeProgram:
         self.text = text
         self.started = 0
 
-    def start(self, preflight: Any) -> FakeProgram:
+    def start(self, *_: object, stdout: BinaryIO, **__: object) -> FakeProgram:
         """What it prints goes where a real one's goes."""
         self.started += 1
-        preflight._output.write(self.text.encode())
+        stdout.write(self.text.encode())
         return self
 
     def poll(self) -> int | None:
@@ -54,7 +54,7 @@ def become(monkeypatch: pytest.MonkeyPatch, world: World) -> list[float]:
 
 def use(monkeypatch: pytest.MonkeyPatch, program: FakeProgram) -> FakeProgram:
     """It is what is on the disk."""
-    monkeypatch.setattr(Preflight, "_start", lambda preflight, *_: program.start(preflight))
+    monkeypatch.setattr(subprocess, "Popen", program.start)
     return program
 
 
