@@ -6,7 +6,7 @@ import os
 import selectors
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -96,16 +96,3 @@ def watchdog(tidegate: Command) -> Iterator[ScriptedWatchdog]:
     scripted = ScriptedWatchdog(tidegate.runtime_dir)
     yield scripted
     scripted.close()
-
-
-@pytest.fixture
-def eventually() -> Callable[[Callable[[], bool]], None]:
-    """Wait for a condition; fail after half a minute."""
-
-    def wait(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 30
-        while not condition():
-            assert time.monotonic() < deadline, "it never came true"
-            time.sleep(0.01)
-
-    return wait

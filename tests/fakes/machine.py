@@ -5,8 +5,12 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
+
+T = TypeVar("T")
+LIMIT_S = 30.0  # for what must happen at all, on a machine that others use too
 
 
 def free_port() -> int:
@@ -17,17 +21,24 @@ def free_port() -> int:
 
 
 def wait_until(
-    holds: Callable[[], object], limit_s: float, what: str, every_s: float = 0.02
-) -> None:
-    """Waits for a condition. Fails with `what` when it does not come true in time."""
+    holds: Callable[[], T],
+    limit_s: float = LIMIT_S,
+    what: str = "it comes true",
+    every_s: float = 0.02,
+) -> T:
+    """Waits for what is true; its value. Fails with `what` when it does not come true in time."""
     deadline_s = time.monotonic() + limit_s
-    while not holds():
+    while not (value := holds()):
         assert time.monotonic() < deadline_s, f"not within {limit_s:g} s: {what}"
         time.sleep(every_s)
+    return value
 
 
 async def until(
-    holds: Callable[[], object], limit_s: float, what: str, every_s: float = 0.02
+    holds: Callable[[], object],
+    limit_s: float = LIMIT_S,
+    what: str = "it comes true",
+    every_s: float = 0.02,
 ) -> None:
     """The same on an event loop."""
     deadline_s = time.monotonic() + limit_s

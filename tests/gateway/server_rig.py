@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from fakes.machine import until
 from tidegate.core.runs.ledger import Ledger
 from tidegate.core.settings import Limits
 from tidegate.gateway.server.server import GatewayServer
@@ -113,13 +114,6 @@ class Rig:
 async def hello(request: web.BaseRequest) -> web.StreamResponse:
     """The plainest handler."""
     return web.Response(text="hello")
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Waits for a condition. Raises TimeoutError."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():  # noqa: ASYNC110 - what is waited for announces nothing
-            await asyncio.sleep(0.005)
 
 
 @asynccontextmanager

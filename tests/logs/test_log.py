@@ -9,12 +9,12 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from fakes.machine import wait_until
 from tidegate.logs import handler as log
 from tidegate.logs import writer
 from tidegate.logs.file import LogStream, LogTarget
@@ -55,13 +55,6 @@ def say(made: log.LineHandler, text: str, level: int = logging.INFO) -> None:
     """Log a line and have it written."""
     made.emit(record(text, level))
     assert made.writer.settle(LIMIT_S)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + LIMIT_S
-    while not condition():
-        assert time.monotonic() < deadline_s, "waited too long"
-        time.sleep(0.01)
 
 
 class Disk:

@@ -10,14 +10,14 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fakes import private_systemd
+from fakes.machine import wait_until
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "packaging" / "install.sh"
@@ -208,13 +208,6 @@ class Reader(threading.Thread):
                 self.lines.append(line)
 
 
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline_s = time.monotonic() + LIMIT_S
-    while not condition():
-        assert time.monotonic() < deadline_s, "not within its limit"
-        time.sleep(0.05)
-
-
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_installed_upgraded_and_removed(home: Home, wheels: tuple[Path, Path]) -> None:
@@ -231,7 +224,7 @@ def test_installed_upgraded_and_removed(home: Home, wheels: tuple[Path, Path]) -
     first = json.loads(home.run("status", "--json").stdout)
     reader = Reader(f"http://{first['listen'][0]}")
     reader.start()
-    wait_until(lambda: reader.lines)
+    wait_until(lambda: reader.lines, LIMIT_S, "the stream begins")
     assert "First: tidegate stop" in home.install("--uninstall")[1]
     code, said = home.install(new)
     assert code == 0, said
@@ -244,7 +237,11 @@ def test_installed_upgraded_and_removed(home: Home, wheels: tuple[Path, Path]) -
 
     first_environment = home.prefix / "versions" / sha256(old)[:12]
     assert first_environment.exists()
-    wait_until(lambda: len(json.loads(home.run("status", "--json").stdout)["workers"]) == 1)
+    wait_until(
+        lambda: len(json.loads(home.run("status", "--json").stdout)["workers"]) == 1,
+        LIMIT_S,
+        "the former one is gone",
+    )
     assert home.install(new)[0] == 0
     assert not first_environment.exists()
     assert home.run("stop").returncode == 0

@@ -9,14 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from fakes.machine import wait_until
 from tidegate.core.protocol.control import ControlReply, ControlRequest
 from tidegate.watchdog.control import client
 
@@ -34,16 +33,6 @@ TIMING = {
     "configured_s": LIMIT_S,
 }
 HANGS = {"beat_limit_s": 1.5}  # for tests in which a worker is to be found hanging
-
-
-def wait_until(condition: Callable[[], Any], what: str, limit_s: float = LIMIT_S) -> Any:
-    """Poll until the condition gives something true; its value."""
-    deadline_s = time.monotonic() + limit_s
-    while not (value := condition()):
-        if time.monotonic() > deadline_s:
-            raise AssertionError(f"not within {limit_s:g} s: {what}")
-        time.sleep(0.02)
-    return value
 
 
 class Daemon:
@@ -101,10 +90,10 @@ class Daemon:
 
     def wait_ready(self) -> None:
         try:
-            wait_until(self.ready_file.exists, "the first worker is ready")
+            wait_until(self.ready_file.exists, LIMIT_S, "the first worker is ready")
         except AssertionError as late:
             raise AssertionError(f"{late}; log: {self.log()}") from None
-        wait_until(self.ready_file.read_text, "the banner is whole")
+        wait_until(self.ready_file.read_text, LIMIT_S, "the banner is whole")
 
     @property
     def pid(self) -> int:
@@ -124,7 +113,7 @@ class Daemon:
 
     def wait_logged(self, text: str) -> None:
         """Lines are written by a thread, so they may come after what they tell of."""
-        wait_until(lambda: text in self.log(), f"the log says {text!r}")
+        wait_until(lambda: text in self.log(), LIMIT_S, f"the log says {text!r}")
 
     def ask(self, verb: str, timeout_s: float = 20.0, **fields: bool) -> ControlReply:
         return client.ask(self.directory, ControlRequest(verb=verb, **fields), timeout_s)
@@ -139,7 +128,7 @@ class Daemon:
 
     def worker(self) -> dict[str, Any]:
         """The serving worker, once there is one."""
-        return wait_until(lambda: self.status()["worker"], "a worker serves")
+        return wait_until(lambda: self.status()["worker"], LIMIT_S, "a worker serves")
 
     def get(self, path: str = "/", address: tuple[str, int] | None = None) -> str:
         """The generation that answers; "" when the connection was accepted and then lost."""
@@ -170,7 +159,9 @@ class Daemon:
             if is_alive(pid):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGCONT)
-        wait_until(lambda: not any(is_alive(pid) for pid in workers), "all workers are gone")
+        wait_until(
+            lambda: not any(is_alive(pid) for pid in workers), LIMIT_S, "all workers are gone"
+        )
 
 
 def is_alive(pid: int) -> bool:

@@ -6,7 +6,8 @@ import socket
 
 import pytest
 
-from watchdog.daemon_rig import Daemon, wait_until
+from fakes.machine import wait_until
+from watchdog.daemon_rig import LIMIT_S, Daemon
 
 pytestmark = pytest.mark.processes
 
@@ -33,8 +34,8 @@ def test_parked_daemon_serves_once_the_config_is_mended(daemon: Daemon) -> None:
     """With a bad config it stays up, says why, and starts when told that it is mended."""
     daemon.config.write_text("{")
     daemon.start(park=True, until_ready=False)
-    wait_until((daemon.directory / "control.sock").exists, "it answers")
-    wait_until(lambda: daemon.status()["state"] == "parked", "it says so")
+    wait_until((daemon.directory / "control.sock").exists, LIMIT_S, "it answers")
+    wait_until(lambda: daemon.status()["state"] == "parked", LIMIT_S, "it says so")
     assert str(daemon.config) in daemon.status()["reason"]
     assert not daemon.ask("reload").ok
     daemon.write()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from watchdog.daemon_rig import Daemon, wait_until
+from fakes.machine import wait_until
+from watchdog.daemon_rig import LIMIT_S, Daemon
 
 pytestmark = pytest.mark.processes
 
@@ -18,7 +19,9 @@ def test_first_start_tells_where_it_listens(daemon: Daemon) -> None:
     daemon.start()
     assert daemon.address[1] != 0
     assert daemon.get() == "1"
-    wait_until(lambda: daemon.status()["runs"]["total"] == 1, "the heartbeat counted the run")
+    wait_until(
+        lambda: daemon.status()["runs"]["total"] == 1, LIMIT_S, "the heartbeat counted the run"
+    )
     status = daemon.status()
     assert status["state"] == "serving"
     assert status["listen"] == ["{}:{}".format(*daemon.address)]

@@ -9,8 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from fakes.machine import wait_until
 from tidegate.core.protocol.reload import Reloaded
-from watchdog.daemon_rig import Daemon, wait_until
+from watchdog.daemon_rig import LIMIT_S, Daemon
 from watchdog.manager_rig import Manager
 
 pytestmark = pytest.mark.processes
@@ -47,7 +48,7 @@ def test_reload_reaches_the_worker(daemon: Daemon, way: str) -> None:
         daemon.signal(signal.SIGHUP)
     else:
         daemon.get("/config")
-    wait_until(lambda: "config reloaded" in daemon.log(), "it is reloaded")
+    wait_until(lambda: "config reloaded" in daemon.log(), LIMIT_S, "it is reloaded")
     assert daemon.status()["generation"] == 1
 
 
@@ -60,7 +61,9 @@ def test_changed_listen_moves_without_a_gap(daemon: Daemon, tmp_path: Path) -> N
     assert daemon.ask("reload").ok
     assert daemon.status()["listen"] == [f"unix:{path}"]
     assert daemon.status()["generation"] == 2
-    wait_until(lambda: "no longer listening" in daemon.log(), "the former socket is closed")
+    wait_until(
+        lambda: "no longer listening" in daemon.log(), LIMIT_S, "the former socket is closed"
+    )
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(former)
     assert path.is_socket()
@@ -74,10 +77,10 @@ def test_a_reload_is_announced_and_ended(daemon: Daemon, tmp_path: Path) -> None
     manager = Manager(tmp_path / "notify")
     daemon.environment = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
     daemon.start()
-    wait_until(lambda: manager.states() == ["READY"], "it is ready")
+    wait_until(lambda: manager.states() == ["READY"], LIMIT_S, "it is ready")
     daemon.signal(signal.SIGHUP)
-    wait_until(lambda: manager.states() == ["READY", "RELOADING", "READY"], "it is told")
+    wait_until(lambda: manager.states() == ["READY", "RELOADING", "READY"], LIMIT_S, "it is told")
     daemon.write(nonsense=1)
     assert not daemon.ask("reload").ok
-    wait_until(lambda: manager.states()[3:] == ["RELOADING", "READY"], "it is told again")
+    wait_until(lambda: manager.states()[3:] == ["RELOADING", "READY"], LIMIT_S, "it is told again")
     manager.close()

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from fakes.machine import wait_until
 from tidegate.watchdog import start
-from watchdog.daemon_rig import Daemon, wait_until
+from watchdog.daemon_rig import LIMIT_S, Daemon
 
 pytestmark = pytest.mark.processes
 
@@ -52,7 +53,9 @@ def test_log_file_takes_both_processes(daemon: Daemon, tmp_path: Path) -> None:
     daemon.log_file = tmp_path / "tidegate.log"
     daemon.start()
     os.kill(daemon.worker()["pid"], signal.SIGUSR1)
-    wait_until(lambda: "Current thread" in daemon.log_file.read_text(), "the stacks are there")
+    wait_until(
+        lambda: "Current thread" in daemon.log_file.read_text(), LIMIT_S, "the stacks are there"
+    )
     assert "worker 1 is ready" in daemon.log_file.read_text()
 
 

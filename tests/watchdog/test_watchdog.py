@@ -6,7 +6,8 @@ import signal
 
 import pytest
 
-from watchdog.daemon_rig import Daemon, is_alive, wait_until
+from fakes.machine import wait_until
+from watchdog.daemon_rig import LIMIT_S, Daemon, is_alive
 
 pytestmark = pytest.mark.processes
 
@@ -17,7 +18,7 @@ def test_killed_watchdog_leaves_no_worker(daemon: Daemon) -> None:
     pid = daemon.worker()["pid"]
     daemon.signal(signal.SIGKILL)
     daemon.wait()
-    wait_until(lambda: not is_alive(pid), "the worker is gone")
+    wait_until(lambda: not is_alive(pid), LIMIT_S, "the worker is gone")
     daemon.ready_file.unlink()
     daemon.start()
     assert daemon.get() == "1"

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from fakes.machine import wait_until
 from tidegate.core.protocol.status import MemoryState, RunCounts, Status, SweptState, WatchdogState
 from tidegate.watchdog import detach
 
@@ -103,7 +104,7 @@ def free_port_config(tidegate):
     return tidegate
 
 
-def test_start_status_restart_stop(free_port_config, eventually):
+def test_start_status_restart_stop(free_port_config):
     """A real tidegate is started, found serving, restarted as another process, and stopped."""
     tidegate = free_port_config
     pid_file = tidegate.runtime_dir / "tidegate.pid"
@@ -122,7 +123,7 @@ def test_start_status_restart_stop(free_port_config, eventually):
         code, out, _ = tidegate("stop")
     assert (code, out) == (0, "Stopped.\n")
     assert detach.holder(pid_file) is None
-    eventually(lambda: _is_empty(group))
+    wait_until(lambda: _is_empty(group))
 
 
 def test_start_that_fails_shows_the_end_of_the_log(tidegate):

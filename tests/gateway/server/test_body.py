@@ -16,7 +16,8 @@ from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.server_rig import Rig, request, serving, until
+from fakes.machine import until
+from gateway.server_rig import Rig, request, serving
 from tidegate.gateway.server.body import read_body
 from tidegate.gateway.server.errors import Refused
 

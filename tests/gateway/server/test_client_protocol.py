@@ -10,7 +10,8 @@ import psutil
 import pytest
 from aiohttp import web
 
-from gateway.server_rig import get, hello, request, serving, until
+from fakes.machine import until
+from gateway.server_rig import get, hello, request, serving
 from tidegate.gateway.server.client_protocol import (
     WAITING_BYTES,
     ClientProtocol,

@@ -8,7 +8,8 @@ import socket
 import pytest
 from aiohttp import web
 
-from gateway.server_rig import get, hello, serving, until
+from fakes.machine import until
+from gateway.server_rig import get, hello, serving
 from tidegate.gateway.server import connection_table
 from tidegate.gateway.server.client_protocol import ClientProtocol
 from tidegate.gateway.server.connection_table import ConnectionPhase

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from fakes.machine import until
 from gateway.gateway_rig import Peer
-from gateway.server_rig import DEADLINE_S, RawClient, get, request, until
+from gateway.server_rig import DEADLINE_S, RawClient, get, request
 
 pytestmark = pytest.mark.processes
 

@@ -12,7 +12,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from gateway.server_rig import RawClient, Rig, get, request, serving, until
+from fakes.machine import until
+from gateway.server_rig import RawClient, Rig, get, request, serving
 from tidegate.core.http.head import MAX_HEAD_BYTES
 from tidegate.gateway.server.body import read_body
 from tidegate.gateway.server.client_protocol import (

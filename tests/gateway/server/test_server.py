@@ -11,7 +11,8 @@ import pytest
 import uvloop
 from aiohttp import web
 
-from gateway.server_rig import DEADLINE_S, RawClient, Rig, get, hello, serving, until
+from fakes.machine import until
+from gateway.server_rig import DEADLINE_S, RawClient, Rig, get, hello, serving
 from tidegate.gateway.server.client_protocol import ClientProtocol
 from tidegate.gateway.server.writer import AlreadySent
 

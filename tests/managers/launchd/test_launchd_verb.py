@@ -10,13 +10,13 @@ import plistlib
 import shutil
 import socket
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from fakes import launchd as standin
+from fakes.machine import wait_until
 from tidegate.cli.main import main
 from tidegate.managers import base
 from tidegate.managers.base import ManagerError
@@ -342,10 +342,7 @@ def test_program_that_ends_at_once_is_said_with_its_exit_code(mac: Mac) -> None:
     job = control.Launchd(Scope.USER)
     with contextlib.suppress(ManagerError):  # it may be seen running for a moment
         job.start(3, print)
-    deadline_s = time.monotonic() + 20
-    while job.state().exit_code != 75:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
+    wait_until(lambda: job.state().exit_code == 75)
     assert "try again" in (job.state().result or "")
 
 

@@ -8,7 +8,8 @@ import socket
 
 import pytest
 
-from watchdog.daemon_rig import Daemon, is_alive, wait_until
+from fakes.machine import wait_until
+from watchdog.daemon_rig import LIMIT_S, Daemon, is_alive
 
 pytestmark = pytest.mark.processes
 
@@ -18,7 +19,9 @@ def test_sweep_answers_what_it_freed(daemon: Daemon) -> None:
     daemon.start()
     daemon.get("/ledger?1")
     assert daemon.result("sweep") == {"runs": 1, "bytes": 1024 * 1024, "reasons": {}}
-    wait_until(lambda: daemon.status()["swept"]["bytes"] == 1024 * 1024, "it is remembered")
+    wait_until(
+        lambda: daemon.status()["swept"]["bytes"] == 1024 * 1024, LIMIT_S, "it is remembered"
+    )
     assert daemon.status()["swept"]["last_reason"] == "told to"
 
 
@@ -51,7 +54,9 @@ def test_status_does_not_wait_for_a_worker_that_hangs(daemon: Daemon) -> None:
     pid = daemon.worker()["pid"]
     os.kill(pid, signal.SIGSTOP)
     try:
-        wait_until(lambda: daemon.status()["worker"]["heartbeat_age_s"] > 2, "it tells the age")
+        wait_until(
+            lambda: daemon.status()["worker"]["heartbeat_age_s"] > 2, LIMIT_S, "it tells the age"
+        )
     finally:
         os.kill(pid, signal.SIGCONT)
 
@@ -61,4 +66,6 @@ def test_memory_is_read_when_it_is_asked_for(daemon: Daemon) -> None:
     daemon.start(timing={"tick_s": 60.0, "gap_s": 300.0})
     former = daemon.worker()["rss_bytes"]
     daemon.get("/grow?50")
-    wait_until(lambda: daemon.worker()["rss_bytes"] > former + 45 * 1024 * 1024, "it is seen")
+    wait_until(
+        lambda: daemon.worker()["rss_bytes"] > former + 45 * 1024 * 1024, LIMIT_S, "it is seen"
+    )

@@ -9,7 +9,8 @@ import threading
 
 import pytest
 
-from watchdog.daemon_rig import HANGS, Daemon, is_alive, wait_until
+from fakes.machine import wait_until
+from watchdog.daemon_rig import HANGS, LIMIT_S, Daemon, is_alive
 
 pytestmark = pytest.mark.processes
 
@@ -31,9 +32,9 @@ def test_killed_worker_is_replaced_and_no_connection_refused(daemon: Daemon) -> 
     client = threading.Thread(target=connect)
     client.start()
     try:
-        wait_until(lambda: "1" in answers, "the first generation answers")
+        wait_until(lambda: "1" in answers, LIMIT_S, "the first generation answers")
         os.kill(daemon.worker()["pid"], signal.SIGKILL)
-        wait_until(lambda: "2" in answers, "the second generation answers")
+        wait_until(lambda: "2" in answers, LIMIT_S, "the second generation answers")
     finally:
         over.set()
         client.join()
@@ -48,8 +49,8 @@ def test_stopped_worker_writes_its_stacks_and_is_replaced(daemon: Daemon) -> Non
     daemon.start(timing=HANGS)
     pid = daemon.worker()["pid"]
     os.kill(pid, signal.SIGSTOP)
-    wait_until(lambda: daemon.status()["generation"] == 2, "the replacement serves")
-    wait_until(lambda: not is_alive(pid), "the hung worker is gone")
+    wait_until(lambda: daemon.status()["generation"] == 2, LIMIT_S, "the replacement serves")
+    wait_until(lambda: not is_alive(pid), LIMIT_S, "the hung worker is gone")
     daemon.wait_logged("Current thread")
     assert "no heartbeat for" in daemon.status()["restarts"][0]["reason"]
 
@@ -59,8 +60,10 @@ def test_hanging_loop_is_replaced_while_status_answers(daemon: Daemon) -> None:
     daemon.start(timing=HANGS)
     daemon.get("/hang")
     assert daemon.status()["generation"] == 1
-    wait_until(lambda: daemon.status()["generation"] == 2, "the replacement serves")
-    wait_until(lambda: re.search(r"time\.sleep|in act", daemon.log()), "its stack is logged")
+    wait_until(lambda: daemon.status()["generation"] == 2, LIMIT_S, "the replacement serves")
+    wait_until(
+        lambda: re.search(r"time\.sleep|in act", daemon.log()), LIMIT_S, "its stack is logged"
+    )
 
 
 def test_recycle_keeps_every_connection(daemon: Daemon) -> None:
@@ -78,7 +81,7 @@ def test_recycle_keeps_every_connection(daemon: Daemon) -> None:
     try:
         assert daemon.ask("recycle").ok
     finally:
-        wait_until(lambda: "2" in answers, "the second generation answers")
+        wait_until(lambda: "2" in answers, LIMIT_S, "the second generation answers")
         over.set()
         client.join()
     assert set(answers) == {"1", "2"}

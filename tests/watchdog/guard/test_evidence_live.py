@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from fakes.machine import wait_until
 from tidegate.core.protocol.control import ControlReply
-from watchdog.daemon_rig import HANGS, Daemon, wait_until
+from watchdog.daemon_rig import HANGS, LIMIT_S, Daemon
 
 pytestmark = [
     pytest.mark.processes,
@@ -57,13 +58,13 @@ def test_a_hung_worker_leaves_evidence_before_it_is_ended(daemon: Daemon) -> Non
     daemon.start(timing=HANGS)
     pid = daemon.worker()["pid"]
     daemon.get("/hang")
-    wait_until(lambda: bundles(daemon), "a bundle is written")
+    wait_until(lambda: bundles(daemon), LIMIT_S, "a bundle is written")
     read = bundles(daemon)[0]
     assert read["why"][0]["kind"] == "kill"
     process = read["processes"]["worker 1"]
     assert process["pid"] == pid
     assert any(line.startswith("State:") for line in process["status"])
-    wait_until(lambda: daemon.worker()["pid"] != pid, "another worker serves")
+    wait_until(lambda: daemon.worker()["pid"] != pid, LIMIT_S, "another worker serves")
 
 
 def test_a_state_directory_that_cannot_be_written_is_no_reason_to_stop(daemon: Daemon) -> None:
@@ -82,7 +83,7 @@ def test_decisions_are_logged_from_the_first_one_on(daemon: Daemon) -> None:
     """In the state directory, for its owner alone."""
     daemon.start()
     log = daemon.directory / "decisions.jsonl"
-    wait_until(log.exists, "the first decision is written")
-    wait_until(lambda: log.read_bytes().endswith(b"\n"), "its line is whole")
+    wait_until(log.exists, LIMIT_S, "the first decision is written")
+    wait_until(lambda: log.read_bytes().endswith(b"\n"), LIMIT_S, "its line is whole")
     assert json.loads(log.read_text().splitlines()[0])["inputs"]["limits"]["budget_bytes"] == 2**29
     assert log.stat().st_mode & 0o077 == 0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from fakes.machine import wait_until
 from tidegate.core.memory.levels import LEAST_BUDGET_BYTES
-from watchdog.daemon_rig import Daemon, is_alive, wait_until
+from watchdog.daemon_rig import LIMIT_S, Daemon, is_alive
 
 pytestmark = pytest.mark.processes
 
@@ -15,7 +16,9 @@ def test_memory_that_is_explained_is_swept(daemon: Daemon) -> None:
     daemon.write(memory={"budget": LEAST_BUDGET_BYTES})
     daemon.start()
     daemon.get("/ledger?120")
-    wait_until(lambda: daemon.status()["swept"]["runs"] == 1, "the sweep was ordered and done")
+    wait_until(
+        lambda: daemon.status()["swept"]["runs"] == 1, LIMIT_S, "the sweep was ordered and done"
+    )
     daemon.wait_logged("memory level")
     steps = {step["step"]: step for step in daemon.status()["memory"]["steps"]}
     assert steps["stale"]["freed_bytes"] == steps["stale"]["promised_bytes"] > 0
@@ -27,7 +30,7 @@ def test_memory_that_is_unexplained_is_recycled(daemon: Daemon) -> None:
     daemon.write(memory={"budget": LEAST_BUDGET_BYTES})
     daemon.start()
     daemon.get("/grow?120")
-    wait_until(lambda: daemon.status()["recycles"] == 1, "it recycled")
+    wait_until(lambda: daemon.status()["recycles"] == 1, LIMIT_S, "it recycled")
     daemon.wait_logged("that no run explains")
     assert daemon.worker()["generation"] == 2
     bundles = [path.name for path in (daemon.directory / "bundles").iterdir()]
@@ -39,7 +42,7 @@ def test_last_level_costs_the_worker_its_life(daemon: Daemon) -> None:
     daemon.write(memory={"budget": LEAST_BUDGET_BYTES})
     daemon.start()
     daemon.get("/grow?200")
-    wait_until(lambda: daemon.status()["generation"] == 2, "the replacement serves")
+    wait_until(lambda: daemon.status()["generation"] == 2, LIMIT_S, "the replacement serves")
     assert "memory is at the last level" in daemon.status()["restarts"][0]["reason"]
     assert daemon.get() == "2"
 
@@ -50,9 +53,11 @@ def test_last_level_costs_no_second_life_while_the_first_ends(daemon: Daemon) ->
     daemon.start(timing={"kill_wait_s": 2.0})
     pid = daemon.worker()["pid"]
     daemon.get("/grow?200")
-    wait_until(lambda: daemon.status()["generation"] == 2, "the replacement serves")
-    wait_until(lambda: not is_alive(pid), "the full one is gone")
-    wait_until(lambda: len(daemon.status()["workers"]) == 1, "only the replacement is left")
+    wait_until(lambda: daemon.status()["generation"] == 2, LIMIT_S, "the replacement serves")
+    wait_until(lambda: not is_alive(pid), LIMIT_S, "the full one is gone")
+    wait_until(
+        lambda: len(daemon.status()["workers"]) == 1, LIMIT_S, "only the replacement is left"
+    )
     assert daemon.status()["generation"] == 2
 
 
@@ -61,7 +66,9 @@ def test_observing_only_says_what_it_would_do(daemon: Daemon) -> None:
     daemon.write(memory={"budget": LEAST_BUDGET_BYTES, "mode": "observe"})
     daemon.start()
     daemon.get("/ledger?120")
-    wait_until(lambda: "would sweep" in daemon.log(), "it says so")
+    wait_until(lambda: "would sweep" in daemon.log(), LIMIT_S, "it says so")
     assert daemon.status()["swept"]["runs"] == 0
     explained = 120 * 1024 * 1024
-    wait_until(lambda: daemon.status()["memory"]["ledger_bytes"] == explained, "a beat tells")
+    wait_until(
+        lambda: daemon.status()["memory"]["ledger_bytes"] == explained, LIMIT_S, "a beat tells"
+    )

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from watchdog.daemon_rig import HANGS, Daemon, is_alive, wait_until
+from fakes.machine import wait_until
+from watchdog.daemon_rig import HANGS, LIMIT_S, Daemon, is_alive
 
 pytestmark = pytest.mark.processes
 
@@ -39,12 +40,14 @@ def test_same_process_goes_on_and_its_worker_is_replaced(daemon: Daemon) -> None
     """SIGUSR2: the pid, the totals and the age stay; a worker of the new version serves."""
     daemon.start()
     daemon.get()
-    wait_until(lambda: daemon.status()["runs"]["total"] == 1, "the heartbeat counted the run")
+    wait_until(
+        lambda: daemon.status()["runs"]["total"] == 1, LIMIT_S, "the heartbeat counted the run"
+    )
     former = daemon.status()
     daemon.signal(signal.SIGUSR2)
-    wait_until(lambda: upgraded(daemon), "the new program runs")
-    wait_until(lambda: daemon.status()["generation"] == 2, "a new worker serves")
-    wait_until(lambda: daemon.status()["state"] == "serving", "the former one is gone")
+    wait_until(lambda: upgraded(daemon), LIMIT_S, "the new program runs")
+    wait_until(lambda: daemon.status()["generation"] == 2, LIMIT_S, "a new worker serves")
+    wait_until(lambda: daemon.status()["state"] == "serving", LIMIT_S, "the former one is gone")
     now = daemon.status()
     assert now["watchdog"]["pid"] == former["watchdog"]["pid"] == daemon.pid
     assert now["uptime_s"] > former["uptime_s"]
@@ -111,8 +114,8 @@ def test_a_parked_one_is_upgraded_and_unparks_as_ever(daemon: Daemon) -> None:
     """What it is parked for may be what the new version mends; its config is no reason against."""
     daemon.config.write_text("{")
     daemon.start(park=True, until_ready=False)
-    wait_until((daemon.directory / "control.sock").exists, "it runs")
-    wait_until(lambda: daemon.status()["generation"] == 1, "its worker says why")
+    wait_until((daemon.directory / "control.sock").exists, LIMIT_S, "it runs")
+    wait_until(lambda: daemon.status()["generation"] == 1, LIMIT_S, "its worker says why")
     assert daemon.ask("upgrade", timeout_s=60).ok
     assert upgraded(daemon)
     assert (daemon.status()["state"], daemon.status()["generation"]) == ("parked", 2)
@@ -128,7 +131,7 @@ def test_a_client_that_waits_for_a_recycle_is_still_told_of_its_end(daemon: Daem
     answers: list[bool] = []
     asks = threading.Thread(target=lambda: answers.append(daemon.ask("recycle", 60).ok))
     asks.start()
-    wait_until(lambda: daemon.status()["generation"] == 2, "the recycle is under way")
+    wait_until(lambda: daemon.status()["generation"] == 2, LIMIT_S, "the recycle is under way")
     assert len(daemon.status()["workers"]) == 2
     assert daemon.ask("upgrade", timeout_s=60, wait=False).ok
     asks.join()
@@ -142,9 +145,9 @@ def test_adopted_worker_that_dies_is_replaced(daemon: Daemon) -> None:
     """Its death is seen and told as that of a child of one's own."""
     pid = alone_after_upgrade(daemon, {})
     os.kill(pid, signal.SIGKILL)
-    restarts = wait_until(lambda: daemon.status()["restarts"], "its death is told")
+    restarts = wait_until(lambda: daemon.status()["restarts"], LIMIT_S, "its death is told")
     assert [(r["exit"], r["reason"]) for r in restarts] == [(-9, "killed by SIGKILL")]
-    wait_until(lambda: "worker 3 starts" in daemon.log(), "its successor starts")
+    wait_until(lambda: "worker 3 starts" in daemon.log(), LIMIT_S, "its successor starts")
     daemon.signal(signal.SIGTERM)
     assert daemon.wait() == 0
 
@@ -153,9 +156,9 @@ def test_adopted_worker_that_hangs_writes_its_stacks(daemon: Daemon) -> None:
     """A worker of the former program is found hanging by the new one."""
     pid = alone_after_upgrade(daemon, HANGS)
     os.kill(pid, signal.SIGSTOP)
-    wait_until(lambda: not is_alive(pid), "the hung worker is gone")
+    wait_until(lambda: not is_alive(pid), LIMIT_S, "the hung worker is gone")
     daemon.wait_logged("Current thread")
-    wait_until(lambda: "worker 3 starts" in daemon.log(), "its successor starts")
+    wait_until(lambda: "worker 3 starts" in daemon.log(), LIMIT_S, "its successor starts")
     daemon.signal(signal.SIGTERM)
     assert daemon.wait() == 0
 
@@ -165,7 +168,7 @@ def test_a_stop_during_an_upgrade_is_a_stop(daemon: Daemon, number: signal.Signa
     """Whenever the signal comes, also in the moment of execve, it ends with exit code 0."""
     daemon.start()
     daemon.signal(signal.SIGUSR2)
-    wait_until(lambda: "takes over" in daemon.log(), "execve is due")
+    wait_until(lambda: "takes over" in daemon.log(), LIMIT_S, "execve is due")
     daemon.signal(number)
     assert daemon.wait() == 0
 
@@ -179,4 +182,4 @@ def test_signals_in_the_moment_of_execve_do_not_end_it(daemon: Daemon) -> None:
         daemon.signal(signal.SIGHUP)
         assert time.monotonic() < deadline_s
         time.sleep(0.002)
-    wait_until(lambda: daemon.status()["generation"] == 2, "a new worker serves")
+    wait_until(lambda: daemon.status()["generation"] == 2, LIMIT_S, "a new worker serves")
