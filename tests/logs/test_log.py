@@ -240,7 +240,6 @@ def test_unread_pipe_holds_nothing_up(
     made = handler(pipe[1])
     for n in range(150):
         made.emit(record(f"{chr(97 + n % 26)}{chr(97 + n // 26)} {'x' * 1000}"))
-    assert made.writer.lost > 0
     text = ""
     while len(re.findall(r"worker \w\w x", text)) + _said_lost(text) < 150:
         text += os.read(pipe[0], 65536).decode()
