@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 import argparse
-import difflib
+import os
 import re
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tidegate import __version__
 from tidegate.cli.failure import USAGE
 from tidegate.core.text import visible
 
 
+class _Formatter(argparse.HelpFormatter):
+    """Makes help as wide as the terminal, without the shutil that argparse would take for it.
+
+    That brings bz2 and lzma along, and what reads the command line may become the watchdog.
+    """
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_columns() - 2)
+
+
+def _columns() -> int:
+    if (said := os.environ.get("COLUMNS", "")).isdecimal() and int(said):
+        return int(said)
+    try:
+        return os.get_terminal_size().columns or 80
+    except OSError:  # the output is no terminal
+        return 80
+
+
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": _Formatter, **options})
+
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
         text = visible(f"{message}{_meant(message)}", keep="\n")
@@ -26,6 +48,8 @@ def _meant(message: str) -> str:
     found = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
     if found is None:
         return ""
+
+    import difflib
 
     typed, choices = found.groups()
     near = difflib.get_close_matches(typed, re.findall(r"[\w-]+", choices), n=1)

@@ -7,9 +7,10 @@ else belongs, a client into the model's name for one.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
+
+import msgspec
 
 HIDDEN = "***"
 MIN_LENGTH = 6  # what is shorter is no secret, and is in every other word
@@ -73,5 +74,5 @@ def hide_keys(text: str) -> str:
 
 def _written(key: str) -> tuple[str, ...]:
     """List the forms of a key: as it is, and as JSON has it, with two ways to write a slash."""
-    escaped = json.dumps(key)[1:-1]
+    escaped = msgspec.json.encode(key).decode()[1:-1]
     return tuple(dict.fromkeys((escaped.replace("/", "\\/"), escaped, key)))

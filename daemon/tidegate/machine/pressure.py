@@ -10,7 +10,6 @@ Pressure is not a ratio of our budget, and another process may be its cause.
 
 from __future__ import annotations
 
-import base64
 import binascii
 import ctypes
 import os
@@ -234,7 +233,7 @@ def watch_from(environ: Mapping[str, str], root: Path = Path("/")) -> PressureWa
 
 def _to_write(encoded: str) -> bytes:
     try:
-        data = base64.b64decode(encoded, validate=True)
+        data = binascii.a2b_base64(encoded, strict_mode=True)
     except (binascii.Error, ValueError) as error:
         raise PressureError(f"MEMORY_PRESSURE_WRITE is not base64: {error}") from error
     if len(data) > MOST_TRIGGER_BYTES:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tidegate.core import decoding
 from tidegate.managers.systemd.notify import STORED_PREFIX
@@ -109,7 +110,7 @@ def bind(address: str, beside: Iterable[BoundSocket] = ()) -> BoundSocket:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             if neighbours:
                 _share_port([sock, *neighbours])
-            sock.bind(socket.getaddrinfo(host, port, family, flags=socket.AI_NUMERICHOST)[0][4])
+            sock.bind(_find_numeric(host, port, family))
         if not neighbours:
             sock.listen(BACKLOG)
         sock.setblocking(False)
@@ -199,12 +200,20 @@ def adopt(fd: int, name: str = "") -> BoundSocket:
 
 def _numeric(host: str, family: socket.AddressFamily, address: str) -> str:
     try:
-        socket.getaddrinfo(host, 0, family, flags=socket.AI_NUMERICHOST)
+        _find_numeric(host, 0, family)
     except (OSError, UnicodeError):
         raise BadAddress(
             f'listen "{address}": "{host}" is not an IP address; names are not looked up'
         ) from None
     return host
+
+
+def _find_numeric(host: str, port: int, family: socket.AddressFamily) -> Any:
+    """Return what to bind to. Raises OSError or UnicodeError where `host` is no IP address.
+
+    As bytes: of a str the socket module makes a domain name first, with tables of all of Unicode.
+    """
+    return socket.getaddrinfo(host.encode(), port, family, flags=socket.AI_NUMERICHOST)[0][4]
 
 
 def _bind_unix(sock: socket.socket, path: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import msgspec
 import pytest
 
 from tidegate.cli.main import main
+from tidegate.cli.parser import command_line
 from tidegate.cli.verbs import ask
 from tidegate.config import places
 from tidegate.watchdog.control.client import NotRunning
@@ -313,13 +315,36 @@ def test_closed_pipe_is_no_error():
 
 
 def test_run_loads_nothing_that_only_prints():
-    """What `run` needs before it becomes the watchdog leaves out asyncio, aiohttp and rich."""
+    """`run` becomes the watchdog, which keeps for months what was loaded, and needs none of these.
+
+    argparse takes shutil along, and with it bz2 and lzma, where it is left to find its width.
+    """
+    others = "asyncio aiohttp rich daemon json difflib base64"
+    if sys.platform == "linux":  # elsewhere an upgrade needs a file with no name
+        others += " shutil tempfile random"
     code = (
-        "import sys, tidegate.cli.main, tidegate.cli.verbs.run, tidegate.watchdog.start;"
-        "print([m for m in ('asyncio','aiohttp','rich','daemon') if m in sys.modules])"
+        "import sys; from tidegate.cli.main import command_line;"
+        "command_line().parse_args(['run']);"
+        "import tidegate.cli.verbs.run, tidegate.watchdog.start;"
+        f"print([m for m in {others.split()} if m in sys.modules])"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert output.stdout == b"[]\n"
+
+
+@pytest.mark.parametrize(
+    ("columns", "width"), [("120", 118), ("0", 78), ("many", 78), ("", 78), (None, 78)]
+)
+def test_help_is_as_wide_as_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, columns: str | None, width: int
+) -> None:
+    """COLUMNS says how wide that is, and 80 is meant where nothing does."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr(os, "get_terminal_size", lambda: os.terminal_size((0, 0)))
+    assert max(map(len, command_line().format_help().splitlines())) <= width
+    assert command_line().formatter_class("tidegate")._width == width
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,6 +23,9 @@ from tidegate.watchdog.control.commands import KeptClients
 from tidegate.watchdog.control.status import Totals
 from tidegate.watchdog.listeners import KeptListener
 from tidegate.watchdog.workers.generations import KeptWorker
+
+if sys.platform != "linux":  # where no file is in memory; it brings bz2, lzma and hashlib along
+    import tempfile
 
 FORMAT = 1  # of what is left behind; another one is refused in the preflight
 MOST_FD = 2**31 - 1
@@ -73,7 +75,8 @@ def nameless_file() -> BinaryIO:
     """Open a file in memory where the system can: no other process may see it. Raises OSError."""
     if sys.platform == "linux":
         return os.fdopen(os.memfd_create("tidegate"), "w+b")
-    return tempfile.TemporaryFile()
+    else:
+        return tempfile.TemporaryFile()
 
 
 def read(fd: int) -> UpgradeState:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
-import random
+import os
 import selectors
 import socket
 import time
@@ -208,7 +208,7 @@ class Generations:
 
     def step(self, event: events.Event, now_s: float) -> list[events.Effect]:
         """Take the event in; return what has to be done about it."""
-        jitter = random.random()  # noqa: S311  (spreads restarts, keeps no secret)
+        jitter = int.from_bytes(os.urandom(2)) / 65536  # `random` would bring hashlib along
         self.fleet, effects = life.step(self.fleet, event, now_s, self.policy, jitter)
         return effects
 
