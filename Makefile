@@ -79,10 +79,7 @@ map: $(BIN)/python
 	@$(BIN)/python tests/house.py
 
 generated: $(VENV)/installed
-	$(BIN)/tidegate completion bash >packaging/completions/tidegate.bash
-	$(BIN)/tidegate completion zsh >packaging/completions/_tidegate
-	$(BIN)/tidegate completion fish >packaging/completions/tidegate.fish
-	$(BIN)/python -m tidegate.cli.shell.manual >packaging/man/tidegate.1
+	PYTHONPATH=packaging $(BIN)/python -m shell
 
 dist: $(VENV)/installed
 	@rm -f dist/tidegate-*.whl dist/tidegate-*.tar.gz

@@ -6,6 +6,9 @@ import importlib.util
 import re
 import shutil
 import subprocess
+import sys
+import tarfile
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
@@ -158,6 +161,28 @@ def test_formula_is_what_the_template_says() -> None:
     above, below = template.replace("@SHA256@", "0" * 64).split("@RESOURCES@\n")
     assert formula.startswith(above)
     assert formula.endswith(below)
+
+
+@pytest.mark.processes
+def test_archives_have_completions_and_manual_page(tmp_path: Path) -> None:
+    """Both have them in the package, and the wheel has them where shells and man look, too."""
+    build = [sys.executable, "-m", "hatchling", "build", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    [wheel], [source] = tmp_path.glob("*.whl"), tmp_path.glob("*.tar.gz")
+    with zipfile.ZipFile(wheel) as opened:
+        in_wheel = opened.namelist()
+    with tarfile.open(source) as archive:
+        in_source = archive.getnames()
+    for name in ("tidegate.bash", "_tidegate", "tidegate.fish", "tidegate.1"):
+        assert f"tidegate/cli/shell/{name}" in in_wheel
+        assert f"tidegate-{__version__}/daemon/tidegate/cli/shell/{name}" in in_source
+    data = f"tidegate-{__version__}.data/data/share"
+    assert {name.removeprefix(data) for name in in_wheel if name.startswith(data)} == {
+        "/bash-completion/completions/tidegate",
+        "/zsh/site-functions/_tidegate",
+        "/fish/vendor_completions.d/tidegate.fish",
+        "/man/man1/tidegate.1",
+    }
 
 
 @pytest.mark.parametrize("directory", ["daemon", "launchd", "packaging", "systemd", "tests"])

@@ -42,12 +42,12 @@ FILES = {
     "packaging/deb/needrestart.conf": ("etc/needrestart/conf.d/tidegate.conf", 0o644),
     "packaging/deb/lintian-overrides": ("usr/share/lintian/overrides/tidegate", 0o644),
     "packaging/config.toml": ("usr/share/tidegate/config.toml", 0o644),
-    "packaging/completions/tidegate.bash": (
+    "daemon/tidegate/cli/shell/tidegate.bash": (
         "usr/share/bash-completion/completions/tidegate",
         0o644,
     ),
-    "packaging/completions/_tidegate": ("usr/share/zsh/vendor-completions/_tidegate", 0o644),
-    "packaging/completions/tidegate.fish": (
+    "daemon/tidegate/cli/shell/_tidegate": ("usr/share/zsh/vendor-completions/_tidegate", 0o644),
+    "daemon/tidegate/cli/shell/tidegate.fish": (
         "usr/share/fish/vendor_completions.d/tidegate.fish",
         0o644,
     ),
@@ -58,7 +58,7 @@ FILES = {
     "README.md": (f"{DOC}/README.md", 0o644),
 }
 ZIPPED = {
-    "packaging/man/tidegate.1": "usr/share/man/man1/tidegate.1.gz",
+    "daemon/tidegate/cli/shell/tidegate.1": "usr/share/man/man1/tidegate.1.gz",
     "CHANGELOG.md": f"{DOC}/changelog.gz",
 }
 # Of what a wheel brings, what no installed program reads; RECORD and direct_url.json also name
@@ -127,7 +127,8 @@ def _environment(tree: Path, python: str, scratch: Path) -> Path:
     install += ["--no-warn-script-location", "--root-user-action", "ignore", "--target", str(site)]
     _run([*install, "--require-hashes", "-r", str(ROOT / "requirements.lock")])
     _run([*install, *map(str, wheels.glob("tidegate-*.whl"))])
-    shutil.rmtree(site / "bin", ignore_errors=True)
+    for elsewhere in ("bin", "share"):
+        shutil.rmtree(site / elsewhere, ignore_errors=True)
     for name in NOT_SHIPPED:
         for file in site.glob(f"*.dist-info/{name}"):
             file.unlink()

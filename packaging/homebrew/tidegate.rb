@@ -142,10 +142,10 @@ class Tidegate < Formula
   end
   def install
     virtualenv_install_with_resources
-    bash_completion.install "packaging/completions/tidegate.bash" => "tidegate"
-    zsh_completion.install "packaging/completions/_tidegate"
-    fish_completion.install "packaging/completions/tidegate.fish"
-    man1.install "packaging/man/tidegate.1"
+    bash_completion.install "daemon/tidegate/cli/shell/tidegate.bash" => "tidegate"
+    zsh_completion.install "daemon/tidegate/cli/shell/_tidegate"
+    fish_completion.install "daemon/tidegate/cli/shell/tidegate.fish"
+    man1.install "daemon/tidegate/cli/shell/tidegate.1"
     pkgshare.install "packaging/config.toml"
   end
 

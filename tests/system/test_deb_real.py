@@ -150,6 +150,15 @@ class TestOnAComputer:
         conffiles = (tmp_path / "DEBIAN/conffiles").read_text().split()
         etc = [p for p in (tmp_path / "etc").rglob("*") if p.is_file()]
         assert sorted(conffiles) == sorted(f"/{p.relative_to(tmp_path)}" for p in etc)
+        for file in (
+            "bash-completion/completions/tidegate",
+            "zsh/vendor-completions/_tidegate",
+            "fish/vendor_completions.d/tidegate.fish",
+            "man/man1/tidegate.1.gz",
+            "tidegate/config.toml",
+        ):
+            assert (tmp_path / "usr/share" / file).is_file()
+        assert not list((tmp_path / "usr/lib/tidegate").rglob("site-packages/share"))
         control = (tmp_path / "DEBIAN/control").read_text()
         assert re.search(r"^Depends: python3 \(>= 3\.\d+\), python3 \(<< 3\.\d+\),", control, re.M)
         log = gzip.decompress(

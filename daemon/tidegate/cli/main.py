@@ -112,7 +112,7 @@ def _call(arguments: argparse.Namespace) -> int:
         case "completion":
             from tidegate.cli.shell.completion import completion
 
-            return completion(arguments, command_line())
+            return completion(arguments)
         case "service":
             from tidegate.cli.service.verbs import run as service
 

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from shell.completion import SHELLS
+from shell.grammar import WordKind, read
+from shell.manual import manual
 from tidegate.cli.main import main
 from tidegate.cli.parser import command_line
 from tidegate.cli.shell import completion
-from tidegate.cli.shell.grammar import WordKind, read
-from tidegate.cli.shell.manual import manual
+from tidegate.cli.shell.completion import SCRIPTS
 
-PACKAGING = Path(__file__).parents[3] / "packaging"
-FILES = {"bash": "tidegate.bash", "zsh": "_tidegate", "fish": "tidegate.fish"}
+SHIPPED = Path(completion.__file__).parent
 Complete = Callable[[str], set[str]]
 
 
@@ -28,18 +29,18 @@ def needs(program: str) -> None:
         pytest.skip(f"needs {program}")
 
 
-@pytest.mark.parametrize("shell", FILES)
-def test_shipped_completion_is_what_the_command_prints(
+@pytest.mark.parametrize("shell", SCRIPTS)
+def test_shipped_completion_is_of_this_command(
     shell: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The file in packaging/completions is what `tidegate completion` prints: `make generated`."""
+    """What `tidegate completion` prints knows the verbs that there are: `make generated`."""
     assert main(["completion", shell]) == 0
-    assert capsys.readouterr().out == (PACKAGING / "completions" / FILES[shell]).read_text()
+    assert capsys.readouterr().out == SHELLS[shell](read(command_line()))
 
 
 def test_shipped_manual_page_is_of_this_command() -> None:
-    """The file packaging/man/tidegate.1 tells of the verbs that there are: `make generated`."""
-    assert manual(read(command_line())) == (PACKAGING / "man" / "tidegate.1").read_text()
+    """The manual page of the package tells of the verbs that there are: `make generated`."""
+    assert manual(read(command_line())) == (SHIPPED / "tidegate.1").read_text()
 
 
 def test_unknown_shell_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,7 +75,7 @@ def bash(line: str) -> set[str]:
     """What bash offers at the end of this line."""
     words = line.split(" ")
     script = (
-        f"source {PACKAGING}/completions/tidegate.bash\n"
+        f"source {SHIPPED}/tidegate.bash\n"
         'COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _tidegate 2>/dev/null\n'
         'printf "%s\\n" "${COMPREPLY[@]}"\n'
     )
@@ -87,7 +88,7 @@ def bash(line: str) -> set[str]:
 def fish(line: str) -> set[str]:
     """What fish offers at the end of this line."""
     needs("fish")
-    script = f"source {PACKAGING}/completions/tidegate.fish; complete -C {line!r}"
+    script = f"source {SHIPPED}/tidegate.fish; complete -C {line!r}"
     done = subprocess.run(
         ["fish", "--no-config", "-c", script], capture_output=True, text=True, check=True
     )
@@ -101,7 +102,7 @@ def zsh(line: str) -> set[str]:
     # Completion runs only in the line editor, so one is driven through zpty; compadd tells what
     # it was handed instead of showing it.
     setup = (
-        f"fpath=({PACKAGING}/completions $fpath); autoload -Uz compinit; compinit -D -u\n"
+        f"fpath=({SHIPPED} $fpath); autoload -Uz compinit; compinit -D -u\n"
         "compadd() {\n"
         '  local -a kept; builtin compadd -O kept "$@" 2>/dev/null\n'
         "  print -rl -- 'OFFER:'$^kept\n"
@@ -168,24 +169,24 @@ def test_choices_are_offered(complete: Complete) -> None:
     assert {"bash", "zsh", "fish"} <= complete("tidegate completion ")
 
 
-@pytest.mark.parametrize("shell", FILES)
+@pytest.mark.parametrize("shell", SCRIPTS)
 def test_script_is_good_syntax(shell: str) -> None:
     """The shell itself finds no fault in the script."""
     needs(shell)
-    script = PACKAGING / "completions" / FILES[shell]
+    script = SHIPPED / SCRIPTS[shell]
     subprocess.run([shell, "-n", str(script)], check=True)
 
 
 def test_scripts_are_built_for_every_shell() -> None:
     """Each shell that the verb knows has a script here."""
-    assert set(completion.SHELLS) == set(FILES)
+    assert set(SHELLS) == set(SCRIPTS)
 
 
 def test_manual_page_renders_without_a_warning() -> None:
     """man finds no fault in the page, and shows every verb."""
     needs("man")
     done = subprocess.run(
-        ["man", "--warnings", "-l", str(PACKAGING / "man" / "tidegate.1")],
+        ["man", "--warnings", "-l", str(SHIPPED / "tidegate.1")],
         capture_output=True,
         text=True,
         check=True,

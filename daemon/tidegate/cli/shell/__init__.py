@@ -1,1 +1,1 @@
-"""Shell completion and the manual page, both written from the command line's parser."""
+"""Completions and the manual page, as files of the package; `make generated` writes them."""

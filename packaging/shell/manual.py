@@ -1,14 +1,10 @@
-"""The manual page, tidegate(1), written from the command line that there is.
-
-`python -m tidegate.cli.shell.manual` prints it.
-"""
+"""The manual page, tidegate(1), written from the command line that there is."""
 
 from __future__ import annotations
 
-import sys
 import textwrap
 
-from tidegate.cli.shell.grammar import Flag, Verb, read
+from shell.grammar import Flag, Verb
 
 _DESCRIPTION = """\
 tidegate stands between the clients of language models and the servers that run them. Every answer \
@@ -55,7 +51,7 @@ _EXAMPLES = {
 def manual(command: Verb) -> str:
     """Write the page, for man(1)."""
     lines = [
-        '.\\" Written from the command line; see tidegate.cli.shell.manual.',
+        '.\\" Written from the command line; see packaging/shell/manual.py.',
         ".TH TIDEGATE 1",
         ".SH NAME",
         "tidegate \\- LLM streaming gateway that stays up for months",
@@ -149,9 +145,3 @@ def _text(text: str) -> str:
     )
     plain = plain.replace("`", "\\(ga").replace("…", "...")
     return f"\\&{plain}" if plain[:1] in (".", "'") else plain
-
-
-if __name__ == "__main__":
-    from tidegate.cli.parser import command_line
-
-    sys.stdout.write(manual(read(command_line())))
