@@ -39,6 +39,13 @@ def test_a_block_is_made_of_its_events(
     assert b"".join(events) == block
     assert [json.loads(framing.data(event)) for event in events] == values
     assert framing.last(block, most) == events[-most:]
+    assert list(framing.each(block)) == events
+
+
+def test_the_first_events_cost_nothing_for_the_rest() -> None:
+    """What comes behind an event that is looked at is not even searched for its end."""
+    events = SSE.each(b"data: a\n\ndata: b\n\ndata: without an end")
+    assert [next(events), next(events)] == [b"data: a\n\n", b"data: b\n\n"]
 
 
 @BOTH

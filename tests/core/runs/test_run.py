@@ -159,6 +159,19 @@ def test_the_last_events_say_how_it_ended(tail: list[bytes], said: Meaning) -> N
     assert run.feed_end(104.0) == (b"", said)
 
 
+def test_how_it_ended_is_judged_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The relay, the clocks and the end ask about the same events; they are read anew for none."""
+    run = streaming()
+    run.feed(FINISH, 103.0)
+    assert run.transcript.verdict() is Meaning.FINISH
+    monkeypatch.setattr(run.window, "framing", None)
+    assert run.transcript.lacks_only_end()
+    assert not run.transcript.has_told_error()
+    monkeypatch.undo()
+    run.feed(CHAT_DONE, 104.0)
+    assert run.transcript.verdict() is Meaning.DONE
+
+
 @pytest.mark.parametrize("end", [b"\r", b"\r\n\r"])
 def test_a_last_line_end_in_doubt_is_settled_at_the_end(end: bytes) -> None:
     """An event that only waited for a possible LF is sent when the stream is over."""

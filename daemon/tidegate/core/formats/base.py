@@ -10,6 +10,7 @@ the answer gets on.
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from typing import NamedTuple, Protocol
@@ -237,6 +238,8 @@ class Format:
                 pass  # the marker, perhaps
         payloads = self.framing.payloads(block, is_plain=is_plain)
         is_text = block.isascii() or is_utf8(block)
+        if is_text and _are_json(payloads, self.framing.marker):
+            return events
         for number, payload in enumerate(payloads):
             try:
                 _any(payload)
@@ -290,6 +293,8 @@ class Format:
     def tokens(self, last_events: list[bytes]) -> int | None:
         """Find how many tokens the answer had, where its end says so."""
         for event in reversed(last_events):
+            if not (b"_tokens" in event or b"eval_count" in event):
+                continue
             if found := _TOKENS.findall(event):
                 return int(found[-1])
         return None
@@ -322,6 +327,16 @@ class Format:
         if len(memoryview(error)) <= 5 and bytes(error) in {b"", b"null", b"false", b'""', b"{}"}:
             return None
         return ToldError(status_of_error(body), body, error_label(body))
+
+
+def _are_json(payloads: list[bytes], marker: bytes | None) -> bool:
+    """Say whether each is JSON, the last one perhaps `marker`, where there is nothing odd."""
+    judged = payloads[:-1] if payloads and payloads[-1].strip() == marker else payloads
+    try:
+        deque(map(_any, judged), maxlen=0)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
 
 
 def with_values(body: bytes, content_type: str, values: Mapping[str, Raw | None]) -> list[Piece]:

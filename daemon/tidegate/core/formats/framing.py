@@ -6,6 +6,7 @@ are questions about such blocks, which a window, a replay and a verdict ask.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 from tidegate.core.formats import ndjson, sse
@@ -53,6 +54,10 @@ class Framing:
         """Split a block into its events, each with its end."""
         return sse.split_events(block)
 
+    def each(self, block: bytes) -> Iterator[bytes]:
+        """Go through a block's events, the first ones at no cost for the rest."""
+        return sse.each_event(block)
+
     def last(self, block: bytes, most: int) -> list[bytes]:
         """Find the last events of a block, at most `most`."""
         return sse.last_events(block, most)
@@ -95,6 +100,9 @@ class _Ndjson(Framing):
 
     def split(self, block: bytes) -> list[bytes]:
         return ndjson.split_lines(block)
+
+    def each(self, block: bytes) -> Iterator[bytes]:
+        return iter(self.split(block))
 
     def last(self, block: bytes, most: int) -> list[bytes]:
         return [line + b"\n" for line in block.rsplit(b"\n", most + 1)[-most - 1 : -1]]
@@ -145,6 +153,9 @@ class _Raw(Framing):
 
     def split(self, block: bytes) -> list[bytes]:
         return [block] if block else []
+
+    def each(self, block: bytes) -> Iterator[bytes]:
+        return iter(self.split(block))
 
     def last(self, block: bytes, most: int) -> list[bytes]:
         return self.split(block)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 from itertools import pairwise
 
 from tidegate.core.errors import EventTooLarge
@@ -54,6 +55,18 @@ def split_events(block: bytes) -> list[bytes]:
         return [event + b"\n\n" for event in block.split(b"\n\n")[:-1]]
     ends = [0, *(end.end() for end in _END.finditer(block))]
     return [block[start:end] for start, end in pairwise(ends)]
+
+
+def each_event(block: bytes) -> Iterator[bytes]:
+    """Go through a block's events; what comes behind the last one asked for is not looked at."""
+    if b"\r" in block:
+        yield from split_events(block)
+        return
+    start = 0
+    while start < len(block):
+        end = block.index(b"\n\n", start) + 2
+        yield block[start:end]
+        start = end
 
 
 def last_events(block: bytes, most: int) -> list[bytes]:

@@ -45,7 +45,7 @@ class AttemptRecord:
         """The memory that the held pieces take."""
         return self.held_bytes + PIECE_BYTES * len(self.held)
 
-    def hold(self, form: Format, block: bytes, learn: Callable[[bytes], None]) -> bool:
+    def hold(self, form: Format, block: bytes, events: int, learn: Callable[[bytes], None]) -> bool:
         """Keep a preamble back; returns whether the answer has begun with it.
 
         What says nothing never makes it begin: it is not kept twice in a row, nor once the hold is
@@ -56,8 +56,8 @@ class AttemptRecord:
         begun = False
         kept: list[bytes] = []
         size = self.held_bytes
-        events = form.framing.split(block)
-        for number, event in enumerate(events):
+        seen = at = 0  # events, and the bytes of them
+        for event in form.framing.each(block):
             said = form.meaning(event)
             if said is Meaning.ERROR:
                 told = form.told_error(event)
@@ -69,8 +69,8 @@ class AttemptRecord:
                 )
             learn(form.framing.data(event))
             if begun := said in OUTPUT:
-                kept += events[number:]
                 break
+            seen, at = seen + 1, at + len(event)
             is_full = self.held_events + len(kept) >= HOLD_EVENTS or size >= HOLD_BYTES
             if said in form.idle_meanings and (is_full or self._repeats(form, event, said, kept)):
                 continue
@@ -78,12 +78,13 @@ class AttemptRecord:
             size += len(event)
             if is_full:
                 begun = True
-                kept += events[number + 1 :]
                 break
-        if kept:
-            self.held.append(block if len(kept) == len(events) else b"".join(kept))
-            self.held_events += len(kept)
-            self.held_bytes += len(self.held[-1])
+        if len(kept) < seen:  # what was left out is all that has to be copied around
+            block = b"".join((*kept, block[at:]))
+        if block:
+            self.held.append(block)
+            self.held_events += events - (seen - len(kept))
+            self.held_bytes += len(block)
         return begun
 
     def _repeats(self, form: Format, event: bytes, said: Meaning, kept: list[bytes]) -> bool:

@@ -29,12 +29,41 @@ class Expiry(NamedTuple):
     of_upstream: bool = False  # the reason is said of the upstream: 'upstream "box" …'
 
 
+class _Clock(NamedTuple):
+    """What a limit says when it is reached; `{:g}` stands for its seconds."""
+
+    limit: str
+    trigger: Trigger
+    reason: str
+    of_upstream: bool = False
+
+
+_EXPIRE = Trigger.EXPIRE
+_TOTAL = _Clock("total_s", _EXPIRE, "took longer than total_s = {:g} s")
+_GRACE = _Clock("disconnect_grace_s", Trigger.CANCEL, "cancelled: client disconnected")
+_QUEUE = _Clock("queue_s", _EXPIRE, "had no free place within queue_s = {:g} s", of_upstream=True)
+_PLAIN = _Clock(
+    "plain_s", _EXPIRE, "sent no whole answer within plain_s = {:g} s", of_upstream=True
+)
+_FIRST_OUTPUT = _Clock("first_output_s", _EXPIRE, "sent no output for {:g} s", of_upstream=True)
+_IDLE = _Clock("idle_s", _EXPIRE, "idle for {:g} s", of_upstream=True)
+_END_WITHIN = _Clock("end_within_s", Trigger.COMPLETE, "was whole, and its upstream said no more")
+
+
+def next_due_s(run: Run) -> float:
+    """Say when a limit will end `run`, which is not over, if nothing more happens."""
+    return _next(run)[0]
+
+
 def next_expiry(run: Run) -> Expiry | None:
     """Find the limit that will end `run` first if nothing more happens; None once it is over."""
     if run.is_over:
         return None
-    expiries = _expiries(run)  # of two at the same time the kinder one, which comes last
-    return min(reversed(expiries), key=lambda expiry: expiry.due_s)
+    due_s, clock = _next(run)
+    limit_s = getattr(run.limits, clock.limit, None) or PLAIN_S
+    return Expiry(
+        due_s, clock.limit, clock.trigger, clock.reason.format(limit_s), clock.of_upstream
+    )
 
 
 def look_again_s(run: Run, now_s: float) -> float:
@@ -69,78 +98,28 @@ def _end_within_s(run: Run) -> float:
     return min(END_WITHIN_S, run.limits.idle_s)
 
 
-def _expiries(run: Run) -> list[Expiry]:
+def _next(run: Run) -> tuple[float, _Clock]:
+    """Find the clock that stops first; of two at the same time the kinder one, which comes last."""
     limits = run.limits
-    expiries = [
-        Expiry(
-            run.created_s + limits.total_s,
-            "total_s",
-            Trigger.EXPIRE,
-            f"took longer than total_s = {limits.total_s:g} s",
-        )
-    ]
+    due_s, clock = run.created_s + limits.total_s, _TOTAL
     if run.abandoned_s is not None and not run.request.keep_running:
-        expiries.append(
-            Expiry(
-                run.abandoned_s + limits.disconnect_grace_s,
-                "disconnect_grace_s",
-                Trigger.CANCEL,
-                "cancelled: client disconnected",
-            )
-        )
+        grace_s = run.abandoned_s + limits.disconnect_grace_s
+        if grace_s <= due_s:
+            due_s, clock = grace_s, _GRACE
     if run.state is RunState.QUEUED:
-        expiries.append(
-            Expiry(
-                run.queued_s + limits.queue_s,
-                "queue_s",
-                Trigger.EXPIRE,
-                f"had no free place within queue_s = {limits.queue_s:g} s",
-                of_upstream=True,
-            )
-        )
-    if run.paused_s is not None:
-        return expiries  # while we do not read, the upstream cannot be late
-    attempt = run.attempts[-1] if run.attempts else None
-    # An answer that is no stream of events is its own first output.
-    if run.state is RunState.CONNECTING and attempt is not None and not run.request.streamed:
-        plain_s = limits.plain_s or PLAIN_S
-        expiries.append(
-            Expiry(
-                attempt.started_s + plain_s,
-                "plain_s",
-                Trigger.EXPIRE,
-                f"sent no whole answer within plain_s = {plain_s:g} s",
-                of_upstream=True,
-            )
-        )
-    if run.state is RunState.CONNECTING and attempt is not None and run.request.streamed:
-        expiries.append(
-            Expiry(
-                attempt.started_s + limits.first_output_s,
-                "first_output_s",
-                Trigger.EXPIRE,
-                f"sent no output for {limits.first_output_s:g} s",
-                of_upstream=True,
-            )
-        )
-    if run.state is RunState.STREAMING and attempt is not None and run.transcript.lacks_only_end():
-        whole_s = attempt.last_event_s + _end_within_s(run)
-        expiries.append(
-            Expiry(
-                min(whole_s, run.created_s + limits.total_s),
-                "end_within_s",
-                Trigger.COMPLETE,
-                "was whole, and its upstream said no more",
-            )
-        )
-    elif run.state is RunState.STREAMING and attempt is not None:
-        expiries.append(
-            Expiry(
-                attempt.last_event_s + limits.idle_s,
-                "idle_s",
-                Trigger.EXPIRE,
-                f"idle for {limits.idle_s:g} s",
-                of_upstream=True,
-            )
-        )
-    return expiries
+        other_s, other = run.queued_s + limits.queue_s, _QUEUE
+    elif run.paused_s is not None or not run.attempts:
+        return due_s, clock  # while we do not read, the upstream cannot be late
+    elif run.state is RunState.CONNECTING and not run.request.streamed:
+        # An answer that is no stream of events is its own first output.
+        other_s, other = run.attempt.started_s + (limits.plain_s or PLAIN_S), _PLAIN
+    elif run.state is RunState.CONNECTING:
+        other_s, other = run.attempt.started_s + limits.first_output_s, _FIRST_OUTPUT
+    elif run.state is not RunState.STREAMING:
+        return due_s, clock
+    elif run.transcript.lacks_only_end():
+        whole_s = run.attempt.last_event_s + _end_within_s(run)
+        other_s, other = min(whole_s, run.created_s + limits.total_s), _END_WITHIN
+    else:
+        other_s, other = run.attempt.last_event_s + limits.idle_s, _IDLE
+    return (other_s, other) if other_s <= due_s else (due_s, clock)

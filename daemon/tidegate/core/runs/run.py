@@ -186,7 +186,7 @@ class Run:
                 self.transcript.append(block, readable, attempt.secret)
             raise UpstreamError("sent an event that is not JSON", code="malformed_event")
         if self.state is not RunState.STREAMING:
-            begun = attempt.hold(form, block, self.learn_id)
+            begun = attempt.hold(form, block, events, self.learn_id)
             self.account.set(Entry.HELD, attempt.charged_bytes)
             return self._let_go(now_s) if begun else b""
         if now_s - attempt.proven_s < LOOK_EVERY_S:

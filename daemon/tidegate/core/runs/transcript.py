@@ -24,9 +24,9 @@ class Transcript:
         "_account",
         "_finished",
         "_format",
-        "_is_whole",
         "_judged_seq",
         "_said",
+        "_verdict",
         "rewrite",
         "window",
     )
@@ -38,8 +38,8 @@ class Transcript:
         self._account = account
         self._said = Meaning.OPENING  # what events said that the window could not hold
         self._finished = _NO_CHOICES  # of several, those that said why they end
-        self._judged_seq = -1  # up to where it was asked whether the answer is whole
-        self._is_whole = False
+        self._judged_seq = -1  # up to where it was last asked how the answer ended
+        self._verdict = Meaning.OPENING  # and what that was
 
     def append(self, block: bytes, events: int, secret: Secret) -> bytes:
         """Add whole events, with `secret` hidden where they report an error; returns what it added.
@@ -95,17 +95,18 @@ class Transcript:
 
     def verdict(self) -> Meaning:
         """Say how the answer ended, as far as it has come: see `Format.verdict`."""
+        if self._judged_seq == self.window.next_seq:
+            return self._verdict
         form = self._format
         said = stronger(self._said, form.verdict(self.window.last_events(TAIL_EVENTS)))
-        all_finished = len(self._finished) >= form.choices > 1
-        return Meaning.FINISH if all_finished and said is Meaning.OPENING else said
+        if said is Meaning.OPENING and len(self._finished) >= form.choices > 1:
+            said = Meaning.FINISH
+        self._judged_seq, self._verdict = self.window.next_seq, said
+        return said
 
     def lacks_only_end(self) -> bool:
         """Say whether it has told why it ends, so that only the terminal marker is to come."""
-        if self._judged_seq != self.window.next_seq:
-            self._judged_seq = self.window.next_seq
-            self._is_whole = not self._format.needs_end and self.verdict() is Meaning.FINISH
-        return self._is_whole
+        return not self._format.needs_end and self.verdict() is Meaning.FINISH
 
     def has_told_error(self) -> bool:
         """Say whether the upstream's own error stands in the stream, whole."""

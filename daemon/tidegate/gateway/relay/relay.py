@@ -21,7 +21,7 @@ from tidegate.core.formats.base import ErrorText, Meaning
 from tidegate.core.formats.framing import RAW
 from tidegate.core.histogram import Histogram
 from tidegate.core.runs.ledger import Entry
-from tidegate.core.runs.limits import Expiry, look_again_s, next_expiry
+from tidegate.core.runs.limits import Expiry, look_again_s, next_due_s, next_expiry
 from tidegate.core.runs.run import Run
 from tidegate.core.runs.state import RunState, Trigger
 from tidegate.core.runs.window import SEGMENT_BYTES
@@ -322,9 +322,10 @@ class Relay:
 
     def check(self, now_s: float) -> float | None:
         """Look at the clocks; returns when to look again, None when there is nothing to see."""
-        expiry = next_expiry(self.run)
-        if expiry is not None and expiry.due_s <= now_s:
-            self.expire(expiry)
+        if not self.run.is_over and next_due_s(self.run) <= now_s:
+            expiry = next_expiry(self.run)
+            if expiry is not None:
+                self.expire(expiry)
         if self.run.is_over:
             return None
         hold_s = self.run.created_s + self.run.limits.hold_s
@@ -335,8 +336,7 @@ class Relay:
 
     def _due_s(self) -> float:
         now_s = self._loop.time()
-        expiry = next_expiry(self.run)
-        due_s = expiry.due_s if expiry is not None else now_s
+        due_s = now_s if self.run.is_over else next_due_s(self.run)
         due_s = min(due_s, look_again_s(self.run, now_s))
         hold_s = self.run.created_s + self.run.limits.hold_s
         return min(due_s, hold_s) if hold_s > now_s else due_s
