@@ -183,10 +183,10 @@ async def test_an_event_is_enough(tmp_path: Path):
 async def test_without_events_a_look_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A system that is out of watches says so once, and the file is looked at all the same."""
 
-    def refuse(*_: object, **__: object) -> AsyncIterator[object]:
+    def refuse(*_: object, **__: object) -> Iterator[object]:
         raise OSError("OS file watch limit reached")
 
-    monkeypatch.setattr(config_watch, "awatch", refuse)
+    monkeypatch.setattr(config_watch, "watch", refuse)
     path = tmp_path / "config.toml"
     path.write_text("")
     async with aclosing(changes(path, 0.01)) as watch, asyncio.timeout(LIMIT_S):

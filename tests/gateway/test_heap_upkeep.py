@@ -106,6 +106,19 @@ async def test_the_allocator_is_measured_now_and_then(rig: Rig) -> None:
     assert rig.measured == 2
 
 
+async def test_what_the_start_left_goes_back_before_it_is_measured(rig: Rig) -> None:
+    """Else what is resident then would count as what stays."""
+    rig.resident_bytes = 50 * MIB
+
+    def trim() -> None:
+        rig.resident_bytes = 46 * MIB
+
+    rig.upkeep.trim = trim
+    rig.upkeep.start()
+    rig.resident_bytes, rig.free_bytes = 50 * MIB, 10 * MIB
+    assert rig.upkeep.free_bytes() == 4 * MIB
+
+
 @pytest.mark.parametrize(
     ("resident", "ledger", "free", "promised"),
     [(50, 10, 5, 5), (50, 10, 100, 30), (50, 45, 100, 0), (5, 0, 100, 0)],

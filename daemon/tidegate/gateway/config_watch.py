@@ -16,11 +16,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 
-from watchfiles import awatch
+from watchfiles import watch
 
 SETTLE_S = 0.2  # between two looks that have to agree
 LOOK_EVERY_S = 2.0  # without any event
@@ -78,9 +79,9 @@ async def _stirs(path: Path, every_s: float) -> AsyncGenerator[None, None]:
     yield
     while True:
         places = await asyncio.to_thread(directories, path)
-        stop = asyncio.Event()
+        stop = threading.Event()
         try:
-            async for _ in awatch(
+            events = watch(
                 *places,
                 watch_filter=None,
                 recursive=False,
@@ -89,7 +90,9 @@ async def _stirs(path: Path, every_s: float) -> AsyncGenerator[None, None]:
                 debounce=200,
                 rust_timeout=max(1, int(every_s * 1000)),
                 yield_on_timeout=True,
-            ):
+            )
+            # A thread of ours: `awatch` would import anyio's loop, after we are ready.
+            while await asyncio.to_thread(next, events, None) is not None:
                 yield
                 if await asyncio.to_thread(directories, path) != places:
                     break
