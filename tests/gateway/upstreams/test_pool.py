@@ -82,6 +82,22 @@ async def test_what_a_request_sends_and_accepts_can_be_said() -> None:
     assert b"\r\nAccept: application/x-ndjson\r\n" in head
 
 
+async def test_heads_that_follow_one_another_share_only_how_they_begin() -> None:
+    """How a kind of request begins is written once; its lines and its length are its own."""
+    pool = pool_of("http://h", "sk-1")
+
+    def head(path: str = "/x", size: int = 1, more: str = "", **options: bool) -> bytes:
+        options.setdefault("stream", True)
+        return pool.request_head("POST", path, size, more=more, **options)  # type: ignore[arg-type]
+
+    first = head(more="A: b\r\n")
+    assert head(size=22) == first.replace(b"A: b\r\n", b"").replace(b"Length: 1\r", b"Length: 22\r")
+    assert head(path="/y", more="A: b\r\n") == first.replace(b"/x", b"/y")
+    assert b"Accept: application/json\r\n" in head(stream=False)
+    assert head(at_root=True).startswith(b"POST /x HTTP/1.1\r\nHost: h\r\n")
+    assert head(more="A: b\r\n") == first
+
+
 @pytest.mark.parametrize(
     ("url", "path"),
     [

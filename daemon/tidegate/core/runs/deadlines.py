@@ -28,7 +28,7 @@ class Deadlines(Generic[K]):
     __slots__ = ("_due", "_heap", "_order")
 
     def __init__(self) -> None:
-        self._due: dict[K, tuple[float, int]] = {}
+        self._due: dict[K, tuple[float, int, K]] = {}  # the one place of each that is not stale
         self._heap: list[tuple[float, int, K]] = []
         self._order = 0  # breaks ties, so that keys are never compared
 
@@ -38,20 +38,22 @@ class Deadlines(Generic[K]):
     def set(self, key: K, due_s: float) -> None:
         """Set or move the deadline of `key`."""
         current = self._due.get(key)
-        if current is not None and current[0] == due_s:
-            return
-        self._order += 1
-        self._due[key] = (due_s, self._order)
-        heappush(self._heap, (due_s, self._order, key))
-        self._compact()
+        if current is None or current[0] != due_s:
+            self._place(key, due_s)
 
     def set_earlier(self, key: K, due_s: float) -> bool:
         """Set the deadline unless there is an earlier one; returns whether it was set."""
         current = self._due.get(key)
         if current is not None and current[0] <= due_s:
             return False
-        self.set(key, due_s)
+        self._place(key, due_s)
         return True
+
+    def _place(self, key: K, due_s: float) -> None:
+        self._order += 1
+        place = self._due[key] = (due_s, self._order, key)
+        heappush(self._heap, place)
+        self._compact()
 
     def drop(self, key: K) -> None:
         """Drop the deadline of `key`, if it has one."""
@@ -74,10 +76,9 @@ class Deadlines(Generic[K]):
         return due
 
     def _is_stale(self, place: tuple[float, int, K]) -> bool:
-        current = self._due.get(place[2])
-        return current is None or current[1] != place[1]
+        return self._due.get(place[2]) is not place
 
     def _compact(self) -> None:
         if len(self._heap) > _COMPACT_ABOVE and len(self._heap) > 2 * len(self._due):
-            self._heap = [(due_s, order, key) for key, (due_s, order) in self._due.items()]
+            self._heap = list(self._due.values())
             heapify(self._heap)

@@ -309,9 +309,10 @@ class Registry:
             self._unreported = SweptRuns()
 
     def _plan_sweep(self, relay: Relay) -> None:
+        """Look at the run when it may be due; one that is to be looked at before waits for that."""
         due_s = retention.due_s(relay.run)
-        self._sweeps.set(relay.run.id, due_s)
-        self.tick_by(due_s)
+        if self._sweeps.set_earlier(relay.run.id, due_s):
+            self.tick_by(due_s)
 
     # --- time ---------------------------------------------------------------------------------
 
