@@ -6,7 +6,9 @@ import pytest
 
 from fakes.client import Stream
 from fakes.gateway import Gateway, gateways
+from fakes.scaled_gateway import StartScaled, scaled_gateways
 from fakes.scenario import toml
+from fakes.scene import flood_upstream
 from fakes.upstream import ScriptedUpstream
 
 
@@ -19,9 +21,7 @@ async def no_open_streams() -> AsyncIterator[None]:
     Stream.opened.clear()
 
 
-@pytest.fixture(scope="module")
-def upstream() -> Iterator[ScriptedUpstream]:
-    """A scripted upstream for the tests of a module, behind `running`."""
+def _scripted() -> Iterator[ScriptedUpstream]:
     started = ScriptedUpstream().start()
     try:
         yield started
@@ -29,14 +29,22 @@ def upstream() -> Iterator[ScriptedUpstream]:
         started.stop()
 
 
-@pytest.fixture(scope="module")
-def other_upstream() -> Iterator[ScriptedUpstream]:
-    """One more, for failing over."""
-    started = ScriptedUpstream().start()
-    try:
+upstream = pytest.fixture(_scripted, scope="module", name="upstream")  # behind `running`
+other_upstream = pytest.fixture(_scripted, scope="module", name="other_upstream")  # to fail over to
+
+
+@pytest.fixture
+def scaled() -> Iterator[StartScaled]:
+    """Start gateways with other workers, whose periods are scaled to seconds."""
+    with scaled_gateways() as start:
+        yield start
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    """An upstream that floods, in a process of its own."""
+    with flood_upstream() as started:
         yield started
-    finally:
-        started.stop()
 
 
 @pytest.fixture(scope="module")

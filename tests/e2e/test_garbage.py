@@ -3,20 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from fakes.scaled_gateway import StartScaled, scaled_gateways
+from fakes.scaled_gateway import StartScaled
 from fakes.scene import TESTS
-
-
-@pytest.fixture
-def scaled() -> Iterator[StartScaled]:
-    """Start gateways with other workers."""
-    with scaled_gateways() as start:
-        yield start
 
 
 def test_cycles_that_are_lost_late_are_found_while_no_answer_is_under_way(

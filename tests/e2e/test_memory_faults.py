@@ -19,8 +19,8 @@ from fakes.client import chat
 from fakes.gateway import Gateway
 from fakes.machine import is_alive, wait_until
 from fakes.memory_flood import FLOOD_KILOBYTES
-from fakes.scaled_gateway import CONSTANTS, TIMING, StartScaled, leak_of, scaled_gateways
-from fakes.scene import crowd, flood_upstream
+from fakes.scaled_gateway import CONSTANTS, TIMING, StartScaled, leak_of
+from fakes.scene import crowd
 
 MIB = 1024 * 1024
 LIMIT_S = 60.0
@@ -46,18 +46,6 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc"),
     pytest.mark.long,
 ]
-
-
-@pytest.fixture
-def scaled() -> Iterator[StartScaled]:
-    with scaled_gateways() as start:
-        yield start
-
-
-@pytest.fixture
-def url() -> Iterator[str]:
-    with flood_upstream() as started:
-        yield started
 
 
 def config(url: str, budget_mib: int = 256) -> str:

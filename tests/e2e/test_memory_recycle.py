@@ -12,7 +12,6 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ import pytest
 from fakes.client import chat, get
 from fakes.gateway import Gateway
 from fakes.machine import wait_until
-from fakes.scaled_gateway import StartScaled, leak_of, scaled_gateways
-from fakes.scene import crowd, flood_upstream, processes
+from fakes.scaled_gateway import StartScaled, leak_of
+from fakes.scene import crowd, processes
 
 FULL = int(os.environ.get("TIDEGATE_TEST_SCALE", "100")) >= 1000
 RECYCLES, READERS = (20, 200) if FULL else (3, 50)
@@ -52,18 +51,6 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc"),
     pytest.mark.long,
 ]
-
-
-@pytest.fixture
-def scaled() -> Iterator[StartScaled]:
-    with scaled_gateways() as start:
-        yield start
-
-
-@pytest.fixture
-def url() -> Iterator[str]:
-    with flood_upstream() as started:
-        yield started
 
 
 def config(url: str, recycles_per_hour: int = 100, age_s: float = 0.0, growth: str = "") -> str:

@@ -148,9 +148,11 @@ class Tap:
         await peer.hang()
 
     def send(self, *events: bytes) -> None:
+        """Sends these events, each as a chunk."""
         self.pieces.put_nowait(chunked(*events))
 
     def finish(self) -> None:
+        """The proper end."""
         self.pieces.put_nowait(chunked(FINISH, DONE) + LAST)
 
 

@@ -92,20 +92,23 @@ async def try_one(port: int, sent: bytes) -> Tried:
 
 async def _exchange(port: int, sent: bytes) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    came = bytearray()
     try:
-        with suppress(ConnectionError):
-            writer.write(sent)
-            while True:
-                async with asyncio.timeout(SILENCE_S):
-                    data = await reader.read(1 << 16)
-                if not data:
-                    break
-                came += data
-    except TimeoutError:
-        pass
+        writer.write(sent)
+        return await read_until_silent(reader)
     finally:
         writer.transport.abort()
+
+
+async def read_until_silent(reader: asyncio.StreamReader) -> bytes:
+    """What comes until the end, or until nothing has come for SILENCE_S."""
+    came = bytearray()
+    with suppress(ConnectionError, TimeoutError):
+        while True:
+            async with asyncio.timeout(SILENCE_S):
+                data = await reader.read(1 << 16)
+            if not data:
+                break
+            came += data
     return bytes(came)
 
 

@@ -15,7 +15,7 @@ import pytest
 from fakes.client import get
 from gateway.gateway_rig import Rig
 from hostile.conftest import Tried
-from hostile.exchange import try_all, willing
+from hostile.exchange import read_until_silent, try_all, willing
 from hostile.mutate import mutants
 from hostile.requests import UPGRADE, request
 
@@ -30,7 +30,6 @@ LIMITS = {
     "keepalive_s": 1.0,
 }
 MOST_S = 20.0
-SILENCE_S = 0.2
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 QUESTION = json.dumps(
     {"type": "response.create", "response": {"model": "m", "input": [{"role": "user"}]}}
@@ -101,23 +100,15 @@ BROKEN = {
 async def converse(rig: Rig, sent: bytes) -> bytes:
     """Open a WebSocket, send these bytes, and read until nothing comes any more."""
     reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
-    came = bytearray()
     try:
         async with asyncio.timeout(MOST_S):
             writer.write(OPEN)
             head = await reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 101 "), head
-            with suppress(ConnectionError, TimeoutError):
-                writer.write(sent)
-                while True:
-                    async with asyncio.timeout(SILENCE_S):
-                        data = await reader.read(1 << 16)
-                    if not data:
-                        break
-                    came += data
+            writer.write(sent)
+            return await read_until_silent(reader)
     finally:
         writer.transport.abort()
-    return bytes(came)
 
 
 async def converse_all(rig: Rig, inputs: list[bytes]) -> list[bytes]:

@@ -11,23 +11,11 @@ from typing import Any
 
 import pytest
 
+from fakes.private_systemd import missing
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SHARE = Path("/mnt")  # where the private root shows this checkout
-
-
-def missing() -> str | None:
-    """Why a real systemd cannot run here."""
-    if sys.platform != "linux" or not Path("/lib/systemd/systemd").exists():
-        return "needs systemd (apt install systemd)"
-    if os.geteuid() != 0:
-        return "needs root, for namespaces and cgroups of its own"
-    probe = ["unshare", "--mount", "--pid", "--cgroup", "--fork", "true"]
-    if subprocess.run(probe, capture_output=True, check=False).returncode != 0:
-        return "needs the right to make namespaces"
-    if not os.access("/sys/fs/cgroup", os.W_OK):
-        return "needs writable cgroups"
-    return None
 
 
 def inside(scope: str, case: str) -> dict[str, Any]:

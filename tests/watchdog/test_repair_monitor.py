@@ -8,15 +8,12 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from fakes.status import idle
 from tidegate.core.problems import Problem
 from tidegate.core.protocol.status import (
     MemoryState,
     Restart,
-    RunCounts,
-    Status,
-    SweptState,
     UpstreamState,
-    WatchdogState,
 )
 from tidegate.core.settings import MIB
 from tidegate.core.upstreams.summary import UpstreamRefusal
@@ -24,22 +21,7 @@ from tidegate.watchdog import repairs
 from tidegate.watchdog.repairs import Observation, find
 
 NOW = 1_000_000.0
-STATUS = Status(
-    state="serving",
-    version="1",
-    uptime_s=1.0,
-    generation=1,
-    listen=[],
-    workers=[],
-    worker=None,
-    watchdog=WatchdogState(pid=1, rss_bytes=1),
-    memory=MemoryState(),
-    runs=RunCounts(active=0, finished=0, total=0),
-    swept=SweptState(runs=0, bytes=0, last_reason=None),
-    recycles=0,
-    restarts=[],
-    upstreams=[],
-)
+STATUS = idle(generation=1)
 WELL = Observation(status=STATUS, now=NOW, free_bytes=1 << 40, connections=5, max_connections=100)
 SOURCE = Path(repairs.__file__).read_text()
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from fakes.machine import wait_until
-from tidegate.core.protocol.status import MemoryState, RunCounts, Status, SweptState, WatchdogState
+from fakes.status import idle
 from tidegate.watchdog import detach
 
 pytestmark = pytest.mark.processes
@@ -142,7 +142,7 @@ def test_start_that_fails_shows_the_end_of_the_log(tidegate):
 @pytest.mark.parametrize("verb", ["stop", "restart"])
 def test_what_a_service_manager_runs_is_left_to_it(tidegate, watchdog, held, verb):
     """A tidegate that systemd started is not stopped behind its back; the right verb is named."""
-    watchdog.will("status", status_of(held.pid, manager="systemd"))
+    watchdog.will("status", idle(held.pid, manager="systemd"))
     code, _, err = tidegate(verb)
     assert (code, held.poll()) == (1, None)
     assert err == (
@@ -152,7 +152,7 @@ def test_what_a_service_manager_runs_is_left_to_it(tidegate, watchdog, held, ver
 
 def test_start_beside_a_running_service_says_what_runs(tidegate, watchdog, held):
     """Where a service serves already, `start` says so and starts nothing."""
-    watchdog.will("status", status_of(held.pid, manager="launchd"))
+    watchdog.will("status", idle(held.pid, manager="launchd"))
     code, out, _ = tidegate("start")
     assert (code, out) == (
         0,
@@ -162,7 +162,7 @@ def test_start_beside_a_running_service_says_what_runs(tidegate, watchdog, held)
 
 def test_status_tells_who_started_it(tidegate, watchdog):
     """`tidegate status` says which service manager started it."""
-    watchdog.will("status", status_of(41, manager="systemd"))
+    watchdog.will("status", idle(41, manager="systemd"))
     assert "started by systemd" in tidegate("status")[1]
 
 
@@ -173,27 +173,6 @@ def test_start_whose_log_cannot_be_written_says_so(tidegate):
     assert (code, out) == (69, "")
     assert err == (
         f"tidegate: cannot write the log {tidegate.state_dir}/tidegate.log: Is a directory\n"
-    )
-
-
-def status_of(pid: int, manager: str | None) -> Status:
-    """Of a tidegate without workers."""
-    return Status(
-        state="serving",
-        version="1",
-        uptime_s=1.0,
-        generation=None,
-        listen=[],
-        workers=[],
-        worker=None,
-        watchdog=WatchdogState(pid=pid, rss_bytes=1),
-        memory=MemoryState(),
-        runs=RunCounts(active=0, finished=0, total=0),
-        swept=SweptState(runs=0, bytes=0, last_reason=None),
-        recycles=0,
-        restarts=[],
-        upstreams=[],
-        manager=manager,
     )
 
 

@@ -16,18 +16,12 @@ from typing import Any
 
 import pytest
 
+from fakes.status import idle
 from tidegate.cli.failure import NOT_RUNNING, REFUSED, USAGE, CliError
 from tidegate.cli.show.log_reader import Line, LogReader, parse
 from tidegate.cli.verbs import logs as verb
 from tidegate.cli.verbs.logs import LogQuery, from_journal, show_file, show_journal
-from tidegate.core.protocol.status import (
-    LogState,
-    MemoryState,
-    RunCounts,
-    Status,
-    SweptState,
-    WatchdogState,
-)
+from tidegate.core.protocol.status import LogState, Status, WatchdogState
 from tidegate.managers.job import Scope
 
 LIMIT_S = 20.0
@@ -328,22 +322,7 @@ ENTRY = '{"__REALTIME_TIMESTAMP":"1795377600000000","MESSAGE":"worker 1 up","PRI
 
 def place(log: LogState | None) -> Status:
     """The answer of a tidegate without workers that logs there."""
-    return Status(
-        state="serving",
-        version="1",
-        uptime_s=1.0,
-        generation=None,
-        listen=[],
-        workers=[],
-        worker=None,
-        watchdog=WatchdogState(pid=77, rss_bytes=1, log=log),
-        memory=MemoryState(),
-        runs=RunCounts(active=0, finished=0, total=0),
-        swept=SweptState(runs=0, bytes=0, last_reason=None),
-        recycles=0,
-        restarts=[],
-        upstreams=[],
-    )
+    return idle(watchdog=WatchdogState(pid=77, rss_bytes=1, log=log))
 
 
 def test_running_tidegate_says_where_its_log_is(tidegate: Any, watchdog: Any, file: Path) -> None:

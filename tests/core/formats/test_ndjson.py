@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.formats.framing_rig import framed, in_pieces
 from tidegate.core.errors import EventTooLarge
 from tidegate.core.formats.ndjson import NdjsonFramer, split_lines
 
@@ -27,14 +28,7 @@ ROWS = [
 
 
 def frame(pieces: list[bytes]) -> list[bytes]:
-    framer = NdjsonFramer()
-    blocks = [framer.feed(piece) for piece in pieces]
-    blocks.append(framer.finish())
-    assert framer.partial_bytes == 0
-    for block, events in blocks:
-        assert len(split_lines(block)) == events
-        assert b"".join(split_lines(block)) == block
-    return [line for block, _ in blocks for line in split_lines(block)]
+    return framed(NdjsonFramer(), split_lines, pieces)
 
 
 @pytest.mark.parametrize(("stream", "lines"), ROWS, ids=range(len(ROWS)))
@@ -55,13 +49,7 @@ def test_any_mixture_frames_the_same_however_it_is_cut(
 ) -> None:
     """Blank lines, halves and line ends, mixed at random, never make the cut visible."""
     stream = b"".join(parts)
-    pieces = []
-    rest, turn = stream, 0
-    while rest:
-        size = sizes[turn % len(sizes)]
-        pieces.append(rest[:size])
-        rest, turn = rest[size:], turn + 1
-    assert frame(pieces) == frame([stream])
+    assert frame(in_pieces(stream, sizes)) == frame([stream])
 
 
 JSON = st.recursive(

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.formats.framing_rig import framed, in_pieces
 from tidegate.core.errors import EventTooLarge
 from tidegate.core.formats import sse
 from tidegate.core.formats.sse import (
@@ -49,14 +50,7 @@ ROWS = [
 
 
 def frame(pieces: list[bytes]) -> list[bytes]:
-    framer = SseFramer()
-    blocks = [framer.feed(piece) for piece in pieces]
-    blocks.append(framer.finish())
-    assert framer.partial_bytes == 0
-    for block, events in blocks:
-        assert len(split_events(block)) == events
-        assert b"".join(split_events(block)) == block
-    return [event for block, _ in blocks for event in split_events(block)]
+    return framed(SseFramer(), split_events, pieces)
 
 
 @pytest.mark.parametrize(("stream", "events"), ROWS)
@@ -104,13 +98,7 @@ def test_any_mixture_of_lines_frames_the_same_however_it_is_cut(
 ) -> None:
     """Line ends of all three kinds, mixed at random, never make the cut visible."""
     stream = b"".join(lines)
-    pieces = []
-    rest, turn = stream, 0
-    while rest:
-        size = sizes[turn % len(sizes)]
-        pieces.append(rest[:size])
-        rest, turn = rest[size:], turn + 1
-    assert frame(pieces) == frame([stream])
+    assert frame(in_pieces(stream, sizes)) == frame([stream])
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\n")), max_size=9))

@@ -10,12 +10,13 @@ import pytest
 from fakes.client import Stream, chat, get, numbers, open_chat
 from fakes.machine import until
 from fakes.upstream import DONE, FINISH, OK, ROLE, numbered
-from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, chunked
+from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Play, Rig, chunked
 from gateway.relay.test_evictor import MIB, counting, take
 from gateway.relay.test_registry import WHOLE_END, bulk, stuck
 from tidegate.core.errors import LedgerFull
 from tidegate.core.runs.ledger import Entry
 from tidegate.core.runs.state import RunState
+from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.server.connection_table import FRESH_S
 
 
@@ -213,33 +214,49 @@ async def test_connections_go_behind_kept_answers_and_before_any_run(rigs, raw_u
     assert numbers(reading.events) == list(range(100))
 
 
-async def test_readers_who_read_nothing_go_before_one_who_reads_has_to_fail(
-    rigs, raw_upstream, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """At the ledger's limit the longest stalled run goes, no more than needed, and is told why."""
-    monkeypatch.setattr("tidegate.gateway.relay.evictor.STALLED_S", 0.3)
-    one_more, go_on = asyncio.Event(), asyncio.Event()
+def beside_blind(*gates: asyncio.Event) -> Play:
+    """A play: floods "blind"; others get an event when each gate opens, and 300 after the last."""
 
     async def play(peer: Peer) -> None:
         asked = await peer.request()
         await peer.send(HEAD + chunked(ROLE, numbered(0)))
         if b"blind" in asked:
             await peer.send(*(chunked(numbered(n, 1000) * 20) for n in range(200)))
-        await one_more.wait()
-        await peer.send(chunked(numbered(1)))
-        await go_on.wait()
-        await peer.send(*(chunked(numbered(n, 1000)) for n in range(2, 301)), *WHOLE_END)
+            await peer.hang()
+        for number, gate in enumerate(gates[:-1], 1):
+            await gate.wait()
+            await peer.send(chunked(numbered(number)))
+        await gates[-1].wait()
+        for number in range(len(gates), 301):
+            await peer.send(chunked(numbered(number, 1000)))
+        await peer.send(*WHOLE_END)
 
-    rig = await rigs(await raw_upstream(play), stall_s=600.0, window_bytes=512 * 1024)
+    return play
+
+
+async def three_blind(rig: Rig) -> list[Relay]:
+    """Relays whose readers have had an event and read no more, so that their upstreams wait."""
+    relays: list[Relay] = []
+    for _ in range(3):
+        blind = await open_chat(rig.base_url, "blind", receive_buffer=4096)
+        await blind.read_events(1)
+        relays.append(rig.relay())
+        await until(lambda: relays[-1].run.paused_s is not None, DEADLINE_S, "its upstream waits")
+    return relays
+
+
+async def test_readers_who_read_nothing_go_before_one_who_reads_has_to_fail(
+    rigs, raw_upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the ledger's limit the longest stalled run goes, no more than needed, and is told why."""
+    monkeypatch.setattr("tidegate.gateway.relay.evictor.STALLED_S", 0.3)
+    one_more, go_on = asyncio.Event(), asyncio.Event()
+    upstream = await raw_upstream(beside_blind(one_more, go_on))
+    rig = await rigs(upstream, stall_s=600.0, window_bytes=512 * 1024)
     reader = await open_chat(rig.base_url, "m")
     await reader.read_events(1)
     read = rig.relay().run
-    blinds, runs = [], []
-    for _ in range(3):
-        blinds.append(await open_chat(rig.base_url, "blind", receive_buffer=4096))
-        await blinds[-1].read_events(1)
-        runs.append(rig.relay().run)
-        await until(lambda: runs[-1].paused_s is not None, DEADLINE_S, "its upstream waits")
+    runs = [relay.run for relay in await three_blind(rig)]
     loop, registry = rig.gateway.loop, rig.gateway.registry
     await until(
         lambda: all(
@@ -275,29 +292,11 @@ async def test_readers_who_lag_go_before_one_who_keeps_up_has_to_fail(
     """Also where no reader has stalled for long yet: what holds most goes, and is told why."""
     monkeypatch.setattr("tidegate.gateway.relay.evictor.STALLED_S", 3600.0)
     one_more, go_on = asyncio.Event(), asyncio.Event()
-
-    async def play(peer: Peer) -> None:
-        asked = await peer.request()
-        await peer.send(HEAD + chunked(ROLE, numbered(0)))
-        if b"blind" in asked:
-            await peer.send(*(chunked(numbered(n, 1000) * 20) for n in range(200)))
-            await peer.hang()
-        await one_more.wait()
-        await peer.send(chunked(numbered(1)))
-        await go_on.wait()
-        for n in range(2, 301):
-            await peer.send(chunked(numbered(n, 1000)))
-        await peer.send(*WHOLE_END)
-
-    rig = await rigs(await raw_upstream(play), stall_s=600.0, window_bytes=512 * 1024)
+    upstream = await raw_upstream(beside_blind(one_more, go_on))
+    rig = await rigs(upstream, stall_s=600.0, window_bytes=512 * 1024)
     reader = await open_chat(rig.base_url, "m")
     await reader.read_events(1)
-    runs = []
-    for _ in range(3):
-        blind = await open_chat(rig.base_url, "blind", receive_buffer=4096)
-        await blind.read_events(1)
-        runs.append(rig.relay().run)
-        await until(lambda: runs[-1].paused_s is not None, DEADLINE_S, "its upstream waits")
+    runs = [relay.run for relay in await three_blind(rig)]
     registry = rig.gateway.registry
     rig.facts(ledger_limit_bytes=registry.ledger.total_bytes + 8 * 1024)
     one_more.set()
@@ -321,27 +320,10 @@ async def test_last_words_that_stay_unread_go_before_a_reader_who_keeps_up_has_t
 ) -> None:
     """Readers of released runs have time to take what was written, while there is room for it."""
     go_on = asyncio.Event()
-
-    async def play(peer: Peer) -> None:
-        asked = await peer.request()
-        await peer.send(HEAD + chunked(ROLE, numbered(0)))
-        if b"blind" in asked:
-            await peer.send(*(chunked(numbered(n, 1000) * 20) for n in range(200)))
-            await peer.hang()
-        await go_on.wait()
-        for n in range(1, 301):
-            await peer.send(chunked(numbered(n, 1000)))
-        await peer.send(*WHOLE_END)
-
-    rig = await rigs(await raw_upstream(play), stall_s=600.0, close_flush_s=600.0)
+    rig = await rigs(await raw_upstream(beside_blind(go_on)), stall_s=600.0, close_flush_s=600.0)
     reader = await open_chat(rig.base_url, "m")
     await reader.read_events(1)
-    relays = []
-    for _ in range(3):
-        blind = await open_chat(rig.base_url, "blind", receive_buffer=4096)
-        await blind.read_events(1)
-        relays.append(rig.relay())
-        await until(lambda: relays[-1].run.paused_s is not None, DEADLINE_S, "its upstream waits")
+    relays = await three_blind(rig)
     loop, ledger = rig.gateway.loop, rig.gateway.registry.ledger
     await until(
         lambda: all(

@@ -11,35 +11,13 @@ import pytest
 from fakes.client import Stream, open_chat
 from fakes.machine import until
 from fakes.upstream import DONE, FINISH, ROLE, numbered
-from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked
+from gateway.gateway_rig import DEADLINE_S, Rig, Tap
 from tidegate.core.formats.base import COMMENT as KEEP_ALIVE
 from tidegate.core.runs.ledger import Entry
 from tidegate.core.runs.state import RunState
 from tidegate.gateway.relay.subscriber import StreamSubscriber
 
 ON_BOTH_LOOPS = True
-
-
-class Tap:
-    """An upstream whose events come when the test says so."""
-
-    def __init__(self) -> None:
-        self.pieces: asyncio.Queue[bytes] = asyncio.Queue()
-
-    async def play(self, peer: Peer) -> None:
-        await peer.request()
-        await peer.send(HEAD + chunked(ROLE))
-        while piece := await self.pieces.get():
-            await peer.send(piece)
-        await peer.hang()
-
-    def send(self, *events: bytes) -> None:
-        """Sends these events, each as a chunk."""
-        self.pieces.put_nowait(chunked(*events))
-
-    def finish(self) -> None:
-        """The proper end."""
-        self.pieces.put_nowait(chunked(FINISH, DONE) + LAST)
 
 
 def pad(first: int, last: int) -> list[bytes]:

@@ -376,6 +376,13 @@ async def test_an_end_that_does_not_come_is_not_waited_for(
     assert heard.said == [("head", 200), ("body", b"all")]
 
 
+async def sends_all(peer: Peer) -> None:
+    """A play: a whole answer in one write."""
+    await peer.request()
+    await peer.send(HEAD + chunked(b"all") + LAST)
+    await peer.hang()
+
+
 async def test_letting_go_with_the_end_at_hand_keeps_it_at_once(raw_upstream) -> None:
     """The terminal marker and the end of the body in one read."""
 
@@ -384,13 +391,8 @@ async def test_letting_go_with_the_end_at_hand_keeps_it_at_once(raw_upstream) ->
             super().on_body(data)
             connection.let_go()
 
-    async def play(peer: Peer) -> None:
-        await peer.request()
-        await peer.send(HEAD + chunked(b"all") + LAST)
-        await peer.hang()
-
     heard = Satisfied()
-    pool = pool_of((await raw_upstream(play)).url)
+    pool = pool_of((await raw_upstream(sends_all)).url)
     connection = await pool.connect()
     connection.send(ASK, heard)
     assert await take_kept(pool) is connection
@@ -406,13 +408,8 @@ async def test_after_an_abort_the_exchange_hears_nothing(raw_upstream) -> None:
             super().on_head(status, headers)
             connection.abort()
 
-    async def play(peer: Peer) -> None:
-        await peer.request()
-        await peer.send(HEAD + chunked(b"all") + LAST)
-        await peer.hang()
-
     heard = Fickle()
-    pool = pool_of((await raw_upstream(play)).url)
+    pool = pool_of((await raw_upstream(sends_all)).url)
     connection = await pool.connect()
     connection.send(ASK, heard)
     await none_left(pool)

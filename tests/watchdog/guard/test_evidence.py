@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
+from fakes.status import idle
 from tidegate.config import LoadedConfig
 from tidegate.core.memory.decision import PolicyState
 from tidegate.core.memory.policy import decide
-from tidegate.core.protocol.status import MemoryState, RunCounts, Status, SweptState, WatchdogState
+from tidegate.core.protocol.status import Status
 from tidegate.core.protocol.worker import Inspect, Inspected, Message
 from tidegate.core.runs.summary import RunSummary
 from tidegate.core.settings import Settings, Upstream
@@ -65,12 +66,7 @@ def worker(number: int, pid: int | None = None, *, is_ready: bool = True) -> Any
 
 
 def status() -> Status:
-    return Status(
-        state="serving", version="0", uptime_s=1.0, generation=1, listen=[], workers=[],
-        worker=None, watchdog=WatchdogState(pid=1, rss_bytes=2), memory=MemoryState(),
-        runs=RunCounts(active=0, finished=0, total=0),
-        swept=SweptState(runs=0, bytes=0, last_reason=None), recycles=0, restarts=[], upstreams=[],
-    )  # fmt: skip
+    return idle(generation=1)
 
 
 def config() -> LoadedConfig:
