@@ -168,9 +168,9 @@ def hard_limit() -> int:
     return sys.maxsize if hard == resource.RLIM_INFINITY else hard
 
 
-def _swap_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:
+def _swap_bytes() -> int | None:
     try:
-        for line in meminfo.read_text().splitlines():
+        for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("SwapTotal:"):
                 return int(line.split()[1]) * 1024
     except (OSError, ValueError, IndexError):

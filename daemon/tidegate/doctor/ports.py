@@ -97,11 +97,11 @@ def _explain(
     return finding("port-taken", f"{address} is in use by {by}", fix, address)
 
 
-def says_tidegate(address: str, limit_s: float = 2.0) -> bool:
+def says_tidegate(address: str) -> bool:
     """Tell whether the answer there is tidegate's: another user's process may not be looked at."""
     _, host, port = sockets.parse(address)
     wildcard = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  (asked, not bound)
-    connection = http.client.HTTPConnection(wildcard.get(host, host), port, timeout=limit_s)
+    connection = http.client.HTTPConnection(wildcard.get(host, host), port, timeout=2.0)
     try:
         connection.request("GET", "/")
         return connection.getresponse().read(len(OURS) + 1) == f"{OURS} ".encode()

@@ -33,6 +33,7 @@ from tidegate.gateway.upstreams.tls import trusting
 MOST_LOCAL = 16
 MOST_PAID = 4
 CONNECT_S = 5.0
+LOCAL_S = 1.0  # to a port of this computer
 ANSWER_S = 18.0  # within the doctor's half minute; a large model may take longer to load
 SLOW_S = 10.0
 MAX_BYTES = 4 * 1024 * 1024  # of a list
@@ -118,13 +119,13 @@ def none_here() -> Problem:
     )
 
 
-def find_local(limit_s: float = 1.0) -> list[Upstream]:
+def find_local() -> list[Upstream]:
     """Return an upstream for each server that listens at a usual port of this computer."""
     found = []
     for title, _, url in WELL_KNOWN:
         where = parse_url(url)
         try:
-            socket.create_connection((where.host, where.port), limit_s).close()
+            socket.create_connection((where.host, where.port), LOCAL_S).close()
         except OSError:
             continue
         found.append(Upstream(name=title, url=url))

@@ -62,9 +62,9 @@ def call(words: Sequence[str], env: Mapping[str, str], limit_s: float = LIMIT_S)
     return CommandResult(done.returncode, out, err)
 
 
-def insist(words: Sequence[str], env: Mapping[str, str], limit_s: float = LIMIT_S) -> str:
+def insist(words: Sequence[str], env: Mapping[str, str]) -> str:
     """Run a command and return what it printed. Raises CallError also when it failed."""
-    done = call(words, env, limit_s)
+    done = call(words, env)
     if done.code != 0:
         raise CallError(f"{shlex.join(words)}: {done.complaint}")
     return done.out

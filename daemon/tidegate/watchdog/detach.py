@@ -79,13 +79,13 @@ def holder(pid_file: Path) -> int | None:
         return None
 
 
-def wait_for(condition: Callable[[], bool], limit_s: float, every_s: float = 0.1) -> bool:
+def wait_for(condition: Callable[[], bool], limit_s: float) -> bool:
     """Wait for the condition, and tell whether it came true within the limit."""
     deadline = time.monotonic() + limit_s
     while not condition():
         if time.monotonic() >= deadline:
             return False
-        time.sleep(every_s)
+        time.sleep(0.1)
     return True
 
 

@@ -27,7 +27,7 @@ from tidegate.core.settings import Limits, Upstream
 from tidegate.gateway.upstreams.fetch import fetch
 from tidegate.gateway.upstreams.pool import UpstreamPool
 
-log = logging.getLogger("tidegate.handoff")
+log = logging.getLogger("tidegate.handover")
 
 PEER_NAME = "<generation>"  # the caller's name when the other generation asks for a client
 OWNER_HEADER = "x-tidegate-owner"

@@ -31,9 +31,9 @@ def of_process(pid: int, root: Path = _ROOT) -> dict[str, Text]:
     return _read_all(root / f"proc/{pid}", PROCESS_FILES)
 
 
-def memory_map(pid: int, root: Path = _ROOT) -> dict[str, Text]:
+def memory_map(pid: int) -> dict[str, Text]:
     """Read its memory by kind, summed up. May wait for a process that hangs in the kernel."""
-    return _read_all(root / f"proc/{pid}", ("smaps_rollup",))
+    return _read_all(Path(f"/proc/{pid}"), ("smaps_rollup",))
 
 
 def pressure(root: Path = _ROOT) -> dict[str, Text]:
