@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import random
 import selectors
 import signal
 import socket
@@ -30,6 +29,7 @@ from tidegate.core.protocol.lines import ChannelError
 from tidegate.core.runs.summary import RunSummary
 from tidegate.core.upstreams.summary import UpstreamModels, UpstreamStatus
 from tidegate.machine import pressure, sample
+from tidegate.watchdog.workers import generations
 from tidegate.watchdog.workers.channel import Channel
 from tidegate.watchdog.workers.process import Adopted, WorkerHandle
 from watchdog import run_watchdog
@@ -314,7 +314,7 @@ def made(directory: Path) -> Iterator[World]:
     with own_signals(), ExitStack() as patches:
         for owner, name, instead in (
             (time, "monotonic", lambda: world.now_s),
-            (random, "random", lambda: 0.0),
+            (generations, "jitter", lambda: 0.0),
             (sample.Sampler, "read", _read),
             (pressure, "is_high", lambda _: False),
         ):

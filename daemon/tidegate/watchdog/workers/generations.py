@@ -56,6 +56,11 @@ class KeptWorker(Struct, frozen=True, kw_only=True):
     kill_at_s: float | None = None
 
 
+def jitter() -> float:
+    """Draw from [0, 1) what spreads restarts; `random` would bring hashlib along."""
+    return int.from_bytes(os.urandom(2)) / 65536
+
+
 class Generations:
     """The workers, oldest first. `close` gives back what is left of them."""
 
@@ -208,8 +213,7 @@ class Generations:
 
     def step(self, event: events.Event, now_s: float) -> list[events.Effect]:
         """Take the event in; return what has to be done about it."""
-        jitter = int.from_bytes(os.urandom(2)) / 65536  # `random` would bring hashlib along
-        self.fleet, effects = life.step(self.fleet, event, now_s, self.policy, jitter)
+        self.fleet, effects = life.step(self.fleet, event, now_s, self.policy, jitter())
         return effects
 
     def start(
