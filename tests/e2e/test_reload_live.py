@@ -19,8 +19,8 @@ import pytest
 from fakes.client import chat, get, numbers, open_chat
 from fakes.gateway import Gateway, gateways
 from fakes.machine import free_port, until, wait_until
+from fakes.unconfigured import without_config
 from fakes.upstream import ScriptedUpstream
-from tidegate.config import places
 
 # As systemd does it: the socket is descriptor 3 of a process that is told that it is meant.
 ACTIVATE = """
@@ -302,35 +302,8 @@ async def test_a_change_that_no_worker_saw_is_taken_up(gateway, upstream: Script
 @pytest.fixture
 def unmade() -> Iterator[Gateway]:
     """A gateway of a user who has not even a directory for the config."""
-    if os.geteuid() == 0 and places.SYSTEM_CONFIG_DIR.is_dir():
-        pytest.skip("the config of this computer would be read")
-    folder = Path(tempfile.mkdtemp(prefix="tg-"))  # pytest's own is too long for a Unix socket
-    port = free_port()
-    config = folder / "home" / "config" / "tidegate" / "config.toml"
-    log = folder / "log"
-    flags = ["--state-dir", str(folder / "state"), "--runtime-dir", str(folder / "run")]
-    environ = {name: text for name, text in os.environ.items() if not name.startswith("TIDEGATE_")}
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tidegate", "run", *flags],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=environ
-            | {
-                "XDG_CONFIG_HOME": str(config.parent.parent),
-                "TIDEGATE_LISTEN": f"127.0.0.1:{port}",
-            },
-        )
-    base_url = f"http://127.0.0.1:{port}"
-    running = Gateway(process, base_url, config, folder / "state", folder / "run", log)
-    try:
-        running.wait_ready()
+    with without_config(has_folder=False) as running:
         yield running
-        running.finish()
-    finally:
-        running.kill()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.long
@@ -372,14 +345,7 @@ def test_sockets_of_the_service_manager_are_kept() -> None:
             env=os.environ | {"LISTEN_FDS": "1"},
             pass_fds=[given.fileno()],
         )  # fmt: skip
-    running = Gateway(
-        process,
-        f"http://127.0.0.1:{port}",
-        folder / "config.toml",
-        folder / "state",
-        folder / "run",
-        log,
-    )
+    running = Gateway.of(process, folder, port)
     try:
         running.wait_ready()
         write(running, "", "127.0.0.1:1")

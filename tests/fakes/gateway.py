@@ -1,5 +1,7 @@
 """A real gateway for tests: `tidegate run` with its process tree, directories and log."""
 
+from __future__ import annotations
+
 import http.client
 import os
 import shutil
@@ -38,6 +40,24 @@ class Gateway:
     expect_traceback: bool = False
     expected_exit: int = 0
     ever: set[psutil.Process] = field(default_factory=set)  # every process that was seen of it
+
+    @classmethod
+    def of(
+        cls,
+        process: subprocess.Popen[bytes],
+        folder: Path,
+        port: int,
+        config: str = "config.toml",
+    ) -> Gateway:
+        """It has all that is its own in `folder`, under the usual names."""
+        return cls(
+            process,
+            f"http://127.0.0.1:{port}",
+            folder / config,
+            folder / "state",
+            folder / "run",
+            folder / "log",
+        )
 
     @property
     def port(self) -> int:
@@ -163,9 +183,7 @@ def _launch(folder: Path, toml: str, port: int, env: dict[str, str], *flags: str
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr, env=scrubbed | env
         )
-    return Gateway(
-        process, f"http://127.0.0.1:{port}", config, folder / "state", folder / "run", log
-    )
+    return Gateway.of(process, folder, port)
 
 
 StartGateway = Callable[..., Gateway]

@@ -109,14 +109,7 @@ def scaled_gateways() -> Iterator[StartScaled]:
                 stderr=line,
                 env=with_tests(scrubbed) | dict(env or {}),
             )
-        running = Gateway(
-            process,
-            f"http://127.0.0.1:{port}",
-            folder / "config.toml",
-            folder / "state",
-            folder / "run",
-            log,
-        )
+        running = Gateway.of(process, folder, port)
         started.append(running)
         running.wait_ready()
         return running

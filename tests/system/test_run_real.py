@@ -2,59 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import psutil
 import pytest
 
 from fakes.gateway import Gateway, StartGateway
-from fakes.machine import free_port, is_alive, wait_until
-from tidegate.config import places
+from fakes.machine import is_alive, wait_until
+from fakes.unconfigured import without_config
 
 BOX = '[[upstream]]\nname = "box"\nurl = "http://127.0.0.1:9"\n'
 
 
 @pytest.fixture
-def without_config() -> Iterator[Gateway]:
+def unmade() -> Iterator[Gateway]:
     """A gateway of a user who has a folder for the config, and nothing in it."""
-    if os.geteuid() == 0 and places.SYSTEM_CONFIG_DIR.is_dir():
-        pytest.skip("the config of this computer would be read")
-    folder = Path(tempfile.mkdtemp(prefix="tg-"))  # pytest's own is too long for a Unix socket
-    config = folder / "config" / "tidegate" / "config.toml"
-    config.parent.mkdir(parents=True)
-    port = free_port()
-    log = folder / "log"
-    environ = {name: text for name, text in os.environ.items() if not name.startswith("TIDEGATE_")}
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [
-                sys.executable, "-m", "tidegate", "run",
-                "--state-dir", str(folder / "state"),
-                "--runtime-dir", str(folder / "run"),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=environ
-            | {"XDG_CONFIG_HOME": str(folder / "config"), "TIDEGATE_LISTEN": f"127.0.0.1:{port}"},
-        )  # fmt: skip
-    running = Gateway(
-        process, f"http://127.0.0.1:{port}", config, folder / "state", folder / "run", log
-    )
-    try:
-        running.wait_ready()
+    with without_config(has_folder=True) as running:
         yield running
-        running.finish()
-    finally:
-        running.kill()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -73,10 +40,10 @@ def upstreams(running: Gateway) -> list[str]:
 
 
 def test_a_config_that_appears_is_taken_up_and_one_that_goes_is_missed(
-    without_config: Gateway,
+    unmade: Gateway,
 ) -> None:
     """A first config needs no restart; without it the defaults are back, and the log says so."""
-    running = without_config
+    running = unmade
     missing = f"no config file at {running.config}; the defaults are in force"
     shown = f"{running.config} (none there; defaults)"
     wait_until(lambda: shown in running.log.read_text(), 10, "the banner says so")

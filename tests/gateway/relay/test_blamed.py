@@ -166,8 +166,8 @@ async def test_a_suspicion_is_looked_into(rigs, raw_upstream, monkeypatch) -> No
     assert health.may_ask("m", rig.gateway.loop.time())
     is_well = False
     await chat(rig, "both", say="picture")
-    breaker = health._known("m").breaker
-    await until(lambda: not breaker.is_closed, DEADLINE_S, "it is set aside")
+    loop = rig.gateway.loop
+    await until(lambda: list(health.aside(loop.time())), DEADLINE_S, "it is set aside")
 
 
 # --- what is back ---------------------------------------------------------------------------------
