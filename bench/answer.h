@@ -1,9 +1,9 @@
 /* The answers that the stub writes and the load client checks, byte for byte.
  *
- * Every answer belongs to one request: the client puts 16 hexadecimal digits, its owner, into the
- * request's "user", and the stub repeats them in each event's id. A gateway that mixes two streams
- * up is caught by that. Each event also carries the moment it was made, in a field of fixed width,
- * so that a client on the same computer can tell how long the event was on its way.
+ * Every answer belongs to one request: the client begins the prompt with 16 hexadecimal digits, its
+ * owner, and the stub repeats them in each event's id. A gateway that mixes two streams up is caught
+ * by that. Each event also carries the moment it was made, in a field of fixed width, so that a
+ * client on the same computer can tell how long the event was on its way.
  */
 #ifndef ANSWER_H
 #define ANSWER_H
@@ -18,18 +18,20 @@ enum { OWNER_WIDTH = 16, STAMP_WIDTH = 20, NUMBER_WIDTH = 8, EVENT_MAX = 512 };
 #define OWNER_ZERO "0000000000000000"
 #define STAMP_ZERO "00000000000000000000"
 #define NUMBER_ZERO "00000000"
-#define EVENT_START "data: {\"id\":\"chatcmpl-"
+#define OWNER_MARK "\"chatcmpl-"
+#define EVENT_START "data: {\"id\":" OWNER_MARK
 #define EVENT_MIDDLE                                                                    \
     "\",\"object\":\"chat.completion.chunk\",\"created\":1790000000,\"model\":\"tide\"," \
     "\"system_fingerprint\":\"fp_"
 #define EVENT_REST "\",\"choices\":[{\"index\":0,\"delta\":"
 #define TEXT_START "{\"content\":\""
 #define DONE_EVENT "data: [DONE]\n\n"
-#define PLAIN_START "{\"id\":\"chatcmpl-"
+#define PLAIN_START "{\"id\":" OWNER_MARK
+#define PLAIN_TEXT "The tide comes in twice a day."
 #define PLAIN_REST                                                                         \
     "\",\"object\":\"chat.completion\",\"created\":1790000000,\"model\":\"tide\","          \
     "\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":"            \
-    "\"The tide comes in twice a day.\"},\"logprobs\":null,\"finish_reason\":\"stop\"}],"   \
+    "\"" PLAIN_TEXT "\"},\"logprobs\":null,\"finish_reason\":\"stop\"}],"                 \
     "\"usage\":{\"prompt_tokens\":24,\"completion_tokens\":9,\"total_tokens\":33}}"
 
 enum {

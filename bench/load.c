@@ -5,17 +5,22 @@
  *     port        where the gateway, or the stub, listens on loopback
  *     model       what the stub shall answer; stub.c knows the shapes
  *     slots       connections, each with one request at a time
+ *     fresh       1: a slot closes its connection after each answer and makes another
+ *     rewritten   1: the gateway writes JSON anew, so that an event's owner, number and stamp are
+ *                 looked for, and the rest of it is not compared
  *     ramp_ms     the slots start at random moments of this time
  *     warm_ms     what is not counted, at first
  *     window_ms   what is counted
  *     requests    answers in all; 0: every slot goes on until the window ends
  *     limit_ms    then it gives up, and what has no answer yet is an error
  *     token       sent as a bearer token, if it is not empty
+ *     headers     more lines of the request's head, each with its \r\n
  *
  * It prints "begin" and "end" as the window opens and closes, so that its caller can read the
  * gateway's processor time and memory at these moments, and then one line of JSON. Answers are
  * counted when they are complete, events when they arrive. All that is asked for is waited for
- * and checked, in the window or not.
+ * and checked, in the window or not. How long an answer took is told of all of them, from before its
+ * connection was made, if it needed one.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -39,8 +44,8 @@ enum {
 };
 
 struct options {
-    long port, slots, ramp_ms, warm_ms, window_ms, requests, limit_ms;
-    const char *model, *token;
+    long port, slots, fresh, rewritten, ramp_ms, warm_ms, window_ms, requests, limit_ms;
+    const char *model, *token, *headers;
 };
 
 enum reading { IN_HEAD, IN_SIZE, IN_CHUNK, AFTER_CHUNK, IN_TRAILER, IN_LENGTH };
@@ -54,6 +59,7 @@ struct slot {
     enum reading reading;
     int place;             /* of the event that must come next */
     uint64_t start_ns;
+    uint64_t asked_ns;
     uint64_t left;         /* bytes of this chunk, or of the whole body */
     char owner[OWNER_WIDTH + 1];
     int head_length;
@@ -66,7 +72,14 @@ struct counts {
     uint64_t answers, events, bytes;
 };
 
-static struct options options = {.slots = 1, .limit_ms = 60000, .model = "", .token = ""};
+/* Times in nanoseconds, of which the report tells the median and the worst. */
+struct times {
+    uint64_t *ns;
+    size_t count, room;
+};
+
+static struct options options = {
+    .slots = 1, .limit_ms = 60000, .model = "", .token = "", .headers = ""};
 static struct event events[KINDS];
 static int chunks;           /* events that an answer must have; 0: it is plain */
 static struct slot *slots;
@@ -76,33 +89,26 @@ static uint64_t asked, asking, owners;
 static struct counts all, in_window;
 static uint64_t errors, connects;
 static char first_error[256];
-static uint32_t *delays_ns;  /* one for each event in the window */
-static size_t delays, delays_room;
+static struct times delays;    /* of each event in the window */
+static struct times durations; /* of each answer */
 
 /* --- the checks ------------------------------------------------------------------------------ */
 
-static void keep_delay(uint64_t delay_ns)
+static void keep(struct times *times, uint64_t ns)
 {
-    if (delays == delays_room) {
-        delays_room = delays_room == 0 ? 65536 : 2 * delays_room;
-        delays_ns = realloc(delays_ns, delays_room * sizeof *delays_ns);
-        if (delays_ns == NULL)
+    if (times->count == times->room) {
+        times->room = times->room == 0 ? 65536 : 2 * times->room;
+        times->ns = realloc(times->ns, times->room * sizeof *times->ns);
+        if (times->ns == NULL)
             abort();
     }
-    delays_ns[delays++] = delay_ns > UINT32_MAX ? UINT32_MAX : (uint32_t)delay_ns;
+    times->ns[times->count++] = ns;
 }
 
 /* What is wrong with the event that is next, or NULL. Everything but its stamp is known. */
-static const char *check_event(struct slot *s, const char *bytes, size_t length, uint64_t now)
+static const char *compare_event(const struct slot *s, const char *bytes, size_t length,
+                                 const char **stamp)
 {
-    if (s->is_done)
-        return "an event after [DONE]";
-    if (s->place == chunks) {
-        if (length != sizeof DONE_EVENT - 1 || memcmp(bytes, DONE_EVENT, length) != 0)
-            return "no [DONE] where it is due";
-        s->is_done = true;
-        return NULL;
-    }
     const struct event *expected = &events[kind_at(s->place, chunks)];
     if (length != (size_t)expected->length)
         return "an event of a wrong length";
@@ -113,6 +119,7 @@ static const char *check_event(struct slot *s, const char *bytes, size_t length,
     int from = OWNER_AT + OWNER_WIDTH;
     if (memcmp(bytes + from, expected->bytes + from, (size_t)(STAMP_AT - from)) != 0)
         return "an event with a wrong middle";
+    *stamp = bytes + STAMP_AT;
     from = STAMP_AT + STAMP_WIDTH;
     if (expected == &events[TEXT]) {
         if (memcmp(bytes + from, expected->bytes + from, (size_t)(NUMBER_AT - from)) != 0)
@@ -123,14 +130,61 @@ static const char *check_event(struct slot *s, const char *bytes, size_t length,
     }
     if (memcmp(bytes + from, expected->bytes + from, length - (size_t)from) != 0)
         return "an event with a wrong end";
-    uint64_t sent_ns = get_digits(bytes + STAMP_AT, STAMP_WIDTH);
+    return NULL;
+}
+
+/* Where the text behind `mark` begins, if `room` bytes of it are there, or NULL. */
+static const char *find_behind(const char *bytes, size_t length, const char *mark, size_t room)
+{
+    const char *at = memmem(bytes, length, mark, strlen(mark));
+    if (at == NULL || (size_t)(bytes + length - at) < strlen(mark) + room)
+        return NULL;
+    return at + strlen(mark);
+}
+
+/* The same for an event whose JSON was written anew. */
+static const char *search_event(const struct slot *s, const char *bytes, size_t length,
+                                const char **stamp)
+{
+    enum kind kind = kind_at(s->place, chunks);
+    const char *owner = find_behind(bytes, length, OWNER_MARK, OWNER_WIDTH);
+    if (owner == NULL || memcmp(owner, s->owner, OWNER_WIDTH) != 0)
+        return "an event of another request";
+    *stamp = find_behind(bytes, length, "\"fp_", STAMP_WIDTH);
+    if (*stamp == NULL)
+        return "an event without its stamp";
+    const char *number = find_behind(bytes, length, TEXT_START + 1, NUMBER_WIDTH);
+    if (kind == TEXT &&
+        (number == NULL || get_digits(number, NUMBER_WIDTH) != (uint64_t)s->place))
+        return "an event out of order";
+    if (kind == STOP && find_behind(bytes, length, "\"finish_reason\":\"stop\"", 0) == NULL)
+        return "no end where it is due";
+    return NULL;
+}
+
+static const char *check_event(struct slot *s, const char *bytes, size_t length, uint64_t now)
+{
+    if (s->is_done)
+        return "an event after [DONE]";
+    if (s->place == chunks) {
+        if (length != sizeof DONE_EVENT - 1 || memcmp(bytes, DONE_EVENT, length) != 0)
+            return "no [DONE] where it is due";
+        s->is_done = true;
+        return NULL;
+    }
+    const char *stamp = NULL;
+    const char *wrong = options.rewritten ? search_event(s, bytes, length, &stamp)
+                                          : compare_event(s, bytes, length, &stamp);
+    if (wrong != NULL)
+        return wrong;
+    uint64_t sent_ns = get_digits(stamp, STAMP_WIDTH);
     if (sent_ns > now)
         return "an event from the future";
     s->place++;
     all.events++;
     if (is_window_open) {
         in_window.events++;
-        keep_delay(now - sent_ns);
+        keep(&delays, now - sent_ns);
     }
     return NULL;
 }
@@ -201,6 +255,14 @@ static const char *check_end(const struct slot *s)
         if (!s->is_done)
             return "an answer without [DONE]";
         return s->held_length > 0 ? "bytes after the last event" : NULL;
+    }
+    if (options.rewritten) {
+        size_t length = (size_t)s->held_length;
+        const char *owner = find_behind(s->held, length, OWNER_MARK, OWNER_WIDTH);
+        if (owner == NULL || memcmp(owner, s->owner, OWNER_WIDTH) != 0 ||
+            find_behind(s->held, length, PLAIN_TEXT, 0) == NULL)
+            return "a plain answer with wrong content";
+        return NULL;
     }
     char expected[] = PLAIN_START OWNER_ZERO PLAIN_REST;
     memcpy(expected + PLAIN_OWNER_AT, s->owner, OWNER_WIDTH);
@@ -322,8 +384,8 @@ static bool may_ask(void)
 static void send_request(struct slot *s)
 {
     static const char body[] =
-        "{\"model\":\"%s\",\"stream\":%s,\"user\":\"%s\",\"messages\":[{\"role\":\"system\","
-        "\"content\":\"You are a helpful assistant who knows the sea.\"},{\"role\":\"user\","
+        "{\"model\":\"%s\",\"stream\":%s,\"messages\":[{\"role\":\"system\","
+        "\"content\":\"%s You are a helpful assistant who knows the sea.\"},{\"role\":\"user\","
         "\"content\":\"How often does the tide come in, and why is it not at the same hour "
         "each day?\"}]}";
     char content[1024], request[2048];
@@ -332,10 +394,11 @@ static void send_request(struct slot *s)
         snprintf(content, sizeof content, body, options.model, is_stream, s->owner);
     int length = snprintf(request, sizeof request,
                           "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:%ld\r\n"
-                          "%s%s%sContent-Type: application/json\r\nAccept: */*\r\n"
+                          "%s%s%s%sContent-Type: application/json\r\nAccept: */*\r\n"
                           "User-Agent: bench\r\nContent-Length: %d\r\n\r\n%s",
                           options.port, *options.token ? "Authorization: Bearer " : "",
-                          options.token, *options.token ? "\r\n" : "", body_length, content);
+                          options.token, *options.token ? "\r\n" : "", options.headers,
+                          body_length, content);
     if (send(s->fd, request, (size_t)length, MSG_NOSIGNAL) != length)
         fail(s, "a request that could not be sent");
 }
@@ -365,6 +428,7 @@ static void ask(struct slot *s)
     if (!may_ask() || errors >= ERRORS_MAX)
         return;
     s->is_asking = true;
+    s->asked_ns = now_ns();
     s->is_done = false;
     s->reading = IN_HEAD;
     s->place = s->head_length = s->held_length = 0;
@@ -402,9 +466,10 @@ static void finish_answer(struct slot *s)
     all.answers++;
     if (is_window_open)
         in_window.answers++;
+    keep(&durations, now_ns() - s->asked_ns);
     s->is_asking = false;
     asking--;
-    if (strcasestr(s->head, "\r\nconnection: close") != NULL)
+    if (options.fresh || strcasestr(s->head, "\r\nconnection: close") != NULL)
         close_slot(s);
 }
 
@@ -451,7 +516,8 @@ static void read_options(int argc, char **argv)
         {"slots", &options.slots, NULL},         {"ramp_ms", &options.ramp_ms, NULL},
         {"warm_ms", &options.warm_ms, NULL},     {"window_ms", &options.window_ms, NULL},
         {"requests", &options.requests, NULL},   {"limit_ms", &options.limit_ms, NULL},
-        {"token", NULL, &options.token},
+        {"fresh", &options.fresh, NULL},         {"rewritten", &options.rewritten, NULL},
+        {"token", NULL, &options.token},         {"headers", NULL, &options.headers},
     };
     for (int i = 1; i < argc; i++) {
         const char *value = strchr(argv[i], '=');
@@ -470,7 +536,7 @@ static void read_options(int argc, char **argv)
             *known[k].text = value + 1;
     }
     if (options.slots < 1 || options.slots > SLOTS_MAX || strlen(options.model) > 64 ||
-        strlen(options.token) > 512)
+        strlen(options.token) > 512 || strlen(options.headers) > 512)
         exit(64);
     sscanf(options.model, "%*[a-z]-%d", &chunks);
 }
@@ -481,29 +547,38 @@ static int by_start(const void *one, const void *other)
     return (a > b) - (a < b);
 }
 
-static int by_delay(const void *one, const void *other)
+static int by_time(const void *one, const void *other)
 {
-    uint32_t a = *(const uint32_t *)one, b = *(const uint32_t *)other;
+    uint64_t a = *(const uint64_t *)one, b = *(const uint64_t *)other;
     return (a > b) - (a < b);
 }
 
-static double delay_us(double part)
+static void report_times(const char *name, struct times *times)
 {
-    return delays == 0 ? 0 : delays_ns[(size_t)(part * (double)(delays - 1))] / 1000.0;
+    static const struct {
+        const char *name;
+        double part;
+    } told[] = {{"p50", 0.5}, {"p99", 0.99}, {"max", 1}};
+    if (times->count > 0)
+        qsort(times->ns, times->count, sizeof *times->ns, by_time);
+    for (size_t i = 0; i < sizeof told / sizeof *told; i++) {
+        size_t at = (size_t)(told[i].part * ((double)times->count - 1));
+        printf(",\"%s_%s_us\":%.1f", name, told[i].name,
+               times->count == 0 ? 0 : (double)times->ns[at] / 1000);
+    }
 }
 
 static void report(double window_s, double total_s)
 {
-    if (delays > 0)
-        qsort(delays_ns, delays, sizeof *delays_ns, by_delay);
-    printf("{\"window_s\":%.6f,\"answers\":%" PRIu64 ",\"events\":%" PRIu64 ",\"bytes\":%" PRIu64
-           ",\"all_s\":%.6f,\"all_answers\":%" PRIu64 ",\"all_events\":%" PRIu64
+    printf("{\"window_s\":%.6f,\"answers\":%" PRIu64 ",\"events\":%" PRIu64
+           ",\"bytes\":%" PRIu64 ",\"all_s\":%.6f,\"all_answers\":%" PRIu64 ",\"all_events\":%" PRIu64
            ",\"all_bytes\":%" PRIu64 ",\"connects\":%" PRIu64 ",\"errors\":%" PRIu64
-           ",\"first_error\":\"%s\",\"delay_p50_us\":%.1f,\"delay_p99_us\":%.1f,"
-           "\"delay_max_us\":%.1f}\n",
+           ",\"first_error\":\"%s\"",
            window_s, in_window.answers, in_window.events, in_window.bytes, total_s, all.answers,
-           all.events, all.bytes, connects, errors, first_error, delay_us(0.5), delay_us(0.99),
-           delay_us(1));
+           all.events, all.bytes, connects, errors, first_error);
+    report_times("delay", &delays);
+    report_times("answer", &durations);
+    puts("}");
 }
 
 static void say(const char *what)

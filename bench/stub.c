@@ -275,7 +275,7 @@ static void begin_answer(struct connection *c, const char *body, uint64_t now)
     char shape[8] = "", fault[8] = "";
     int chunks = 0, gap_ms = 0;
     const char *model = find_value(body, "\"model\"");
-    const char *owner = find_value(body, "\"user\"");
+    const char *owner = find_value(body, "\"content\""); /* The first message begins with it. */
     if (model == NULL || owner == NULL || strlen(owner) < OWNER_WIDTH) {
         send_plain(c, "400 Bad Request", "{}", 2);
         return;

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ class Load:
 
     model: str
     slots: int
+    fresh: int = 0
     ramp_ms: int = 0
     warm_ms: int = 0
     window_ms: int = 0
@@ -74,6 +76,8 @@ def run_load(
     port: int,
     core: int,
     token: str = "",
+    headers: str = "",
+    is_rewritten: bool = False,
     at_begin: Callable[[int], None] = lambda _: None,
     at_end: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
@@ -82,7 +86,8 @@ def run_load(
     `at_begin` and `at_end` are called with its process id as the window opens and closes.
     """
     options = [f"{name}={getattr(load, name)}" for name in load.__slots__]
-    command = pinned(core, BUILD / "load", f"port={port}", f"token={token}", *options)
+    options += [f"token={token}", f"headers={headers}", f"rewritten={int(is_rewritten)}"]
+    command = pinned(core, BUILD / "load", f"port={port}", *options)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         report: dict[str, Any] = {}
@@ -105,13 +110,17 @@ def check_tools(core: int) -> None:
     Raises RuntimeError: a harness that fails this measures nothing.
     """
     with run_stub(core) as stub:
-        for shape in SHAPES:
-            report = run_load(Load(model=shape, slots=4, requests=40), port=stub.port, core=core)
-            if report["errors"] or report["all_answers"] != 40:
-                raise RuntimeError(f"right answers ({shape}) were refused: {report}")
-        for fault in FAULTS:
-            for shape in ("each-20", "once-20"):
-                load = Load(model=f"{shape}-0-{fault}", slots=4, requests=40)
-                report = run_load(load, port=stub.port, core=core)
+
+        def ask(model: str, is_rewritten: bool) -> dict[str, Any]:
+            load = Load(model=model, slots=4, requests=40)
+            return run_load(load, port=stub.port, core=core, is_rewritten=is_rewritten)
+
+        for is_rewritten in (False, True):
+            for shape in SHAPES:
+                report = ask(shape, is_rewritten)
+                if report["errors"] or report["all_answers"] != 40:
+                    raise RuntimeError(f"right answers ({shape}) were refused: {report}")
+            for fault, shape in product(FAULTS, ("each-20", "once-20")):
+                report = ask(model := f"{shape}-0-{fault}", is_rewritten)
                 if report["errors"] != 40 or report["all_answers"]:
-                    raise RuntimeError(f"wrong answers ({load.model}) went unnoticed: {report}")
+                    raise RuntimeError(f"wrong answers ({model}) went unnoticed: {report}")
