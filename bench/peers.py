@@ -1,30 +1,52 @@
-"""The contenders: no gateway at all, nginx, and tidegate, each in front of the same stub.
+"""A gateway that is measured: its processes, how it is started, and how it is ended.
 
-Each starts fresh in a directory of its own, stays on its core with everything it starts, and is
-ended by its process id.
+It stays on its core with everything it starts, and is ended by its process id.
 """
 
 from __future__ import annotations
 
 import http.client
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import machine
-from tools import Stub, pinned
 
-READY_LIMIT_S = 30.0
+READY_LIMIT_S = 120.0  # LiteLLM imports for 17 s, and longer with neighbours
 STOP_LIMIT_S = 45.0  # tidegate lets answers go on for 30 s
-TIDEGATE = Path(sys.executable).parent / "tidegate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """How much is asked of a contender.
+
+    A gateway that takes 20 ms for a request is asked for less, or its queue would be measured, for
+    an hour.
+    """
+
+    warm: int = 200  # requests before anything is counted
+    windows: int = 1  # what the time that is counted is multiplied by
+    paced: int = 500  # streams of 20 chunks a second
+    held: int = 1000  # streams that wait
+    hold_ms: int = 4000  # for how long
+    burst: int = 2000  # streams of 300 KB at once
+    crowds: int = 5  # times that 1,000 connect at once
+
+
+class NotReadyError(Exception):
+    """A gateway did not start; the message has the end of what it wrote."""
+
+
+FAST = Size()
+SLOW = Size(paced=100, held=500, hold_ms=8000, burst=0, crowds=2)
+SLOWEST = Size(warm=64, windows=6, paced=20, held=300, hold_ms=40_000, burst=0, crowds=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,120 +58,27 @@ class Peer:
     pid: int | None = None
     ready_s: float = 0.0  # from its start to the first 200 on /healthz
     token: str = ""
+    headers: str = ""  # what else a request needs, each line with its end
+    is_rewritten: bool = False  # it writes the JSON of answers anew
+    size: Size = FAST
     sweep: list[str] | None = None  # the command that releases finished answers
 
+    def processes(self) -> list[int]:
+        """Return all its processes, its parent first."""
+        return [] if self.pid is None else [self.pid, *machine.descendants(self.pid)]
+
     def workers(self) -> list[int]:
-        """Return the processes that relay."""
-        return [] if self.pid is None else machine.descendants(self.pid)
+        """Return the processes that relay: its children, or itself if it has none."""
+        processes = self.processes()
+        return processes[1:] or processes
 
     def cpu_s(self) -> float:
         """Read the processor time of all its processes, in seconds."""
-        if self.pid is None:
-            return 0.0
-        return sum(machine.cpu_s(pid) for pid in (self.pid, *self.workers()))
+        return sum(map(machine.cpu_s, self.processes()))
 
     def rss_bytes(self) -> int:
         """Read the resident memory of the processes that relay."""
-        return sum(machine.rss_bytes(pid) for pid in self.workers())
-
-
-Start = Callable[[Stub, int, Path], AbstractContextManager[Peer]]
-
-
-@contextmanager
-def start_direct(stub: Stub, core: int, folder: Path) -> Iterator[Peer]:
-    """Start nothing in between: the harness measures itself."""
-    yield Peer(name="direct", port=stub.port)
-
-
-@contextmanager
-def start_nginx(stub: Stub, core: int, folder: Path) -> Iterator[Peer]:
-    """Start nginx: one worker, no buffering of answers, connections to the stub kept."""
-    port = free_port()
-    config = folder / "nginx.conf"
-    # Root would otherwise hand the worker to a user who may not exist and cannot write here.
-    user = "user root;" if os.geteuid() == 0 else ""
-    config.write_text(f"""{user}
-daemon off;
-worker_processes 1;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log warn;
-worker_rlimit_nofile 16384;
-events {{ worker_connections 8192; }}
-http {{
-    access_log off;
-    tcp_nodelay on;
-    keepalive_requests 100000000;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
-    upstream stub {{
-        server 127.0.0.1:{stub.port};
-        keepalive 64;
-        keepalive_requests 100000000;
-    }}
-    server {{
-        listen 127.0.0.1:{port} backlog=4096;
-        location = /healthz {{ return 200; }}
-        location / {{
-            proxy_pass http://stub;
-            proxy_http_version 1.1;
-            proxy_set_header Connection "";
-            proxy_buffering off;
-            proxy_read_timeout 3600s;
-        }}
-    }}
-}}
-""")
-    command = pinned(core, "nginx", "-p", folder, "-c", config, "-e", folder / "error.log")
-    with run_gateway(command, port, folder / "nginx.log") as (pid, ready_s):
-        yield Peer(name="nginx", port=port, pid=pid, ready_s=ready_s)
-
-
-@contextmanager
-def start_tidegate(stub: Stub, core: int, folder: Path) -> Iterator[Peer]:
-    """Start tidegate as people run it: defaults, tokens, answers recorded, the guard acting."""
-    from tidegate.config import tokens  # noqa: PLC0415  (the other peers run without tidegate)
-
-    port = free_port()
-    config, state_dir, runtime_dir = folder / "config.toml", folder / "state", folder / "run"
-    config.write_text(f"""listen = "127.0.0.1:{port}"
-[[upstream]]
-name = "stub"
-url = "http://127.0.0.1:{stub.port}"
-""")
-    for directory in (state_dir, runtime_dir):
-        directory.mkdir(mode=0o700)
-    token = tokens.new(state_dir / "tokens", "bench")
-    places = ["--config", config, "--state-dir", state_dir, "--runtime-dir", runtime_dir]
-    command = pinned(core, TIDEGATE, "run", *places)
-    with run_gateway(command, port, folder / "tidegate.log") as (pid, ready_s):
-        yield Peer(
-            name="tidegate",
-            port=port,
-            pid=pid,
-            ready_s=ready_s,
-            token=token,
-            sweep=[str(part) for part in (TIDEGATE, "sweep", "--finished", *places)],
-        )
-
-
-STARTS: dict[str, Start] = {
-    "direct": start_direct,
-    "nginx": start_nginx,
-    "tidegate": start_tidegate,
-}
-
-
-def why_missing(name: str) -> str | None:
-    """Say why this peer cannot run here, or None."""
-    if name == "nginx" and shutil.which("nginx") is None:
-        return "nginx is not installed"
-    if name == "tidegate" and not TIDEGATE.exists():
-        return f"{TIDEGATE} does not exist"
-    return None
+        return sum(map(machine.rss_bytes, self.workers()))
 
 
 def free_port() -> int:
@@ -160,8 +89,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def run_gateway(command: list[str], port: int, log: Path) -> Iterator[tuple[int, float]]:
-    """Start a gateway, wait until it is ready, and end it and its children after the block."""
+def run_gateway(
+    command: list[str], port: int, log: Path, path: str = "/healthz"
+) -> Iterator[tuple[int, float]]:
+    """Start a gateway, wait until `path` is answered with 200, and end it after the block."""
     started_s = time.monotonic()
     with (
         log.open("wb") as output,
@@ -170,25 +101,28 @@ def run_gateway(command: list[str], port: int, log: Path) -> Iterator[tuple[int,
         ) as process,
     ):
         try:
-            yield process.pid, _wait_ready(process, port, started_s, log)
+            _wait_ready(process, port, path, started_s, log)
+            yield process.pid, time.monotonic() - started_s
         finally:
             _stop(process)
 
 
-def _wait_ready(process: subprocess.Popen[bytes], port: int, started_s: float, log: Path) -> float:
+def _wait_ready(
+    process: subprocess.Popen[bytes], port: int, path: str, started_s: float, log: Path
+) -> None:
     while process.poll() is None and time.monotonic() - started_s < READY_LIMIT_S:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=READY_LIMIT_S)
         try:
-            connection.request("GET", "/healthz")
+            connection.request("GET", path)
             if connection.getresponse().status == 200:
-                return time.monotonic() - started_s
+                return
         except (OSError, http.client.HTTPException):
             pass  # Not yet.
         finally:
             connection.close()
         time.sleep(0.002)
     tail = log.read_text(errors="replace")[-2000:]
-    raise RuntimeError(f"{process.args!r} is not ready on port {port}:\n{tail}")
+    raise NotReadyError(f"{process.args!r} is not ready on port {port}:\n{tail}")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

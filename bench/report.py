@@ -5,7 +5,9 @@ from __future__ import annotations
 from statistics import median
 from typing import Any
 
-from workloads import Round
+from peers import FAST
+from rounds import Round
+from targets import Summary, ready_s
 
 MIB = 1024 * 1024
 
@@ -30,7 +32,8 @@ PACED: list[_Column] = [
     ("delay p99 us", "delay_p99_us", 1, ",.0f"),
     ("added p50 us", "added_p50_us", 1, ",.0f"),
     ("added p99 us", "added_p99_us", 1, ",.0f"),
-    ("KiB/stream", "bytes_per_slot", 1 / 1024, ".1f"),
+    ("streams", "streams", 1, ",.0f"),
+    ("KiB/stream", "bytes_per_stream", 1 / 1024, ".1f"),
     ("gateway busy", "gateway_busy", 1, ".0%"),
     ("RSS MiB", "rss_bytes", 1 / MIB, ".1f"),
     ("foreign", "foreign", 1, ".0%"),
@@ -41,22 +44,59 @@ MEMORY: list[_Column] = [
     ("own", "parent_private_bytes", 1 / MIB, ".1f"),
     ("worker RSS", "worker_rss_bytes", 1 / MIB, ".1f"),
     ("own", "worker_private_bytes", 1 / MIB, ".1f"),
-    ("KiB/idle stream", "bytes_per_idle_stream", 1 / 1024, ".1f"),
+    ("KiB/idle stream", "bytes_per_stream_since_idle", 1 / 1024, ".1f"),
+    ("since warm", "bytes_per_stream_since_warm", 1 / 1024, ".1f"),
     ("peak", "peak_bytes", 1 / MIB, ".1f"),
     ("after burst", "after_burst_bytes", 1 / MIB, ".1f"),
     ("settled", "settled_bytes", 1 / MIB, ".1f"),
     ("of idle", "settled_over_idle", 1, ".0%"),
     ("after s", "settled_after_s", 1, ".1f"),
     ("burst s", "burst_s", 1, ".1f"),
+    ("CPU s", "burst_cpu_s", 1, ".2f"),
+    ("foreign", "foreign", 1, ".0%"),
     ("ready s", "ready_s", 1, ".2f"),
     ("errors", "errors", 1, ".0f"),
 ]
-RATIOS = ["answers_per_s", "cpu_us_per_answer", "cpu_s_per_million_events"]
+CONNECTIONS: list[_Column] = [
+    ("req/s", "answers_per_s", 1, ",.0f"),
+    ("CPU us/req", "cpu_us_per_answer", 1, ",.1f"),
+    ("on a kept one", "kept_cpu_us_per_answer", 1, ",.1f"),
+    ("us/connection", "us_per_connection", 1, ",.1f"),
+    ("gateway busy", "gateway_busy", 1, ".0%"),
+    ("harness busy", "harness_busy", 1, ".0%"),
+    ("foreign", "foreign", 1, ".0%"),
+    ("errors", "errors", 1, ".0f"),
+]
+CROWD: list[_Column] = [
+    ("answered p50 ms", "answer_p50_us", 1 / 1000, ",.1f"),
+    ("p99 ms", "answer_p99_us", 1 / 1000, ",.1f"),
+    ("max ms", "answer_max_us", 1 / 1000, ",.1f"),
+    ("foreign", "foreign", 1, ".0%"),
+    ("errors", "errors", 1, ".0f"),
+]
+# A page has room for less. The workload comes first, then the same as above.
+PAGE = [
+    ("W1", "W1 req/s", "answers_per_s", 1, ",.0f"),
+    ("W1b", "W1b req/s", "answers_per_s", 1, ",.0f"),
+    ("W4", "W4 req/s", "answers_per_s", 1, ",.0f"),
+    ("W4", "W4 CPU us/req", "cpu_us_per_answer", 1, ",.0f"),
+    ("W3", "CPU s/M paced chunks", "cpu_s_per_million_events", 1, ",.0f"),
+    ("C", "us/connection", "us_per_connection", 1, ",.0f"),
+    ("K", "1,000 at once, p99 ms", "answer_p99_us", 1 / 1000, ",.0f"),
+    ("M", "idle MiB", "worker_rss_bytes", 1 / MIB, ",.0f"),
+    ("M", "KiB/idle stream", "bytes_per_stream_since_warm", 1 / 1024, ",.1f"),
+]
+RATIOS = {
+    "answers_per_s": "req/s",
+    "cpu_us_per_answer": "CPU a request",
+    "cpu_s_per_million_events": "CPU a chunk",
+    "burst_cpu_s": "CPU of the burst",
+}
 
 
-def summarise(rounds: list[Round]) -> dict[str, dict[str, Round]]:
+def summarise(rounds: list[Round]) -> Summary:
     """Take medians by workload and peer; errors are summed, for one is one too many."""
-    summary: dict[str, dict[str, Round]] = {}
+    summary: Summary = {}
     for workload, peer in dict.fromkeys((r["workload"], r["peer"]) for r in rounds):
         of_both = [r for r in rounds if r["workload"] == workload and r["peer"] == peer]
         quiet = [r for r in of_both if not r["noisy"]]
@@ -71,8 +111,9 @@ def summarise(rounds: list[Round]) -> dict[str, dict[str, Round]]:
 
 
 def table(workload: str, what: str, peers: dict[str, Round]) -> str:
-    """Write one workload: a line for each peer, and one that compares tidegate with nginx."""
-    columns = {"W3": PACED, "M": MEMORY}.get(workload, SPEED)
+    """Write one workload: a line for each peer, and what tidegate and its ceiling are of nginx."""
+    special = {"W3": PACED, "M": MEMORY, "C": CONNECTIONS, "K": CROWD}
+    columns = special.get(workload, SPEED)
     rows = [["", *(title for title, *_ in columns), "quiet"]]
     for peer, figures in peers.items():
         cells = [_cell(figures.get(name), factor, form) for _, name, factor, form in columns]
@@ -80,10 +121,27 @@ def table(workload: str, what: str, peers: dict[str, Round]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [f"{workload}: {what}"]
     lines += ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
-    ratios = peers.get("tidegate", {}).get("to_nginx", {})
-    if ratios:
-        said = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
-        lines.append(f"tidegate / nginx: {said}")
+    for peer in ("ceiling", "tidegate"):
+        if ratios := peers.get(peer, {}).get("to_nginx"):
+            said = ", ".join(f"{RATIOS[name]} {ratio:.2f}" for name, ratio in ratios.items())
+            lines.append(f"{peer} / nginx: {said}")
+    return "\n".join(lines)
+
+
+def page(summary: Summary, versions: dict[str, str]) -> str:
+    """Write the table of README.md, a line for each contender, as Markdown."""
+    names = dict.fromkeys(name for peers in summary.values() for name in peers)
+    lines = [f"| | {' | '.join(title for _, title, *_ in PAGE)} | ready s |"]
+    lines.append("|---" * (len(PAGE) + 2) + "|")
+    for name in names:
+        cells = []
+        for workload, _, figure, factor, form in PAGE:
+            figures = summary.get(workload, {}).get(name, {})
+            cells.append(_cell(figures.get(figure), factor, form))
+            if workload == "W3" and figures.get("streams", FAST.paced) != FAST.paced:
+                cells[-1] += f" ({figures['streams']:.0f} streams)"
+        ready = _cell(ready_s(summary, name), 1, ".2f")
+        lines.append(f"| {f'{name} {versions[name]}'.strip()} | {' | '.join(cells)} | {ready} |")
     return "\n".join(lines)
 
 

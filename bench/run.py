@@ -1,9 +1,9 @@
-"""Measure tidegate beside nginx and beside no gateway at all, in one run.
+"""Measure tidegate beside nginx, beside the barest relay in Python, and beside no gateway at all.
 
     python bench/run.py --rounds 5 --only W1b,W4 --peers direct,nginx,tidegate
 
 The contenders take turns, each starts fresh in every round, and a round that neighbours disturbed
-is repeated, as often as there are rounds at most. README.md here says how to read the result.
+is repeated while there is time for it. README.md here says how to read the result.
 """
 
 from __future__ import annotations
@@ -14,47 +14,61 @@ import os
 import platform
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator
+from itertools import product
 
-from peers import STARTS, why_missing
-from report import summarise, table
+import targets
+from contenders import DEFAULT, STARTS, version
+from installs import CannotInstallError
+from peers import NotReadyError
+from report import page, summarise, table
+from rounds import Cores, Round
 from tools import BUILD, check_tools, compile_tools
-from workloads import Cores, Round, measure, measure_memory, workloads
+from workloads import Workload, workloads
 
-MEMORY_TEXT = "MiB idle (parent and worker), 1,000 idle streams, after 2,000 streams of 300 KB"
+REPEAT_S = 8  # what a noisy round takes at most; M is never called noisy
+ORDER = ["W1b", "W4", "W3", "W1", "C", "K", "M"]  # W2 is asked for by name
 
 
 def main() -> int:
-    """Measure, print tables, and write them with every round under build/bench."""
+    """Measure, print tables and verdicts, and write them with every round under build/bench."""
     arguments = _arguments()
+    deadline_s = time.monotonic() + 60 * arguments.minutes
     cores = _cores()
     os.sched_setaffinity(0, {cores.harness})
     known = workloads(arguments.seconds)
     names = arguments.only.split(",")
-    peers = _present(arguments.peers.split(","))
-    if unknown := set(names) - {*known, "M"}:
+    if unknown := set(names) - known.keys():
         sys.exit(f"no such workload: {', '.join(sorted(unknown))}")
+    versions = _present(list(STARTS) if arguments.peers == "all" else arguments.peers.split(","))
     compile_tools()
     check_tools(cores.harness)
     rounds: list[Round] = []
-    texts: list[str] = []
     try:
-        for name in names:
-            rounds += _measure_workload(name, peers, cores, arguments.rounds, arguments.seconds)
-            what = MEMORY_TEXT if name == "M" else known[name].what
-            if name in (summary := summarise(rounds)):
-                texts.append(table(name, what, summary[name]))
-                print(texts[-1], end="\n\n", flush=True)
-    finally:
-        _write(rounds, texts)  # What has been measured is worth keeping if a contender fails.
+        asked = [known[name] for name in names]
+        for found in play(asked, list(versions), cores, arguments.rounds, deadline_s):
+            rounds.append(found)
+            _say(found)
+    finally:  # What has been measured is worth keeping if a contender fails.
+        summary = summarise(rounds)
+        text = "\n\n".join(table(name, known[name].what, summary[name]) for name in summary)
+        text += "\n\n" + targets.table(targets.judge(summary))
+        print(page(summary, versions) if arguments.table else text)
+        _write(rounds, text, versions)
     return 1 if any(r["errors"] for r in rounds) else 0
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=5, help="quiet rounds wanted of each")
-    parser.add_argument("--only", default="W1,W1b,W2,W3,W4,M", help="workloads")
-    parser.add_argument("--peers", default=",".join(STARTS), help="contenders")
-    parser.add_argument("--seconds", type=float, default=3.0, help="what is counted of a round")
+    parser.add_argument("--rounds", type=int, default=3, help="of each workload, a third of M")
+    parser.add_argument("--only", default=",".join(ORDER), help="workloads")
+    parser.add_argument("--peers", default=",".join(DEFAULT), help=f"all, or of {','.join(STARTS)}")
+    parser.add_argument("--seconds", type=float, default=1.5, help="what is counted of a round")
+    parser.add_argument(
+        "--minutes", type=float, default=5, help="noisy rounds are repeated until then"
+    )
+    parser.add_argument("--table", action="store_true", help="print the table of README.md")
     return parser.parse_args()
 
 
@@ -65,35 +79,47 @@ def _cores() -> Cores:
     return Cores(gateway=allowed[-1], harness=allowed[0])
 
 
-def _present(names: list[str]) -> list[str]:
-    present = []
+def _present(names: list[str]) -> dict[str, str]:
+    """Have the contenders ready to start. Returns the version of each that could be had."""
+    versions = {}
     for name in names:
         if name not in STARTS:
             sys.exit(f"no such contender: {name}")
-        if (why := why_missing(name)) is None:
-            present.append(name)
-        else:
-            print(f"without {name}: {why}", file=sys.stderr)
-    return present
+        try:
+            versions[name] = version(name)
+        except CannotInstallError as error:
+            print(f"without {name}: {error}", file=sys.stderr)
+    return versions
 
 
-def _measure_workload(
-    name: str, peers: list[str], cores: Cores, wanted: int, seconds: float
-) -> list[Round]:
-    """Play rounds of one workload, contenders in turn, until enough are quiet or too many noisy."""
-    rounds: list[Round] = []
-    contenders = [peer for peer in peers if not (name == "M" and peer == "direct")]
-    for number in range(2 * wanted):
-        for peer in contenders:
-            if sum(r["peer"] == peer and not r["noisy"] for r in rounds) == wanted:
+def play(
+    asked: list[Workload], peers: list[str], cores: Cores, wanted: int, deadline_s: float
+) -> Iterator[Round]:
+    """Play all rounds, contenders in turn, and then the noisy ones again while there is time."""
+    missing: Counter[tuple[Workload, str]] = Counter()
+    for workload in asked:
+        contenders = [peer for peer in peers if workload.has_direct or peer != "direct"]
+        rounds = -(-wanted // 3) if workload.is_steady else wanted
+        for number, peer in product(range(rounds), contenders):
+            if peer not in peers:
+                continue  # It did not start the last time.
+            try:
+                found = workload.measure(peer, cores)
+            except NotReadyError as error:
+                if peer == "tidegate":
+                    raise
+                print(f"without {peer} from here: {error}", file=sys.stderr)
+                peers.remove(peer)
                 continue
-            if name == "M":
-                found = measure_memory(peer, cores)
-            else:
-                found = measure(workloads(seconds)[name], peer, cores)
-            rounds.append({**found, "round": number})
-            _say(rounds[-1])
-    return rounds
+            missing[workload, peer] += found["noisy"]
+            yield {**found, "round": number}
+    while (+missing).keys():
+        for workload, peer in +missing:
+            if time.monotonic() > deadline_s - REPEAT_S:
+                return
+            found = workload.measure(peer, cores)
+            missing[workload, peer] -= not found["noisy"]
+            yield {**found, "round": "again"}
 
 
 def _say(found: Round) -> None:
@@ -105,17 +131,19 @@ def _say(found: Round) -> None:
     print(f"{where}: {speed}{noise}{trouble}", file=sys.stderr)
 
 
-def _write(rounds: list[Round], texts: list[str]) -> None:
+def _write(rounds: list[Round], text: str, versions: dict[str, str]) -> None:
     about = {
         "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "python": platform.python_version(),
         "kernel": platform.release(),
         "cores": os.cpu_count(),
+        "versions": versions,
     }
+    summary = summarise(rounds)
     stem = BUILD / time.strftime("%Y%m%d-%H%M%S")
-    found = {"about": about, "summary": summarise(rounds), "rounds": rounds}
+    found = {"about": about, "summary": summary, "rounds": rounds}
     stem.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
-    stem.with_suffix(".txt").write_text("\n\n".join(texts) + "\n")
+    stem.with_suffix(".txt").write_text(text + "\n")
     print(f"written: {stem}.json and .txt")
 
 
