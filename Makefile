@@ -22,7 +22,7 @@ help:
 	@echo "make test-all  run every test, a quarter of an hour (TEST_JOBS=2)"
 	@echo "make check   formatting, lint, types, lock files and every test: what CI runs"
 	@echo "make format  put the code into the project's form"
-	@echo "make bench   measure it beside nginx, 5 minutes (PEERS=1 for six more, ARGS=--help)"
+	@echo "make bench   measure it beside nginx, 5 minutes (PEERS=1 for five more, ARGS=--help)"
 	@echo "make attacks  clients that try to fill its memory, beside honest ones, 20 minutes"
 	@echo "make simulate  months of memory in minutes: leaks told, healthy weeks left alone"
 	@echo "make soak    watch it for growth under load that hangs, 6 minutes (SOAK_HOURS=8)"
