@@ -54,9 +54,11 @@ def pytest_asyncio_loop_factories(
     return fast if sys.platform == "linux" else plain
 
 
-@pytest.fixture
-async def rigs() -> AsyncIterator[Rigs]:
-    """Starts gateways: `rig = await rigs(upstream, …, **limits)`."""
+@pytest.fixture(
+    params=[True, False] if RUN_LONG else [True], ids=["fast", "ordinary"][: 1 + RUN_LONG]
+)
+async def rigs(request: pytest.FixtureRequest) -> AsyncIterator[Rigs]:
+    """Starts gateways: `rig = await rigs(upstream, …, **limits)`; on both roads in long tests."""
     folder = Path(tempfile.mkdtemp(prefix="tg-"))  # short enough for a Unix socket's path
     started: list[str] = []
 
@@ -64,7 +66,7 @@ async def rigs() -> AsyncIterator[Rigs]:
         started.append(str(folder / f"{len(started)}.sock"))
         return started[-1]
 
-    rigs = Rigs(peer_socket)
+    rigs = Rigs(peer_socket, fast_lane=request.param)
     try:
         yield rigs
         await rigs.finish()

@@ -18,7 +18,7 @@ from fakes.client import Stream
 from fakes.machine import stop_listening, until
 from fakes.upstream import DONE, FINISH, ROLE
 from tidegate.core.protocol.worker import StateUpdate
-from tidegate.core.settings import Limits, Model, Settings, Token, Upstream
+from tidegate.core.settings import Limits, Model, Server, Settings, Token, Upstream
 from tidegate.gateway.api import routes
 from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.relay.relay import Relay
@@ -265,7 +265,8 @@ class _Errors(logging.Handler):
 class Rigs:
     """Starts gateways, and finishes them."""
 
-    def __init__(self, peer_sockets: Callable[[], str]) -> None:
+    def __init__(self, peer_sockets: Callable[[], str], *, fast_lane: bool = True) -> None:
+        self.fast_lane = fast_lane
         self._peer_sockets = peer_sockets
         self.started: list[Rig] = []
         self._handlers: list[logging.Handler] = []
@@ -298,6 +299,7 @@ class Rigs:
             models=models
             if isinstance(models, list)
             else [Model(name=n, targets=t) for n, t in (models or {}).items()],
+            server=Server(fast_lane=self.fast_lane),
             limits=Limits(**(short | limits)),
         )
         peer_socket = self._peer_sockets()

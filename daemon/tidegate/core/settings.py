@@ -190,11 +190,18 @@ class Model(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return [target for level in self.levels for target in level]
 
 
+class Server(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How clients are served."""
+
+    fast_lane: AtOnce[bool] = True  # the most frequent requests are answered past aiohttp
+
+
 class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The whole configuration file."""
 
     listen: NewWorker[list[str]] = field(default_factory=lambda: ["127.0.0.1:8433"])
     allowed_hosts: AtOnce[list[str]] = []
+    server: Server = Server()
     limits: Limits = Limits()
     memory: Memory = Memory()
     drain: DrainLimits = DrainLimits()

@@ -29,8 +29,9 @@ from tidegate.gateway.relay.registry import Registry
 from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.relay.subscriber import Subscriber
 from tidegate.gateway.server import descriptors
-from tidegate.gateway.server.auth import Access, AccessControl, Caller
+from tidegate.gateway.server.auth import Access, AccessControl, Caller, RequestHead
 from tidegate.gateway.server.errors import DEMO_PATH, Refused
+from tidegate.gateway.server.porch import FastLane
 from tidegate.gateway.server.server import GatewayServer
 from tidegate.gateway.server.sockets import Sockets
 from tidegate.gateway.upstreams.catalog import PROBE_S, REFRESH_S, Catalog
@@ -50,11 +51,21 @@ class Route(NamedTuple):
     handler: Handler
 
 
+class Lane(FastLane, Protocol):
+    """The fast lane, as the gateway sees it."""
+
+    def forget(self) -> None:
+        """Forget whom it let in: the settings have changed."""
+
+
 class Routes(Protocol):
     """What is served, outside and on the inner socket: `gateway/api/routes`."""
 
     ROUTES: tuple[Route, ...]
     OPEN_PATHS: list[str]  # as regular expressions; they ask for no token
+
+    def make_lane(self, gateway: Gateway) -> Lane:
+        """Make what answers the most frequent requests past aiohttp."""
 
     async def handle(self, gateway: Gateway, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a client. Raises Refused."""
@@ -91,6 +102,7 @@ class Gateway:
             ledger=self.registry.ledger,
             open_paths=routes.OPEN_PATHS,
         )
+        self.server.lane = self._lane = routes.make_lane(self)
         self.evictor = Evictor(
             self.registry,
             sockets=self.sockets,
@@ -135,6 +147,7 @@ class Gateway:
         catalog = Catalog(settings, secrets, self._demo_url, headers or {}, authorities or {})
         catalog.adopt(self.catalog)
         self.settings, self._access, self.catalog = settings, access, catalog
+        self._lane.forget()
         self.server.table.places = descriptors.places_for(settings.limits.max_connections)
 
     def on_state_update(self, update: StateUpdate) -> None:
@@ -267,8 +280,18 @@ class Gateway:
         try:
             yield
         finally:
-            self.registry.forget(subscriber)
-            relay.detach(subscriber)
+            self.registry.detach(relay, subscriber)
+
+    def recognise(self, head: RequestHead) -> Caller | None:
+        """Find out who sends a request, if it may make one; a refusal is not told nor counted."""
+        return self._access.recognise(head, Access.TOKEN)
+
+    @property
+    def admits_all(self) -> bool:
+        """Whether nothing stands against a new run, whosever it is."""
+        update = self.state_update
+        is_shedding = update is not None and update.shed is not None
+        return not (self.parked or self.server.draining or is_shedding)
 
     def refuse_when_shedding(self) -> None:
         """Raises Refused when memory is so short that nothing new may begin."""

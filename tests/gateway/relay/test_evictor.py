@@ -350,7 +350,7 @@ async def test_a_write_that_the_kernel_took_in_part_is_charged_whole(rigs, raw_u
     await stream.read_events(1)
     relay = rig.relay()
     await stalls(rig, relay)
-    (connection,) = rig.gateway.server.connections
+    (connection,) = rig.gateway.server.table
     unsent = connection.transport.get_write_buffer_size()
     entries = relay.run.account.entries
     await until(lambda: entries[Entry.OUTBOUND] >= unsent > 0, DEADLINE_S, "it is charged")

@@ -194,7 +194,7 @@ async def test_connections_go_behind_kept_answers_and_before_any_run(rigs, raw_u
     await until(lambda: rig.relay().run.window.next_seq > 50, DEADLINE_S, "its events have come")
     reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
     writer.write(b"GET /v1/runs HTTP/1.1\r\n" + b"X: %b\r\n" % (b"y" * 900) * 30)
-    await until(lambda: ledger.connections.total_bytes > 40_000, DEADLINE_S, "half a head")
+    await until(lambda: ledger.connections.total_bytes > 35_000, DEADLINE_S, "half a head")
     await asyncio.sleep(FRESH_S + 0.05)
     account = ledger.open()
     rig.facts(ledger_limit_bytes=(ledger.total_bytes + 4096) * 8 // 7)

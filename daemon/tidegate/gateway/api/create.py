@@ -1,4 +1,4 @@
-"""From a request to a run, and from a run to its creator: one way for every format.
+"""From a request to a run: one way for every format.
 
 What differs between formats is in their descriptions (`tidegate.core.formats`).
 """
@@ -9,31 +9,25 @@ import time
 from typing import NamedTuple
 
 from aiohttp import web
+from multidict import CIMultiDictProxy
 
 from tidegate.core.errors import LedgerFull
 from tidegate.core.formats import RESPONSES
 from tidegate.core.formats.base import Format, RequestInfo
-from tidegate.core.formats.framing import RAW
 from tidegate.core.runs.ledger import Account, Entry
 from tidegate.core.runs.run import Run, RunRequest
-from tidegate.core.runs.window import START
 from tidegate.gateway.api import responses
+from tidegate.gateway.api.delivery import Delivery
 from tidegate.gateway.api.demo import StuckRelay
-from tidegate.gateway.api.heads import answer_head, failure, no_room, raw_head, stream_head
+from tidegate.gateway.api.heads import no_room
 from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.relay.request import HOPS_HEADER, RequestExtras
-from tidegate.gateway.relay.subscriber import (
-    RawSubscriber,
-    StreamSubscriber,
-    Subscriber,
-)
 from tidegate.gateway.server.auth import Caller
 from tidegate.gateway.server.body import read_body
 from tidegate.gateway.server.errors import Refused
 from tidegate.gateway.server.ids import new_id
-from tidegate.gateway.server.writer import SLICE_BYTES, AlreadySent, ResponseWriter
-from tidegate.gateway.upstreams.reply import Answer
+from tidegate.gateway.server.writer import ResponseWriter
 
 MAX_HOPS = 4  # one gateway before another is sensible; a longer row is a ring
 _ON_DISCONNECT = {"": False, "cancel": False, "continue": True}
@@ -46,7 +40,7 @@ async def answer(
     account = gateway.registry.ledger.open()
     try:
         relay, info = await _new_relay(gateway, request, caller, form, account)
-        client = ResponseWriter(request)
+        client = ResponseWriter.of(request)
     except LedgerFull as full:
         account.close()
         raise no_room(full) from None
@@ -54,16 +48,14 @@ async def answer(
         account.close()
         raise
     gateway.registry.add(relay)
-    run = relay.run
-    if info.stream:
-        head = stream_head(run, client, run.format.framing)
-        return await _stream(gateway, relay, StreamSubscriber(run, client, head), client)
-    if run.request.background:
+    if info.background and not info.stream:
         return responses.begin(relay)
-    if run.format.framing is RAW:
-        subscriber = RawSubscriber(run, client, lambda: raw_head(relay, client))
-        return await _stream(gateway, relay, subscriber, client)
-    return await _answer(gateway, relay, client)
+    delivery = Delivery(gateway, relay, client, streams=info.stream)
+    delivery.begin()
+    try:
+        return await delivery.finish()
+    finally:
+        delivery.end()
 
 
 async def _new_relay(
@@ -74,7 +66,7 @@ async def _new_relay(
     def charge(held_bytes: int) -> None:
         account.set(Entry.BODY, held_bytes)
 
-    check_welcome(gateway, request)
+    check_welcome(gateway, request.headers)
     limits = gateway.settings.limits
     body = await read_body(
         request,
@@ -83,7 +75,8 @@ async def _new_relay(
         charge=charge,
         fits_bytes=gateway.registry.ledger.largest_body_bytes,
     )
-    parsed = parse_request(request, form, body)
+    facts = read_facts(request.headers, form)
+    parsed = parse_request(facts, form, body, request.remote)
     return new_relay(gateway, caller, account, parsed), parsed.info
 
 
@@ -97,10 +90,34 @@ class ParsedRequest(NamedTuple):
     address: str = ""  # whose it is where there are no tokens
 
 
-def check_welcome(gateway: Gateway, request: web.BaseRequest) -> None:
+class HeadFacts(NamedTuple):
+    """What the head of a request says of its answer."""
+
+    content_type: str
+    keep_running: bool | None  # when its client has gone; None: it says so in no known way
+    header_lines: str  # for the upstream
+    hops: int
+
+
+def read_facts(headers: CIMultiDictProxy[str], form: Format) -> HeadFacts:
+    """Read what concerns the answer from a request's headers."""
+    content_type = headers.get("Content-Type", "application/json")
+    if not content_type.lower().startswith("multipart/form-data"):
+        content_type = "application/json"  # whatever it says, it is read as that
+    lines = [
+        f"{name}: {value}\r\n"
+        for name in form.forwarded
+        for value in headers.getall(name, ())
+        if value.isascii() and value.isprintable()
+    ]
+    keep_running = _ON_DISCONNECT.get(headers.get("x-on-disconnect", "").lower())
+    return HeadFacts(content_type, keep_running, "".join(lines), hops_of(headers))
+
+
+def check_welcome(gateway: Gateway, headers: CIMultiDictProxy[str]) -> None:
     """Check that something new may begin. Raises Refused."""
     gateway.refuse_when_shedding()
-    if _hops(request) >= MAX_HOPS:
+    if hops_of(headers) >= MAX_HOPS:
         raise Refused(
             508,
             f"this request has come through {MAX_HOPS} tidegates: an [[upstream]] leads back here",
@@ -109,34 +126,26 @@ def check_welcome(gateway: Gateway, request: web.BaseRequest) -> None:
         )
 
 
-def parse_request(request: web.BaseRequest, form: Format, body: bytes) -> ParsedRequest:
+def parse_request(
+    facts: HeadFacts, form: Format, body: bytes, address: str | None
+) -> ParsedRequest:
     """Find out what is asked for, and what its upstream has to know. Raises Refused."""
-    content_type = request.headers.get("Content-Type", "application/json")
-    if not content_type.lower().startswith("multipart/form-data"):
-        content_type = "application/json"  # whatever it says, it is read as that
     try:
-        form = form.of_request(body, content_type)
-        info = form.parse_request(body, content_type)
+        form = form.of_request(body, facts.content_type)
+        info = form.parse_request(body, facts.content_type)
     except ValueError as error:
         raise Refused(400, str(error), "bad_request") from None
-    keep_running = _ON_DISCONNECT.get(request.headers.get("x-on-disconnect", "").lower())
-    if keep_running is None:
+    if facts.keep_running is None:
         raise Refused(400, "x-on-disconnect is cancel or continue", "bad_on_disconnect")
-    if keep_running and not info.stream:
+    if facts.keep_running and not info.stream:
         raise Refused(
             400,
             "x-on-disconnect: continue needs stream: true, for only a stream can be resumed",
             "bad_on_disconnect",
         )
-    lines = [
-        f"{name}: {value}\r\n"
-        for name in form.forwarded
-        for value in request.headers.getall(name, ())
-        if value.isascii() and value.isprintable()
-    ]
-    extras = RequestExtras(content_type, "".join(lines), hops=_hops(request))
-    info = info._replace(keep_running=keep_running or info.background)
-    return ParsedRequest(form, body, info, extras, request.remote or "")
+    extras = RequestExtras(facts.content_type, facts.header_lines, hops=facts.hops)
+    info = info._replace(keep_running=facts.keep_running or info.background)
+    return ParsedRequest(form, body, info, extras, address or "")
 
 
 def new_relay(gateway: Gateway, caller: Caller, account: Account, parsed: ParsedRequest) -> Relay:
@@ -166,51 +175,7 @@ def new_relay(gateway: Gateway, caller: Caller, account: Account, parsed: Parsed
     return kind(gateway.registry, run, targets, gateway.loop, extras, caller=address)
 
 
-def _hops(request: web.BaseRequest) -> int:
+def hops_of(headers: CIMultiDictProxy[str]) -> int:
     """Read through how many tidegates a request has come."""
-    text = request.headers.get(HOPS_HEADER, "0")
+    text = headers.get(HOPS_HEADER, "0")
     return int(text) if text.isascii() and text.isdigit() and len(text) < 4 else MAX_HOPS
-
-
-async def _stream(
-    gateway: Gateway, relay: Relay, subscriber: StreamSubscriber, client: ResponseWriter
-) -> web.StreamResponse:
-    """Send the answer as it grows, or in one piece where nothing of it could be streamed."""
-    with gateway.reading(relay, subscriber):
-        relay.begin()
-        await subscriber.serve()
-        if not subscriber.is_committed:
-            return await _write(gateway, relay, subscriber, client, failure(relay))
-        return AlreadySent(close=client.closes)
-
-
-async def _answer(gateway: Gateway, relay: Relay, client: ResponseWriter) -> web.StreamResponse:
-    """Send the answer in one piece."""
-    subscriber = Subscriber(relay.run, START, client)
-    with gateway.reading(relay, subscriber):
-        relay.begin()
-        while not relay.run.is_over:
-            await subscriber.wait()
-        return await _write(gateway, relay, subscriber, client, relay.answer or failure(relay))
-
-
-async def _write(
-    gateway: Gateway, relay: Relay, subscriber: Subscriber, client: ResponseWriter, answer: Answer
-) -> web.StreamResponse:
-    """Write a whole answer, and wait until it has been read."""
-    relay.answer = None
-    body = memoryview(answer.body)
-    length = ("Content-Length", str(len(body)))
-    head = answer_head(relay, client, answer._replace(headers=(length, *answer.headers)))
-    first = body[:SLICE_BYTES]
-    client.kept_bytes = len(body) if len(body) > len(first) else 0  # else it is in what is written
-    subscriber.outbound_bytes = client.write(b"".join((head, first)))
-    if subscriber.outbound_bytes or client.kept_bytes:
-        gateway.registry.look_soon(subscriber, subscriber.check(gateway.loop.time()))
-        relay.count_outbound()
-        for at in range(SLICE_BYTES, len(body), SLICE_BYTES):
-            await client.drained()
-            client.write(body[at : at + SLICE_BYTES])
-        await client.flushed()
-        client.kept_bytes = subscriber.outbound_bytes = 0
-    return AlreadySent(close=client.closes)

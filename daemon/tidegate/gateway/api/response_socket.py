@@ -176,7 +176,7 @@ class _Dialogue(WebSocketSession):
                 raise Refused(
                     400, "the type of a message is response.create", "unknown_type", param="type"
                 )
-            create.check_welcome(self._gateway, self._request)
+            create.check_welcome(self._gateway, self._request.headers)
             former = self._former(asked)
             turn = conversation.request(asked.fields, former)
         except ValueError as error:
@@ -189,7 +189,8 @@ class _Dialogue(WebSocketSession):
                 " bytes (limits.max_body); begin anew with less, or raise that limit",
                 "body_too_large",
             )
-        parsed = create.parse_request(self._request, RESPONSES, turn.body)
+        facts = create.read_facts(self._request.headers, RESPONSES)
+        parsed = create.parse_request(facts, RESPONSES, turn.body, self._request.remote)
         if not asked.generates:
             return self._remember(turn, parsed.info.model)
         if asked.previous is not None and former is None:

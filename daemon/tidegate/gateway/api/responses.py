@@ -47,7 +47,7 @@ async def show_response(
     relay = _find(gateway, caller, response_id, events)
     check_streamable(relay.run)
     return await follow(
-        gateway, relay, ResponseWriter(request), cursor_after(relay, after), ids=False
+        gateway, relay, ResponseWriter.of(request), cursor_after(relay, after), ids=False
     )
 
 

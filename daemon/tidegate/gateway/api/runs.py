@@ -74,7 +74,7 @@ async def stream_run(
         return web.Response(status=204)
     if over_websocket:
         return await serve_socket(gateway, relay, request, caller, cursor)
-    return await follow(gateway, relay, ResponseWriter(request), cursor, ids=True)
+    return await follow(gateway, relay, ResponseWriter.of(request), cursor, ids=True)
 
 
 def _find(gateway: Gateway, caller: Caller, run_id: str, events: Events | None = None) -> Relay:

@@ -25,6 +25,7 @@ from tidegate.core.runs.state import RunState, Trigger, empty_census
 from tidegate.core.runs.summary import RunSummary
 from tidegate.core.text import count
 from tidegate.gateway.relay.relay import Relay
+from tidegate.gateway.relay.subscriber import Subscriber
 from tidegate.gateway.relay.summaries import summarise
 from tidegate.logs.pace import Pace
 
@@ -222,6 +223,11 @@ class Registry:
             self._let_go(relay, "answered")  # it has been written; there is nothing to resume
         else:
             self._plan_sweep(relay)
+
+    def detach(self, relay: Relay, subscriber: Subscriber) -> None:
+        """Let a reader go that has gone."""
+        self.forget(subscriber)
+        relay.detach(subscriber)
 
     def forget(self, who: Watched) -> None:
         """Drop its deadline: nothing of it is due any more."""

@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from hashlib import sha256
 from hmac import compare_digest
+from typing import Protocol
 
 from aiohttp import hdrs
-from aiohttp.web import BaseRequest
+from multidict import CIMultiDictProxy
 
 from tidegate.core.brake import HERE, Brake, Source, source_of
 from tidegate.core.http.host import Authority, HostRules, is_same_origin, parse_authority
@@ -62,6 +63,19 @@ class Caller:
 
 
 ANONYMOUS = Caller(owner="", name="")
+
+
+class RequestHead(Protocol):
+    """What a request says of itself before its body."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def raw_path(self) -> str: ...
+    @property
+    def headers(self) -> CIMultiDictProxy[str]: ...
+    @property
+    def remote(self) -> str | None: ...
 
 
 class AccessControl:
@@ -104,12 +118,26 @@ class AccessControl:
         return f"<AccessControl tokens={len(self._tokens)}>"
 
     def authenticate(
-        self, request: BaseRequest, access: Access, *, over_unix: bool = False
+        self, request: RequestHead, access: Access, *, over_unix: bool = False
     ) -> Caller:
         """Find out who sends a request; raises Refused. `over_unix`: it came through a Unix socket.
 
         A name means nothing there, and the socket's file mode has already decided who may.
         """
+        caller = self._identify(request, access, over_unix=over_unix)
+        if caller is None:
+            raise self._wrong_key(HERE if over_unix else source_of(request.remote))
+        return caller
+
+    def recognise(self, request: RequestHead, access: Access) -> Caller | None:
+        """Find out who sends a request, if it may; what is to be refused leaves no trace."""
+        try:
+            return self._identify(request, access, over_unix=False)
+        except Refused:
+            return None
+
+    def _identify(self, request: RequestHead, access: Access, *, over_unix: bool) -> Caller | None:
+        """Find who may send a request; None for the key of no client. Raises Refused."""
         if not _TARGET.fullmatch(request.raw_path):
             raise Refused(
                 400,
@@ -127,10 +155,7 @@ class AccessControl:
         keys += headers.getall(_API_KEY, ())
         if not keys:
             raise _unauthorized("a token is needed, as Authorization: Bearer or x-api-key")
-        caller = self._caller(keys)
-        if caller is None:
-            raise self._wrong_key(HERE if over_unix else source_of(request.remote))
-        return caller
+        return self._caller(keys)
 
     def _host(self, values: Sequence[str]) -> Authority:
         """Read the host that the request names."""
@@ -217,7 +242,7 @@ def _unauthorized(message: str) -> Refused:
     return Refused(401, message, "invalid_api_key", headers={hdrs.WWW_AUTHENTICATE: "Bearer"})
 
 
-def _check_site(request: BaseRequest, host: Authority | None) -> None:
+def _check_site(request: RequestHead, host: Authority | None) -> None:
     """Turn away what a page of another site makes a browser send.
 
     Reading is let through: without CORS headers, which are never sent, the page cannot see the

@@ -74,6 +74,7 @@ class Porch(asyncio.Protocol):
         "over_unix",
         "phase",
         "transport",
+        "wrote_raw",
     )
 
     def __init__(
@@ -92,6 +93,7 @@ class Porch(asyncio.Protocol):
         self.charged_bytes = 0
         self._server = server
         self._lane = lane
+        self.wrote_raw = False  # something of the answer to the request in hand
         self._request: LaneRequest | None = None  # in hand
         self._behind = b""  # what came while a request was in hand: for the ordinary road
         self._is_last = False  # the request in hand: there was no memory for what came behind it
@@ -179,6 +181,7 @@ class Porch(asyncio.Protocol):
     def begin(self, request: LaneRequest) -> None:
         """Take a request in hand."""
         self._request = request
+        self.wrote_raw = False
         self._server.table.enter(self, ConnectionPhase.BUSY)
 
     def answered(self, *, close: bool = False) -> None:

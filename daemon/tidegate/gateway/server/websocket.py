@@ -102,7 +102,7 @@ class WebSocket:
         Raises Refused where the request is no handshake, ConnectionError when the client is gone.
         """
         self._handshake = accept_handshake(request)
-        self.client = ResponseWriter(request)
+        self.client = ResponseWriter.of(request)
         self.owner = owner or request.remote or ""
         self.account = gateway.registry.ledger.open()
         self.reader: RunReader | None = None  # of a run, whose account has what is outbound

@@ -6,9 +6,12 @@ charge of everything else: parsing, keep-alive, the connection's life.
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import struct
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import Protocol
 
 from aiohttp import HttpVersion10, web
 
@@ -26,6 +29,17 @@ _NO_LINGER = struct.pack("ii", 1, 0)  # what is left unsent is forgotten, and RS
 
 RESOLUTION_S = 0.001  # uvloop's clock counts milliseconds
 LOOK_AGAIN_S = 1.0  # while something is outbound, so that the ledger stays true
+
+
+class AnswerConnection(Protocol):
+    """A connection, as far as an answer needs it."""
+
+    loop: asyncio.AbstractEventLoop
+    wrote_raw: bool  # bytes of an answer have been written, so no other may begin
+
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        """What its bytes are written to; None when the client is gone."""
 
 
 class AlreadySent(web.StreamResponse):
@@ -46,13 +60,13 @@ class ResponseWriter:
     """The connection that one answer is written to."""
 
     __slots__ = (
+        "_connection",
+        "_drain",
         "_former_bytes",
         "_last_bytes",
         "_progress_s",
-        "_protocol",
         "_taken",
         "_transport",
-        "_writer",
         "_written",
         "closes",
         "high_water_bytes",
@@ -61,28 +75,49 @@ class ResponseWriter:
         "loop",
     )
 
-    def __init__(self, request: web.BaseRequest) -> None:
-        transport, protocol = request.transport, request.protocol
-        if transport is None or not isinstance(protocol, ClientProtocol):
+    def __init__(
+        self,
+        connection: AnswerConnection,
+        drain: Callable[[], Awaitable[None]],
+        *,
+        http10: bool = False,
+        closes: bool = False,
+    ) -> None:
+        """Write to a client. Raises ConnectionResetError when it is gone.
+
+        `drain` waits until the transport holds little. With `closes` the connection ends with this
+        answer; a client of HTTP/1.0 knows no chunks.
+        """
+        if connection.transport is None:
             raise ConnectionResetError("the client is gone")
-        self.loop = protocol.loop
-        self._transport = transport
-        self._writer = request.writer
+        self.loop = connection.loop
+        self._transport = connection.transport
+        self._connection = connection
+        self._drain = drain
         self._written = self._taken = 0
         self._former_bytes = self._last_bytes = 0  # of the last two writes
         self._progress_s: float | None = None
         self.kept_bytes = 0  # an answer that is being written in slices
-        self.http10 = request.version <= HttpVersion10
-        self.closes = protocol.ends_after_answer or self.http10 or not request.keep_alive
-        self._protocol = protocol
+        self.http10 = http10
+        self.closes = closes
         self.high_water_bytes = HIGH_WATER_BYTES
+
+    @classmethod
+    def of(cls, request: web.BaseRequest) -> ResponseWriter:
+        """Write the answer to a request. Raises ConnectionResetError when its client is gone."""
+        protocol = request.protocol
+        if not isinstance(protocol, ClientProtocol):
+            raise ConnectionResetError("the client is gone")
+        http10 = request.version <= HttpVersion10
+        closes = protocol.ends_after_answer or http10 or not request.keep_alive
+        return cls(protocol, request.writer.drain, http10=http10, closes=closes)
 
     def write(self, data: bytes | memoryview) -> int:
         """Write; returns the bytes that the kernel has not taken. A gone client takes all."""
         transport = self._transport
         if transport.is_closing():
             return 0
-        self._protocol.wrote_raw = True
+        self._connection.wrote_raw = True
         transport.write(data)
         size = len(data)
         self._written += size
@@ -118,14 +153,14 @@ class ResponseWriter:
 
     async def drained(self) -> None:
         """Wait until the buffer is below its low-water mark. Raises ConnectionError."""
-        await self._writer.drain()
+        await self._drain()
 
     async def flushed(self) -> None:
         """Wait until the kernel has taken everything. The caller watches `stalled_s`."""
         if not self._unsent_bytes:
             return
         self._transport.set_write_buffer_limits(high=0)
-        await self._writer.drain()
+        await self._drain()
         self._transport.set_write_buffer_limits(high=self.high_water_bytes)
 
     def limit_buffer(self, *, half: bool) -> None:
