@@ -31,7 +31,7 @@ from tidegate.gateway.relay.subscriber import Subscriber
 from tidegate.gateway.server import descriptors
 from tidegate.gateway.server.auth import Access, AccessControl, Caller, RequestHead
 from tidegate.gateway.server.errors import DEMO_PATH, Refused
-from tidegate.gateway.server.porch import FastLane
+from tidegate.gateway.server.porch import Lane
 from tidegate.gateway.server.server import GatewayServer
 from tidegate.gateway.server.sockets import Sockets
 from tidegate.gateway.upstreams.catalog import PROBE_S, REFRESH_S, Catalog
@@ -49,13 +49,6 @@ class Route(NamedTuple):
     path: re.Pattern[str]
     access: Access
     handler: Handler
-
-
-class Lane(FastLane, Protocol):
-    """The fast lane, as the gateway sees it."""
-
-    def forget(self) -> None:
-        """Forget whom it let in: the settings have changed."""
 
 
 class Routes(Protocol):

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[3]
 CONFIG_DOC = (ROOT / "docs" / "config.md").read_text()
 TABLES = {
     "## Top": settings.Settings,
+    "## `[server]`": settings.Server,
     "## `[limits]`": settings.Limits,
     "## `[memory]`": settings.Memory,
     "## `[drain]`": settings.DrainLimits,

@@ -1,7 +1,7 @@
 """Where every connection begins: a small protocol, and the way from it to aiohttp's.
 
 What waits for its first request, or for the next one, costs a dozen slots here and no parser, task
-or timer. The fast lane is asked first about each request that comes (`FastLane.take`). Anything
+or timer. The fast lane is asked first about each request that comes (`Lane.take`). Anything
 else goes with all that was read to a fresh `ClientProtocol`, and the connection never comes back,
 so that one parser at most ever sees a connection's bytes.
 """
@@ -45,7 +45,7 @@ class LaneRequest(Protocol):
         """Take note that the client is gone; nothing is told about the request any more."""
 
 
-class FastLane(Protocol):
+class Lane(Protocol):
     """Answers the requests that it knows to be of the common kind; declines all others."""
 
     def take(self, porch: Porch, data: bytes) -> bool:
@@ -53,6 +53,9 @@ class FastLane(Protocol):
 
         What is taken begins with `Porch.begin` and ends in `Porch.answered`, or with its client.
         """
+
+    def forget(self) -> None:
+        """Forget whom it let in: the settings have changed."""
 
 
 class Porch(asyncio.Protocol):
@@ -81,7 +84,7 @@ class Porch(asyncio.Protocol):
         self,
         server: ConnectionHost,
         loop: asyncio.AbstractEventLoop,
-        lane: FastLane | None,
+        lane: Lane | None,
         *,
         over_unix: bool,
     ) -> None:

@@ -22,7 +22,7 @@ from tidegate.core.runs.ledger import Ledger
 from tidegate.core.settings import Limits
 from tidegate.gateway.server.client_protocol import ClientProtocol
 from tidegate.gateway.server.connection_table import WAITING, ConnectionTable
-from tidegate.gateway.server.porch import FastLane, Porch, limit_buffers
+from tidegate.gateway.server.porch import Lane, Porch, limit_buffers
 
 BACKLOG = 1024  # connections that wait to be accepted
 # Plain asyncio (3.11 to 3.13) takes its backlog for the number of accepts in a row, and goes on
@@ -58,7 +58,7 @@ class GatewayServer(web.Server):
         self.draining = False
         self.stopping = False
         self.open_paths = frozenset(open_paths)
-        self.lane: FastLane | None = None  # set before it listens
+        self.lane: Lane | None = None  # set before it listens
         self.table = ConnectionTable(limits, ledger or Ledger())
         self._running_loop = asyncio.get_running_loop()
         self._listeners: list[asyncio.Server] = []
