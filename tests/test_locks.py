@@ -209,4 +209,4 @@ def test_the_bill_of_materials_has_what_runs(tmp_path: Path) -> None:
     [root] = bill["dependencies"]
     assert root["ref"] == bill["metadata"]["component"]["bom-ref"]
     assert set(root["dependsOn"]) < refs
-    assert len(root["dependsOn"]) == 10
+    assert len(root["dependsOn"]) == 11
