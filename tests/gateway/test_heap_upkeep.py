@@ -80,6 +80,7 @@ async def test_a_burst_goes_back_soon_and_not_twice_at_once(rig: Rig) -> None:
     assert rig.trims == 1
     rig.look(2 + TRIM_AFTER_RELEASE_S)
     assert rig.trims == 2
+    assert rig.upkeep._collector.clear_free_lists.call_count == 2
 
 
 async def test_what_the_last_runs_left_goes_once_when_all_is_quiet(rig: Rig) -> None:

@@ -12,6 +12,7 @@ the same (`config.convert`).
 from __future__ import annotations
 
 from enum import Enum
+from functools import lru_cache
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -79,8 +80,12 @@ class Limits(Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Give these limits as they hold for one target, with `plain_s` filled in."""
         if self.plain_s is not None:
             return self
-        plain_s = PLAIN_S if is_last else PLAIN_BEFORE_OTHERS_S
-        return msgspec.structs.replace(self, plain_s=plain_s)
+        return _with_plain(self, PLAIN_S if is_last else PLAIN_BEFORE_OTHERS_S)
+
+
+@lru_cache(maxsize=256)  # runs share them; an upstream has two, a model with limits of its own too
+def _with_plain(limits: Limits, plain_s: float) -> Limits:
+    return msgspec.structs.replace(limits, plain_s=plain_s)
 
 
 class LimitOverrides(Struct, frozen=True, kw_only=True, omit_defaults=True):

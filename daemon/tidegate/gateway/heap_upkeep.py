@@ -70,6 +70,7 @@ class HeapUpkeep:
         is_new = mark != self._trimmed_mark
         if (much and now_s - self._trimmed_s >= TRIM_AFTER_RELEASE_S) or (is_quiet and is_new):
             self._trimmed_mark, self._trimmed_s = mark, now_s
+            self._collector.clear_free_lists()
             asyncio.get_running_loop().run_in_executor(None, self.trim)
 
     def _look_for_garbage(self, now_s: float, *, is_quiet: bool) -> None:

@@ -165,6 +165,7 @@ def test_a_plain_answer_fails_over_before_its_client_gives_up(
     """240 s where another target is left, 600 s at the last one; what is set holds for both."""
     assert limits.at_target(is_last=True).plain_s == last_s
     assert limits.at_target(is_last=False).plain_s == before_others_s
+    assert limits.at_target(is_last=True) is limits.at_target(is_last=True)  # one for all runs
 
 
 def test_the_total_stands_above_a_plain_answer_s_limit() -> None:

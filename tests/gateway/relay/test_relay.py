@@ -19,9 +19,15 @@ from tidegate.core.formats.base import COMMENT as KEEP_ALIVE
 from tidegate.core.runs import limits as clock
 from tidegate.core.runs.attempt import HOLD_BYTES, HOLD_EVENTS
 from tidegate.core.runs.ledger import RECORD_BYTES, Entry
+from tidegate.core.runs.run import Run
 from tidegate.core.runs.state import RunState
+from tidegate.core.runs.transcript import Transcript
+from tidegate.core.runs.window import Window
 from tidegate.core.settings import LimitOverrides, Upstream
+from tidegate.gateway.relay.failover import Failover
 from tidegate.gateway.relay.relay import Relay
+from tidegate.gateway.relay.subscriber import StreamSubscriber
+from tidegate.gateway.upstreams.connection import UpstreamConnection
 
 ON_BOTH_LOOPS = True
 
@@ -342,15 +348,16 @@ async def test_a_model_s_own_limits_hold_for_its_target(rigs, raw_upstream) -> N
 # --- clients that go ------------------------------------------------------------------------------
 
 
-async def test_a_cancel_is_verified(rigs, raw_upstream, caplog) -> None:
+async def test_a_cancel_is_verified(rigs, raw_upstream, caplog, monkeypatch) -> None:
     """A connection that does not go when it is given up is closed by force, and the log says so."""
     upstream = await raw_upstream(sends(HEAD + chunked(ROLE, WORD)))
     rig = await rigs(upstream)
     client = await open_chat(rig.base_url, "m")
     await client.read_events(1)
     relay = rig.relay()
-    relay.attempt.connection.abort = lambda: None  # a transport that does not let go
-    relay.cancel("cancelled by client")
+    with monkeypatch.context() as patch:
+        patch.setattr(UpstreamConnection, "abort", lambda _: None)  # it does not let go
+        relay.cancel("cancelled by client")
     await until(lambda: upstream.peers[0].gone, DEADLINE_S, "the upstream has heard")
     assert "closed by force" in caplog.text
     await client.close()
@@ -638,3 +645,16 @@ async def test_the_sweep_is_the_net_beneath_an_end_that_never_comes(
     assert run.state is RunState.EXPIRED
     await until(lambda: not rig.held_bytes, DEADLINE_S, "no byte is held")
     await none_left(rig.pool())
+
+
+def test_what_each_stream_needs_has_no_dictionary() -> None:
+    """There are thousands of them: a dictionary costs each 100 bytes and more."""
+    kinds = (
+        Failover,
+        StreamSubscriber,
+        UpstreamConnection,
+        Run,
+        Window,
+        Transcript,
+    )
+    assert [kind.__name__ for kind in kinds if kind.__dictoffset__] == []

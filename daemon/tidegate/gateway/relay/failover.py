@@ -34,6 +34,11 @@ _BEHIND = (
 class Failover:
     """The targets of one run, and the way through them. Times are the event loop's, in seconds."""
 
+    __slots__ = (
+        "_again", "_asked_again", "_caller", "_has_waited", "_host", "_loop", "_route",
+        "_run", "_waiting",
+    )  # fmt: skip
+
     def __init__(
         self,
         host: AttemptHost,

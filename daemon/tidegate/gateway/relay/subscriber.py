@@ -37,6 +37,11 @@ def stream_headers(framing: Framing) -> str:
 class Subscriber:
     """A reader of a run: a cursor, a way to be woken, and a watch over its connection."""
 
+    __slots__ = (
+        "_client", "_loop", "_waiter", "cursor", "dropped", "live", "on_progress",
+        "outbound_bytes", "run",
+    )  # fmt: skip
+
     def __init__(self, run: Run, cursor: Cursor, client: ResponseWriter) -> None:
         self.run = run
         self.cursor = cursor
@@ -107,6 +112,8 @@ class StreamSubscriber(Subscriber):
 
     `ids` on our own resume route only, which is always server-sent events: SDKs choke on them.
     """
+
+    __slots__ = ("_chunked", "_ended", "_framing", "_head", "_ids", "_keep_alive", "_wrote_s")
 
     def __init__(
         self,
@@ -242,6 +249,8 @@ class RawSubscriber(StreamSubscriber):
     Its head is the upstream's, so it is made when the first bytes are there. Nothing can be said
     in such a body: where the answer is not whole, the connection breaks.
     """
+
+    __slots__ = ("_make_head",)
 
     def __init__(
         self, run: Run, client: ResponseWriter, head: Callable[[], tuple[bytes, bool]]

@@ -82,6 +82,13 @@ _buffer = memoryview(bytearray(READ_BYTES))
 class UpstreamConnection(asyncio.BufferedProtocol):
     """A connection, used for one exchange after the other."""
 
+    __slots__ = (
+        "__weakref__", "_bodiless_bytes", "_complete", "_exchange", "_head_bytes", "_head_done",
+        "_head_told", "_headers", "_is_full", "_linger", "_loop", "_on_free", "_on_sent",
+        "_parser", "_paused", "_pieces", "_resting", "_reusable", "_status", "_transport",
+        "_unsent", "exchanges", "idle_until_s",
+    )  # fmt: skip
+
     def __init__(
         self, loop: asyncio.AbstractEventLoop, on_free: Callable[[UpstreamConnection], None]
     ) -> None:
