@@ -5,6 +5,8 @@ core <- machine <- {config, logs} <- managers <- {gateway | watchdog} <- doctor 
 
 import ast
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -118,6 +120,15 @@ def test_the_worker_takes_only_its_own_heap_from_the_machine() -> None:
     assert reads <= {
         f"tidegate.machine.{name}" for name in ("heap", "collector", "private_file", "signals")
     }
+
+
+def test_the_worker_takes_only_a_part_of_aiohttp() -> None:
+    """`aiohttp.web` brings its router, its files and argparse along, to stay in memory."""
+    code = "import sys, tidegate.gateway.worker; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    loaded = set(ran.stdout.split())
+    assert "aiohttp.web_protocol" in loaded
+    assert not loaded & {"aiohttp.web", "aiohttp.web_app", "aiohttp.web_urldispatcher", "argparse"}
 
 
 @pytest.mark.parametrize("folder", ["daemon", "packaging", "systemd", "launchd", "tests"])

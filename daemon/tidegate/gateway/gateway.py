@@ -17,12 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from aiohttp import web
-
 from tidegate.core.brake import Brake
 from tidegate.core.protocol.worker import StateUpdate
 from tidegate.core.runs.ledger import Ledger
 from tidegate.core.settings import Settings, Token
+from tidegate.gateway import web
 from tidegate.gateway.relay.evictor import Evictor
 from tidegate.gateway.relay.handover import PEER_NAME, Peer
 from tidegate.gateway.relay.registry import Registry

@@ -9,7 +9,6 @@ After it is ready it imports nothing, so that the files beneath it may be replac
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import ctypes
@@ -247,15 +246,19 @@ class Worker:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a worker to its end."""
-    parser = argparse.ArgumentParser(prog="tidegate-worker")
-    parser.add_argument("--channel", type=int, required=True, metavar="FD")
-    arguments = parser.parse_args(argv)
+    # By hand: argparse would stay in memory, which is 0.8 MiB.
+    match sys.argv[1:] if argv is None else argv:
+        case ["--channel", descriptor] if descriptor.isdecimal():
+            pass
+        case _:
+            sys.stderr.write("started by the watchdog, as: tidegate-worker --channel FD\n")
+            return os.EX_USAGE
     log_lines.setup("worker")
     _die_with_parent()
     volunteer_for_oom()  # the watchdog must outlive us, and can replace us
     ignore_all()
     write_stacks_when_asked()
-    channel = socket.socket(fileno=arguments.channel)
+    channel = socket.socket(fileno=int(descriptor))
     with _new_loop_runner() as runner:
         return runner.run(_run(channel))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
-from aiohttp import web
 from multidict import CIMultiDictProxy
 
 from tidegate.core.errors import LedgerFull
@@ -16,6 +15,7 @@ from tidegate.core.formats import RESPONSES
 from tidegate.core.formats.base import Format, RequestInfo
 from tidegate.core.runs.ledger import Account, Entry
 from tidegate.core.runs.run import Run, RunRequest
+from tidegate.gateway import web
 from tidegate.gateway.api import responses
 from tidegate.gateway.api.delivery import Delivery
 from tidegate.gateway.api.demo import StuckRelay

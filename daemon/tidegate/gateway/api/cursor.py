@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from aiohttp import web
-
 from tidegate.core.errors import CursorEvicted
 from tidegate.core.formats.framing import SSE
 from tidegate.core.runs.window import Cursor
+from tidegate.gateway import web
 from tidegate.gateway.api.heads import stream_head
 from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.relay.relay import Relay

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from aiohttp import web
-
 from tidegate.core.formats.framing import RAW
 from tidegate.core.runs.window import START
+from tidegate.gateway import web
 from tidegate.gateway.api.heads import answer_head, failure, raw_head, stream_head
 from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.relay.relay import Relay

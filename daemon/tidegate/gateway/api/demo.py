@@ -11,7 +11,6 @@ import time
 from functools import partial
 
 import msgspec
-from aiohttp import web
 
 from tidegate.core.errors import LedgerFull
 from tidegate.core.formats import CHAT
@@ -20,6 +19,7 @@ from tidegate.core.formats.openai import DONE
 from tidegate.core.runs.ledger import Entry, Ledger
 from tidegate.core.runs.state import Trigger
 from tidegate.core.settings import MIB
+from tidegate.gateway import web
 from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.server.body import read_body
 from tidegate.gateway.server.errors import SERVER_ERROR, Refused

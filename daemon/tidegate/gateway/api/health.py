@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 
 import msgspec
-from aiohttp import web
 
 from tidegate import __version__
 from tidegate.core.protocol.worker import GuardFigures
 from tidegate.core.text import count
+from tidegate.gateway import web
 from tidegate.gateway.api.metrics import CONTENT_TYPE, MetricsView, render
 from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.server.auth import Caller

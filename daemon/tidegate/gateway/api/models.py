@@ -5,8 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from urllib.parse import unquote
 
-from aiohttp import web
-
+from tidegate.gateway import web
 from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.server.auth import Caller
 from tidegate.gateway.server.errors import Refused

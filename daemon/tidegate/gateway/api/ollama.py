@@ -11,11 +11,11 @@ import re
 from contextlib import suppress
 
 import msgspec
-from aiohttp import web
 from msgspec import Raw, Struct
 
 from tidegate.core.errors import UpstreamError
 from tidegate.core.formats.foreign_json import JsonReader, UnreadableJson, as_utf8
+from tidegate.gateway import web
 from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.server.auth import Caller
 from tidegate.gateway.server.errors import Refused

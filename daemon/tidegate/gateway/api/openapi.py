@@ -16,12 +16,12 @@ from collections.abc import Iterable
 from functools import cache, partial
 
 import msgspec
-from aiohttp import web
 
 from tidegate import __version__
 from tidegate.core.formats import MESSAGES, RESPONSES
 from tidegate.core.formats.base import Format
 from tidegate.core.formats.multipart import MAX_VALUE_BYTES
+from tidegate.gateway import web
 from tidegate.gateway.api import descriptions, schemas
 from tidegate.gateway.api.descriptions import Description
 from tidegate.gateway.api.schemas import JSON, JsonObject, answer, content, header, ref

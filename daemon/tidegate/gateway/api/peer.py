@@ -12,12 +12,13 @@ from contextlib import suppress
 from typing import NamedTuple
 
 import msgspec
-from aiohttp import hdrs, web
+from aiohttp import hdrs
 
 from tidegate.core.errors import LedgerFull, UpstreamError
 from tidegate.core.formats.framing import SSE
 from tidegate.core.runs.ledger import Entry
 from tidegate.core.runs.state import RunState
+from tidegate.gateway import web
 from tidegate.gateway.api.run_socket import RunSocket, event_message
 from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.relay.handover import Peer, PeerStream

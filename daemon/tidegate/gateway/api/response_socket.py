@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import asyncio
 
-from aiohttp import web
-
 from tidegate.core.errors import CursorEvicted, LedgerFull
 from tidegate.core.formats import RESPONSES, conversation
 from tidegate.core.formats.base import ErrorText
@@ -27,6 +25,7 @@ from tidegate.core.formats.framing import SSE
 from tidegate.core.http.frames import CloseCode, Frame, Opcode
 from tidegate.core.runs.ledger import Entry
 from tidegate.core.runs.window import START
+from tidegate.gateway import web
 from tidegate.gateway.api import create
 from tidegate.gateway.api.heads import no_room
 from tidegate.gateway.api.response_messages import AnswerMessages, error_message, remembered

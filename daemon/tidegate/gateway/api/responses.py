@@ -10,13 +10,13 @@ its upstream gave it.
 from __future__ import annotations
 
 import msgspec
-from aiohttp import web
 from msgspec import Raw
 
 from tidegate.core.formats.base import RequestInfo
 from tidegate.core.formats.responses import Rewriter, bare_response, failed_response, response_in
 from tidegate.core.runs.run import Run
 from tidegate.core.runs.state import RunState
+from tidegate.gateway import web
 from tidegate.gateway.api.cursor import cursor_after, follow, starting_after
 from tidegate.gateway.api.peer import Events, NotHere
 from tidegate.gateway.gateway import Gateway

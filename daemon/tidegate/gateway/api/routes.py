@@ -11,13 +11,13 @@ from contextlib import suppress
 from functools import partial
 
 import msgspec
-from aiohttp import web
 
 from tidegate.core import formats
 from tidegate.core.errors import LedgerFull
 from tidegate.core.formats.base import Format
 from tidegate.core.runs.ledger import Entry
 from tidegate.core.settings import MIB
+from tidegate.gateway import web
 from tidegate.gateway.api import create, demo, health, ollama, openapi, response_socket, runs
 from tidegate.gateway.api.fast_lane import FastLane
 from tidegate.gateway.api.heads import no_room

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import msgspec
-from aiohttp import web
 
 from tidegate.core.errors import CursorEvicted
 from tidegate.core.formats.framing import SSE, Framing
 from tidegate.core.http.frames import CloseCode
 from tidegate.core.runs.run import Run
 from tidegate.core.runs.window import Cursor
+from tidegate.gateway import web
 from tidegate.gateway.api.websocket_session import WebSocketSession
 from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.relay.relay import Relay

@@ -7,8 +7,8 @@ not know may belong to the other one during a recycle (`peer`).
 from __future__ import annotations
 
 import msgspec
-from aiohttp import web
 
+from tidegate.gateway import web
 from tidegate.gateway.api.cursor import cursor_after, follow, starting_after, whole_number
 from tidegate.gateway.api.peer import Events, NotHere
 from tidegate.gateway.api.run_socket import serve_socket

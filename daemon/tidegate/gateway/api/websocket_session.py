@@ -6,10 +6,9 @@ import asyncio
 from contextlib import suppress
 from typing import Self
 
-from aiohttp import web
-
 from tidegate.core.formats.base import ErrorText
 from tidegate.core.http.frames import CloseCode, Frame
+from tidegate.gateway import web
 from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.server.auth import Caller
 from tidegate.gateway.server.websocket import SocketEnded, WebSocket

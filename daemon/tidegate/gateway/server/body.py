@@ -13,10 +13,11 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from aiohttp import HttpVersion11, StreamReader, hdrs, web
-from aiohttp.web import BaseRequest
+from aiohttp import HttpVersion11, StreamReader, hdrs
 
+from tidegate.gateway import web
 from tidegate.gateway.server.errors import Refused
+from tidegate.gateway.web import BaseRequest
 
 # One step of inflating takes some 3 ms; then other connections have their turn.
 _STEP_BYTES = 1024 * 1024

@@ -24,14 +24,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import ClassVar, Protocol, cast
 
-from aiohttp import StreamReader, hdrs, web
+from aiohttp import StreamReader, hdrs
 from aiohttp.http import HttpProcessingError, RawRequestMessage, WebSocketReader
 from aiohttp.http_exceptions import BadHttpMethod, LineTooLong
-from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
 
 from tidegate.core.errors import LedgerFull
 from tidegate.core.formats.base import ErrorText
 from tidegate.core.settings import KIB
+from tidegate.gateway import web
 from tidegate.gateway.server.connection_table import (
     CONNECTION_BYTES,
     WAITING,
@@ -48,6 +48,7 @@ from tidegate.gateway.server.errors import (
 )
 from tidegate.gateway.server.ids import id_headers
 from tidegate.gateway.server.intake import HeadRefused, Intake
+from tidegate.gateway.web import BaseRequest, RequestHandler, StreamResponse
 
 log = logging.getLogger(__name__)
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from http import HTTPStatus
 
-from aiohttp import web
-
 from tidegate.core.formats import anthropic, ollama, openai
 from tidegate.core.formats.base import ErrorText, Shape
+from tidegate.gateway import web
 from tidegate.gateway.server.ids import id_headers, new_id
 
 DEMO_PATH = "/demo"  # the built-in upstream's, in place of /v1

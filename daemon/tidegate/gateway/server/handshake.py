@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from aiohttp import hdrs, web
+from aiohttp import hdrs
 
 from tidegate.core.http.frames import accept_of
+from tidegate.gateway import web
 from tidegate.gateway.server.errors import Refused
 from tidegate.gateway.server.ids import id_headers, new_id
 

@@ -16,13 +16,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from aiohttp import HttpVersion10, HttpVersion11, StreamReader, hdrs, web
+from aiohttp import HttpVersion10, HttpVersion11, StreamReader, hdrs
 from aiohttp.http import HttpProcessingError, RawRequestMessage
 
 from tidegate.core.errors import LedgerFull
 from tidegate.core.formats.base import ErrorText
 from tidegate.core.http.chunks import ChunkCounter, ChunksTooLarge
 from tidegate.core.http.head import HeadCounter, HeadTooLarge
+from tidegate.gateway import web
 from tidegate.gateway.server.body import content_length, too_large
 from tidegate.gateway.server.errors import INVALID_REQUEST, SERVER_ERROR, Refused
 

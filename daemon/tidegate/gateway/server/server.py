@@ -13,16 +13,17 @@ import socket
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 
-from aiohttp import HttpVersion11, StreamReader, hdrs, web
+from aiohttp import HttpVersion11, StreamReader, hdrs
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
-from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
 
 from tidegate.core.runs.ledger import Ledger
 from tidegate.core.settings import Limits
+from tidegate.gateway import web
 from tidegate.gateway.server.client_protocol import ClientProtocol
 from tidegate.gateway.server.connection_table import WAITING, ConnectionTable
 from tidegate.gateway.server.porch import Lane, Porch, limit_buffers
+from tidegate.gateway.web import BaseRequest, RequestHandler, StreamResponse
 
 BACKLOG = 1024  # connections that wait to be accepted
 # Plain asyncio (3.11 to 3.13) takes its backlog for the number of accepts in a row, and goes on

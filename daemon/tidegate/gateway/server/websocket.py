@@ -18,7 +18,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol, cast
 
-from aiohttp import web
 from aiohttp.http import WebSocketReader
 
 from tidegate.core.errors import LedgerFull
@@ -37,6 +36,7 @@ from tidegate.core.http.frames import (
 from tidegate.core.runs.deadlines import Watched
 from tidegate.core.runs.ledger import Entry, Ledger
 from tidegate.core.settings import Limits, Settings
+from tidegate.gateway import web
 from tidegate.gateway.server.client_protocol import ClientProtocol
 from tidegate.gateway.server.errors import INVALID_REQUEST, SERVER_ERROR
 from tidegate.gateway.server.handshake import accept_handshake

@@ -13,9 +13,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Protocol
 
-from aiohttp import HttpVersion10, web
+from aiohttp import HttpVersion10
 
 from tidegate.core.settings import KIB
+from tidegate.gateway import web
 from tidegate.gateway.server.client_protocol import ClientProtocol
 from tidegate.gateway.server.porch import WRITE_HIGH_WATER_BYTES
 
