@@ -67,6 +67,7 @@ def read_head(head: bytes) -> PlainHead | None:
         fields[name.lower()] = value.strip(" \t")
     keeps_alive = fields.get("connection", "keep-alive").lower() == "keep-alive"
     is_odd = not _ODD.isdisjoint(fields) or any(name.startswith(_ODD_PREFIXES) for name in fields)
-    if is_odd or not keeps_alive or len(fields) < len(lines) or len(lines) > MAX_FIELDS:
+    is_whole = "host" in fields and len(lines) <= MAX_FIELDS and len(fields) == len(lines)
+    if is_odd or not keeps_alive or not is_whole:
         return None
     return PlainHead(found[1].decode("ascii"), fields)
