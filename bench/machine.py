@@ -7,6 +7,8 @@ nothing: it may end between two looks at it.
 from __future__ import annotations
 
 import os
+import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +94,12 @@ def core_time(cores: set[int]) -> CoreTime:
             idle += int(ticks[3]) + int(ticks[4])
             steal += int(ticks[7])
     return CoreTime(idle_s=idle / TICKS_PER_S, steal_s=steal / TICKS_PER_S)
+
+
+def processor() -> str:
+    """Name the processor, as far as the kernel knows it."""
+    found = re.search(r"^model name\s*: (.*)", (PROC / "cpuinfo").read_text(), re.MULTILINE)
+    return found[1] if found else platform.machine()
 
 
 def _fields(path: Path) -> dict[str, int]:

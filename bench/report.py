@@ -128,10 +128,18 @@ def table(workload: str, what: str, peers: dict[str, Round]) -> str:
     return "\n".join(lines)
 
 
-def page(summary: Summary, versions: dict[str, str]) -> str:
-    """Write the table of README.md, a line for each contender, as Markdown."""
+def page(run: dict[str, Any]) -> str:
+    """Write a run as README.md has it: when and where, and a line for each contender."""
+    about, summary, rounds = run["about"], run["summary"], run["rounds"]
+    quiet = sum(not r["noisy"] for r in rounds)
     names = dict.fromkeys(name for peers in summary.values() for name in peers)
-    lines = [f"| | {' | '.join(title for _, title, *_ in PAGE)} | ready s |"]
+    lines = [
+        f"{about['at'][:10]}, {about['cores']} cores of {about['processor']}, Linux "
+        f"{about['kernel'].split('-')[0]}, Python {about['python']}; medians; "
+        f"{quiet} of {len(rounds)} rounds were quiet.",
+        "",
+        f"| | {' | '.join(title for _, title, *_ in PAGE)} | ready s |",
+    ]
     lines.append("|---" * (len(PAGE) + 2) + "|")
     for name in names:
         cells = []
@@ -141,7 +149,8 @@ def page(summary: Summary, versions: dict[str, str]) -> str:
             if workload == "W3" and figures.get("streams", FAST.paced) != FAST.paced:
                 cells[-1] += f" ({figures['streams']:.0f} streams)"
         ready = _cell(ready_s(summary, name), 1, ".2f")
-        lines.append(f"| {f'{name} {versions[name]}'.strip()} | {' | '.join(cells)} | {ready} |")
+        cells.insert(0, f"{name} {about['versions'][name]}".strip())
+        lines.append(f"| {' | '.join(cells)} | {ready} |")
     return "\n".join(lines)
 
 

@@ -12,12 +12,15 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 
+import machine
 import targets
 from contenders import DEFAULT, STARTS, version
 from installs import CannotInstallError
@@ -34,6 +37,10 @@ ORDER = ["W1b", "W4", "W3", "W1", "C", "K", "M"]  # W2 is asked for by name
 def main() -> int:
     """Measure, print tables and verdicts, and write them with every round under build/bench."""
     arguments = _arguments()
+    if arguments.table is not None:
+        print(page(json.loads(arguments.table.read_text())))
+        return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # What was started is ended.
     deadline_s = time.monotonic() + 60 * arguments.minutes
     cores = _cores()
     os.sched_setaffinity(0, {cores.harness})
@@ -54,7 +61,7 @@ def main() -> int:
         summary = summarise(rounds)
         text = "\n\n".join(table(name, known[name].what, summary[name]) for name in summary)
         text += "\n\n" + targets.table(targets.judge(summary))
-        print(page(summary, versions) if arguments.table else text)
+        print(text)
         _write(rounds, text, versions)
     return 1 if any(r["errors"] for r in rounds) else 0
 
@@ -68,7 +75,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--minutes", type=float, default=5, help="noisy rounds are repeated until then"
     )
-    parser.add_argument("--table", action="store_true", help="print the table of README.md")
+    parser.add_argument(
+        "--table", type=Path, metavar="JSON", help="print a run of earlier as README.md has it"
+    )
     return parser.parse_args()
 
 
@@ -137,6 +146,7 @@ def _write(rounds: list[Round], text: str, versions: dict[str, str]) -> None:
         "python": platform.python_version(),
         "kernel": platform.release(),
         "cores": os.cpu_count(),
+        "processor": machine.processor(),
         "versions": versions,
     }
     summary = summarise(rounds)

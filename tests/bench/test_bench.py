@@ -114,7 +114,14 @@ def test_medians_are_of_quiet_rounds_and_errors_of_all(bench: Import) -> None:
 def test_the_page_names_versions_and_smaller_loads(bench: Import) -> None:
     """A line says whose version was measured, and where it was asked for fewer streams."""
     found = figures(1, 1, cpu_s_per_million_events=600.0, streams=20)
-    lines = bench("report").page({"W3": {"litellm": found}}, {"litellm": "1.0"}).splitlines()
+    about = {"at": "2026-11-29T20:00", "python": "3.11.7", "kernel": "6.18.1-x", "cores": 2}
+    run = {
+        "about": {**about, "processor": "EPYC", "versions": {"litellm": "1.0"}},
+        "summary": {"W3": {"litellm": found}},
+        "rounds": [a_round(1), a_round(1, noisy=True)],
+    }
+    said, _, *lines = bench("report").page(run).splitlines()
+    assert "1 of 2 rounds were quiet" in said
     assert lines[2].startswith("| litellm 1.0 |")
     assert "600 (20 streams)" in lines[2]
     assert len({line.count("|") for line in lines}) == 1
