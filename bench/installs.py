@@ -37,8 +37,10 @@ def debian(package: str) -> list[str]:
     if not (root / "unpacked").exists():
         _unpack(package, root)
     libraries = ":".join(map(str, root.glob("usr/lib/*-linux-gnu*")))
-    program = next(path for path in root.glob(f"usr/*bin/{package}"))
-    return ["env", f"LD_LIBRARY_PATH={libraries}", str(program)]
+    programs = [*root.glob(f"usr/*bin/{package}")]
+    if not programs:
+        raise CannotInstallError(f"the package {package} has no program of its name")
+    return ["env", f"LD_LIBRARY_PATH={libraries}", str(programs[0])]
 
 
 def portkey() -> list[str]:

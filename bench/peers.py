@@ -45,7 +45,7 @@ class NotReadyError(Exception):
 
 
 FAST = Size()
-SLOW = Size(paced=100, held=500, hold_ms=8000, burst=0, crowds=2)
+SLOW = Size(warm=1000, paced=100, held=500, hold_ms=8000, burst=0, crowds=2)
 SLOWEST = Size(warm=64, windows=6, paced=20, held=300, hold_ms=40_000, burst=0, crowds=1)
 
 

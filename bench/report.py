@@ -78,6 +78,7 @@ CROWD: list[_Column] = [
 PAGE = [
     ("W1", "W1 req/s", "answers_per_s", 1, ",.0f"),
     ("W1b", "W1b req/s", "answers_per_s", 1, ",.0f"),
+    ("W1b", "W1b CPU us/req", "cpu_us_per_answer", 1, ",.0f"),
     ("W4", "W4 req/s", "answers_per_s", 1, ",.0f"),
     ("W4", "W4 CPU us/req", "cpu_us_per_answer", 1, ",.0f"),
     ("W3", "CPU s/M paced chunks", "cpu_s_per_million_events", 1, ",.0f"),
