@@ -249,3 +249,13 @@ def test_two_halves_of_a_value_are_none(form: Format, block: bytes, whole: int) 
 def test_each_event_has_a_number_whatever_ends_its_lines(block: bytes, events: int) -> None:
     """Of a block with all three line ends none is forgotten."""
     assert SSE.numbered(block, 3).count(b"id: ") == events
+
+
+def test_an_answer_gets_on_by_any_event_of_a_block() -> None:
+    """A keep-alive behind a word takes nothing from it; keep-alives alone bring nothing further."""
+    word = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
+    empty = b'data: {"choices":[{"delta":{}}]}\n\n'
+    assert CHAT.gets_on(word)
+    assert CHAT.gets_on(empty + word)
+    assert CHAT.gets_on(word + empty)
+    assert not CHAT.gets_on(empty + empty)

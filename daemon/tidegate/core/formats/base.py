@@ -3,14 +3,13 @@
 Where the model's name is, what counts as output, what ends an answer, how an error is told, what
 keeps a silent connection alive. The relay itself handles bytes; a description looks into an event
 only before the first output and at the very end. In between an event is only asked whether it is
-JSON at all, for a client's parser would die of one that isn't, and a few times a second whether
+JSON at all, for a client's parser would die of one that isn't, and once a second whether
 the answer gets on.
 """
 
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from typing import NamedTuple, Protocol
@@ -23,6 +22,7 @@ from tidegate.core.formats.foreign_json import (
     JsonReader,
     OtherShape,
     UnreadableJson,
+    are_json,
     as_name,
     is_json,
     is_utf8,
@@ -238,7 +238,8 @@ class Format:
                 pass  # the marker, perhaps
         payloads = self.framing.payloads(block, is_plain=is_plain)
         is_text = block.isascii() or is_utf8(block)
-        if is_text and _are_json(payloads, self.framing.marker):
+        ends = payloads and payloads[-1].strip() == self.framing.marker
+        if is_text and are_json(payloads[:-1] if ends else payloads):
             return events
         for number, payload in enumerate(payloads):
             try:
@@ -252,8 +253,11 @@ class Format:
 
     def gets_on(self, block: bytes) -> bool:
         """Say whether any event of the block brings the answer further."""
-        events = reversed(self.framing.split(block))
-        return any(self.meaning(event) not in self.idle_meanings for event in events)
+        if self.meaning(self.framing.last(block, 1)[0]) not in self.idle_meanings:
+            return True  # nearly always
+        return any(
+            self.meaning(event) not in self.idle_meanings for event in self.framing.each(block)
+        )
 
     def finished_choices(self, block: bytes) -> set[int]:
         """Find which of several choices say in it why they end, by number."""
@@ -329,16 +333,6 @@ class Format:
         return ToldError(status_of_error(body), body, error_label(body))
 
 
-def _are_json(payloads: list[bytes], marker: bytes | None) -> bool:
-    """Say whether each is JSON, the last one perhaps `marker`, where there is nothing odd."""
-    judged = payloads[:-1] if payloads and payloads[-1].strip() == marker else payloads
-    try:
-        deque(map(_any, judged), maxlen=0)
-    except (msgspec.DecodeError, RecursionError):
-        return False
-    return True
-
-
 def with_values(body: bytes, content_type: str, values: Mapping[str, Raw | None]) -> list[Piece]:
     """Replace some values of a request, or leave them out; every other one keeps its bytes.
 
@@ -375,6 +369,14 @@ def with_values(body: bytes, content_type: str, values: Mapping[str, Raw | None]
 def may_say(word: bytes, block: bytes) -> bool:
     """Say whether a string of the JSON in it may be `word`, which JSON may spell with escapes."""
     return word in block or (b"\\u00" in block and _ESCAPED.search(block) is not None)
+
+
+def may_say_any(words: Iterable[bytes], block: bytes) -> bool:
+    """Say whether a string of the JSON in it may be one of `words`: see `may_say`."""
+    for word in words:
+        if word in block:
+            return True
+    return b"\\u00" in block and _ESCAPED.search(block) is not None
 
 
 def is_keep_alive(kind: str, event: bytes) -> bool:

@@ -18,10 +18,7 @@ class Framer(Protocol):
     """Cuts a byte stream into blocks of complete events."""
 
     is_plain: bool  # whether the last block's events all have the framing's simplest form
-
-    @property
-    def partial_bytes(self) -> int:
-        """The memory that the unfinished tail takes; 0 between events."""
+    partial_bytes: int  # the memory that the unfinished tail takes; 0 between events
 
     def feed(self, data: bytes) -> tuple[bytes, int]:
         """Add what was read; returns the events it completed, as one block, and their number.

@@ -21,23 +21,24 @@ def split_lines(block: bytes) -> list[bytes]:
 class NdjsonFramer:
     """Cuts a byte stream into blocks of complete lines."""
 
-    __slots__ = ("_limit_bytes", "_tail", "is_plain")
+    __slots__ = ("_limit_bytes", "_tail", "is_plain", "partial_bytes")
 
     def __init__(self, limit_bytes: int = MAX_EVENT_BYTES) -> None:
         self._tail = bytearray()
         self._limit_bytes = limit_bytes
         self.is_plain = True  # a line is a line
-
-    @property
-    def partial_bytes(self) -> int:
-        """The memory that the unfinished tail takes; 0 between lines."""
-        return sys.getsizeof(self._tail) if self._tail else 0
+        self.partial_bytes = 0
 
     def feed(self, data: bytes) -> tuple[bytes, int]:
         """Add what was read; returns the lines it completed, as one block, and their number.
 
         Raises EventTooLarge when one line exceeds the limit.
         """
+        block, lines = self._cut(data)
+        self.partial_bytes = sys.getsizeof(self._tail) if self._tail else 0
+        return block, lines
+
+    def _cut(self, data: bytes) -> tuple[bytes, int]:
         end = data.rfind(b"\n") + 1
         if not end:
             self._tail += data
@@ -58,7 +59,7 @@ class NdjsonFramer:
 
     def finish(self) -> tuple[bytes, int]:
         """End the stream; a last line that is whole but for its end counts."""
-        tail, self._tail = bytes(self._tail), bytearray()
+        tail, self._tail, self.partial_bytes = bytes(self._tail), bytearray(), 0
         return (tail + b"\n", 1) if is_json(tail) else (b"", 0)
 
     def _check(self, size: int) -> None:

@@ -190,6 +190,8 @@ class Chat(OpenAIFormat):
         return {number for number in found if number < min(self.choices, MOST_CHOICES)}
 
     def may_end(self, block: bytes) -> bool:
+        if block.endswith(b"}\n\n"):
+            return False  # nearly always
         return block[-_LAST_BYTES:].rstrip().endswith(b"[DONE]")
 
     def verdict(self, last_events: list[bytes]) -> Meaning:

@@ -104,7 +104,9 @@ def with_ids(block: bytes, first_seq: int) -> bytes:
 class SseFramer:
     """Cuts a byte stream into blocks of complete events."""
 
-    __slots__ = ("_has_cr", "_limit_bytes", "_scanned", "_started", "_tail", "is_plain")
+    __slots__ = (
+        "_has_cr", "_limit_bytes", "_scanned", "_started", "_tail", "is_plain", "partial_bytes"
+    )  # fmt: skip
 
     def __init__(self, limit_bytes: int = MAX_EVENT_BYTES) -> None:
         self._tail = bytearray()
@@ -114,11 +116,7 @@ class SseFramer:
         self._limit_bytes = limit_bytes
         # Whether each event of the last block is one `data:` line, ended by LF LF.
         self.is_plain = False
-
-    @property
-    def partial_bytes(self) -> int:
-        """The memory that the unfinished tail takes; 0 between events."""
-        return sys.getsizeof(self._tail) if self._tail else 0
+        self.partial_bytes = 0
 
     def feed(self, data: bytes) -> tuple[bytes, int]:
         """Add what was read; returns the events it completed, as one block, and their number.
@@ -128,6 +126,12 @@ class SseFramer:
         if not self._tail and (events := count_plain(data)) and len(data) <= self._limit_bytes:
             self._started = self.is_plain = True
             return data, events
+        block, events = self._cut(data)
+        self.partial_bytes = sys.getsizeof(self._tail) if self._tail else 0
+        return block, events
+
+    def _cut(self, data: bytes) -> tuple[bytes, int]:
+        """Cut behind the last event that is whole."""
         if not self._started and not (data := self._without_bom(data)):
             return b"", 0
         if self._has_cr or b"\r" in data:
@@ -149,7 +153,7 @@ class SseFramer:
         An unterminated last event is discarded, as the standard says.
         """
         block, events = self._search(b"", final=True) if self._has_cr else (b"", 0)
-        self._tail, self._has_cr = bytearray(), False
+        self._tail, self._has_cr, self.partial_bytes = bytearray(), False, 0
         return block, events
 
     def _without_bom(self, data: bytes) -> bytes:

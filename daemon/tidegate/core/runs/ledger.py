@@ -132,7 +132,7 @@ class Account:
         held = {entry.name.lower(): self.entries[entry] for entry in Entry if self.entries[entry]}
         return f"<Account {self.total_bytes} {held}>"
 
-    def set(self, entry: Entry, held_bytes: int) -> None:
+    def set(self, entry: int, held_bytes: int) -> None:
         """Charge what one buffer holds now.
 
         Raises LedgerFull when that is more than the limit leaves, after eviction; the bytes stay

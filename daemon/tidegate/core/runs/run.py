@@ -23,13 +23,14 @@ from tidegate.core.runs.attempt import AttemptRecord
 from tidegate.core.runs.ledger import RECORD_BYTES, Account, Entry
 from tidegate.core.runs.state import TERMINAL, Census, RunState, Trigger, step
 from tidegate.core.runs.transcript import Transcript
-from tidegate.core.runs.window import Cursor, Window
+from tidegate.core.runs.window import Window
 from tidegate.core.secret import NO_SECRET, Secret
 from tidegate.core.settings import Limits
 
 # How long after an event that brought the answer further the next ones are taken for such without
 # a look: to read each would cost as much as framing it.
-LOOK_EVERY_S = 0.25
+LOOK_EVERY_S = 1.0
+_PARTIAL = int(Entry.PARTIAL)
 
 
 class RunRequest(NamedTuple):
@@ -165,11 +166,11 @@ class Run:
         if not self._is_taking:
             return b""
         attempt = self.attempts[-1]
-        block, events = attempt.framer.feed(data)
-        self.account.set(Entry.PARTIAL, attempt.framer.partial_bytes)
-        if not events:
-            return b""
-        return self._take(block, events, now_s, is_plain=attempt.framer.is_plain)
+        framer = attempt.framer
+        block, events = framer.feed(data)
+        if framer.partial_bytes != self.account.entries[_PARTIAL]:
+            self.account.set(Entry.PARTIAL, framer.partial_bytes)
+        return self._take(block, events, now_s, is_plain=framer.is_plain) if events else b""
 
     def _take(self, block: bytes, events: int, now_s: float, *, is_plain: bool = False) -> bytes:
         """Take whole events to the window, or hold them as long as the answer has not begun."""
@@ -362,7 +363,7 @@ class Run:
         self.reason, self.attempts = reason, attempts
         self._is_taking = False
         self.ended_s, self.ended = ended_s, ended
-        self.window.end = Cursor(first_seq, 0)
+        self.window.begin_at(first_seq)
         if events:
             self.window.append(events, next_seq - first_seq)
         self.account.set(Entry.WINDOW, self.window.held_bytes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from tidegate.core.errors import LedgerFull
-from tidegate.core.formats.base import TAIL_EVENTS, Format, Meaning, Rewrite, may_say, stronger
+from tidegate.core.formats.base import TAIL_EVENTS, Format, Meaning, Rewrite, may_say_any, stronger
 from tidegate.core.runs.ledger import Account, Entry
 from tidegate.core.runs.window import Window
 from tidegate.core.secret import Secret
@@ -47,7 +47,7 @@ class Transcript:
         Raises LedgerFull when there is no room.
         """
         form, window = self._format, self.window
-        if secret and any(may_say(word, block) for word in _TROUBLE):
+        if secret and may_say_any(_TROUBLE, block):
             block = self._without_key(block, secret)
         if self.rewrite is not None:
             block, events = self.rewrite(block, events, window.next_seq)
@@ -55,8 +55,10 @@ class Transcript:
                 return b""
         if form.choices > 1 and len(self._finished) < form.choices:
             self._finished |= form.finished_choices(block)
+        held_bytes = window.held_bytes
         window.append(block, events)
-        self._account.set(Entry.WINDOW, window.held_bytes)
+        if window.held_bytes != held_bytes:
+            self._account.set(Entry.WINDOW, window.held_bytes)
         if window.first_seq and window.next_seq - window.first_seq < TAIL_EVENTS:
             self._said = stronger(self._said, form.verdict(form.framing.split(block)))
         return block

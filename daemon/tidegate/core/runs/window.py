@@ -32,7 +32,7 @@ START = Cursor(0, 0)
 
 
 class _Segment:
-    """Events from `first` on. The open one is a bytearray, a closed one is bytes."""
+    """Events from `first` on. The open one, the last, is a bytearray, a closed one is bytes."""
 
     __slots__ = ("data", "first")
 
@@ -44,24 +44,29 @@ class _Segment:
 class Window:
     """Retains the events of one run, bounded by `cap_bytes`."""
 
-    __slots__ = ("_segments", "cap_bytes", "end", "framing", "held_bytes")
+    __slots__ = (
+        "_open", "_open_bytes", "_segments", "cap_bytes", "end", "first_seq", "framing",
+        "held_bytes",
+    )  # fmt: skip
 
     def __init__(self, cap_bytes: int, framing: Framing = SSE) -> None:
         self.framing = framing
         self.cap_bytes = cap_bytes
         self.held_bytes = 0  # the memory taken, which is what the ledger is charged
+        self.first_seq = 0  # the oldest seq held; equal to `next_seq` when nothing is
         self.end = START  # where the next event will stand
         self._segments: list[_Segment] = []
-
-    @property
-    def first_seq(self) -> int:
-        """The oldest seq held; equal to `next_seq` when nothing is."""
-        return self._segments[0].first.seq if self._segments else self.end.seq
+        self._open: bytearray | None = None  # the data of the last segment, while it grows
+        self._open_bytes = 0  # the memory that it takes
 
     @property
     def next_seq(self) -> int:
         """How many events there have been."""
         return self.end.seq
+
+    def begin_at(self, seq: int) -> None:
+        """Number the first event, which is still to come."""
+        self.first_seq, self.end = seq, Cursor(seq, 0)
 
     def append(self, block: bytes, events: int) -> None:
         """Add complete events; the oldest segments go when the cap is exceeded.
@@ -69,35 +74,32 @@ class Window:
         A block of several segments is cut between events, so that what goes is never more than a
         segment too much: one read may bring more than a small window holds.
         """
-        if len(block) > SEGMENT_BYTES and events > 1:
+        size, data = len(block), self._open
+        if data is not None and len(data) + size <= SEGMENT_BYTES:
+            data += block
+            taken = sys.getsizeof(data)
+            self.held_bytes += taken - self._open_bytes
+            self._open_bytes = taken
+            self.end = _behind(self.end, events, size)
+        elif size > SEGMENT_BYTES and events > 1:
             for portion, count in _portions(self.framing.split(block)):
-                self._add(portion, count)
+                self._begin_segment(portion, count)
         else:
-            self._add(block, events)
+            self._begin_segment(block, events)
         if self.held_bytes > self.cap_bytes:
             self.trim(self.cap_bytes)
 
-    def _add(self, block: bytes, events: int) -> None:
-        last = self._segments[-1] if self._segments else None
-        if last is not None and len(last.data) + len(block) > SEGMENT_BYTES:
-            self._close(last)
-        if last is not None and type(last.data) is bytearray:
-            before = sys.getsizeof(last.data)
-            last.data += block
-        else:
-            before = 0
-            large = len(block) >= SEGMENT_BYTES
-            last = _Segment(self.end, block if large else bytearray(block))
-            self._segments.append(last)
-        self.held_bytes += sys.getsizeof(last.data) - before
-        self.end = Cursor(self.end.seq + events, self.end.offset + len(block))
-
-    def _close(self, segment: _Segment) -> None:
-        """Close a segment: nothing more comes into it, and its slack goes."""
-        if type(segment.data) is bytearray:
-            before = sys.getsizeof(segment.data)
-            segment.data = bytes(segment.data)
-            self.held_bytes += sys.getsizeof(segment.data) - before
+    def _begin_segment(self, block: bytes, events: int) -> None:
+        """Close the last segment, into which the block does not fit, and open another."""
+        if self._open is not None:
+            closed = self._segments[-1].data = bytes(self._open)  # its slack goes
+            self.held_bytes += sys.getsizeof(closed) - self._open_bytes
+        self._open = bytearray(block) if len(block) < SEGMENT_BYTES else None
+        data = block if self._open is None else self._open
+        self._segments.append(_Segment(self.end, data))
+        self._open_bytes = sys.getsizeof(data)
+        self.held_bytes += self._open_bytes
+        self.end = _behind(self.end, events, len(block))
 
     def trim(self, keep_bytes: int) -> int:
         """Drop the oldest segments until at most `keep_bytes` are held; returns bytes freed."""
@@ -107,6 +109,9 @@ class Window:
             self.held_bytes -= sys.getsizeof(self._segments[dropped].data)
             dropped += 1
         del self._segments[:dropped]
+        if not self._segments:
+            self._open = None
+        self.first_seq = self._segments[0].first.seq if self._segments else self.end.seq
         return before - self.held_bytes
 
     def cursor(self, seq: int) -> Cursor:
@@ -144,6 +149,11 @@ class Window:
 
     def _index(self, seq: int) -> int:
         return bisect_right(self._segments, seq, key=lambda segment: segment.first.seq) - 1
+
+
+def _behind(cursor: Cursor, events: int, size: int) -> Cursor:
+    """Make the cursor behind so many events; what a NamedTuple is made by is written in Python."""
+    return tuple.__new__(Cursor, (cursor[0] + events, cursor[1] + size))
 
 
 def _portions(whole: list[bytes]) -> Iterator[tuple[bytes, int]]:

@@ -38,7 +38,8 @@ log = logging.getLogger("tidegate.relay")
 # An upstream waits when even the reader that is furthest ahead is this far behind it: enough to
 # ride out a hiccup, far less than the window, so no client that reads loses an event.
 PAUSE_LAG_BYTES = 256 * 1024
-TIMED_EVERY = 16  # events; timing each would cost as much as framing it
+TIMED_EVERY = 16  # reads; timing each would cost as much as framing it
+_OUTBOUND = int(Entry.OUTBOUND)
 
 
 class RelayHost(Protocol):
@@ -84,11 +85,10 @@ class Relay:
         failover = None if run.is_over else Failover(self, targets, loop, run.owner or caller)
         self._failover: Failover | None = failover
         self._reply = Reply()  # the head that came last
+        self._reads = 0  # of the stream
         self._has_backpressure = False  # the ledger is tight
         self._spare_bytes = 0  # what may then be kept of a run without a subscriber
-        self._buffers_are_halved = (
-            False  # memory is short: windows and watermarks are half as large
-        )
+        self._buffers_are_halved = False  # windows and watermarks, while memory is short
         self._charge_heads()
 
     def __repr__(self) -> str:
@@ -121,7 +121,8 @@ class Relay:
     def on_body(self, data: bytes) -> None:
         """Take one read of the upstream's socket, while it sends the stream: the hot path."""
         run = self.run
-        started_s = time.perf_counter()
+        self._reads += 1
+        started_s = 0.0 if self._reads % TIMED_EVERY else time.perf_counter()
         try:
             before = run.state
             block = run.feed(data, self._loop.time())
@@ -136,7 +137,7 @@ class Relay:
                             self.attempt.on_done(said)
                         return
                 self._send(block)
-                if not run.window.next_seq % TIMED_EVERY:
+                if started_s:
                     self._host.relay_seconds.observe(time.perf_counter() - started_s)
         except (UpstreamError, LedgerFull) as error:
             if self.attempt is not None:
@@ -153,7 +154,8 @@ class Relay:
         for subscriber in self.subscribers:
             outbound += subscriber.deliver(block, end, last=last)
             lagging = lagging and not subscriber.live
-        run.account.set(Entry.OUTBOUND, outbound)
+        if outbound != run.account.entries[_OUTBOUND]:
+            run.account.set(Entry.OUTBOUND, outbound)
         if outbound:
             self._watch_outbound()
         if self._has_backpressure:

@@ -118,7 +118,8 @@ class ResponseWriter:
         transport = self._transport
         if transport.is_closing():
             return 0
-        self._connection.wrote_raw = True
+        if not self._written:
+            self._connection.wrote_raw = True
         transport.write(data)
         size = len(data)
         self._written += size

@@ -241,30 +241,37 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         if exchange is None or self._parser is None:
             self.abort()  # it speaks without being asked
             return
+        pieces = self._pieces
         broken = False
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             broken = True
             self._reusable = False  # bytes behind a complete answer: not known whose
-        if not self._head_done:
-            self._head_bytes += len(data)  # a head that came in pieces counts twice at worst
-        pieces = self._pieces
-        self._bodiless_bytes = 0 if pieces else self._bodiless_bytes + len(data)
-        if max(self._head_bytes, self._bodiless_bytes) > MAX_HEAD_BYTES:
+        if not (pieces and self._head_told) and self._is_too_much(len(data)):
             self._break(f"sent a head or a trailer of more than {MAX_HEAD_BYTES} bytes")
             return
         if self._head_done and not self._head_told:
             self._head_told = True
             exchange.on_head(self._status, self._headers)
         if pieces:
-            self._pieces = []
+            self._bodiless_bytes = 0
+            body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            pieces.clear()
             if self._exchange is exchange:
-                exchange.on_body(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-        if self._complete and self._exchange is not None:
-            self._finish(self._exchange)
+                exchange.on_body(body)
+        if self._complete:
+            if self._exchange is not None:
+                self._finish(self._exchange)
         elif broken:  # told last: what came before it counts, wherever the read was cut
             self._break("sent what is not HTTP")
+
+    def _is_too_much(self, read_bytes: int) -> bool:
+        """Count a read with more than pieces of the body: a head, trailers, chunk extensions."""
+        if not self._head_done:
+            self._head_bytes += read_bytes  # a head that came in pieces counts twice at worst
+        self._bodiless_bytes = 0 if self._pieces else self._bodiless_bytes + read_bytes
+        return max(self._head_bytes, self._bodiless_bytes) > MAX_HEAD_BYTES
 
     def eof_received(self) -> bool:
         return False  # close: a half-open upstream has nothing more to say
