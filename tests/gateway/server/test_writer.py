@@ -249,8 +249,8 @@ async def test_a_write_that_the_kernel_took_in_part_is_outbound_whole() -> None:
     """It is kept whole; where more than the last write waits, the one before it counts as well."""
     transport, protocol = Mock(), Mock(spec=ClientProtocol)
     transport.is_closing.return_value, protocol.loop = False, None
-    protocol.ends_after_answer = False
-    client = ResponseWriter(Mock(transport=transport, protocol=protocol, version=HttpVersion11))
+    protocol.transport, protocol.ends_after_answer = transport, False
+    client = ResponseWriter.of(Mock(transport=transport, protocol=protocol, version=HttpVersion11))
     for size in (300, 200):
         client.write(bytes(size))
     for unsent, outbound in ((0, 0), (1, 200), (200, 200), (201, 500), (600, 600)):
