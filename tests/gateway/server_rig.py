@@ -61,9 +61,18 @@ class RawClient:
             headers = {
                 name.lower(): value.strip() for name, _, value in (f.partition(":") for f in fields)
             }
-            length = int(headers.get("content-length", 0))
-            body = await self.reader.readexactly(length)
+            if headers.get("transfer-encoding") == "chunked":
+                body = b"".join([piece async for piece in self._chunks()])
+            else:
+                body = await self.reader.readexactly(int(headers.get("content-length", 0)))
         return Answer(int(first.split()[1]), headers, body)
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        """What is in each chunk of a body, to its end."""
+        size = 1
+        while size:
+            size = int(await self.reader.readuntil(b"\r\n"), 16)
+            yield (await self.reader.readexactly(size + 2))[:-2]
 
     async def ask(self, data: bytes) -> Answer:
         """Sends a request and reads its answer."""

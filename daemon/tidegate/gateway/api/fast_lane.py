@@ -26,7 +26,6 @@ from tidegate.gateway.api.create import MAX_HOPS, HeadFacts, ParsedRequest
 from tidegate.gateway.api.delivery import Delivery
 from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.server.auth import Caller
-from tidegate.gateway.server.errors import Refused
 from tidegate.gateway.server.porch import Porch
 from tidegate.gateway.server.writer import ResponseWriter
 
@@ -90,7 +89,7 @@ class FastLane:
         try:
             address = None if ticket.caller.owner else porch.remote
             parsed = create.parse_request(ticket.facts, ticket.form, post.body, address)
-        except Refused:
+        except Exception:  # refused, or a fault of ours: the ordinary road meets it too, and tells
             return False
         return self._begin(porch, ticket.caller, parsed)
 
@@ -115,12 +114,13 @@ class FastLane:
         gateway, info = self._gateway, parsed.info
         if info.background:
             return False
+        porch.hold()
         account = gateway.registry.ledger.open()
         try:
             account.set(Entry.BODY, len(parsed.body))
             relay = create.new_relay(gateway, caller, account, parsed)
             client = ResponseWriter(porch, porch.drain)
-        except Exception:  # also a fault of ours: the ordinary road meets it too, and tells
+        except Exception:
             account.close()
             return False
         gateway.registry.add(relay)

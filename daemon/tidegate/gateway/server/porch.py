@@ -51,7 +51,8 @@ class Lane(Protocol):
     def take(self, porch: Porch, data: bytes) -> bool:
         """Take the request that `data` is, all of it; False: it is for the ordinary road.
 
-        What is taken begins with `Porch.begin` and ends in `Porch.answered`, or with its client.
+        What is taken begins with `Porch.hold` and `Porch.begin`, and ends in `Porch.answered` or
+        with its client.
         """
 
     def forget(self) -> None:
@@ -98,7 +99,7 @@ class Porch(asyncio.Protocol):
         self._lane = lane
         self.wrote_raw = False  # something of the answer to the request in hand
         self._request: LaneRequest | None = None  # in hand
-        self._behind = b""  # what came while a request was in hand: for the ordinary road
+        self._behind = b""  # what came while a request was in hand
         self._is_last = False  # the request in hand: there was no memory for what came behind it
         self._is_full = False  # the transport holds more than it should
         self._drained: asyncio.Future[None] | None = None  # done when it holds little again
@@ -153,18 +154,27 @@ class Porch(asyncio.Protocol):
 
     def _wait_behind(self, data: bytes) -> None:
         """Keep what came too early, and read no more once it is much."""
-        self._behind += data
+        if self._is_last:
+            return
         try:
-            self._server.table.charge(self, self.own_bytes + len(self._behind))
+            self._keep(self._behind + data)
         except LedgerFull:
-            self._behind, self._is_last = b"", True  # it is never answered: the connection ends
+            self._is_last = True  # what came is never answered: the connection ends
+            self._keep(b"")
         if len(self._behind) > WAITING_BYTES and self.transport is not None:
             self.transport.pause_reading()
+
+    def _keep(self, behind: bytes) -> None:
+        """Keep this for when the request in hand is answered, and charge it. Raises LedgerFull."""
+        self._behind = behind
+        self._server.table.charge(self, self.own_bytes + len(behind))
 
     def _hand_over(self, data: bytes) -> None:
         """Give the connection to aiohttp, for good, with what was read of it."""
         transport, self.transport = self.transport, None
         assert transport is not None
+        if self.phase is ConnectionPhase.BUSY:  # the lane wanted it, and there was no room
+            self._server.table.enter(self, ConnectionPhase.IDLE)
         successor = ClientProtocol(self._server, self.loop, over_unix=self.over_unix)
         successor.take_over(self, transport)
         if self._is_full:
@@ -181,11 +191,14 @@ class Porch(asyncio.Protocol):
         address = self.transport.get_extra_info("peername")
         return str(address[0]) if address else None
 
+    def hold(self) -> None:
+        """Be busy before anything is charged, which may close connections that wait."""
+        self._server.table.enter(self, ConnectionPhase.BUSY)
+
     def begin(self, request: LaneRequest) -> None:
-        """Take a request in hand."""
+        """Take a request in hand, for which the connection has been held."""
         self._request = request
         self.wrote_raw = False
-        self._server.table.enter(self, ConnectionPhase.BUSY)
 
     def answered(self, *, close: bool = False) -> None:
         """Take note that the request in hand has its answer; with `close` it was the last one."""
@@ -196,10 +209,10 @@ class Porch(asyncio.Protocol):
             self.force_close()
             return
         self._server.table.enter(self, ConnectionPhase.IDLE)
-        if self._behind:
-            behind, self._behind = self._behind, b""
+        if behind := self._behind:
+            self._keep(b"")
             self.transport.resume_reading()
-            self._hand_over(behind)
+            self.data_received(behind)
 
     async def drain(self) -> None:
         """Wait until the transport holds little enough. Raises ConnectionResetError."""
