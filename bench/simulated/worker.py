@@ -13,7 +13,7 @@ from random import Random
 from typing import NamedTuple
 
 from tidegate.core.memory.report import StepReport
-from tidegate.core.runs.eviction import ReclaimStep
+from tidegate.core.memory.steps import ReclaimStep
 from tidegate.core.settings import MIB
 
 HOUR_S = 3600.0

@@ -16,7 +16,7 @@ from tidegate.core.http.header import MAX_HEADERS, MAX_VALUE_BYTES, is_value, na
 from tidegate.core.http.host import parse_pattern
 from tidegate.core.http.url import Url, parse_url
 from tidegate.core.memory.levels import LEAST_BUDGET_BYTES, usual_ledger_limit_bytes
-from tidegate.core.runs.ledger import largest_body_bytes
+from tidegate.core.runs.intake import largest_body_bytes
 from tidegate.core.settings import (
     API_KEY_HEADERS,
     MIB,

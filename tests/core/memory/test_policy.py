@@ -15,7 +15,7 @@ from tidegate.core.memory import policy as ld
 from tidegate.core.memory.decision import Decision, Inputs, PolicyState
 from tidegate.core.memory.growth import Finding
 from tidegate.core.memory.report import StepReport
-from tidegate.core.runs.eviction import ReclaimStep
+from tidegate.core.memory.steps import ReclaimStep
 from tidegate.core.settings import MIB, Growth
 
 BASE = 44 * MIB

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tidegate.core.memory.steps import ReclaimStep
 from tidegate.core.runs import eviction
-from tidegate.core.runs.eviction import Candidate, Eviction, ReclaimStep, plan
+from tidegate.core.runs.eviction import Candidate, Eviction, plan
 
 NOW_S = 10_000.0
 

@@ -14,7 +14,7 @@ from tidegate.core import settings
 from tidegate.core.memory.growth import Finding
 from tidegate.core.memory.levels import BudgetLimits, Reading, Watermark
 from tidegate.core.memory.report import StepReport
-from tidegate.core.runs.eviction import ReclaimStep
+from tidegate.core.memory.steps import ReclaimStep
 
 RECYCLE, CUT = "recycle", "cut"
 

@@ -26,7 +26,7 @@ from tidegate.core.memory.decision import (
 )
 from tidegate.core.memory.growth import forecast_s
 from tidegate.core.memory.levels import LAST_LEVEL, Standing, Watermark
-from tidegate.core.runs.eviction import ReclaimStep
+from tidegate.core.memory.steps import ReclaimStep
 from tidegate.core.settings import MIB
 
 # From which level on each step is due, in the order in which they are taken: what costs no reader

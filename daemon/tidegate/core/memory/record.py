@@ -11,7 +11,7 @@ from msgspec import Struct, json
 from tidegate.core.decoding import Decoder
 from tidegate.core.memory.decision import Decision, Inputs, PolicyState
 from tidegate.core.memory.policy import decide
-from tidegate.core.runs.eviction import ReclaimStep
+from tidegate.core.memory.steps import ReclaimStep
 from tidegate.core.settings import MIB
 
 RECLAIM_EVERY_S = 30.0  # steps act on every tick; one record in so long shows how it goes

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from enum import IntEnum
 
 from tidegate.core.errors import LedgerFull
+from tidegate.core.runs.intake import largest_body_bytes
 
 # What a run costs beside its buffers: the record, its relay, its deadlines. Measured with
 # tracemalloc over 10,000 finished runs, rounded up, so that the ledger explains that memory too.
@@ -35,15 +36,6 @@ class Entry(IntEnum):
 
 
 _ENTRIES = len(Entry)
-_BESIDE_BODY_BYTES = 128 * 1024  # of the intake: the connection of a body, and its head
-
-
-def largest_body_bytes(limit_bytes: int) -> int:
-    """Compute the largest body that a ledger with this limit ever has room for.
-
-    While it arrives it takes up to an eighth more, and all requests together have half the limit.
-    """
-    return max(0, limit_bytes // 2 - _BESIDE_BODY_BYTES) * 8 // 9
 
 
 class Ledger:

@@ -20,9 +20,10 @@ from itertools import chain
 from typing import NamedTuple
 
 from tidegate.core.memory.report import StepReport
+from tidegate.core.memory.steps import ReclaimStep
 from tidegate.core.protocol.worker import Reclaim
 from tidegate.core.runs import eviction
-from tidegate.core.runs.eviction import Candidate, Eviction, ReclaimStep, Victim
+from tidegate.core.runs.eviction import Candidate, Eviction, Victim
 from tidegate.core.runs.ledger import Entry
 from tidegate.core.runs.retention import RetentionVerdict
 from tidegate.core.runs.window import SEGMENT_BYTES

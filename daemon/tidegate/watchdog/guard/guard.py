@@ -18,9 +18,9 @@ import msgspec
 from tidegate.core.fleet import events
 from tidegate.core.memory.decision import Decision
 from tidegate.core.memory.report import StepReport
+from tidegate.core.memory.steps import ReclaimStep
 from tidegate.core.protocol import worker as msg
 from tidegate.core.protocol.status import GuardState
-from tidegate.core.runs.eviction import ReclaimStep
 from tidegate.core.settings import MIB
 from tidegate.core.text import count
 from tidegate.logs.pace import Pace

@@ -15,10 +15,10 @@ from tidegate.core.fleet.lifecycle import HOUR_S
 from tidegate.core.memory import growth, levels, policy
 from tidegate.core.memory.decision import Decision, Inputs, PolicyState
 from tidegate.core.memory.report import StepReport
+from tidegate.core.memory.steps import ReclaimStep
 from tidegate.core.protocol.status import MemoryState, Status, StepState
 from tidegate.core.protocol.worker import GuardFigures, Heartbeat
-from tidegate.core.runs.eviction import ReclaimStep
-from tidegate.core.runs.ledger import largest_body_bytes
+from tidegate.core.runs.intake import largest_body_bytes
 from tidegate.core.settings import MIB, Memory
 from tidegate.machine import budget, pressure, sample
 from tidegate.watchdog.workers.generations import Generations
