@@ -243,5 +243,6 @@ def version(name: str) -> str:
         return LITELLM
     if name == "tidegate":
         return version_of([str(TIDEGATE)], "--version")
-    library = {"aiohttp": "aiohttp", "ceiling": "uvloop"}.get(name)
-    return f"{library} {metadata.version(library)}" if library else ""
+    if name == "aiohttp":
+        return metadata.version("aiohttp")
+    return f"(uvloop {metadata.version('uvloop')})" if name == "ceiling" else ""

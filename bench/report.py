@@ -139,9 +139,9 @@ def page(run: dict[str, Any]) -> str:
         f"{about['kernel'].split('-')[0]}, Python {about['python']}; medians; "
         f"{quiet} of {len(rounds)} rounds were quiet.",
         "",
-        f"| | {' | '.join(title for _, title, *_ in PAGE)} | ready s |",
+        f"| | {' | '.join(title for _, title, *_ in PAGE)} | ready s | errors |",
     ]
-    lines.append("|---" * (len(PAGE) + 2) + "|")
+    lines.append("|---" * (len(PAGE) + 3) + "|")
     for name in names:
         cells = []
         for workload, _, figure, factor, form in PAGE:
@@ -151,7 +151,8 @@ def page(run: dict[str, Any]) -> str:
                 cells[-1] += f" ({figures['streams']:.0f} streams)"
         ready = _cell(ready_s(summary, name), 1, ".2f")
         cells.insert(0, f"{name} {about['versions'][name]}".strip())
-        lines.append(f"| {' | '.join(cells)} | {ready} |")
+        errors = sum(peers[name]["errors"] for peers in summary.values() if name in peers)
+        lines.append(f"| {' | '.join(cells)} | {ready} | {errors} |")
     return "\n".join(lines)
 
 

@@ -34,6 +34,7 @@ def figures(answers_per_s: float, cpu_us: float, *, busy: float = 0.97, **more: 
         "gateway_busy": busy,
         "harness_busy": 0.5,
         "quiet_rounds": 1,
+        "errors": 0,
         "ready_s": 0.5,
         **more,
     }
