@@ -19,6 +19,8 @@ def test_key_is_hidden_wherever_it_stands() -> None:
         assert json.loads(secret.hide(text)) == {"a": [HIDDEN]}
         assert json.loads(secret.hide_bytes(text.encode())) == {"a": [HIDDEN]}
     assert secret.hide_values({"x-id": KEY, "age": "1"}) == {"x-id": HIDDEN, "age": "1"}
+    heads = {"x-id": "7", "age": "1"}
+    assert secret.hide_values(heads) is heads  # of which thousands are held
 
 
 def test_several_are_hidden_and_the_longest_first() -> None:

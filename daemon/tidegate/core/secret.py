@@ -8,7 +8,6 @@ else belongs, a client into the model's name for one.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
 import msgspec
 
@@ -54,8 +53,10 @@ class Secret:
             data = data.replace(form, HIDDEN.encode())
         return data
 
-    def hide_values(self, values: Mapping[str, str]) -> dict[str, str]:
-        """Replace the key in the values; the names stay."""
+    def hide_values(self, values: dict[str, str]) -> dict[str, str]:
+        """Replace the key in the values; the names stay. Returns `values` where none says it."""
+        if not any(form in value for form, _ in self._forms for value in values.values()):
+            return values
         return {name: self.hide(value) for name, value in values.items()}
 
 

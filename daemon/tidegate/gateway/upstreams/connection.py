@@ -75,6 +75,16 @@ def _slices(body: Sequence[bytes | memoryview]) -> Iterator[bytes | memoryview]:
             yield view[at : at + SLICE_BYTES]
 
 
+# The names that most heads consist of, so that thousands of heads share these texts.
+_NAMES = {
+    written.encode(): name
+    for name in (
+        *("cache-control", "connection", "content-length", "content-type", "date", "keep-alive"),
+        *("server", "transfer-encoding", "x-request-id"),
+    )
+    for written in (name, name.title())
+}
+
 # All connections read into the same buffer: what is in it is taken before the next one reads.
 _buffer = memoryview(bytearray(READ_BYTES))
 
@@ -300,7 +310,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         if self._head_done:
             return  # a trailer
         self._head_bytes += len(name) + len(value)
-        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1").strip()
+        known = _NAMES.get(name) or name.decode("latin-1").lower()
+        self._headers[known] = value.decode("latin-1").strip()
 
     def on_headers_complete(self) -> None:
         assert self._parser is not None
