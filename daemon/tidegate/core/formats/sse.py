@@ -123,7 +123,8 @@ class SseFramer:
 
         Raises EventTooLarge when one event exceeds the limit.
         """
-        if not self._tail and (events := count_plain(data)) and len(data) <= self._limit_bytes:
+        nothing_waits = not self.partial_bytes
+        if nothing_waits and (events := count_plain(data)) and len(data) <= self._limit_bytes:
             self._started = self.is_plain = True
             return data, events
         block, events = self._cut(data)

@@ -50,9 +50,9 @@ _IDLE = _Clock("idle_s", _EXPIRE, "idle for {:g} s", of_upstream=True)
 _END_WITHIN = _Clock("end_within_s", Trigger.COMPLETE, "was whole, and its upstream said no more")
 
 
-def next_due_s(run: Run) -> float:
-    """Say when a limit will end `run`, which is not over, if nothing more happens."""
-    return _next(run)[0]
+def reached(run: Run, now_s: float) -> Expiry | None:
+    """Find the limit that ends `run` now, if there is one."""
+    return None if run.is_over or now_s < _next(run)[0] else next_expiry(run)
 
 
 def next_expiry(run: Run) -> Expiry | None:
@@ -64,6 +64,13 @@ def next_expiry(run: Run) -> Expiry | None:
     return Expiry(
         due_s, clock.limit, clock.trigger, clock.reason.format(limit_s), clock.of_upstream
     )
+
+
+def next_look_s(run: Run, now_s: float) -> float:
+    """Say when to look at the clocks next: a limit may be reached, or its status wait no longer."""
+    due_s = now_s if run.is_over else min(_next(run)[0], look_again_s(run, now_s))
+    hold_s = run.created_s + run.limits.hold_s
+    return min(due_s, hold_s) if hold_s > now_s else due_s
 
 
 def look_again_s(run: Run, now_s: float) -> float:

@@ -30,7 +30,6 @@ from tidegate.core.settings import Limits
 # How long after an event that brought the answer further the next ones are taken for such without
 # a look: to read each would cost as much as framing it.
 LOOK_EVERY_S = 1.0
-_PARTIAL = int(Entry.PARTIAL)
 
 
 class RunRequest(NamedTuple):
@@ -165,10 +164,10 @@ class Run:
         """
         if not self._is_taking:
             return b""
-        attempt = self.attempts[-1]
-        framer = attempt.framer
+        framer = self.attempts[-1].framer
+        partial_bytes = framer.partial_bytes
         block, events = framer.feed(data)
-        if framer.partial_bytes != self.account.entries[_PARTIAL]:
+        if framer.partial_bytes != partial_bytes:
             self.account.set(Entry.PARTIAL, framer.partial_bytes)
         return self._take(block, events, now_s, is_plain=framer.is_plain) if events else b""
 

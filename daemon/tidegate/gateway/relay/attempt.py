@@ -34,7 +34,6 @@ log = logging.getLogger("tidegate.relay")
 MOST_WAITS = 1  # where an upstream says when to come again; official clients do the rest
 LOADING_AGAIN_S = 1.0  # llama.cpp answers 503 while it loads its model, and is quick to say so
 MAX_ERROR_BYTES = 256 * 1024
-GONE_AFTER_S = 0.5  # a connection that was given up is closed in the loop's next turn
 FEWEST_EVENTS = 8  # a shorter answer says nothing about speed
 
 
@@ -96,6 +95,11 @@ class AttemptPhase(Enum):
 
 class Attempt:
     """A try at a target where it has a slot, which it gives back when it is let go of."""
+
+    __slots__ = (
+        "__weakref__", "_asked_s", "_begun_s", "_coming", "_failover", "_former", "_host", "_loop",
+        "_on_trial", "_phase", "_reply", "_run", "connection", "on_body", "target",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -427,23 +431,10 @@ class Attempt:
 
     def _drop_connection(self) -> None:
         if self.connection is not None:
-            self.connection.abort()
-            self._loop.call_later(GONE_AFTER_S, _make_sure, self.connection, self._run.id)
+            self.connection.give_up(f"run {self._run.id}")
             self.connection = None
         if self._run.is_sending:
             self._run.sent()
-
-
-def _make_sure(connection: UpstreamConnection, run_id: str) -> None:
-    """An upstream that was given up must know it: a GPU would go on for no reader."""
-    if not connection.is_gone:
-        log.warning(
-            "run %s: its upstream connection was still there %g s after it was given up;"
-            " closed by force",
-            run_id,
-            GONE_AFTER_S,
-        )
-        connection.close_by_force()
 
 
 def _ignore(data: bytes) -> None:

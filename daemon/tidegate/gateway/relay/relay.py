@@ -21,7 +21,7 @@ from tidegate.core.formats.base import ErrorText, Meaning
 from tidegate.core.formats.framing import RAW
 from tidegate.core.histogram import Histogram
 from tidegate.core.runs.ledger import Entry
-from tidegate.core.runs.limits import Expiry, look_again_s, next_due_s, next_expiry
+from tidegate.core.runs.limits import Expiry, next_look_s, reached
 from tidegate.core.runs.run import Run
 from tidegate.core.runs.state import RunState, Trigger
 from tidegate.core.runs.window import SEGMENT_BYTES
@@ -39,7 +39,6 @@ log = logging.getLogger("tidegate.relay")
 # ride out a hiccup, far less than the window, so no client that reads loses an event.
 PAUSE_LAG_BYTES = 256 * 1024
 TIMED_EVERY = 16  # reads; timing each would cost as much as framing it
-_OUTBOUND = int(Entry.OUTBOUND)
 
 
 class RelayHost(Protocol):
@@ -62,6 +61,12 @@ class RelayHost(Protocol):
 
 class Relay:
     """One answer in motion. Times are the event loop's, in seconds."""
+
+    __slots__ = (
+        "__weakref__", "_buffers_are_halved", "_failover", "_has_backpressure", "_has_outbound",
+        "_host", "_loop", "_reads", "_reply", "_spare_bytes", "answer", "attempt", "extras", "run",
+        "subscribers",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -86,6 +91,7 @@ class Relay:
         self._failover: Failover | None = failover
         self._reply = Reply()  # the head that came last
         self._reads = 0  # of the stream
+        self._has_outbound = False  # the account says that the kernel has not taken all
         self._has_backpressure = False  # the ledger is tight
         self._spare_bytes = 0  # what may then be kept of a run without a subscriber
         self._buffers_are_halved = False  # windows and watermarks, while memory is short
@@ -154,9 +160,9 @@ class Relay:
         for subscriber in self.subscribers:
             outbound += subscriber.deliver(block, end, last=last)
             lagging = lagging and not subscriber.live
-        if outbound != run.account.entries[_OUTBOUND]:
+        if outbound or self._has_outbound:
+            self._has_outbound = outbound > 0
             run.account.set(Entry.OUTBOUND, outbound)
-        if outbound:
             self._watch_outbound()
         if self._has_backpressure:
             self._shrink_window()
@@ -311,6 +317,7 @@ class Relay:
     def count_outbound(self) -> None:
         """Charge what the kernel has not taken yet."""
         outbound = sum(subscriber.outbound_bytes for subscriber in self.subscribers)
+        self._has_outbound = outbound > 0
         with suppress(LedgerFull):  # the next event that comes in is refused, not this one
             self.run.account.set(Entry.OUTBOUND, outbound)
 
@@ -324,28 +331,20 @@ class Relay:
 
     def check(self, now_s: float) -> float | None:
         """Look at the clocks; returns when to look again, None when there is nothing to see."""
-        if not self.run.is_over and next_due_s(self.run) <= now_s:
-            expiry = next_expiry(self.run)
-            if expiry is not None:
-                self.expire(expiry)
+        expiry = reached(self.run, now_s)
+        if expiry is not None:
+            self.expire(expiry)
         if self.run.is_over:
             return None
         hold_s = self.run.created_s + self.run.limits.hold_s
         for subscriber in self.subscribers:
             if isinstance(subscriber, StreamSubscriber) and now_s >= hold_s:
                 subscriber.stop_holding()
-        return self._due_s()
-
-    def _due_s(self) -> float:
-        now_s = self._loop.time()
-        due_s = now_s if self.run.is_over else next_due_s(self.run)
-        due_s = min(due_s, look_again_s(self.run, now_s))
-        hold_s = self.run.created_s + self.run.limits.hold_s
-        return min(due_s, hold_s) if hold_s > now_s else due_s
+        return next_look_s(self.run, self._loop.time())
 
     def look_again(self) -> None:
         """Have the clocks looked at in time."""
-        self._host.look_soon(self, self._due_s())
+        self._host.look_soon(self, next_look_s(self.run, self._loop.time()))
 
     def shrink_buffers(self, *, half: bool) -> None:
         """Halve the window while memory is short. No reader loses what it has not read."""

@@ -64,6 +64,7 @@ class ResponseWriter:
         "_connection",
         "_drain",
         "_former_bytes",
+        "_has_written",
         "_last_bytes",
         "_progress_s",
         "_taken",
@@ -95,8 +96,10 @@ class ResponseWriter:
         self._transport = connection.transport
         self._connection = connection
         self._drain = drain
+        self._has_written = False
+        # Of what the kernel did not take at once: all, the part it has taken, the last two writes.
         self._written = self._taken = 0
-        self._former_bytes = self._last_bytes = 0  # of the last two writes
+        self._former_bytes = self._last_bytes = 0
         self._progress_s: float | None = None
         self.kept_bytes = 0  # an answer that is being written in slices
         self.http10 = http10
@@ -118,13 +121,15 @@ class ResponseWriter:
         transport = self._transport
         if transport.is_closing():
             return 0
-        if not self._written:
-            self._connection.wrote_raw = True
+        if not self._has_written:
+            self._has_written = self._connection.wrote_raw = True
         transport.write(data)
-        size = len(data)
-        self._written += size
-        self._former_bytes, self._last_bytes = self._last_bytes, size
-        return transport.get_write_buffer_size()
+        unsent: int = transport.get_write_buffer_size()
+        if unsent or self._last_bytes:
+            size = len(data) if unsent else 0
+            self._written += size
+            self._former_bytes, self._last_bytes = self._last_bytes, size
+        return unsent
 
     @property
     def outbound_bytes(self) -> int:

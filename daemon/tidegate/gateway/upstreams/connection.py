@@ -11,6 +11,7 @@ of times, then either `on_end` or `on_lost`, and nothing after it has let go.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,8 @@ from contextlib import suppress
 from typing import Protocol, cast
 
 import httptools
+
+log = logging.getLogger("tidegate.upstream")
 
 # What is no body: the head, and trailers and chunk extensions behind it, which the parser would
 # collect for ever. nginx takes 32 KiB of head in all, llama.cpp and Ollama send well under 1 KiB.
@@ -33,6 +36,7 @@ READ_BYTES = 64 * 1024
 # asyncio and TLS copy what they are given and can't send at once: that was all of it once more.
 SLICE_BYTES = 256 * 1024
 IDLE_S = 4.0  # llama.cpp announces 5 s and closes at 4.5
+GONE_AFTER_S = 0.5  # one that is given up is closed in the loop's next turn
 LINGER_S = 1.0  # between the terminal marker and the end of the body
 
 
@@ -207,15 +211,22 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
 
-    @property
-    def is_gone(self) -> bool:
-        """The event loop has let go of it too."""
-        return self._transport is None
+    def give_up(self, whose: str) -> None:
+        """End it now and make sure: a GPU would go on for no reader. `whose` is for the log."""
+        self.abort()
+        self._loop.call_later(GONE_AFTER_S, self._close_by_force, whose)
 
-    def close_by_force(self) -> None:
-        """End it below the event loop, for a transport that does not let go."""
-        self._exchange = None
-        sock = None if self._transport is None else self._transport.get_extra_info("socket")
+    def _close_by_force(self, whose: str) -> None:
+        """End it below the event loop, where the transport has not let go."""
+        if self._transport is None:
+            return
+        log.warning(
+            "%s: its upstream connection was still there %g s after it was given up;"
+            " closed by force",
+            whose,
+            GONE_AFTER_S,
+        )
+        sock = self._transport.get_extra_info("socket")
         if sock is not None and (descriptor := sock.fileno()) >= 0:
             with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as own:
                 own.shutdown(socket.SHUT_RDWR)
