@@ -8,7 +8,7 @@ from contextlib import suppress
 import msgspec
 import pytest
 
-from tidegate.core import decoding
+from tidegate.core import decoding, toml
 from tidegate.core.decoding import Undecodable
 from tidegate.core.protocol import worker as msg
 from tidegate.core.protocol.control import decode_reply, decode_request
@@ -25,7 +25,7 @@ MESSAGES: list[tuple[bytes, Decode]] = [
     (REPLY, decode_reply),
     (READY, msg.decode_from_worker),
     (SWEEP, msg.decode_from_watchdog),
-    (TOML, lambda data: decoding.toml(decoding.text(data))),
+    (TOML, lambda data: toml.tables(decoding.text(data))),
 ]
 each_message = pytest.mark.parametrize(
     ("whole", "decode"), MESSAGES, ids=lambda part: str(part)[:20]
@@ -74,9 +74,9 @@ def test_the_errors_of_all_libraries() -> None:
     with pytest.raises(Undecodable, match="nested"):
         decoding.json(b"[" * 100_000)
     with pytest.raises(Undecodable, match="nested"):
-        decoding.toml("a = " + "[" * 100_000)
+        toml.tables("a = " + "[" * 100_000)
     with pytest.raises(Undecodable, match="digits"):
-        decoding.toml("a = " + "9" * 5000)
+        toml.tables("a = " + "9" * 5000)
     with pytest.raises(Undecodable) as caught:
         decoding.text(b"a\nb\xff\n")
     assert caught.value.line == 2

@@ -129,6 +129,7 @@ def test_the_worker_takes_only_a_part_of_aiohttp() -> None:
     loaded = set(ran.stdout.split())
     assert "aiohttp.web_protocol" in loaded
     assert not loaded & {"aiohttp.web", "aiohttp.web_app", "aiohttp.web_urldispatcher", "argparse"}
+    assert "tomllib" not in loaded  # settings come as JSON
 
 
 @pytest.mark.parametrize("folder", ["daemon", "packaging", "systemd", "launchd", "tests"])
@@ -171,11 +172,14 @@ def decodings_in(source: str) -> set[str]:
 
 
 def test_the_watchdog_decodes_in_one_place() -> None:
-    """What it reads from outside raises one error: no file but `core.decoding` decodes."""
+    """What it reads from outside raises one error: only two files of `core` decode."""
     reached = closure("tidegate.watchdog.start") & MODULES.keys()
     reached |= {"tidegate.gateway.worker", "tidegate.cli.verbs.run", "tidegate.config.document"}
     found = {name: decodings_in(MODULES[name].read_text()) for name in sorted(reached)}
-    assert {name for name, calls in found.items() if calls} == {"tidegate.core.decoding"}
+    assert {name for name, calls in found.items() if calls} == {
+        "tidegate.core.decoding",
+        "tidegate.core.toml",
+    }
     assert decodings_in("msgspec.json.decode(b'')\njson.loads('')\ntomllib.load(f)") == {
         "msgspec.json.decode", "json.loads", "tomllib.load"
     }  # fmt: skip

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from tidegate.config import bounds
 from tidegate.config.mistake import MAX_PROBLEMS, ConfigError, Mistake
-from tidegate.core import decoding
+from tidegate.core import decoding, toml
 from tidegate.core.decoding import Undecodable
 from tidegate.core.secret import hide_keys
 from tidegate.core.text import visible
@@ -67,7 +67,7 @@ def read(path: Path) -> Document:
     text = _text(path)
     try:
         bounds.check(text)
-        return Document(path=path, text=text, table=decoding.toml(text))
+        return Document(path=path, text=text, table=toml.tables(text))
     except Undecodable as error:
         if error.line is not None:
             raise ConfigError(f"{path}:{error.line}: {error}") from None

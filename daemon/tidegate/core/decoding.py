@@ -1,15 +1,13 @@
 """Bytes from outside become values here, and whatever is wrong with them is one error of ours.
 
 The libraries have many: msgspec raises its own errors, UnicodeDecodeError for a string that is not
-UTF-8 and RecursionError for one that is nested; tomllib passes on ValueError for an integer of
-more than 4,300 digits. A caller that knew only some of them ended with the first of the others. So
-no file beside this one decodes what comes over a socket or from a disk, and a test holds the
-watchdog's part to that.
+UTF-8 and RecursionError for one that is nested. A caller that knew only some of them ended with
+the first of the others. So no file beside this one (and `core.toml`, which a worker does not need)
+decodes what comes over a socket or from a disk, and a test holds the watchdog's part to that.
 """
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -75,15 +73,3 @@ def text(data: bytes) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise Undecodable("not UTF-8", line) from error
-
-
-def toml(source: str) -> dict[str, object]:
-    """Read the tables of a TOML document. Raises Undecodable, whose text has tomllib's place."""
-    try:
-        return tomllib.loads(source)
-    except RecursionError as error:
-        raise Undecodable("nested too deeply") from error
-    except tomllib.TOMLDecodeError as error:
-        raise Undecodable(str(error)) from error
-    except (ValueError, ArithmeticError) as error:  # an integer of 5,000 digits, a 13th month
-        raise Undecodable(f"a value in it is none: {error}") from error
