@@ -1,6 +1,7 @@
 """What is asked of a block of events, whichever way they are divided."""
 
 import json
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -180,11 +181,11 @@ def test_each_event_is_judged_by_itself(form: Format, data: st.DataObject) -> No
     framer = form.framing.framer()
     for start, end in pairwise([0, *cuts, len(stream)]):
         block, events = framer.feed(stream[start:end])
-        judge_alone(form, block, events, is_plain=framer.is_plain)
-    judge_alone(form, *framer.finish(), is_plain=framer.is_plain)
+        judge_alone(form, block, events, framer.payloads)
+    judge_alone(form, *framer.finish(), ())
 
 
-def judge_alone(form: Format, block: bytes, events: int, *, is_plain: bool) -> None:
+def judge_alone(form: Format, block: bytes, events: int, payloads: Sequence[bytes]) -> None:
     """The verdict over a block is that over each of its events, as a client reads it."""
     framing = form.framing
     if not events:
@@ -196,7 +197,9 @@ def judge_alone(form: Format, block: bytes, events: int, *, is_plain: bool) -> N
         said = client_reads(event) if framing is SSE else event
         good.append(is_json(said) or (framing is SSE and said.strip() == b"[DONE]"))
     expected = good.index(False) if False in good else events
-    assert form.whole_events(block, events, is_plain=is_plain) == expected
+    if payloads:
+        assert [said.strip() for said in payloads] == [framing.data(one).strip() for one in each]
+    assert form.whole_events(block, events, payloads) == expected
     assert form.whole_events(block, events) == expected
     assert [form.whole_events(event, 1) == 1 for event in each] == good
     numbered = SSE.split(framing.numbered(block, 5))

@@ -10,7 +10,7 @@ the answer gets on.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
@@ -224,19 +224,19 @@ class Format:
         """Say whether the terminal marker may be the last event; cheap enough for every block."""
         raise NotImplementedError
 
-    def whole_events(self, block: bytes, events: int, *, is_plain: bool = False) -> int:
+    def whole_events(self, block: bytes, events: int, payloads: Sequence[bytes] = ()) -> int:
         """Count the events before the first that a client's parser would die of.
 
-        Each is judged by itself: two halves of a value are none. `is_plain` is the framer's word.
+        Each is judged by itself: two halves of a value are none. `payloads` are the framer's.
         """
-        if events == 1 and is_plain:  # the most frequent case by far
+        if events == 1 and payloads:  # the most frequent case by far
             try:
-                _any(block[self.framing.plain])
+                _any(payloads[0])
                 if block.isascii() or is_utf8(block):
                     return 1
             except (msgspec.DecodeError, RecursionError):
                 pass  # the marker, perhaps
-        payloads = self.framing.payloads(block, is_plain=is_plain)
+        payloads = payloads or self.framing.payloads(block)
         is_text = block.isascii() or is_utf8(block)
         ends = payloads and payloads[-1].strip() == self.framing.marker
         if is_text and are_json(payloads[:-1] if ends else payloads):

@@ -6,7 +6,7 @@ are questions about such blocks, which a window, a replay and a verdict ask.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from tidegate.core.formats import ndjson, sse
@@ -17,7 +17,9 @@ from tidegate.core.formats.sse import SseFramer
 class Framer(Protocol):
     """Cuts a byte stream into blocks of complete events."""
 
-    is_plain: bool  # whether the last block's events all have the framing's simplest form
+    # What the last block's events say, where all have the framing's simplest form; else nothing.
+    # As large as the block: it is for who takes the block to let go of.
+    payloads: Sequence[bytes]
     partial_bytes: int  # the memory that the unfinished tail takes; 0 between events
 
     def feed(self, data: bytes) -> tuple[bytes, int]:
@@ -38,7 +40,6 @@ class Framing:
     accept = "text/event-stream"
     accepted: tuple[str, ...] = ("text/event-stream",)  # what an upstream's content type may be
     marker: bytes | None = b"[DONE]"  # what an event may say instead of JSON
-    plain = slice(len(b"data:"), -len(b"\n\n"))  # where a plain event says what it says
 
     def takes(self, content_type: str) -> bool:
         """Say whether an answer of this content type, in lower case, is a stream of ours."""
@@ -75,10 +76,8 @@ class Framing:
         """Write the block as server-sent events."""
         return block
 
-    def payloads(self, block: bytes, *, is_plain: bool) -> list[bytes]:
-        """Give the payload of each event; `is_plain` is what the framer said of the block."""
-        if is_plain:
-            return block[self.plain].split(b"\n\ndata:")
+    def payloads(self, block: bytes) -> list[bytes]:
+        """Give the payload of each event."""
         return [sse.event_data(event) for event in sse.split_events(block)]
 
 
@@ -90,7 +89,6 @@ class _Ndjson(Framing):
     accept = "application/x-ndjson"
     accepted = ("application/x-ndjson", "application/jsonl", "application/json")
     marker = None
-    plain = slice(0, -1)
 
     def framer(self) -> Framer:
         return NdjsonFramer()
@@ -118,15 +116,17 @@ class _Ndjson(Framing):
     def as_sse(self, block: bytes) -> bytes:
         return b"".join(b"data: %b\n\n" % self.data(line) for line in self.split(block))
 
-    def payloads(self, block: bytes, *, is_plain: bool) -> list[bytes]:
+    def payloads(self, block: bytes) -> list[bytes]:
         return block.split(b"\n")[:-1]
 
 
 class _RawFramer:
     """Every read is an event."""
 
-    is_plain = True
     partial_bytes = 0
+
+    def __init__(self) -> None:
+        self.payloads: Sequence[bytes] = ()
 
     def feed(self, data: bytes) -> tuple[bytes, int]:
         return data, 1

@@ -11,6 +11,8 @@ only a broken connection can tell.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec import Raw, Struct
 
 from tidegate.core.formats import multipart
@@ -123,7 +125,7 @@ class Speech(OpenAIFormat):
     def may_end(self, block: bytes) -> bool:
         return False
 
-    def whole_events(self, block: bytes, events: int, *, is_plain: bool = False) -> int:
+    def whole_events(self, block: bytes, events: int, payloads: Sequence[bytes] = ()) -> int:
         return events
 
     def verdict(self, last_events: list[bytes]) -> Meaning:

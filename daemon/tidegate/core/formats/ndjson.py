@@ -7,6 +7,7 @@ is kept if it is JSON, for some servers leave the end out, and is discarded othe
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from tidegate.core.errors import EventTooLarge
 from tidegate.core.formats.foreign_json import is_json
@@ -21,12 +22,12 @@ def split_lines(block: bytes) -> list[bytes]:
 class NdjsonFramer:
     """Cuts a byte stream into blocks of complete lines."""
 
-    __slots__ = ("_limit_bytes", "_tail", "is_plain", "partial_bytes")
+    __slots__ = ("_limit_bytes", "_tail", "partial_bytes", "payloads")
 
     def __init__(self, limit_bytes: int = MAX_EVENT_BYTES) -> None:
         self._tail = bytearray()
         self._limit_bytes = limit_bytes
-        self.is_plain = True  # a line is a line
+        self.payloads: Sequence[bytes] = ()
         self.partial_bytes = 0
 
     def feed(self, data: bytes) -> tuple[bytes, int]:
@@ -34,6 +35,7 @@ class NdjsonFramer:
 
         Raises EventTooLarge when one line exceeds the limit.
         """
+        self.payloads = ()
         block, lines = self._cut(data)
         self.partial_bytes = sys.getsizeof(self._tail) if self._tail else 0
         return block, lines
@@ -50,9 +52,10 @@ class NdjsonFramer:
             self._tail = bytearray()
         self._tail += data[end:]
         self._check(len(self._tail))
-        ends = block.count(b"\n")
-        if ends == block.count(b"}\n") and len(block) <= self._limit_bytes:
-            return block, ends  # no line is blank
+        payloads = block.split(b"\n")[:-1]
+        if block.count(b"}\n") == len(payloads) and len(block) <= self._limit_bytes:
+            self.payloads = payloads  # and none is blank
+            return block, len(payloads)
         lines = [line for line in split_lines(block) if line.strip()]
         self._check(max(map(len, lines), default=0))
         return b"".join(lines), len(lines)

@@ -11,6 +11,7 @@ nothing here reads, writes or waits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ from tidegate.core.settings import Limits
 # How long after an event that brought the answer further the next ones are taken for such without
 # a look: to read each would cost as much as framing it.
 LOOK_EVERY_S = 1.0
+_STREAMING = RunState.STREAMING  # a member is searched for in its class, each time
 
 
 class RunRequest(NamedTuple):
@@ -158,23 +160,24 @@ class Run:
     def feed(self, data: bytes, now_s: float) -> bytes:
         """Take what was read from the upstream; returns what the subscribers are to be sent.
 
-        Whole events only, possibly none. Before the first output they are held, so that a failure
-        can still fail over. Raises UpstreamError when the upstream says it failed or sends what
-        cannot be kept, LedgerFull when there is no room.
+        Whole events only, possibly none; none before the first output, so that a failure can still
+        fail over. Raises UpstreamError when the upstream says it failed or sends what cannot be
+        kept, LedgerFull when there is no room.
         """
         if not self._is_taking:
             return b""
         framer = self.attempts[-1].framer
         partial_bytes = framer.partial_bytes
         block, events = framer.feed(data)
+        said, framer.payloads = framer.payloads, ()
         if framer.partial_bytes != partial_bytes:
             self.account.set(Entry.PARTIAL, framer.partial_bytes)
-        return self._take(block, events, now_s, is_plain=framer.is_plain) if events else b""
+        return self._take(block, events, now_s, said) if events else b""
 
-    def _take(self, block: bytes, events: int, now_s: float, *, is_plain: bool = False) -> bytes:
+    def _take(self, block: bytes, events: int, now_s: float, said: Sequence[bytes] = ()) -> bytes:
         """Take whole events to the window, or hold them as long as the answer has not begun."""
         form, attempt = self.format, self.attempts[-1]
-        readable = form.whole_events(block, events, is_plain=is_plain)
+        readable = form.whole_events(block, events, said)
         if readable < events:
             block, events = form.without_empty(block)
             if not events:
@@ -185,7 +188,7 @@ class Run:
                 block = b"".join(form.framing.split(block)[:readable])
                 self.transcript.append(block, readable, attempt.secret)
             raise UpstreamError("sent an event that is not JSON", code="malformed_event")
-        if self.state is not RunState.STREAMING:
+        if self.state is not _STREAMING:
             begun = attempt.hold(form, block, events, self.learn_id)
             self.account.set(Entry.HELD, attempt.charged_bytes)
             return self._let_go(now_s) if begun else b""
@@ -302,11 +305,9 @@ class Run:
         What is outbound belongs to connections that close within their flush limit; the account
         is closed when they have.
         """
-        self.released = True
-        self._is_taking = False
+        self.released, self._is_taking, self.is_sending = True, False, False
         before = self.account.total_bytes
         self._drop_attempt()
-        self.is_sending = False
         self._drop_body()
         self.window.trim(0)
         self.account.set(Entry.WINDOW, 0)

@@ -235,11 +235,9 @@ class StreamSubscriber(Subscriber):
             data, self._head = self._head + data, b""
         self._ended = last
         self._wrote_s = self._loop.time()
-        unsent = self._client.write(data)
+        unsent = self.outbound_bytes = self._client.write(data)
         if unsent and unsent != len(data):  # seldom: a part was taken, or there was more before
             self.outbound_bytes = self._client.outbound_bytes
-        else:
-            self.outbound_bytes = unsent
         return unsent
 
 
