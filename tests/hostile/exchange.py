@@ -99,12 +99,12 @@ async def _exchange(port: int, sent: bytes) -> bytes:
         writer.transport.abort()
 
 
-async def read_until_silent(reader: asyncio.StreamReader) -> bytes:
-    """What comes until the end, or until nothing has come for SILENCE_S."""
+async def read_until_silent(reader: asyncio.StreamReader, silence_s: float = SILENCE_S) -> bytes:
+    """What comes until the end, or until nothing has come for `silence_s`."""
     came = bytearray()
     with suppress(ConnectionError, TimeoutError):
         while True:
-            async with asyncio.timeout(SILENCE_S):
+            async with asyncio.timeout(silence_s):
                 data = await reader.read(1 << 16)
             if not data:
                 break

@@ -3,10 +3,11 @@
     python -m hostile.fuzz [--minutes M] [--seed S] [--only NAME,…]
     python -m hostile.fuzz --again build/fuzz/FILE
 
-Raw HTTP to a real gateway, framings and forms, config files, lines of the channel between the
-processes, and lines on a real watchdog's control socket, in turn. What fails is made smaller, kept
-under build/fuzz with the command that tries it again, and ends it with exit code 1. The same seed
-tries the same inputs in the same order; without one it is another each time, and is printed.
+Raw HTTP to a real gateway, the same to one without its fast lane, framings and forms, config files,
+lines of the channel between the processes, and lines on a real watchdog's control socket, in turn.
+What fails is made smaller, kept under build/fuzz with the command that tries it again, and ends it
+with exit code 1. The same seed tries the same inputs in the same order; without one it is another
+each time, and is printed.
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ import uvloop
 
 from fakes.gateway import Gateway as Daemon
 from fakes.gateway import gateways
-from gateway.gateway_rig import RawUpstream, Rig, Rigs
+from gateway.gateway_rig import Play, RawUpstream, Rig, Rigs
 from hostile import configs, framings, lines
 from hostile.exchange import try_one, willing
 from hostile.lines import Control
 from hostile.mutate import mutate
 from hostile.requests import BODIES, BODY_WORDS, HEAD_WORDS, HEADS, lengthen
+from hostile.roads import Roads
 from tidegate.core.protocol.lines import ChannelError, LineSplitter
 from tidegate.core.protocol.worker import decode_from_watchdog, decode_from_worker
 
@@ -120,6 +122,21 @@ class Http:
         return said[0] if said else ""
 
 
+class BothRoads:
+    """A gateway with the fast lane and one without it, in this process."""
+
+    corpus: Sequence[bytes] = (*BODIES, *HEADS)
+    words: Sequence[bytes] = (*HEAD_WORDS, *BODY_WORDS)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, roads: Roads) -> None:
+        self._loop, self._roads = loop, roads
+
+    def batch(self, inputs: list[bytes]) -> dict[bytes, str]:
+        """All at once, each as it is and with its true length, which the lane asks for."""
+        inputs = list(dict.fromkeys([*inputs, *map(lengthen, inputs)]))
+        return self._loop.run_until_complete(self._roads.differing(inputs))
+
+
 class ControlSocket:
     """A real watchdog, in processes of its own."""
 
@@ -189,19 +206,27 @@ def targets(scratch: Path) -> Iterator[dict[str, Target]]:
     loop = uvloop.new_event_loop() if sys.platform == "linux" else asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
 
-    async def begin() -> tuple[Rigs, RawUpstream, Rig]:
-        upstream = await RawUpstream(willing).start()
-        rigs = Rigs(lambda: str(scratch / "peer.sock"))
-        limits = {"header_s": 0.5, "body_s": 0.5, "first_output_s": 3.0, "total_s": 20.0}
-        rig = await rigs(upstream, keep_finished_s=1.0, **limits)
-        rigs.alarm.cancel()  # of a test that hangs; here each input has its own
-        return rigs, upstream, rig
+    upstreams: list[RawUpstream] = []
 
-    rigs, upstream, rig = loop.run_until_complete(begin())
+    async def upstream(play: Play) -> RawUpstream:
+        upstreams.append(await RawUpstream(play).start())
+        return upstreams[-1]
+
+    async def begin() -> tuple[Rigs, Rig, Roads]:
+        rigs = Rigs(lambda: str(scratch / f"{len(upstreams)}.sock"))
+        limits = {"header_s": 0.5, "body_s": 0.5, "first_output_s": 3.0, "total_s": 20.0}
+        limits["keep_finished_s"] = 1.0
+        rig = await rigs(await upstream(willing), **limits)
+        roads = await Roads.open(rigs, upstream, **limits)
+        rigs.alarm.cancel()  # of a test that hangs; here each input has its own
+        return rigs, rig, roads
+
+    rigs, rig, roads = loop.run_until_complete(begin())
     try:
         with gateways() as start:
             yield {
                 "http": Http(loop, rig),
+                "roads": BothRoads(loop, roads),
                 "framing": Plain(framings.CORPUS, framings.WORDS, framings.check),
                 "forms": Plain(BODIES, BODY_WORDS, framings.check_body),
                 "config": Plain(
@@ -213,7 +238,8 @@ def targets(scratch: Path) -> Iterator[dict[str, Target]]:
                 "control": ControlSocket(start()),
             }
         loop.run_until_complete(rigs.finish())
-        loop.run_until_complete(upstream.stop())
+        for each in upstreams:
+            loop.run_until_complete(each.stop())
     finally:
         loop.close()
 

@@ -142,6 +142,20 @@ async def test_a_body_whose_framing_breaks_ends_the_wait_for_it() -> None:
         assert heard.is_set()
 
 
+@pytest.mark.parametrize("chunk", [b"zz\r\n", b"fffffffff\r\n", b"0\r\n" + b"a: b\r\n" * 5000])
+async def test_a_body_that_breaks_behind_its_answer_ends_its_connection(
+    chunk: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing reads it any more, so there is nothing to tell and nothing to log."""
+    async with serving(hello) as rig:
+        client = await rig.client()
+        await client.send(request("POST", "/", "Transfer-Encoding: chunked") + b"2\r\nhi\r\n")
+        assert (await client.answer()).status == 200
+        await client.send(chunk)
+        assert await client.rest() == b""
+    assert caplog.records == []
+
+
 async def test_a_trailer_never_becomes_a_header_of_the_next_request() -> None:
     """A chunked request is the last on its connection, also for what was sent behind it."""
     seen: list[tuple[str, bool]] = []

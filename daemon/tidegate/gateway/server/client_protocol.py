@@ -7,11 +7,11 @@ and what comes behind it waits. That, the heads that are arriving and the connec
 are charged to the ledger's account for connections.
 
 Of aiohttp's internals this leans on: `RequestHandler.data_received`, `finish_response`,
-`handle_error`, `set_parser`, `resume_reading`, `close` and `force_close`, which have no underscore
-and no documentation; that the request factory is called when a request's turn has come; and on
-private names: `_parser`, which `Intake` takes the place of, `_messages`, the requests whose turn
-has not come, `_reading_paused`, set while a body's reader has enough, and `_prepare_hook` of a
-request.
+`handle_error`, `log_exception`, `set_parser`, `resume_reading`, `close` and `force_close`, which
+have no underscore and no documentation; that the request factory is called when a request's turn
+has come; and on private names: `_parser`, which `Intake` takes the place of, `_messages`, the
+requests whose turn has not come, `_reading_paused`, set while a body's reader has enough, and
+`_prepare_hook` of a request.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import secrets
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 from aiohttp import StreamReader, hdrs
 from aiohttp.http import HttpProcessingError, RawRequestMessage, WebSocketReader
@@ -339,6 +339,14 @@ class ClientProtocol(RequestHandler):
         answer = error_response(fault, self._intake.path, headers)
         answer.force_close()
         return answer
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """Log what aiohttp ends a connection for, unless a body broke behind its answer."""
+        error = kw.get("exc_info")
+        if isinstance(error, (web.RequestPayloadError, Refused)):  # only a body's reader has these
+            _forget_frames(error)
+        else:
+            super().log_exception(*args, **kw)
 
     def _note_failed(self, request: BaseRequest, error: BaseException | None) -> str:
         """Log a fault of ours once; returns the number that the line has."""
