@@ -57,7 +57,7 @@ print(len(seen), max(seen))
     times, most = map(int, seen.split())
     young, middle, old = collector.THRESHOLDS
     assert times > 10
-    assert most < 1.25 * young * (middle + 1) * (old + 1)
+    assert most < 1.1 * young * ((middle + 2) * (old + 1) + 1)
 
 
 def test_a_cycle_that_was_frozen_and_lost_is_found_by_a_look() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from tidegate.core.errors import UpstreamError
 from tidegate.core.formats.base import KEEP_ALIVES, OUTPUT, Format, Meaning
-from tidegate.core.formats.framing import Framer
+from tidegate.core.formats.framing import RAW, Framer
 from tidegate.core.formats.sse import SseFramer
 from tidegate.core.secret import NO_SECRET, Secret
 
@@ -16,6 +16,7 @@ from tidegate.core.secret import NO_SECRET, Secret
 # little enough that a chatty upstream cannot hide an answer from its reader.
 HOLD_EVENTS = 64
 HOLD_BYTES = 256 * 1024
+_IDLE = RAW.framer()  # one for all attempts that are over: it holds nothing
 PIECE_BYTES = sys.getsizeof(b"") + 8  # what a held piece costs beside its content
 
 
@@ -113,8 +114,8 @@ class AttemptRecord:
         if is_connecting:
             self.started_s += now_s - max(since_s, self.started_s)
 
-    def drop(self) -> None:
-        """Let go of every byte."""
+    def drop(self, *, again: bool = False) -> None:
+        """Let go of every byte; without `again` nothing more comes."""
         self.held.clear()
         self.held_bytes = self.held_events = 0
-        self.framer = type(self.framer)()
+        self.framer = type(self.framer)() if again else _IDLE

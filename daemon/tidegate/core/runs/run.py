@@ -154,7 +154,7 @@ class Run:
     def try_again(self) -> None:
         """Go on with the same try: what went before was no failure, and its clock runs on."""
         assert self.state is RunState.CONNECTING
-        self._drop_attempt()
+        self._drop_attempt(again=True)
         self.attempt.tries += 1
 
     def feed(self, data: bytes, now_s: float) -> bytes:
@@ -336,9 +336,9 @@ class Run:
         if not self.is_sending:
             self.account.set(Entry.BODY, 0)
 
-    def _drop_attempt(self) -> None:
+    def _drop_attempt(self, *, again: bool = False) -> None:
         if self.attempts:
-            self.attempt.drop()
+            self.attempt.drop(again=again)
         self.account.set(Entry.PARTIAL, 0)
         self.account.set(Entry.HELD, 0)
 

@@ -27,7 +27,7 @@ from tidegate.gateway.relay.failure import Failure, error_of, failure_of
 from tidegate.gateway.relay.request import RequestExtras, body_for, head_for
 from tidegate.gateway.upstreams.choice import Target
 from tidegate.gateway.upstreams.connection import SLICE_BYTES, UpstreamConnection
-from tidegate.gateway.upstreams.reply import Answer, Reply
+from tidegate.gateway.upstreams.reply import NO_REPLY, Answer, Reply
 
 log = logging.getLogger("tidegate.relay")
 
@@ -123,7 +123,7 @@ class Attempt:
         self._asked_s = 0.0  # when it was asked the last time
         self._begun_s = 0.0  # when its first output came
         self._former = ""  # why it is asked again: what came of the time before
-        self._reply = Reply()
+        self._reply = NO_REPLY
 
     def __repr__(self) -> str:
         name = f"{self.target.pool.name}/{self.target.model}"

@@ -27,11 +27,11 @@ from tidegate.core.runs.state import RunState, Trigger
 from tidegate.core.runs.window import SEGMENT_BYTES
 from tidegate.gateway.relay.attempt import Attempt
 from tidegate.gateway.relay.failover import Failover
-from tidegate.gateway.relay.request import RequestExtras
+from tidegate.gateway.relay.request import NO_EXTRAS, RequestExtras
 from tidegate.gateway.relay.subscriber import StreamSubscriber, Subscriber
 from tidegate.gateway.upstreams.choice import Target
 from tidegate.gateway.upstreams.connection import READ_BYTES
-from tidegate.gateway.upstreams.reply import Answer, Reply
+from tidegate.gateway.upstreams.reply import NO_REPLY, Answer, Reply
 
 log = logging.getLogger("tidegate.relay")
 
@@ -74,7 +74,7 @@ class Relay:
         run: Run,
         targets: list[Target],
         loop: asyncio.AbstractEventLoop,
-        extras: RequestExtras = RequestExtras(),  # noqa: B008 - a constant
+        extras: RequestExtras = NO_EXTRAS,
         *,
         caller: str = "",
     ) -> None:
@@ -89,7 +89,7 @@ class Relay:
         # Both are gone when the run is over: a circle that lives on is never collected.
         failover = None if run.is_over else Failover(self, targets, loop, run.owner or caller)
         self._failover: Failover | None = failover
-        self._reply = Reply()  # the head that came last
+        self._reply = NO_REPLY  # the head that came last
         self._reads = 0  # of the stream
         self._has_outbound = False  # the account says that the kernel has not taken all
         self._has_backpressure = False  # the ledger is tight
@@ -241,9 +241,9 @@ class Relay:
             return
         self._let_go_of_upstream()
         self.attempt = self._failover = None
-        self.extras = RequestExtras()
+        self.extras = NO_EXTRAS
         if run.format.framing is not RAW:  # else its creator may still have to be sent that head
-            self._reply = Reply()
+            self._reply = NO_REPLY
         self._charge_heads()
         if run.state is not RunState.COMPLETED and not told:
             self.tell_error()

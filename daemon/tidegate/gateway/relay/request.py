@@ -26,6 +26,9 @@ class RequestExtras(NamedTuple):
     hops: int = 0  # through how many tidegates the request has come already
 
 
+NO_EXTRAS = RequestExtras()
+
+
 def body_for(target: Target, run: Run, extras: RequestExtras) -> Sequence[bytes | memoryview]:
     """Build the body in pieces, the run's own where possible.
 

@@ -134,6 +134,9 @@ class Reply(NamedTuple):
             raise UpstreamError("answered with something that is not JSON", code="not_json")
 
 
+NO_REPLY = Reply()
+
+
 def _moment(text: str) -> float | None:
     """Read the Unix time that a date of HTTP stands for; None for what is none."""
     if not 20 <= len(text) <= 40:  # "Sun, 29 Nov 2026 09:14:09 GMT"
