@@ -29,6 +29,7 @@ class Cursor(NamedTuple):
 
 
 START = Cursor(0, 0)
+_cursor = tuple.__new__  # what a NamedTuple is made by otherwise is written in Python
 
 
 class _Segment:
@@ -80,7 +81,8 @@ class Window:
             taken = sys.getsizeof(data)
             self.held_bytes += taken - self._open_bytes
             self._open_bytes = taken
-            self.end = _behind(self.end, events, size)
+            seq, offset = self.end
+            self.end = _cursor(Cursor, (seq + events, offset + size))
         elif size > SEGMENT_BYTES and events > 1:
             for portion, count in _portions(self.framing.split(block)):
                 self._begin_segment(portion, count)
@@ -99,7 +101,7 @@ class Window:
         self._segments.append(_Segment(self.end, data))
         self._open_bytes = sys.getsizeof(data)
         self.held_bytes += self._open_bytes
-        self.end = _behind(self.end, events, len(block))
+        self.end = Cursor(self.end.seq + events, self.end.offset + len(block))
 
     def trim(self, keep_bytes: int) -> int:
         """Drop the oldest segments until at most `keep_bytes` are held; returns bytes freed."""
@@ -149,11 +151,6 @@ class Window:
 
     def _index(self, seq: int) -> int:
         return bisect_right(self._segments, seq, key=lambda segment: segment.first.seq) - 1
-
-
-def _behind(cursor: Cursor, events: int, size: int) -> Cursor:
-    """Make the cursor behind so many events; what a NamedTuple is made by is written in Python."""
-    return tuple.__new__(Cursor, (cursor[0] + events, cursor[1] + size))
 
 
 def _portions(whole: list[bytes]) -> Iterator[tuple[bytes, int]]:

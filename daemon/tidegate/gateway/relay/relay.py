@@ -1,6 +1,6 @@
 """One run on its way from an upstream to its subscribers.
 
-The journey of a chunk: `UpstreamConnection.data_received` → `Relay.on_body` → `Run.feed` (framing,
+The journey of a chunk: `UpstreamConnection.buffer_updated` → `Relay.on_body` → `Run.feed` (framing,
 window, ledger) → `Relay._send` → `Subscriber.deliver` → the client's socket, all in one callback.
 
 Where the answer comes from is the failover's and its attempts' (`failover`, `attempt`). Once it has

@@ -252,12 +252,9 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         return _buffer
 
     def buffer_updated(self, nbytes: int) -> None:
+        """Parse what one read of the socket brought, READ_BYTES at most."""
         if nbytes == READ_BYTES:
             self._rest()  # there is more, but the others come first
-        self.data_received(bytes(_buffer[:nbytes]))
-
-    def data_received(self, data: bytes) -> None:
-        """Parse what one read of the socket brought, READ_BYTES at most."""
         exchange = self._exchange
         if exchange is None or self._parser is None:
             self.abort()  # it speaks without being asked
@@ -265,11 +262,11 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         pieces = self._pieces
         broken = False
         try:
-            self._parser.feed_data(data)
+            self._parser.feed_data(_buffer[:nbytes])  # it copies the pieces of the body
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             broken = True
             self._reusable = False  # bytes behind a complete answer: not known whose
-        if not (pieces and self._head_told) and self._is_too_much(len(data)):
+        if not (pieces and self._head_told) and self._is_too_much(nbytes):
             self._break(f"sent a head or a trailer of more than {MAX_HEAD_BYTES} bytes")
             return
         if self._head_done and not self._head_told:
