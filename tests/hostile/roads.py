@@ -63,6 +63,7 @@ class Roads:
     def __init__(self, *sides: tuple[Rig, Watched]) -> None:
         """With the lane, and without it."""
         self._sides = sides
+        self.first = b""  # a request for a stream that is answered before each input
 
     @classmethod
     async def open(
@@ -103,7 +104,7 @@ class Roads:
         for _, upstream in self._sides:
             upstream.asked.clear()
         came = await asyncio.gather(
-            *(_told(rig.port, one, silence_s) for rig, _ in self._sides for one in inputs)
+            *(self._told(rig.port, one, silence_s) for rig, _ in self._sides for one in inputs)
         )
         halves = (came[: len(inputs)], came[len(inputs) :])
         logged = ""
@@ -119,20 +120,22 @@ class Roads:
         )
         return first, second, logged
 
-
-async def _told(port: int, sent: bytes, silence_s: float) -> str:
-    """What a client of this input is told, and whether its connection went on."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        writer.write(sent)
-        came = await read_until_silent(reader, silence_s)
-        has_ended = reader.at_eof()
-        with suppress(ConnectionError):
-            writer.write(HEALTH)
-            after = await read_until_silent(reader, silence_s)
-    finally:
-        writer.transport.abort()
-    return f"{_seen(sent, came)} {'the end' if has_ended else _seen(HEALTH, after)}"
+    async def _told(self, port: int, sent: bytes, silence_s: float) -> str:
+        """What a client of this input is told, and whether its connection went on."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            if self.first:
+                writer.write(self.first)
+                await reader.readuntil(b"\r\n" + LAST)
+            writer.write(sent)
+            came = await read_until_silent(reader, silence_s)
+            has_ended = reader.at_eof()
+            with suppress(ConnectionError):
+                writer.write(HEALTH)
+                after = await read_until_silent(reader, silence_s)
+        finally:
+            writer.transport.abort()
+        return f"{_seen(sent, came)} {'the end' if has_ended else _seen(HEALTH, after)}"
 
 
 def _seen(sent: bytes, came: bytes) -> str:

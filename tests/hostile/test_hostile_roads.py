@@ -79,9 +79,12 @@ async def test_a_planted_fault_is_found(
     assert CHAT in await both.differing([CHAT, SMUGGLED])
 
 
-async def agree(rigs: Rigs, raw_upstream, inputs: Iterable[bytes], tried: Tried) -> None:
+async def agree(
+    rigs: Rigs, raw_upstream, inputs: Iterable[bytes], tried: Tried, first: bytes = b""
+) -> None:
     """Fails on what differs, and on what is logged as an error."""
     both = await roads.Roads.open(rigs, raw_upstream, **LIMITS)
+    both.first = first
     rest = iter(dict.fromkeys(inputs))
     while batch := list(itertools.islice(rest, AT_ONCE)):
         differing = await both.differing(batch)
@@ -105,6 +108,17 @@ async def test_changed_heads(rigs, raw_upstream, tried: Tried, taken: list[bytes
     corpus = [*BODIES[:6], *HEADS]
     await agree(rigs, raw_upstream, mutants(corpus, words, "roads", MUTANTS), tried)
     assert len(taken) > MUTANTS / 50
+
+
+async def test_changed_requests_on_a_connection_that_was_taken(
+    rigs, raw_upstream, tried: Tried, taken: list[bytes]
+) -> None:
+    """What was found in a head holds for that head and no other."""
+    words = [*HEAD_WORDS, *BODY_WORDS, b"Content-Length: 2\r\n", b"Connection: close\r\n"]
+    inputs = map(lengthen, mutants([CHAT, CHAT], words, "again", MUTANTS // 4))
+    await agree(rigs, raw_upstream, inputs, tried, first=CHAT)
+    assert taken.count(CHAT) > MUTANTS // 5
+    assert len(set(taken)) > MUTANTS // 50
 
 
 async def test_every_byte_of_the_first_fields(rigs, raw_upstream, tried: Tried, taken) -> None:

@@ -209,8 +209,8 @@ async def test_writing_to_a_client_that_has_gone_is_no_error(
     made: list[ResponseWriter] = []
     real = ResponseWriter.__init__
 
-    def remember(self: ResponseWriter, *arguments: object) -> None:
-        real(self, *arguments)  # type: ignore[arg-type]
+    def remember(self: ResponseWriter, *arguments: object, **named: object) -> None:
+        real(self, *arguments, **named)  # type: ignore[arg-type]
         made.append(self)
 
     monkeypatch.setattr(ResponseWriter, "__init__", remember)
