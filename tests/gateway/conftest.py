@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from gateway.gateway_rig import Play, RawUpstream, Rigs
+from gateway.gateway_rig import ROADS, Play, RawUpstream, Rigs
 
 RUN_LONG = "1" in map(os.environ.get, ("TIDEGATE_TEST_LONG", "TIDEGATE_TEST_REQUIRE_ALL"))
 RawUpstreams = Callable[[Play], Awaitable[RawUpstream]]
@@ -54,11 +54,23 @@ def pytest_asyncio_loop_factories(
     return fast if sys.platform == "linux" else plain
 
 
-@pytest.fixture(
-    params=[True, False] if RUN_LONG else [True], ids=["fast", "ordinary"][: 1 + RUN_LONG]
-)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Long tests go every road by which a request is answered, others the one that most go.
+
+    The one without a run needs an idle connection to the upstream, which changes what some tests
+    count: a module that can do with it says `ON_EVERY_ROAD = True`. One that is about a road says
+    which by itself.
+    """
+    marks = metafunc.definition.iter_markers("parametrize")
+    if "rigs" in metafunc.fixturenames and not any(mark.args[0] == "rigs" for mark in marks):
+        every = getattr(metafunc.module, "ON_EVERY_ROAD", False)
+        roads = [ROADS[0], *([ROADS[1]] if every else []), ROADS[2]] if RUN_LONG else [ROADS[0]]
+        metafunc.parametrize("rigs", roads, indirect=True)
+
+
+@pytest.fixture
 async def rigs(request: pytest.FixtureRequest) -> AsyncIterator[Rigs]:
-    """Starts gateways: `rig = await rigs(upstream, …, **limits)`; on both roads in long tests."""
+    """Starts gateways: `rig = await rigs(upstream, …, **limits)`."""
     folder = Path(tempfile.mkdtemp(prefix="tg-"))  # short enough for a Unix socket's path
     started: list[str] = []
 
@@ -66,7 +78,7 @@ async def rigs(request: pytest.FixtureRequest) -> AsyncIterator[Rigs]:
         started.append(str(folder / f"{len(started)}.sock"))
         return started[-1]
 
-    rigs = Rigs(peer_socket, fast_lane=request.param)
+    rigs = Rigs(peer_socket, road=getattr(request, "param", ROADS[0]))
     try:
         yield rigs
         await rigs.finish()

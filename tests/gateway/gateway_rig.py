@@ -17,6 +17,7 @@ from typing import Any
 from fakes.client import Stream
 from fakes.machine import stop_listening, until
 from fakes.upstream import DONE, FINISH, ROLE
+from tidegate.core.errors import UpstreamError
 from tidegate.core.protocol.worker import StateUpdate
 from tidegate.core.settings import Limits, Model, Server, Settings, Token, Upstream
 from tidegate.gateway.api import routes
@@ -26,6 +27,8 @@ from tidegate.gateway.server.server import GatewayServer
 from tidegate.gateway.upstreams.pool import UpstreamPool
 
 DEADLINE_S = 30.0  # what must happen at all has this long on a busy machine
+# How a request is answered: in the fast lane with a run, without one, or by aiohttp.
+ROADS = ("fast", "light", "ordinary")
 ALARM_S = 90.0  # a test that hangs on uvloop hears no signal, so it is ended from inside
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 LAST = b"0\r\n\r\n"
@@ -253,6 +256,16 @@ class Rig:
         assert not self.loop_errors, self.loop_errors
 
 
+async def warm_up(gateway: Gateway) -> None:
+    """Opens a connection to the first upstream, so that the first request can be light."""
+    pool = next(iter(gateway.catalog.pools()), None)
+    with suppress(UpstreamError):
+        if pool is not None:
+            made = await pool.connect(1.0)
+            made.idle_until_s = gateway.loop.time() + 3.0
+            pool._on_free(made)  # as if it had answered a request
+
+
 class _Errors(logging.Handler):
     def __init__(self, records: list[logging.LogRecord]) -> None:
         super().__init__(logging.ERROR)
@@ -265,8 +278,8 @@ class _Errors(logging.Handler):
 class Rigs:
     """Starts gateways, and finishes them."""
 
-    def __init__(self, peer_sockets: Callable[[], str], *, fast_lane: bool = True) -> None:
-        self.fast_lane = fast_lane
+    def __init__(self, peer_sockets: Callable[[], str], road: str = ROADS[0]) -> None:
+        self.road = road
         self._peer_sockets = peer_sockets
         self.started: list[Rig] = []
         self._handlers: list[logging.Handler] = []
@@ -299,7 +312,7 @@ class Rigs:
             models=models
             if isinstance(models, list)
             else [Model(name=n, targets=t) for n, t in (models or {}).items()],
-            server=Server(fast_lane=self.fast_lane),
+            server=Server(fast_lane=self.road != "ordinary"),
             limits=Limits(**(short | limits)),
         )
         peer_socket = self._peer_sockets()
@@ -313,6 +326,8 @@ class Rigs:
         rig.peer_socket = peer_socket
         self.started.append(rig)
         await gateway.accept_clients([sock])
+        if self.road == "light":
+            await warm_up(gateway)
         handler = _Errors(rig.errors)
         logging.getLogger("tidegate").addHandler(handler)
         self._handlers.append(handler)

@@ -55,7 +55,7 @@ class Rig:
     def finished_count(self) -> int:
         return len(self.kept)
 
-    def finished(self) -> list[SimpleNamespace]:
+    def each_finished(self) -> list[SimpleNamespace]:
         return list(self.kept)
 
     def handed_over(self, relay: SimpleNamespace) -> None:

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import pytest
 import uvloop
 
-from gateway.conftest import raw_upstream, rigs
+from gateway.conftest import pytest_generate_tests, raw_upstream, rigs
 
-__all__ = ["raw_upstream", "rigs"]
+__all__ = ["pytest_generate_tests", "raw_upstream", "rigs"]
 
 TRIED: Counter[str] = Counter()
 Tried = Callable[[int], None]

@@ -83,7 +83,7 @@ class GatewayDrain:
         peer, registry = self._gateway.peer, self._gateway.registry
         if peer is None or time.monotonic() < self._hand_over_s:
             return
-        for relay in registry.finished():
+        for relay in registry.each_finished():
             if relay.subscribers:
                 continue
             try:

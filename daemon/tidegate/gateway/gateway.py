@@ -81,6 +81,7 @@ class Gateway:
         self.loop = asyncio.get_running_loop()
         self.settings = Settings()
         self.registry = Registry(Ledger(), self.loop)
+        self.registry.limits = lambda: self.settings.limits
         self.sockets = Sockets(self.registry.ledger)
         self.state_update: StateUpdate | None = None
         self.parked: str | None = None  # why nothing is served

@@ -45,7 +45,7 @@ def inspect(registry: Registry, request: int) -> Inspected:
         request=request,
         ledger=registry.ledger.statistics(),
         runs=[summarise(relay) for relay in largest],
-        runs_total=len(relays),
+        runs_total=registry.active_count + registry.finished_count,
         types=count_types(),
         stacks=show_stacks(tasks),
         tasks=len(tasks),

@@ -432,7 +432,7 @@ async def test_a_client_that_is_gone_before_its_run_begins_leaves_none(
     def gone(*_: object) -> None:
         raise ConnectionResetError("the client is gone")
 
-    rigs.fast_lane = False  # there a run begins in the very read that brought its request
+    rigs.road = "ordinary"  # there a run begins in the very read that brought its request
     rig = await rigs(scripted_upstream)
     monkeypatch.setattr(create, "ResponseWriter", gone)
     stream = await open_chat(rig.base_url, "ok")

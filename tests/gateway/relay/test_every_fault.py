@@ -18,6 +18,7 @@ from fakes.upstream import SCRIPTS, ScriptedUpstream
 from fakes.wire import WORDS, wire_for
 from gateway.gateway_rig import Rig
 
+ON_EVERY_ROAD = True
 pytestmark = pytest.mark.long
 
 WHOLE, BROKEN = "whole", "broken"

@@ -14,6 +14,7 @@ from tidegate.core.settings import LimitOverrides, Model, Upstream
 from tidegate.core.upstreams.blame import VERDICTS, Fault, Held
 from tidegate.gateway.upstreams.pool import UpstreamPool
 
+ON_EVERY_ROAD = True
 pytestmark = pytest.mark.long
 
 DEAD = "http://127.0.0.1:9"  # where nothing listens

@@ -243,7 +243,7 @@ async def test_who_comes_between_two_bites_loses_nothing(
         await chat(rig.base_url, "m")
     await rig.idle()
     registry = rig.gateway.registry
-    last = registry.finished()[-1]
+    *_, last = registry.each_finished()
     order = asyncio.ensure_future(take(rig, "finished"))
     await asyncio.sleep(0)  # the first one is gone
     run = last.run

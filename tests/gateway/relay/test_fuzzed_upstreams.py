@@ -19,6 +19,7 @@ from fakes.wire import wire_for
 from gateway.gateway_rig import LAST, Peer, Rig, chunked
 from gateway.relay.test_every_fault import STREAMED, Form
 
+ON_EVERY_ROAD = True
 pytestmark = pytest.mark.long
 
 AT_ONCE = 64

@@ -18,6 +18,7 @@ from gateway.gateway_rig import DEADLINE_S, LAST, Peer, Rig, chunked, plain
 from tidegate.core.formats.foreign_json import is_json
 from tidegate.core.settings import Upstream
 
+ON_EVERY_ROAD = True
 STREAMED = [
     "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/api/chat",
     "/api/generate",

@@ -19,7 +19,7 @@ from tidegate.gateway.server.connection_table import FRESH_S, ConnectionPhase
 from tidegate.gateway.server.porch import PORCH_BYTES
 
 ON_BOTH_LOOPS = True
-pytestmark = pytest.mark.parametrize("rigs", [True], indirect=True, ids=["fast"])
+pytestmark = pytest.mark.parametrize("rigs", ["fast"], indirect=True)
 
 KIB = 1024
 READ_BYTES = 256 * KIB  # what a loop reads from a socket at once

@@ -12,6 +12,7 @@ that are being streamed never fail because of requests that are still arriving.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from enum import IntEnum
 
 from tidegate.core.errors import LedgerFull
@@ -41,12 +42,21 @@ _ENTRIES = len(Entry)
 class Ledger:
     """Sums all accounts, and holds them to its limit."""
 
-    __slots__ = ("_accounts", "connections", "entries", "limit_bytes", "reclaim", "total_bytes")
+    __slots__ = (
+        "_accounts",
+        "connections",
+        "entries",
+        "light",
+        "limit_bytes",
+        "reclaim",
+        "total_bytes",
+    )
 
     def __init__(self, limit_bytes: int = 0) -> None:
         self.total_bytes = 0
         self.entries = [0] * _ENTRIES  # the sums of all accounts
         self.connections = Account(self)  # of those that have no run: never closed
+        self.light = Account(self)  # of light answers, which have no run either: never closed
         self.limit_bytes = limit_bytes  # 0: none
         self.reclaim: Callable[[], object] = lambda: None
         self._accounts: set[Account] = set()
@@ -55,6 +65,17 @@ class Ledger:
         """Open a new, empty account."""
         account = Account(self)
         self._accounts.add(account)
+        return account
+
+    def open_surely(self, body_bytes: int = 0) -> Account:
+        """Open the account of a run that must be, with what it holds from the start.
+
+        It is charged even when the ledger is full: what comes next is refused, not this.
+        """
+        account = self.open()
+        for entry, held_bytes in ((Entry.BODY, body_bytes), (Entry.RECORD, RECORD_BYTES)):
+            with suppress(LedgerFull):
+                account.set(entry, held_bytes)
         return account
 
     def statistics(self) -> dict[str, int]:

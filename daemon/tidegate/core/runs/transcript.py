@@ -116,6 +116,12 @@ class Transcript:
             return False
         return not self._format.is_error_open(self.last_event)
 
+    def tokens(self) -> int | None:
+        """Find how many tokens the answer had, where its end says so."""
+        if self.rewrite is not None and self.rewrite.tokens:
+            return self.rewrite.tokens
+        return self._format.tokens(self.window.last_events(TAIL_EVENTS))
+
     @property
     def last_event(self) -> bytes:
         """The newest event that is kept."""

@@ -83,6 +83,13 @@ class Health:
         is_held = known.held_until_s > now_s
         return not is_held and self.whole.may_pass(now_s) and known.breaker.may_pass(now_s)
 
+    def is_in_order(self, model: str, now_s: float) -> bool:
+        """Say whether nothing at all is held against it, so that a request is no trial."""
+        known = self._known(model)
+        if known is not None and not (known.breaker.is_closed and known.held_until_s <= now_s):
+            return False
+        return self.whole.is_closed
+
     def held_s(self, model: str, now_s: float) -> float:
         """Count the seconds for which the upstream wants no requests for `model`; 0: none."""
         known = self._known(model)

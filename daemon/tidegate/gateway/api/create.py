@@ -22,12 +22,13 @@ from tidegate.gateway.api.demo import StuckRelay
 from tidegate.gateway.api.heads import no_room
 from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.relay.relay import Relay
-from tidegate.gateway.relay.request import HOPS_HEADER, RequestExtras
+from tidegate.gateway.relay.request import HOPS_HEADER, ParsedRequest, RequestExtras
 from tidegate.gateway.server.auth import Caller
 from tidegate.gateway.server.body import read_body
 from tidegate.gateway.server.errors import Refused
 from tidegate.gateway.server.ids import new_id
 from tidegate.gateway.server.writer import ResponseWriter
+from tidegate.gateway.upstreams.choice import Target
 
 MAX_HOPS = 4  # one gateway before another is sensible; a longer row is a ring
 _ON_DISCONNECT = {"": False, "cancel": False, "continue": True}
@@ -53,6 +54,7 @@ async def answer(
     delivery = Delivery(gateway, relay, client, streams=info.stream)
     delivery.begin()
     try:
+        relay.begin()
         return await delivery.finish()
     finally:
         delivery.end()
@@ -77,17 +79,16 @@ async def _new_relay(
     )
     facts = read_facts(request.headers, form)
     parsed = parse_request(facts, form, body, request.remote)
-    return new_relay(gateway, caller, account, parsed), parsed.info
+    targets = gateway.catalog.route(parsed.info.model)
+    relay = new_relay(gateway, caller.owner, parsed, targets, account=account)
+    return relay, parsed.info
 
 
-class ParsedRequest(NamedTuple):
-    """A request, and what it means."""
+class Began(NamedTuple):
+    """When a request was made: on the loop's clock, and in Unix seconds."""
 
-    form: Format
-    body: bytes
-    info: RequestInfo
-    extras: RequestExtras
-    address: str = ""  # whose it is where there are no tokens
+    now_s: float
+    created: float
 
 
 class HeadFacts(NamedTuple):
@@ -148,13 +149,21 @@ def parse_request(
     return ParsedRequest(form, body, info, extras, address or "")
 
 
-def new_relay(gateway: Gateway, caller: Caller, account: Account, parsed: ParsedRequest) -> Relay:
-    """Make a run for this request, ready to begin. Raises Refused and LedgerFull."""
+def new_relay(
+    gateway: Gateway,
+    owner: str,
+    parsed: ParsedRequest,
+    targets: list[Target],
+    *,
+    account: Account,
+    began: Began | None = None,
+) -> Relay:
+    """Make a run for this request, ready to begin, now or then. Raises Refused and LedgerFull."""
     form, body, info, extras, address = parsed
-    targets = gateway.catalog.route(info.model)
+    now_s, created = began or (gateway.loop.time(), time.time())
     run = Run(
         run_id=new_id("run"),
-        owner=caller.owner,
+        owner=owner,
         request=RunRequest(
             info.model,
             streamed=info.stream or info.background,
@@ -165,8 +174,8 @@ def new_relay(gateway: Gateway, caller: Caller, account: Account, parsed: Parsed
         body=body,
         limits=targets[0].limits,
         account=account,
-        now_s=gateway.loop.time(),
-        created=time.time(),
+        now_s=now_s,
+        created=created,
         format=form,
     )
     if form is RESPONSES:

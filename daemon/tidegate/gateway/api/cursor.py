@@ -20,7 +20,8 @@ async def follow(
     gateway: Gateway, relay: Relay, client: ResponseWriter, cursor: Cursor, *, ids: bool
 ) -> web.StreamResponse:
     """Send a run to its end from `cursor` on."""
-    head = stream_head(relay.run, client, SSE if ids else relay.run.format.framing)
+    framing = SSE if ids else relay.run.format.framing
+    head = stream_head(relay.run.id, framing, http10=client.http10, closes=client.closes)
     subscriber = StreamSubscriber(relay.run, client, head, cursor=cursor, ids=ids)
     with gateway.reading(relay, subscriber):
         subscriber.commit()

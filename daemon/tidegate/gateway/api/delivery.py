@@ -27,7 +27,8 @@ class Delivery:
         self._client = client
         self._subscriber: Subscriber
         if streams:
-            head = stream_head(run, client, run.format.framing)
+            framing, http10, closes = run.format.framing, client.http10, client.closes
+            head = stream_head(run.id, framing, http10=http10, closes=closes)
             self._subscriber = StreamSubscriber(run, client, head)
         elif run.format.framing is RAW:
             self._subscriber = RawSubscriber(run, client, lambda: raw_head(relay, client))
@@ -35,9 +36,8 @@ class Delivery:
             self._subscriber = Subscriber(run, START, client)
 
     def begin(self) -> None:
-        """Attach the client, and ask the upstream."""
+        """Attach the client."""
         self._relay.attach(self._subscriber)
-        self._relay.begin()
 
     async def finish(self) -> web.StreamResponse:
         """Send the answer: as it grows, or in one piece where nothing of it could be streamed."""
@@ -62,7 +62,8 @@ class Delivery:
         relay.answer = None
         body = memoryview(answer.body)
         length = ("Content-Length", str(len(body)))
-        head = answer_head(relay, client, answer._replace(headers=(length, *answer.headers)))
+        answer = answer._replace(headers=(length, *answer.headers))
+        head = answer_head(relay.run.id, answer, closes=client.closes)
         first = body[:SLICE_BYTES]
         client.kept_bytes = (
             len(body) if len(body) > len(first) else 0

@@ -13,21 +13,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import NamedTuple
 
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from tidegate.core import formats
+from tidegate.core.errors import LedgerFull, UpstreamError
 from tidegate.core.formats.base import Format
 from tidegate.core.http.plain_post import read_head, split_post
 from tidegate.core.runs.ledger import Entry
 from tidegate.gateway.api import create
-from tidegate.gateway.api.create import MAX_HOPS, HeadFacts, ParsedRequest
+from tidegate.gateway.api.create import MAX_HOPS, HeadFacts
 from tidegate.gateway.api.delivery import Delivery
+from tidegate.gateway.api.heads import answer_head, stream_head
 from tidegate.gateway.gateway import Gateway
+from tidegate.gateway.relay.light import MOST_AGE_S, LightRun, may_be_light
+from tidegate.gateway.relay.light_answers import KeptAnswer
+from tidegate.gateway.relay.relay import Relay
+from tidegate.gateway.relay.request import ParsedRequest, light_request
 from tidegate.gateway.server.auth import Caller
+from tidegate.gateway.server.ids import new_id
 from tidegate.gateway.server.porch import Porch
 from tidegate.gateway.server.writer import ResponseWriter
+from tidegate.gateway.upstreams.choice import Target
+from tidegate.gateway.upstreams.reply import Answer
 
 log = logging.getLogger("tidegate.gateway")
 
@@ -68,6 +78,7 @@ class FastLane:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._tickets: dict[bytes, _Ticket] = {}
+        self._is_watching = False  # that no light answer grows old
 
     def __repr__(self) -> str:
         return f"<FastLane {len(self._tickets)} heads>"
@@ -89,9 +100,13 @@ class FastLane:
         try:
             address = None if ticket.caller.owner else porch.remote
             parsed = create.parse_request(ticket.facts, ticket.form, post.body, address)
-        except Exception:  # refused, or a fault of ours: the ordinary road meets it too, and tells
+            targets = gateway.catalog.route(parsed.info.model)
+        except Exception:  # also a fault of ours: the ordinary road meets it too, and tells
             return False
-        return self._begin(porch, ticket.caller, parsed)
+        owner = ticket.caller.owner
+        return self._begin_light(porch, owner, parsed, targets) or (
+            self._begin(porch, owner, parsed, targets)
+        )
 
     def _look(self, porch: Porch, key: bytes, head: bytes) -> _Ticket | None:
         """Look at a head that was not seen before."""
@@ -109,7 +124,11 @@ class FastLane:
         ticket = self._tickets[key] = _Ticket(caller, form, facts)
         return ticket
 
-    def _begin(self, porch: Porch, caller: Caller, parsed: ParsedRequest) -> bool:
+    # --- with a run -----------------------------------------------------------------------------
+
+    def _begin(
+        self, porch: Porch, owner: str, parsed: ParsedRequest, targets: list[Target]
+    ) -> bool:
         """Begin a run; False where it may not be begun."""
         gateway, info = self._gateway, parsed.info
         if info.background:
@@ -118,43 +137,178 @@ class FastLane:
         account = gateway.registry.ledger.open()
         try:
             account.set(Entry.BODY, len(parsed.body))
-            relay = create.new_relay(gateway, caller, account, parsed)
-            client = ResponseWriter(porch, porch.drain)
+            relay = create.new_relay(gateway, owner, parsed, targets, account=account)
+            delivery = _FastDelivery(gateway, relay, porch, streams=info.stream)
         except Exception:
             account.close()
             return False
         gateway.registry.add(relay)
-        _Served(porch, relay.run.id, Delivery(gateway, relay, client, streams=info.stream), client)
+        delivery.start()
+        relay.begin()
         return True
 
+    # --- without one ----------------------------------------------------------------------------
 
-class _Served:
-    """A request that is being answered by a run."""
+    def _begin_light(
+        self, porch: Porch, owner: str, parsed: ParsedRequest, targets: list[Target]
+    ) -> bool:
+        """Send the request, and see what comes of it; False where that would not be the same."""
+        gateway, registry = self._gateway, self._gateway.registry
+        now_s = gateway.loop.time()
+        if not may_be_light(parsed, targets, now_s) or gateway.evictor.has_backpressure:
+            return False
+        try:
+            head, body = light_request(targets[0], parsed)
+        except (ValueError, UpstreamError):
+            return False
+        connection = targets[0].pool.take_at_once()
+        if connection is None:
+            return False
+        light = LightRun(self, connection, parsed, targets, client=porch, owner=owner, now_s=now_s)
+        porch.hold()
+        try:
+            registry.light.begin(light)
+        except LedgerFull:
+            connection.abort()
+            targets[0].pool.release_slot()
+            return False
+        porch.begin(light)
+        light.send(head, body)
+        self._watch_age()
+        return True
 
-    __slots__ = ("_client", "_delivery", "_porch", "_run_id", "_task")
+    def send_stream(self, light: LightRun, block: bytes, events: int) -> None:
+        """Send a whole stream of events, and keep it for later readers."""
+        run_id = new_id("run")
+        head = stream_head(run_id, light.parsed.form.framing)
+        self._send(light, b"%b%x\r\n%b\r\n0\r\n\r\n" % (head, len(block), block))
+        registry, target, ended_s = self._gateway.registry, light.target, self._gateway.loop.time()
+        target.pool.note_first_output(target.model, ended_s - light.asked_s)
+        registry.on_first_output(target.pool.name, ended_s - light.asked_s)
+        answer = KeptAnswer(
+            id=run_id,
+            owner=light.owner,
+            model=light.parsed.info.model,
+            upstream=target.pool.name,
+            path=light.parsed.form.path,
+            keep_s=target.limits.keep_finished_s,
+            created=light.created,
+            ended=time.time(),
+            began_s=light.asked_s,
+            ended_s=ended_s,
+            request_id=light.reply.request_id,
+            next_seq=events,
+            events=block,
+        )
+        registry.on_light_end(answer)
 
-    def __init__(
-        self, porch: Porch, run_id: str, delivery: Delivery, client: ResponseWriter
-    ) -> None:
+    def send_plain(self, light: LightRun, answer: Answer) -> None:
+        """Send an answer in one piece."""
+        length = ("Content-Length", str(len(answer.body)))
+        head = answer_head(new_id("run"), answer._replace(headers=(length, *answer.headers)))
+        self._send(light, head + answer.body)
+        self._gateway.registry.on_light_end(None)
+
+    def _send(self, light: LightRun, data: bytes) -> None:
+        """Write the whole answer; the request is over when the kernel has taken it."""
+        self._gateway.registry.light.end(light)
+        porch = light.client
+        assert isinstance(porch, Porch)
+        assert porch.transport is not None, "else it would have been promoted"
+        porch.wrote_raw = True
+        if not porch.transport.is_closing():
+            porch.transport.write(data)
+        if porch.transport.get_write_buffer_size():
+            _Flush(porch, light.target.limits.stall_s)
+        else:
+            porch.answered()
+
+    def promote(self, light: LightRun) -> Relay:
+        """Make a run and its relay, with the client as its reader if it is still there."""
+        gateway, registry, parsed = self._gateway, self._gateway.registry, light.parsed
+        registry.light.end(light)
+        account = registry.ledger.open_surely(len(parsed.body))
+        began = create.Began(light.asked_s, light.created)
+        relay = create.new_relay(
+            gateway, light.owner, parsed, light.targets, account=account, began=began
+        )
+        registry.add(relay)
+        porch = light.client
+        assert isinstance(porch, Porch)
+        if porch.transport is not None:
+            _FastDelivery(gateway, relay, porch, streams=parsed.info.stream).start()
+        else:
+            relay.run.attach()
+            relay.run.detach(gateway.loop.time())
+        return relay
+
+    def _watch_age(self) -> None:
+        """See to it that runs are made of light answers that take longer."""
+        if not self._is_watching:
+            self._is_watching = True
+            self._gateway.loop.call_later(MOST_AGE_S / 2, self._promote_old)
+
+    def _promote_old(self) -> None:
+        self._is_watching = False
+        lights = self._gateway.registry.light
+        lights.promote(self._gateway.loop.time() - MOST_AGE_S / 2)
+        if lights.running:
+            self._watch_age()
+
+
+class _FastDelivery(Delivery):
+    """A run's answer on its way to a client on the porch."""
+
+    __slots__ = ("_porch", "_task")
+
+    def __init__(self, gateway: Gateway, relay: Relay, porch: Porch, *, streams: bool) -> None:
+        super().__init__(gateway, relay, ResponseWriter(porch, porch.drain), streams=streams)
         self._porch = porch
-        self._delivery = delivery
-        self._run_id = run_id
-        self._client = client
-        porch.begin(self)
-        delivery.begin()
-        self._task = porch.loop.create_task(delivery.finish())
+        self._task: asyncio.Task[object] | None = None
+
+    def start(self) -> None:
+        """Attach the client, and send it the answer."""
+        self._porch.begin(self)
+        self.begin()
+        self._task = self._porch.loop.create_task(self.finish())
         self._task.add_done_callback(self._on_done)
 
     def client_left(self) -> None:
         """Take note that the client is gone."""
+        assert self._task is not None, "it has started"
         self._task.cancel()
 
     def _on_done(self, task: asyncio.Task[object]) -> None:
-        self._delivery.end()
+        self.end()
         error = None if task.cancelled() else task.exception()
         if not (task.cancelled() or error):
             self._porch.answered(close=self._client.closes)
             return
         if error is not None and not isinstance(error, ConnectionError):
-            log.error("run %s: its answer could not be sent", self._run_id, exc_info=error)
+            run_id = self._relay.run.id
+            log.error("run %s: its answer could not be sent", run_id, exc_info=error)
         self._porch.abort()
+
+
+class _Flush:
+    """An answer that is written, and waits for its client to read it."""
+
+    __slots__ = ("_porch", "_task")
+
+    def __init__(self, porch: Porch, limit_s: float) -> None:
+        self._porch = porch
+        porch.begin(self)
+        self._task = porch.loop.create_task(self._wait(limit_s))
+
+    def client_left(self) -> None:
+        """Take note that the client is gone."""
+        self._task.cancel()
+
+    async def _wait(self, limit_s: float) -> None:
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._porch.flush()
+        except (TimeoutError, ConnectionError):
+            self._porch.abort()
+        else:
+            self._porch.answered()

@@ -7,7 +7,6 @@ from http import HTTPStatus
 
 from tidegate.core.errors import LedgerFull
 from tidegate.core.formats.framing import Framing
-from tidegate.core.runs.run import Run
 from tidegate.core.runs.state import RunState
 from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.relay.subscriber import stream_headers
@@ -31,16 +30,17 @@ def raw_head(relay: Relay, client: ResponseWriter) -> tuple[bytes, bool]:
     has_length = any(name == "content-length" for name, _ in head.headers)
     is_chunked = not (client.http10 or has_length)
     chunks = (("Transfer-Encoding", "chunked"),) if is_chunked else ()
-    return answer_head(relay, client, head._replace(headers=(*head.headers, *chunks))), is_chunked
+    answer = head._replace(headers=(*head.headers, *chunks))
+    return answer_head(relay.run.id, answer, closes=client.closes), is_chunked
 
 
-def answer_head(relay: Relay, client: ResponseWriter, answer: Answer) -> bytes:
+def answer_head(run_id: str, answer: Answer, *, closes: bool = False) -> bytes:
     """Make the head of an answer in one piece."""
     lines = "".join(f"{name}: {value}\r\n" for name, value in answer.headers)
     return (
         f"HTTP/1.1 {answer.status} {_phrase(answer.status)}\r\n"
         f"Content-Type: {answer.content_type}\r\n"
-        f"{_ids(relay.run)}{lines}{_CLOSE if client.closes else _KEEP}\r\n"
+        f"{_ids(run_id)}{lines}{_CLOSE if closes else _KEEP}\r\n"
     ).encode("latin-1")
 
 
@@ -51,18 +51,19 @@ def _phrase(status: int) -> str:
         return "Unknown"  # 529, say
 
 
-def stream_head(run: Run, client: ResponseWriter, framing: Framing) -> bytes:
+def stream_head(
+    run_id: str, framing: Framing, *, http10: bool = False, closes: bool = False
+) -> bytes:
     """Make the head of a stream of events."""
-    chunks = "" if client.http10 else "Transfer-Encoding: chunked\r\n"
-    ending = _CLOSE if client.closes else _KEEP
-    return (f"HTTP/1.1 200 OK\r\n{stream_headers(framing)}{chunks}{ending}{_ids(run)}\r\n").encode(
-        "ascii"
-    )
+    chunks = "" if http10 else "Transfer-Encoding: chunked\r\n"
+    ending = _CLOSE if closes else _KEEP
+    head = f"HTTP/1.1 200 OK\r\n{stream_headers(framing)}{chunks}{ending}{_ids(run_id)}\r\n"
+    return head.encode("ascii")
 
 
-def _ids(run: Run) -> str:
+def _ids(run_id: str) -> str:
     """Name the run; its id is its request's too, so that a log line with the one has the other."""
-    return f"x-run-id: {run.id}\r\nx-request-id: {run.id}\r\nrequest-id: {run.id}\r\n"
+    return f"x-run-id: {run_id}\r\nx-request-id: {run_id}\r\nrequest-id: {run_id}\r\n"
 
 
 def failure(relay: Relay) -> Answer:

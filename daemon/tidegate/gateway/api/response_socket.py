@@ -196,7 +196,9 @@ class _Dialogue(WebSocketSession):
             turn.start = 0  # only its upstream knows what it goes on from
         account = self._gateway.registry.ledger.open()
         try:
-            relay = create.new_relay(self._gateway, self._caller, account, parsed)
+            targets = self._gateway.catalog.route(parsed.info.model)
+            owner = self._caller.owner
+            relay = create.new_relay(self._gateway, owner, parsed, targets, account=account)
         except BaseException:
             account.close()
             raise

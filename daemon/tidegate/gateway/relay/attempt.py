@@ -15,7 +15,7 @@ from enum import Enum
 from typing import Protocol
 
 from tidegate.core.errors import LedgerFull, UpstreamError
-from tidegate.core.formats.base import TAIL_EVENTS, Meaning
+from tidegate.core.formats.base import Meaning
 from tidegate.core.formats.framing import RAW
 from tidegate.core.runs.limits import Expiry, fits_hold, has_time
 from tidegate.core.runs.run import Run
@@ -136,22 +136,29 @@ class Attempt:
 
         `again` goes on with the try under way, `fresh` over a connection of its own.
         """
-        run, pool = self._run, self.target.pool
         self._phase = AttemptPhase.CONNECTING
         self._asked_s = self._loop.time()
         try:
             if again:
-                run.try_again()
+                self._run.try_again()
             else:
-                secret = NO_SECRET if run.format.framing is RAW else pool.secret
-                run.begin_attempt(pool.name, self.target.model, self._asked_s, secret)
-            connection = None if fresh else pool.take_idle()
+                self._begin()
+            connection = None if fresh else self.target.pool.take_idle()
             if connection is not None:
                 self._request(connection)
             else:
                 self._coming = self._loop.create_task(self._connect())
         except Exception:  # the run that made room for this one must not suffer from it
             self._host.on_fault()
+
+    def go_on(self, connection: UpstreamConnection, asked_s: float) -> None:
+        """Take what is answered to a request that was sent at `asked_s`."""
+        self.connection, self._phase, self._asked_s = connection, AttemptPhase.ASKED, asked_s
+        self._begin()
+
+    def _begin(self) -> None:
+        secret = NO_SECRET if self._run.format.framing is RAW else self.target.pool.secret
+        self._run.begin_attempt(self.target.pool.name, self.target.model, self._asked_s, secret)
 
     def ask_again_in(self, wait_s: float, why: str) -> None:
         """Ask the same upstream after a while; the clocks of the try run on."""
@@ -188,7 +195,8 @@ class Attempt:
         except ValueError as error:
             self._host.refuse(str(error))
             return
-        head = head_for(self.target, run, extras, sum(map(len, body)))
+        size, streamed = sum(map(len, body)), run.request.streamed
+        head = head_for(self.target, run.format, extras, size, streamed=streamed)
         run.sending(len(run.body) + min(SLICE_BYTES, len(run.body)))
         connection.send(head, self, body, run.sent)
         self._host.on_request()
@@ -389,10 +397,7 @@ class Attempt:
         took_s = self._loop.time() - self._begun_s
         if took_s <= 0.0 or run.window.next_seq < FEWEST_EVENTS:
             return
-        rewrite = run.transcript.rewrite
-        tokens = rewrite.tokens if rewrite is not None else None
-        tokens = tokens or run.format.tokens(run.window.last_events(TAIL_EVENTS))
-        if tokens:
+        if tokens := run.transcript.tokens():
             pool.note_speed(model, tokens / took_s, "tokens/s")
         else:
             pool.note_speed(model, run.window.next_seq / took_s, "events/s")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -36,6 +37,8 @@ log = logging.getLogger("tidegate.evictor")
 
 # With these go heads that are arriving, and connections between two requests.
 _WITH_CONNECTIONS = frozenset({ReclaimStep.TRIM, ReclaimStep.STALE})
+# And with these light answers, which are finished, and read.
+_WITH_LIGHT = frozenset({ReclaimStep.KEPT, ReclaimStep.STALE, ReclaimStep.FINISHED})
 BITE = 10  # victims between two turns of the loop; each costs some 10 us and its readers' goodbye
 MOST_CANDIDATES = 1000  # finished runs that one plan looks at, the oldest
 # When a live run would have to fail otherwise, readers who have read nothing for so long go first:
@@ -128,9 +131,13 @@ class Evictor:
             await self._trim_heap(tally)
             return
         now_s, stale_after_s = self._loop.time(), order.stale_after_s
+        is_short = (lambda: self._ledger.has_much) if step is ReclaimStep.KEPT else (lambda: True)
+        if step in _WITH_LIGHT:
+            before_s = now_s - stale_after_s if step is ReclaimStep.STALE else math.inf
+            self._evict_light("finished", is_short, tally, most, before_s)
+            most -= tally.runs
         planned = eviction.plan(step, self._candidates(step), now_s, stale_after_s, most)
         victims = self._still_due(step, planned, stale_after_s, order.reason)
-        is_short = (lambda: self._ledger.has_much) if step is ReclaimStep.KEPT else (lambda: True)
         for _ in range(0, most, BITE):
             if self._evict(victims, is_short, tally, BITE) < BITE:
                 break
@@ -235,6 +242,7 @@ class Evictor:
     def _reclaim(self) -> None:
         started_s, before, went = time.perf_counter(), self._ledger.total_bytes, _Tally()
         if self._ledger.is_tight:
+            self._evict_light("memory", lambda: self._ledger.has_much, went)
             unread = self._registry.unread(MOST_PER_TICK)
             self._evict_finished(unread, lambda: self._ledger.has_much, went)
         self._make_room(lambda: self._ledger.is_tight or self._ledger.is_intake_full)
@@ -265,6 +273,24 @@ class Evictor:
         if self._ledger.is_full:
             finished = self._registry.finished(MOST_PER_TICK)
             self._evict_finished(finished, lambda: self._ledger.is_full, went)
+
+    def _evict_light(
+        self,
+        kind: str,
+        is_short: Callable[[], bool],
+        tally: _Tally,
+        most: int = MOST_PER_TICK,
+        before_s: float = math.inf,
+    ) -> None:
+        """Evict light answers that are kept, the oldest first: their clients have had them."""
+        for _ in range(most):
+            oldest = self._registry.light.oldest(before_s) if is_short() else None
+            if oldest is None:
+                return
+            freed_bytes = self._registry.release_light(oldest, kind)
+            tally.runs += 1
+            tally.promised_bytes += freed_bytes
+            tally.freed_bytes += freed_bytes
 
     def _evict_finished(
         self, relays: list[Relay], is_short: Callable[[], bool], went: _Tally

@@ -19,6 +19,7 @@ from tidegate.core.upstreams.blame import VERDICTS
 from tidegate.gateway.relay.attempt import Attempt, AttemptHost
 from tidegate.gateway.relay.failure import Failure
 from tidegate.gateway.upstreams.choice import Target, TargetRoute
+from tidegate.gateway.upstreams.connection import UpstreamConnection
 from tidegate.gateway.upstreams.pool import UpstreamPool
 from tidegate.gateway.upstreams.reply import Answer
 
@@ -82,6 +83,15 @@ class Failover:
         self._run.limits = target.limits.at_target(is_last=not self.has_more())
         attempt.open()
         self._host.look_again()
+
+    def go_on(self, target: Target, connection: UpstreamConnection, asked_s: float) -> Attempt:
+        """Go on with a request that `target` was sent at `asked_s`, and has a slot for."""
+        self._route.remove(target)
+        attempt = self._host.attempt = Attempt(self._host, self, target, self._loop)
+        self._run.limits = target.limits.at_target(is_last=not self.has_more())
+        attempt.go_on(connection, asked_s)
+        self._host.look_again()
+        return attempt
 
     # --- waiting --------------------------------------------------------------------------------
 

@@ -11,11 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 
+from tidegate.core.errors import LedgerFull
 from tidegate.core.histogram import FIRST_OUTPUT_BOUNDS_S, RELAY_BOUNDS_S, Histogram
 from tidegate.core.runs import retention
 from tidegate.core.runs.deadlines import Deadlines, Watched
@@ -23,7 +26,9 @@ from tidegate.core.runs.ledger import Ledger
 from tidegate.core.runs.retention import RetentionVerdict
 from tidegate.core.runs.state import RunState, Trigger, empty_census
 from tidegate.core.runs.summary import RunSummary
+from tidegate.core.settings import Limits
 from tidegate.core.text import count
+from tidegate.gateway.relay.light_answers import KeptAnswer, LightAnswers
 from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.relay.subscriber import Subscriber
 from tidegate.gateway.relay.summaries import summarise
@@ -62,15 +67,17 @@ class Registry:
     def __init__(self, ledger: Ledger, loop: asyncio.AbstractEventLoop) -> None:
         self.ledger = ledger
         self.relay_seconds = Histogram(RELAY_BOUNDS_S)
-        self.first_output_seconds: dict[str, Histogram] = {}
+        self.first_output_seconds = defaultdict(partial(Histogram, FIRST_OUTPUT_BOUNDS_S))
         self.ended: Counter[str] = Counter()  # by terminal state, since the start
         self.total = 0
         self.swept = SweptRuns()
         self.swept_bytes: Counter[str] = Counter()  # by kind
         self.last_sweep: str | None = None
+        self.limits: Callable[[], Limits] = Limits  # of what is made of a kept light answer
         self.leaving: OrderedDict[Relay, None] = OrderedDict()  # released, and still being read
         self.on_add: Callable[[Relay], None] = lambda relay: None  # a run begins
         self.on_tick: Callable[[float], None] = lambda now_s: None  # what was due has been served
+        self.light = LightAnswers(ledger)
         self._unreported = SweptRuns()
         self._pace = Pace()  # of log lines about sweeps
         self._relays: dict[str, Relay] = {}
@@ -112,8 +119,35 @@ class Registry:
 
     def find(self, run_id: str, owner: str | None) -> Relay | None:
         """Find the run, if it is `owner`'s; None as the owner finds any."""
-        relay = self._relays.get(run_id)
+        relay = self._relays.get(run_id) or self._revive(run_id, owner)
         return relay if relay is not None and owner in {None, relay.run.owner} else None
+
+    def _revive(self, run_id: str, owner: str | None) -> Relay | None:
+        """Make a run of a light answer that is kept, if it is `owner`'s."""
+        run = self.light.revive(run_id, owner, self.limits())
+        if run is None:
+            return None
+        relay = Relay(self, run, [], self._loop)
+        self.adopt(relay)
+        return relay
+
+    def on_light_end(self, answer: KeptAnswer | None) -> None:
+        """Count a light answer that has been sent, and keep it if it can be read again."""
+        self.total += 1
+        self.ended[RunState.COMPLETED.value] += 1
+        if answer is None:
+            return
+        with suppress(LedgerFull):  # it is not kept
+            self.light.keep(answer)
+            self._sweeps.set(answer.id, answer.due_s)
+            self.tick_by(answer.due_s)
+
+    def release_light(self, run_id: str, kind: str) -> int:
+        """Release a light answer that is kept, and count it; returns the bytes freed."""
+        freed_bytes = self.light.drop(run_id)
+        self._sweeps.drop(run_id)
+        self._count_swept(kind, freed_bytes)
+        return freed_bytes
 
     def find_response(self, response_id: str | None, owner: str) -> Relay | None:
         """Find the newest run whose answer has that id, if it is `owner`'s and was to be kept.
@@ -137,16 +171,26 @@ class Registry:
 
     def newest(self, owner: str | None, limit: int) -> list[RunSummary]:
         """List summaries, newest first."""
+        self.light.promote()
         relays = self._relays if owner is None else self._of_owner.get(owner, {})
-        return [summarise(relay) for relay in islice(reversed(relays.values()), limit)]
+        found = [summarise(relay) for relay in islice(reversed(relays.values()), limit)]
+        found += self.light.newest(owner, limit)
+        return sorted(found, key=lambda run: run.created, reverse=True)[:limit]
 
     def active(self) -> list[Relay]:
         """List the runs that are not over."""
+        self.light.promote()
         return list(self._active.values())
 
     def finished(self, most: int | None = None) -> list[Relay]:
         """List the runs that are over and kept, the oldest first, at most `most`."""
         return list(islice(self._finished.values(), most))
+
+    def each_finished(self) -> Iterator[Relay]:
+        """Go through what is over and kept; a light answer becomes a run when its turn comes."""
+        yield from self.finished()
+        while (oldest := self.light.oldest()) and (relay := self._revive(oldest, None)):
+            yield relay
 
     def unread(self, most: int) -> list[Relay]:
         """List the finished runs that have no reader, the oldest first, at most `most`."""
@@ -155,15 +199,18 @@ class Registry:
 
     @property
     def active_count(self) -> int:
-        return len(self._active)
+        return len(self._active) + len(self.light.running)
 
     @property
     def finished_count(self) -> int:
-        return len(self._finished)
+        return len(self._finished) + len(self.light)
 
     def states(self) -> Counter[str]:
         """Count the runs that are held, by state."""
-        return Counter({state.value: held for state, held in self._census.items() if held})
+        held = Counter({state.value: number for state, number in self._census.items()})
+        held[RunState.CONNECTING.value] += len(self.light.running)
+        held[RunState.COMPLETED.value] += len(self.light)
+        return +held
 
     def _file(self, relay: Relay) -> None:
         """Hold the run: it is counted, and found by its id and its owner."""
@@ -199,10 +246,7 @@ class Registry:
             self.tick_by(due_s)
 
     def on_first_output(self, upstream: str, seconds: float) -> None:
-        histogram = self.first_output_seconds.get(upstream)
-        if histogram is None:
-            histogram = self.first_output_seconds[upstream] = Histogram(FIRST_OUTPUT_BOUNDS_S)
-        histogram.observe(seconds)
+        self.first_output_seconds[upstream].observe(seconds)
 
     def on_end(self, relay: Relay) -> None:
         run = relay.run
@@ -241,6 +285,8 @@ class Registry:
         for run_id in self._sweeps.take_due(now_s, MOST_PER_TICK):
             relay = self._relays.get(run_id)
             if relay is None:
+                if run_id in self.light:
+                    swept.add("finished", self.release_light(run_id, "finished"))
                 continue
             verdict = retention.verdict(relay.run, now_s)
             if verdict is None:
@@ -248,6 +294,8 @@ class Registry:
             else:
                 swept.add(verdict.kind, self.release(relay, verdict))
         if finished:
+            while swept.runs < MOST_PER_TICK and (oldest := self.light.oldest()):
+                swept.add("finished", self.release_light(oldest, "finished"))
             for relay in self.unread(max(0, MOST_PER_TICK - swept.runs)):
                 verdict = RetentionVerdict("finished", "swept: finished")
                 swept.add(verdict.kind, self.release(relay, verdict))
@@ -261,11 +309,14 @@ class Registry:
             log.warning("%s", self.last_sweep)
             self._end_by_force(relay, verdict.reason)
         freed_bytes = self._let_go(relay, verdict.reason)
-        for totals in (self.swept, self._unreported):
-            totals.add(verdict.kind, freed_bytes)
-        self.swept_bytes[verdict.kind] += freed_bytes
-        self._pace.grew(self._loop.time())
+        self._count_swept(verdict.kind, freed_bytes)
         return freed_bytes
+
+    def _count_swept(self, kind: str, freed_bytes: int) -> None:
+        for totals in (self.swept, self._unreported):
+            totals.add(kind, freed_bytes)
+        self.swept_bytes[kind] += freed_bytes
+        self._pace.grew(self._loop.time())
 
     def _end_by_force(self, relay: Relay, reason: str) -> None:
         """End the run; whatever is broken about its end, the record says that it is over."""

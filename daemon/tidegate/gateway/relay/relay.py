@@ -63,9 +63,9 @@ class Relay:
     """One answer in motion. Times are the event loop's, in seconds."""
 
     __slots__ = (
-        "__weakref__", "_buffers_are_halved", "_failover", "_has_backpressure", "_has_outbound",
-        "_host", "_loop", "_reads", "_reply", "_spare_bytes", "answer", "attempt", "extras", "run",
-        "subscribers",
+        "__weakref__", "_buffers_are_halved", "_has_backpressure", "_has_outbound", "_host",
+        "_loop", "_reads", "_reply", "_spare_bytes", "answer", "attempt", "extras", "failover",
+        "run", "subscribers",
     )  # fmt: skip
 
     def __init__(
@@ -88,7 +88,7 @@ class Relay:
         self._loop = loop
         # Both are gone when the run is over: a circle that lives on is never collected.
         failover = None if run.is_over else Failover(self, targets, loop, run.owner or caller)
-        self._failover: Failover | None = failover
+        self.failover: Failover | None = failover
         self._reply = NO_REPLY  # the head that came last
         self._reads = 0  # of the stream
         self._has_outbound = False  # the account says that the kernel has not taken all
@@ -104,8 +104,8 @@ class Relay:
 
     def begin(self) -> None:
         """Ask the first target."""
-        if self._failover is not None:
-            self._failover.begin()
+        if self.failover is not None:
+            self.failover.begin()
 
     def on_request(self) -> None:
         if self._has_backpressure:
@@ -192,8 +192,8 @@ class Relay:
         """End what has reached a limit: a try, the wait for a slot, or the run."""
         if expiry.trigger is Trigger.COMPLETE:
             self._complete_in_its_place()
-        elif expiry.of_upstream and self._failover is not None:
-            self._failover.expire(expiry)
+        elif expiry.of_upstream and self.failover is not None:
+            self.failover.expire(expiry)
         else:
             self.end(expiry.trigger, expiry.reason, expiry.limit)
 
@@ -240,7 +240,7 @@ class Relay:
         if not run.end(trigger, reason, code, self._loop.time(), time.time()):
             return
         self._let_go_of_upstream()
-        self.attempt = self._failover = None
+        self.attempt = self.failover = None
         self.extras = NO_EXTRAS
         if run.format.framing is not RAW:  # else its creator may still have to be sent that head
             self._reply = NO_REPLY
@@ -270,8 +270,8 @@ class Relay:
         self.count_outbound()
 
     def _let_go_of_upstream(self) -> None:
-        if self._failover is not None:
-            self._failover.let_go()
+        if self.failover is not None:
+            self.failover.let_go()
 
     # --- readers ------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import suppress
 from typing import ClassVar, Protocol, cast
 
 from tidegate.core.errors import LedgerFull
@@ -222,6 +223,18 @@ class Porch(asyncio.Protocol):
             await self._drained
         if self.transport is None:
             raise ConnectionResetError("the client is gone")
+
+    async def flush(self) -> None:
+        """Wait until the kernel has taken all; charged meanwhile. Raises ConnectionResetError."""
+        transport, table = self.transport, self._server.table
+        if transport is None:
+            raise ConnectionResetError("the client is gone")
+        with suppress(LedgerFull):
+            table.charge(self, self.own_bytes + transport.get_write_buffer_size())
+        transport.set_write_buffer_limits(high=0)
+        await self.drain()
+        transport.set_write_buffer_limits(high=WRITE_HIGH_WATER_BYTES)
+        table.charge(self, self.own_bytes)
 
     # --- for the table ------------------------------------------------------------------------
 

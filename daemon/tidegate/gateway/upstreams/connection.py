@@ -179,6 +179,10 @@ class UpstreamConnection(asyncio.BufferedProtocol):
                 on_sent, self._on_sent, self._unsent = self._on_sent, _nothing, None
                 on_sent()
 
+    def pass_to(self, exchange: Exchange) -> None:
+        """Let another exchange hear what is still to come."""
+        self._exchange = exchange
+
     def pause(self) -> None:
         """Stop reading: the upstream feels it once the kernel's buffers are full."""
         if not self._paused:
@@ -276,8 +280,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             self._bodiless_bytes = 0
             body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             pieces.clear()
-            if self._exchange is exchange:
-                exchange.on_body(body)
+            if self._exchange is not None:  # another, if the head has been passed on
+                self._exchange.on_body(body)
         if self._complete:
             if self._exchange is not None:
                 self._finish(self._exchange)

@@ -232,6 +232,13 @@ class UpstreamPool:
         self._queue.append(waiter)
         return False
 
+    def take_at_once(self) -> UpstreamConnection | None:
+        """Take a slot and an idle connection; None, and neither, where one of them is lacking."""
+        connection = self.take_idle() if self.is_free else None
+        if connection is not None:
+            self.active += 1
+        return connection
+
     def release_slot(self) -> None:
         """Release a slot; the longest waiter gets it."""
         self.active -= 1

@@ -1,0 +1,202 @@
+"""The light answers of a registry: those under way, and those that are kept to be read again.
+
+A kept answer is a plain tuple of texts, numbers and bytes: it costs little, and the garbage
+collector leaves such tuples alone. When it is asked for, a run is made of it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict
+from contextlib import suppress
+from itertools import islice
+from typing import NamedTuple
+
+import msgspec
+
+from tidegate.core.errors import LedgerFull
+from tidegate.core.formats import BY_PATH
+from tidegate.core.runs.attempt import AttemptRecord
+from tidegate.core.runs.ledger import Entry, Ledger
+from tidegate.core.runs.run import Run, RunRequest
+from tidegate.core.runs.state import RunState
+from tidegate.core.runs.summary import RunSummary
+from tidegate.core.settings import Limits
+from tidegate.gateway.relay.light import LightRun
+
+# What a kept answer costs beside its bytes: the tuple and what is in it, its places in two dicts
+# and among the deadlines. Measured with tracemalloc over 10,000, rounded up.
+KEPT_BYTES = 1024
+
+
+class KeptAnswer(NamedTuple):
+    """A light answer that was sent. It is kept as a tuple of its fields."""
+
+    id: str
+    owner: str
+    model: str  # as the client calls it
+    upstream: str
+    path: str  # its format's
+    keep_s: float
+    created: float  # Unix seconds
+    ended: float
+    began_s: float  # the event loop's
+    ended_s: float
+    request_id: str | None  # the upstream's own name for it
+    next_seq: int
+    events: bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """What the ledger is charged."""
+        return KEPT_BYTES + sys.getsizeof(self.events)
+
+    @property
+    def due_s(self) -> float:
+        """When it has been kept for long enough."""
+        return self.ended_s + self.keep_s
+
+    def summary(self) -> RunSummary:
+        """Show it as listings do."""
+        return RunSummary(
+            id=self.id,
+            state=RunState.COMPLETED.value,
+            reason=None,
+            model=self.model,
+            upstream=self.upstream,
+            attempts=1,
+            created=self.created,
+            ended=self.ended,
+            first_seq=0,
+            next_seq=self.next_seq,
+            bytes=self.held_bytes,
+            subscribers=0,
+        )
+
+
+_Fields = tuple[object, ...]  # of a KeptAnswer: the collector lets go of plain tuples only
+
+
+class LightAnswers:
+    """Counts, charges and finds them."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.running: OrderedDict[LightRun, None] = OrderedDict()  # the oldest first
+        self._ledger = ledger
+        self._account = ledger.light
+        self._owners: OrderedDict[str, str] = OrderedDict()  # of kept answers, by run; oldest first
+        self._of_owner: dict[str, dict[str, _Fields]] = {}
+
+    def __len__(self) -> int:
+        """Count those that are kept."""
+        return len(self._owners)
+
+    # --- under way ------------------------------------------------------------------------------
+
+    def begin(self, light: LightRun) -> None:
+        """Hold one that begins. Raises LedgerFull when there is no room for its body."""
+        try:
+            self._charge(Entry.BODY, light.held_bytes)
+        except LedgerFull:
+            self._charge(Entry.BODY, -light.held_bytes)
+            raise
+        self.running[light] = None
+
+    def end(self, light: LightRun) -> None:
+        """Let go of one that is answered, or becomes a run."""
+        if light in self.running:
+            del self.running[light]
+            self._charge(Entry.BODY, -light.held_bytes)
+
+    def promote(self, before_s: float = float("inf")) -> None:
+        """Make runs of those that began before `before_s`."""
+        for light in list(self.running):
+            if light.asked_s > before_s:
+                return
+            if not light.is_over:
+                light.promote()
+
+    # --- kept -----------------------------------------------------------------------------------
+
+    def keep(self, answer: KeptAnswer) -> None:
+        """Keep an answer that has been sent. Raises LedgerFull, and then it is not kept."""
+        self._owners[answer.id] = answer.owner
+        self._of_owner.setdefault(answer.owner, {})[answer.id] = tuple(answer)
+        try:
+            self._charge(Entry.WINDOW, answer.held_bytes)
+        except LedgerFull:
+            self.drop(answer.id)
+            raise
+
+    def drop(self, run_id: str) -> int:
+        """Let an answer go; returns the bytes that are free now."""
+        answer = self._take(run_id)
+        return 0 if answer is None else answer.held_bytes
+
+    def oldest(self, before_s: float = float("inf")) -> str | None:
+        """Find the answer that has been kept for longest, if it ended before `before_s`."""
+        for run_id, owner in self._owners.items():
+            answer = KeptAnswer._make(self._of_owner[owner][run_id])
+            return run_id if answer.ended_s < before_s else None
+        return None
+
+    def revive(self, run_id: str, owner: str | None, limits: Limits) -> Run | None:
+        """Make a run of a kept answer, as it was; None if `owner` has none of that id."""
+        is_theirs = owner is None or self._owners.get(run_id) == owner
+        answer = self._take(run_id) if is_theirs else None
+        if answer is None:
+            return None
+        run = Run(
+            run_id=answer.id,
+            owner=answer.owner,
+            request=RunRequest(answer.model),
+            body=b"",
+            limits=msgspec.structs.replace(limits, keep_finished_s=answer.keep_s),
+            account=self._ledger.open_surely(),
+            now_s=answer.began_s,
+            created=answer.created,
+            format=BY_PATH[answer.path],
+        )
+        attempt = AttemptRecord(1, answer.upstream, answer.model, answer.began_s)
+        attempt.outcome, attempt.ended_s = RunState.COMPLETED.value, answer.ended_s
+        attempt.request_id = answer.request_id
+        with suppress(LedgerFull):  # charged all the same, as it was before
+            run.adopt(
+                state=RunState.COMPLETED,
+                reason=None,
+                attempts=[attempt],
+                events=answer.events,
+                first_seq=0,
+                next_seq=answer.next_seq,
+                ended_s=answer.ended_s,
+                ended=answer.ended,
+            )
+        run.delivered = True
+        return run
+
+    def __contains__(self, run_id: str) -> bool:
+        """Say whether that answer is kept."""
+        return run_id in self._owners
+
+    def newest(self, owner: str | None, limit: int) -> list[RunSummary]:
+        """List summaries, newest first."""
+        if owner is None:
+            ids = islice(reversed(self._owners.items()), limit)
+            kept = [self._of_owner[whose][run_id] for run_id, whose in ids]
+        else:
+            kept = list(islice(reversed(self._of_owner.get(owner, {}).values()), limit))
+        return [KeptAnswer._make(fields).summary() for fields in kept]
+
+    def _take(self, run_id: str) -> KeptAnswer | None:
+        owner = self._owners.pop(run_id, None)
+        if owner is None:
+            return None
+        theirs = self._of_owner[owner]
+        answer = KeptAnswer._make(theirs.pop(run_id))
+        if not theirs:
+            del self._of_owner[owner]
+        self._charge(Entry.WINDOW, -answer.held_bytes)
+        return answer
+
+    def _charge(self, entry: Entry, more_bytes: int) -> None:
+        self._account.set(entry, self._account.entries[entry] + more_bytes)
