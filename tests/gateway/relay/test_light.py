@@ -255,9 +255,11 @@ async def test_answers_are_those_of_the_ordinary_road(
 async def test_only_a_plain_whole_stream_counts(rigs) -> None:
     """An end, no trouble, no keep-alive before the first word, every event JSON."""
     whole = ROLE + WORD + FINISH + DONE
-    assert whole_events(CHAT, whole) == 4
+    for plain_one in (whole, whole.replace(b"word", b"an error, they say")):
+        assert whole_events(CHAT, plain_one) == 4
     for odd in (
-        whole[:-1], whole + b"data: ", ROLE + WORD + FINISH, whole.replace(b"word", b"an error"),
+        whole[:-1], whole + b"data: ", ROLE + WORD + FINISH,
+        whole.replace(WORD, b'data: {"error":{"message":"no"}}\n\n'),
         b": hello\n\n" + whole, b"data: {}x\n\n" + whole, DONE + ROLE, b"", b"\n\n",
         whole.replace(b"\n\n", b"\r\n\r\n", 1) + b"data: 1",
     ):  # fmt: skip

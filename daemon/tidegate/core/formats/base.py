@@ -368,7 +368,8 @@ def with_values(body: bytes, content_type: str, values: Mapping[str, Raw | None]
 
 def may_say(word: bytes, block: bytes) -> bool:
     """Say whether a string of the JSON in it may be `word`, which JSON may spell with escapes."""
-    return word in block or (b"\\u00" in block and _ESCAPED.search(block) is not None)
+    # One byte is found ten times as fast as two, and most texts have no escape.
+    return word in block or (b"\\" in block and _ESCAPED.search(block) is not None)
 
 
 def may_say_any(words: Iterable[bytes], block: bytes) -> bool:

@@ -32,6 +32,7 @@ from tidegate.gateway.relay.light import MOST_AGE_S, LightRun, may_be_light
 from tidegate.gateway.relay.light_answers import KeptAnswer
 from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.relay.request import ParsedRequest, light_request
+from tidegate.gateway.relay.subscriber import LAST_CHUNK
 from tidegate.gateway.server.auth import Caller
 from tidegate.gateway.server.ids import new_id
 from tidegate.gateway.server.porch import Porch
@@ -181,7 +182,7 @@ class FastLane:
         """Send a whole stream of events, and keep it for later readers."""
         run_id = new_id("run")
         head = stream_head(run_id, light.parsed.form.framing)
-        self._send(light, b"%b%x\r\n%b\r\n0\r\n\r\n" % (head, len(block), block))
+        self._send(light, b"".join((head, b"%x\r\n" % len(block), block, b"\r\n", LAST_CHUNK)))
         registry, target, ended_s = self._gateway.registry, light.target, self._gateway.loop.time()
         target.pool.note_first_output(target.model, ended_s - light.asked_s)
         registry.on_first_output(target.pool.name, ended_s - light.asked_s)

@@ -18,6 +18,7 @@ from tidegate.core.errors import EventTooLarge, UpstreamError
 from tidegate.core.formats import RESPONSES
 from tidegate.core.formats.base import OUTPUT, TAIL_EVENTS, Format, Meaning, Piece, may_say
 from tidegate.core.formats.framing import RAW
+from tidegate.core.secret import NO_SECRET, Secret
 from tidegate.core.settings import Limits
 from tidegate.gateway.relay.attempt import Attempt
 from tidegate.gateway.relay.relay import Relay
@@ -111,7 +112,8 @@ class LightRun:
         if not self.parsed.info.stream and not self._held:
             self._held = data
             return
-        events = whole_events(self.parsed.form, data) if self.parsed.info.stream else 0
+        form, info, secret = self.parsed.form, self.parsed.info, self.target.pool.secret
+        events = whole_events(form, data, secret) if info.stream else 0
         if events:
             self._finish_stream(data, events)
         else:
@@ -174,14 +176,19 @@ class LightRun:
         return attempt
 
 
-def whole_events(form: Format, data: bytes) -> int:
-    """Count the events of a stream that is whole and says nothing odd; 0 for any other."""
+def whole_events(form: Format, data: bytes, secret: Secret = NO_SECRET) -> int:
+    """Count the events of a stream that is whole and says nothing odd; 0 for any other.
+
+    An upstream that reports an error may repeat `secret`, which a run hides.
+    """
     framer = form.framing.framer()
     try:
         block, events = framer.feed(data)
     except EventTooLarge:
         return 0
-    if block != data or not form.may_end(data) or any(may_say(word, data) for word in _TROUBLE):
+    if block != data or not form.may_end(data):
+        return 0
+    if secret and any(may_say(word, data) for word in _TROUBLE):
         return 0
     if form.whole_events(data, events, framer.payloads) != events:
         return 0
@@ -189,10 +196,12 @@ def whole_events(form: Format, data: bytes) -> int:
         said = form.meaning(event)
         if said in OUTPUT:
             break
-        if said is Meaning.KEEP_ALIVE:
+        if said is Meaning.KEEP_ALIVE or said is Meaning.ERROR:
             return 0
-    is_whole = form.verdict(form.framing.last(data, TAIL_EVENTS)) is Meaning.DONE
-    return events if is_whole else 0
+    tail = form.framing.last(data, TAIL_EVENTS)
+    if may_say(b"error", b"".join(tail)):
+        return events if form.verdict(tail) is Meaning.DONE else 0
+    return events if form.meaning(tail[-1]) is Meaning.DONE else 0
 
 
 def may_be_light(parsed: ParsedRequest, targets: list[Target], now_s: float) -> bool:

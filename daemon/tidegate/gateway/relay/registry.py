@@ -15,7 +15,6 @@ from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain, islice
 
 from tidegate.core.errors import LedgerFull
@@ -67,7 +66,7 @@ class Registry:
     def __init__(self, ledger: Ledger, loop: asyncio.AbstractEventLoop) -> None:
         self.ledger = ledger
         self.relay_seconds = Histogram(RELAY_BOUNDS_S)
-        self.first_output_seconds = defaultdict(partial(Histogram, FIRST_OUTPUT_BOUNDS_S))
+        self.first_output_seconds: dict[str, Histogram] = defaultdict(_no_first_outputs)
         self.ended: Counter[str] = Counter()  # by terminal state, since the start
         self.total = 0
         self.swept = SweptRuns()
@@ -416,3 +415,7 @@ class Registry:
 def _once(state: RunState, reason: str | None) -> str:
     """Give the reason without the word that the state says already."""
     return (reason or "").removeprefix(f"{state.value}: ")
+
+
+def _no_first_outputs() -> Histogram:
+    return Histogram(FIRST_OUTPUT_BOUNDS_S)
