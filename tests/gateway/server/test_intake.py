@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import logging
+import os
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -624,6 +625,20 @@ async def test_heads_go_before_idle_connections_and_requests_stay() -> None:
         assert rig.server.table.make_room(lambda: True) == 0
         go.set()
         assert (await busy.answer()).body == b"/busy"
+
+
+async def test_who_has_asked_is_answered_however_late_it_is_read() -> None:
+    """What a busy loop has not read yet: a connection's first request, and a later one."""
+    async with serving(hello) as rig:
+        fresh, idle = [await rig.client() for _ in range(2)]
+        assert (await idle.ask(get())).status == 200
+        await until(lambda: rig.server.table.open_connections == 2)
+        await waited(rig)
+        for client in (fresh, idle):  # and the loop does not turn until room is made
+            os.write(client.writer.get_extra_info("socket").fileno(), get("/late"))
+        assert rig.server.table.make_room(lambda: True) == 0
+        for client in (fresh, idle):
+            assert (await client.answer()).body == b"/late"
 
 
 async def test_half_heads_never_hold_more_than_their_part_of_the_ledger() -> None:

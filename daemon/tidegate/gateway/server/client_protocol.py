@@ -39,6 +39,7 @@ from tidegate.gateway.server.connection_table import (
     ConnectionPhase,
     ConnectionTable,
 )
+from tidegate.gateway.server.descriptors import has_unread
 from tidegate.gateway.server.errors import (
     INVALID_REQUEST,
     SERVER_ERROR,
@@ -366,6 +367,11 @@ class ClientProtocol(RequestHandler):
             fault = ErrorText(status, message, kind, code)
             self._client.write(closing_answer(fault, self._intake.path, headers=headers))
         self.force_close()
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether the client has sent what was not read yet."""
+        return has_unread(self._client)
 
     def leave_for_memory(self) -> None:
         """End it at once, for memory is short. Only a client that has begun to ask is told."""

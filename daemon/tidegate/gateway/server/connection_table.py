@@ -82,6 +82,10 @@ class Connection(Hashable, Protocol):
     def leave_for_memory(self) -> None:
         """End it at once, for memory is short."""
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether the client has sent what was not read yet."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionStatistics:
@@ -295,7 +299,8 @@ class ConnectionTable:
         """Give memory back while it is short, without harm to any run; how many connections went.
 
         Heads that are arriving and connections that have sent nothing go first, the longest
-        waiting before others; then connections between two requests. The youngest are spared.
+        waiting before others; then connections between two requests. The youngest are spared, and
+        those that have asked for something which this loop was too busy to read.
         """
         before = self._evicted
         now_s = self._loop.time()
@@ -304,9 +309,13 @@ class ConnectionTable:
                 oldest = self._oldest(phases)
                 if oldest is None or oldest[1] > now_s - FRESH_S:
                     break
+                waiting = oldest[0]
+                if waiting.phase is not ConnectionPhase.HEAD and waiting.has_unread:
+                    self.enter(waiting, waiting.phase)
+                    continue
                 self._evicted += 1
-                oldest[0].leave_for_memory()
-                self._forget(oldest[0])
+                waiting.leave_for_memory()
+                self._forget(waiting)
         gone = self._evicted - before
         if gone and (total := self._room_line.add(gone, self._loop.time())):
             log.warning("memory is short: %s closed", count(total, "waiting connection"))

@@ -1,10 +1,14 @@
-"""Descriptors for as many clients as the config allows, or fewer clients where that can't be."""
+"""Descriptors: enough of them for the clients that the config allows, and what waits behind one."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import resource
 import sys
+import termios
+from array import array
+from fcntl import ioctl
 
 from tidegate.core.descriptors import ConnectionBounds, connection_bounds, needed
 
@@ -33,3 +37,16 @@ def places_for(wanted: int) -> ConnectionBounds:
             enough,
         )
     return found
+
+
+def has_unread(transport: asyncio.Transport | None) -> bool:
+    """Say whether the kernel holds bytes of a connection that were not read yet."""
+    sock = None if transport is None else transport.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0:
+        return False
+    count = array("i", [0])
+    try:
+        ioctl(sock.fileno(), termios.FIONREAD, count)
+    except OSError:
+        return False
+    return count[0] > 0

@@ -23,6 +23,7 @@ from tidegate.gateway.server.client_protocol import (
     ConnectionHost,
 )
 from tidegate.gateway.server.connection_table import ConnectionPhase
+from tidegate.gateway.server.descriptors import has_unread
 from tidegate.gateway.server.errors import ALL_IN_USE, closing_answer
 
 # Loopback grows a socket's send buffer to 3-4 MB if it is let, and what is in there is in no
@@ -253,6 +254,11 @@ class Porch(asyncio.Protocol):
     def give_up(self, status: int, message: str, code: str) -> None:
         """End it while no request is in hand; it has asked for nothing that it could be told."""
         self.force_close()
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether the client has sent what was not read yet."""
+        return has_unread(self.transport)
 
     def leave_for_memory(self) -> None:
         """End it at once, for memory is short."""
