@@ -368,8 +368,7 @@ def with_values(body: bytes, content_type: str, values: Mapping[str, Raw | None]
 
 def may_say(word: bytes, block: bytes) -> bool:
     """Say whether a string of the JSON in it may be `word`, which JSON may spell with escapes."""
-    # One byte is found ten times as fast as two, and most texts have no escape.
-    return word in block or (b"\\" in block and _ESCAPED.search(block) is not None)
+    return may_say_any((word,), block)
 
 
 def may_say_any(words: Iterable[bytes], block: bytes) -> bool:
@@ -377,7 +376,8 @@ def may_say_any(words: Iterable[bytes], block: bytes) -> bool:
     for word in words:
         if word in block:
             return True
-    return b"\\u00" in block and _ESCAPED.search(block) is not None
+    # One byte is found much faster than five.
+    return b"\\" in block and b"\\u00" in block and _ESCAPED.search(block) is not None
 
 
 def is_keep_alive(kind: str, event: bytes) -> bool:

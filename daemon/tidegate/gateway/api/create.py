@@ -145,7 +145,8 @@ def parse_request(
             "bad_on_disconnect",
         )
     extras = RequestExtras(facts.content_type, facts.header_lines, hops=facts.hops)
-    info = info._replace(keep_running=facts.keep_running or info.background)
+    if facts.keep_running or info.background:
+        info = info._replace(keep_running=True)
     return ParsedRequest(form, body, info, extras, address or "")
 
 

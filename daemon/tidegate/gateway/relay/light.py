@@ -16,7 +16,15 @@ from typing import Protocol
 
 from tidegate.core.errors import EventTooLarge, UpstreamError
 from tidegate.core.formats import RESPONSES
-from tidegate.core.formats.base import OUTPUT, TAIL_EVENTS, Format, Meaning, Piece, may_say
+from tidegate.core.formats.base import (
+    OUTPUT,
+    TAIL_EVENTS,
+    Format,
+    Meaning,
+    Piece,
+    may_say,
+    may_say_any,
+)
 from tidegate.core.formats.framing import RAW
 from tidegate.core.secret import NO_SECRET, Secret
 from tidegate.core.settings import Limits
@@ -120,11 +128,12 @@ class LightRun:
             self.promote().on_body(data)
 
     def on_end(self) -> None:
-        if self.parsed.info.stream or any(may_say(word, self._held) for word in _TROUBLE):
+        if self.parsed.info.stream or may_say_any(_TROUBLE, self._held):
             self.promote(is_connected=False).on_end()
             return
-        headers = self.target.pool.secret.hide_values(dict(self.reply.headers))
-        reply = Reply(self.reply.status, headers)
+        reply, secret = self.reply, self.target.pool.secret
+        if secret:
+            reply = Reply(reply.status, secret.hide_values(dict(reply.headers)))
         try:
             reply.check_answer(self.parsed.form, self._held, streamed=False)
         except UpstreamError:
@@ -188,7 +197,7 @@ def whole_events(form: Format, data: bytes, secret: Secret = NO_SECRET) -> int:
         return 0
     if block != data or not form.may_end(data):
         return 0
-    if secret and any(may_say(word, data) for word in _TROUBLE):
+    if secret and may_say_any(_TROUBLE, data):
         return 0
     if form.whole_events(data, events, framer.payloads) != events:
         return 0
