@@ -351,7 +351,7 @@ async def test_an_answer_that_cannot_be_written_ends_its_connection(
     rig = await rigs(scripted_upstream)
     monkeypatch.setattr(Delivery, "finish", fail)
     client = await connect(rig)
-    await client.send(post("silent"))
+    await client.send(post("ok", stream=False))
     assert await client.rest() == b""
     assert len(rig.errors) == 1
     rig.errors.clear()

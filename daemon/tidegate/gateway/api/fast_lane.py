@@ -268,16 +268,27 @@ class _FastDelivery(Delivery):
         self._task: asyncio.Task[object] | None = None
 
     def start(self) -> None:
-        """Attach the client, and send it the answer."""
+        """Attach the client. There is no task before it lags, or the answer is over."""
         self._porch.begin(self)
         self.begin()
-        self._task = self._porch.loop.create_task(self.finish())
-        self._task.add_done_callback(self._on_done)
+        self._subscriber.on_wake = self._go_on
+
+    def _go_on(self) -> None:
+        if self._task is None:
+            self._task = self._porch.loop.create_task(self.finish())
+            self._task.add_done_callback(self._on_done)
 
     def client_left(self) -> None:
         """Take note that the client is gone."""
-        assert self._task is not None, "it has started"
-        self._task.cancel()
+        if self._task is None:
+            self.end()
+        else:
+            self._task.cancel()
+
+    def end(self) -> None:
+        """Detach the client, whatever became of it."""
+        self._subscriber.on_wake = None
+        super().end()
 
     def _on_done(self, task: asyncio.Task[object]) -> None:
         self.end()

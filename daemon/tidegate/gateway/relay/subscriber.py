@@ -38,7 +38,7 @@ class Subscriber:
     """A reader of a run: a cursor, a way to be woken, and a watch over its connection."""
 
     __slots__ = (
-        "_client", "_loop", "_waiter", "cursor", "dropped", "live", "on_progress",
+        "_client", "_loop", "_waiter", "cursor", "dropped", "live", "on_progress", "on_wake",
         "outbound_bytes", "run",
     )  # fmt: skip
 
@@ -49,6 +49,7 @@ class Subscriber:
         self.outbound_bytes = 0
         self.dropped: str | None = None  # why, when it was us who ended it
         self.on_progress: Callable[[], None] = lambda: None  # a lagging reader moved on
+        self.on_wake: Callable[[], None] | None = None  # called instead while it does not wait
         self._client = client
         self._loop = client.loop
         self._waiter: asyncio.Future[None] | None = None
@@ -63,8 +64,11 @@ class Subscriber:
 
     def wake(self) -> None:
         """Wake the reader: the window grew, or the run is over."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        if self._waiter is not None:
+            if not self._waiter.done():
+                self._waiter.set_result(None)
+        elif self.on_wake is not None:
+            self.on_wake()
 
     async def wait(self) -> None:
         """Wait to be woken."""
