@@ -43,7 +43,7 @@ def told(answer: Answer) -> tuple[int, dict[str, str], bytes]:
 
 async def both_roads(rigs: Rigs, *upstreams: object, **limits: object) -> tuple[Rig, Rig]:
     """A gateway with the fast lane, and one without it."""
-    rigs.fast_lane = True
+    rigs.road = "fast"
     fast = await rigs(*upstreams, **limits)
-    rigs.fast_lane = False
+    rigs.road = "ordinary"
     return fast, await rigs(*upstreams, **limits)

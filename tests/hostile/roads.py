@@ -71,7 +71,7 @@ class Roads:
     ) -> Roads:
         """Start them."""
         sides = []
-        for rigs.fast_lane in (True, False):
+        for rigs.road in ("fast", "ordinary"):
             upstream = Watched()
             sides.append((await rigs(await start(upstream.play), **limits), upstream))
         return cls(*sides)
