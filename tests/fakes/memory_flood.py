@@ -14,6 +14,7 @@ from typing import Any
 from fakes.gateway import Gateway
 from fakes.scaled_gateway import StartScaled
 from fakes.scene import Meter, crowd, flood_upstream
+from tidegate.logs.pace import QUIET_S
 from tidegate.watchdog.workers.process import WORKER_COMMAND
 
 MIB = 1024 * 1024
@@ -122,6 +123,7 @@ def _play(gateway: Gateway, meter: Meter, url: str, mode: str, size: Size) -> Pl
         look_for(0.4)
         if levels[-1] == 0 and not look()["memory"]["ledger_bytes"]:
             settled_s = time.monotonic() - ended_s
+    look_for(QUIET_S + 2.0)  # the last sum is logged once nothing is added to it any more
     status = look()
     return Played(
         mode=mode,
