@@ -141,6 +141,7 @@ ENDINGS = [
 FAULT_LIMITS = {"first_output_s": 0.5, "idle_s": 0.4, "total_s": 8.0, "hold_s": 5.0}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("script", ENDINGS)
 async def test_both_roads_answer_alike_however_it_ends(
     rigs, scripted_upstream, script: str

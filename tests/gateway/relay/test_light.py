@@ -235,6 +235,7 @@ SCRIPTS = (
 )  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("stream", [True, False])
 async def test_answers_are_those_of_the_ordinary_road(

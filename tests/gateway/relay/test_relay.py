@@ -595,7 +595,7 @@ async def test_a_request_that_cannot_be_rewritten_leaves_nothing(
     await rig.idle()
     assert rig.pool().active == 0
     await let_go(rig.pool())
-    await until(lambda: scripted_upstream.connections == 1, DEADLINE_S, "the fake knows of it")
+    await until(lambda: scripted_upstream.connections >= 1, DEADLINE_S, "the fake knows of it")
 
 
 async def test_a_run_costs_its_record_and_its_body_while_it_waits(rigs, raw_upstream) -> None:

@@ -134,6 +134,7 @@ async def test_what_is_not_plain_behind_another_goes_the_ordinary_road(rigs, raw
     await client.close()
 
 
+@pytest.mark.long
 async def test_a_flood_behind_a_request_is_read_no_further(rigs, raw_upstream) -> None:
     """A few reads are held and counted while an answer is awaited; all are answered in the end."""
     gate = Gate()
