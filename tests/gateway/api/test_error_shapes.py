@@ -289,6 +289,7 @@ for ask in (
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", RAISED)
 async def test_anthropic_python_raises_what_it_is(rigs, upstream, fault: str) -> None:
     """By its class, with our sentence where it looks for one."""
