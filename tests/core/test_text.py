@@ -47,6 +47,7 @@ def test_nothing_is_left_that_steers(text: str) -> None:
     assert (shown == text) == text.isprintable()
 
 
+@pytest.mark.long
 @given(st.recursive(st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
 def test_json_says_the_same(value: object) -> None:
     """Read again it is equal, indented or not, and nothing in it steers a terminal."""

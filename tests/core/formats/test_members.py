@@ -43,6 +43,7 @@ def peak_bytes(body: bytes) -> int:
         tracemalloc.stop()
 
 
+@pytest.mark.long
 @given(st.dictionaries(st.text(), VALUES), st.sampled_from([None, 1, "\t"]), st.booleans())
 def test_what_lies_there_is_what_a_decoder_finds(
     document: dict[str, object], indent: int | str | None, plain: bool

@@ -144,6 +144,7 @@ async def test_the_last_websocket_that_goes_takes_the_run_along(rigs, raw_upstre
     assert run.state is RunState.CANCELLED
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("keepalive_s", "stall_s"), [(15.0, 1.5), (0.3, 30.0)])
 async def test_a_websocket_that_reads_nothing_is_dropped(
     rigs, raw_upstream, keepalive_s: float, stall_s: float

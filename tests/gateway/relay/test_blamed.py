@@ -381,6 +381,7 @@ async def test_a_silent_target_is_left_in_time_and_blamed(rigs, raw_upstream) ->
     await until(lambda: all(peer.gone for peer in home.peers), DEADLINE_S, "each was let go")
 
 
+@pytest.mark.long
 async def test_a_slow_target_that_answers_others_is_not_blamed(rigs, raw_upstream) -> None:
     """A plain answer that came within the time says that it is at work."""
 

@@ -135,6 +135,7 @@ async def test_without_another_target_a_late_first_output_is_a_504(rigs, raw_ups
     assert rig.relay().run.state is RunState.EXPIRED
 
 
+@pytest.mark.long
 async def test_waiting_for_a_place_is_not_waiting_for_output(rigs, raw_upstream) -> None:
     """A run that fails over to a busy upstream waits there for its turn, holding nothing."""
     busy = asyncio.Event()

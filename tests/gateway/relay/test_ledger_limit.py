@@ -54,6 +54,7 @@ async def test_windows_shrink_to_what_their_readers_need_before_anybody_waits(
     assert rig.held_bytes <= 2 * MIB
 
 
+@pytest.mark.long
 async def test_upstreams_wait_while_readers_catch_up(rigs, raw_upstream) -> None:
     """Slow readers' windows are needed: their upstreams are paused, and go on afterwards."""
     rig = await rigs(

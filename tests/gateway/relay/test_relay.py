@@ -48,6 +48,7 @@ async def test_after_the_hold_a_late_output_is_a_whole_answer(rigs, raw_upstream
     assert stream.clean
 
 
+@pytest.mark.long
 async def test_after_the_hold_a_failure_is_an_error_event(rigs, raw_upstream) -> None:
     """Whatever it is, an answer of the upstream's own included: the 200 is out."""
     late = [
@@ -456,6 +457,7 @@ async def flood(peer: Peer) -> None:
     await peer.hang()
 
 
+@pytest.mark.long
 async def test_the_upstream_waits_for_the_reader_that_is_furthest_ahead(rigs, raw_upstream) -> None:
     """One that does not read does not hold up one that does; alone it does; and neither is idle."""
     rig = await rigs(await raw_upstream(flood), idle_s=1.0, disconnect_grace_s=30.0)

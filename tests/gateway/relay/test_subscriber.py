@@ -227,6 +227,7 @@ async def test_the_next_look_is_always_later(rigs, raw_upstream) -> None:
 # --- readers that read nothing --------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("over", [False, True], ids=["running", "ended"])
 async def test_who_reads_nothing_is_dropped_after_stall_s(rigs, raw_upstream, over: bool) -> None:
     """And what was outbound for it is given back; another reader is not disturbed."""
@@ -250,6 +251,7 @@ async def test_who_reads_nothing_is_dropped_after_stall_s(rigs, raw_upstream, ov
     assert not dead.clean
 
 
+@pytest.mark.long
 async def test_slow_is_not_dead(rigs, raw_upstream) -> None:
     """A reader that makes progress within stall_s stays, however long it takes in all."""
     tap = Tap()

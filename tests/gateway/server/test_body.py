@@ -187,6 +187,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.long
 def test_memory_is_back_after_a_bomb() -> None:
     """A process that was sent bombs is hardly larger than it was."""
     done = subprocess.run(
@@ -238,6 +239,7 @@ async def test_other_connections_have_their_turn_while_a_large_body_inflates() -
 # --- too late, or broken -----------------------------------------------------------------------
 
 
+@pytest.mark.long
 async def test_a_body_that_trickles_is_cut_at_its_deadline() -> None:
     """Single bytes do not buy time."""
     async with serve_body(deadline_s=0.3) as rig:

@@ -174,6 +174,7 @@ async def test_a_trailer_never_becomes_a_header_of_the_next_request() -> None:
     assert seen == [("/", False)]
 
 
+@pytest.mark.long
 async def test_endless_trailers_are_refused() -> None:
     """The number of trailers is bounded like that of headers."""
     chunked = request("POST", "/", "Transfer-Encoding: chunked") + b"2\r\nhi\r\n0\r\n"

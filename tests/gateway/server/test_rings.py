@@ -48,6 +48,7 @@ def connections() -> int:
     return sum(isinstance(each, ClientProtocol) for each in gc.get_objects())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", SENT)
 async def test_what_was_sent_goes_with_its_client(rigs, scripted_upstream, kind: str) -> None:
     """No ring of an error, its frames and the connection stays for the collector."""

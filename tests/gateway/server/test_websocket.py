@@ -424,6 +424,7 @@ async def test_errors_that_are_not_read_are_counted(rigs, raw_upstream) -> None:
         await until(lambda: not sockets(rig), DEADLINE_S, "it was dropped")
 
 
+@pytest.mark.long
 async def test_a_slow_reader_is_not_taken_for_a_dead_one(rigs, raw_upstream) -> None:
     """It comes to its pings late, and has all of a long answer in order."""
     words = [

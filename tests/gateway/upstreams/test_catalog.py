@@ -497,6 +497,7 @@ async def test_a_reload_takes_up_another_value_of_a_header_or_other_certificates
     assert pools[1] is pools[2]
 
 
+@pytest.mark.long
 async def test_an_upstream_that_a_reload_removes_finishes_what_it_has(
     rigs, scripted_upstream, raw_upstream
 ) -> None:
