@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+from functools import partial
 
 import pytest
 
@@ -15,6 +17,8 @@ from gateway.relay.relay_rig import WORD
 from tidegate.core.formats import CHAT
 from tidegate.core.settings import MIB
 from tidegate.gateway.relay.light import whole_events
+from tidegate.gateway.relay.registry import Registry
+from tidegate.gateway.server.porch import PORCH_BYTES
 
 pytestmark = pytest.mark.parametrize("rigs", ["light"], indirect=True)
 
@@ -218,15 +222,33 @@ async def test_it_is_a_run_after_a_second_or_a_look(rigs, raw_upstream) -> None:
 
 
 async def test_a_client_that_reads_nothing_is_waited_for(rigs, raw_upstream) -> None:
-    """The connection is busy until the kernel has taken the answer, and no longer than stall_s."""
+    """Its connection stays busy, and what it has not read is charged, until it reads."""
     big = b'data: {"choices":[{"delta":{"content":"%b"}}]}\n\n' % (b"x" * 50_000)
-    whole = HEAD + chunked(ROLE, big, FINISH, DONE) + LAST
-    rig = await rigs(await raw_upstream(playing(whole)), stall_s=2.0)
-    stream = await Stream.open(
-        rig.base_url, "/v1/chat/completions", BODY | {"stream": True}, receive_buffer=4096
-    )
-    answer = await stream.read_all()
-    assert answer.clean
+    rig = await rigs(await raw_upstream(playing(HEAD + chunked(ROLE, big, FINISH, DONE) + LAST)))
+    table, connections = rig.gateway.server.table, rig.gateway.registry.ledger.connections
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.connect(("127.0.0.1", rig.port))
+    sock.setblocking(False)
+    body = json.dumps(BODY | {"stream": True}).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+    registry, sent = rig.gateway.registry, 0
+    while connections.total_bytes < 10_000:
+        sock.send(head % len(body) + body)
+        sent += 1
+        await until(partial(_has_begun, registry, sent), DEADLINE_S, "it is answered")
+        assert sent < 200
+    assert table.busy_connections == 1
+    reader, writer = await asyncio.open_connection(sock=sock)
+    for _ in range(sent):
+        await asyncio.wait_for(reader.readuntil(b"0\r\n\r\n"), DEADLINE_S)
+    await until(lambda: not table.busy_connections, DEADLINE_S, "it is between two requests")
+    assert connections.total_bytes == PORCH_BYTES
+    writer.close()
+
+
+def _has_begun(registry: Registry, runs: int) -> bool:
+    return registry.total == runs
 
 
 SCRIPTS = (

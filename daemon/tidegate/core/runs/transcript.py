@@ -10,7 +10,7 @@ from tidegate.core.runs.ledger import Account, Entry
 from tidegate.core.runs.window import Window
 from tidegate.core.secret import Secret
 
-_TROUBLE = (b"error", b"failed")  # one of these is in every event that reports an error
+TROUBLE = (b"error", b"failed")  # one of these is in every event that reports an error
 _NO_CHOICES: frozenset[int] = frozenset()
 
 
@@ -47,7 +47,7 @@ class Transcript:
         Raises LedgerFull when there is no room.
         """
         form, window = self._format, self.window
-        if secret and may_say_any(_TROUBLE, block):
+        if secret and may_say_any(TROUBLE, block):
             block = self._without_key(block, secret)
         if self.rewrite is not None:
             block, events = self.rewrite(block, events, window.next_seq)

@@ -26,6 +26,7 @@ from tidegate.core.formats.base import (
     may_say_any,
 )
 from tidegate.core.formats.framing import RAW
+from tidegate.core.runs.transcript import TROUBLE
 from tidegate.core.secret import NO_SECRET, Secret
 from tidegate.core.settings import Limits
 from tidegate.gateway.relay.attempt import Attempt
@@ -37,7 +38,6 @@ from tidegate.gateway.upstreams.reply import Answer, Reply
 
 MOST_AGE_S = 1.0  # a run is made for what takes longer; no limit that is longer than twice this is
 _LEAST_LIMIT_S = 2 * MOST_AGE_S  # missed by that
-_TROUBLE = (b"error", b"failed")  # one of these is in whatever reports an error
 
 
 class LightHost(Protocol):
@@ -128,7 +128,7 @@ class LightRun:
             self.promote().on_body(data)
 
     def on_end(self) -> None:
-        if self.parsed.info.stream or may_say_any(_TROUBLE, self._held):
+        if self.parsed.info.stream or may_say_any(TROUBLE, self._held):
             self.promote(is_connected=False).on_end()
             return
         reply, secret = self.reply, self.target.pool.secret
@@ -197,7 +197,7 @@ def whole_events(form: Format, data: bytes, secret: Secret = NO_SECRET) -> int:
         return 0
     if block != data or not form.may_end(data):
         return 0
-    if secret and may_say_any(_TROUBLE, data):
+    if secret and may_say_any(TROUBLE, data):
         return 0
     if form.whole_events(data, events, framer.payloads) != events:
         return 0

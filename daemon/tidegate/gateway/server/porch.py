@@ -72,6 +72,7 @@ class Porch(asyncio.Protocol):
         "_is_full",
         "_is_last",
         "_lane",
+        "_outbound_bytes",
         "_request",
         "_server",
         "beyond",
@@ -103,6 +104,7 @@ class Porch(asyncio.Protocol):
         self._request: LaneRequest | None = None  # in hand
         self._behind = b""  # what came while a request was in hand
         self._is_last = False  # the request in hand: there was no memory for what came behind it
+        self._outbound_bytes = 0  # of a whole answer that its client has yet to read
         self._is_full = False  # the transport holds more than it should
         self._drained: asyncio.Future[None] | None = None  # done when it holds little again
 
@@ -169,7 +171,8 @@ class Porch(asyncio.Protocol):
     def _keep(self, behind: bytes) -> None:
         """Keep this for when the request in hand is answered, and charge it. Raises LedgerFull."""
         self._behind = behind
-        self._server.table.charge(self, self.own_bytes + len(behind))
+        held_bytes = len(behind) + self._outbound_bytes
+        self._server.table.charge(self, self.own_bytes + held_bytes)
 
     def _hand_over(self, data: bytes) -> None:
         """Give the connection to aiohttp, for good, with what was read of it."""
@@ -227,15 +230,17 @@ class Porch(asyncio.Protocol):
 
     async def flush(self) -> None:
         """Wait until the kernel has taken all; charged meanwhile. Raises ConnectionResetError."""
-        transport, table = self.transport, self._server.table
+        transport = self.transport
         if transport is None:
             raise ConnectionResetError("the client is gone")
-        with suppress(LedgerFull):
-            table.charge(self, self.own_bytes + transport.get_write_buffer_size())
+        self._outbound_bytes = transport.get_write_buffer_size()
+        with suppress(LedgerFull):  # charged all the same
+            self._keep(self._behind)
         transport.set_write_buffer_limits(high=0)
         await self.drain()
         transport.set_write_buffer_limits(high=WRITE_HIGH_WATER_BYTES)
-        table.charge(self, self.own_bytes)
+        self._outbound_bytes = 0
+        self._keep(self._behind)
 
     # --- for the table ------------------------------------------------------------------------
 
