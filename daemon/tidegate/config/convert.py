@@ -36,6 +36,11 @@ _LEAST: dict[str, float] = {
     "recycles_per_hour": 0,
     "window_bytes": 64 * KIB,  # one segment of a window
     "max_body_bytes": KIB,
+    "max_bytes": 256 * KIB,  # of the journal: a handful of answers
+    "max_rows": 0,  # 0: no history
+    "input": 0,  # a price
+    "output": 0,
+    "cached": 0,
     "budget_bytes": 128 * MIB,  # two workers need this much; see also LEAST_BUDGET_BYTES
 }
 _LEAST_SECONDS = 0.001
@@ -115,10 +120,11 @@ def _value(info: FieldInfo, value: object, path: str, problems: list[Mistake]) -
     if info.name == "headers":
         return _headers(value, path, problems)
     kind = _plain_type(info.type)
+    expected = "a number" if kind is float and not info.name.endswith("_s") else _EXPECTED[kind]
     try:
         plain: object = msgspec.convert(value, kind)
     except msgspec.ValidationError:
-        problems.append(Mistake(path, f"must be {_EXPECTED[kind]}"))
+        problems.append(Mistake(path, f"must be {expected}"))
         return value
     if isinstance(plain, int | float) and not isinstance(plain, bool):
         _check_range(info, plain, path, problems)

@@ -175,6 +175,14 @@ class Upstream(Struct, frozen=True, kw_only=True, omit_defaults=True):
     limits: LimitOverrides = LimitOverrides()
 
 
+class Price(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a million tokens cost, in the owner's own currency. None: no cost is shown."""
+
+    input: AtOnce[float | None] = field(default=None, name="in")
+    output: AtOnce[float | None] = field(default=None, name="out")
+    cached: AtOnce[float | None] = None  # of the input, what was cached; None: as the rest of it
+
+
 class Model(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An alias: a name that clients ask for, and the upstream models that can answer it."""
 
@@ -183,6 +191,7 @@ class Model(Struct, frozen=True, kw_only=True, omit_defaults=True):
     # of which the first with a free slot is asked.
     targets: Later[list[str | list[str]]]
     limits: LimitOverrides = LimitOverrides()
+    price: Price = Price()
 
     @property
     def levels(self) -> list[list[str]]:
@@ -193,6 +202,30 @@ class Model(Struct, frozen=True, kw_only=True, omit_defaults=True):
     def all_targets(self) -> list[str]:
         """The targets of all levels, in order."""
         return [target for level in self.levels for target in level]
+
+
+class Journal(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is kept of answers beside the worker, so that they survive its death."""
+
+    # "answers", "ends" (no text) or "off"; "auto": answers where they stay in memory, else ends.
+    keep: AtOnce[str] = "auto"
+    # "memory", which is the runtime directory, or "disk", the state directory; "auto": memory where
+    # the runtime directory is in memory.
+    place: AtOnce[str] = "auto"
+    every_s: AtOnce[float] = 1.0  # how much of a running answer a crash may cost
+    keep_s: AtOnce[float] = 86400.0  # so long an answer can be read again
+    max_bytes: AtOnce[int] = field(default=32 * MIB, name="max")  # some 2,900 of 1,000 tokens
+
+
+KEPT_OF_ANSWERS = ("auto", "answers", "ends", "off")
+JOURNAL_PLACES = ("auto", "memory", "disk")
+
+
+class History(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One row a run, never text: who used what, how much of it, and how it ended."""
+
+    keep_s: AtOnce[float] = 30 * 86400.0
+    max_rows: AtOnce[int] = 100_000  # some 30 MB; 0: no history
 
 
 class Server(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -209,6 +242,9 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     server: Server = Server()
     limits: Limits = Limits()
     memory: Memory = Memory()
+    journal: Journal = Journal()
+    history: History = History()
+    log_requests: AtOnce[bool] = True  # a line for each run that is over, without text
     drain: DrainLimits = DrainLimits()
     auth: Auth = Auth()
     upstreams: Later[list[Upstream]] = field(default_factory=list, name="upstream")

@@ -23,10 +23,13 @@ TABLES = {
     "## `[server]`": settings.Server,
     "## `[limits]`": settings.Limits,
     "## `[memory]`": settings.Memory,
+    "## `[journal]`": settings.Journal,
+    "## `[history]`": settings.History,
     "## `[drain]`": settings.DrainLimits,
     "## `[auth]`": settings.Auth,
     "## `[[upstream]]`": settings.Upstream,
     "## `[[model]]`": settings.Model,
+    "## `[model.price]`": settings.Price,
 }
 # Accepted and not documented: its periods are there so that tests can find a leak within seconds.
 # With others the guard takes warming up for a leak, and a warning says so.

@@ -8,12 +8,21 @@ from msgspec import Struct
 from tidegate.core.decoding import Decoder
 
 
-class ControlRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One line from `tidegate status`, `runs`, `recycle`, `stop` and the other asking verbs."""
+class ControlRequest(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """One line from `tidegate status`, `runs`, `recycle`, `stop` and the other asking verbs.
+
+    What stands at its default is not sent, so that a watchdog of before understands the rest.
+    """
 
     verb: str
     wait: bool = True  # recycle, upgrade: until the former worker is gone; stop: until it is over
     finished: bool = False  # sweep: finished runs too
+    all: bool = False  # runs: those that only the journal or the history knows, too
+    by: str = "token"  # usage: one of `core.records.usage.GROUPS`
+    since_s: float = 7 * 86400.0  # usage: how far back
+    run: str | None = None  # forget: which; None: all
 
 
 class ControlReply(Struct, frozen=True, kw_only=True):

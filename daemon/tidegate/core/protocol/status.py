@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from tidegate.core.memory.report import StepReport
 from tidegate.core.problems import Repair
+from tidegate.core.protocol.stores import StoreState
 from tidegate.core.upstreams.summary import ModelAside, UpstreamRefusal
 
 
@@ -154,3 +155,5 @@ class Status(Struct, frozen=True, kw_only=True):
     reason: str | None = None  # why it is parked, or degraded
     repairs: list[Repair] = []  # open problems, the worst first
     manager: str | None = None  # "systemd" or "launchd", if that started it
+    journal: StoreState | None = None  # None: no worker has told of it yet
+    history: StoreState | None = None

@@ -13,6 +13,8 @@ from msgspec import Struct
 from tidegate.core.decoding import Decoder
 from tidegate.core.memory.report import Allocator, StepReport
 from tidegate.core.problems import Repair
+from tidegate.core.protocol.stores import StoreState
+from tidegate.core.records.usage import UsageLine
 from tidegate.core.runs.summary import RunSummary
 from tidegate.core.settings import Settings, Token
 from tidegate.core.upstreams.summary import ModelAlias, UpstreamModels, UpstreamStatus
@@ -32,6 +34,13 @@ class Listener(Struct, frozen=True, kw_only=True):
 
     fd: int
     address: str  # "127.0.0.1:8433" or "unix:/path"
+
+
+class StorePlaces(Struct, frozen=True, kw_only=True):
+    """Directories for what outlives a worker. None: there is none of that kind."""
+
+    memory: str | None = None  # in the runtime directory, where that is in memory
+    disk: str | None = None  # in the state directory
 
 
 # --- from the watchdog ----------------------------------------------------------------------
@@ -54,6 +63,7 @@ class Configure(Message, frozen=True, kw_only=True, tag="configure"):
     config_file: str | None = None  # which the worker looks at for changes
     parked: str | None = None  # why nothing is served; health routes say so
     ledger_limit_bytes: int = 0  # until the first StateUpdate; only in the first one; 0: no limit
+    store_places: StorePlaces = StorePlaces()
 
     def __repr__(self) -> str:
         return f"<Configure request={self.request} generation={self.generation}>"  # no secrets
@@ -112,10 +122,26 @@ class Inspect(Message, frozen=True, kw_only=True, tag="inspect"):
 
 
 class ListRuns(Message, frozen=True, kw_only=True, tag="listruns"):
-    """Ask for the newest runs of every owner."""
+    """Ask for the newest runs of every owner. Only one that `remembers` is asked for `all`."""
 
     request: int
     limit: int = 1000
+    all: bool = False  # those of which only the journal or the history knows, too
+
+
+class ListUsage(Message, frozen=True, kw_only=True, tag="listusage"):
+    """Ask what was used, by what the history knows. Only a worker that `remembers` is asked."""
+
+    request: int
+    by: str = "token"  # one of `core.records.usage.GROUPS`
+    since: float = 0.0  # Unix seconds
+
+
+class Forget(Message, frozen=True, kw_only=True, tag="forget"):
+    """Forget a run, or all that are over. Only a worker that `remembers` is asked."""
+
+    request: int
+    run: str | None = None  # None: all
 
 
 class ListModels(Message, frozen=True, kw_only=True, tag="listmodels"):
@@ -150,6 +176,7 @@ class Ready(Message, frozen=True, kw_only=True, tag="ready"):
     found: list[str] = []  # upstreams discovered on this computer, "Ollama at http://…"
     model: str = "demo"  # a model that answers, for the first curl line
     beats_when_asked: bool = False  # it knows `AskBeat`
+    remembers: bool = False  # it knows `ListUsage`, `Forget` and `ListRuns.all`
 
 
 class Heartbeat(Message, frozen=True, kw_only=True, tag="heartbeat"):
@@ -170,6 +197,8 @@ class Heartbeat(Message, frozen=True, kw_only=True, tag="heartbeat"):
     allocator: Allocator = Allocator()
     at_limit: StepReport | None = None  # what the ledger's own limit took, since the start
     upstreams: list[UpstreamStatus] = []
+    journal: StoreState | None = None
+    history: StoreState | None = None
 
 
 class Configured(Message, frozen=True, kw_only=True, tag="configured"):
@@ -216,6 +245,22 @@ class RunList(Message, frozen=True, kw_only=True, tag="runlist"):
     total: int
 
 
+class UsageList(Message, frozen=True, kw_only=True, tag="usagelist"):
+    """Answer to ListUsage, what was used most first."""
+
+    request: int
+    lines: list[UsageLine]
+    error: str | None = None  # why the history cannot be read
+
+
+class Forgotten(Message, frozen=True, kw_only=True, tag="forgotten"):
+    """Answer to Forget."""
+
+    request: int
+    runs: int
+    error: str | None = None
+
+
 class ModelList(Message, frozen=True, kw_only=True, tag="modellist"):
     """Answer to ListModels."""
 
@@ -247,6 +292,8 @@ FromWatchdog = (
     | Inspect
     | ListRuns
     | ListModels
+    | ListUsage
+    | Forget
     | StartDraining
 )
 FromWorker = (
@@ -258,6 +305,8 @@ FromWorker = (
     | Inspected
     | RunList
     | ModelList
+    | UsageList
+    | Forgotten
     | ConfigChanged
     | Draining
     | Failed

@@ -1,0 +1,1 @@
+"""What outlives a run, as values: what the journal and the history keep of it."""
