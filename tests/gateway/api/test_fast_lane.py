@@ -341,10 +341,10 @@ async def test_a_fault_of_ours_is_told_by_the_ordinary_road(
     await client.close()
 
 
-async def test_an_answer_that_cannot_be_written_ends_its_connection(
+async def test_an_answer_that_cannot_be_written_is_a_500_and_ends_its_connection(
     rigs, scripted_upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With one line in the log, and its run ends as if its client had gone."""
+    """With one line in the log that has the run's number; the run ends as if nothing were read."""
 
     async def fail(delivery: Delivery) -> None:
         raise LookupError("planted")
@@ -353,7 +353,11 @@ async def test_an_answer_that_cannot_be_written_ends_its_connection(
     monkeypatch.setattr(Delivery, "finish", fail)
     client = await connect(rig)
     await client.send(post("ok", stream=False))
-    assert await client.rest() == b""
+    head, _, body = (await client.rest()).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 500 ")
+    error = msgspec.json.decode(body)["error"]
+    assert error["code"] == "internal_error"
+    assert error["message"].rpartition(" ")[2] in rig.errors[0].getMessage()
     assert len(rig.errors) == 1
     rig.errors.clear()
     await rig.idle()

@@ -20,7 +20,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from tidegate.core import formats
 from tidegate.core.errors import LedgerFull, UpstreamError
-from tidegate.core.formats.base import Format
+from tidegate.core.formats.base import ErrorText, Format
 from tidegate.core.http.plain_post import read_head, split_post
 from tidegate.core.runs.ledger import Entry
 from tidegate.gateway.api import create
@@ -34,6 +34,7 @@ from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.relay.request import ParsedRequest, light_request
 from tidegate.gateway.relay.subscriber import LAST_CHUNK
 from tidegate.gateway.server.auth import Caller
+from tidegate.gateway.server.errors import SERVER_ERROR, closing_answer
 from tidegate.gateway.server.ids import new_id
 from tidegate.gateway.server.porch import Porch
 from tidegate.gateway.server.writer import ResponseWriter
@@ -42,6 +43,7 @@ from tidegate.gateway.upstreams.reply import Answer
 
 log = logging.getLogger("tidegate.gateway")
 
+_OURS = (SERVER_ERROR, "internal_error")
 MOST_REMEMBERED = 64  # heads: each program that calls has one or two
 
 _FORMATS = (
@@ -53,7 +55,13 @@ _FORMATS = (
     formats.OLLAMA_CHAT,
     formats.OLLAMA_GENERATE,
 )
-_BY_PATH = {form.path if form.at_root else f"/v1{form.path}": form for form in _FORMATS}
+
+
+def _path_of(form: Format) -> str:
+    return form.path if form.at_root else f"/v1{form.path}"
+
+
+_BY_PATH = {_path_of(form): form for form in _FORMATS}
 
 
 class _Head(NamedTuple):
@@ -297,8 +305,13 @@ class _FastDelivery(Delivery):
             self._porch.answered(close=self._client.closes)
             return
         if error is not None and not isinstance(error, ConnectionError):
-            run_id = self._relay.run.id
-            log.error("run %s: its answer could not be sent", run_id, exc_info=error)
+            run = self._relay.run
+            log.error("run %s: its answer could not be sent", run.id, exc_info=error)
+            if self._porch.transport is not None and not self._porch.wrote_raw:
+                why = ErrorText(500, f"internal error; the log has it as run {run.id}", *_OURS)
+                self._porch.transport.write(closing_answer(why, _path_of(run.format)))
+                self._porch.force_close()
+                return
         self._porch.abort()
 
 
