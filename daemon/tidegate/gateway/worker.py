@@ -139,7 +139,7 @@ class Worker:
             runs_total=registry.total,
             swept_runs=registry.swept.runs,
             swept_bytes=registry.swept.bytes,
-            swept_last_reason=registry.last_sweep,
+            swept_last_reason=registry.swept.last,
             connections=self._gateway.server.table.open_connections,
             most_connections=self._gateway.server.table.most_connections,
             allocator=self._heap.allocator,

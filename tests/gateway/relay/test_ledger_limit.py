@@ -33,11 +33,11 @@ async def test_finished_windows_go_first_the_oldest_before_the_others(rigs, raw_
     assert last.run_id in left
     assert kept[0].run_id not in left
     assert kept[2].run_id in left
-    assert registry.swept_bytes["memory"] > 500_000
+    assert registry.swept.by_kind["memory"] > 500_000
     told = rig.gateway.evictor.at_limit
     assert (told.step, told.runs) == ("ledger", registry.swept.runs)
     assert told.freed_bytes == told.promised_bytes == registry.swept.bytes
-    assert "for memory" in str(registry.last_sweep)
+    assert "for memory" in str(registry.swept.last)
     assert not rig.gateway.evictor.has_backpressure
 
 

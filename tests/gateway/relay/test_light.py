@@ -96,7 +96,7 @@ async def test_they_go_first_when_the_ledger_is_tight(rigs, raw_upstream) -> Non
         assert (await ask(rig)).clean
     missing = await get(rig.base_url, f"/v1/runs/{first.run_id}")
     assert missing.status == 404
-    assert rig.gateway.registry.swept_bytes["memory"] > 0
+    assert rig.gateway.registry.swept.by_kind["memory"] > 0
 
 
 @pytest.mark.parametrize("owner", ["mine", "another's"])

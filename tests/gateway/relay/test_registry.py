@@ -78,8 +78,8 @@ async def test_a_run_whose_end_never_comes_is_swept_at_every_stage(
     assert stream.status == (200 if stage == "streaming" else 504)
     registry = rig.gateway.registry
     assert registry.swept.runs == 1
-    assert "swept: stuck" in str(registry.last_sweep)
-    assert registry.swept_bytes["stuck"] > 0
+    assert "swept: stuck" in str(registry.swept.last)
+    assert registry.swept.by_kind["stuck"] > 0
     await until(lambda: not rig.held_bytes, DEADLINE_S, "no byte is held")
     if stage == "queued":
         rig.pool().active = 0
@@ -96,7 +96,7 @@ async def test_an_abandoned_run_whose_end_never_comes_does_not_wait_for_total_s(
     run = rig.relay().run
     await stream.vanish()
     await until(lambda: run.released, DEADLINE_S, "it was swept")
-    assert rig.gateway.registry.swept_bytes["abandoned"] > 0
+    assert rig.gateway.registry.swept.by_kind["abandoned"] > 0
     await none_left(rig.pool())
 
 
@@ -111,7 +111,7 @@ async def test_a_finished_run_is_kept_for_its_time_and_then_forgotten(rigs, raw_
     await until(lambda: not registry.ledger.accounts, DEADLINE_S, "it was released")
     for verb, method in (("", "GET"), ("/stream", "GET"), ("/cancel", "POST")):
         assert (await get(rig.base_url, path + verb, method=method)).status == 404
-    assert registry.swept_bytes["finished"] > 20_000
+    assert registry.swept.by_kind["finished"] > 20_000
     assert registry.ended == {"completed": 1}
 
 

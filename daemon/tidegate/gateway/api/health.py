@@ -67,7 +67,7 @@ async def show_metrics(
         resident_bytes=resident,
         memory_level=update.level if update else 0,
         runs=registry.states(),
-        swept_bytes=registry.swept_bytes,
+        swept_bytes=registry.swept.by_kind,
         recycles=update.recycles if update else {},
         relay=registry.relay_seconds,
         first_output=registry.first_output_seconds,

@@ -142,7 +142,7 @@ class Evictor:
             if self._evict(victims, is_short, tally, BITE) < BITE:
                 break
             await asyncio.sleep(0)
-        self._registry.report()
+        self._registry.swept.report()
 
     async def _trim_heap(self, tally: _Tally) -> None:
         """Drop caches and idle connections, then give the free pages back, off the loop."""
@@ -194,12 +194,12 @@ class Evictor:
         if relay is None:
             return 0
         if victim.act is Eviction.RELEASE:
-            registry.last_sweep = f"run {victim.id} {victim.reason}"
+            registry.swept.last = f"run {victim.id} {victim.reason}"
             registry.release(relay, RetentionVerdict(victim.kind, victim.reason))
             return before - self._ledger.total_bytes
         relay.run.transcript.shrink(victim.keep_bytes)
         freed_bytes = before - self._ledger.total_bytes
-        registry.swept_bytes[victim.kind] += freed_bytes
+        registry.swept.by_kind[victim.kind] += freed_bytes
         return freed_bytes
 
     def _still_due(
@@ -251,7 +251,7 @@ class Evictor:
             self._set_backpressure(on=True)
         if self._ledger.is_full:
             self._evict_read(went)
-        self._registry.report()
+        self._registry.swept.report()
         if freed_bytes := before - self._ledger.total_bytes:
             taken = self._at_limit
             taken.runs += went.runs
@@ -305,7 +305,7 @@ class Evictor:
         )
         if runs := self._evict(victims, is_short, went, MOST_PER_TICK):
             freed = f"{count(runs, 'run')}, {went.freed_bytes - before} bytes (memory {runs})"
-            self._registry.last_sweep = f"finished runs, for memory: {freed}"
+            self._registry.swept.last = f"finished runs, for memory: {freed}"
 
     def _stalled_victims(self) -> Iterator[Victim]:
         """Find runs whose readers read nothing, longest first; they go before lagging ones."""

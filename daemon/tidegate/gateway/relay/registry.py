@@ -14,7 +14,6 @@ import time
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import chain, islice
 
 from tidegate.core.errors import LedgerFull
@@ -26,12 +25,11 @@ from tidegate.core.runs.retention import RetentionVerdict
 from tidegate.core.runs.state import RunState, Trigger, empty_census
 from tidegate.core.runs.summary import RunSummary
 from tidegate.core.settings import Limits
-from tidegate.core.text import count
 from tidegate.gateway.relay.light_answers import KeptAnswer, LightAnswers
 from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.relay.subscriber import Subscriber
 from tidegate.gateway.relay.summaries import summarise
-from tidegate.logs.pace import Pace
+from tidegate.gateway.relay.swept import SweepLog, SweptRuns
 
 log = logging.getLogger("tidegate.registry")
 
@@ -39,25 +37,6 @@ TICK_S = 0.02  # deadlines closer together than this are served together
 LATE_S = 1.0  # a tick so late judges no run: neither clients nor upstreams were read
 AGAIN_S = 1.0  # what is overdue and stays so is looked at this often
 MOST_PER_TICK = 50  # releases between two turns of the event loop, some 10 us each
-
-
-@dataclass(slots=True)
-class SweptRuns:
-    """What a sweep released."""
-
-    runs: int = 0
-    bytes: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-
-    def add(self, kind: str, freed_bytes: int) -> None:
-        """Add one run."""
-        self.runs += 1
-        self.bytes += freed_bytes
-        self.reasons[kind] += 1
-
-    def __str__(self) -> str:
-        why = ", ".join(f"{kind} {runs}" for kind, runs in sorted(self.reasons.items()))
-        return f"{count(self.runs, 'run')}, {self.bytes} bytes ({why or 'nothing was due'})"
 
 
 class Registry:
@@ -69,16 +48,12 @@ class Registry:
         self.first_output_seconds: dict[str, Histogram] = defaultdict(_no_first_outputs)
         self.ended: Counter[str] = Counter()  # by terminal state, since the start
         self.total = 0
-        self.swept = SweptRuns()
-        self.swept_bytes: Counter[str] = Counter()  # by kind
-        self.last_sweep: str | None = None
+        self.swept = SweepLog(loop, self.tick_by)
         self.limits: Callable[[], Limits] = Limits  # of what is made of a kept light answer
         self.leaving: OrderedDict[Relay, None] = OrderedDict()  # released, and still being read
         self.on_add: Callable[[Relay], None] = lambda relay: None  # a run begins
         self.on_tick: Callable[[float], None] = lambda now_s: None  # what was due has been served
         self.light = LightAnswers(ledger)
-        self._unreported = SweptRuns()
-        self._pace = Pace()  # of log lines about sweeps
         self._relays: dict[str, Relay] = {}
         self._active: dict[str, Relay] = {}
         self._finished: dict[str, Relay] = {}  # over and kept, the oldest first
@@ -145,7 +120,7 @@ class Registry:
         """Release a light answer that is kept, and count it; returns the bytes freed."""
         freed_bytes = self.light.drop(run_id)
         self._sweeps.drop(run_id)
-        self._count_swept(kind, freed_bytes)
+        self.swept.add(kind, freed_bytes)
         return freed_bytes
 
     def find_response(self, response_id: str | None, owner: str) -> Relay | None:
@@ -298,24 +273,18 @@ class Registry:
             for relay in self.unread(max(0, MOST_PER_TICK - swept.runs)):
                 verdict = RetentionVerdict("finished", "swept: finished")
                 swept.add(verdict.kind, self.release(relay, verdict))
-        self.report()
+        self.swept.report()
         return swept
 
     def release(self, relay: Relay, verdict: RetentionVerdict) -> int:
         """Release a run, ending it if it is not over, and count it; returns the bytes freed."""
         if not relay.run.is_over:
-            self.last_sweep = f"run {relay.run.id} {verdict.reason}"
-            log.warning("%s", self.last_sweep)
+            self.swept.last = f"run {relay.run.id} {verdict.reason}"
+            log.warning("%s", self.swept.last)
             self._end_by_force(relay, verdict.reason)
         freed_bytes = self._let_go(relay, verdict.reason)
-        self._count_swept(verdict.kind, freed_bytes)
+        self.swept.add(verdict.kind, freed_bytes)
         return freed_bytes
-
-    def _count_swept(self, kind: str, freed_bytes: int) -> None:
-        for totals in (self.swept, self._unreported):
-            totals.add(kind, freed_bytes)
-        self.swept_bytes[kind] += freed_bytes
-        self._pace.grew(self._loop.time())
 
     def _end_by_force(self, relay: Relay, reason: str) -> None:
         """End the run; whatever is broken about its end, the record says that it is over."""
@@ -348,23 +317,6 @@ class Registry:
             run.account.close()
         return freed
 
-    def report(self) -> None:
-        """Log what was swept, each time for the first few times and then once a minute."""
-        if not self._unreported.runs:
-            return
-        now_s = self._loop.time()
-        if now_s >= self._pace.due_s:
-            self._tell_swept()
-            self._pace.logged(now_s)
-        else:
-            self.tick_by(self._pace.due_s)
-
-    def _tell_swept(self) -> None:
-        if self._unreported.runs:
-            # As text: of a type that it has not seen yet, logging leaves 28 KiB in caches.
-            log.info("swept %s", str(self._unreported))
-            self._unreported = SweptRuns()
-
     def _plan_sweep(self, relay: Relay) -> None:
         """Look at the run when it may be due; one that is to be looked at before waits for that."""
         due_s = retention.due_s(relay.run)
@@ -375,7 +327,7 @@ class Registry:
 
     def close(self) -> None:
         """Stop the ticks, and log what was swept and is not yet told."""
-        self._tell_swept()
+        self.swept.tell()
         if self._timer is not None:
             self._timer.cancel()
 
