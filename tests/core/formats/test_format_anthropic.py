@@ -138,12 +138,6 @@ def test_the_end_is_not_looked_for_in_every_block() -> None:
     assert not MESSAGES.may_end(PING)
 
 
-def test_how_many_tokens_there_were() -> None:
-    """As the last event but one says."""
-    assert MESSAGES.tokens([START, FINISH, STOP]) == 15
-    assert MESSAGES.tokens([START, STOP]) is None
-
-
 # --- errors ---------------------------------------------------------------------------------------
 
 

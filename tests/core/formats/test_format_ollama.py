@@ -109,12 +109,6 @@ def test_the_end_is_not_looked_for_in_every_block() -> None:
     assert not OLLAMA_CHAT.may_end(message(content="a", done=False))
 
 
-def test_how_many_tokens_there_were() -> None:
-    """As the last line says."""
-    assert OLLAMA_CHAT.tokens([message(content="a"), LAST]) == 290
-    assert OLLAMA_CHAT.tokens([message(content="a")]) is None
-
-
 def test_an_error_that_opens_a_stream_is_passed_on_in_its_own_words() -> None:
     """It has no type, so its status is that of a broken upstream, which is worth another try."""
     told = OLLAMA_CHAT.told_error(ERROR)

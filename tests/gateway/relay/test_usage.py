@@ -1,11 +1,19 @@
-"""Usage: passed where the client asked for it, asked for and taken out again where it did not."""
+"""Usage: passed where the client asked for it, asked for and taken out again where it did not.
 
+How many tokens an answer took is known afterwards, also where its window holds nothing of it.
+"""
+
+import asyncio
 import json
 
-from fakes.client import chat
+import pytest
+
+from fakes.client import chat, get
 from fakes.upstream import DONE, FINISH, ROLE, numbered
-from gateway.gateway_rig import HEAD, LAST, Peer, chunked
-from tidegate.core.settings import Upstream
+from gateway.gateway_rig import HEAD, LAST, Peer, chunked, plain
+from tidegate.core.records.usage import NO_USAGE, TokenUsage
+from tidegate.core.runs.ledger import Entry
+from tidegate.core.settings import MIB, Upstream
 
 USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":2,"completion_tokens":40}}\n\n'
 WORDS = [numbered(number) for number in range(12)]
@@ -46,6 +54,7 @@ async def test_usage_that_only_the_config_asks_for_is_taken_out_again(rigs, raw_
     assert bytes(answer.body) == b"".join([ROLE, *WORDS, FINISH, DONE])
     assert seen[0]["stream_options"] == {"other": 1, "include_usage": True}
     assert rig.pool().figures["m"].unit == "tokens/s"
+    assert rig.relay().run.transcript.usage() == TokenUsage(2, 40)
     assert rig.relay().run.window.next_seq == len(WORDS) + 3
 
 
@@ -57,3 +66,73 @@ async def test_nothing_is_asked_where_the_config_does_not_say_so(rigs, raw_upstr
     assert bytes(answer.body) == b"".join([ROLE, *WORDS, FINISH, DONE])
     assert "stream_options" not in seen[0]
     assert rig.pool().figures["m"].unit == "events/s"
+    assert rig.relay().run.transcript.usage() == NO_USAGE
+
+
+async def test_usage_is_known_when_its_event_had_to_go(rigs, raw_upstream) -> None:
+    """While memory is short a window keeps nothing that its readers have."""
+
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(HEAD + chunked(ROLE, *WORDS, FINISH, USAGE))
+        await asyncio.sleep(0.1)
+        await peer.send(chunked(*WORDS, DONE) + LAST)
+        await peer.hang()
+
+    rig = await rigs(await raw_upstream(play))
+    account = rig.gateway.registry.ledger.open()
+    rig.facts(ledger_limit_bytes=10 * MIB)
+    account.set(Entry.WINDOW, 9 * MIB)
+    assert (await chat(rig.base_url, "m")).clean
+    run = rig.relay().run
+    assert run.window.first_seq > len(WORDS)
+    assert run.transcript.usage() == TokenUsage(2, 40)
+    account.close()
+
+
+@pytest.mark.parametrize("words", [3, 3000])
+async def test_what_a_message_says_at_its_start_is_known_at_its_end(
+    rigs, raw_upstream, words: int
+) -> None:
+    """Whether the window still holds the start or not."""
+
+    def event(kind: str, **values: object) -> bytes:
+        data = json.dumps({"type": kind, **values}).encode()
+        return b"event: %b\ndata: %b\n\n" % (kind.encode(), data)
+
+    told = {"input_tokens": 5, "cache_read_input_tokens": 8, "output_tokens": 1}
+    text = {"type": "text_delta", "text": "word " * 20}
+    start = event("message_start", message={"id": "m", "usage": told})
+    finish = event("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 9})
+
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(HEAD + chunked(start))
+        for _ in range(words):
+            await peer.send(chunked(event("content_block_delta", index=0, delta=text)))
+        await peer.send(chunked(finish, event("message_stop")) + LAST)
+        await peer.hang()
+
+    rig = await rigs(await raw_upstream(play), window_bytes=128 * 1024)
+    body = {"model": "m", "max_tokens": 9, "stream": True, "messages": []}
+    assert (await get(rig.base_url, "/v1/messages", body)).clean
+    run = rig.relay().run
+    assert (run.window.first_seq > 0) is (words == 3000)
+    assert run.transcript.usage() == TokenUsage(13, 9, 8)
+
+
+async def test_a_plain_answer_is_counted_before_it_is_gone(rigs, raw_upstream) -> None:
+    """Nothing of its body is kept."""
+    body = json.dumps({"choices": [], "usage": {"prompt_tokens": 2, "completion_tokens": 40}})
+
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(plain(body.encode()))
+        await peer.hang()
+
+    rig = await rigs(await raw_upstream(play))
+    relays = []
+    rig.gateway.registry.on_add = relays.append
+    answer = await get(rig.base_url, "/v1/chat/completions", {"model": "m", "messages": []})
+    assert answer.status == 200
+    assert relays[0].run.transcript.usage() == TokenUsage(2, 40)

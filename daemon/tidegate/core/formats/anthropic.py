@@ -6,6 +6,8 @@ anthropic-python and the TypeScript client raise on.
 
 from __future__ import annotations
 
+from itertools import islice
+
 import msgspec
 from msgspec import Raw, Struct
 
@@ -18,9 +20,11 @@ from tidegate.core.formats.base import (
     is_keep_alive,
     may_say,
 )
+from tidegate.core.formats.counting import NO_COUNTS, Counts, counts_in
 from tidegate.core.formats.foreign_json import JsonReader, OtherShape, UnreadableJson
 from tidegate.core.formats.framing import SSE
 
+_FIRST_EVENTS = 4  # of which one opens the answer; a ping may come before it
 PING = b'event: ping\ndata: {"type": "ping"}\n\n'
 
 _TYPES = {
@@ -108,6 +112,13 @@ class Messages(Format):
 
     def may_end(self, block: bytes) -> bool:
         return may_say(b"message_stop", block)
+
+    def opening_counts(self, block: bytes) -> Counts:
+        for event in islice(SSE.each(block), _FIRST_EVENTS):
+            if b'"message_start"' in event:
+                # Of the output it tells what there is so far.
+                return counts_in(SSE.data(event))._replace(output=None)
+        return NO_COUNTS
 
     def error_body(self, error: ErrorText) -> bytes:
         return error_body(error)

@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from tidegate.core.formats import multipart
+from tidegate.core.formats.counting import NO_COUNTS, USAGE, Counts, last_counts
 from tidegate.core.formats.foreign_json import (
     JsonReader,
     OtherShape,
@@ -25,11 +26,13 @@ from tidegate.core.formats.foreign_json import (
     are_json,
     as_name,
     is_json,
+    is_object,
     is_utf8,
     members_of,
 )
 from tidegate.core.formats.framing import SSE, Framing
 from tidegate.core.formats.members import members
+from tidegate.core.records.usage import TokenUsage
 
 Piece = bytes | memoryview  # of a request's body
 
@@ -92,7 +95,7 @@ class About(NamedTuple):
 class Rewrite(Protocol):
     """Makes of an upstream's events what the creator is sent; most pass as they are."""
 
-    tokens: int | None  # of the answer, where it was told and is not passed on
+    usage: TokenUsage  # of the answer, where it was told and is not passed on
 
     def __call__(self, block: bytes, events: int, first_seq: int) -> tuple[bytes, int]:
         """Rewrite a block; returns it and its number of events. The first is `first_seq`."""
@@ -134,7 +137,6 @@ MAX_ID_CHARS = 200  # of an answer; a longer one cannot be asked for by our rout
 MAX_MODEL_CHARS = 1024  # it stays with its run, in listings and in log lines
 MAX_WORD_BYTES = 200  # of an error's code or type, as JSON
 _ERROR_STATUS = re.compile(r"[45][0-9]{2}")
-_TOKENS = re.compile(rb'"(?:completion_tokens|output_tokens|eval_count)": ?(\d{1,9})\b')
 _ESCAPED = re.compile(rb"\\u00[2-7]")  # of ASCII; no server is known to, but any may
 _request = JsonReader(_Request)
 _answer = JsonReader(_Answer)
@@ -180,6 +182,8 @@ class Format:
     # What an upstream may say for ever without getting on.
     idle_meanings = frozenset({Meaning.KEEP_ALIVE})
     choices = 1  # answers in one; it is whole when each has said why it ends
+    count_words: tuple[bytes, ...] = (USAGE,)  # one of these stands where tokens are counted
+    only_input = False  # the answer is not made of tokens
     end_marker = b""  # what an answer that is whole lacks, where its upstream left it out
     forwarded: tuple[str, ...] = ()  # the client's headers that the upstream needs
 
@@ -294,14 +298,21 @@ class Format:
         """Find the answer's id in an opening event or a whole answer, where it can be asked for."""
         return None
 
-    def tokens(self, last_events: list[bytes]) -> int | None:
-        """Find how many tokens the answer had, where its end says so."""
-        for event in reversed(last_events):
-            if not (b"_tokens" in event or b"eval_count" in event):
-                continue
-            if found := _TOKENS.findall(event):
-                return int(found[-1])
-        return None
+    def opening_counts(self, block: bytes) -> Counts:
+        """Find what an answer's first events tell of its tokens, where the last ones may not."""
+        return NO_COUNTS
+
+    def usage(self, last_events: Sequence[bytes], opening: Counts = NO_COUNTS) -> TokenUsage:
+        """Find what a stream took in tokens, where its end says so."""
+        told = last_counts(last_events, self.count_words, self.framing.data)
+        return told.after(opening).usage()
+
+    def usage_of(self, answer: bytes, *, streamed: bool) -> TokenUsage:
+        """Find what an answer took in tokens, where it says so; it is whole."""
+        if streamed:
+            return self.usage(self.framing.last(answer, TAIL_EVENTS), self.opening_counts(answer))
+        told = last_counts((answer,), self.count_words, bytes)
+        return told.usage(only_input=self.only_input)
 
     # --- errors -------------------------------------------------------------------------------
 
@@ -420,9 +431,9 @@ def _error_values(data: bytes) -> Iterable[int | str]:
     """Read the code and the type of an error object, or of the one inside it."""
     try:
         said = _said(SSE.data(data) or data)
-        if _is_object(said.response):
+        if is_object(said.response):
             said = _said(said.response)
-        if _is_object(said.error):
+        if is_object(said.error):
             said = _said(said.error)
         for raw in (said.code, said.type):
             value = _value(raw) if 0 < len(memoryview(raw)) <= MAX_WORD_BYTES else None
@@ -430,19 +441,3 @@ def _error_values(data: bytes) -> Iterable[int | str]:
                 yield value
     except UnreadableJson:
         return
-
-
-def error_members(data: bytes) -> dict[str, Raw]:
-    """Read the members of an error object, or of the one inside it; none if unreadable."""
-    try:
-        error = members_of(data)
-        for inner in ("response", "error"):
-            if _is_object(error.get(inner, Raw())):
-                error = members_of(error[inner])
-    except UnreadableJson:
-        return {}
-    return error
-
-
-def _is_object(raw: Raw) -> bool:
-    return bytes(memoryview(raw)[:1]) == b"{"

@@ -80,6 +80,11 @@ def are_json(values: Iterable[bytes]) -> bool:
     return True
 
 
+def is_object(raw: Raw) -> bool:
+    """Say whether a value that is known to be JSON is an object."""
+    return bytes(memoryview(raw)[:1]) == b"{"
+
+
 def is_utf8(data: bytes) -> bool:
     """Say whether it is text. In slices: as a whole it may be four times as large when decoded."""
     decoder, view = _utf8(), memoryview(data)

@@ -54,6 +54,7 @@ class Ollama(Format):
     """`/api/chat` and `/api/generate`, and what of this API is one answer."""
 
     at_root = True
+    count_words = (b'_count"',)
     framing = NDJSON
     keep_alive = None
 

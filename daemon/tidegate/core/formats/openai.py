@@ -22,6 +22,7 @@ from tidegate.core.formats.base import (
     is_keep_alive,
     may_say,
 )
+from tidegate.core.formats.counting import TIMINGS, USAGE, counts_in
 from tidegate.core.formats.foreign_json import (
     JsonReader,
     OtherShape,
@@ -31,6 +32,7 @@ from tidegate.core.formats.foreign_json import (
 )
 from tidegate.core.formats.framing import SSE
 from tidegate.core.formats.members import count_texts, has_several
+from tidegate.core.records.usage import NO_USAGE
 
 DONE = b"data: [DONE]\n\n"
 _LIST_OF_PROMPTS = re.compile(rb'\[\s*+["\[]')
@@ -95,10 +97,10 @@ def error_body(error: ErrorText) -> bytes:
 class UsageStripper:
     """Removes the chunk with the usage that the client did not ask for."""
 
-    __slots__ = ("tokens",)
+    __slots__ = ("usage",)
 
     def __init__(self) -> None:
-        self.tokens: int | None = None
+        self.usage = NO_USAGE
 
     def __call__(self, block: bytes, events: int, first_seq: int) -> tuple[bytes, int]:
         if b'"usage":{' not in block and b'"usage": {' not in block:
@@ -107,12 +109,12 @@ class UsageStripper:
         return b"".join(kept), len(kept)
 
     def _is_usage(self, event: bytes) -> bool:
+        data = SSE.data(event)
         try:
-            chunk = _usage(SSE.data(event))
+            chunk = _usage(data)
         except UnreadableJson:
             return False
-        tokens = chunk.usage.get("completion_tokens")
-        self.tokens = tokens if isinstance(tokens, int) else None
+        self.usage = counts_in(data).usage()
         return not chunk.choices
 
 
@@ -134,6 +136,7 @@ class Chat(OpenAIFormat):
     # A role that is said again, or what was used so far, is no more progress than nothing.
     idle_meanings = frozenset({Meaning.KEEP_ALIVE, Meaning.OPENING})
     end_marker = DONE
+    count_words = (USAGE, TIMINGS)
 
     def __init__(self, choices: int = 1) -> None:
         """Expect so many choices; of several, that one is finished ends nothing."""
@@ -211,9 +214,12 @@ class Plain(OpenAIFormat):
 
     streams = False
 
-    def __init__(self, name: str, path: str, *, answers_json: bool = True) -> None:
+    def __init__(
+        self, name: str, path: str, *, answers_json: bool = True, only_input: bool = False
+    ) -> None:
         self.name = name
         self.path = path
+        self.only_input = only_input
         self.answers_json = answers_json
         self.accept = "application/json" if answers_json else "*/*"
 

@@ -19,7 +19,6 @@ from tidegate.core.formats.base import (
     RequestInfo,
     ToldError,
     error_label,
-    error_members,
     is_keep_alive,
     may_say,
     status_of_error,
@@ -29,10 +28,12 @@ from tidegate.core.formats.foreign_json import (
     OtherShape,
     UnreadableJson,
     as_object,
+    is_object,
     members_of,
 )
 from tidegate.core.formats.framing import SSE
 from tidegate.core.formats.openai import OpenAIFormat
+from tidegate.core.records.usage import NO_USAGE
 
 _ENDS = (b"response.completed", b"response.incomplete", b"response.failed")
 _PARTS = (
@@ -184,7 +185,7 @@ class Responses(OpenAIFormat):
 
     def told_error(self, event: bytes) -> ToldError:
         data = SSE.data(event)
-        said = error_members(data)
+        said = _error_members(data)
         text = {key: said.get(key) for key in ("message", "code", "param")}
         body = _encode({"error": {"type": "upstream_error", **text}})
         return ToldError(status_of_error(data), body, error_label(data))
@@ -207,10 +208,10 @@ class Rewriter:
     there is not changed.
     """
 
-    __slots__ = ("_about", "_outputs", "tokens")
+    __slots__ = ("_about", "_outputs", "usage")
 
     def __init__(self, about: About) -> None:
-        self.tokens: int | None = None  # they stay in the events
+        self.usage = NO_USAGE  # it stays in the events
         self._about = about
         self._outputs: dict[str, int] = {}  # the place of an item in the output, by its id
 
@@ -298,6 +299,18 @@ def failed_response(error: ErrorText, about: About) -> dict[str, object]:
         return bare_response(about, "cancelled")
     why = {"code": error.code, "message": error.message}
     return bare_response(about, "failed") | {"error": why}
+
+
+def _error_members(data: bytes) -> dict[str, Raw]:
+    """Read the members of an error object, or of the one inside it; none if unreadable."""
+    try:
+        error = members_of(data)
+        for inner in ("response", "error"):
+            if is_object(error.get(inner, Raw())):
+                error = members_of(error[inner])
+    except UnreadableJson:
+        return {}
+    return error
 
 
 def _sequence_number(event: bytes) -> int:

@@ -214,6 +214,7 @@ class Run:
         self._drop_body()  # no further attempt can follow
         block, events = attempt.take_held()
         self.account.set(Entry.HELD, 0)
+        self.transcript.begin(block)
         return self.transcript.append(block, events, attempt.secret)
 
     def feed_plain(self, data: bytes) -> None:

@@ -6,6 +6,9 @@ from contextlib import suppress
 
 from tidegate.core.errors import LedgerFull
 from tidegate.core.formats.base import TAIL_EVENTS, Format, Meaning, Rewrite, may_say_any, stronger
+from tidegate.core.formats.counting import NO_COUNTS
+from tidegate.core.formats.framing import RAW
+from tidegate.core.records.usage import NO_USAGE, TokenUsage
 from tidegate.core.runs.ledger import Account, Entry
 from tidegate.core.runs.window import Window
 from tidegate.core.secret import Secret
@@ -25,7 +28,9 @@ class Transcript:
         "_finished",
         "_format",
         "_judged_seq",
+        "_opening",
         "_said",
+        "_usage",
         "_verdict",
         "rewrite",
         "window",
@@ -38,6 +43,8 @@ class Transcript:
         self._account = account
         self._said = Meaning.OPENING  # what events said that the window could not hold
         self._finished = _NO_CHOICES  # of several, those that said why they end
+        self._opening = NO_COUNTS  # what its first events told of its tokens
+        self._usage = NO_USAGE  # what was told of them that the window does not hold
         self._judged_seq = -1  # up to where it was last asked how the answer ended
         self._verdict = Meaning.OPENING  # and what that was
 
@@ -61,7 +68,12 @@ class Transcript:
             self._account.set(Entry.WINDOW, window.held_bytes)
         if window.first_seq and window.next_seq - window.first_seq < TAIL_EVENTS:
             self._said = stronger(self._said, form.verdict(form.framing.split(block)))
+            self._note_usage(form.usage(form.framing.last(block, TAIL_EVENTS), self._opening))
         return block
+
+    def begin(self, block: bytes) -> None:
+        """Take note of what the first events say that is of use at the end."""
+        self._opening = self._format.opening_counts(block)
 
     def _without_key(self, block: bytes, secret: Secret) -> bytes:
         """Hide the key that the upstream was sent, where the block reports an error."""
@@ -79,6 +91,10 @@ class Transcript:
             self._account.set(Entry.WINDOW, self.window.held_bytes)
         return block
 
+    def count_plain(self, body: bytes) -> None:
+        """Take note of what a whole answer took in tokens."""
+        self._usage = self._format.usage_of(body, streamed=False)
+
     def keep_plain(self, body: bytes) -> None:
         """Keep a whole answer for its owner to ask for again, as long as there is room."""
         self.window.append(body, 1)
@@ -92,6 +108,7 @@ class Transcript:
         window = self.window
         if window.held_bytes > keep_bytes:
             self._said = self.verdict()
+            self._usage = self.usage()
             window.trim(keep_bytes)
             self._account.set(Entry.WINDOW, window.held_bytes)
 
@@ -116,11 +133,23 @@ class Transcript:
             return False
         return not self._format.is_error_open(self.last_event)
 
-    def tokens(self) -> int | None:
-        """Find how many tokens the answer had, where its end says so."""
-        if self.rewrite is not None and self.rewrite.tokens:
-            return self.rewrite.tokens
-        return self._format.tokens(self.window.last_events(TAIL_EVENTS))
+    def usage(self) -> TokenUsage:
+        """Find what the answer took in tokens, where its upstream says so, as far as it has come.
+
+        It costs some microseconds, and is asked when the answer is over.
+        """
+        if self.rewrite is not None and self.rewrite.usage is not NO_USAGE:
+            return self.rewrite.usage
+        if self.window.framing is not RAW:
+            self._note_usage(
+                self._format.usage(self.window.last_events(TAIL_EVENTS), self._opening)
+            )
+        return self._usage
+
+    def _note_usage(self, found: TokenUsage) -> None:
+        """Keep the newest; what says nothing of the output may be the opening alone."""
+        if found.output is not None or self._usage is NO_USAGE:
+            self._usage = found
 
     @property
     def last_event(self) -> bytes:

@@ -315,6 +315,7 @@ class Attempt:
         if reply.is_success:
             reply.check_answer(run.format, body, streamed=run.request.streamed)
             run.learn_id(body)
+            run.transcript.count_plain(body)
             if run.response_id is not None and run.request.stored:
                 run.transcript.keep_plain(body)
             self._host.answer = reply.pass_on(body)
@@ -397,7 +398,7 @@ class Attempt:
         took_s = self._loop.time() - self._begun_s
         if took_s <= 0.0 or run.window.next_seq < FEWEST_EVENTS:
             return
-        if tokens := run.transcript.tokens():
+        if tokens := run.transcript.usage().output:
             pool.note_speed(model, tokens / took_s, "tokens/s")
         else:
             pool.note_speed(model, run.window.next_seq / took_s, "events/s")
