@@ -130,6 +130,12 @@ def test_one_address_may_stand_alone_and_auto_is_none(load):
         ("[drain]\nstop_limit_s = -1", 2, "drain.stop_limit_s", "at least 0 s"),
         ("[drain]\nrecycle_limit_s = 0", 2, "drain.recycle_limit_s", "at least"),
         ('[auth]\nallow_without_token = "yes"', 2, "auth.allow_without_token", "true or false"),
+        ('[journal]\nkeep = "all"', 2, "journal.keep", '"auto", "answers", "ends" or "off"$'),
+        ("[journal]\nkeep = false", 2, "journal.keep", "must be a text"),
+        ('[journal]\nplace = "ram"', 2, "journal.place", '"auto", "memory" or "disk"$'),
+        ("[journal]\nevery_s = 0", 2, "journal.every_s", "at least"),
+        ('[journal]\nmax = "1KiB"', 2, "journal.max", "at least 256KiB"),
+        ("[history]\nmax_rows = -1", 2, "history.max_rows", "at least 0"),
         ('[auth]\ntokens_file = ""', 2, "auth.tokens_file", "name of a file"),
         ("listen = []", 1, "listen", "is empty"),
         ("listen = 8433", 1, "listen", "list of texts"),
@@ -557,6 +563,16 @@ def test_a_budget_that_is_too_small_for_something_is_warned_of(load):
     assert body.startswith("limits.max_body: of 32MiB no more than about 20MiB fits")
     assert load('memory.budget = "200MiB"\nlimits.max_body = "8MiB"').warnings == []
     assert load('memory.budget = "512MiB"').warnings == []
+
+
+def test_a_journal_that_memory_has_no_room_for_is_warned_of(load):
+    """Only where it is to be in memory, and only where more was asked for than is usual."""
+    large = 'memory.budget = "512MiB"\n[journal]\nmax = "200MiB"\n'
+    [warning] = load(large).warnings
+    assert "journal.max: in memory no more than 100MiB of 200MiB" in warning
+    assert load(f'{large}place = "disk"').warnings == []
+    assert load('limits.max_body = "8MiB"\nmemory.budget = "200MiB"').warnings == []
+    assert load('[journal]\nmax = "200MiB"').warnings == []  # with no budget of its own
 
 
 def test_recycle_limit_below_the_longest_run_is_warned_of(load):

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from errno import EHOSTUNREACH
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from doctor.bench import AWAKE, GIB, GOOD_JOB, Bench, disk, job, judged, memory, running, unit
 from fakes.upstream import ScriptedUpstream
-from tidegate.config import tokens
+from tidegate.config import ConfigError, tokens
 from tidegate.core.descriptors import connection_bounds
 from tidegate.core.problems import Problem, Repair, Severity
 from tidegate.core.settings import MIB, DrainLimits, Limits, Settings, Upstream
@@ -188,6 +189,72 @@ def _(bench: Bench) -> Iterator[Problem]:
     with (machine / "system.journal").open("wb") as journal:
         journal.truncate(files.JOURNAL_BYTES + 1)
     return files.check_logs(bench.places.state_dir, (bench.root / "journal",))
+
+
+def _kept(bench: Bench, name: str = "history/history.db") -> Path:
+    path = bench.places.state_dir / name
+    path.parent.mkdir(mode=0o700)
+    path.touch(0o600)
+    return path
+
+
+@provokes("store-exposed", "chmod go=")
+def _(bench: Bench) -> Iterator[Problem]:
+    _kept(bench).chmod(0o640)
+    return files.check_stores(bench.places)
+
+
+@provokes("store-unusable", "it is made anew")
+def _(bench: Bench) -> Iterator[Problem]:
+    (bench.places.runtime_dir / "journal").write_text("no directory")
+    return files.check_stores(bench.places)
+
+
+def test_stores_that_are_as_they_should_be_are_no_finding(bench: Bench) -> None:
+    """Neither where there are none yet."""
+    assert list(files.check_stores(bench.places)) == []
+    _kept(bench)
+    _kept(bench, "journal/runs.db")
+    assert list(files.check_stores(bench.places)) == []
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("/etc/hostname")])
+def test_what_stands_in_the_place_of_a_store_is_named(
+    bench: Bench, make: Callable[[Path], None]
+) -> None:
+    """A directory or a link is never written to, so nothing is kept."""
+    path = _kept(bench, "journal/runs.db")
+    path.unlink()
+    make(path)
+    [problem] = files.check_stores(bench.places)
+    assert problem.id == "store-unusable:journal"
+    assert f"{path}: it is not a file" in problem.cause
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_store_that_may_not_be_written_is_named(bench: Bench) -> None:
+    """It belongs to another user, say."""
+    _kept(bench).chmod(0o400)
+    [problem] = files.check_stores(bench.places)
+    assert "may not be written" in problem.cause
+
+
+def test_a_journal_that_cannot_be_in_memory_is_warned_of(bench: Bench) -> None:
+    """As `tidegate check` does; elsewhere it is meant, or is off."""
+    toml = '[journal]\nplace = "memory"\n'
+    places = msgspec.structs.replace(bench.places, runtime_dir=Path("/proc/nowhere"))
+    [problem] = files.check_journal_place(settings_of(bench, toml), places)
+    assert problem.id == "config-warning:journal.place"
+    assert "/proc/nowhere is not in memory" in problem.cause
+    for fine in ("", '[journal]\nplace = "disk"\n', f'{toml}keep = "off"\n'):
+        assert not list(files.check_journal_place(settings_of(bench, fine), places))
+    assert not list(files.check_journal_place(None, places))
+
+
+def settings_of(bench: Bench, toml: str) -> Settings:
+    loaded = bench.load(toml)
+    assert not isinstance(loaded, ConfigError)
+    return loaded.settings
 
 
 # --- addresses --------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import pytest
 
 from tidegate.core.settings import MIB
 from tidegate.machine.cgroup import Cgroup
-from tidegate.machine.sample import SampleError, Sampler, machine_bytes
+from tidegate.machine.sample import Sample, SampleError, Sampler, machine_bytes
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 
@@ -238,3 +238,13 @@ def test_unreadable_figures_are_said(tmp_path: Path) -> None:
     """A cgroup that vanished is one kind of error that the caller can survive."""
     with pytest.raises(SampleError, match=r"memory\.current"):
         Sampler(Cgroup(tmp_path, 2)).read([])
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "used"), [(None, 130), (110, 130), (130, 130), (150, 150)], ids=str
+)
+def test_a_journal_in_memory_is_counted_once(cgroup: int | None, used: int) -> None:
+    """It is in no process; a control group counts it among what its processes wrote."""
+    sample = Sample(rss={1: 60, 2: 40}, cgroup_bytes=cgroup, available_bytes=None)
+    assert sample.used_with(30) == used
+    assert sample.used_bytes == max(100, cgroup or 0)

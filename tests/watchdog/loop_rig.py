@@ -153,7 +153,7 @@ class Loop:
             self.until(hears, f"an answer to {line[:60]!r}")
             return bytes(got)
 
-    def ask(self, verb: str, **fields: bool) -> ControlReply:
+    def ask(self, verb: str, **fields: Any) -> ControlReply:
         """One request."""
         request = ControlRequest(verb=verb, **fields)
         return msgspec.json.decode(

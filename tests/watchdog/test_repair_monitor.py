@@ -15,6 +15,7 @@ from tidegate.core.protocol.status import (
     Restart,
     UpstreamState,
 )
+from tidegate.core.protocol.stores import StoreState
 from tidegate.core.settings import MIB
 from tidegate.core.upstreams.summary import UpstreamRefusal
 from tidegate.watchdog import repairs
@@ -43,6 +44,10 @@ def lost(ago_s: float) -> Restart:
 
 def with_status(**values: object) -> Observation:
     return replace(WELL, status=replace(STATUS, **values))
+
+
+def store(keep: str, **values: object) -> StoreState:
+    return replace(StoreState(keep=keep, place="disk"), **values)
 
 
 def with_memory(**values: object) -> Observation:
@@ -96,6 +101,22 @@ PROVOKED = {
     "watchdog-fault": (
         replace(WELL, fault="a tick failed"), "warning", "a tick failed", "tidegate bundle",
     ),
+    "journal-paused": (
+        with_status(journal=store("answers", paused="no space left", dropped_bytes=1 << 20)),
+        "warning", "no space left; 1024.0 KiB were not kept", "by itself within a minute",
+    ),
+    "history-paused": (
+        with_status(history=store("rows", paused="read-only")),
+        "warning", "not written down just now: read-only", "tidegate doctor",
+    ),
+    "journal-set-aside": (
+        with_status(journal=store("answers", set_aside="/r/journal/runs.db.bad")),
+        "note", "/r/journal/runs.db.bad", "remove that file",
+    ),
+    "history-set-aside": (
+        with_status(history=store("rows", set_aside="/s/history/history.db.bad")),
+        "note", "/s/history/history.db.bad", "remove that file",
+    ),
     "not-watched": (replace(WELL, is_watched=False), "note", "hung watchdog", "WatchdogSec"),
 }  # fmt: skip
 
@@ -105,6 +126,8 @@ def test_all_is_well() -> None:
     assert list(find(WELL)) == []
     assert list(find(with_status(restarts=[lost(4000)]))) == []
     assert list(find(with_memory(limit_in_s=30 * 86400.0, growth_bytes_per_h=1))) == []
+    assert list(find(with_status(journal=store("off"), history=store("off")))) == []
+    assert list(find(with_status(journal=store("answers", dropped_bytes=1, lag_s=9.0)))) == []
     roomy = replace(WELL, configured_budget_bytes=200 * MIB, max_body_bytes=9, fits_bytes=9)
     assert list(find(roomy)) == []
 

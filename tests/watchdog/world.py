@@ -26,6 +26,7 @@ from tidegate.core.fleet.lifecycle import Timing
 from tidegate.core.protocol import worker as msg
 from tidegate.core.protocol.control import ControlReply, ControlRequest
 from tidegate.core.protocol.lines import ChannelError
+from tidegate.core.protocol.stores import StoreState
 from tidegate.core.runs.summary import RunSummary
 from tidegate.core.upstreams.summary import UpstreamModels, UpstreamStatus
 from tidegate.machine import pressure, sample
@@ -53,6 +54,7 @@ class Worker(Adopted):
         self.signals: list[signal.Signals] = []
         self.told: list[msg.FromWatchdog] = []
         self.runs = 0
+        self.journal: StoreState | None = None
         self._world = world
         self._sock = sock
         self._channel = Channel(sock)
@@ -120,6 +122,10 @@ class Worker(Adopted):
                 self._beat(request)
             case msg.Sweep(request=request) if not self._world.mute:
                 self.say(msg.Swept(request=request, runs=1, bytes=1 << 20))
+            case msg.ListUsage(request=request):
+                self.say(msg.UsageList(request=request, lines=[]))
+            case msg.Forget(request=request):
+                self.say(msg.Forgotten(request=request, runs=self.number))
             case msg.ListRuns(request=request):
                 run = RunSummary(
                     id=f"run-{self.number}", state="completed", reason=None, model="m",
@@ -139,7 +145,8 @@ class Worker(Adopted):
             self.say(msg.Failed(reason="told to fail"))
             self.exit(1)
         elif self.number < self._world.slow_from:
-            self.say(msg.Ready(pid=self.pid, beats_when_asked=not self._world.former))
+            is_new = not self._world.former
+            self.say(msg.Ready(pid=self.pid, beats_when_asked=is_new, remembers=is_new))
             self._beat()
 
     def _beat(self, request: int = 0) -> None:
@@ -151,7 +158,7 @@ class Worker(Adopted):
             msg.Heartbeat(
                 request=request, rss_bytes=RSS_BYTES, ledger_bytes=0, loop_lag_ms=0.1,
                 runs_active=0, runs_finished=self.runs, runs_total=self.runs, swept_runs=0,
-                swept_bytes=0, upstreams=[upstream],
+                swept_bytes=0, upstreams=[upstream], journal=self.journal,
             )
         )  # fmt: skip
 
@@ -279,7 +286,7 @@ class World(Loop):
         signal.raise_signal(number)
         self.turn()
 
-    def asking(self, verb: str, **fields: bool) -> Asking:
+    def asking(self, verb: str, **fields: Any) -> Asking:
         """A request whose answer is not waited for."""
         request = ControlRequest(verb=verb, **fields)
         return Asking(self, msgspec.json.encode(request) + b"\n")

@@ -9,22 +9,31 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 from tidegate.config.mistake import MAX_PROBLEMS, Mistake
 from tidegate.config.places import MAX_SOCKET_PATH_BYTES
 from tidegate.core.http.header import MAX_HEADERS, MAX_VALUE_BYTES, is_value, name_problem
 from tidegate.core.http.host import parse_pattern
 from tidegate.core.http.url import Url, parse_url
-from tidegate.core.memory.levels import LEAST_BUDGET_BYTES, usual_ledger_limit_bytes
+from tidegate.core.memory.levels import (
+    LEAST_BUDGET_BYTES,
+    journal_limit_bytes,
+    usual_ledger_limit_bytes,
+)
 from tidegate.core.runs.intake import largest_body_bytes
 from tidegate.core.settings import (
     API_KEY_HEADERS,
+    JOURNAL_PLACES,
+    KEPT_OF_ANSWERS,
     MIB,
     Growth,
+    Journal,
     LimitOverrides,
     Settings,
     Upstream,
 )
+from tidegate.machine.mounts import is_in_memory
 
 _PORT = r"(?P<port>[0-9]{1,5})"
 _NAME_OR_V4 = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9])?"
@@ -43,6 +52,7 @@ def find_problems(settings: Settings) -> list[Mistake]:
         *_listen(settings),
         *_allowed_hosts(settings),
         *_memory(settings),
+        *_journal(settings),
         *_auth(settings),
         *_upstreams(settings),
         *_models(settings),
@@ -106,6 +116,17 @@ def find_warnings(settings: Settings) -> list[str]:
     return found
 
 
+def find_place_warnings(settings: Settings, runtime_dir: Path) -> list[str]:
+    """List what is asked of the runtime directory and cannot be there."""
+    journal = settings.journal
+    if journal.keep == "off" or journal.place != "memory" or is_in_memory(runtime_dir):
+        return []
+    return [
+        f"journal.place: the runtime directory {runtime_dir} is not in memory (tmpfs), so nothing "
+        'is kept there; choose another with --runtime-dir, or set journal.place = "disk"'
+    ]
+
+
 def _little_memory(settings: Settings) -> Iterator[str]:
     """Warn of what a budget is too small for."""
     budget_bytes = settings.memory.budget_bytes
@@ -116,13 +137,32 @@ def _little_memory(settings: Settings) -> Iterator[str]:
             f"memory.budget: {budget_bytes // MIB}MiB counts as {LEAST_BUDGET_BYTES // MIB}MiB, "
             "the least with which readers are safe from each other; set at least that"
         )
-    limit_bytes = usual_ledger_limit_bytes(max(budget_bytes, LEAST_BUDGET_BYTES))
+    budget_bytes = max(budget_bytes, LEAST_BUDGET_BYTES)
+    yield from _large_journal(settings.journal, budget_bytes)
+    limit_bytes = usual_ledger_limit_bytes(budget_bytes)
     fits_bytes = largest_body_bytes(limit_bytes)
     if settings.limits.max_body_bytes > fits_bytes:
         yield (
             f"limits.max_body: of {settings.limits.max_body_bytes // MIB}MiB no more than about "
             f"{fits_bytes // MIB}MiB fits into this memory.budget; larger requests get 413"
         )
+
+
+def _large_journal(journal: Journal, budget_bytes: int) -> Iterator[str]:
+    most_bytes = journal_limit_bytes(budget_bytes)
+    if (
+        journal.place == "disk"
+        or journal.max_bytes <= most_bytes
+        or (
+            journal.max_bytes == Journal().max_bytes  # which was not chosen
+        )
+    ):
+        return
+    yield (
+        f"journal.max: in memory no more than {most_bytes // MIB}MiB of "
+        f"{journal.max_bytes // MIB}MiB are used, a quarter of what this memory.budget leaves; "
+        'raise that, or set journal.place = "disk"'
+    )
 
 
 def _run_limits(settings: Settings) -> Iterator[tuple[float, float]]:
@@ -210,6 +250,16 @@ def _allowed_hosts(settings: Settings) -> Iterator[Mistake]:
 def _memory(settings: Settings) -> Iterator[Mistake]:
     if settings.memory.mode not in ("enforce", "observe"):
         yield Mistake("memory.mode", 'must be "enforce" or "observe"')
+
+
+def _journal(settings: Settings) -> Iterator[Mistake]:
+    for name, value, known in (
+        ("keep", settings.journal.keep, KEPT_OF_ANSWERS),
+        ("place", settings.journal.place, JOURNAL_PLACES),
+    ):
+        if value not in known:
+            names = [f'"{each}"' for each in known]
+            yield Mistake(f"journal.{name}", f"must be {', '.join(names[:-1])} or {names[-1]}")
 
 
 def _auth(settings: Settings) -> Iterator[Mistake]:

@@ -214,14 +214,20 @@ def _running(subject: Subject) -> Result:
 def _config(subject: Subject) -> Result:
     status = subject.status
     serves = status is not None and status.state != "parked"
-    problems = list(files.check_config(subject.loaded, serves=serves))
+    problems = [
+        *files.check_config(subject.loaded, serves=serves),
+        *files.check_journal_place(subject.settings, subject.places),
+    ]
     if isinstance(subject.loaded, ConfigError):
         return str(subject.places.config_file), problems
     return str(subject.loaded.path or "none; the defaults are used"), problems
 
 
 def _files(subject: Subject) -> Result:
-    problems = list(files.check_permissions(subject.places))
+    problems = [
+        *files.check_permissions(subject.places),
+        *files.check_stores(subject.places),
+    ]
     return f"{subject.places.state_dir}, {subject.places.runtime_dir}", problems
 
 

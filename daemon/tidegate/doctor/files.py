@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tidegate.config import ConfigError, LoadedConfig
+from tidegate.config.check import find_place_warnings
 from tidegate.config.mistake import Mistake
 from tidegate.config.places import Places
 from tidegate.core.problems import Problem
-from tidegate.core.settings import MIB
+from tidegate.core.settings import MIB, Settings
 from tidegate.doctor.findings import finding
 from tidegate.managers.systemd.unit import CREDENTIALS
 
@@ -36,6 +37,13 @@ def check_config(loaded: LoadedConfig | ConfigError, *, serves: bool) -> Iterato
         yield finding(
             "config-warning", warning, "change it in the config, or leave it if it is meant", str(n)
         )
+
+
+def check_journal_place(settings: Settings | None, places: Places) -> Iterator[Problem]:
+    """Check that the runtime directory is in memory, where the journal is to be there."""
+    for warning in find_place_warnings(settings, places.runtime_dir) if settings else ():
+        fix = "start tidegate with a runtime directory in memory, or change the config"
+        yield finding("config-warning", warning, fix, "journal.place")
 
 
 def _mistake(line: str, mistake: Mistake | None, *, serves: bool) -> Problem:
@@ -111,6 +119,49 @@ def _check_directory(name: str, directory: Path) -> Iterator[Problem]:
         )
     elif not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
         yield _unusable(name, directory, "it may not be written by this user")
+
+
+def check_stores(places: Places) -> Iterator[Problem]:
+    """Check the files of the journal and the history, wherever they may be."""
+    for name, parent, file in (
+        ("journal", places.runtime_dir, "runs.db"),
+        ("journal", places.state_dir, "runs.db"),
+        ("history", places.state_dir, "history.db"),
+    ):
+        yield from _check_store(name, parent / name, file)
+
+
+def _check_store(name: str, directory: Path, file: str) -> Iterator[Problem]:
+    for path, is_kind, kind, mode in (
+        (directory, stat.S_ISDIR, "a directory", os.R_OK | os.W_OK | os.X_OK),
+        (directory / file, stat.S_ISREG, "a file", os.R_OK | os.W_OK),
+    ):
+        try:
+            found = path.lstat()
+        except FileNotFoundError:
+            return  # it is made when there is something to keep
+        except OSError as error:
+            why = error.strerror or str(error)
+        else:
+            why = "" if is_kind(found.st_mode) else f"it is not {kind}"
+            if not why and not os.access(path, mode):
+                why = "it may not be written by this user"
+            elif not why and found.st_mode & 0o077:
+                yield finding(
+                    "store-exposed",
+                    f"others can read {path}, where answers or who asked for them are kept",
+                    f"run: chmod go= '{path}'",
+                    name,
+                )
+        if why:
+            yield finding(
+                "store-unusable",
+                f"the {name} cannot be kept in {path}: {why}",
+                f"run doctor as the user that tidegate runs as; if it stays, move '{path}' away: "
+                "it is made anew",
+                name,
+            )
+            return
 
 
 def _unusable(name: str, directory: Path, why: str) -> Problem:

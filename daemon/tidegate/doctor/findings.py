@@ -51,6 +51,8 @@ _WARNINGS = (
     "service-reload-needed",
     "service-restart",
     "service-stop-limit",
+    "store-exposed",
+    "store-unusable",
     "unfinished",
     "upstream-no-models",
 )

@@ -40,7 +40,14 @@ class Sample:
     @property
     def used_bytes(self) -> int:
         """Return what an out-of-memory killer would count: the larger of the two figures."""
-        return max(sum(self.rss.values()), self.cgroup_bytes or 0)
+        return self.used_with(0)
+
+    def used_with(self, journal_bytes: int) -> int:
+        """Return the same where a journal lies in memory.
+
+        It is in no process, and a control group counts it already.
+        """
+        return max(sum(self.rss.values()) + journal_bytes, self.cgroup_bytes or 0)
 
 
 @dataclass(slots=True)

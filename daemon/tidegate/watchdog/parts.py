@@ -98,6 +98,7 @@ class Parts:
         self.generations = Generations(
             command=setup.worker_command,
             runtime_dir=setup.runtime_dir,
+            state_dir=setup.state_dir,
             policy=life.RestartPolicy(timing=setup.timing, gives_up=not setup.park),
             selector=self.selector,
             on_message=self._on_message,

@@ -21,6 +21,7 @@ from tidegate.core.fleet.lifecycle import HOUR_S
 from tidegate.core.memory.levels import LEAST_BUDGET_BYTES
 from tidegate.core.problems import Problem, Repair, Repairs, Severity
 from tidegate.core.protocol.status import Status
+from tidegate.core.protocol.stores import StoreState
 from tidegate.core.settings import MIB
 from tidegate.watchdog.control.status import FAILING
 
@@ -30,6 +31,8 @@ NO_DISK_BYTES = 16 * MIB
 MANY_LOST_WORKERS = 3  # within the hour
 FULL_SHARE = 0.9  # of the connections that a worker may have
 SOON_S = 24 * HOUR_S  # a leak that fills memory later than this is told, but no warning
+_MEND_STORE = "see `tidegate doctor`; once that is right it goes on by itself within a minute"
+_REMOVE_STORE = "remove that file when you have no more use for it; all is well without it"
 _LEVELS = {Severity.NOTE: logging.INFO, Severity.WARNING: logging.WARNING}
 _log = logging.getLogger(__name__)
 
@@ -65,6 +68,7 @@ def find(seen: Observation) -> Iterator[Problem]:
     yield from _workers(seen)
     yield from _memory(seen)
     yield from _little_memory(seen)
+    yield from _stores(seen.status)
     yield from _machine(seen)
 
 
@@ -189,6 +193,43 @@ def _little_memory(seen: Observation) -> Iterator[Problem]:
             f"limits.max_body is {seen.max_body_bytes // MIB} MiB",
             "raise memory.budget, or lower limits.max_body",
         )
+
+
+def _stores(status: Status) -> Iterator[Problem]:
+    """Yield what is wrong with the journal and the history. No stream depends on them."""
+    journal, history = status.journal, status.history
+    if journal is not None and journal.paused is not None:
+        yield _warning(
+            "journal-paused",
+            f"answers do not outlive their worker just now: {_paused(journal)}",
+            _MEND_STORE,
+        )
+    if history is not None and history.paused is not None:
+        yield _warning(
+            "history-paused",
+            f"what is used is not written down just now: {_paused(history)}",
+            _MEND_STORE,
+        )
+    if journal is not None and journal.set_aside is not None:
+        yield Problem(
+            id="journal-set-aside",
+            severity=Severity.NOTE,
+            cause=f"the journal was damaged and begun anew; what it was is {journal.set_aside}",
+            fix=_REMOVE_STORE,
+        )
+    if history is not None and history.set_aside is not None:
+        yield Problem(
+            id="history-set-aside",
+            severity=Severity.NOTE,
+            cause=f"the history was damaged and begun anew; what it was is {history.set_aside}",
+            fix=_REMOVE_STORE,
+        )
+
+
+def _paused(state: StoreState) -> str:
+    if not state.dropped_bytes:
+        return str(state.paused)
+    return f"{state.paused}; {state.dropped_bytes / 1024:.1f} KiB were not kept so far"
 
 
 def _machine(seen: Observation) -> Iterator[Problem]:

@@ -67,6 +67,32 @@ def test_idle_is_level_0_and_a_recycle_does_not_raise_it(budget: int, generation
     assert standing.ledger_limit_bytes > 0
 
 
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_a_full_journal_in_memory_raises_no_level_and_leaves_answers_their_room(
+    budget: int,
+) -> None:
+    """At every budget: it takes of the spendable part what no reclaiming could give back."""
+    limits = wm.BudgetLimits(budget_bytes=budget, hard=True, machine_bytes=8192 * MIB)
+    journal = wm.journal_limit_bytes(budget)
+    used = 2 * BASE + 13 * MIB + journal  # also while another worker takes over
+    full = replace(reading(wm.WORKER_KEEPS_BYTES, used=used), journal_bytes=journal)
+    empty = replace(full, journal_bytes=0)
+    mark, standing = wm.judge(wm.Watermark(), full, limits, 0.0)
+    assert mark.level == 0
+    _, without = wm.judge(wm.Watermark(), empty, limits, 0.0)
+    assert standing.spendable_bytes == without.spendable_bytes - journal
+    assert 12 * MIB <= standing.ledger_limit_bytes < without.ledger_limit_bytes
+    assert standing.ledger_limit_bytes >= 0.5 * without.ledger_limit_bytes
+
+
+def test_a_journal_larger_than_the_budget_leaves_the_least() -> None:
+    """Written by a larger budget's rules, say: two windows still live."""
+    huge = replace(reading(0), journal_bytes=1 << 40)
+    _, standing = wm.judge(wm.Watermark(), huge, LIMITS, 0.0)
+    assert standing.spendable_bytes == wm.SPENDABLE_FLOOR_BYTES
+    assert wm.journal_limit_bytes(0) == wm.SPENDABLE_FLOOR_BYTES // 4
+
+
 @pytest.mark.parametrize(
     ("ratio", "level"),
     [(0.59, 0), (0.60, 1), (0.69, 1), (0.70, 2), (0.80, 3), (0.88, 4), (1.0, 4)],

@@ -31,6 +31,19 @@ def test_what_was_written_is_decided_again_in_the_same_way(ratios: list[float]) 
         assert decide_again(again) == []
 
 
+def test_a_record_from_before_there_was_a_journal_is_decided_again() -> None:
+    """Its readings lack a field, which stands for nothing in memory."""
+    given_inputs = inputs(0.0, 0.75)
+    _, decision = decide(PolicyState(), given_inputs)
+    record = Record(
+        at=AT, version="x", before=PolicyState(), inputs=given_inputs, decision=decision
+    )
+    line = msgspec.json.decode(msgspec.json.encode(record))
+    del line["inputs"]["reading"]["journal_bytes"]
+    again = msgspec.json.decode(msgspec.json.encode(line), type=Record)
+    assert decide_again(again) == []
+
+
 def test_a_difference_names_the_field_and_both_values() -> None:
     """What the record says, and what would be decided now."""
     given_inputs = inputs(0.0, 0.75)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -100,3 +101,76 @@ def test_a_former_worker_is_not_asked_to_beat(world: World) -> None:
     world.wait(1.0)
     assert world.status()["worker"]["heartbeat_age_s"] > 0.5
     assert not any(isinstance(each, msg.AskBeat) for each in world.workers[1].told)
+
+
+def test_all_runs_are_those_of_the_files_too(world: World) -> None:
+    """Each worker is told what is wanted."""
+    world.start()
+    assert world.ask("runs", all=True).ok
+    assert world.workers[1].last(msg.ListRuns).all
+    assert world.ask("runs").ok
+    assert not world.workers[1].last(msg.ListRuns).all
+
+
+def test_usage_is_asked_of_the_one_that_serves(world: World) -> None:
+    """The other one writes to the same file."""
+    world.drain_s = 20.0
+    world.start()
+    assert world.ask("recycle", wait=False).ok
+    assert world.result("usage") == {"object": "list", "data": []}
+    before = time.time() - 3600.0
+    assert world.ask("usage", by="model", since_s=3600.0).ok
+    asked = world.workers[2].last(msg.ListUsage)
+    assert asked.by == "model"
+    assert 0.0 <= asked.since - before < 60.0
+    assert not any(isinstance(each, msg.ListUsage) for each in world.workers[1].told)
+
+
+def test_usage_cannot_be_summed_up_by_anything(world: World) -> None:
+    """A wrong word gets the right ones, and no worker is asked."""
+    world.start()
+    error = world.ask("usage", by="colour").error
+    assert error == (
+        '"colour" is no way to sum up usage; there are token, model, upstream, day, format'
+    )
+    assert world.ask("usage", since_s=1e300).ok
+    assert world.workers[1].last(msg.ListUsage).since == 0.0
+
+
+def test_all_that_are_ready_forget(world: World) -> None:
+    """What the one that drains holds is forgotten too."""
+    world.drain_s = 20.0
+    world.start()
+    assert world.ask("recycle", wait=False).ok
+    reply = world.ask("forget", run="run_x")
+    assert reply.ok
+    assert json.loads(bytes(reply.result)) == {"runs": 2}
+    assert [world.workers[n].last(msg.Forget).run for n in (1, 2)] == ["run_x", "run_x"]
+    assert world.ask("forget").ok
+    assert world.workers[2].last(msg.Forget).run is None
+
+
+@pytest.mark.parametrize("verb", ["usage", "forget"])
+def test_a_worker_that_remembers_nothing_is_not_asked(world: World, verb: str) -> None:
+    """It would end at a message that it does not know; what to do instead is said."""
+    world.former = True
+    world.start()
+    error = world.ask(verb).error
+    assert error == f"the worker is of an older version and knows no {verb}; `tidegate recycle`"
+    assert not any(isinstance(each, msg.Forget | msg.ListUsage) for each in world.workers[1].told)
+
+
+def test_while_one_drains_that_cannot_forget_nothing_is_said_to_be_forgotten(
+    world: World,
+) -> None:
+    """It holds answers in its memory; usage is another matter."""
+    world.drain_s, world.former = 20.0, True
+    world.start()
+    world.former = False
+    assert world.ask("recycle", wait=False).ok
+    error = world.ask("forget", run="run_x").error
+    assert error is not None
+    assert error.startswith("worker 1 is of an older version, cannot forget")
+    assert world.ask("usage").ok
+    world.until(lambda: len(world.watchdog.parts.generations) == 1, "it is gone")
+    assert world.ask("forget", run="run_x").ok

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
-from tidegate.core.protocol.worker import RunList, Swept
+from tidegate.core.protocol.worker import Forgotten, RunList, Swept, UsageList
+from tidegate.core.records.usage import UsageLine
 from tidegate.core.runs.summary import RunSummary
 from tidegate.watchdog.control.pending import PendingRequests
 from tidegate.watchdog.control.server import ControlClient
@@ -93,3 +95,59 @@ def test_run_in_both_lists_is_one_run(client: ControlClient) -> None:
     assert reply is not None
     listed = msgspec.json.decode(reply[1].result)
     assert [one["id"] for one in listed["data"]] == ["c", "b", "a"]
+    assert listed["total"] == 3
+
+
+@pytest.mark.parametrize("first", ["memory", "journal"])
+def test_a_run_in_memory_and_in_the_journal_is_the_one_in_memory(
+    client: ControlClient, first: str
+) -> None:
+    """Both workers read the files, and one of them may still hold it."""
+    other = "memory" if first == "journal" else "journal"
+    made = PendingRequests(5.0)
+    made.add(8, "runs", client, {1, 2}, 0.0)
+    for number, place in ((1, first), (2, other)):
+        listed = [replace(run("a", 1.0), place=place)]
+        reply = made.on_answer(number, RunList(request=8, runs=listed, total=1))
+    assert reply is not None
+    [one] = msgspec.json.decode(reply[1].result)["data"]
+    assert one["place"] == "memory"
+
+
+def test_what_both_forgot_is_not_counted_twice(client: ControlClient) -> None:
+    """They have the same files; what only one held is in its own count."""
+    made = PendingRequests(5.0)
+    made.add(8, "forget", client, {1, 2}, 0.0)
+    made.on_answer(1, Forgotten(request=8, runs=3))
+    reply = made.on_answer(2, Forgotten(request=8, runs=5))
+    assert reply is not None
+    assert msgspec.json.decode(reply[1].result) == {"runs": 5}
+
+
+def test_what_one_could_not_forget_is_the_answer(client: ControlClient) -> None:
+    """Not that it is forgotten, although the other did."""
+    made = PendingRequests(5.0)
+    made.add(8, "forget", client, {1, 2}, 0.0)
+    made.on_answer(1, Forgotten(request=8, runs=0, error="the journal is paused"))
+    reply = made.on_answer(2, Forgotten(request=8, runs=5))
+    assert reply is not None
+    assert (reply[1].ok, reply[1].error) == (False, "the journal is paused")
+
+
+def test_usage_and_why_there_is_none(client: ControlClient) -> None:
+    """As the worker gave it, whatever is unknown of it."""
+    line = UsageLine(
+        key="laptop", runs=2, failed=0, unknown=1, input=3, output=4, cached=0, reasoning=0,
+        seconds=1.0, bytes=9, last=7.0,
+    )  # fmt: skip
+    for error in (None, "the history cannot be read: locked"):
+        made = PendingRequests(5.0)
+        made.add(8, "usage", client, {1}, 0.0)
+        reply = made.on_answer(1, UsageList(request=8, lines=[line], error=error))
+        assert reply is not None
+        assert reply[1].error == error
+    made.add(9, "usage", client, {1}, 0.0)
+    reply = made.on_answer(1, UsageList(request=9, lines=[line]))
+    assert reply is not None
+    [told] = msgspec.json.decode(reply[1].result)["data"]
+    assert (told["key"], told["unknown"], told["cost"]) == ("laptop", 1, None)

@@ -45,6 +45,7 @@ def generations(folder: Path) -> Generations:
     return Generations(
         command=["false"],
         runtime_dir=folder,
+        state_dir=folder,
         policy=life.RestartPolicy(),
         selector=SELECTOR,
         on_message=lambda worker, message: None,
@@ -55,7 +56,9 @@ def generations(folder: Path) -> Generations:
 
 
 def kept(pid: int, fd: int) -> KeptWorker:
-    return KeptWorker(number=1, pid=pid, fd=fd, socket_path="/nowhere/w.sock", accepts=True)
+    return KeptWorker(
+        number=1, pid=pid, fd=fd, socket_path="/nowhere/w.sock", accepts=True, remembers=True
+    )
 
 
 def test_a_worker_of_a_former_version_keeps_its_settings_and_hears_of_tokens(
@@ -77,6 +80,7 @@ def test_a_worker_of_a_former_version_keeps_its_settings_and_hears_of_tokens(
         SELECTOR.unregister(worker.channel)
         worker.channel.close()
         [worker] = second
+        assert worker.remembers
         token = Token(name="new", sha256="0" * 64)
         second.reconfigure(worker, replace(newer, tokens=[token], secrets={"box": "k"}), 5)
         said = msgspec.json.decode(theirs.recv(65536))

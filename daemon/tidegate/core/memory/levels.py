@@ -46,6 +46,8 @@ GROWS_BYTES = MIB  # from one sample to the next; an idle worker moves by less
 # bursts, nor what any worker that has served keeps beside its runs: 10 to 15 MiB under load.
 LEDGER_SLACK = 1.2
 WORKER_KEEPS_BYTES = 16 * MIB
+# Of what two usual bases leave: a journal in memory takes no more, so that answers have the rest.
+JOURNAL_SHARE = 0.25
 LEDGER_LEAST_SHARE = 0.30  # of the spendable part, when the budget is hardly more than two bases
 
 
@@ -60,12 +62,15 @@ class BudgetLimits(Struct, frozen=True, kw_only=True):
 class Reading(Struct, frozen=True, kw_only=True):
     """One sample, summed up. Bytes."""
 
-    used_bytes: int  # raw: the larger of all our processes' RSS and what the cgroup counts
+    # Raw: the larger of all our processes' RSS with the journal, and what the cgroup counts.
+    used_bytes: int
     held_bytes: int  # by the workers beyond their base
     base_bytes: int  # one worker's at ready; 0 while none has been
     ledger_bytes: int
     available_bytes: int  # on the whole machine
     pressure: bool = False  # the kernel or the service manager says that memory is short
+    # Of a journal that lies in memory: in no process, and freed by no sweep and no recycle.
+    journal_bytes: int = 0
 
 
 class Watermark(Struct, frozen=True, kw_only=True):
@@ -89,9 +94,15 @@ class Standing(Struct, frozen=True, kw_only=True):
     ledger_limit_bytes: int
 
 
-def spendable_bytes(budget_bytes: int, base_bytes: int) -> int:
+def spendable_bytes(budget_bytes: int, base_bytes: int, journal_bytes: int = 0) -> int:
     """Compute what is left of the budget for runs."""
-    return max(SPENDABLE_FLOOR_BYTES, budget_bytes - 2 * base_bytes - RESERVE_BYTES)
+    left_bytes = budget_bytes - 2 * base_bytes - RESERVE_BYTES - journal_bytes
+    return max(SPENDABLE_FLOOR_BYTES, left_bytes)
+
+
+def journal_limit_bytes(budget_bytes: int) -> int:
+    """Compute what a journal in memory may take of the budget."""
+    return int(JOURNAL_SHARE * spendable_bytes(budget_bytes, USUAL_BASE_BYTES))
 
 
 def ledger_limit_bytes(spendable: int) -> int:
@@ -109,7 +120,7 @@ def judge(
     mark: Watermark, reading: Reading, limits: BudgetLimits, now_s: float, *, is_active: bool = True
 ) -> tuple[Watermark, Standing]:
     """Judge a reading; returns the level after it, and what it says. `is_active`: some run is."""
-    spendable = spendable_bytes(limits.budget_bytes, reading.base_bytes)
+    spendable = spendable_bytes(limits.budget_bytes, reading.base_bytes, reading.journal_bytes)
     ledger_limit = ledger_limit_bytes(spendable)
     held = max(0, reading.held_bytes)
     former_bytes = mark.former.held_bytes if mark.former is not None else 0

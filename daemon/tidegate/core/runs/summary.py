@@ -21,6 +21,7 @@ class RunSummary(Struct, frozen=True, kw_only=True):
     next_seq: int
     bytes: int
     subscribers: int
+    place: str = "memory"  # or "journal", "history": where it is known from
 
 
 class AttemptSummary(Struct, frozen=True, kw_only=True):

@@ -19,7 +19,16 @@ from msgspec import Struct
 
 from tidegate.core.protocol.control import ControlReply, ControlRequest
 from tidegate.core.protocol.status import Status
-from tidegate.core.protocol.worker import AskBeat, ListModels, ListRuns, Sweep, Swept
+from tidegate.core.protocol.worker import (
+    AskBeat,
+    Forget,
+    ListModels,
+    ListRuns,
+    ListUsage,
+    Sweep,
+    Swept,
+)
+from tidegate.core.records.usage import GROUPS
 from tidegate.watchdog.control.pending import Answer, PendingRequests
 from tidegate.watchdog.control.server import OUR_FAULT, ControlClient, ControlServer
 from tidegate.watchdog.workers.generations import Generations
@@ -105,16 +114,20 @@ class Commands:
                 self._ask_beats(client)
             case "runs":
                 number = self._pending.next_number()
-                ready = self._generations.ready()
-                self._ask_workers("runs", client, ListRuns(request=number), ready)
+                order = ListRuns(request=number, all=request.all)
+                self._ask_workers("runs", client, order, self._generations.ready())
+            case "usage":
+                self._ask_usage(client, request)
+            case "forget":
+                self._ask_to_forget(client, request)
             case "models":
                 number = self._pending.next_number()
                 first = self._generations.ready()[:1]  # a draining one's knowledge is older
                 self._ask_workers("models", client, ListModels(request=number), first)
             case "sweep":
                 number, finished = self._pending.next_number(), request.finished
-                order = Sweep(request=number, finished=finished, reason="asked for")
-                self._ask_workers("sweep", client, order, self._generations.ready())
+                sweep = Sweep(request=number, finished=finished, reason="asked for")
+                self._ask_workers("sweep", client, sweep, self._generations.ready())
             case "recycle":
                 if error := self._daemon.recycle():
                     self._control.answer(client, error)
@@ -133,6 +146,44 @@ class Commands:
                 self._daemon.bundle(client)
             case verb:
                 self._control.answer(client, f'"{verb}" is not a verb that this tidegate knows')
+
+    def _ask_usage(self, client: ControlClient, request: ControlRequest) -> None:
+        """Ask the worker that serves; what the other one finishes it writes to the same file."""
+        if request.by not in GROUPS:
+            error = f'"{request.by}" is no way to sum up usage; there are {", ".join(GROUPS)}'
+            self._control.answer(client, error)
+            return
+        since = max(0.0, time.time() - request.since_s)
+        order = ListUsage(request=self._pending.next_number(), by=request.by, since=since)
+        ready = [worker for worker in self._generations.ready() if worker.remembers]
+        self._ask_who_remembers("usage", client, order, ready[:1])
+
+    def _ask_to_forget(self, client: ControlClient, request: ControlRequest) -> None:
+        """Have all forget; one of an older version holds what it has until it is gone."""
+        ready = self._generations.ready()
+        former = [str(worker.number) for worker in ready if not worker.remembers]
+        if former and len(former) < len(ready):
+            error = (
+                f"worker {' and '.join(former)} is of an older version, cannot forget, and "
+                "finishes its answers; try again when `tidegate status` no longer shows it"
+            )
+            self._control.answer(client, error)
+            return
+        order = Forget(request=self._pending.next_number(), run=request.run)
+        self._ask_who_remembers("forget", client, order, [] if former else ready)
+
+    def _ask_who_remembers(
+        self,
+        verb: str,
+        client: ControlClient,
+        order: ListUsage | Forget,
+        workers: list[WorkerHandle],
+    ) -> None:
+        if workers or not self._generations.ready():
+            self._ask_workers(verb, client, order, workers)
+        else:
+            error = f"the worker is of an older version and knows no {verb}; `tidegate recycle`"
+            self._control.answer(client, error)
 
     def _stop(self, client: ControlClient, *, wait: bool) -> None:
         _log.info("stop asked for by the command line")
@@ -194,7 +245,7 @@ class Commands:
         self,
         verb: str,
         client: ControlClient,
-        order: Sweep | ListRuns | ListModels,
+        order: Sweep | ListRuns | ListModels | ListUsage | Forget,
         workers: list[WorkerHandle],
     ) -> None:
         if not workers:

@@ -104,6 +104,8 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             repairs=self.repairs(),
             reason=parked or (troubles[0] if state == "degraded" else None),
             manager=self.manager,
+            journal=next((beat.journal for beat in beats if beat.journal is not None), None),
+            history=next((beat.history for beat in beats if beat.history is not None), None),
         )
 
     def state_update(self, number: int, seen: Status) -> msg.StateUpdate:

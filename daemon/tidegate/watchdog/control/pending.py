@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import msgspec
 
 from tidegate.core.protocol.control import ControlReply
-from tidegate.core.protocol.worker import ModelList, RunList, Swept
+from tidegate.core.protocol.worker import Forgotten, ModelList, RunList, Swept, UsageList
 from tidegate.watchdog.control.server import ControlClient
 
-Answer = Swept | RunList | ModelList
+Answer = Swept | RunList | ModelList | UsageList | Forgotten
 
 
 @dataclass(slots=True)
@@ -62,7 +62,7 @@ class PendingRequests:
         pending.awaited.discard(generation)
         if pending.awaited:
             return None
-        reply = ControlReply(ok=True, result=merge(pending.answers))
+        reply = _reply(pending.answers)
         del self._open[answer.request]  # last: what fails before is told at its limit
         return pending.client, reply
 
@@ -76,7 +76,7 @@ class PendingRequests:
             if pending.awaited:
                 continue
             if pending.answers:
-                reply = ControlReply(ok=True, result=merge(pending.answers))
+                reply = _reply(pending.answers)
             else:
                 error = f"worker {generation} ended before it answered {pending.verb}"
                 reply = ControlReply(ok=False, error=error)
@@ -97,18 +97,33 @@ class PendingRequests:
         return replies
 
 
+def _reply(answers: list[Answer]) -> ControlReply:
+    """Make the reply of all answers: what one could not do is the error of all."""
+    errors = [a.error for a in answers if isinstance(a, UsageList | Forgotten) and a.error]
+    if errors:
+        return ControlReply(ok=False, error="; ".join(dict.fromkeys(errors)))
+    return ControlReply(ok=True, result=merge(answers))
+
+
 def merge(answers: list[Answer]) -> msgspec.Raw:
     """Merge the answers of both generations into one result."""
     for answer in answers:
         if isinstance(answer, ModelList):  # one worker alone is asked for it
             upstreams, aliases = answer.upstreams, answer.aliases
             return _raw({"object": "list", "data": upstreams, "aliases": aliases})
+        if isinstance(answer, UsageList):  # and for this
+            return _raw({"object": "list", "data": answer.lines})
+    forgotten = [a.runs for a in answers if isinstance(a, Forgotten)]
+    if forgotten:  # by each from its memory, and from files that both have: not to be added up
+        return _raw({"runs": max(forgotten)})
     lists = [a for a in answers if isinstance(a, RunList)]
     if lists:
-        # A run that was handed over in this moment is in both lists; it is one run.
-        runs = {run.id: run for answer in lists for run in answer.runs}
+        # A run that was handed over in this moment is in both lists, and so is one that the files
+        # know which both workers read; it is one run, and best known where it is in memory.
+        listed = [run for answer in lists for run in answer.runs]
+        runs = {run.id: run for run in sorted(listed, key=lambda run: run.place == "memory")}
         newest = sorted(runs.values(), key=lambda run: run.created, reverse=True)
-        total = sum(answer.total for answer in lists)
+        total = sum(answer.total for answer in lists) - (len(listed) - len(runs))
         return _raw({"object": "list", "data": newest, "total": total})
     swept = [a for a in answers if isinstance(a, Swept)]
     reasons: dict[str, int] = {}

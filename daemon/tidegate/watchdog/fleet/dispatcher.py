@@ -63,7 +63,7 @@ class Dispatcher:
                     self.do(events.Fail(worker.number, why))  # it says so only once
             case msg.Configured(request=request, error=error):
                 self.reloader.confirmed(worker, request, error)
-            case msg.Swept() | msg.RunList() | msg.ModelList():
+            case msg.Swept() | msg.RunList() | msg.ModelList() | msg.UsageList() | msg.Forgotten():
                 self.commands.on_answer(worker.number, message)
             case msg.Reclaimed():
                 self.memory_guard.on_reclaimed(worker, message)
@@ -92,6 +92,7 @@ class Dispatcher:
     def _measure_new(self, worker: WorkerHandle, ready: msg.Ready) -> None:
         worker.ready_s = time.monotonic()
         worker.beats_when_asked = ready.beats_when_asked
+        worker.remembers = ready.remembers
         self.memory.read(self.generations)
         worker.base_bytes = self.memory.rss_bytes(worker.pid)
 

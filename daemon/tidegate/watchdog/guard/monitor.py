@@ -40,6 +40,7 @@ class MemoryMonitor:
         self.enforces = True
         self.base_bytes = 0
         self.ledger_bytes = 0
+        self.journal_bytes = 0  # of a journal that lies in memory
         self.uss_bytes: int | None = None  # of the serving worker, every few minutes
         self.alarms = 0
         self.sample_failures = 0
@@ -134,9 +135,11 @@ class MemoryMonitor:
         self.sample_failures += bool(self.sample.failures)
         self._log_trouble("sample", "; ".join(self.sample.failures) or None)
         self.base_bytes = max((w.base_bytes or 0 for w in workers), default=0)
-        self.ledger_bytes = sum(w.beat.ledger_bytes for w in workers if w.beat)
+        beats = [w.beat for w in workers if w.beat]
+        self.ledger_bytes = sum(beat.ledger_bytes for beat in beats)
+        self.journal_bytes = max(map(_in_memory_bytes, beats), default=0)  # all write to the same
         return levels.Reading(
-            used_bytes=self.sample.used_bytes,
+            used_bytes=self.used_bytes,
             held_bytes=sum(
                 max(0, self.sample.rss.get(w.pid, 0) - w.base_bytes)
                 for w in workers
@@ -149,7 +152,13 @@ class MemoryMonitor:
                 if self.sample.available_bytes is None
                 else self.sample.available_bytes
             ),
+            journal_bytes=self.journal_bytes,
         )
+
+    @property
+    def used_bytes(self) -> int:
+        """Return what a killer would have counted at the last sample; 0 before the first."""
+        return self.sample.used_with(self.journal_bytes) if self.sample else 0
 
     def look(
         self, generations: Generations, now_s: float, *, reclaiming: bool, evidence_pending: bool
@@ -253,7 +262,7 @@ class MemoryMonitor:
             level=self.level,
             budget_bytes=self.budget.bytes,
             budget_source=self.budget.source,
-            used_bytes=self.sample.used_bytes if self.sample else 0,
+            used_bytes=self.used_bytes,
             base_bytes=self.base_bytes,
             ledger_bytes=self.ledger_bytes,
             unexplained_bytes=decision.unexplained_bytes if decision else 0,
@@ -328,6 +337,12 @@ def _machine_bytes() -> int:
     except sample.SampleError as error:
         _log.warning("%s", error)
         return 0
+
+
+def _in_memory_bytes(beat: Heartbeat) -> int:
+    """Return what the journal takes of memory; a disk's page cache is given back by itself."""
+    journal = beat.journal
+    return journal.bytes if journal is not None and journal.place == "memory" else 0
 
 
 def would(decision: Decision) -> str | None:

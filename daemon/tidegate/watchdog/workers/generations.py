@@ -33,6 +33,7 @@ from tidegate.managers.sockets import BoundSocket
 from tidegate.watchdog.faults import Faults, Handler
 from tidegate.watchdog.workers.channel import Channel
 from tidegate.watchdog.workers.process import Adopted, Spawn, WorkerHandle
+from tidegate.watchdog.workers.store_places import find_places, fitted
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class KeptWorker(Struct, frozen=True, kw_only=True):
     unfinished: bytes = b""
     beat: Heartbeat | None = None
     beats_when_asked: bool = False
+    remembers: bool = False
     known: Settings | None = None  # what its own version could say; None: the config in force
     base_bytes: int | None = None
     ready_s: float | None = None
@@ -69,6 +71,7 @@ class Generations:
         *,
         command: Sequence[str],
         runtime_dir: Path,
+        state_dir: Path,
         policy: life.RestartPolicy,
         selector: selectors.BaseSelector,
         on_message: Callable[[WorkerHandle, msg.FromWorker], None],
@@ -80,6 +83,8 @@ class Generations:
         self.policy = policy
         self._command = command
         self._runtime_dir = runtime_dir
+        self._state_dir = state_dir
+        self._store_places = find_places(runtime_dir, state_dir)
         self._selector = selector
         self._on_message = on_message
         self._on_event = on_event
@@ -118,6 +123,7 @@ class Generations:
                 unfinished=worker.channel.unfinished,
                 beat=worker.beat,
                 beats_when_asked=worker.beats_when_asked,
+                remembers=worker.remembers,
                 known=worker.known,
                 base_bytes=worker.base_bytes,
                 ready_s=worker.ready_s,
@@ -141,6 +147,7 @@ class Generations:
                 accepts=each.accepts,
                 beat=each.beat,
                 beats_when_asked=each.beats_when_asked,
+                remembers=each.remembers,
                 known=each.known or config.settings,
                 base_bytes=each.base_bytes,
                 ready_s=each.ready_s,
@@ -334,8 +341,9 @@ class Generations:
             self._selector.modify(worker.channel, mask, self._handler(worker))
 
     def move(self, place: Path) -> None:
-        """Have the workers listen for each other there; those of an older version cannot."""
+        """Have the workers listen and keep answers there; those of an older version cannot."""
         self._runtime_dir = place
+        self._store_places = find_places(place, self._state_dir)
         for worker in self.ready():
             worker.socket_path = self._socket_path(worker.number)
             self.reconfigure(worker, worker.config, 0)
@@ -350,10 +358,12 @@ class Generations:
         limit_bytes: int = 0,
     ) -> msg.Configure:
         peer = self.peer(worker.number)
+        # A parked one keeps nothing: what there is was kept by rules that cannot be read now.
+        places = self._store_places if config.parked is None else msg.StorePlaces()
         return msg.Configure(
             request=request,
             generation=worker.number,
-            settings=config.settings,
+            settings=fitted(config.settings, places),
             tokens=config.tokens,
             secrets=config.secrets,
             headers=config.headers,
@@ -364,6 +374,7 @@ class Generations:
             config_file=str(config.place),
             parked=config.parked,
             ledger_limit_bytes=limit_bytes,
+            store_places=places,
         )
 
     def _socket_path(self, number: int) -> Path:

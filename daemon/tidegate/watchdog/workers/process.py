@@ -81,6 +81,7 @@ class WorkerHandle:
     socket_path: Path  # where it listens for the other generation
     config: LoadedConfig  # what it was last told
     beats_when_asked: bool = False
+    remembers: bool = False  # it can be asked for usage, and to forget
     known: Settings | None = None  # of another version, which may not be able to read others
     accepts: bool = True  # until it tells that it drains
     beat: Heartbeat | None = None  # the last one

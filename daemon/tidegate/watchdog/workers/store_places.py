@@ -1,0 +1,33 @@
+"""Where workers keep what outlives them, and how much of the budget that may be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from tidegate.core.memory.levels import journal_limit_bytes
+from tidegate.core.protocol.worker import StorePlaces
+from tidegate.core.settings import Settings
+from tidegate.machine import budget
+from tidegate.machine.mounts import is_in_memory
+
+
+def find_places(runtime_dir: Path, state_dir: Path) -> StorePlaces:
+    """Find the places: the runtime directory only where it is in memory."""
+    memory = str(runtime_dir) if is_in_memory(runtime_dir) else None
+    return StorePlaces(memory=memory, disk=str(state_dir))
+
+
+def fitted(settings: Settings, places: StorePlaces) -> Settings:
+    """Return `settings` with a journal that leaves the budget to answers, where it is in memory.
+
+    What lies there goes with no worker, so ending one would not help against it.
+    """
+    journal = settings.journal
+    if places.memory is None or journal.place == "disk":
+        return settings
+    most_bytes = journal_limit_bytes(budget.find(settings.memory.budget_bytes).bytes)
+    if journal.max_bytes <= most_bytes:
+        return settings
+    return replace(settings, journal=replace(journal, max_bytes=most_bytes))
