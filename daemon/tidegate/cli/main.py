@@ -117,6 +117,14 @@ def _call(arguments: argparse.Namespace) -> int:
             from tidegate.cli.service.verbs import run as service
 
             return service(arguments)
+        case "usage":
+            from tidegate.cli.verbs.usage import usage
+
+            return usage(arguments)
+        case "forget":
+            from tidegate.cli.verbs.forget import forget
+
+            return forget(arguments)
         case "logs":
             from tidegate.cli.verbs.logs import logs
 

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from tidegate import __version__
 from tidegate.cli.failure import USAGE
+from tidegate.core.records.usage import GROUPS
 from tidegate.core.text import visible
 
 
@@ -76,7 +77,15 @@ def command_line() -> argparse.ArgumentParser:
     verb("stop", "finish the answers in flight and stop")
     verb("restart", "stop, then start in the background")
     verb("status", "how it is: memory, runs, what was swept and why", json=True)
-    verb("runs", "the answers that are held", json=True)
+    runs = verb("runs", "the answers that are held", json=True)
+    runs.add_argument(
+        "--all", action="store_true", help="also those that the journal or the history knows"
+    )
+    _add_usage(verb("usage", "who used how many tokens, of what, in which time", json=True))
+    forget = verb("forget", "remove an answer, and that it was, from memory and disk", json=True)
+    forget.add_argument("which", nargs="?", metavar="RUN", help="its id, as `runs` shows it")
+    forget.add_argument("--all", action="store_true", help="all that are over")
+    forget.add_argument("--yes", action="store_true", help="do not ask whether it is meant")
     verb("models", "the upstreams, what they have, and what is loaded", json=True)
     sweep = verb("sweep", "release what is stale now", json=True)
     sweep.add_argument(
@@ -121,6 +130,15 @@ def _add_log_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--lines", metavar="N", help='the last N lines, or "all"; else 50')
     parser.add_argument(
         "--since", metavar="WHEN", help="30min, 2h, 3d, 06:00, 2026-11-22 or 2026-11-22T06:00"
+    )
+
+
+def _add_usage(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--by", choices=GROUPS, default=GROUPS[0], metavar="WHAT", help=f"{', '.join(GROUPS)}"
+    )
+    parser.add_argument(
+        "--since", default="7d", metavar="WHEN", help="30min, 2h, 7d, 2026-11-22; else 7d"
     )
 
 

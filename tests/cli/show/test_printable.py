@@ -29,6 +29,7 @@ STATUS = {
     "repairs": [{"id": HOSTILE, "since": 1.0, "severity": HOSTILE, "cause": HOSTILE,
                  "fix": HOSTILE}],
     "manager": HOSTILE,
+    "journal": {"keep": HOSTILE, "place": HOSTILE, "paused": HOSTILE, "set_aside": HOSTILE},
 }  # fmt: skip
 RUN = {
     "id": HOSTILE, "object": "run", "state": HOSTILE, "reason": HOSTILE, "model": HOSTILE,
@@ -45,6 +46,23 @@ ANSWERS: dict[str, Any] = {
     "status": STATUS,
     "runs": {"object": "list", "data": [RUN], "total": 1},
     "models": MODELS,
+    "usage": {
+        "data": [
+            {
+                "key": HOSTILE,
+                "runs": 1,
+                "failed": 0,
+                "unknown": 0,
+                "input": 1,
+                "output": 1,
+                "cached": 0,
+                "reasoning": 0,
+                "seconds": 1.0,
+                "bytes": 1,
+                "last": 1.0,
+            }
+        ]
+    },
     "sweep": {"runs": 1, "bytes": 1, "reasons": {HOSTILE: 1}},
     "reload": {"changes": [CHANGE], "generation": None, "warnings": [HOSTILE], "unparked": False},
     "bundle": {"path": f"/nowhere/{HOSTILE}", "bytes": 1},
@@ -81,7 +99,7 @@ def test_json_has_them_as_escapes(tidegate, watchdog, verb: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", ["status", "runs", "models", "sweep", "reload", "recycle", "bundle"]
+    "verb", ["status", "runs", "models", "usage", "sweep", "reload", "recycle", "bundle"]
 )
 def test_refusals_are_shown_so_too(tidegate, watchdog, verb: str) -> None:
     """What a running tidegate says no with has reasons from elsewhere in it."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -77,7 +79,17 @@ RUN = {
     "subscribers": 1,
 }
 
-READING = [["status"], ["runs"], ["models"], ["sweep"], ["recycle"], ["reload"], ["stop"]]
+READING = [
+    ["status"],
+    ["runs"],
+    ["usage"],
+    ["forget", "run_abc"],
+    ["models"],
+    ["sweep"],
+    ["recycle"],
+    ["reload"],
+    ["stop"],
+]
 
 
 @pytest.mark.parametrize("verb", READING, ids=lambda verb: verb[0])
@@ -130,6 +142,35 @@ def test_status_screen_says_what_was_swept_and_why(tidegate, watchdog):
     assert "hung" in out
 
 
+def test_status_shows_what_is_kept_where_and_what_is_not(tidegate, watchdog):
+    """A line each for the journal and the history, and another for what is wrong with it."""
+    journal = {
+        "keep": "answers", "place": "memory", "bytes": 1_258_291, "runs": 310,
+        "oldest": time.time() - 3 * 3600 - 150, "dropped_bytes": 2048,
+    }  # fmt: skip
+    history = {
+        "keep": "rows", "place": "disk", "bytes": 4096, "runs": 1, "oldest": time.time() - 61,
+        "paused": "no space left on the disk", "lag_s": 70.0, "waiting_bytes": 512,
+        "set_aside": "/s/history/history.db.bad",
+    }  # fmt: skip
+    watchdog.will("status", {**STATUS, "journal": journal, "history": history})
+    lines = [line.strip() for line in tidegate("status")[1].splitlines()]
+    told = lines[lines.index(next(line for line in lines if line.startswith("Journal"))) :][:6]
+    assert [re.sub(r"^(Journal|History) +", "", line) for line in told] == [
+        "answers, in memory: 1.2 MiB, 310 runs, the oldest 3 h 2 min old",
+        "2 KiB could not be kept since the worker started",
+        "a row a run, on disk: 4 KiB, 1 run, the oldest 1 min 1 s old",
+        "paused: no space left on the disk",
+        "512 bytes have waited for 1 min 10 s to be written",
+        "a damaged file was put aside: /s/history/history.db.bad",
+    ]
+    off = {"keep": "off", "place": "disk"}
+    watchdog.will("status", {**STATUS, "journal": off})
+    out = tidegate("status")[1]
+    assert re.search(r"Journal +off *\n", out)
+    assert "History" not in out
+
+
 def test_status_lets_no_escape_sequence_through(tidegate, watchdog):
     """An upstream's error text cannot move the cursor or clear the screen."""
     watchdog.will("status", STATUS)
@@ -178,6 +219,17 @@ def test_runs_are_a_table(tidegate, watchdog):
     assert code == 0
     row = out.splitlines()[1]
     assert all(cell in row for cell in ("run_abc", "[red]qwen3", "812", "200 KiB"))
+
+
+def test_all_runs_say_where_each_is_known_from(tidegate, watchdog):
+    """With `--all` those are asked for that only the files know, and a column tells them apart."""
+    watchdog.will("runs", {"object": "list", "data": [RUN, {**RUN, "place": "journal"}]})
+    lines = tidegate("runs", "--all")[1].splitlines()
+    assert [request.all for request in watchdog.requests] == [True]
+    assert "where" in lines[0]
+    assert ["memory" in lines[1], "journal" in lines[2]] == [True, True]
+    watchdog.will("runs", {"object": "list", "data": []})
+    assert tidegate("runs", "--all")[1] == "No runs are known.\n"
 
 
 def test_no_runs_is_a_sentence(tidegate, watchdog):

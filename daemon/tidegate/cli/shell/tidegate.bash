@@ -8,24 +8,25 @@ _tidegate() {
     for ((i = 1; i < COMP_CWORD; i++)); do
         word=${COMP_WORDS[i]}
         case "$word" in
-            --config|--lines|--log-file|--output|--runtime-dir|--since|--state-dir|-n)
+            --by|--config|--lines|--log-file|--output|--runtime-dir|--since|--state-dir|-n)
                 if [ "${COMP_WORDS[i+1]}" = "=" ]; then i=$((i + 1)); fi
                 i=$((i + 1))
                 continue ;;
         esac
         case "${path:+$path }$word" in
-            "run"|"start"|"stop"|"restart"|"status"|"runs"|"models"|"sweep"|"recycle"|"upgrade"|"reload"|"logs"|"check"|"doctor"|"bundle"|"replay"|"token"|"token new"|"token list"|"token revoke"|"service"|"service install"|"service uninstall"|"service start"|"service stop"|"service restart"|"service status"|"service logs"|"completion"|"version")
+            "run"|"start"|"stop"|"restart"|"status"|"runs"|"usage"|"forget"|"models"|"sweep"|"recycle"|"upgrade"|"reload"|"logs"|"check"|"doctor"|"bundle"|"replay"|"token"|"token new"|"token list"|"token revoke"|"service"|"service install"|"service uninstall"|"service start"|"service stop"|"service restart"|"service status"|"service logs"|"completion"|"version")
                 path="${path:+$path }$word" ;;
         esac
     done
     case "$prev" in
         --config|--log-file|--output) files=default ;;
         --runtime-dir|--state-dir) files=dirnames ;;
+        --by) words="token model upstream day format" ;;
         --lines|--since|-n) : ;;
         *)
             case "$path" in
                 "")
-                    words="run start stop restart status runs models sweep recycle upgrade reload logs check doctor bundle replay token service completion version"
+                    words="run start stop restart status runs usage forget models sweep recycle upgrade reload logs check doctor bundle replay token service completion version"
                     case "$cur" in -*) words="-h --help --version" ;; esac ;;
                 "run")
                     words=""
@@ -44,7 +45,13 @@ _tidegate() {
                     words="-h --help --config --state-dir --runtime-dir --json" ;;
                 "runs")
                     words=""
-                    words="-h --help --config --state-dir --runtime-dir --json" ;;
+                    words="-h --help --config --state-dir --runtime-dir --json --all" ;;
+                "usage")
+                    words=""
+                    words="-h --help --config --state-dir --runtime-dir --json --by --since" ;;
+                "forget")
+                    words=""
+                    words="-h --help --config --state-dir --runtime-dir --json --all --yes" ;;
                 "models")
                     words=""
                     words="-h --help --config --state-dir --runtime-dir --json" ;;

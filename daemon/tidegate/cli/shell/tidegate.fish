@@ -7,11 +7,11 @@ function __tidegate_at --description 'Whether the words so far lead to this verb
             set is_value 0
             continue
         end
-        if contains -- $word --config --lines --log-file --output --runtime-dir --since --state-dir -n
+        if contains -- $word --by --config --lines --log-file --output --runtime-dir --since --state-dir -n
             set is_value 1
             continue
         end
-        if contains -- (string join ' ' $path $word) 'run' 'start' 'stop' 'restart' 'status' 'runs' 'models' 'sweep' 'recycle' 'upgrade' 'reload' 'logs' 'check' 'doctor' 'bundle' 'replay' 'token' 'token new' 'token list' 'token revoke' 'service' 'service install' 'service uninstall' 'service start' 'service stop' 'service restart' 'service status' 'service logs' 'completion' 'version'
+        if contains -- (string join ' ' $path $word) 'run' 'start' 'stop' 'restart' 'status' 'runs' 'usage' 'forget' 'models' 'sweep' 'recycle' 'upgrade' 'reload' 'logs' 'check' 'doctor' 'bundle' 'replay' 'token' 'token new' 'token list' 'token revoke' 'service' 'service install' 'service uninstall' 'service start' 'service stop' 'service restart' 'service status' 'service logs' 'completion' 'version'
             set -a path $word
         end
     end
@@ -26,6 +26,8 @@ complete -c tidegate -n '__tidegate_at' -a stop -d 'Finish the answers in flight
 complete -c tidegate -n '__tidegate_at' -a restart -d 'Stop, then start in the background'
 complete -c tidegate -n '__tidegate_at' -a status -d 'How it is: memory, runs, what was swept and why'
 complete -c tidegate -n '__tidegate_at' -a runs -d 'The answers that are held'
+complete -c tidegate -n '__tidegate_at' -a usage -d 'Who used how many tokens, of what, in which time'
+complete -c tidegate -n '__tidegate_at' -a forget -d 'Remove an answer, and that it was, from memory and disk'
 complete -c tidegate -n '__tidegate_at' -a models -d 'The upstreams, what they have, and what is loaded'
 complete -c tidegate -n '__tidegate_at' -a sweep -d 'Release what is stale now'
 complete -c tidegate -n '__tidegate_at' -a recycle -d 'Replace the worker; no stream is cut'
@@ -70,6 +72,21 @@ complete -c tidegate -n '__tidegate_at runs' -l config -r -F -d 'the config file
 complete -c tidegate -n '__tidegate_at runs' -l state-dir -x -a '(__fish_complete_directories)' -d 'for tokens and logs'
 complete -c tidegate -n '__tidegate_at runs' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'for sockets and the pid'
 complete -c tidegate -n '__tidegate_at runs' -l json -d 'for programs'
+complete -c tidegate -n '__tidegate_at runs' -l all -d 'also those that the journal or the history knows'
+complete -c tidegate -n '__tidegate_at usage' -s h -l help -d 'show this help message and exit'
+complete -c tidegate -n '__tidegate_at usage' -l config -r -F -d 'the config file'
+complete -c tidegate -n '__tidegate_at usage' -l state-dir -x -a '(__fish_complete_directories)' -d 'for tokens and logs'
+complete -c tidegate -n '__tidegate_at usage' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'for sockets and the pid'
+complete -c tidegate -n '__tidegate_at usage' -l json -d 'for programs'
+complete -c tidegate -n '__tidegate_at usage' -l by -x -a 'token model upstream day format' -d 'token, model, upstream, day, format'
+complete -c tidegate -n '__tidegate_at usage' -l since -x -d '30min, 2h, 7d, 2026-11-22; else 7d'
+complete -c tidegate -n '__tidegate_at forget' -s h -l help -d 'show this help message and exit'
+complete -c tidegate -n '__tidegate_at forget' -l config -r -F -d 'the config file'
+complete -c tidegate -n '__tidegate_at forget' -l state-dir -x -a '(__fish_complete_directories)' -d 'for tokens and logs'
+complete -c tidegate -n '__tidegate_at forget' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'for sockets and the pid'
+complete -c tidegate -n '__tidegate_at forget' -l json -d 'for programs'
+complete -c tidegate -n '__tidegate_at forget' -l all -d 'all that are over'
+complete -c tidegate -n '__tidegate_at forget' -l yes -d 'do not ask whether it is meant'
 complete -c tidegate -n '__tidegate_at models' -s h -l help -d 'show this help message and exit'
 complete -c tidegate -n '__tidegate_at models' -l config -r -F -d 'the config file'
 complete -c tidegate -n '__tidegate_at models' -l state-dir -x -a '(__fish_complete_directories)' -d 'for tokens and logs'

@@ -15,6 +15,7 @@ from tidegate.cli.failure import REFUSED, CliError
 from tidegate.core.decoding import Decoder, Undecodable
 from tidegate.core.protocol.reload import Reloaded, ReloadRefused, Why
 from tidegate.core.protocol.status import Status
+from tidegate.core.records.usage import UsageLine
 from tidegate.core.runs.summary import RunSummary
 from tidegate.core.upstreams.summary import ModelAlias, UpstreamModels
 
@@ -25,6 +26,18 @@ class RunListing(Struct, frozen=True, kw_only=True):
     """The answer to `tidegate runs`."""
 
     data: list[RunSummary]
+
+
+class UsageListing(Struct, frozen=True, kw_only=True):
+    """The answer to `tidegate usage`."""
+
+    data: list[UsageLine]
+
+
+class ForgetResult(Struct, frozen=True, kw_only=True):
+    """The answer to `tidegate forget`."""
+
+    runs: int
 
 
 class ModelListing(Struct, frozen=True, kw_only=True):
@@ -57,6 +70,16 @@ def read_status(answer: msgspec.Raw) -> Status:
 def read_runs(answer: msgspec.Raw) -> list[RunSummary]:
     """Decode the runs in a control reply."""
     return _read(answer, RunListing).data
+
+
+def read_usage(answer: msgspec.Raw) -> list[UsageLine]:
+    """Decode what was used, in a control reply."""
+    return _read(answer, UsageListing).data
+
+
+def read_forgotten(answer: msgspec.Raw) -> int:
+    """Decode how many runs were forgotten, in a control reply."""
+    return _read(answer, ForgetResult).runs
 
 
 def read_models(answer: msgspec.Raw) -> ModelListing:

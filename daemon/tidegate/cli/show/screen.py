@@ -25,10 +25,12 @@ from tidegate.core.protocol.status import (
     UpstreamState,
     WorkerState,
 )
+from tidegate.core.protocol.stores import StoreState
 from tidegate.core.runs.summary import RunSummary
 from tidegate.core.upstreams.summary import ModelAside
 
 _LEVELS = ("normal", "tidy", "squeeze", "shed", "hard shed", "last")
+_LAGS_S = 10.0  # what waits so long to be written is worth a line
 _WIDE = 500  # columns without a terminal: a program that reads tables wants no wrapped lines
 
 
@@ -68,6 +70,9 @@ def _status_rows(status: Status) -> Iterable[tuple[str, list[str]]]:
     yield "Memory", list(_memory_lines(memory))
     runs = status.runs
     yield "Runs", [f"{runs.active} active, {runs.finished} kept for resuming, {runs.total} in all"]
+    for name, store in (("Journal", status.journal), ("History", status.history)):
+        if store is not None:  # a worker of an older version has none
+            yield name, list(_store_lines(store))
     yield "Swept", _swept_lines(status.swept)
     yield "Recycles", [str(status.recycles)]
     yield "Restarts", [_restart_text(restart) for restart in status.restarts[-3:]] or ["none"]
@@ -107,14 +112,38 @@ def _memory_lines(memory: MemoryState) -> Iterable[str]:
             yield f"step {step.step}: {size_text(step.freed_bytes)} freed{skipped}"
 
 
-def show_runs(runs: list[RunSummary], console: Console | None = None) -> None:
-    """Print the runs as a table; newest first, as they come."""
+def _store_lines(store: StoreState) -> Iterable[str]:
+    """Write "answers, in memory: 1.2 MiB, 310 runs, the oldest 3 h 2 min old"."""
+    if store.keep == "off":
+        yield "off"
+    else:
+        what = {"rows": "a row a run"}.get(store.keep, store.keep)
+        oldest = ""
+        if store.runs and store.oldest is not None:
+            oldest = f", the oldest {duration_text(max(0.0, time.time() - store.oldest))} old"
+        where = "in memory" if store.place == "memory" else "on disk"
+        yield f"{what}, {where}: {size_text(store.bytes)}, {_count(store.runs, 'run')}{oldest}"
+    if store.paused:
+        yield f"paused: {store.paused}"
+    if store.lag_s >= _LAGS_S:
+        late = f"{size_text(store.waiting_bytes)} have waited for {duration_text(store.lag_s)}"
+        yield f"{late} to be written"
+    if store.dropped_bytes:
+        yield f"{size_text(store.dropped_bytes)} could not be kept since the worker started"
+    if store.set_aside:
+        yield f"a damaged file was put aside: {store.set_aside}"
+
+
+def show_runs(
+    runs: list[RunSummary], console: Console | None = None, *, everywhere: bool = False
+) -> None:
+    """Print the runs as a table; newest first, as they come. `everywhere`: with where each is."""
     console = console or new_console()
     if not runs:
-        console.print("No runs are held.")
+        console.print("No runs are known." if everywhere else "No runs are held.")
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("run", "state", "model", "upstream"):
+    for name in ("run", "state", "model", "upstream", *(["where"] if everywhere else [])):
         table.add_column(name, overflow="fold")
     for name in ("age", "events", "held", "readers"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -126,6 +155,7 @@ def show_runs(runs: list[RunSummary], console: Console | None = None) -> None:
             run.state,
             run.model,
             run.upstream or "-",
+            *([run.place] if everywhere else []),
             duration_text(max(now_s - run.created, 0)),
             str(run.next_seq),
             size_text(run.bytes),

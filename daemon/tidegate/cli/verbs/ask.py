@@ -91,11 +91,12 @@ def status(arguments: argparse.Namespace) -> int:
 
 
 def runs(arguments: argparse.Namespace) -> int:
-    """Print the runs that are held, newest first."""
-    if (result := _ask_for_people(arguments, ControlRequest(verb="runs"))) is not None:
+    """Print the runs that are held, newest first; with `--all` those that are only written down."""
+    request = ControlRequest(verb="runs", all=arguments.all)
+    if (result := _ask_for_people(arguments, request)) is not None:
         from tidegate.cli.show import decode, screen
 
-        screen.show_runs(decode.read_runs(result))
+        screen.show_runs(decode.read_runs(result), everywhere=arguments.all)
     return 0
 
 

@@ -9,6 +9,7 @@ from tidegate import config
 from tidegate.cli.failure import BAD_CONFIG
 from tidegate.cli.places import find_places
 from tidegate.cli.show.printable import say, say_json
+from tidegate.config.check import find_place_warnings
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -21,10 +22,11 @@ def check(arguments: argparse.Namespace) -> int:
             raise
         say_json({"ok": False, "errors": str(error).split("\n"), "warnings": []})
         return BAD_CONFIG
+    warnings = [*loaded.warnings, *find_place_warnings(loaded.settings, places.runtime_dir)]
     if arguments.json:
-        say_json({"ok": True, "errors": [], "warnings": loaded.warnings})
+        say_json({"ok": True, "errors": [], "warnings": warnings})
         return 0
-    for warning in loaded.warnings:
+    for warning in warnings:
         say(f"tidegate: warning: {warning}", file=sys.stderr)
     say(f"OK: {loaded.path or f'{places.config_file} is not there; the defaults are used'}")
     settings = loaded.settings
