@@ -29,11 +29,13 @@ from tidegate.watchdog.ending import Ending
 from tidegate.watchdog.faults import Faults
 from tidegate.watchdog.fleet.dispatcher import Dispatcher
 from tidegate.watchdog.fleet.supervisor import Supervisor
+from tidegate.watchdog.guard.chronicle import Chronicle
 from tidegate.watchdog.guard.decision_log import DecisionLog
 from tidegate.watchdog.guard.evidence import Evidence
 from tidegate.watchdog.guard.guard import MemoryGuard
 from tidegate.watchdog.guard.monitor import MemoryMonitor
 from tidegate.watchdog.guard.pressure_signal import PressureSignal
+from tidegate.watchdog.guard.samples import Samples
 from tidegate.watchdog.listeners import Listeners
 from tidegate.watchdog.parking import Parking
 from tidegate.watchdog.pid_file import PidFile
@@ -83,7 +85,10 @@ class Parts:
         self.signals = Signals(self.selector, on_signals)
         self.notifier = Notifier()
         self.listeners = Listeners(setup.passed, self.notifier)
-        self.totals = setup.inherited.totals if setup.inherited else Totals()
+        inherited = setup.inherited
+        self.totals = inherited.totals if inherited else Totals()
+        self.samples = Samples(inherited.samples if inherited else ())
+        self.chronicle = Chronicle(inherited.deeds if inherited else ())
         self._build_workers()
         self._build_control(daemon)
         self._build_config()
@@ -165,6 +170,8 @@ class Parts:
             listeners=self.listeners,
             memory=self.memory,
             totals=self.totals,
+            samples=self.samples,
+            chronicle=self.chronicle,
             repairs=self.repair_monitor.open,
             started_s=inherited.started_s if inherited else time.monotonic(),
         )
@@ -176,12 +183,14 @@ class Parts:
             state_dir=self._setup.state_dir,
             status=self.status,
             config=lambda: self.reloader.config,
+            samples=self.samples,
         )
         self.memory_guard = MemoryGuard(
             memory=self.memory,
             generations=self.generations,
             evidence=self.evidence,
             decisions=DecisionLog(self._setup.state_dir),
+            chronicle=self.chronicle,
             send_state=self.send_state,
             do=self.do,
         )
@@ -197,6 +206,7 @@ class Parts:
             evidence=self.evidence,
             runtime_dir=self.runtime_dir,
             totals=self.totals,
+            chronicle=self.chronicle,
             faults=self.faults,
             send_state=self.send_state,
             ending=self.ending,
@@ -214,6 +224,7 @@ class Parts:
             totals=self.totals,
             faults=self.faults,
             status=self.status,
+            news=lambda since: self.overview.news(since, self.status()),
             do=self.do,
         )
 
@@ -232,6 +243,8 @@ class Parts:
             memory=self.memory,
             repair_monitor=self.repair_monitor,
             totals=self.totals,
+            samples=self.samples,
+            chronicle=self.chronicle,
         )
         self.upgrader = Upgrader(
             handover, signals=self.signals, notifier=self.notifier, recycle=self.recycle

@@ -27,6 +27,7 @@ from tidegate.core.runs.summary import RunSummary
 from tidegate.core.settings import Settings, Upstream
 from tidegate.watchdog.guard import bundle, evidence
 from tidegate.watchdog.guard.evidence import LIMIT_S, WRITE_LIMIT_S, Evidence
+from tidegate.watchdog.guard.samples import Samples
 from watchdog.guard_records import inputs, log_of
 
 KEY = "sk-CANARY-of-the-config"
@@ -94,6 +95,7 @@ class Rig:
             state_dir=state_dir,
             status=status,
             config=config,
+            samples=Samples(),
             clock=lambda: self.now_s,
         )
 
@@ -265,7 +267,7 @@ def test_it_holds_what_is_needed_to_understand(rig: Rig) -> None:
     assert read["host"]["cores"] == os.cpu_count()
     assert [each["inputs"]["now_s"] for each in read["decisions"]] == [0.0, 1.0]
     assert read["samples"][0][1:] == [
-        given.reading.used_bytes, 77, given.reading.ledger_bytes, 0,
+        given.reading.used_bytes, 77, given.reading.ledger_bytes, 0, decision.unexplained_bytes,
     ]  # fmt: skip
     assert read["sample_columns"].split()[1:3] == ["used_bytes", "worker_rss_bytes"]
     assert read["when"]["utc"].endswith("Z")

@@ -13,6 +13,8 @@ from msgspec import Struct
 from tidegate.core.decoding import Decoder
 from tidegate.core.memory.report import Allocator, StepReport
 from tidegate.core.problems import Repair
+from tidegate.core.protocol.news import Deed, MemoryPoint
+from tidegate.core.protocol.status import MemoryState
 from tidegate.core.protocol.stores import StoreState
 from tidegate.core.records.usage import UsageLine
 from tidegate.core.runs.summary import RunSummary
@@ -64,6 +66,7 @@ class Configure(Message, frozen=True, kw_only=True, tag="configure"):
     parked: str | None = None  # why nothing is served; health routes say so
     ledger_limit_bytes: int = 0  # until the first StateUpdate; only in the first one; 0: no limit
     store_places: StorePlaces = StorePlaces()
+    tells_news: bool = False  # the watchdog knows `AskNews`
 
     def __repr__(self) -> str:
         return f"<Configure request={self.request} generation={self.generation}>"  # no secrets
@@ -155,6 +158,17 @@ class AskBeat(Message, frozen=True, kw_only=True, tag="askbeat"):
     """Ask for a heartbeat out of turn. Only a worker that said in `Ready` that it can is asked."""
 
     request: int
+
+
+class News(Message, frozen=True, kw_only=True, tag="news"):
+    """Answer to AskNews. Only what is newer than what was asked for is listed, oldest first."""
+
+    state: str  # as in `tidegate status`
+    reason: str | None = None  # why it is parked or degraded
+    memory: MemoryState
+    flat_s: float  # for how long no growth was confirmed
+    points: list[MemoryPoint] = []
+    deeds: list[Deed] = []
 
 
 class StartDraining(Message, frozen=True, kw_only=True, tag="startdraining"):
@@ -273,6 +287,12 @@ class ConfigChanged(Message, frozen=True, kw_only=True, tag="configchanged"):
     """The config file may have changed; also sent once at the start."""
 
 
+class AskNews(Message, frozen=True, kw_only=True, tag="asknews"):
+    """Ask for what a page shows, while one is open. Only a watchdog that `tells_news` is asked."""
+
+    since: float = 0.0  # Unix seconds
+
+
 class Draining(Message, frozen=True, kw_only=True, tag="draining"):
     """The worker no longer accepts; what it had accepted goes on."""
 
@@ -294,6 +314,7 @@ FromWatchdog = (
     | ListModels
     | ListUsage
     | Forget
+    | News
     | StartDraining
 )
 FromWorker = (
@@ -308,6 +329,7 @@ FromWorker = (
     | UsageList
     | Forgotten
     | ConfigChanged
+    | AskNews
     | Draining
     | Failed
 )

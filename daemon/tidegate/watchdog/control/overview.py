@@ -26,7 +26,9 @@ from tidegate.logs import handler
 from tidegate.managers.launchd import activation
 from tidegate.managers.systemd import notify
 from tidegate.watchdog.control import status
+from tidegate.watchdog.guard.chronicle import Chronicle
 from tidegate.watchdog.guard.monitor import MemoryMonitor
+from tidegate.watchdog.guard.samples import Samples
 from tidegate.watchdog.listeners import Listeners
 from tidegate.watchdog.workers.generations import Generations
 from tidegate.watchdog.workers.process import WorkerHandle
@@ -48,6 +50,8 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     listeners: Listeners
     memory: MemoryMonitor
     totals: status.Totals
+    samples: Samples
+    chronicle: Chronicle
     repairs: Callable[[], list[Repair]]
     started_s: float = msgspec.field(default_factory=time.monotonic)
     manager: str | None = msgspec.field(default_factory=_manager)
@@ -121,6 +125,18 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             repairs=seen.repairs,
             peer_socket=str(peer.socket_path) if peer else None,
             peer_active=_active(peer),
+        )
+
+    def news(self, since: float, seen: Status) -> msg.News:
+        """Make what a page shows of what was `seen`, and of what is newer than `since`."""
+        grew = self.chronicle.last("growth")
+        return msg.News(
+            state=seen.state,
+            reason=seen.reason,
+            memory=seen.memory,
+            flat_s=seen.uptime_s if grew is None else min(seen.uptime_s, time.time() - grew),
+            points=self.samples.points(since),
+            deeds=self.chronicle.deeds(since),
         )
 
     def first_ledger_limit_bytes(self, number: int) -> int:

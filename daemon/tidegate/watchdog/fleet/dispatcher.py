@@ -41,6 +41,7 @@ class Dispatcher:
     totals: Totals
     faults: Faults
     status: Callable[[], Status]
+    news: Callable[[float], msg.News]
     do: Callable[[events.Event], object]
 
     def on_message(self, worker: WorkerHandle, message: msg.FromWorker) -> None:
@@ -69,6 +70,9 @@ class Dispatcher:
                 self.memory_guard.on_reclaimed(worker, message)
             case msg.Inspected():
                 self.evidence.on_inspected(worker, message)
+            case msg.AskNews(since=since):
+                if not worker.channel.unsent_bytes:
+                    self.generations.send(worker, self.news(since))
             case msg.ConfigChanged():
                 self.reloader.look_again()
             case msg.Draining():

@@ -16,6 +16,7 @@ from tidegate.watchdog.control.server import OUR_FAULT
 from tidegate.watchdog.control.status import Totals
 from tidegate.watchdog.ending import Ending
 from tidegate.watchdog.faults import Faults
+from tidegate.watchdog.guard.chronicle import Chronicle
 from tidegate.watchdog.guard.evidence import Evidence
 from tidegate.watchdog.reload import Reloader
 from tidegate.watchdog.runtime_dir import RuntimeDir
@@ -38,6 +39,7 @@ class Supervisor:
     evidence: Evidence
     runtime_dir: RuntimeDir
     totals: Totals
+    chronicle: Chronicle
     faults: Faults
     send_state: Callable[[], object]
     ending: Ending
@@ -70,7 +72,10 @@ class Supervisor:
             case events.Drain(number, limit_s, successor):
                 self.generations.drain(number, limit_s, successor)
                 if successor is not None:
-                    self.totals.add_recycle(self.generations.fleet.recycle or "replaced")
+                    reason = self.generations.fleet.recycle or "replaced"
+                    self.totals.add_recycle(reason)
+                    took_over = f"worker {successor} took over from worker {number}"
+                    self.chronicle.note("recycle", f"recycled ({reason}): {took_over}")
                     self.commands.taken_over()
             case events.Kill(number, reason, stacks, notice):
                 if stacks:
@@ -94,6 +99,7 @@ class Supervisor:
     def _replace(self, number: int, reason: str, delay_s: float) -> None:
         code = self.generations.exit_code(number)
         self.totals.add_restart(Restart(at=time.time(), reason=reason, exit=code))
+        self.chronicle.note("restart", f"worker {number} was lost: {reason}")
         wait = "at once" if delay_s == 0 else f"in {delay_s:.1f} s"
         _log.warning("worker %d is lost: %s; a new one starts %s", number, reason, wait)
 

@@ -85,6 +85,7 @@ class Evidence:
         state_dir: Path,
         status: Callable[[], Status],
         config: Callable[[], LoadedConfig | None],
+        samples: Samples,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.written = 0  # bundles
@@ -93,7 +94,7 @@ class Evidence:
         self._status = status
         self._config = config
         self._clock = clock
-        self._samples = Samples()
+        self._samples = samples
         self._request = 0
         self._asking: _Case | None = None
         self._waiting: deque[_Case] = deque()  # for the disk
@@ -120,6 +121,7 @@ class Evidence:
             worker_rss_bytes=serving.beat.rss_bytes if serving and serving.beat else 0,
             ledger_bytes=inputs.reading.ledger_bytes,
             level=decision.level,
+            unexplained_bytes=decision.unexplained_bytes,
         )
 
     # --- gathering --------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from tidegate.core.protocol.status import GuardState
 from tidegate.core.settings import MIB
 from tidegate.core.text import count
 from tidegate.logs.pace import Pace
+from tidegate.watchdog.guard.chronicle import SWEPT, Chronicle
 from tidegate.watchdog.guard.decision_log import DecisionLog
 from tidegate.watchdog.guard.evidence import Evidence
 from tidegate.watchdog.guard.monitor import MemoryMonitor
@@ -63,6 +64,7 @@ class MemoryGuard:
         generations: Generations,
         evidence: Evidence,
         decisions: DecisionLog,
+        chronicle: Chronicle,
         send_state: Callable[[], None],
         do: Callable[[events.Event], list[events.Effect]],
     ) -> None:
@@ -70,6 +72,7 @@ class MemoryGuard:
         self._generations = generations
         self._evidence = evidence
         self._decisions = decisions
+        self._chronicle = chronicle
         self._send_state = send_state
         self._do = do
         self._awaited: dict[int, tuple[int, float]] = {}  # by generation: request, deadline
@@ -96,7 +99,9 @@ class MemoryGuard:
         if inputs is None:
             self._send_state()  # of the level that was
             return
+        former = self._memory.level
         before, decision = self._memory.decide(inputs)
+        self._note(former, decision)
         self._evidence.sampled(inputs, decision)
         self._decisions.note(time.time(), before, inputs, decision)
         self._send_state()
@@ -105,6 +110,14 @@ class MemoryGuard:
         if self._memory.enforces:
             self._act(decision, now_s)
         self._cost_s = time.perf_counter() - started_s
+
+    def _note(self, former: int, decision: Decision) -> None:
+        """Note for the page what is new."""
+        if decision.alarm:
+            self._chronicle.note("growth", decision.alarm)
+        if decision.level != former:
+            text = f"memory level {decision.level}, was {former}"
+            self._chronicle.note("level", text + (": " + decision.shed if decision.shed else ""))
 
     def _act(self, decision: Decision, now_s: float) -> None:
         if decision.steps:
@@ -166,6 +179,9 @@ class MemoryGuard:
         for (number, step), freed in self._freed.items():
             if freed.times and (at_once or now_s >= freed.pace.due_s):
                 _log.info("worker %d: step %s %s", number, step, freed)
+                if step in SWEPT:
+                    what = f"swept {freed.runs} {SWEPT[step]}, {_mib(freed.freed_bytes)} back"
+                    self._chronicle.note("sweep", what)
                 freed.pace.logged(now_s)
                 self._freed[number, step] = Freed(pace=freed.pace)
 
@@ -224,6 +240,10 @@ class MemoryGuard:
         self._delay_s = delay_s
         if delay_s >= self._worst_s or now_s - self._worst_at_s > WORST_KEPT_S:
             self._worst_s, self._worst_at_s = delay_s, now_s
+
+
+def _mib(size: int) -> str:
+    return f"{size / MIB:.0f} MiB" if size >= 10 * MIB else f"{size / MIB:.1f} MiB"
 
 
 def _knows(worker: WorkerHandle, step: ReclaimStep) -> bool:

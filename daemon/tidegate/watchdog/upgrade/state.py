@@ -17,6 +17,7 @@ from tidegate import __version__
 from tidegate.config import LoadedConfig
 from tidegate.core.decoding import Decoder, Undecodable
 from tidegate.core.fleet.lifecycle import Fleet
+from tidegate.core.protocol.news import Deed
 from tidegate.core.protocol.status import StepState
 from tidegate.core.protocol.worker import PROTOCOL
 from tidegate.watchdog.control.commands import KeptClients
@@ -55,6 +56,8 @@ class UpgradeState(Struct, frozen=True, kw_only=True):
     alarms: int = 0
     steps: dict[str, StepState] = {}
     repairs: dict[str, float] = {}  # by id, since when
+    samples: list[list[float]] = []  # rows of `watchdog.guard.samples`
+    deeds: list[Deed] = []
 
     @property
     def descriptors(self) -> list[int]:

@@ -14,7 +14,9 @@ from tidegate.managers.systemd.notify import Notifier
 from tidegate.watchdog.control.commands import Commands
 from tidegate.watchdog.control.server import ControlServer
 from tidegate.watchdog.control.status import Totals
+from tidegate.watchdog.guard.chronicle import Chronicle
 from tidegate.watchdog.guard.monitor import MemoryMonitor
+from tidegate.watchdog.guard.samples import Samples
 from tidegate.watchdog.listeners import Listeners
 from tidegate.watchdog.pid_file import PidFile
 from tidegate.watchdog.readiness import Readiness
@@ -45,6 +47,8 @@ class Handover(Struct, frozen=True, kw_only=True, eq=False):
     memory: MemoryMonitor
     repair_monitor: RepairMonitor
     totals: Totals
+    samples: Samples
+    chronicle: Chronicle
 
     def leave_behind(self) -> UpgradeState:
         """Gather what the new program has to know."""
@@ -63,6 +67,8 @@ class Handover(Struct, frozen=True, kw_only=True, eq=False):
             alarms=self.memory.alarms,
             steps=self.memory.steps,
             repairs=self.repair_monitor.since(),
+            samples=[list(row) for row in self.samples.rows()],
+            deeds=self.chronicle.deeds(),
         )
 
     def take_up(self, state: UpgradeState) -> bool:
@@ -161,6 +167,8 @@ class Upgrader:
     def resume(self, state: UpgradeState) -> bool:
         """Take up what the former program left; return False when it left nothing that serves."""
         _log.info("version %s goes on where %s left off", __version__, state.version)
+        text = f"version {__version__} took over from {state.version}"
+        self._handover.chronicle.note("upgrade", text)
         self._wants_recycle = self._handover.take_up(state)
         return self._wants_recycle
 

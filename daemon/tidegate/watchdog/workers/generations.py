@@ -375,6 +375,7 @@ class Generations:
             parked=config.parked,
             ledger_limit_bytes=limit_bytes,
             store_places=places,
+            tells_news=True,
         )
 
     def _socket_path(self, number: int) -> Path:
