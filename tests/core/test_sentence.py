@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tidegate.core.protocol.status import MemoryState
-from tidegate.core.sentence import Health, tell_health
+from tidegate.core.sentence import HealthSentence, tell_health
 from tidegate.core.settings import MIB
 
 FLAT = MemoryState(used_bytes=69 * MIB + 5, budget_bytes=1024 * MIB)
@@ -20,7 +20,9 @@ FLAT = MemoryState(used_bytes=69 * MIB + 5, budget_bytes=1024 * MIB)
             FLAT,
             6 * 86400.0 + 5,
             3,
-            Health("healthy", "Healthy. 69 of 1,024 MiB, flat for 6 days, 3 answers running."),
+            HealthSentence(
+                "healthy", "Healthy. 69 of 1,024 MiB, flat for 6 days, 3 answers running."
+            ),
         ),
         (
             "serving",
@@ -28,7 +30,7 @@ FLAT = MemoryState(used_bytes=69 * MIB + 5, budget_bytes=1024 * MIB)
             FLAT,
             30.0,
             0,
-            Health("healthy", "Healthy. 69 of 1,024 MiB, no answers running."),
+            HealthSentence("healthy", "Healthy. 69 of 1,024 MiB, no answers running."),
         ),
         (
             "degraded",
@@ -36,7 +38,7 @@ FLAT = MemoryState(used_bytes=69 * MIB + 5, budget_bytes=1024 * MIB)
             FLAT,
             3700.0,
             1,
-            Health(
+            HealthSentence(
                 "degraded",
                 "Serving, with trouble: failing upstreams: box. 69 of 1,024 MiB, flat for 1 hour, "
                 "1 answer running.",
@@ -48,7 +50,7 @@ FLAT = MemoryState(used_bytes=69 * MIB + 5, budget_bytes=1024 * MIB)
             FLAT,
             0.0,
             0,
-            Health("parked", "Parked: config.toml, line 3: unknown key."),
+            HealthSentence("parked", "Parked: config.toml, line 3: unknown key."),
         ),
         (
             "serving",
@@ -61,7 +63,7 @@ FLAT = MemoryState(used_bytes=69 * MIB + 5, budget_bytes=1024 * MIB)
             ),
             1000.0,
             2,
-            Health(
+            HealthSentence(
                 "healthy",
                 "Healthy. 900 of 1,024 MiB, growing by 40 MiB an hour, full in 2 hours, "
                 "2 answers running.",
@@ -70,7 +72,12 @@ FLAT = MemoryState(used_bytes=69 * MIB + 5, budget_bytes=1024 * MIB)
     ],
 )
 def test_it_says_state_memory_trend_and_answers(
-    state: str, reason: str | None, memory: MemoryState, flat_s: float, running: int, told: Health
+    state: str,
+    reason: str | None,
+    memory: MemoryState,
+    flat_s: float,
+    running: int,
+    told: HealthSentence,
 ) -> None:
     """In that order, without what is not known."""
     assert tell_health(state, reason, memory, flat_s=flat_s, running=running) == told
@@ -79,4 +86,4 @@ def test_it_says_state_memory_trend_and_answers(
 def test_a_state_of_another_version_is_said_as_it_is() -> None:
     """A watchdog may be newer than the worker that tells of it."""
     told = tell_health("hibernating", None, FLAT, flat_s=0.0, running=0)
-    assert told == Health("degraded", "Hibernating. 69 of 1,024 MiB, no answers running.")
+    assert told == HealthSentence("degraded", "Hibernating. 69 of 1,024 MiB, no answers running.")

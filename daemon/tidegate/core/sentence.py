@@ -22,7 +22,7 @@ _FLAT_FROM_S = 600.0  # before, it says nothing about growth
 _GROWS_FROM_BYTES = MIB  # an hour; below it is noise
 
 
-class Health(NamedTuple):
+class HealthSentence(NamedTuple):
     """The state in one word, and the sentence."""
 
     state: str
@@ -31,16 +31,16 @@ class Health(NamedTuple):
 
 def tell_health(
     state: str, reason: str | None, memory: MemoryState, *, flat_s: float, running: int
-) -> Health:
+) -> HealthSentence:
     """Say how it is. `state` and `reason` are the status's; `flat_s`: since no growth was seen."""
     word, opening = _WORDS.get(state, (DEGRADED, f"{state.capitalize()}."))
     if reason and opening.endswith(":"):
         opening = f"{opening} {reason.rstrip('.')}."
     if word == PARKED:
-        return Health(word, opening)
+        return HealthSentence(word, opening)
     used, budget = memory.used_bytes // MIB, memory.budget_bytes // MIB
     parts = [f"{used:,} of {budget:,} MiB", *_trend(memory, flat_s), f"{_answers(running)} running"]
-    return Health(word, f"{opening} {', '.join(parts)}.")
+    return HealthSentence(word, f"{opening} {', '.join(parts)}.")
 
 
 def _trend(memory: MemoryState, flat_s: float) -> list[str]:
