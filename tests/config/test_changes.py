@@ -231,6 +231,9 @@ def test_keys_and_tokens_are_named_and_never_shown() -> None:
         "token tv: added",
     ]
     assert b"CANARY" not in msgspec.json.encode(changes)
+    scope = [replace(former.tokens[0], scope="read"), *former.tokens[1:]]
+    [change] = compare(former, dataclasses.replace(former, tokens=scope))
+    assert change.text() == "token laptop: changed"
     assert not any(hash_of * 64 in repr(changes) for hash_of in "abcde")
 
 

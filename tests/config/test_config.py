@@ -429,6 +429,16 @@ def test_listen_from_the_environment_stands_above_the_file(load):
         load("", TIDEGATE_LISTEN="here")
 
 
+def test_a_token_of_an_unknown_scope_is_warned_of(load, tmp_path):
+    """It is one of a newer version: it grants nothing, and the rest is served."""
+    path = tmp_path / "state" / "tokens"
+    tokens.new(path, "laptop")
+    assert load("").warnings == []
+    path.write_text(path.read_text().replace('"scope": "use"', '"scope": "audit"'))
+    [warning] = load("").warnings
+    assert "the token laptop may do nothing" in warning
+
+
 def test_damaged_or_open_tokens_file_is_an_error(load, tmp_path):
     """A tokens file that others can read refuses the config instead of opening the door."""
     path = tmp_path / "state" / "tokens"

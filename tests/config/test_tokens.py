@@ -10,6 +10,7 @@ import pytest
 
 from tidegate.config import tokens
 from tidegate.config.tokens import TokenError
+from tidegate.core import scopes
 
 
 @pytest.fixture
@@ -28,6 +29,43 @@ def test_new_token_is_long_and_only_its_hash_is_kept(path):
     assert token.name == "laptop"
     assert token.sha256 == hashlib.sha256(plaintext.encode()).hexdigest()
     assert token.created == "2026-11-22T00:00:00+00:00"
+
+
+@pytest.mark.parametrize("scope", ["read", "owner"])
+def test_another_scope_is_hashed_with_the_token(path, scope):
+    """Who reads the file without the scope finds no token in it that a key would fit."""
+    plaintext = tokens.new(path, "panel", scope=scope)
+    [token] = tokens.read(path)
+    assert (token.name, token.scope) == ("panel", scope)
+    digest = hashlib.sha256(plaintext.encode()).hexdigest()
+    assert digest not in path.read_text()
+    assert token.sha256 == scopes.stored_hash(digest, scope)
+    assert len({scopes.stored_hash(digest, each) for each in (*scopes.MEANINGS, "audit")}) == 4
+
+
+def test_a_file_without_scopes_is_of_tokens_to_use(path):
+    """So were all that were made before there were scopes, and they neither widen nor narrow."""
+    made = f'[{{"name": "old", "sha256": "{"ab" * 32}", "created": "2026-11-22"}}]'
+    path.write_text(made)
+    path.chmod(0o600)
+    tokens.new(path, "panel", scope="read")
+    old, panel = tokens.read(path)
+    assert (old.scope, old.sha256, panel.scope) == ("use", "ab" * 32, "read")
+    assert tokens.warnings(path, [old, panel]) == []
+
+
+def test_a_scope_of_a_newer_version_is_kept_and_told(path):
+    """It grants nothing here, and is there again when the newer version comes back."""
+    made = f'[{{"name": "new", "sha256": "{"ab" * 32}", "scope": "audit"}}]'
+    path.write_text(made)
+    path.chmod(0o600)
+    tokens.new(path, "laptop")
+    new, laptop = tokens.read(path)
+    assert (new.scope, new.sha256) == ("audit", "ab" * 32)
+    [warning] = tokens.warnings(path, [new, laptop])
+    assert "the token new may do nothing" in warning
+    assert "audit" in warning
+    assert "tidegate token revoke new" in warning
 
 
 def test_file_is_private_and_nothing_is_left_beside_it(path):
@@ -56,7 +94,13 @@ def test_file_open_to_others_is_refused(path, mode):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[", "{}", '[{"name": "a"}]', '[{"name": "a", "sha256": "xyz"}]', "[1]", "\xff"],
+    [
+        *("", "[", "{}", '[{"name": "a"}]', '[{"name": "a", "sha256": "xyz"}]', "[1]", "\xff"),
+        *(
+            f'[{{"name": "a", "sha256": "{"ab" * 32}", "scope": {scope}}}]'
+            for scope in ("null", "1", '""', '"\\ud800"', '"a\\u009b"', '["read"]')
+        ),
+    ],
 )
 def test_damaged_file_is_an_error(path, text):
     """A file that cannot be understood is an error, not an empty list: that would open the door."""

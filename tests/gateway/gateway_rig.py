@@ -12,11 +12,13 @@ import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 from fakes.client import Stream
 from fakes.machine import stop_listening, until
 from fakes.upstream import DONE, FINISH, ROLE
+from tidegate.core import scopes
 from tidegate.core.errors import UpstreamError
 from tidegate.core.protocol.worker import StateUpdate
 from tidegate.core.settings import Limits, Model, Server, Settings, Token, Upstream
@@ -357,6 +359,12 @@ async def two_generations(rigs: Rigs, upstream: object) -> tuple[Rig, Rig]:
     draining.facts(peer_socket=serving.peer_socket)
     draining.gateway.server.draining = True
     return draining, serving
+
+
+def scoped(key: str, scope: str = scopes.USE, name: str = "") -> Token:
+    """What is stored of a key of that scope; it is called as its scope unless `name` is given."""
+    digest = scopes.stored_hash(sha256(key.encode()).hexdigest(), scope)
+    return Token(name=name or scope, sha256=digest, scope=scope)
 
 
 def _cancel_test() -> None:

@@ -75,7 +75,7 @@ def test_large_configs_cost_no_more_than_their_length(
     tried(1)
 
 
-TOKENS = b'[{"name":"laptop","sha256":"' + b"0" * 64 + b'","created":"2026-01-01"}]'
+TOKENS = b'[{"name":"laptop","sha256":"' + b"0" * 64 + b'","created":"2026-01-01","scope":"read"}]'
 
 
 def test_changed_token_files_are_read_or_refused(tmp_path: Path, tried: Tried) -> None:
@@ -87,7 +87,7 @@ def test_changed_token_files_are_read_or_refused(tmp_path: Path, tried: Tried) -
         path.write_bytes(text)
         path.chmod(0o600)
         try:
-            tokens.read(path)
+            tokens.warnings(path, tokens.read(path))
         except tokens.TokenError:
             pass
         except Exception as error:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from tidegate import __version__
 from tidegate.cli.failure import USAGE
+from tidegate.core import scopes
 from tidegate.core.records.usage import GROUPS
 from tidegate.core.text import visible
 
@@ -151,6 +152,20 @@ def _add_token(verbs: argparse._SubParsersAction[_Parser]) -> None:
     inner = token.add_subparsers(dest="token_verb", metavar="VERB", required=True)
     new = _add(inner, "new", "make a token and print it, once")
     new.add_argument("name", metavar="NAME", help="whose it is, or for what")
+    scope = new.add_mutually_exclusive_group()
+    scope.add_argument(
+        "--scope",
+        choices=list(scopes.MEANINGS),
+        default=scopes.USE,
+        help="what it is for: call models (what is assumed), only see figures, or manage all",
+    )
+    scope.add_argument(
+        "--read",
+        action="store_const",
+        dest="scope",
+        const=scopes.READ,
+        help="the same as --scope read: for Prometheus, a dashboard or a phone",
+    )
     _add(inner, "list", "the names of the tokens", json=True)
     revoke = _add(inner, "revoke", "revoke a token")
     revoke.add_argument("which", metavar="NAME", help="its name, or how its SHA-256 begins")

@@ -91,7 +91,8 @@ def load(
     authorities = read_authorities(settings, _beside(document), found)
     if problem := size_problem(keys, headers, authorities):
         found.append(problem)
-    known = _tokens(state_dir / settings.auth.tokens_file, found)
+    tokens_file = state_dir / settings.auth.tokens_file
+    known = _tokens(tokens_file, found)
     if not known and not any(problem.key == "listen" for problem in found):
         found += find_exposed_addresses(settings)
     _refuse(document, mistakes, found)
@@ -103,7 +104,11 @@ def load(
         tokens=known,
         path=document.path,
         place=(path or places.default_config_file()).absolute(),
-        warnings=[*find_warnings(settings), *_overruled(document.table, listen)],
+        warnings=[
+            *find_warnings(settings),
+            *_overruled(document.table, listen),
+            *tokens.warnings(tokens_file, known),
+        ],
     )
 
 

@@ -136,8 +136,8 @@ def _tokens(former: Sequence[Token], new: Sequence[Token]) -> Iterator[SettingCh
             yield _hidden(f"token {name}", old_hash, new_hash, Effect.AT_ONCE)
 
 
-def _by_name(tokens: Sequence[Token]) -> Mapping[str, str]:
-    return {token.name: token.sha256 for token in tokens}
+def _by_name(tokens: Sequence[Token]) -> Mapping[str, tuple[str, str]]:
+    return {token.name: (token.sha256, token.scope) for token in tokens}
 
 
 def _hidden(key: str, old: object, new: object, effect: Effect) -> SettingChange:

@@ -1,8 +1,10 @@
 """The file of API tokens, by which clients authenticate.
 
-A token is shown once, when it is made. The file keeps a name, the SHA-256 of the token and the
-day it was made, so that a stolen file authenticates no client. A plain hash is enough, and a slow
-one would only cost time: what is hashed is 256 random bits, not a password.
+A token is shown once, when it is made. The file keeps a name, a hash of the token, what it is for
+and the day it was made, so that a stolen file authenticates no client. A plain SHA-256 is enough,
+and a slow hash would only cost time: what is hashed is 256 random bits, not a password. A scope
+other than `use` is hashed along with it (`core.scopes`), so that no other version of this program,
+and no hand that changes the file, makes a token worth more than it was.
 
 Each change takes a lock on the directory, writes a new file beside the old one and renames it,
 so that a reader sees the one or the other and a power cut loses neither.
@@ -13,13 +15,14 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
+from tidegate.core import scopes
 from tidegate.core.decoding import Decoder, Undecodable
 from tidegate.core.settings import Token
 from tidegate.machine import private_file
@@ -61,15 +64,27 @@ def read(path: Path) -> list[Token]:
     except Undecodable as error:
         raise TokenError(f"{path}: not a file of tokens: {error}") from error
     for token in tokens:
-        if not _NAME.fullmatch(token.name) or not _SHA256.fullmatch(token.sha256):
-            raise TokenError(f"{path}: a token in it has a damaged name or SHA-256")
+        if not (_NAME.fullmatch(token.name) and _NAME.fullmatch(token.scope)):
+            raise TokenError(f"{path}: a token in it has a damaged name or scope")
+        if not _SHA256.fullmatch(token.sha256):
+            raise TokenError(f"{path}: the token {token.name} in it has a damaged SHA-256")
     return tokens
 
 
-def new(path: Path, name: str, now: datetime | None = None) -> str:
+def warnings(path: Path, tokens: Iterable[Token]) -> list[str]:
+    """Say of each token that lets nothing in, because what it is for is not known here."""
+    return [
+        f"{path}: the token {token.name} may do nothing, for this version does not know its scope "
+        f"{token.scope}; if no newer version is to come, `tidegate token revoke {token.name}`"
+        for token in tokens
+        if token.scope not in scopes.MEANINGS
+    ]
+
+
+def new(path: Path, name: str, now: datetime | None = None, *, scope: str = scopes.USE) -> str:
     """Make a token called `name` and return it, the only time that it is shown.
 
-    Raises TokenError when the name is taken or no name.
+    `scope` is one of `core.scopes`. Raises TokenError when the name is taken or no name.
     """
     import secrets  # noqa: PLC0415  (the watchdog reads tokens and never makes one)
     from hashlib import sha256  # noqa: PLC0415
@@ -81,7 +96,8 @@ def new(path: Path, name: str, now: datetime | None = None) -> str:
         )
     plaintext = "tg-" + secrets.token_urlsafe(TOKEN_BYTES)
     created = (now or datetime.now(UTC)).isoformat(timespec="seconds")
-    token = Token(name=name, sha256=sha256(plaintext.encode()).hexdigest(), created=created)
+    digest = scopes.stored_hash(sha256(plaintext.encode()).hexdigest(), scope)
+    token = Token(name=name, sha256=digest, created=created, scope=scope)
     with _locked(path.parent):
         tokens = read(path)
         if any(other.name == name for other in tokens):

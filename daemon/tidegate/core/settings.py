@@ -18,6 +18,8 @@ from typing import Annotated, TypeVar
 import msgspec
 from msgspec import Meta, Struct, field
 
+from tidegate.core import scopes
+
 KIB = 1024
 MIB = 1024 * KIB
 
@@ -48,8 +50,9 @@ class Token(Struct, frozen=True, kw_only=True):
     """A client's key as it is stored: never the key itself."""
 
     name: str
-    sha256: str  # hex, 64 characters
+    sha256: str  # hex, 64 characters: `core.scopes.stored_hash` of the key
     created: str = ""  # RFC 3339
+    scope: str = scopes.USE
 
 
 class Limits(Struct, frozen=True, kw_only=True, omit_defaults=True):

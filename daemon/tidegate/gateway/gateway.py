@@ -140,6 +140,7 @@ class Gateway:
         catalog = Catalog(settings, secrets, self._demo_url, headers or {}, authorities or {})
         catalog.adopt(self.catalog)
         self.settings, self._access, self.catalog = settings, access, catalog
+        self.registry.token_names = access.names
         self._lane.forget()
         self.server.table.places = descriptors.places_for(settings.limits.max_connections)
 
@@ -276,8 +277,8 @@ class Gateway:
             self.registry.detach(relay, subscriber)
 
     def recognise(self, head: RequestHead) -> Caller | None:
-        """Find out who sends a request, if it may make one; a refusal is not told nor counted."""
-        return self._access.recognise(head, Access.TOKEN)
+        """Find the caller that asks a model, if it may; a refusal is not told nor counted."""
+        return self._access.recognise(head, Access.USE)
 
     @property
     def admits_all(self) -> bool:

@@ -44,7 +44,7 @@ def inspect(registry: Registry, request: int) -> Inspected:
     return Inspected(
         request=request,
         ledger=registry.ledger.statistics(),
-        runs=[summarise(relay) for relay in largest],
+        runs=[summarise(relay, registry.token_names) for relay in largest],
         runs_total=registry.active_count + registry.finished_count,
         types=count_types(),
         stacks=show_stacks(tasks),

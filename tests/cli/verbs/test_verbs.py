@@ -304,6 +304,42 @@ def test_token_is_alone_on_stdout(tidegate):
     assert json.loads(tidegate("token", "list", "--json")[1])[0]["name"] == "laptop"
 
 
+@pytest.mark.parametrize(
+    ("flags", "scope"),
+    [
+        ((), "use"),
+        (("--read",), "read"),
+        (("--scope", "read"), "read"),
+        (("--scope=owner",), "owner"),
+    ],
+)
+def test_a_token_is_made_for_a_scope_and_listed_with_it(tidegate, flags, scope):
+    """To call models where nothing else is said."""
+    assert tidegate("token", "new", "panel", *flags)[0] == 0
+    code, out, err = tidegate("token", "list")
+    assert (code, out.split()[-2:], err) == (0, [scope, "panel"], "")
+    assert json.loads(tidegate("token", "list", "--json")[1])[0]["scope"] == scope
+
+
+@pytest.mark.parametrize("flags", [("--scope",), ("--scope", "all"), ("--read", "--scope=owner")])
+def test_a_scope_that_is_none_makes_no_token(tidegate, flags):
+    """Nor do two."""
+    code, _, err = tidegate("token", "new", "panel", *flags)
+    assert (code, "--scope" in err) == (64, True)
+    assert not (tidegate.state_dir / "tokens").exists()
+
+
+def test_a_scope_of_a_newer_version_is_told_wherever_tokens_are(tidegate):
+    """By the list, by check and by doctor; it grants nothing."""
+    tidegate("token", "new", "panel", "--read")
+    file = tidegate.state_dir / "tokens"
+    file.write_text(file.read_text().replace('"read"', '"audit"'))
+    tidegate.config.write_text("")
+    for verb in (("token", "list"), ("check",), ("doctor", "--no-tokens")):
+        _, out, err = tidegate(*verb)
+        assert "the token panel may do nothing" in " ".join((out + err).split())
+
+
 def test_first_token_can_be_made_for_a_config_that_needs_one(tidegate):
     """A config refused for want of a token does not keep the token from being made."""
     tidegate.config.write_text('listen = "0.0.0.0:0"')

@@ -36,7 +36,9 @@ def test_every_route_is_described_and_nothing_else() -> None:
         route, groups = find_route(method.upper(), path.replace("{id}", "x"))
         assert openapi.template(route.path) == path
         assert len(groups) == path.count("{id}")
-        assert bool(operation["security"]) is (route.access is Access.TOKEN)
+        role = route.access.name.lower()
+        asked = [] if route.access is Access.OPEN else [{"bearer": [role]}, {"apiKey": [role]}]
+        assert operation["security"] == asked
 
 
 def test_a_path_parameter_is_what_its_route_takes() -> None:

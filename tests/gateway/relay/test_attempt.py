@@ -206,5 +206,5 @@ async def test_a_models_name_that_is_a_novel_is_refused(rigs, raw_upstream) -> N
     assert answer.status == 400
     assert "1024 characters" in json.loads(answer.body)["error"]["message"]
     assert (await chat(rig.base_url, "\x01" * 1024)).status == 200
-    listed = [summarise(rig.relay())] * 1000
+    listed = [summarise(rig.relay(), {"": "n" * 64})] * 1000
     assert len(encode(RunList(request=1, runs=listed, total=1000))) < MAX_LINE_BYTES

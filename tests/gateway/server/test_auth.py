@@ -51,14 +51,14 @@ def new_control(tokens: tuple[Token, ...] = (), *allowed_hosts: str) -> AccessCo
 @pytest.fixture
 async def free() -> AsyncIterator[Rig]:
     """A server without tokens."""
-    async with serve_guarded(new_control((), "good.example"), Access.TOKEN) as rig:
+    async with serve_guarded(new_control((), "good.example"), Access.USE) as rig:
         yield rig
 
 
 @pytest.fixture
 async def guarded() -> AsyncIterator[Rig]:
     """A server with two tokens."""
-    async with serve_guarded(new_control(TOKENS), Access.TOKEN) as rig:
+    async with serve_guarded(new_control(TOKENS), Access.USE) as rig:
         yield rig
 
 
@@ -163,11 +163,9 @@ async def test_a_unix_socket_asks_no_host() -> None:
     control = new_control(TOKENS)
     headers = CIMultiDict({"Host": "evil.example", "x-api-key": KEY})
     mocked = make_mocked_request("GET", "/", headers)
-    assert control.authenticate(mocked, Access.TOKEN, over_unix=True).name == "laptop"
+    assert control.authenticate(mocked, Access.USE, over_unix=True).name == "laptop"
     with pytest.raises(Refused) as caught:
-        control.authenticate(
-            make_mocked_request("GET", "//x", headers), Access.TOKEN, over_unix=True
-        )
+        control.authenticate(make_mocked_request("GET", "//x", headers), Access.USE, over_unix=True)
     assert caught.value.status == 400
     page = make_mocked_request("POST", "/", CIMultiDict({"Origin": "http://evil.example"}))
     with pytest.raises(Refused) as caught:
@@ -296,7 +294,7 @@ async def test_keys_that_the_parser_would_stop_are_refused_here_too(key: str, fo
         f"Bearer {key}" if form == "Bearer" else key
     )
     with pytest.raises(Refused) as caught:
-        new_control(TOKENS).authenticate(make_mocked_request("GET", "/", headers), Access.TOKEN)
+        new_control(TOKENS).authenticate(make_mocked_request("GET", "/", headers), Access.USE)
     assert caught.value.status == 401
     assert CANARY not in caught.value.message
 
@@ -331,8 +329,8 @@ def ask_from(
     mocked.protocol.over_unix = False  # type: ignore[attr-defined]
     try:
         if isinstance(control, Gateway):
-            return control.authenticate(mocked, Access.TOKEN)
-        return control.authenticate(mocked, Access.TOKEN, over_unix=over_unix)
+            return control.authenticate(mocked, Access.USE)
+        return control.authenticate(mocked, Access.USE, over_unix=over_unix)
     except Refused as refused:
         return refused
 
@@ -416,7 +414,7 @@ async def test_a_door_does_not_hold_keys() -> None:
     """What is remembered of a key is its digest."""
     control = new_control(TOKENS)
     headers = CIMultiDict({"Host": "localhost", "x-api-key": KEY})
-    control.authenticate(make_mocked_request("GET", "/", headers), Access.TOKEN)
+    control.authenticate(make_mocked_request("GET", "/", headers), Access.USE)
     assert digest(KEY) in held(control, str)
     assert KEY not in held(control, str)
     assert KEY.encode() not in held(control, bytes)

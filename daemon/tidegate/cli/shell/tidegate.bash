@@ -8,7 +8,7 @@ _tidegate() {
     for ((i = 1; i < COMP_CWORD; i++)); do
         word=${COMP_WORDS[i]}
         case "$word" in
-            --by|--config|--lines|--log-file|--output|--runtime-dir|--since|--state-dir|-n)
+            --by|--config|--lines|--log-file|--output|--runtime-dir|--scope|--since|--state-dir|-n)
                 if [ "${COMP_WORDS[i+1]}" = "=" ]; then i=$((i + 1)); fi
                 i=$((i + 1))
                 continue ;;
@@ -22,6 +22,7 @@ _tidegate() {
         --config|--log-file|--output) files=default ;;
         --runtime-dir|--state-dir) files=dirnames ;;
         --by) words="token model upstream day format" ;;
+        --scope) words="use read owner" ;;
         --lines|--since|-n) : ;;
         *)
             case "$path" in
@@ -88,7 +89,7 @@ _tidegate() {
                     case "$cur" in -*) words="-h --help" ;; esac ;;
                 "token new")
                     words=""
-                    words="-h --help --config --state-dir --runtime-dir" ;;
+                    words="-h --help --config --state-dir --runtime-dir --scope --read" ;;
                 "token list")
                     words=""
                     words="-h --help --config --state-dir --runtime-dir --json" ;;

@@ -7,7 +7,7 @@ function __tidegate_at --description 'Whether the words so far lead to this verb
             set is_value 0
             continue
         end
-        if contains -- $word --by --config --lines --log-file --output --runtime-dir --since --state-dir -n
+        if contains -- $word --by --config --lines --log-file --output --runtime-dir --scope --since --state-dir -n
             set is_value 1
             continue
         end
@@ -152,6 +152,8 @@ complete -c tidegate -n '__tidegate_at token new' -s h -l help -d 'show this hel
 complete -c tidegate -n '__tidegate_at token new' -l config -r -F -d 'the config file'
 complete -c tidegate -n '__tidegate_at token new' -l state-dir -x -a '(__fish_complete_directories)' -d 'for tokens and logs'
 complete -c tidegate -n '__tidegate_at token new' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'for sockets and the pid'
+complete -c tidegate -n '__tidegate_at token new' -l scope -x -a 'use read owner' -d 'what it is for: call models (what is assumed), only see figures, or manage all'
+complete -c tidegate -n '__tidegate_at token new' -l read -d 'the same as --scope read: for Prometheus, a dashboard or a phone'
 complete -c tidegate -n '__tidegate_at token list' -s h -l help -d 'show this help message and exit'
 complete -c tidegate -n '__tidegate_at token list' -l config -r -F -d 'the config file'
 complete -c tidegate -n '__tidegate_at token list' -l state-dir -x -a '(__fish_complete_directories)' -d 'for tokens and logs'

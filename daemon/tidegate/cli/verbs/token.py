@@ -21,7 +21,7 @@ def new(arguments: argparse.Namespace) -> int:
     """Print a new token, alone on stdout, so that a script can keep it."""
     places = find_places(arguments)
     make_private(places.state_dir)
-    plaintext = tokens.new(_file(places), arguments.name)
+    plaintext = tokens.new(_file(places), arguments.name, scope=arguments.scope)
     say(plaintext, flush=True)
     say("Keep it: it is stored as a hash and cannot be shown again.", file=sys.stderr)
     _tell_the_running_one(places, "the token is made, but not yet accepted")
@@ -29,13 +29,16 @@ def new(arguments: argparse.Namespace) -> int:
 
 
 def listing(arguments: argparse.Namespace) -> int:
-    """Print the tokens' names; a token itself is stored nowhere."""
-    known = tokens.read(_file(find_places(arguments)))
+    """Print the tokens' names and scopes; a token itself is stored nowhere."""
+    file = _file(find_places(arguments))
+    known = tokens.read(file)
     if arguments.json:
         say_json(known)
         return 0
     for token in known:
-        say(f"{token.sha256[:12]}  {token.created:<25}  {token.name}")
+        say(f"{token.sha256[:12]}  {token.created:<25}  {token.scope:<5}  {token.name}")
+    for warning in tokens.warnings(file, known):
+        say(f"tidegate: warning: {warning}", file=sys.stderr)
     if not known:
         say("There is no token: authentication is off.", file=sys.stderr)
     return 0

@@ -22,6 +22,7 @@ class RunSummary(Struct, frozen=True, kw_only=True):
     bytes: int
     subscribers: int
     place: str = "memory"  # or "journal", "history": where it is known from
+    token: str | None = None  # the name of whose it is; None: without a token, or revoked since
 
 
 class AttemptSummary(Struct, frozen=True, kw_only=True):

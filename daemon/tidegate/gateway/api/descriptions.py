@@ -26,7 +26,8 @@ ABOUT = (
     "An LLM streaming gateway. Requests go to an upstream that speaks their format, answers come"
     " back with their bytes unchanged; only what the gateway itself reads and says is described"
     " here. Where GET is, HEAD is too. An error has the form that the clients of its route read."
-    " A token is asked for once there is one."
+    " A token is asked for once there is one. The role that an operation needs is the scope of the"
+    " token: use, or read, which those of scope use and owner have too."
 )
 TAGS = {
     "openai": "OpenAI's API, and what has grown around it.",
@@ -49,6 +50,7 @@ ALWAYS = {
 _TOO_MANY = "Too many wrong tokens came from the client's address; a valid one is let in."
 WITH_TOKENS = {
     "401": "No token, none that is valid, or valid ones of different owners.",
+    "403": "A Host that is not allowed, a page of another site, or a token that is not for this.",
     "429": _TOO_MANY,
 }
 OF_UPSTREAMS = {
@@ -198,7 +200,7 @@ BY_HANDLER = {
         "openai",
     ),
     "list_runs": Description(
-        "Your runs, newest first",
+        "Your runs, newest first; everyone's to who may look after all",
         {"200": json_answer("The runs.", "Runs", _LISTED_LINKS)},
         "runs",
         (_LIMIT,),

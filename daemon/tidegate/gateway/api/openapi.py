@@ -96,11 +96,18 @@ def _operation(route: Route) -> JsonObject:
         "tags": [about.tag],
         "parameters": [*varying, *about.parameters],
         "responses": _responses(path, route.access, about, is_answer=form is not None),
-        "security": [] if route.access is Access.OPEN else [{"bearer": []}, {"apiKey": []}],
+        "security": _security(route.access),
     }
     if form is not None:
         operation["requestBody"] = _request_body(path, form)
     return operation
+
+
+def _security(access: Access) -> list[JsonObject]:
+    """Say which token a route asks for; in OpenAPI's words a scope is a role."""
+    if access is Access.OPEN:
+        return []
+    return [{kind: [access.name.lower()]} for kind in schemas.SECURITY]
 
 
 def _form_of(handler: Handler) -> Format | None:

@@ -61,7 +61,7 @@ async def forward(
         if missing.events is not None:
             return await _forward_events(gateway, peer, request, caller, missing.events)
         method = hdrs.METH_GET if request.method == hdrs.METH_HEAD else request.method
-        return _whole(*await peer.ask(method, _path(request), caller.owner))
+        return _whole(*await peer.ask(method, _path(request), caller.owner, caller.scope))
     except UpstreamError as error:
         if error.code == "connect_failed":
             raise missing from None  # it has gone, and its runs with it

@@ -12,7 +12,7 @@ from functools import partial
 
 import msgspec
 
-from tidegate.core import formats
+from tidegate.core import formats, scopes
 from tidegate.core.errors import LedgerFull
 from tidegate.core.formats.base import Format
 from tidegate.core.runs.ledger import Entry
@@ -30,7 +30,7 @@ from tidegate.gateway.api.responses import (
     show_response,
 )
 from tidegate.gateway.gateway import Gateway, Handler, Route
-from tidegate.gateway.relay.handover import OWNER_HEADER, PEER_NAME, unpack
+from tidegate.gateway.relay.handover import OWNER_HEADER, PEER_NAME, SCOPE_HEADER, unpack
 from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.server.auth import Access, Caller
 from tidegate.gateway.server.body import read_body
@@ -56,23 +56,23 @@ _RUN = "/v1/runs/([A-Za-z0-9_-]{1,80})"
 ROUTES = tuple(
     Route(method, re.compile(path), access, handler)
     for method, path, access, handler in (
-        *(("POST", path, Access.TOKEN, _answering(form)) for path, form in _FORMATS),
-        ("GET", "/v1/responses", Access.TOKEN, response_socket.converse_responses),
-        ("GET", f"{_RESPONSE}/input_items", Access.TOKEN, list_input_items),
-        ("GET", _RESPONSE, Access.TOKEN, show_response),
-        ("DELETE", _RESPONSE, Access.TOKEN, delete_response),
-        ("POST", f"{_RESPONSE}/cancel", Access.TOKEN, cancel_response),
-        ("GET", "/api/tags", Access.TOKEN, ollama.list_ollama_models),
-        ("GET", "/api/ps", Access.TOKEN, ollama.list_loaded_models),
-        ("GET", "/api/version", Access.TOKEN, ollama.show_ollama_version),
-        ("GET", "/v1/models", Access.TOKEN, list_models),
-        ("GET", "/v1/models/(.+)", Access.TOKEN, show_model),
-        ("GET", "/v1/runs", Access.TOKEN, runs.list_runs),
-        ("GET", _RUN, Access.TOKEN, runs.show_run),
-        ("GET", f"{_RUN}/stream", Access.TOKEN, runs.stream_run),
-        ("POST", f"{_RUN}/cancel", Access.TOKEN, runs.cancel_run),
-        ("GET", "/repairs", Access.TOKEN, health.list_repairs),
-        ("GET", "/metrics", Access.TOKEN, health.show_metrics),
+        *(("POST", path, Access.USE, _answering(form)) for path, form in _FORMATS),
+        ("GET", "/v1/responses", Access.USE, response_socket.converse_responses),
+        ("GET", f"{_RESPONSE}/input_items", Access.USE, list_input_items),
+        ("GET", _RESPONSE, Access.USE, show_response),
+        ("DELETE", _RESPONSE, Access.USE, delete_response),
+        ("POST", f"{_RESPONSE}/cancel", Access.USE, cancel_response),
+        ("GET", "/api/tags", Access.READ, ollama.list_ollama_models),
+        ("GET", "/api/ps", Access.READ, ollama.list_loaded_models),
+        ("GET", "/api/version", Access.READ, ollama.show_ollama_version),
+        ("GET", "/v1/models", Access.READ, list_models),
+        ("GET", "/v1/models/(.+)", Access.READ, show_model),
+        ("GET", "/v1/runs", Access.READ, runs.list_runs),
+        ("GET", _RUN, Access.READ, runs.show_run),
+        ("GET", f"{_RUN}/stream", Access.USE, runs.stream_run),
+        ("POST", f"{_RUN}/cancel", Access.USE, runs.cancel_run),
+        ("GET", "/repairs", Access.READ, health.list_repairs),
+        ("GET", "/metrics", Access.READ, health.show_metrics),
         ("GET", "/healthz", Access.OPEN, health.is_alive),
         ("GET", "/readyz", Access.OPEN, health.is_ready),
         ("GET", "/openapi.json", Access.OPEN, openapi.describe),  # the same for every installation
@@ -112,7 +112,7 @@ async def handle(gateway: Gateway, request: web.BaseRequest) -> web.StreamRespon
     try:
         route, groups = find_route(request.method, _path(request))
     except Refused:
-        gateway.authenticate(request, Access.TOKEN)
+        gateway.authenticate(request, Access.READ)
         _refuse_when_parked(gateway)
         raise
     caller = gateway.authenticate(request, route.access)
@@ -140,7 +140,12 @@ async def handle_inner(gateway: Gateway, request: web.BaseRequest) -> web.Stream
     if request.path == "/v1/adopt":
         return await _adopt(gateway, request)
     route, groups = find_route(request.method, _path(request))
-    caller = Caller(owner=request.headers.get(OWNER_HEADER, ""), name=PEER_NAME)
+    caller = Caller(
+        owner=request.headers.get(OWNER_HEADER, ""),
+        name=PEER_NAME,
+        scope=request.headers.get(SCOPE_HEADER, scopes.USE),
+    )
+    caller.check(route.access)
     return await route.handler(gateway, request, caller, *groups)
 
 

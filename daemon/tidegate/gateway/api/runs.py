@@ -1,7 +1,8 @@
 """`/v1/runs`: look at runs, join them, resume them, cancel them.
 
-Whose a run is decides what exists: another key's run is not found. One that this generation does
-not know may belong to the other one during a recycle (`peer`).
+Whose a run is decides what exists: another key's run is not found, unless the key is there to look
+after all. What a run says is for its owner alone. One that this generation does not know may belong
+to the other one during a recycle (`peer`).
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ _encode = msgspec.json.Encoder().encode
 async def list_runs(
     gateway: Gateway, request: web.BaseRequest, caller: Caller
 ) -> web.StreamResponse:
-    """List the caller's runs, newest first, those of a draining generation included."""
+    """List the runs that the caller sees, newest first, a draining generation's included."""
     limit = whole_number(request.query.get("limit", str(MOST_LISTED)), "limit")
     if not 1 <= limit <= MOST_LISTED:
         raise Refused(400, f"limit is a number from 1 to {MOST_LISTED}", "bad_limit")
     # The other one first: a run that is handed over meanwhile is in both lists, not in neither.
     peer = gateway.peer_for(caller)
-    elsewhere = await peer.runs(caller.owner) if peer is not None else []
-    runs = gateway.registry.newest(caller.owner, limit)
+    elsewhere = await peer.runs(caller.owner, caller.scope) if peer is not None else []
+    runs = gateway.registry.newest(caller.sees, limit)
     known = {run.id for run in runs}
     runs += [run for run in elsewhere if run.id not in known]
     runs.sort(key=lambda run: run.created, reverse=True)
@@ -45,8 +46,8 @@ async def show_run(
     gateway: Gateway, request: web.BaseRequest, caller: Caller, run_id: str
 ) -> web.StreamResponse:
     """Show one run."""
-    relay = _find(gateway, caller, run_id)
-    shown = msgspec.structs.asdict(summarise(relay))
+    relay = _find(gateway, caller.sees, run_id)
+    shown = msgspec.structs.asdict(summarise(relay, gateway.registry.token_names))
     return _json({**shown, "attempt_list": attempts_of(relay.run, gateway.loop.time())})
 
 
@@ -54,9 +55,9 @@ async def cancel_run(
     gateway: Gateway, request: web.BaseRequest, caller: Caller, run_id: str
 ) -> web.StreamResponse:
     """End a run. One that is over already is shown as it is."""
-    relay = _find(gateway, caller, run_id)
+    relay = _find(gateway, caller.ends, run_id)
     relay.cancel("cancelled by client")
-    return _json(summarise(relay))
+    return _json(summarise(relay, gateway.registry.token_names))
 
 
 async def stream_run(
@@ -68,7 +69,7 @@ async def stream_run(
     after = starting_after(request)
     over_websocket = request.headers.get("Upgrade", "").lower() == "websocket"
     events = Events(f"starting_after={after}", over_websocket)
-    relay = _find(gateway, caller, run_id, events)
+    relay = _find(gateway, caller.owner, run_id, events)
     cursor = cursor_after(relay, after)
     if relay.run.is_over and cursor == relay.run.window.end and not over_websocket:
         return web.Response(status=204)
@@ -77,9 +78,9 @@ async def stream_run(
     return await follow(gateway, relay, ResponseWriter.of(request), cursor, ids=True)
 
 
-def _find(gateway: Gateway, caller: Caller, run_id: str, events: Events | None = None) -> Relay:
-    """Find the caller's run. Raises NotHere."""
-    relay = gateway.registry.find(run_id, caller.owner)
+def _find(gateway: Gateway, owner: str | None, run_id: str, events: Events | None = None) -> Relay:
+    """Find the run, if it is `owner`'s; with None anyone's. Raises NotHere."""
+    relay = gateway.registry.find(run_id, owner)
     if relay is None:
         raise NotHere("run", events)
     return relay

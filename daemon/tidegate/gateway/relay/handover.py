@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable
 import msgspec
 from msgspec import Struct
 
+from tidegate.core import scopes
 from tidegate.core.errors import LedgerFull, UpstreamError
 from tidegate.core.formats import BY_PATH, CHAT
 from tidegate.core.runs.attempt import AttemptRecord
@@ -31,6 +32,7 @@ log = logging.getLogger("tidegate.handover")
 
 PEER_NAME = "<generation>"  # the caller's name when the other generation asks for a client
 OWNER_HEADER = "x-tidegate-owner"
+SCOPE_HEADER = "x-tidegate-scope"
 ASK_LIMIT_S = 5.0
 HIGH_WATER_BYTES = 256 * 1024
 _ID_HEADERS = ("x-run-id", "x-request-id", "request-id")
@@ -145,7 +147,10 @@ def unpack(data: bytes, ledger: Ledger, limits: Limits, now_s: float) -> Run:
 
 
 class Peer:
-    """The other generation, asked on behalf of a caller."""
+    """The other generation, asked on behalf of a caller: an owner, and what its token is for.
+
+    One of a version before scopes reads only the owner, and shows what belongs to that.
+    """
 
     def __init__(self, socket_path: str, limits: Limits) -> None:
         self.socket_path = socket_path
@@ -153,14 +158,17 @@ class Peer:
             Upstream(name="the other generation", url=f"unix:{socket_path}"), limits, None
         )
 
-    async def ask(self, method: str, path: str, owner: str) -> tuple[int, bytes]:
+    async def ask(
+        self, method: str, path: str, owner: str, scope: str = scopes.USE
+    ) -> tuple[int, bytes]:
         """Status and body. Raises UpstreamError."""
-        return await fetch(self._pool, path, ASK_LIMIT_S, method=method, more=_owned_by(owner))
+        more = _asked_by(owner, scope)
+        return await fetch(self._pool, path, ASK_LIMIT_S, method=method, more=more)
 
-    async def runs(self, owner: str) -> list[RunSummary]:
+    async def runs(self, owner: str, scope: str = scopes.USE) -> list[RunSummary]:
         """Its runs; none when it cannot be asked, for it may just have gone."""
         try:
-            status, body = await self.ask("GET", "/runs", owner)
+            status, body = await self.ask("GET", "/runs", owner, scope)
             return _decode_list(body).data if status == 200 else []
         except (UpstreamError, msgspec.MsgspecError) as error:
             log.warning("the other generation could not be asked for its runs: %s", error)
@@ -179,7 +187,7 @@ class Peer:
         except BaseException:
             stream.close()
             raise
-        head = self._pool.request_head("GET", path, 0, stream=True, more=_owned_by(owner))
+        head = self._pool.request_head("GET", path, 0, stream=True, more=_asked_by(owner))
         stream.start(connection.abort, connection.pause, connection.resume)
         connection.send(head, stream)
         try:
@@ -198,8 +206,9 @@ class Peer:
         self._pool.close()
 
 
-def _owned_by(owner: str) -> str:
-    return f"{OWNER_HEADER}: {owner}\r\n"
+def _asked_by(owner: str, scope: str = scopes.USE) -> str:
+    more = "" if scope == scopes.USE else f"{SCOPE_HEADER}: {scope}\r\n"
+    return f"{OWNER_HEADER}: {owner}\r\n{more}"
 
 
 class PeerStream:

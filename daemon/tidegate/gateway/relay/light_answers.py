@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
+from collections.abc import Mapping
 from contextlib import suppress
 from itertools import islice
 from typing import NamedTuple
@@ -56,8 +57,8 @@ class KeptAnswer(NamedTuple):
         """When it has been kept for long enough."""
         return self.ended_s + self.keep_s
 
-    def summary(self) -> RunSummary:
-        """Show it as listings do."""
+    def summary(self, names: Mapping[str, str]) -> RunSummary:
+        """Show it as listings do; `names` are those of the tokens, by owner."""
         return RunSummary(
             id=self.id,
             state=RunState.COMPLETED.value,
@@ -71,6 +72,7 @@ class KeptAnswer(NamedTuple):
             next_seq=self.next_seq,
             bytes=self.held_bytes,
             subscribers=0,
+            token=names.get(self.owner),
         )
 
 
@@ -178,14 +180,14 @@ class LightAnswers:
         """Say whether that answer is kept."""
         return run_id in self._owners
 
-    def newest(self, owner: str | None, limit: int) -> list[RunSummary]:
+    def newest(self, owner: str | None, limit: int, names: Mapping[str, str]) -> list[RunSummary]:
         """List summaries, newest first."""
         if owner is None:
             ids = islice(reversed(self._owners.items()), limit)
             kept = [self._of_owner[whose][run_id] for run_id, whose in ids]
         else:
             kept = list(islice(reversed(self._of_owner.get(owner, {}).values()), limit))
-        return [KeptAnswer._make(fields).summary() for fields in kept]
+        return [KeptAnswer._make(fields).summary(names) for fields in kept]
 
     def _take(self, run_id: str) -> KeptAnswer | None:
         owner = self._owners.pop(run_id, None)

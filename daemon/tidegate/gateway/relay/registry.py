@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain, islice
 
@@ -50,6 +50,7 @@ class Registry:
         self.total = 0
         self.swept = SweepLog(loop, self.tick_by)
         self.limits: Callable[[], Limits] = Limits  # of what is made of a kept light answer
+        self.token_names: Mapping[str, str] = {}  # by owner
         self.leaving: OrderedDict[Relay, None] = OrderedDict()  # released, and still being read
         self.on_add: Callable[[Relay], None] = lambda relay: None  # a run begins
         self.on_tick: Callable[[float], None] = lambda now_s: None  # what was due has been served
@@ -147,8 +148,10 @@ class Registry:
         """List summaries, newest first."""
         self.light.promote()
         relays = self._relays if owner is None else self._of_owner.get(owner, {})
-        found = [summarise(relay) for relay in islice(reversed(relays.values()), limit)]
-        found += self.light.newest(owner, limit)
+        found = [
+            summarise(each, self.token_names) for each in islice(reversed(relays.values()), limit)
+        ]
+        found += self.light.newest(owner, limit, self.token_names)
         return sorted(found, key=lambda run: run.created, reverse=True)[:limit]
 
     def active(self) -> list[Relay]:

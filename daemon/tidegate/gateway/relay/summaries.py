@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tidegate.core.runs.run import Run
 from tidegate.core.runs.summary import AttemptSummary, RunSummary
 from tidegate.gateway.relay.relay import Relay
@@ -24,8 +26,8 @@ def attempts_of(run: Run, now_s: float) -> list[AttemptSummary]:
     ]
 
 
-def summarise(relay: Relay) -> RunSummary:
-    """One run as listings show it."""
+def summarise(relay: Relay, names: Mapping[str, str]) -> RunSummary:
+    """One run as listings show it; `names` are those of the tokens, by owner."""
     run = relay.run
     return RunSummary(
         id=run.id,
@@ -41,4 +43,5 @@ def summarise(relay: Relay) -> RunSummary:
         next_seq=run.window.next_seq,
         bytes=run.account.total_bytes,
         subscribers=run.readers,
+        token=names.get(run.owner),
     )

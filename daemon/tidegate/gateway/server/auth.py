@@ -27,6 +27,7 @@ from typing import Protocol
 from aiohttp import hdrs
 from multidict import CIMultiDictProxy
 
+from tidegate.core import scopes
 from tidegate.core.brake import HERE, Brake, Source, source_of
 from tidegate.core.http.host import Authority, HostRules, is_same_origin, parse_authority
 from tidegate.core.settings import Token
@@ -48,18 +49,49 @@ _OWN_SITES = frozenset({"same-origin", "none"})  # "none": a person did it, no p
 
 
 class Access(Enum):
-    """What a route asks of its callers."""
+    """What a route asks of its callers, once there is a token; what is no route asks for READ."""
 
     OPEN = auto()  # nothing: health
-    TOKEN = auto()  # a token, once there is one
+    READ = auto()  # any token: what there is and how it goes, no text
+    USE = auto()  # a token that may call models and read answers
+
+
+_SCOPES = {
+    Access.READ: frozenset({scopes.USE, scopes.READ, scopes.OWNER}),
+    Access.USE: frozenset({scopes.USE, scopes.OWNER}),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent a request. `owner` is the SHA-256 of the key, as hex: runs belong to it."""
+    """Who sent a request. `owner` is what is stored of the key, as hex: runs belong to it."""
 
     owner: str
     name: str
+    scope: str = scopes.USE
+
+    @property
+    def sees(self) -> str | None:
+        """Whose runs it may look at, though not read; None: everyone's."""
+        return None if self.scope in {scopes.READ, scopes.OWNER} else self.owner
+
+    @property
+    def ends(self) -> str | None:
+        """Whose runs it may cancel and delete; None: everyone's."""
+        return None if self.scope == scopes.OWNER else self.owner
+
+    def check(self, access: Access) -> None:
+        """Check that its scope is enough. Raises Refused (403) that says which one would be."""
+        if access is Access.OPEN or self.scope in _SCOPES[access]:
+            return
+        if self.scope in scopes.MEANINGS:
+            others = " or ".join(sorted(_SCOPES[access] - {self.scope}))
+            message = f"a token of scope {self.scope} may not do this, one of {others} may"
+        else:
+            message = "this version of tidegate does not know what this token is for"
+        raise Refused(
+            403, f"{message} (`tidegate token new NAME --scope use`)", "scope_not_allowed"
+        )
 
 
 ANONYMOUS = Caller(owner="", name="")
@@ -87,6 +119,7 @@ class AccessControl:
         "_brake",
         "_clock",
         "_rules",
+        "_scopes",
         "_tokens",
     )
 
@@ -107,12 +140,17 @@ class AccessControl:
         self._clock = clock
         self._rules = HostRules(allowed_hosts, host_name)
         self._tokens = tuple(
-            (digest, Caller(owner=digest, name=token.name))
+            Caller(owner=token.sha256.lower(), name=token.name, scope=token.scope)
             for token in tokens
-            for digest in (token.sha256.lower(),)
         )
+        self._scopes = {token.scope for token in tokens}
         self._accepted_hosts: dict[str, Authority] = {}
         self._accepted_digests: dict[str, Caller] = {}
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Name every token, by owner."""
+        return {caller.owner: caller.name for caller in self._tokens}
 
     def __repr__(self) -> str:
         return f"<AccessControl tokens={len(self._tokens)}>"
@@ -155,7 +193,10 @@ class AccessControl:
         keys += headers.getall(_API_KEY, ())
         if not keys:
             raise _unauthorized("a token is needed, as Authorization: Bearer or x-api-key")
-        return self._caller(keys)
+        caller = self._caller(keys)
+        if caller is not None:
+            caller.check(access)
+        return caller
 
     def _host(self, values: Sequence[str]) -> Authority:
         """Read the host that the request names."""
@@ -222,8 +263,9 @@ class AccessControl:
     def _look_up(self, digest: str) -> Caller | None:
         """Compare with every token, always all of them, so that time tells nothing."""
         found = None
-        for stored, caller in self._tokens:
-            if compare_digest(stored, digest):
+        hashes = {scope: scopes.stored_hash(digest, scope) for scope in self._scopes}
+        for caller in self._tokens:
+            if compare_digest(caller.owner, hashes[caller.scope]):
                 found = caller
         if found is not None:
             if len(self._accepted_digests) >= _MAX_REMEMBERED:
