@@ -114,11 +114,12 @@ def test_the_watchdog_stays_small() -> None:
 
 
 def test_the_worker_takes_only_its_own_heap_from_the_machine() -> None:
-    """The worker is judged from outside; of the machine it needs its own heap."""
+    """The worker is judged from outside; it needs its own heap, and whether another one lives."""
     reached = closure("tidegate.gateway.worker")
     reads = {name for name in reached if name.startswith("tidegate.machine.")}
     assert reads <= {
-        f"tidegate.machine.{name}" for name in ("heap", "collector", "private_file", "signals")
+        f"tidegate.machine.{name}"
+        for name in ("heap", "collector", "lifetime", "private_file", "procfile", "signals")
     }
 
 

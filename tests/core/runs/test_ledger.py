@@ -21,6 +21,7 @@ def test_the_total_is_the_sum_of_the_accounts() -> None:
         "held": 0,
         "window": 400,
         "outbound": 0,
+        "stored": 0,
         "body": 50,
         "message": 0,
         "connection": 0,

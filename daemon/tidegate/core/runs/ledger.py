@@ -31,9 +31,10 @@ class Entry(IntEnum):
     HELD = 2  # what an attempt received before its first output
     WINDOW = 3  # the events kept for subscribers
     OUTBOUND = 4  # written for subscribers, not yet taken by the kernel
-    BODY = 5  # the request, kept as long as an attempt may still need it
-    MESSAGE = 6  # a WebSocket message that is still arriving
-    CONNECTION = 7  # an open connection, and the head that is arriving on it
+    STORED = 5  # of runs, on its way to the journal and the history
+    BODY = 6  # the request, kept as long as an attempt may still need it
+    MESSAGE = 7  # a WebSocket message that is still arriving
+    CONNECTION = 8  # an open connection, and the head that is arriving on it
 
 
 _ENTRIES = len(Entry)
