@@ -237,7 +237,7 @@ class Rig:
         assert (registry.active_count, registry.finished_count) == (0, 0)
         # No answer shows what these keep, and each run would leave a little more of it.
         assert (registry.states(), registry._of_owner, registry._of_response) == ({}, {}, {})
-        assert (len(registry._clocks), len(registry._sweeps)) == (0, 0)
+        assert (len(registry._clocks), len(registry._sweeps), len(registry.packing)) == (0, 0, 0)
         pools = gateway.catalog.pools()
         await gateway.close()
         assert registry.ledger.total_bytes == 0, registry.ledger.statistics()

@@ -36,6 +36,7 @@ class Rig:
             finished_count=0,
             total=0,
             swept=SimpleNamespace(bytes=0),
+            packing=SimpleNamespace(freed_bytes=0),
             ledger=SimpleNamespace(total_bytes=0),
         )
         table = SimpleNamespace(open_connections=0)
@@ -94,6 +95,20 @@ async def test_what_the_last_runs_left_goes_once_when_all_is_quiet(rig: Rig) -> 
     for after_s in range(3):
         rig.look(10 + TRIM_WHEN_QUIET_S + after_s)
     assert rig.trims == 1
+
+
+async def test_what_was_packed_goes_back_like_what_was_swept(rig: Rig) -> None:
+    """A burst of it soon, and the last of it once, when all is quiet."""
+    rig.registry.active_count = 1
+    rig.registry.packing.freed_bytes = TRIM_ABOVE_BYTES
+    rig.look(1)
+    assert rig.trims == 1
+    rig.registry.active_count = 0
+    rig.look(2)
+    rig.registry.packing.freed_bytes += 1
+    rig.look(2 + TRIM_WHEN_QUIET_S)
+    rig.look(3 + TRIM_WHEN_QUIET_S)
+    assert rig.trims == 2
 
 
 async def test_the_allocator_is_measured_now_and_then(rig: Rig) -> None:

@@ -14,7 +14,7 @@ from tidegate.machine.heap import allocator_meter, heap_trimmer
 
 # Free pages go back after a burst was released; while memory is short the watchdog orders it. In
 # a thread, and yet it is felt: what allocates meanwhile waits, 34 to 66 ms on a heap of 400 MB
-# full of holes (`machine.heap`). So never when no run has come or gone since the last one.
+# full of holes (`machine.heap`). So never when no run came, went or was packed since the last one.
 TRIM_ABOVE_BYTES = 16 * 1024 * 1024
 TRIM_AFTER_RELEASE_S = 2.0
 TRIM_WHEN_QUIET_S = 5.0  # without a run; then once, so that what the last ones left goes too
@@ -37,7 +37,7 @@ class HeapUpkeep:
         self._collector = Collector()
         self._base_bytes = 0  # resident when it became ready
         self._trimmed_s = float("-inf")
-        self._trimmed_mark = (0, 0)  # runs and swept bytes at the last trim
+        self._trimmed_mark = (0, 0)  # runs and freed bytes at the last trim
         self._busy_s = time.monotonic()  # when a run was last active
 
     def start(self) -> None:
@@ -65,7 +65,8 @@ class HeapUpkeep:
 
     def _maybe_trim(self, now_s: float, *, is_quiet: bool) -> None:
         """Give memory back to the system: after a burst, and when all is quiet."""
-        mark = (self._registry.total, self._registry.swept.bytes)
+        freed_bytes = self._registry.swept.bytes + self._registry.packing.freed_bytes
+        mark = (self._registry.total, freed_bytes)
         much = mark[1] - self._trimmed_mark[1] >= TRIM_ABOVE_BYTES
         is_new = mark != self._trimmed_mark
         if (much and now_s - self._trimmed_s >= TRIM_AFTER_RELEASE_S) or (is_quiet and is_new):

@@ -10,9 +10,11 @@ from tidegate.core.formats import CHAT, MESSAGES
 from tidegate.core.formats.base import Format, Meaning
 from tidegate.core.formats.openai import DONE as CHAT_DONE
 from tidegate.core.runs.attempt import HOLD_BYTES, HOLD_EVENTS
+from tidegate.core.runs.deflated import deflate
 from tidegate.core.runs.ledger import RECORD_BYTES, Entry, Ledger
 from tidegate.core.runs.run import Run, RunRequest
 from tidegate.core.runs.state import RunState, Trigger
+from tidegate.core.runs.window import SEGMENT_BYTES
 from tidegate.core.settings import Limits
 
 BODY = b'{"model":"m","stream":true}'
@@ -474,3 +476,31 @@ def test_a_ping_of_the_preamble_is_kept_however_it_is_read() -> None:
         run.begin_attempt("box", "m", 100.0)
         sent = b"".join(run.feed(read, 101.0) for read in reads)
         assert sent == start + ping + word, reads
+
+
+# --- packed ---------------------------------------------------------------------------------------
+
+
+def test_a_packed_answer_is_charged_what_it_takes_and_tells_the_same() -> None:
+    """How it ended, its last event, its tokens; and a release gives everything back."""
+    ledger = Ledger()
+    run = streaming(ledger=ledger)
+    for _ in range(2000):
+        run.feed(text("word "), 103.0)
+    run.feed(FINISH + USAGE.replace(b"3", b"12").replace(b"total", b"completion"), 104.0)
+    run.end(Trigger.COMPLETE, None, None, 105.0, 1_700_000_005.0)
+    told = (run.transcript.usage(), run.transcript.last_event, run.transcript.verdict())
+    assert told[0].output == 12
+    before = run.account.entries[Entry.WINDOW]
+    freed = 0
+    while found := run.transcript.loose(100_000):
+        freed += run.transcript.pack([(data, deflate(data)) for data in found])
+    assert run.account.entries[Entry.WINDOW] == run.window.held_bytes < before / 20
+    assert freed == pytest.approx(before - run.window.held_bytes, abs=SEGMENT_BYTES)
+    run.transcript._judged_seq = -1  # asked anew
+    assert told == (run.transcript.usage(), run.transcript.last_event, run.transcript.verdict())
+    run.transcript.shrink(0)
+    assert run.account.entries[Entry.WINDOW] == 0
+    assert run.transcript.verdict() is told[2]
+    run.release()
+    assert ledger.total_bytes == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 
 from tidegate.core.errors import LedgerFull
@@ -9,6 +10,7 @@ from tidegate.core.formats.base import TAIL_EVENTS, Format, Meaning, Rewrite, ma
 from tidegate.core.formats.counting import NO_COUNTS
 from tidegate.core.formats.framing import RAW
 from tidegate.core.records.usage import NO_USAGE, TokenUsage
+from tidegate.core.runs.deflated import Packed
 from tidegate.core.runs.ledger import Account, Entry
 from tidegate.core.runs.window import Window
 from tidegate.core.secret import Secret
@@ -111,6 +113,19 @@ class Transcript:
             self._usage = self.usage()
             window.trim(keep_bytes)
             self._account.set(Entry.WINDOW, window.held_bytes)
+
+    def loose(self, most_bytes: int) -> list[bytes]:
+        """Find what may be packed of an answer that is over; see `Window.loose`."""
+        found = self.window.loose(most_bytes)
+        self._account.set(Entry.WINDOW, self.window.held_bytes)
+        return found
+
+    def pack(self, found: Iterable[Packed]) -> int:
+        """Keep what `loose` found as it is deflated; returns the bytes that are free now."""
+        before = self.window.held_bytes
+        self.window.pack(found)
+        self._account.set(Entry.WINDOW, self.window.held_bytes)
+        return before - self.window.held_bytes
 
     def verdict(self) -> Meaning:
         """Say how the answer ended, as far as it has come: see `Format.verdict`."""

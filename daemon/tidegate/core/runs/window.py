@@ -6,19 +6,25 @@ after a burst, memory stayed at idle + 40 % that way, against idle + 5 % with se
 
 A cursor carries the byte offset beside the seq, so that reading on is a slice. The bytes counted
 are the memory taken (a growing segment has slack), not the content.
+
+What is over can be *packed*: its segments are replaced by themselves, deflated. Seqs, cursors and
+offsets stay what they were, and a segment is inflated for the moment in which it is read.
 """
 
 from __future__ import annotations
 
 import sys
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from tidegate.core.errors import CursorEvicted
 from tidegate.core.formats.framing import SSE, Framing
+from tidegate.core.runs.deflated import Packed, inflate, is_worth
 
 SEGMENT_BYTES = 64 * 1024
+_BESIDE_BYTES = 256  # what a segment costs beside its data, which counts when that is packed
+_LEFT = -1  # the size of a segment that is not worth packing
 
 
 class Cursor(NamedTuple):
@@ -35,11 +41,21 @@ _cursor = tuple.__new__  # what a NamedTuple is made by otherwise is written in 
 class _Segment:
     """Events from `first` on. The open one, the last, is a bytearray, a closed one is bytes."""
 
-    __slots__ = ("data", "first")
+    __slots__ = ("data", "first", "size")
 
     def __init__(self, first: Cursor, data: bytearray | bytes) -> None:
         self.first = first
         self.data = data
+        self.size = 0  # above 0: the data is packed, and was so large
+
+    @property
+    def held_bytes(self) -> int:
+        return sys.getsizeof(self.data) + (_BESIDE_BYTES if self.size > 0 else 0)
+
+    @property
+    def events(self) -> bytes:
+        """The events as they came."""
+        return inflate(bytes(self.data), self.size) if self.size > 0 else bytes(self.data)
 
 
 class Window:
@@ -94,8 +110,7 @@ class Window:
     def _begin_segment(self, block: bytes, events: int) -> None:
         """Close the last segment, into which the block does not fit, and open another."""
         if self._open is not None:
-            closed = self._segments[-1].data = bytes(self._open)  # its slack goes
-            self.held_bytes += sys.getsizeof(closed) - self._open_bytes
+            self._close()
         self._open = bytearray(block) if len(block) < SEGMENT_BYTES else None
         data = block if self._open is None else self._open
         self._segments.append(_Segment(self.end, data))
@@ -103,12 +118,18 @@ class Window:
         self.held_bytes += self._open_bytes
         self.end = Cursor(self.end.seq + events, self.end.offset + len(block))
 
+    def _close(self) -> None:
+        """Let the last segment grow no more: its slack goes."""
+        closed = self._segments[-1].data = bytes(self._open or b"")
+        self.held_bytes += sys.getsizeof(closed) - self._open_bytes
+        self._open, self._open_bytes = None, 0
+
     def trim(self, keep_bytes: int) -> int:
         """Drop the oldest segments until at most `keep_bytes` are held; returns bytes freed."""
         before = self.held_bytes
         dropped = 0
         while self.held_bytes > keep_bytes:
-            self.held_bytes -= sys.getsizeof(self._segments[dropped].data)
+            self.held_bytes -= self._segments[dropped].held_bytes
             dropped += 1
         del self._segments[:dropped]
         if not self._segments:
@@ -123,7 +144,7 @@ class Window:
         if seq == self.end.seq:
             return self.end
         segment = self._segments[self._index(seq)]
-        skipped = self.framing.split(bytes(segment.data))[: seq - segment.first.seq]
+        skipped = self.framing.split(segment.events)[: seq - segment.first.seq]
         return Cursor(seq, segment.first.offset + sum(map(len, skipped)))
 
     def read(self, cursor: Cursor) -> tuple[bytes, Cursor]:
@@ -138,16 +159,51 @@ class Window:
         index = self._index(cursor.seq)
         segment = self._segments[index]
         behind = self._segments[index + 1].first if index + 1 < len(self._segments) else self.end
-        return bytes(segment.data[cursor.offset - segment.first.offset :]), behind
+        skipped = cursor.offset - segment.first.offset
+        if segment.size > 0:
+            return segment.events[skipped:], behind
+        return bytes(segment.data[skipped:]), behind
 
     def last_events(self, count: int) -> list[bytes]:
         """Give the last `count` events, fewer where fewer are held."""
         events: list[bytes] = []
         for segment in reversed(self._segments):
-            events[:0] = self.framing.last(bytes(segment.data), count - len(events))
+            events[:0] = self.framing.last(segment.events, count - len(events))
             if len(events) >= count:
                 break
         return events
+
+    # --- packed -------------------------------------------------------------------------------
+
+    def loose(self, most_bytes: int) -> list[bytes]:
+        """Find what may be packed: segments of `most_bytes` in all, or one; closes the window."""
+        found: list[bytes] = []
+        if self._open is not None:
+            self._close()
+        for segment in self._segments:
+            if not segment.size and is_worth(len(segment.data)):
+                found.append(bytes(segment.data))
+                most_bytes -= len(segment.data)
+                if most_bytes <= 0:
+                    break
+        return found
+
+    def pack(self, found: Iterable[Packed]) -> None:
+        """Replace segments that `loose` found by what they are deflated; None is not worth it.
+
+        One that is gone meanwhile is passed over.
+        """
+        packed = {id(data): (data, small) for data, small in found}
+        for segment in self._segments:
+            data, small = packed.get(id(segment.data), (None, None))
+            if data is None:
+                continue
+            if small is None:
+                segment.size = _LEFT
+                continue
+            self.held_bytes -= segment.held_bytes
+            segment.data, segment.size = small, len(data)
+            self.held_bytes += segment.held_bytes
 
     def _index(self, seq: int) -> int:
         return bisect_right(self._segments, seq, key=lambda segment: segment.first.seq) - 1

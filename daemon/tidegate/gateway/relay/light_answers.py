@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from itertools import islice
 from typing import NamedTuple
@@ -18,6 +18,7 @@ import msgspec
 from tidegate.core.errors import LedgerFull
 from tidegate.core.formats import BY_PATH
 from tidegate.core.runs.attempt import AttemptRecord
+from tidegate.core.runs.deflated import Packed, inflate, is_worth
 from tidegate.core.runs.ledger import Entry, Ledger
 from tidegate.core.runs.run import Run, RunRequest
 from tidegate.core.runs.state import RunState
@@ -46,6 +47,7 @@ class KeptAnswer(NamedTuple):
     request_id: str | None  # the upstream's own name for it
     next_seq: int
     events: bytes
+    size: int = 0  # above 0: the events are deflated, and were so many bytes
 
     @property
     def held_bytes(self) -> int:
@@ -167,7 +169,7 @@ class LightAnswers:
                 state=RunState.COMPLETED,
                 reason=None,
                 attempts=[attempt],
-                events=answer.events,
+                events=inflate(answer.events, answer.size) if answer.size else answer.events,
                 first_seq=0,
                 next_seq=answer.next_seq,
                 ended_s=answer.ended_s,
@@ -175,6 +177,27 @@ class LightAnswers:
             )
         run.delivered = True
         return run
+
+    def loose(self, run_id: str) -> list[bytes]:
+        """Find what may be packed of an answer: its events, unless they are."""
+        fields = self._of_owner.get(self._owners.get(run_id, ""), {}).get(run_id)
+        answer = None if fields is None else KeptAnswer._make(fields)
+        return (
+            [answer.events] if answer and not answer.size and is_worth(len(answer.events)) else []
+        )
+
+    def pack(self, run_id: str, found: Iterable[Packed]) -> int:
+        """Keep the events that `loose` found as they are deflated; returns the bytes freed."""
+        freed_bytes = 0
+        for events, small in found:
+            if small is None or self.loose(run_id) != [events]:
+                continue
+            theirs = self._of_owner[self._owners[run_id]]
+            answer = KeptAnswer._make(theirs[run_id])
+            theirs[run_id] = tuple(answer._replace(events=small, size=len(events)))
+            freed_bytes += sys.getsizeof(events) - sys.getsizeof(small)
+            self._charge(Entry.WINDOW, -freed_bytes)
+        return freed_bytes
 
     def __contains__(self, run_id: str) -> bool:
         """Say whether that answer is kept."""

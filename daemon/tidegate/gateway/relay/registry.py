@@ -26,6 +26,7 @@ from tidegate.core.runs.state import RunState, Trigger, empty_census
 from tidegate.core.runs.summary import RunSummary
 from tidegate.core.settings import Limits
 from tidegate.gateway.relay.light_answers import KeptAnswer, LightAnswers
+from tidegate.gateway.relay.packing import Packing
 from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.relay.subscriber import Subscriber
 from tidegate.gateway.relay.summaries import summarise
@@ -56,6 +57,7 @@ class Registry:
         self.on_tick: Callable[[float], None] = lambda now_s: None  # what was due has been served
         self.light = LightAnswers(ledger)
         self._relays: dict[str, Relay] = {}
+        self.packing = Packing(self._relays, self.light, loop)
         self._active: dict[str, Relay] = {}
         self._finished: dict[str, Relay] = {}  # over and kept, the oldest first
         # So that an answer costs what is found, not the thousands of runs that others keep.
@@ -114,12 +116,14 @@ class Registry:
             return
         with suppress(LedgerFull):  # it is not kept
             self.light.keep(answer)
+            self.packing.touch(answer.id)
             self._sweeps.set(answer.id, answer.due_s)
             self.tick_by(answer.due_s)
 
     def release_light(self, run_id: str, kind: str) -> int:
         """Release a light answer that is kept, and count it; returns the bytes freed."""
         freed_bytes = self.light.drop(run_id)
+        self.packing.forget(run_id)
         self._sweeps.drop(run_id)
         self.swept.add(kind, freed_bytes)
         return freed_bytes
@@ -200,6 +204,7 @@ class Registry:
         """Keep a run that is over: it is found by its answer's id too, which changes no more."""
         run = relay.run
         self._finished[run.id] = relay
+        self.packing.touch(run.id)
         if run.response_id is not None:
             self._of_response.setdefault(run.response_id, {})[run.id] = relay
         self._plan_sweep(relay)
@@ -208,6 +213,7 @@ class Registry:
         """Take the run out of every list."""
         run = relay.run
         run.leave_census()
+        self.packing.forget(run.id)
         for runs in (self._relays, self._active, self._finished):
             runs.pop(run.id, None)
         for index, key in ((self._of_owner, run.owner), (self._of_response, run.response_id)):
@@ -244,6 +250,8 @@ class Registry:
             self._let_go(relay, "answered")  # it has been written; there is nothing to resume
         else:
             self._plan_sweep(relay)
+            if run.is_over:
+                self.packing.touch(run.id)
 
     def detach(self, relay: Relay, subscriber: Subscriber) -> None:
         """Let a reader go that has gone."""
@@ -331,6 +339,7 @@ class Registry:
     def close(self) -> None:
         """Stop the ticks, and log what was swept and is not yet told."""
         self.swept.tell()
+        self.packing.close()
         if self._timer is not None:
             self._timer.cancel()
 

@@ -383,9 +383,9 @@ class Relay:
     @property
     def lag_bytes(self) -> int:
         """Bytes that are held for readers of which none keeps up; 0 where one does."""
-        if not self.subscribers or any(each.live for each in self.subscribers):
-            return 0
-        return self.needed_bytes + self.run.account.entries[Entry.OUTBOUND]
+        run, lags = self.run, not any(each.live for each in self.subscribers)
+        held = min(self.needed_bytes, run.window.held_bytes)
+        return held + run.account.entries[Entry.OUTBOUND] if self.subscribers and lags else 0
 
     def _balance(self) -> None:
         """Pause the upstream when every reader lags far behind; read on when one is near."""
