@@ -17,24 +17,27 @@ from pathlib import Path
 import pytest
 
 from fakes.client import Stream, get, replay
-from fakes.gateway import StartGateway
+from fakes.gateway import Gateway, StartGateway
 from fakes.machine import until
 from fakes.scenario import ROOT, toml
 from fakes.upstream import ScriptedUpstream
 
-# The last commit of 0.1.0, whose watchdog asks for `tidegate.service.worker`.
-FORMER = "68e97ff"
+# The last commit of 0.1.0, whose watchdog asks for `tidegate.service.worker`; one with the rooms of
+# now; and the last one that kept nothing beside its workers.
+FORMER = ("68e97ff", "64f5e77", "be88e7d")
 WORDS, EACH_MS = 100, 60
 MODEL = f"numbered:{WORDS}:{EACH_MS}"
 STREAMED = ("/v1/chat/completions", "/v1/responses", "/v1/messages", "/api/chat")
 EACH = 4
 
 
-@pytest.fixture
-def installed(tmp_path: Path) -> Path:
-    """A link to the source folder of the former version."""
+@pytest.fixture(params=FORMER)
+def installed(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A link to the source folder of a former version."""
     found = subprocess.run(
-        ["git", "-C", str(ROOT), "archive", FORMER, "daemon"], capture_output=True, check=False
+        ["git", "-C", str(ROOT), "archive", request.param, "daemon"],
+        capture_output=True,
+        check=False,
     )
     if found.returncode:
         pytest.skip("needs the repository's history")
@@ -52,6 +55,17 @@ def turn(link: Path) -> None:
     new.replace(link)
 
 
+def ask_the_former(running: Gateway) -> None:
+    """The command of now asks the watchdog of then: what it knows is answered as ever."""
+    for verb in (["status"], ["runs"], ["models"], ["sweep"], ["reload"]):
+        done = running.command(*verb)
+        assert done.returncode == 0, (verb, done.stderr)
+    for verb in (["runs", "--all"], ["usage"], ["usage", "--by", "day"], ["forget", "run_x"]):
+        done = running.command(*verb)
+        assert done.returncode == 1, (verb, done.stdout)
+        assert done.stderr.rstrip().endswith("`tidegate upgrade`"), done.stderr
+
+
 @pytest.mark.timeout(120)
 async def test_streams_outlive_an_upgrade_from_the_former_version(
     gateway: StartGateway, installed: Path, scripted_upstream: ScriptedUpstream
@@ -60,6 +74,7 @@ async def test_streams_outlive_an_upgrade_from_the_former_version(
     running = gateway(
         toml(("box", scripted_upstream.url)), env={"PYTHONPATH": os.fspath(installed)}
     )
+    ask_the_former(running)
     url, former = running.base_url, running.status()
     body = {"model": MODEL, "messages": [], "input": "x", "prompt": "x", "stream": True}
     opened = [await Stream.open(url, path, body) for path in STREAMED for _ in range(EACH)]
@@ -73,6 +88,7 @@ async def test_streams_outlive_an_upgrade_from_the_former_version(
     assert len(running.status()["workers"]) == 2
     running.ask("models")
     running.ask("reload")
+    running.ask("runs", all=True)
     resumed = await replay(url, opened[0].headers["x-run-id"])
     assert resumed.clean
     answer = await get(url, "/v1/chat/completions", body | {"model": "ok", "stream": False})

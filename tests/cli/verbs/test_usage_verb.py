@@ -122,8 +122,18 @@ def test_further_back_than_time_goes_is_all_there_is(tidegate: Any, watchdog: An
     assert watchdog.requests[0].since_s == pytest.approx(time.time(), abs=30.0)
 
 
-def test_a_former_one_knows_no_usage(tidegate: Any, watchdog: Any) -> None:
-    """Its words are shown."""
-    watchdog.will("usage", error='"usage" is not a verb that this tidegate knows')
-    code, _, err = tidegate("usage")
-    assert (code, "not a verb" in err) == (1, True)
+@pytest.mark.parametrize(
+    "error",
+    [
+        '"usage" is not a verb that this tidegate knows',
+        "not a request: Object contains unknown field `by`",
+    ],
+)
+def test_a_former_one_knows_no_usage(tidegate: Any, watchdog: Any, error: str) -> None:
+    """Its words are shown, and what helps."""
+    watchdog.will("usage", error=error)
+    code, _, err = tidegate("usage", "--by", "model")
+    assert code == 1
+    assert err == (
+        f"tidegate: {error}; it is of another version than this command: `tidegate upgrade`\n"
+    )

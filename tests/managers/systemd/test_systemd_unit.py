@@ -49,6 +49,14 @@ def test_it_is_not_killed_while_it_drains(stop_limit_s: float, written: str) -> 
     assert service(service_unit(job, 252))["TimeoutStopSec"] == written
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_journal_outlives_a_restart(version: int) -> None:
+    """systemd would empty the runtime directory of a system service; a user's is the user's own."""
+    assert service(service_unit(package_job(), version))["RuntimeDirectoryPreserve"] == "restart"
+    user = Job(scope=Scope.USER, program=("/usr/bin/tidegate",))
+    assert not any(key.startswith("Runtime") for key in service(service_unit(user, version)))
+
+
 def test_places_of_systemd_are_made_by_it_and_others_are_let_through() -> None:
     """A directory below /var/lib is a StateDirectory, one elsewhere a path that may be written."""
     job = Job(

@@ -28,7 +28,12 @@ def ask(places: Places, request: ControlRequest, limit_s: float = ANSWER_LIMIT_S
     """Send a request and return its result. Raises CliError: not running, no answer, refused."""
     reply = reply_to(places, request, limit_s)
     if not reply.ok:
-        raise CliError(reply.error or f"{request.verb} was refused", REFUSED)
+        error = reply.error or f"{request.verb} was refused"
+        if error.startswith("not a request") or error.endswith(
+            "is not a verb that this tidegate knows"
+        ):
+            error += "; it is of another version than this command: `tidegate upgrade`"
+        raise CliError(error, REFUSED)
     return reply.result
 
 

@@ -180,7 +180,9 @@ def _places(job: Job) -> list[str]:
     ):
         lines += _directory(directory, kind, mode) if directory else []
     if job.runtime_dir:
-        lines.append("RuntimeDirectoryPreserve=restart")  # Unix sockets of `listen` stay in it
+        lines.append(
+            "RuntimeDirectoryPreserve=restart"
+        )  # the journal, and Unix sockets of `listen`
     # Every file in there is a key: `api_key_file = "NAME"` finds the one of that name.
     return [*lines, f"LoadCredential=tidegate:{CREDENTIALS}"]
 
