@@ -103,7 +103,7 @@ def test_the_map_shows_every_wing(capsys: pytest.CaptureFixture[str]) -> None:
     main()
     shown = capsys.readouterr().out
     assert all(f"\n{wing} " in shown for wing in FLOORS)
-    assert "gateway.py                   <- relay, server, upstreams" in shown
+    assert "gateway.py                   <- records, relay, server, " in shown
 
 
 def test_the_watchdog_stays_small() -> None:

@@ -22,6 +22,7 @@ from tidegate.core.protocol.worker import StateUpdate
 from tidegate.core.runs.ledger import Ledger
 from tidegate.core.settings import Settings, Token
 from tidegate.gateway import web
+from tidegate.gateway.records.tally import RunTally
 from tidegate.gateway.relay.evictor import Evictor
 from tidegate.gateway.relay.handover import PEER_NAME, Peer
 from tidegate.gateway.relay.registry import Registry
@@ -83,6 +84,7 @@ class Gateway:
         self.registry = Registry(Ledger(), self.loop)
         self.registry.limits = lambda: self.settings.limits
         self.sockets = Sockets(self.registry.ledger)
+        self.tally = RunTally()
         self.state_update: StateUpdate | None = None
         self.parked: str | None = None  # why nothing is served
         self._peer: Peer | None = None  # the other generation, while there is one

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import replace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.records.rows import row
+from tidegate import __version__
 from tidegate.core.histogram import Histogram
+from tidegate.core.labels import by_label
+from tidegate.core.protocol.stores import StoreState
 from tidegate.core.protocol.worker import GuardFigures
 from tidegate.gateway.api.metrics import CONTENT_TYPE, MetricsView, render
+from tidegate.gateway.records.tally import RunTally
 
 
 def view() -> MetricsView:
@@ -27,6 +33,9 @@ def view() -> MetricsView:
         recycles={"growth": 1},
         relay=relay,
         first_output={'odd "name"\\\n': first},
+        seconds=first,
+        requests={('odd "name"\\\n', "chat completion", "failed"): 3},
+        tokens={("box", "input"): 26},
         loop_lag_s=0.25,
         connections={"busy": 4},
         upstream_active={"box": 2},
@@ -44,6 +53,12 @@ def view() -> MetricsView:
             tick_delay_s=0.5,
             sample_failures=4,
         ),
+        stores={
+            "journal": StoreState(
+                keep="answers", place="memory", bytes=4096, writes=7, dropped_bytes=11
+            ),
+            "history": StoreState(keep="rows", place="disk", bytes=8192, writes=5),
+        },
     )
 
 
@@ -73,6 +88,19 @@ def test_a_scrape_shows_every_number_of_the_view() -> None:
         ("tidegate_first_output_seconds_bucket", "+Inf", odd): 1,
         ("tidegate_first_output_seconds_count", odd): 1,
         ("tidegate_first_output_seconds_sum", odd): 0.5,
+        ("tidegate_run_seconds_bucket", "1.0"): 1,
+        ("tidegate_run_seconds_bucket", "+Inf"): 1,
+        ("tidegate_run_seconds_count",): 1,
+        ("tidegate_run_seconds_sum",): 0.5,
+        ("tidegate_requests_total", "chat completion", "failed", odd): 3,
+        ("tidegate_tokens_total", "input", "box"): 26,
+        ("tidegate_journal_bytes",): 4096,
+        ("tidegate_journal_writes_total",): 7,
+        ("tidegate_journal_dropped_bytes_total",): 11,
+        ("tidegate_history_bytes",): 8192,
+        ("tidegate_history_writes_total",): 5,
+        ("tidegate_history_dropped_bytes_total",): 0,
+        ("tidegate_build_info", platform.python_version(), __version__): 1,
         ("tidegate_loop_lag_seconds",): 0.25,
         ("tidegate_connections", "busy"): 4,
         ("tidegate_upstream_active", "box"): 2,
@@ -105,9 +133,38 @@ def test_every_metric_says_what_it_is() -> None:
     """Each has its help and its type, and the content type names the format they are in."""
     text = render(view()).decode()
     names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
-    assert len(names) == len(set(names)) == text.count("# HELP") == 24
+    assert len(names) == len(set(names)) == text.count("# HELP") == 34
     assert all(name.startswith("tidegate_") for name in names)
     assert CONTENT_TYPE.startswith("text/plain; version=0.0.4")
+
+
+def test_no_number_of_names_makes_a_scrape_large() -> None:
+    """2,000 upstreams have been named: it stays some hundred lines, and some milliseconds."""
+    tally = RunTally()
+    names = [f"box{number}" for number in range(2000)]
+    for name in names:
+        for outcome in ("completed", "failed"):
+            tally.count(row(upstream=name, outcome=outcome))
+    counted = replace(
+        view(),
+        seconds=tally.seconds,
+        requests=tally.requests,
+        tokens=tally.tokens,
+        upstream_active=by_label((name, 1) for name in names),
+        upstream_aside=by_label((name, 0) for name in names),
+        models_aside=by_label((name, 2) for name in names),
+    )
+    samples = [
+        sample
+        for family in text_string_to_metric_families(render(counted).decode())
+        for sample in family.samples
+    ]
+    assert len({(sample.name, *sample.labels.values()) for sample in samples}) == len(samples)
+    assert len([sample for sample in samples if "upstream" in sample.labels]) <= 200
+    runs = [sample.value for sample in samples if sample.name == "tidegate_requests_total"]
+    assert sum(runs) == 4000
+    asleep = [s.value for s in samples if s.name == "tidegate_upstream_models_set_aside"]
+    assert sum(asleep) == 4000
 
 
 def test_a_scrape_adds_nothing_of_its_own() -> None:

@@ -7,12 +7,14 @@ from collections import Counter
 import msgspec
 
 from tidegate import __version__
+from tidegate.core.labels import by_label
 from tidegate.core.protocol.worker import GuardFigures
 from tidegate.core.text import count
 from tidegate.gateway import web
 from tidegate.gateway.api.metrics import CONTENT_TYPE, MetricsView, render
 from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.server.auth import Caller
+from tidegate.gateway.upstreams.pool import UpstreamPool
 
 
 async def welcome(gateway: Gateway, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
@@ -59,6 +61,7 @@ async def show_metrics(
 ) -> web.StreamResponse:
     """Render every metric for Prometheus. Totals that outlive a worker are the watchdog's."""
     registry, update = gateway.registry, gateway.state_update
+    pools, now_s = list(gateway.catalog.pools()), gateway.loop.time()
     resident = {"worker": gateway.resident_bytes()}
     if update is not None and update.guard.watchdog_rss_bytes:
         resident["watchdog"] = update.guard.watchdog_rss_bytes
@@ -71,20 +74,24 @@ async def show_metrics(
         recycles=update.recycles if update else {},
         relay=registry.relay_seconds,
         first_output=registry.first_output_seconds,
+        seconds=gateway.tally.seconds,
+        requests=gateway.tally.requests,
+        tokens=gateway.tally.tokens,
         loop_lag_s=gateway.loop_lag_s,
         connections=gateway.server.table.statistics().connections,
         reclaimed_bytes=gateway.evictor.freed_bytes,
         reclaim_seconds=gateway.evictor.seconds,
         guard=update.guard if update else GuardFigures(),
         repairs=Counter(repair.severity for repair in update.repairs) if update else {},
-        upstream_active={pool.name: pool.active for pool in gateway.catalog.pools()},
-        upstream_aside={pool.name: int(pool.health.is_aside) for pool in gateway.catalog.pools()},
-        models_aside={
-            pool.name: len(list(pool.health.aside(gateway.loop.time())))
-            for pool in gateway.catalog.pools()
-        },
+        upstream_active=by_label((pool.name, pool.active) for pool in pools),
+        upstream_aside=by_label((pool.name, int(pool.health.is_aside)) for pool in pools),
+        models_aside=by_label((pool.name, _models_aside(pool, now_s)) for pool in pools),
     )
     return web.Response(body=render(view), headers={"Content-Type": CONTENT_TYPE})
+
+
+def _models_aside(pool: UpstreamPool, now_s: float) -> int:
+    return sum(1 for _ in pool.health.aside(now_s))
 
 
 async def list_repairs(

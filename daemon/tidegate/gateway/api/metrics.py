@@ -6,8 +6,10 @@ touched between two scrapes. A scrape reads one `MetricsView` and writes it down
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import platform
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -18,10 +20,13 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from tidegate import __version__
 from tidegate.core.histogram import Histogram
 from tidegate.core.problems import Severity
+from tidegate.core.protocol.stores import StoreState
 from tidegate.core.protocol.worker import GuardFigures
 
+_Key = TypeVar("_Key", bound=tuple[str, ...])
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 
@@ -37,6 +42,9 @@ class MetricsView:
     recycles: Mapping[str, int]  # by reason, since the start
     relay: Histogram
     first_output: Mapping[str, Histogram]  # by upstream
+    seconds: Histogram  # of runs, from the request to the end
+    requests: Mapping[tuple[str, str, str], int]  # by upstream, format and outcome
+    tokens: Mapping[tuple[str, str], int]  # by upstream and direction
     loop_lag_s: float
     connections: Mapping[str, int] = field(default_factory=dict)  # by state
     upstream_active: Mapping[str, int] = field(default_factory=dict)  # by upstream
@@ -46,6 +54,7 @@ class MetricsView:
     reclaimed_bytes: Mapping[str, int] = field(default_factory=dict)  # by step, since the start
     reclaim_seconds: Mapping[str, float] = field(default_factory=dict)
     guard: GuardFigures = field(default_factory=GuardFigures)
+    stores: Mapping[str, StoreState] = field(default_factory=dict)  # "journal", "history"
 
 
 def render(view: MetricsView) -> bytes:
@@ -78,6 +87,11 @@ class _ViewCollector(Collector):
             "upstream",
             view.first_output,
         )
+        kinds = ("upstream", "format", "outcome")
+        yield _counters_by("requests", "Runs that are over.", kinds, view.requests)
+        yield _histograms("run_seconds", "From a request to its end.", None, {"": view.seconds})
+        directions = ("upstream", "direction")
+        yield _counters_by("tokens", "Tokens as upstreams count.", directions, view.tokens)
         yield _gauge("loop_lag_seconds", "How late the event loop turned.", view.loop_lag_s)
         yield _gauges("connections", "Client connections by state.", "state", view.connections)
         yield _gauges(
@@ -103,6 +117,9 @@ class _ViewCollector(Collector):
         yield _counters("relief_bytes", "Bytes freed for memory.", "step", view.reclaimed_bytes)
         yield _counters("relief_seconds", "Time taken by relief.", "step", view.reclaim_seconds)
         yield from _guard(view.guard)
+        for name, state in view.stores.items():
+            yield from _store(name, state)
+        yield _build_info()
 
 
 def _guard(guard: GuardFigures) -> Iterator[Metric]:
@@ -116,11 +133,22 @@ def _guard(guard: GuardFigures) -> Iterator[Metric]:
         )
     if guard.limit_in_s is not None:
         yield _gauge("memory_limit_seconds", "Until it is full at that growth.", guard.limit_in_s)
-    yield CounterMetricFamily("tidegate_memory_alarms", "Growth confirmed.", value=guard.alarms)
+    yield _counter("memory_alarms", "Growth confirmed.", guard.alarms)
     yield _gauge("guard_tick_delay_seconds", "How late the watchdog ticked.", guard.tick_delay_s)
-    yield CounterMetricFamily(
-        "tidegate_guard_sample_failures", "Samples not whole.", value=guard.sample_failures
-    )
+    yield _counter("guard_sample_failures", "Samples not whole.", guard.sample_failures)
+
+
+def _store(name: str, state: StoreState) -> Iterator[Metric]:
+    """Render the journal, or the history."""
+    yield _gauge(f"{name}_bytes", f"What the {name}'s files take.", state.bytes)
+    yield _counter(f"{name}_writes", f"Writes of the {name}.", state.writes)
+    yield _counter(f"{name}_dropped_bytes", f"What the {name} could not take.", state.dropped_bytes)
+
+
+def _build_info() -> Metric:
+    family = GaugeMetricFamily("tidegate_build_info", "Always 1.", labels=["version", "python"])
+    family.add_metric([__version__, platform.python_version()], 1)
+    return family
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
@@ -134,10 +162,20 @@ def _gauges(name: str, text: str, label: str, values: Mapping[str, int]) -> Metr
     return family
 
 
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(f"tidegate_{name}", text, value=value)
+
+
 def _counters(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
-    family = CounterMetricFamily(f"tidegate_{name}", text, labels=[label])
+    return _counters_by(name, text, [label], {(key,): value for key, value in values.items()})
+
+
+def _counters_by(
+    name: str, text: str, labels: Sequence[str], values: Mapping[_Key, float]
+) -> Metric:
+    family = CounterMetricFamily(f"tidegate_{name}", text, labels=labels)
     for key, value in values.items():
-        family.add_metric([key], value)
+        family.add_metric(key, value)
     return family
 
 

@@ -18,6 +18,7 @@ from itertools import chain, islice
 
 from tidegate.core.errors import LedgerFull
 from tidegate.core.histogram import FIRST_OUTPUT_BOUNDS_S, RELAY_BOUNDS_S, Histogram
+from tidegate.core.labels import own_label
 from tidegate.core.runs import retention
 from tidegate.core.runs.deadlines import Deadlines, Watched
 from tidegate.core.runs.ledger import Ledger
@@ -229,7 +230,8 @@ class Registry:
             self.tick_by(due_s)
 
     def on_first_output(self, upstream: str, seconds: float) -> None:
-        self.first_output_seconds[upstream].observe(seconds)
+        seen = self.first_output_seconds
+        seen[own_label(upstream, seen)].observe(seconds)
 
     def on_end(self, relay: Relay) -> None:
         run = relay.run

@@ -1,0 +1,1 @@
+"""What outlives a run, as the loop tells it: what is written when, and what is brought back."""
