@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from fakes.machine import until
-from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked, plain
+from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked, plain, scoped
 from gateway.responses_rig import (
     CREATED,
     DONE,
@@ -102,6 +102,27 @@ async def test_a_message_that_is_none_is_refused_and_the_next_is_answered(
             assert last["error"]["code"] == code
         await socket.send_str(create())
         assert (await turn(socket))[-1]["type"] == "response.completed"
+
+
+async def test_a_token_counts_at_each_question(rigs, raw_upstream) -> None:
+    """On a connection that was let in before, one that is revoked or for less now asks no model."""
+    rig = await rigs(
+        await raw_upstream(sends(CREATED, *WORDS, DONE)),
+        tokens=[scoped("tg-one"), scoped("tg-two")],
+    )
+    async with Talk(rig, headers={"Authorization": "Bearer tg-one"}) as socket:
+        for tokens, expected in (
+            ([scoped("tg-one")], "response.completed"),
+            ([scoped("tg-two")], "invalid_api_key"),
+            ([scoped("tg-one", "read")], "scope_not_allowed"),
+            ([scoped("tg-one")], "response.completed"),
+        ):
+            rig.tokens = tokens
+            rig.reload(rig.settings)
+            await socket.send_str(create())
+            *_, last = await turn(socket)
+            assert expected == last.get("error", {}).get("code", last["type"])
+    assert rig.gateway.registry.total == 2
 
 
 async def test_an_upstreams_refusal_has_its_status(rigs, raw_upstream) -> None:

@@ -33,7 +33,7 @@ from tidegate.gateway.api.websocket_session import WebSocketSession
 from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.relay.subscriber import Subscriber
-from tidegate.gateway.server.auth import Caller
+from tidegate.gateway.server.auth import Access, Caller
 from tidegate.gateway.server.errors import Refused
 from tidegate.gateway.server.ids import new_id
 from tidegate.gateway.server.websocket import text_frame
@@ -70,7 +70,6 @@ class _Dialogue(WebSocketSession):
         self.socket.forget = self._forget
         self._gateway = gateway
         self._request = request
-        self._caller = caller
         self._asked: asyncio.Queue[bytes] = asyncio.Queue(MOST_WAITING)
         self._waiting_bytes = 0
         self._kept: Turn | None = None  # the last one, which may be under way
@@ -175,6 +174,8 @@ class _Dialogue(WebSocketSession):
                 raise Refused(
                     400, "the type of a message is response.create", "unknown_type", param="type"
                 )
+            # Anew: it may have been revoked since.
+            owner = self._gateway.authenticate(self._request, Access.USE).owner
             create.check_welcome(self._gateway, self._request.headers)
             former = self._former(asked)
             turn = conversation.request(asked.fields, former)
@@ -197,7 +198,6 @@ class _Dialogue(WebSocketSession):
         account = self._gateway.registry.ledger.open()
         try:
             targets = self._gateway.catalog.route(parsed.info.model)
-            owner = self._caller.owner
             relay = create.new_relay(self._gateway, owner, parsed, targets, account=account)
         except BaseException:
             account.close()
