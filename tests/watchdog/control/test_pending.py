@@ -134,6 +134,15 @@ def test_what_one_could_not_forget_is_the_answer(client: ControlClient) -> None:
     assert (reply[1].ok, reply[1].error) == (False, "the journal is paused")
 
 
+def test_to_forget_takes_its_time(client: ControlClient) -> None:
+    """Every byte of it is overwritten, and a disk may be slow."""
+    made = PendingRequests(5.0)
+    made.add(8, "forget", client, {1}, 100.0)
+    assert made.expire(150.0) == []
+    ((_, reply),) = made.expire(150.1)
+    assert reply.error == "worker 1 did not answer forget within 50 s"
+
+
 def test_usage_and_why_there_is_none(client: ControlClient) -> None:
     """As the worker gave it, whatever is unknown of it."""
     line = UsageLine(

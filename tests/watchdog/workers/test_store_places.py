@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,13 +15,13 @@ from tidegate.core.memory.levels import journal_limit_bytes
 from tidegate.core.protocol import worker as msg
 from tidegate.core.protocol.stores import StoreState
 from tidegate.core.protocol.worker import StorePlaces
-from tidegate.core.settings import MIB, Journal, Settings
+from tidegate.core.settings import KIB, MIB, Journal, Memory, Settings
 from tidegate.machine.mounts import is_in_memory
 from tidegate.watchdog.workers.store_places import find_places, fitted
 from watchdog.world import World, made
 
 SHM = Path("/dev/shm")
-IN_MEMORY = StorePlaces(memory="/run/x", disk="/var/lib/x")
+IN_MEMORY = StorePlaces(memory="/nowhere/run", disk="/var/lib/x")
 ON_DISK = StorePlaces(disk="/var/lib/x")
 needs_memory = pytest.mark.skipif(not is_in_memory(SHM), reason="needs /dev/shm in memory")
 
@@ -54,6 +55,20 @@ def test_a_journal_in_memory_is_held_to_a_part_of_the_budget() -> None:
     assert fitted(on_disk, IN_MEMORY) == on_disk
     small = replace(large, journal=Journal(max_bytes=most))
     assert fitted(small, IN_MEMORY) is small
+
+
+@pytest.mark.parametrize(
+    ("blocks", "most"), [(0, 36 * MIB), (1 << 40, 36 * MIB), (16384, 16 * MIB), (9, 256 * KIB)]
+)
+def test_a_journal_in_memory_leaves_others_their_room(
+    monkeypatch: pytest.MonkeyPatch, blocks: int, most: int
+) -> None:
+    """/run is small on a small computer, and every service needs a little of it."""
+    found = os.statvfs("/")
+    fields = [4096, 4096, blocks, *found[3:]]
+    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result(fields))
+    large = Settings(memory=Memory(budget_bytes=256 * MIB), journal=Journal(max_bytes=900 * MIB))
+    assert fitted(large, IN_MEMORY).journal.max_bytes == most
 
 
 @needs_memory
@@ -92,6 +107,11 @@ def test_a_parked_one_keeps_its_hands_off(world: World) -> None:
     world.config.write_text("nonsense")
     world.start(park=True, serves=False)
     world.until(lambda: 1 in world.workers and world.workers[1].told, "a worker is told")
+    world.workers[1].journal = StoreState(keep="off", place="disk", paused="there is no directory")
+    world.wait(10.0)
+    status = world.status()
+    assert status["journal"] is None
+    assert [each["id"] for each in status["repairs"]] == ["parked"]
     assert world.workers[1].last(msg.Configure).store_places == StorePlaces()
 
 

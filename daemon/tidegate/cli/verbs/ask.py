@@ -19,6 +19,7 @@ from tidegate.watchdog.control import client
 from tidegate.watchdog.control.client import SOCKET_NAME, NotRunning
 
 ANSWER_LIMIT_S = 15.0  # the watchdog gives a worker 5 s
+FORGET_LIMIT_S = 60.0  # it gives one 50 s to overwrite what goes
 RELOAD_LIMIT_S = 90.0  # for one under way and one more, each of which may start a worker
 UPGRADE_LIMIT_S = 90.0  # for the preflight and the new program's start
 RECYCLE_LIMIT_S = 2 * 3630.0  # twice the default of drain.recycle_limit_s

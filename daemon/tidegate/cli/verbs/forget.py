@@ -8,7 +8,7 @@ import sys
 from tidegate.cli.failure import REFUSED, USAGE, CliError
 from tidegate.cli.places import find_places
 from tidegate.cli.show.printable import say, say_json
-from tidegate.cli.verbs.ask import ask
+from tidegate.cli.verbs.ask import FORGET_LIMIT_S, ask
 from tidegate.core.protocol.control import ControlRequest
 from tidegate.core.text import count
 
@@ -22,7 +22,7 @@ def forget(arguments: argparse.Namespace) -> int:
     if not arguments.yes and not _is_meant(run):
         say("Nothing was forgotten.")
         return REFUSED
-    result = ask(places, ControlRequest(verb="forget", run=run))
+    result = ask(places, ControlRequest(verb="forget", run=run), FORGET_LIMIT_S)
     from tidegate.cli.show import decode
 
     forgotten = decode.read_forgotten(result)

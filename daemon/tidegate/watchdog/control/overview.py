@@ -108,8 +108,8 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             repairs=self.repairs(),
             reason=parked or (troubles[0] if state == "degraded" else None),
             manager=self.manager,
-            journal=next((beat.journal for beat in beats if beat.journal is not None), None),
-            history=next((beat.history for beat in beats if beat.history is not None), None),
+            journal=next((b.journal for b in beats if b.journal and not parked), None),
+            history=next((b.history for b in beats if b.history and not parked), None),
         )
 
     def state_update(self, number: int, seen: Status) -> msg.StateUpdate:

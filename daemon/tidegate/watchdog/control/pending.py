@@ -10,6 +10,9 @@ from tidegate.core.protocol.control import ControlReply
 from tidegate.core.protocol.worker import Forgotten, ModelList, RunList, Swept, UsageList
 from tidegate.watchdog.control.server import ControlClient
 
+# What takes longer than `reply_s`, and how many times: each byte that goes is overwritten first,
+# 20 s at most for each of two files, perhaps on an SD card.
+SLOW_VERBS = {"forget": 10}
 Answer = Swept | RunList | ModelList | UsageList | Forgotten
 
 
@@ -19,6 +22,7 @@ class PendingRequest:
 
     verb: str
     client: ControlClient
+    limit_s: float
     deadline_s: float
     awaited: set[int]  # generations
     answers: list[Answer] = field(default_factory=list)
@@ -49,7 +53,8 @@ class PendingRequests:
         self, number: int, verb: str, client: ControlClient, awaited: set[int], now_s: float
     ) -> None:
         """Remember that the workers `awaited` were asked."""
-        self._open[number] = PendingRequest(verb, client, now_s + self._reply_s, awaited)
+        limit_s = self._reply_s * SLOW_VERBS.get(verb, 1)
+        self._open[number] = PendingRequest(verb, client, limit_s, now_s + limit_s, awaited)
 
     def on_answer(
         self, generation: int, answer: Answer
@@ -92,7 +97,7 @@ class PendingRequests:
                 continue
             del self._open[number]
             silent = " and ".join(f"worker {n}" for n in sorted(pending.awaited)) or "tidegate"
-            error = f"{silent} did not answer {pending.verb} within {self._reply_s:g} s"
+            error = f"{silent} did not answer {pending.verb} within {pending.limit_s:g} s"
             replies.append((pending.client, ControlReply(ok=False, error=error)))
         return replies
 

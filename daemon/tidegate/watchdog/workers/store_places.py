@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from tidegate.core.memory.levels import journal_limit_bytes
 from tidegate.core.protocol.worker import StorePlaces
-from tidegate.core.settings import Settings
+from tidegate.core.settings import KIB, Settings
 from tidegate.machine import budget
 from tidegate.machine.mounts import is_in_memory
+
+SHARE_OF_PLACE = 4
+LEAST_BYTES = 256 * KIB  # as the setting's own
 
 
 def find_places(runtime_dir: Path, state_dir: Path) -> StorePlaces:
@@ -20,14 +25,19 @@ def find_places(runtime_dir: Path, state_dir: Path) -> StorePlaces:
 
 
 def fitted(settings: Settings, places: StorePlaces) -> Settings:
-    """Return `settings` with a journal that leaves the budget to answers, where it is in memory.
+    """Return `settings` with a journal that leaves room to others, where it is in memory.
 
-    What lies there goes with no worker, so ending one would not help against it.
+    What lies there goes with no worker, so ending one would not help against it; and where other
+    programs keep their files beside it, as in /run, they need some too.
     """
     journal = settings.journal
     if places.memory is None or journal.place == "disk":
         return settings
     most_bytes = journal_limit_bytes(budget.find(settings.memory.budget_bytes).bytes)
+    with suppress(OSError, ValueError):
+        there = os.statvfs(places.memory)
+        if size_bytes := there.f_blocks * there.f_frsize:  # 0: it has no limit
+            most_bytes = min(most_bytes, max(LEAST_BYTES, size_bytes // SHARE_OF_PLACE))
     if journal.max_bytes <= most_bytes:
         return settings
     return replace(settings, journal=replace(journal, max_bytes=most_bytes))
