@@ -57,6 +57,10 @@ class Meaning(Enum):
     OTHER = "other"  # not an event of this format: passed on as it is
 
 
+# To search for a member in its class takes as long each time as to look into an event's fields.
+_OUTPUT, _ERROR, _OPENING = Meaning.OUTPUT, Meaning.ERROR, Meaning.OPENING
+_FINISH, _DONE = Meaning.FINISH, Meaning.DONE
+
 # With any of these the answer has begun. What cannot be read counts: it may be the answer.
 OUTPUT = frozenset({Meaning.OUTPUT, Meaning.FINISH, Meaning.DONE, Meaning.OTHER})
 
@@ -281,17 +285,16 @@ class Format:
         A finish_reason without the marker is a completion, unless more output came after it; an
         error anywhere in the end is one.
         """
-        end = Meaning.OPENING
-        goes_on = False
+        end, goes_on = _OPENING, False
         for event in reversed(last_events[-TAIL_EVENTS:]):
-            if end is not Meaning.OPENING and not may_say(b"error", event):
+            if end is not _OPENING and not may_say(b"error", event):
                 continue
             said = self.meaning(event)
-            if said is Meaning.ERROR:
+            if said is _ERROR:
                 return said
-            if said is Meaning.DONE or (said is Meaning.FINISH and not goes_on):
+            if said is _DONE or (said is _FINISH and not goes_on):
                 end = stronger(end, said)
-            goes_on = goes_on or said is Meaning.OUTPUT
+            goes_on = goes_on or said is _OUTPUT
         return end
 
     def response_id(self, data: bytes) -> str | None:
@@ -398,10 +401,10 @@ def is_keep_alive(kind: str, event: bytes) -> bool:
 
 def stronger(one: Meaning, other: Meaning) -> Meaning:
     """Choose of two verdicts the one that says more about the end."""
-    for end in (Meaning.ERROR, Meaning.DONE, Meaning.FINISH):
+    for end in (_ERROR, _DONE, _FINISH):
         if one is end or other is end:
             return end
-    return Meaning.OPENING
+    return _OPENING
 
 
 def error_label(event_or_body: bytes) -> str:

@@ -43,6 +43,13 @@ _LAST_BYTES = 64  # of a block: the marker, and whatever blanks stand around it
 NO_ERROR = frozenset({b"", b"null", b'""', b"{}", b"[]", b"false", b"0"})
 
 
+# To search for a member in its class takes as long each time as to look into a chunk.
+_KEEP_ALIVE, _OPENING, _OUTPUT = Meaning.KEEP_ALIVE, Meaning.OPENING, Meaning.OUTPUT
+_FINISH, _DONE, _OTHER = Meaning.FINISH, Meaning.DONE, Meaning.OTHER
+_ABSENT = Raw()
+_NO_DELTA: dict[str, object] = {}
+
+
 class _Choice(Struct):
     index: Raw = Raw(b"0")
     delta: dict[str, object] | None = None
@@ -52,7 +59,7 @@ class _Choice(Struct):
 
 class _Chunk(Struct):
     choices: list[_Choice] | None = None
-    error: Raw = Raw()
+    error: Raw = _ABSENT
     usage: Raw = Raw()
     type: Raw = Raw()
 
@@ -62,7 +69,7 @@ class _Options(Struct):
 
 
 class _Failed(Struct):
-    error: Raw = Raw()
+    error: Raw = _ABSENT
 
 
 class _Several(Struct):
@@ -163,26 +170,28 @@ class Chat(OpenAIFormat):
     def meaning(self, event: bytes) -> Meaning:
         data = SSE.data(event).strip()
         if data == b"[DONE]":
-            return Meaning.DONE
+            return _DONE
         try:
             chunk = _read(data)
         except UnreadableJson:
-            return Meaning.OTHER
-        if bytes(chunk.error) not in NO_ERROR:
+            return _OTHER
+        if chunk.error is not _ABSENT and bytes(chunk.error) not in NO_ERROR:
             return Meaning.ERROR
         if isinstance(chunk, _Failed):
-            return Meaning.OTHER
+            return _OTHER
         if chunk.choices is None:
             quiet = bytes(chunk.type) in _QUIET_TYPES or is_keep_alive("", event)
-            return Meaning.KEEP_ALIVE if quiet else Meaning.OTHER
-        if any(choice.finish_reason for choice in chunk.choices):
-            return Meaning.FINISH
-        if any(_has_output(choice) for choice in chunk.choices):
-            return Meaning.OUTPUT
-        has_role = any(choice.delta and choice.delta.get("role") for choice in chunk.choices)
-        if has_role or bytes(chunk.usage) not in NOTHING:
-            return Meaning.OPENING
-        return Meaning.KEEP_ALIVE
+            return _KEEP_ALIVE if quiet else _OTHER
+        said = _KEEP_ALIVE
+        for choice in chunk.choices:
+            if choice.finish_reason:
+                return _FINISH
+            if _has_output(choice):
+                said = _OUTPUT
+            elif said is _KEEP_ALIVE and choice.delta and choice.delta.get("role"):
+                said = _OPENING
+        is_usage = said is _KEEP_ALIVE and bytes(chunk.usage) not in NOTHING
+        return _OPENING if is_usage else said
 
     def finished_choices(self, block: bytes) -> set[int]:
         found = set()
@@ -252,5 +261,7 @@ def _number(index: Raw) -> int:
 
 
 def _has_output(choice: _Choice) -> bool:
-    delta = choice.delta or {}
-    return bool(choice.text) or any(value for name, value in delta.items() if name != "role")
+    delta = choice.delta or _NO_DELTA
+    if choice.text or "role" not in delta:
+        return bool(choice.text) or any(delta.values())
+    return any(value for name, value in delta.items() if name != "role")

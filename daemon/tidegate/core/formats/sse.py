@@ -27,6 +27,7 @@ from tidegate.core.errors import EventTooLarge
 MAX_EVENT_BYTES = 4 * 1024 * 1024  # an image in base64 fits; a runaway line does not
 
 _BOM = b"\xef\xbb\xbf"
+_LF, _CR = b"\n\r"  # a byte is found faster by its number
 _END = re.compile(rb"\r\r|(?:\r\n|\n)(?:\r\n|\n|\r(?!\n))")
 _END_BYTES = 4  # the longest end: CR LF CR LF
 _DROPPED = re.compile(rb"(?:^|[\r\n])(?::|(?:id|retry)(?=[:\r\n]))")
@@ -38,15 +39,20 @@ _EVENT_LINE = re.compile(rb"(?:^|[\r\n])event: ?([^\r\n]*)")
 
 def plain_payloads(block: bytes) -> list[bytes]:
     """Give what each event says if each is one `data:` line ended by LF LF; else nothing."""
-    if not (block.startswith(b"data:") and block.endswith(b"\n\n")) or b"\r" in block:
+    line, _, rest = block.partition(b"\n")
+    if _CR in block or line == (payload := line.removeprefix(b"data:")):
+        return []
+    if rest == b"\n":  # nearly always: one event
+        return [payload]
+    if not block.endswith(b"\n\n"):
         return []
     payloads = block[5:-2].split(b"\n\ndata:")
-    return [] if b"\n" in b"".join(payloads) else payloads  # faster than counting either
+    return [] if _LF in b"".join(payloads) else payloads  # faster than counting either
 
 
 def split_events(block: bytes) -> list[bytes]:
     """Split a block that a framer handed out into its events, each with its end."""
-    if b"\r" not in block:
+    if _CR not in block:
         return [event + b"\n\n" for event in block.split(b"\n\n")[:-1]]
     ends = [0, *(end.end() for end in _END.finditer(block))]
     return [block[start:end] for start, end in pairwise(ends)]
@@ -54,7 +60,7 @@ def split_events(block: bytes) -> list[bytes]:
 
 def each_event(block: bytes) -> Iterator[bytes]:
     """Go through a block's events; what comes behind the last one asked for is not looked at."""
-    if b"\r" in block:
+    if _CR in block:
         yield from split_events(block)
         return
     start = 0
@@ -66,14 +72,14 @@ def each_event(block: bytes) -> Iterator[bytes]:
 
 def last_events(block: bytes, most: int) -> list[bytes]:
     """Find the last events, at most `most`, without a look at all of them where that is easy."""
-    if b"\r" not in block:
+    if _CR not in block:
         return [event + b"\n\n" for event in block.rsplit(b"\n\n", most + 1)[-most - 1 : -1]]
     return split_events(block)[-most:]
 
 
 def event_data(event: bytes) -> bytes:
     """Give the payload of one event: its data lines joined with LF."""
-    if event.endswith(b"\n\n") and b"\r" not in event:  # nearly always
+    if event.endswith(b"\n\n") and _CR not in event:  # nearly always
         lines = event.count(b"\n")
         if lines == 2 and event.startswith(b"data: "):
             return event[6:-2]
@@ -90,7 +96,7 @@ def event_name(event: bytes) -> str:
 
 def with_ids(block: bytes, first_seq: int) -> bytes:
     """Write an `id:` line before each event, numbered from `first_seq`."""
-    if block.find(b"\n\n") == len(block) - 2 and b"\r" not in block:
+    if block.find(b"\n\n") == len(block) - 2 and _CR not in block:
         return b"id: %d\n%b" % (first_seq, block)
     events = split_events(block)
     return b"".join(b"id: %d\n%b" % (first_seq + i, event) for i, event in enumerate(events))
@@ -130,7 +136,7 @@ class SseFramer:
         """Cut behind the last event that is whole."""
         if not self._started and not (data := self._without_bom(data)):
             return b"", 0
-        if self._has_cr or b"\r" in data:
+        if self._has_cr or _CR in data:
             return self._search(data)
         end = data.rfind(b"\n\n") + 2
         if end < 2:
@@ -171,7 +177,7 @@ class SseFramer:
                 end = found.end()
         if end:
             self._tail = tail[end:]
-        self._has_cr = b"\r" in self._tail if end else True
+        self._has_cr = _CR in self._tail if end else True
         self._scanned = max(0, len(self._tail) - _END_BYTES + 1)
         if end:
             return self._kept(bytes(memoryview(tail)[:end]))
@@ -201,7 +207,7 @@ def _clean(raw: bytes) -> bytes:
         event.startswith(b"event:")
         and b"\ndata:" in event
         and event.count(b"\n") == 3
-        and b"\r" not in event
+        and _CR not in event
     ):
         return event  # a name, a line of data, and the end
     if not _DATA.search(event):

@@ -140,7 +140,15 @@ class Transcript:
 
     def lacks_only_end(self) -> bool:
         """Say whether it has told why it ends, so that only the terminal marker is to come."""
-        return not self._format.needs_end and self.verdict() is Meaning.FINISH
+        form = self._format
+        if form.needs_end:
+            return False
+        said_nothing_yet = self._said is Meaning.OPENING and form.choices == 1
+        if said_nothing_yet and self._judged_seq != self.window.next_seq:
+            goes_on = form.meaning(self.last_event) is Meaning.OUTPUT  # nearly always
+            if goes_on:
+                return False
+        return self.verdict() is Meaning.FINISH
 
     def has_told_error(self) -> bool:
         """Say whether the upstream's own error stands in the stream, whole."""

@@ -25,6 +25,7 @@ from tidegate.core.runs.deflated import Packed, inflate, is_worth
 SEGMENT_BYTES = 64 * 1024
 _BESIDE_BYTES = 256  # what a segment costs beside its data, which counts when that is packed
 _LEFT = -1  # the size of a segment that is not worth packing
+_EMPTY_BYTES = sys.getsizeof(bytearray())
 
 
 class Cursor(NamedTuple):
@@ -62,8 +63,8 @@ class Window:
     """Retains the events of one run, bounded by `cap_bytes`."""
 
     __slots__ = (
-        "_open", "_open_bytes", "_segments", "cap_bytes", "end", "first_seq", "framing",
-        "held_bytes",
+        "_open", "_open_bytes", "_room_bytes", "_segments", "cap_bytes", "end", "first_seq",
+        "framing", "held_bytes",
     )  # fmt: skip
 
     def __init__(self, cap_bytes: int, framing: Framing = SSE) -> None:
@@ -75,6 +76,7 @@ class Window:
         self._segments: list[_Segment] = []
         self._open: bytearray | None = None  # the data of the last segment, while it grows
         self._open_bytes = 0  # the memory that it takes
+        self._room_bytes = 0  # how long it may become before it takes more
 
     @property
     def next_seq(self) -> int:
@@ -94,9 +96,8 @@ class Window:
         size, data = len(block), self._open
         if data is not None and len(data) + size <= SEGMENT_BYTES:
             data += block
-            taken = sys.getsizeof(data)
-            self.held_bytes += taken - self._open_bytes
-            self._open_bytes = taken
+            if len(data) >= self._room_bytes:
+                self._measure(data)
             seq, offset = self.end
             self.end = _cursor(Cursor, (seq + events, offset + size))
         elif size > SEGMENT_BYTES and events > 1:
@@ -107,6 +108,12 @@ class Window:
         if self.held_bytes > self.cap_bytes:
             self.trim(self.cap_bytes)
 
+    def _measure(self, data: bytearray) -> None:
+        """Count the memory of the last segment, which took more of it as it grew."""
+        taken = sys.getsizeof(data)
+        self.held_bytes += taken - self._open_bytes
+        self._open_bytes, self._room_bytes = taken, taken - _EMPTY_BYTES
+
     def _begin_segment(self, block: bytes, events: int) -> None:
         """Close the last segment, into which the block does not fit, and open another."""
         if self._open is not None:
@@ -115,6 +122,7 @@ class Window:
         data = block if self._open is None else self._open
         self._segments.append(_Segment(self.end, data))
         self._open_bytes = sys.getsizeof(data)
+        self._room_bytes = self._open_bytes - _EMPTY_BYTES
         self.held_bytes += self._open_bytes
         self.end = Cursor(self.end.seq + events, self.end.offset + len(block))
 

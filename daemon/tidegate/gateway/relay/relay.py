@@ -39,6 +39,7 @@ log = logging.getLogger("tidegate.relay")
 # ride out a hiccup, far less than the window, so no client that reads loses an event.
 PAUSE_LAG_BYTES = 256 * 1024
 TIMED_EVERY = 16  # reads; timing each would cost as much as framing it
+_STREAMING = RunState.STREAMING  # a member is searched for in its class, each time
 
 
 class RelayHost(Protocol):
@@ -133,7 +134,7 @@ class Relay:
             before = run.state
             block = run.feed(data, self._loop.time())
             if block:
-                if before is not RunState.STREAMING:
+                if before is not _STREAMING:
                     self._on_first_output()
                 if run.format.may_end(block):
                     said = run.transcript.verdict()
@@ -174,7 +175,7 @@ class Relay:
         before = run.state
         block, said = run.feed_end(self._loop.time())
         if block:
-            if before is not RunState.STREAMING:
+            if before is not _STREAMING:
                 self._on_first_output()
             self._send(block)
         return said

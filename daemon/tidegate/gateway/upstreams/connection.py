@@ -100,7 +100,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         "__weakref__", "_bodiless_bytes", "_complete", "_exchange", "_head_bytes", "_head_done",
         "_head_told", "_headers", "_is_full", "_linger", "_loop", "_on_free", "_on_sent",
         "_parser", "_paused", "_pieces", "_resting", "_reusable", "_status", "_transport",
-        "_unsent", "exchanges", "idle_until_s",
+        "_unsent", "_whole", "exchanges", "idle_until_s", "on_body",
     )  # fmt: skip
 
     def __init__(
@@ -111,7 +111,9 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._exchange: Exchange | None = None
         self._parser: httptools.HttpResponseParser | None = None
-        self._pieces: list[bytes] = []
+        self._pieces: list[bytes] = []  # of bodies, in the read that is being parsed
+        self.on_body = self._pieces.append  # for the parser
+        self._whole = 0  # how many of them were the answer's, when it was complete
         self._headers: dict[str, str] = {}
         self._status = 0
         self._head_bytes = self._bodiless_bytes = 0
@@ -263,13 +265,14 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         if exchange is None or self._parser is None:
             self.abort()  # it speaks without being asked
             return
-        pieces = self._pieces
-        broken = False
+        pieces, broken = self._pieces, False
         try:
             self._parser.feed_data(_buffer[:nbytes])  # it copies the pieces of the body
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             broken = True
             self._reusable = False  # bytes behind a complete answer: not known whose
+        if self._complete or not self._head_done:
+            del pieces[self._whole if self._complete else 0 :]  # of no answer that was asked for
         if not (pieces and self._head_told) and self._is_too_much(nbytes):
             self._break(f"sent a head or a trailer of more than {MAX_HEAD_BYTES} bytes")
             return
@@ -331,20 +334,17 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             self._status = self._parser.get_status_code()
             self._head_done = self._status >= 200
 
-    def on_body(self, data: bytes) -> None:
-        if self._head_done and not self._complete:  # a body that the parser gives a 1xx is none
-            self._pieces.append(data)
-
     def on_message_complete(self) -> None:
         if self._complete:
             return
         if self._head_done:
             assert self._parser is not None
-            self._complete = True
+            self._complete, self._whole = True, len(self._pieces)
             # Asked here, for afterwards the parser has forgotten what it read.
             self._reusable = self._parser.should_keep_alive()
         else:
-            self._headers = {}  # a 1xx head: the real one follows
+            self._headers = {}  # a 1xx head: the real one follows, and a body of it is none
+            self._pieces.clear()
 
     # --- inside ----------------------------------------------------------------------------------
 
