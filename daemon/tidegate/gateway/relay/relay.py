@@ -14,6 +14,7 @@ import asyncio
 import logging
 import time
 from contextlib import suppress
+from itertools import cycle
 from typing import Protocol
 
 from tidegate.core.errors import LedgerFull, UpstreamError
@@ -38,7 +39,8 @@ log = logging.getLogger("tidegate.relay")
 # An upstream waits when even the reader that is furthest ahead is this far behind it: enough to
 # ride out a hiccup, far less than the window, so no client that reads loses an event.
 PAUSE_LAG_BYTES = 256 * 1024
-TIMED_EVERY = 16  # reads; timing each would cost as much as framing it
+TIMED_EVERY = 16  # reads of all relays; timing each would cost as much as framing it
+_is_timed = cycle((True, *[False] * (TIMED_EVERY - 1)))
 _STREAMING = RunState.STREAMING  # a member is searched for in its class, each time
 
 
@@ -65,7 +67,7 @@ class Relay:
 
     __slots__ = (
         "__weakref__", "_buffers_are_halved", "_has_backpressure", "_has_outbound", "_host",
-        "_loop", "_reads", "_reply", "_spare_bytes", "answer", "attempt", "extras", "failover",
+        "_loop", "_reply", "_spare_bytes", "answer", "attempt", "extras", "failover",
         "run", "subscribers",
     )  # fmt: skip
 
@@ -82,7 +84,7 @@ class Relay:
         """`caller` tells clients apart that have no token: an address."""
         self.run = run
         self.extras = extras
-        self.subscribers: list[Subscriber] = []
+        self.subscribers: tuple[Subscriber, ...] = ()
         self.answer: Answer | None = None  # for a creator that has not been sent a stream
         self.attempt: Attempt | None = None  # the one under way
         self._host = host
@@ -91,7 +93,6 @@ class Relay:
         failover = None if run.is_over else Failover(self, targets, loop, run.owner or caller)
         self.failover: Failover | None = failover
         self._reply = NO_REPLY  # the head that came last
-        self._reads = 0  # of the stream
         self._has_outbound = False  # the account says that the kernel has not taken all
         self._has_backpressure = False  # the ledger is tight
         self._spare_bytes = 0  # what may then be kept of a run without a subscriber
@@ -128,8 +129,7 @@ class Relay:
     def on_body(self, data: bytes) -> None:
         """Take one read of the upstream's socket, while it sends the stream: the hot path."""
         run = self.run
-        self._reads += 1
-        started_s = 0.0 if self._reads % TIMED_EVERY else time.perf_counter()
+        started_s = time.perf_counter() if next(_is_timed) else 0.0
         try:
             before = run.state
             block = run.feed(data, self._loop.time())
@@ -279,7 +279,7 @@ class Relay:
     def attach(self, subscriber: Subscriber) -> None:
         """Add a reader."""
         self.run.attach()
-        self.subscribers.append(subscriber)
+        self.subscribers = (*self.subscribers, subscriber)
         if self._buffers_are_halved:
             subscriber.shrink_buffer(half=True)
         subscriber.on_progress = self._on_reader_progress
@@ -287,7 +287,7 @@ class Relay:
 
     def detach(self, subscriber: Subscriber) -> None:
         """Remove a reader that has gone, with what it had not read."""
-        self.subscribers.remove(subscriber)
+        self.subscribers = tuple(each for each in self.subscribers if each is not subscriber)
         self.run.detach(self._loop.time())
         if not self.subscribers:
             self._forget_answer()

@@ -89,8 +89,10 @@ _NAMES = {
     for written in (name, name.title())
 }
 
-# All connections read into the same buffer: what is in it is taken before the next one reads.
+# All connections read into the same buffer: what is in it is taken before the next one reads. So
+# are the pieces of bodies that a parser finds in it.
 _buffer = memoryview(bytearray(READ_BYTES))
+_pieces: list[bytes] = []
 
 
 class UpstreamConnection(asyncio.BufferedProtocol):
@@ -99,8 +101,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
     __slots__ = (
         "__weakref__", "_bodiless_bytes", "_complete", "_exchange", "_head_bytes", "_head_done",
         "_head_told", "_headers", "_is_full", "_linger", "_loop", "_on_free", "_on_sent",
-        "_parser", "_paused", "_pieces", "_resting", "_reusable", "_status", "_transport",
-        "_unsent", "_whole", "exchanges", "idle_until_s", "on_body",
+        "_parser", "_paused", "_resting", "_reusable", "_status", "_transport", "_unsent",
+        "_whole", "exchanges", "idle_until_s",
     )  # fmt: skip
 
     def __init__(
@@ -111,9 +113,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._exchange: Exchange | None = None
         self._parser: httptools.HttpResponseParser | None = None
-        self._pieces: list[bytes] = []  # of bodies, in the read that is being parsed
-        self.on_body = self._pieces.append  # for the parser
-        self._whole = 0  # how many of them were the answer's, when it was complete
+        self._whole = 0  # how many pieces of a read were the answer's, when it was complete
         self._headers: dict[str, str] = {}
         self._status = 0
         self._head_bytes = self._bodiless_bytes = 0
@@ -265,7 +265,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         if exchange is None or self._parser is None:
             self.abort()  # it speaks without being asked
             return
-        pieces, broken = self._pieces, False
+        pieces, broken = _pieces, False
+        pieces.clear()
         try:
             self._parser.feed_data(_buffer[:nbytes])  # it copies the pieces of the body
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
@@ -276,13 +277,13 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         if not (pieces and self._head_told) and self._is_too_much(nbytes):
             self._break(f"sent a head or a trailer of more than {MAX_HEAD_BYTES} bytes")
             return
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
         if self._head_done and not self._head_told:
             self._head_told = True
             exchange.on_head(self._status, self._headers)
-        if pieces:
+        if body:
             self._bodiless_bytes = 0
-            body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            pieces.clear()
             if self._exchange is not None:  # another, if the head has been passed on
                 self._exchange.on_body(body)
         if self._complete:
@@ -295,7 +296,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         """Count a read with more than pieces of the body: a head, trailers, chunk extensions."""
         if not self._head_done:
             self._head_bytes += read_bytes  # a head that came in pieces counts twice at worst
-        self._bodiless_bytes = 0 if self._pieces else self._bodiless_bytes + read_bytes
+        self._bodiless_bytes = 0 if _pieces else self._bodiless_bytes + read_bytes
         return max(self._head_bytes, self._bodiless_bytes) > MAX_HEAD_BYTES
 
     def eof_received(self) -> bool:
@@ -316,6 +317,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             exchange.on_lost(what, answered=self._head_bytes > 0 or self._head_done)
 
     # --- from the parser ----------------------------------------------------------------------
+
+    on_body = staticmethod(_pieces.append)
 
     def on_message_begin(self) -> None:
         if self._complete:
@@ -339,12 +342,12 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             return
         if self._head_done:
             assert self._parser is not None
-            self._complete, self._whole = True, len(self._pieces)
+            self._complete, self._whole = True, len(_pieces)
             # Asked here, for afterwards the parser has forgotten what it read.
             self._reusable = self._parser.should_keep_alive()
         else:
             self._headers = {}  # a 1xx head: the real one follows, and a body of it is none
-            self._pieces.clear()
+            _pieces.clear()
 
     # --- inside ----------------------------------------------------------------------------------
 
