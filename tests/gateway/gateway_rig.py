@@ -20,8 +20,8 @@ from fakes.machine import stop_listening, until
 from fakes.upstream import DONE, FINISH, ROLE
 from tidegate.core import scopes
 from tidegate.core.errors import UpstreamError
-from tidegate.core.protocol.worker import StateUpdate
-from tidegate.core.settings import Limits, Model, Server, Settings, Token, Upstream
+from tidegate.core.protocol.worker import StateUpdate, StorePlaces
+from tidegate.core.settings import Journal, Limits, Model, Server, Settings, Token, Upstream
 from tidegate.gateway.api import routes
 from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.relay.relay import Relay
@@ -233,6 +233,10 @@ class Rig:
         while registry.finished_count and registry.sweep(gateway.loop.time(), finished=True).runs:
             pass  # some at a time
         await until(lambda: not registry.ledger.accounts, DEADLINE_S, "every account is closed")
+        gateway.recorder.flush()
+        await gateway.stores.flush(DEADLINE_S)
+        stored = registry.ledger.stores
+        await until(lambda: not stored.total_bytes, DEADLINE_S, "what waited is written")
         assert self.held_bytes == 0, registry.ledger.statistics()
         assert (registry.active_count, registry.finished_count) == (0, 0)
         # No answer shows what these keep, and each run would leave a little more of it.
@@ -295,12 +299,14 @@ class Rigs:
         tokens: list[Token] | None = None,
         secrets: dict[str, str] | None = None,
         peer: bool = False,
+        places: StorePlaces | None = None,
+        journal: Journal | None = None,
         **limits: Any,
     ) -> Rig:
         """A serving gateway. What is no `Upstream` has a `url` and becomes "box", "box1", ….
 
         Its models are not asked for, so that the first connection to an upstream is a run's;
-        with `peer` it has its Unix socket, and they are.
+        with `peer` it has its Unix socket, and they are. With `places` runs are written down.
         """
         chosen = [
             each
@@ -316,10 +322,13 @@ class Rigs:
             else [Model(name=n, targets=t) for n, t in (models or {}).items()],
             server=Server(fast_lane=self.road != "ordinary"),
             limits=Limits(**(short | limits)),
+            journal=journal or Journal(),
         )
         peer_socket = self._peer_sockets()
         gateway = Gateway(1 + len(self.started), peer_socket, routes)
-        gateway.configure(settings, tokens or [], secrets or {})
+        gateway.configure(settings, tokens or [], secrets or {}, places=places)
+        if places is not None and not peer:
+            await gateway.stores.open()
         if peer:
             await gateway.open()
         sock = socket.create_server(("127.0.0.1", 0))
@@ -352,9 +361,10 @@ class Rigs:
         await until(lambda: asyncio.all_tasks() <= before, DEADLINE_S, "no task is left")
 
 
-async def two_generations(rigs: Rigs, upstream: object) -> tuple[Rig, Rig]:
+async def two_generations(rigs: Rigs, upstream: object, **options: Any) -> tuple[Rig, Rig]:
     """The draining one and the serving one, which know each other."""
-    draining, serving = await rigs(upstream, peer=True), await rigs(upstream, peer=True)
+    draining = await rigs(upstream, peer=True, **options)
+    serving = await rigs(upstream, peer=True, **options)
     serving.facts(peer_socket=draining.peer_socket)
     draining.facts(peer_socket=serving.peer_socket)
     draining.gateway.server.draining = True

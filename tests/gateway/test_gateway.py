@@ -49,7 +49,7 @@ from tidegate.gateway.server.errors import Refused
         ("POST", "/healthz", 405),
         ("GET", "/v1/chat/completions", 405),
         ("HEAD", "/v1/chat/completions", 405),
-        ("DELETE", "/v1/runs/x", 405),
+        ("PUT", "/v1/runs/x", 405),
         ("GET", "/v1", 404),
         ("GET", "/v1/", 404),
         ("GET", "/healthz/", 404),

@@ -18,10 +18,14 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from tidegate.core.brake import Brake
-from tidegate.core.protocol.worker import StateUpdate
+from tidegate.core.protocol.worker import StateUpdate, StorePlaces
+from tidegate.core.records.history import RunRow
 from tidegate.core.runs.ledger import Ledger
 from tidegate.core.settings import Settings, Token
 from tidegate.gateway import web
+from tidegate.gateway.records.recall import Recall
+from tidegate.gateway.records.recorder import Recorder
+from tidegate.gateway.records.run_log import RunLog
 from tidegate.gateway.records.tally import RunTally
 from tidegate.gateway.relay.evictor import Evictor
 from tidegate.gateway.relay.handover import PEER_NAME, Peer
@@ -34,9 +38,12 @@ from tidegate.gateway.server.errors import DEMO_PATH, Refused
 from tidegate.gateway.server.porch import Lane
 from tidegate.gateway.server.server import GatewayServer
 from tidegate.gateway.server.sockets import Sockets
+from tidegate.gateway.stores.stores import Stores
 from tidegate.gateway.upstreams.catalog import PROBE_S, REFRESH_S, Catalog
 
 log = logging.getLogger("tidegate.gateway")
+
+WRITE_DOWN_S = 1.0  # for the stores, when all is over
 
 
 Handler = Callable[..., Awaitable[web.StreamResponse]]
@@ -85,12 +92,19 @@ class Gateway:
         self.registry.limits = lambda: self.settings.limits
         self.sockets = Sockets(self.registry.ledger)
         self.tally = RunTally()
+        self.run_log = RunLog(self.loop)
         self.state_update: StateUpdate | None = None
         self.parked: str | None = None  # why nothing is served
         self._peer: Peer | None = None  # the other generation, while there is one
         self.loop_lag_s = 0.0
         self.resident_bytes = resident_bytes
         self.routes = routes
+        self.stores = Stores(self.loop, self.registry.ledger.stores)
+        self._places = StorePlaces()
+        self.recorder = Recorder(self.loop, self.stores, self.registry.under_way)
+        self.recorder.on_row = self._on_row
+        self.registry.recording = self.recorder
+        self.recall = Recall(self.registry, self.recorder, self.stores, self.loop)
         self.server = GatewayServer(
             partial(routes.handle, self),
             lambda: self.settings.limits,
@@ -128,10 +142,13 @@ class Gateway:
         secrets: dict[str, str],
         headers: Mapping[str, dict[str, str]] | None = None,
         authorities: Mapping[str, str] | None = None,
+        *,
+        places: StorePlaces | None = None,
     ) -> None:
         """New settings for everything that begins from now on. Raises ValueError, changes nothing.
 
-        Runs under way keep the limits that they began with.
+        `places` is where runs are written down; None: where they were. Runs under way keep the
+        limits that they began with.
         """
         access = AccessControl(
             allowed_hosts=settings.allowed_hosts,
@@ -144,6 +161,10 @@ class Gateway:
         self.settings, self._access, self.catalog = settings, access, catalog
         self.registry.token_names = access.names
         self._lane.forget()
+        self._places = self._places if places is None else places
+        self.stores.configure(settings.journal, settings.history, self._places)
+        self.recorder.configure(settings.journal, access.names)
+        self.run_log.tells_all = settings.log_requests
         self.server.table.places = descriptors.places_for(settings.limits.max_connections)
 
     def on_state_update(self, update: StateUpdate) -> None:
@@ -176,7 +197,8 @@ class Gateway:
     # --- life ---------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Opens the inner socket, and learns what models there are."""
+        """Opens the stores and the inner socket, and learns what models there are."""
+        await self.stores.open()
         if self._peer_socket:
             await self._inner.listen(_bind_unix(self._peer_socket))
             self._peer_is_open = True
@@ -215,7 +237,9 @@ class Gateway:
             relay.cancel(reason)
         flush_s = min(self.settings.limits.close_flush_s, within_s / 2)
         await asyncio.gather(
-            self.server.shutdown(flush_s, flush_s), self._inner.shutdown(flush_s, flush_s)
+            self.server.shutdown(flush_s, flush_s),
+            self._inner.shutdown(flush_s, flush_s),
+            self._write_down(min(WRITE_DOWN_S, within_s)),
         )
         for task in self._tasks:
             task.cancel()
@@ -223,8 +247,20 @@ class Gateway:
         self.catalog.close()
         self.meet(None)
         self.registry.close()
+        self.recorder.close()
+        self.run_log.close()
+        self.stores.close()
         if self._peer_socket:
             _unlink(self._peer_socket)
+
+    def _on_row(self, row: RunRow, reason: str | None) -> None:
+        self.tally.count(row)
+        self.run_log.note(row, reason)
+
+    async def _write_down(self, within_s: float) -> None:
+        """Have the stores write what has ended."""
+        self.recorder.flush()
+        await self.stores.flush(within_s)
 
     def _drop_caches(self) -> None:
         """Give up what can be had again: idle connections to upstreams, what sockets remember."""

@@ -29,10 +29,13 @@ from tidegate.core.protocol.worker import (
     Configured,
     Draining,
     Failed,
+    Forget,
+    Forgotten,
     Heartbeat,
     Inspect,
     ListModels,
     ListRuns,
+    ListUsage,
     ModelList,
     Ready,
     Reclaim,
@@ -42,6 +45,7 @@ from tidegate.core.protocol.worker import (
     StateUpdate,
     Sweep,
     Swept,
+    UsageList,
 )
 from tidegate.gateway import config_watch
 from tidegate.gateway.api import routes
@@ -50,6 +54,7 @@ from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.heap_upkeep import HeapUpkeep
 from tidegate.gateway.relay.evictor import Heap
 from tidegate.gateway.snapshot import inspect
+from tidegate.gateway.stores.store_thread import StoreUnavailable
 from tidegate.gateway.watchdog_line import WatchdogLine
 from tidegate.logs import handler as log_lines
 from tidegate.machine.heap import resident_meter, volunteer_for_oom
@@ -85,9 +90,7 @@ class Worker:
     async def serve(self) -> None:
         """Serve from the first setting to the last answer."""
         gateway, first = self._gateway, self._configure
-        gateway.configure(
-            first.settings, first.tokens, first.secrets, first.headers, first.authorities
-        )
+        self._apply(first)
         gateway.parked = first.parked
         gateway.registry.ledger.limit_bytes = first.ledger_limit_bytes
         gateway.meet(first.other_socket)
@@ -101,6 +104,7 @@ class Worker:
                 found=catalog.found,
                 model=catalog.first_model,
                 beats_when_asked=True,
+                remembers=True,
             )
         )
         self._line.send(self._heartbeat())  # so that `status` knows of it as soon as it serves
@@ -129,6 +133,7 @@ class Worker:
 
     def _heartbeat(self, request: int = 0) -> Heartbeat:
         registry = self._gateway.registry
+        journal, history = self._gateway.stores.states()
         return Heartbeat(
             request=request,
             rss_bytes=self._resident_bytes(),
@@ -145,6 +150,8 @@ class Worker:
             allocator=self._heap.allocator,
             at_limit=self._gateway.evictor.at_limit,
             upstreams=self._gateway.catalog.statuses(),
+            journal=journal,
+            history=history,
         )
 
     # --- what the watchdog says ---------------------------------------------------------------
@@ -166,11 +173,8 @@ class Worker:
                     tasks.create_task(self._reclaim(message))
                 case Inspect():
                     self._line.send(inspect(self._gateway.registry, message.request))
-                case ListRuns():
-                    registry = self._gateway.registry
-                    runs = registry.newest(None, message.limit)
-                    total = registry.active_count + registry.finished_count
-                    self._line.send(RunList(request=message.request, runs=runs, total=total))
+                case ListRuns() | ListUsage() | Forget():
+                    tasks.create_task(self._answer(message))
                 case ListModels():
                     upstreams, aliases = self._gateway.catalog.describe(message.limit)
                     answer = ModelList(
@@ -181,15 +185,59 @@ class Worker:
                     if self._drain.order(message):
                         tasks.create_task(self._drain_until_over())
 
+    async def _answer(self, message: ListRuns | ListUsage | Forget) -> None:
+        """Answer what the stores may be asked for, which may take some seconds."""
+        match message:
+            case ListRuns():
+                self._line.send(await self._list_runs(message))
+            case ListUsage():
+                self._line.send(await self._list_usage(message))
+            case Forget():
+                self._line.send(await self._forget(message))
+
+    async def _list_runs(self, message: ListRuns) -> RunList:
+        registry = self._gateway.registry
+        total = registry.active_count + registry.finished_count
+        runs = registry.newest(None, message.limit)
+        if message.all:
+            try:
+                runs = await self._gateway.recall.listed_whole(message.limit)
+                total = max(total, len(runs))
+            except StoreUnavailable as error:
+                log.warning("only what is in memory is listed: %s", error)
+        return RunList(request=message.request, runs=runs, total=total)
+
+    async def _list_usage(self, message: ListUsage) -> UsageList:
+        gateway = self._gateway
+        try:
+            lines = await gateway.recall.usage(
+                message.by, message.since, None, gateway.settings.models
+            )
+        except StoreUnavailable as error:
+            return UsageList(request=message.request, lines=[], error=str(error))
+        return UsageList(request=message.request, lines=lines)
+
+    async def _forget(self, message: Forget) -> Forgotten:
+        try:
+            runs = await self._gateway.recall.forget_whole(message.run)
+        except StoreUnavailable as error:
+            return Forgotten(request=message.request, runs=0, error=str(error))
+        return Forgotten(request=message.request, runs=runs)
+
+    def _apply(self, message: Configure) -> None:
+        """Go by these settings. Raises ValueError."""
+        self._gateway.configure(
+            message.settings,
+            message.tokens,
+            message.secrets,
+            message.headers,
+            message.authorities,
+            places=message.store_places,
+        )
+
     def _reconfigure(self, message: Configure) -> Configured:
         try:
-            self._gateway.configure(
-                message.settings,
-                message.tokens,
-                message.secrets,
-                message.headers,
-                message.authorities,
-            )
+            self._apply(message)
         except ValueError as error:
             return Configured(request=message.request, error=str(error))
         self._gateway.parked = message.parked

@@ -355,13 +355,11 @@ def test_a_finished_run_is_handed_over_whole() -> None:
     run = make_run(ledger=ledger)
     run.adopt(
         state=RunState.COMPLETED,
-        reason=None,
         attempts=[],
         events=b"".join(events),
         first_seq=7,
         next_seq=12,
         ended_s=150.0,
-        ended=1.0,
     )
     assert (run.window.first_seq, run.window.next_seq) == (7, 12)
     assert run.window.read(run.window.cursor(9))[0] == b"".join(events[2:])
@@ -382,13 +380,11 @@ def test_a_hand_over_that_does_not_add_up_is_refused(
     with pytest.raises(ValueError, match="handed over"):
         run.adopt(
             state=state,
-            reason=None,
             attempts=[],
             events=text("a"),
             first_seq=first_seq,
             next_seq=next_seq,
             ended_s=150.0,
-            ended=1.0,
         )
 
 

@@ -29,6 +29,7 @@ _ADVICE = {
     "upstream_429": "ask again later",
     "upstream_key_refused": "the owner of this gateway has to mend the key or its account",
     "upstream_model_missing": "the owner of this gateway has to mend the targets in its config",
+    "worker_died": "what there was of the answer can be read again; ask anew for a whole one",
     "cursor_evicted": "read faster, or raise limits.window",
     **{f"upstream_{status}": "its own log may say why; ask again" for status in range(500, 600)},
 }

@@ -50,6 +50,7 @@ class Ledger:
         "light",
         "limit_bytes",
         "reclaim",
+        "stores",
         "total_bytes",
     )
 
@@ -58,6 +59,7 @@ class Ledger:
         self.entries = [0] * _ENTRIES  # the sums of all accounts
         self.connections = Account(self)  # of those that have no run: never closed
         self.light = Account(self)  # of light answers, which have no run either: never closed
+        self.stores = Account(self)  # of what waits to be written down: never closed
         self.limit_bytes = limit_bytes  # 0: none
         self.reclaim: Callable[[], object] = lambda: None
         self._accounts: set[Account] = set()

@@ -49,9 +49,10 @@ class Run:
 
     __slots__ = (
         "_is_taking", "abandoned_s", "account", "attempts", "body", "census", "created",
-        "created_s", "delivered", "ended", "ended_s", "error_code", "format", "id", "is_sending",
-        "limits", "owner", "paused_s", "queued_s", "readers", "reason", "released", "request",
-        "response_id", "state", "transcript", "upstream_response_id", "window",
+        "created_s", "delivered", "ended", "ended_s", "error_code", "first_output_s", "format",
+        "id", "is_sending", "limits", "owner", "paused_s", "queued_s", "readers", "reason",
+        "released", "request", "request_bytes", "response_id", "state", "transcript",
+        "upstream_response_id", "window",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +81,8 @@ class Run:
         self.created_s = now_s
         self.queued_s = now_s  # since when it has been waiting for a slot
         self.created = created  # Unix seconds, for people
+        self.request_bytes = len(body)
+        self.first_output_s: float | None = None  # how long after the request it came
         self.ended_s: float | None = None
         self.ended: float | None = None
         self.released = False
@@ -210,6 +213,7 @@ class Run:
         """Begin the answer: what was held moves to the window and is sent."""
         attempt = self.attempt
         attempt.last_event_s = attempt.proven_s = now_s
+        self.first_output_s = now_s - self.created_s
         self._become(step(self.state, Trigger.OUTPUT))
         self._drop_body()  # no further attempt can follow
         block, events = attempt.take_held()
@@ -347,13 +351,11 @@ class Run:
         self,
         *,
         state: RunState,
-        reason: str | None,
         attempts: list[AttemptRecord],
         events: bytes,
         first_seq: int,
         next_seq: int,
         ended_s: float,
-        ended: float,
     ) -> None:
         """Become a run that ended in another process. Raises ValueError where that is untrue."""
         if state not in TERMINAL or not 0 <= first_seq <= next_seq:
@@ -361,9 +363,7 @@ class Run:
         if len(self.window.framing.split(events)) != next_seq - first_seq:
             raise ValueError("the events of a run that was handed over do not add up")
         self._become(state)
-        self.reason, self.attempts = reason, attempts
-        self._is_taking = False
-        self.ended_s, self.ended = ended_s, ended
+        self.attempts, self.ended_s, self._is_taking = attempts, ended_s, False
         self.window.begin_at(first_seq)
         if events:
             self.window.append(events, next_seq - first_seq)

@@ -83,6 +83,11 @@ class Window:
         """How many events there have been."""
         return self.end.seq
 
+    @property
+    def start(self) -> Cursor:
+        """The cursor at the oldest event held; the end where there is none."""
+        return self._segments[0].first if self._segments else self.end
+
     def begin_at(self, seq: int) -> None:
         """Number the first event, which is still to come."""
         self.first_seq, self.end = seq, Cursor(seq, 0)
@@ -171,6 +176,14 @@ class Window:
         if segment.size > 0:
             return segment.events[skipped:], behind
         return bytes(segment.data[skipped:]), behind
+
+    def read_all(self, cursor: Cursor) -> bytes:
+        """Read from `cursor` to the end of the window. Raises CursorEvicted."""
+        blocks: list[bytes] = []
+        while cursor.seq < self.end.seq:
+            block, cursor = self.read(cursor)
+            blocks.append(block)
+        return b"".join(blocks)
 
     def last_events(self, count: int) -> list[bytes]:
         """Give the last `count` events, fewer where fewer are held."""

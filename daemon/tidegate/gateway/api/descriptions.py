@@ -225,6 +225,11 @@ BY_HANDLER = {
         {"200": json_answer("The run.", "Run"), "404": _NO_RUN},
         "runs",
     ),
+    "delete_run": Description(
+        "Forget a run, and end it if need be; the history keeps that there was one",
+        {"200": json_answer("It is forgotten.", "Deleted"), "404": _NO_RUN},
+        "runs",
+    ),
     "list_repairs": Description(
         "What needs mending: since when, why, and how",
         {"200": json_answer("Open problems, the worst first.", "Repairs")},

@@ -194,29 +194,16 @@ class FastLane:
         registry, target, ended_s = self._gateway.registry, light.target, self._gateway.loop.time()
         target.pool.note_first_output(target.model, ended_s - light.asked_s)
         registry.on_first_output(target.pool.name, ended_s - light.asked_s)
-        answer = KeptAnswer(
-            id=run_id,
-            owner=light.owner,
-            model=light.parsed.info.model,
-            upstream=target.pool.name,
-            path=light.parsed.form.path,
-            keep_s=target.limits.keep_finished_s,
-            created=light.created,
-            ended=time.time(),
-            began_s=light.asked_s,
-            ended_s=ended_s,
-            request_id=light.reply.request_id,
-            next_seq=events,
-            events=block,
-        )
-        registry.on_light_end(answer)
+        registry.on_light_end(_as_kept(light, run_id, ended_s, events, block))
 
     def send_plain(self, light: LightRun, answer: Answer) -> None:
         """Send an answer in one piece."""
+        run_id = new_id("run")
         length = ("Content-Length", str(len(answer.body)))
-        head = answer_head(new_id("run"), answer._replace(headers=(length, *answer.headers)))
+        head = answer_head(run_id, answer._replace(headers=(length, *answer.headers)))
         self._send(light, head + answer.body)
-        self._gateway.registry.on_light_end(None)
+        ended_s = self._gateway.loop.time()
+        self._gateway.registry.on_light_end(_as_kept(light, run_id, ended_s, 0, answer.body))
 
     def _send(self, light: LightRun, data: bytes) -> None:
         """Write the whole answer; the request is over when the kernel has taken it."""
@@ -263,6 +250,30 @@ class FastLane:
         lights.promote(self._gateway.loop.time() - MOST_AGE_S / 2)
         if lights.running:
             self._watch_age()
+
+
+def _as_kept(
+    light: LightRun, run_id: str, ended_s: float, next_seq: int, events: bytes
+) -> KeptAnswer:
+    """Give what is kept of a light answer that has been sent."""
+    parsed, target = light.parsed, light.target
+    return KeptAnswer(
+        id=run_id,
+        owner=light.owner,
+        model=parsed.info.model,
+        upstream=target.pool.name,
+        upstream_model=target.model,
+        path=parsed.form.path,
+        keep_s=target.limits.keep_finished_s,
+        created=light.created,
+        ended=time.time(),
+        began_s=light.asked_s,
+        ended_s=ended_s,
+        request_id=light.reply.request_id,
+        request_bytes=len(parsed.body),
+        next_seq=next_seq,
+        events=events,
+    )
 
 
 class _FastDelivery(Delivery):

@@ -1,13 +1,15 @@
-"""What the other generation answers in our place, during a recycle.
+"""Where else a run may be: in the journal, or with the other generation, during a recycle.
 
-A handler that does not know a run raises NotHere. The run may be the other generation's: then that
-is asked, and what it answers is relayed, status and all.
+A handler that does not know a run raises NotHere. What the journal has of a run that is over is
+brought back, and the handler asked again. The run may be the other generation's: then that is
+asked, and what it answers is relayed, status and all.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -19,6 +21,7 @@ from tidegate.core.formats.framing import SSE
 from tidegate.core.runs.ledger import Entry
 from tidegate.core.runs.state import RunState
 from tidegate.gateway import web
+from tidegate.gateway.api.heads import no_room
 from tidegate.gateway.api.run_socket import RunSocket, event_message
 from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.relay.handover import Peer, PeerStream
@@ -26,6 +29,7 @@ from tidegate.gateway.server.auth import Caller
 from tidegate.gateway.server.errors import Refused
 from tidegate.gateway.server.websocket import WebSocket
 from tidegate.gateway.server.writer import AlreadySent
+from tidegate.gateway.stores.store_thread import StoreUnavailable
 
 _ID_LINE = re.compile(rb"(?:^|\n)id: (\d+)\n")
 
@@ -40,11 +44,80 @@ class Events(NamedTuple):
 class NotHere(Refused):
     """This generation does not know what was asked for: 404, unless the other one does."""
 
-    def __init__(self, kind: str, events: Events | None = None) -> None:
-        """`kind` is "run" or "response"; `events` are what is wanted of it, if not a summary."""
+    def __init__(
+        self, kind: str, sought: str, owner: str | None, events: Events | None = None
+    ) -> None:
+        """`kind` is "run" or "response", `sought` its id, `owner` whose it must be; None: anyone's.
+
+        `events` are what is wanted of it, if not a summary.
+        """
         message = f"there is no such {kind}, or it is no longer kept"
         super().__init__(404, message, f"{kind}_not_found")
+        self.kind = kind
+        self.sought = sought
+        self.owner = owner
         self.events = events
+
+
+Again = Callable[[], Awaitable[web.StreamResponse]]
+
+
+async def answer_elsewhere(
+    gateway: Gateway, request: web.BaseRequest, caller: Caller, missing: NotHere, again: Again
+) -> web.StreamResponse:
+    """Answer a request for what is not held here; `again` asks its handler once more.
+
+    Raises `missing` where there is no such thing, Refused (503) where that cannot be found out.
+    """
+    unread: StoreUnavailable | None = None
+    try:
+        if await bring_back(gateway, missing):
+            with suppress(NotHere):
+                return await again()
+    except StoreUnavailable as error:
+        unread = error
+    try:
+        answer = await forward(gateway, request, caller, missing)
+    except NotHere:
+        if unread is not None:
+            raise unreadable(unread) from None
+        raise
+    if answer.status == 404:
+        with suppress(NotHere):  # it may have been handed over to us meanwhile
+            return await again()
+    return answer
+
+
+async def bring_back(gateway: Gateway, missing: NotHere) -> bool:
+    """Have the registry hold again what is sought, if the journal has it and it is over.
+
+    Raises StoreUnavailable, and Refused where there is no room for it.
+    """
+    try:
+        if missing.kind == "run":
+            return await gateway.recall.bring_run(missing.sought, missing.owner)
+        return await gateway.recall.bring_response(missing.sought, missing.owner or "")
+    except LedgerFull as full:
+        raise no_room(full) from None
+
+
+async def forget(gateway: Gateway, run_id: str, owner: str | None) -> None:
+    """Have the journal forget a run that is not held any more. Raises Refused."""
+    try:
+        await gateway.recall.forget(run_id, owner)
+    except StoreUnavailable as error:
+        raise unreadable(error) from None
+
+
+def unreadable(error: StoreUnavailable) -> Refused:
+    """Say that what was asked for may be in a store that cannot be used just now."""
+    return Refused(
+        503,
+        f"what is kept of former runs cannot be used now: {error}",
+        "journal_unavailable",
+        type="server_error",
+        headers={"Retry-After": "10"},
+    )
 
 
 async def forward(

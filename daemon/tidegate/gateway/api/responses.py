@@ -18,7 +18,7 @@ from tidegate.core.runs.run import Run
 from tidegate.core.runs.state import RunState
 from tidegate.gateway import web
 from tidegate.gateway.api.cursor import cursor_after, follow, starting_after
-from tidegate.gateway.api.peer import Events, NotHere
+from tidegate.gateway.api.peer import Events, NotHere, forget
 from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.relay.request import RequestExtras
@@ -65,7 +65,9 @@ async def delete_response(
     gateway: Gateway, request: web.BaseRequest, caller: Caller, response_id: str
 ) -> web.StreamResponse:
     """Forget a response, and end it if need be."""
-    gateway.registry.discard(_find(gateway, caller, response_id), "deleted by client")
+    relay = _find(gateway, caller, response_id)
+    gateway.registry.discard(relay, "deleted by client")
+    await forget(gateway, relay.run.id, caller.owner)
     return deleted(response_id)
 
 
@@ -83,7 +85,7 @@ def _find(
     """Find the run of the caller's response. Raises NotHere."""
     relay = gateway.registry.find_response(response_id, caller.owner)
     if relay is None:
-        raise NotHere("response", events)
+        raise NotHere("response", response_id, caller.owner, events)
     return relay
 
 

@@ -7,7 +7,6 @@ administrative is here: that is the watchdog's control socket.
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from functools import partial
 
 import msgspec
@@ -22,7 +21,7 @@ from tidegate.gateway.api import create, demo, health, ollama, openapi, response
 from tidegate.gateway.api.fast_lane import FastLane
 from tidegate.gateway.api.heads import no_room
 from tidegate.gateway.api.models import list_models, show_model
-from tidegate.gateway.api.peer import NotHere, forward
+from tidegate.gateway.api.peer import NotHere, answer_elsewhere
 from tidegate.gateway.api.responses import (
     cancel_response,
     delete_response,
@@ -71,6 +70,7 @@ ROUTES = tuple(
         ("GET", _RUN, Access.READ, runs.show_run),
         ("GET", f"{_RUN}/stream", Access.USE, runs.stream_run),
         ("POST", f"{_RUN}/cancel", Access.USE, runs.cancel_run),
+        ("DELETE", _RUN, Access.USE, runs.delete_run),
         ("GET", "/repairs", Access.READ, health.list_repairs),
         ("GET", "/metrics", Access.READ, health.show_metrics),
         ("GET", "/healthz", Access.OPEN, health.is_alive),
@@ -121,10 +121,8 @@ async def handle(gateway: Gateway, request: web.BaseRequest) -> web.StreamRespon
     try:
         answer = await route.handler(gateway, request, caller, *groups)
     except NotHere as missing:
-        answer = await forward(gateway, request, caller, missing)
-        if answer.status == 404:
-            with suppress(NotHere):  # it may have been handed over to us meanwhile
-                answer = await route.handler(gateway, request, caller, *groups)
+        again = partial(route.handler, gateway, request, caller, *groups)
+        answer = await answer_elsewhere(gateway, request, caller, missing, again)
     if not answer.prepared and not isinstance(answer, AlreadySent):
         for name, value in id_headers(new_id("req")).items():
             answer.headers.setdefault(name, value)

@@ -1,8 +1,8 @@
-"""`/v1/runs`: look at runs, join them, resume them, cancel them.
+"""`/v1/runs`: look at runs, join them, resume them, cancel them, forget them.
 
 Whose a run is decides what exists: another key's run is not found, unless the key is there to look
-after all. What a run says is for its owner alone. One that this generation does not know may belong
-to the other one during a recycle (`peer`).
+after all. What a run says is for its owner alone. One that this generation does not know may be in
+the journal, or belong to the other one during a recycle (`peer`).
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ import msgspec
 
 from tidegate.gateway import web
 from tidegate.gateway.api.cursor import cursor_after, follow, starting_after, whole_number
-from tidegate.gateway.api.peer import Events, NotHere
+from tidegate.gateway.api.peer import Events, NotHere, forget
 from tidegate.gateway.api.run_socket import serve_socket
 from tidegate.gateway.gateway import Gateway
+from tidegate.gateway.relay.handover import PEER_NAME
 from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.relay.summaries import attempts_of, summarise
 from tidegate.gateway.server.auth import Caller
 from tidegate.gateway.server.errors import Refused
 from tidegate.gateway.server.writer import ResponseWriter
+from tidegate.gateway.stores.store_thread import StoreUnavailable
 
 MOST_LISTED = 1000
 
@@ -38,8 +40,16 @@ async def list_runs(
     runs = gateway.registry.newest(caller.sees, limit)
     known = {run.id for run in runs}
     runs += [run for run in elsewhere if run.id not in known]
+    missing: dict[str, str] = {}
+    if caller.name != PEER_NAME:
+        known.update(run.id for run in runs)
+        try:
+            kept = await gateway.recall.listed(caller.sees, limit)
+            runs += [run for run in kept if run.id not in known]
+        except StoreUnavailable as error:
+            missing = {"incomplete": f"runs that are only in the journal are left out: {error}"}
     runs.sort(key=lambda run: run.created, reverse=True)
-    return _json({"object": "list", "data": runs[:limit]})
+    return _json({"object": "list", "data": runs[:limit], **missing})
 
 
 async def show_run(
@@ -58,6 +68,15 @@ async def cancel_run(
     relay = _find(gateway, caller.ends, run_id)
     relay.cancel("cancelled by client")
     return _json(summarise(relay, gateway.registry.token_names))
+
+
+async def delete_run(
+    gateway: Gateway, request: web.BaseRequest, caller: Caller, run_id: str
+) -> web.StreamResponse:
+    """Forget a run, and end it if need be; the history keeps that there was one."""
+    gateway.registry.discard(_find(gateway, caller.ends, run_id), "deleted by client")
+    await forget(gateway, run_id, caller.ends)
+    return _json({"id": run_id, "object": "run", "deleted": True})
 
 
 async def stream_run(
@@ -82,7 +101,7 @@ def _find(gateway: Gateway, owner: str | None, run_id: str, events: Events | Non
     """Find the run, if it is `owner`'s; with None anyone's. Raises NotHere."""
     relay = gateway.registry.find(run_id, owner)
     if relay is None:
-        raise NotHere("run", events)
+        raise NotHere("run", run_id, owner, events)
     return relay
 
 

@@ -19,6 +19,7 @@ from msgspec import Struct
 from tidegate.core import scopes
 from tidegate.core.errors import LedgerFull, UpstreamError
 from tidegate.core.formats import BY_PATH, CHAT
+from tidegate.core.records.journal import JournaledRun
 from tidegate.core.runs.attempt import AttemptRecord
 from tidegate.core.runs.ledger import Account, Entry, Ledger
 from tidegate.core.runs.run import Run, RunRequest
@@ -63,6 +64,8 @@ class HandedRun(Struct, frozen=True, kw_only=True):
     stored: bool = True
     response_id: str | None = None
     upstream_response_id: str | None = None
+    upstream_model: str = ""
+    code: str | None = None
     events: str  # the window's bytes in base64: they are UTF-8 only if the upstream was honest
 
 
@@ -74,13 +77,6 @@ _decode_run = msgspec.json.Decoder(HandedRun).decode
 def pack(run: Run) -> bytes:
     """A finished run, ready to be handed over."""
     window = run.window
-    blocks = []
-    cursor = window.cursor(window.first_seq)
-    while True:
-        block, cursor = window.read(cursor)
-        if not block:
-            break
-        blocks.append(block)
     return _encode(
         HandedRun(
             id=run.id,
@@ -99,7 +95,9 @@ def pack(run: Run) -> bytes:
             stored=run.request.stored,
             response_id=run.response_id,
             upstream_response_id=run.upstream_response_id,
-            events=base64.b64encode(b"".join(blocks)).decode("ascii"),
+            upstream_model=run.attempts[-1].model if run.attempts else "",
+            code=run.error_code,
+            events=base64.b64encode(window.read_all(window.start)).decode("ascii"),
         )
     )
 
@@ -108,41 +106,93 @@ def unpack(data: bytes, ledger: Ledger, limits: Limits, now_s: float) -> Run:
     """The run on the other side. Raises msgspec.MsgspecError, LedgerFull, ValueError."""
     handed = _decode_run(data)
     account = ledger.open()
-    age_s = max(0.0, time.time() - handed.ended)
+    now = time.time()
+    kept = JournaledRun(
+        id=handed.id,
+        owner=handed.owner,
+        token="",
+        path=handed.path,
+        model=handed.model,
+        upstream_model=handed.upstream_model,
+        upstreams=tuple(handed.upstreams),
+        state=handed.state,
+        reason=handed.reason,
+        code=handed.code,
+        created=handed.created,
+        ended=handed.ended,
+        first_seq=handed.first_seq,
+        next_seq=handed.next_seq,
+        response_id=handed.response_id,
+        upstream_response_id=handed.upstream_response_id,
+        streamed=handed.streamed,
+        background=handed.background,
+        stored=handed.stored,
+    )
     try:
-        run = Run(
-            run_id=handed.id,
-            owner=handed.owner,
-            request=RunRequest(
-                handed.model,
-                streamed=handed.streamed,
-                background=handed.background,
-                stored=handed.stored,
-            ),
-            body=b"",
-            limits=limits,
-            account=account,
-            now_s=now_s - max(0.0, time.time() - handed.created),
-            created=handed.created,
-            format=BY_PATH.get(handed.path, CHAT),
-        )
-        run.response_id, run.upstream_response_id = handed.response_id, handed.upstream_response_id
-        run.adopt(
-            state=RunState(handed.state),
-            reason=handed.reason,
-            attempts=[
-                AttemptRecord(number, upstream, handed.model, now_s)
-                for number, upstream in enumerate(handed.upstreams, 1)
-            ],
-            events=base64.b64decode(handed.events, validate=True),
-            first_seq=handed.first_seq,
-            next_seq=handed.next_seq,
-            ended_s=now_s - age_s,
-            ended=handed.ended,
+        return revive(
+            kept,
+            base64.b64decode(handed.events, validate=True),
+            account,
+            limits,
+            began_s=now_s - max(0.0, now - handed.created),
+            ended_s=now_s - max(0.0, now - handed.ended),
         )
     except (LedgerFull, ValueError):
         account.close()
         raise
+
+
+def revive(
+    kept: JournaledRun,
+    events: bytes,
+    account: Account,
+    limits: Limits,
+    *,
+    began_s: float,
+    ended_s: float,
+    surely: bool = False,
+) -> Run:
+    """Make a run that is over of what was kept of it. Raises ValueError where that is untrue.
+
+    Raises LedgerFull where there is no room; `surely`, it is charged all the same.
+    """
+    run = Run(
+        run_id=kept.id,
+        owner=kept.owner,
+        request=RunRequest(
+            kept.model,
+            streamed=kept.streamed,
+            background=kept.background,
+            stored=kept.stored,
+        ),
+        body=b"",
+        limits=limits,
+        account=account,
+        now_s=began_s,
+        created=kept.created,
+        format=BY_PATH.get(kept.path, CHAT),
+    )
+    run.reason, run.error_code, run.ended = kept.reason, kept.code, kept.ended
+    run.response_id, run.upstream_response_id = kept.response_id, kept.upstream_response_id
+    model = kept.upstream_model or kept.model
+    attempts = [
+        AttemptRecord(number, upstream, model, began_s, ended_s=ended_s)
+        for number, upstream in enumerate(kept.upstreams, 1)
+    ]
+    if attempts:
+        attempts[-1].outcome = kept.reason or kept.state
+    try:
+        run.adopt(
+            state=RunState(kept.state),
+            attempts=attempts,
+            events=events,
+            first_seq=kept.first_seq,
+            next_seq=kept.next_seq,
+            ended_s=ended_s,
+        )
+    except LedgerFull:
+        if not surely:
+            raise
     return run
 
 

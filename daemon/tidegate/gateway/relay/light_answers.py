@@ -9,26 +9,26 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from itertools import islice
 from typing import NamedTuple
 
 import msgspec
 
 from tidegate.core.errors import LedgerFull
-from tidegate.core.formats import BY_PATH
-from tidegate.core.runs.attempt import AttemptRecord
+from tidegate.core.records.journal import JournaledRun
 from tidegate.core.runs.deflated import Packed, inflate, is_worth
 from tidegate.core.runs.ledger import Entry, Ledger
-from tidegate.core.runs.run import Run, RunRequest
+from tidegate.core.runs.run import Run
 from tidegate.core.runs.state import RunState
 from tidegate.core.runs.summary import RunSummary
 from tidegate.core.settings import Limits
+from tidegate.gateway.relay.handover import revive
 from tidegate.gateway.relay.light import LightRun
 
 # What a kept answer costs beside its bytes: the tuple and what is in it, its places in two dicts
 # and among the deadlines. Measured with tracemalloc over 10,000, rounded up.
 KEPT_BYTES = 1024
+_COMPLETED = RunState.COMPLETED.value
 
 
 class KeptAnswer(NamedTuple):
@@ -38,6 +38,7 @@ class KeptAnswer(NamedTuple):
     owner: str
     model: str  # as the client calls it
     upstream: str
+    upstream_model: str  # as that upstream calls it
     path: str  # its format's
     keep_s: float
     created: float  # Unix seconds
@@ -45,7 +46,8 @@ class KeptAnswer(NamedTuple):
     began_s: float  # the event loop's
     ended_s: float
     request_id: str | None  # the upstream's own name for it
-    next_seq: int
+    request_bytes: int
+    next_seq: int  # 0: it is no stream, and is not kept
     events: bytes
     size: int = 0  # above 0: the events are deflated, and were so many bytes
 
@@ -58,6 +60,31 @@ class KeptAnswer(NamedTuple):
     def due_s(self) -> float:
         """When it has been kept for long enough."""
         return self.ended_s + self.keep_s
+
+    def journaled(self, token: str = "") -> JournaledRun:
+        """Give what is kept of it, as of any other run."""
+        # By position, as thousands a second are made: in the order of its fields.
+        return JournaledRun(
+            self.id,
+            self.owner,
+            token,
+            self.path,
+            self.model,
+            self.upstream_model,
+            (self.upstream,),
+            _COMPLETED,
+            None,
+            None,
+            self.created,
+            self.ended,
+            0,
+            self.next_seq,
+            None,
+            None,
+            True,
+            False,
+            True,
+        )
 
     def summary(self, names: Mapping[str, str]) -> RunSummary:
         """Show it as listings do; `names` are those of the tokens, by owner."""
@@ -150,31 +177,16 @@ class LightAnswers:
         answer = self._take(run_id) if is_theirs else None
         if answer is None:
             return None
-        run = Run(
-            run_id=answer.id,
-            owner=answer.owner,
-            request=RunRequest(answer.model),
-            body=b"",
-            limits=msgspec.structs.replace(limits, keep_finished_s=answer.keep_s),
-            account=self._ledger.open_surely(),
-            now_s=answer.began_s,
-            created=answer.created,
-            format=BY_PATH[answer.path],
+        run = revive(
+            answer.journaled(),
+            inflate(answer.events, answer.size) if answer.size else answer.events,
+            self._ledger.open_surely(),
+            msgspec.structs.replace(limits, keep_finished_s=answer.keep_s),
+            began_s=answer.began_s,
+            ended_s=answer.ended_s,
+            surely=True,  # as it was before
         )
-        attempt = AttemptRecord(1, answer.upstream, answer.model, answer.began_s)
-        attempt.outcome, attempt.ended_s = RunState.COMPLETED.value, answer.ended_s
-        attempt.request_id = answer.request_id
-        with suppress(LedgerFull):  # charged all the same, as it was before
-            run.adopt(
-                state=RunState.COMPLETED,
-                reason=None,
-                attempts=[attempt],
-                events=inflate(answer.events, answer.size) if answer.size else answer.events,
-                first_seq=0,
-                next_seq=answer.next_seq,
-                ended_s=answer.ended_s,
-                ended=answer.ended,
-            )
+        run.attempt.request_id = answer.request_id
         run.delivered = True
         return run
 

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain, islice
 
@@ -41,6 +41,19 @@ AGAIN_S = 1.0  # what is overdue and stays so is looked at this often
 MOST_PER_TICK = 50  # releases between two turns of the event loop, some 10 us each
 
 
+class Recording:
+    """Who is told what becomes of runs; this one writes nothing down."""
+
+    def begin(self) -> None:
+        """Take note that a run begins."""
+
+    def end(self, relay: Relay) -> None:
+        """Take note that a run is over, once."""
+
+    def end_light(self, answer: KeptAnswer) -> None:
+        """Take note that a light answer has been sent."""
+
+
 class Registry:
     """Holds the runs by id, and their deadlines. Times are the event loop's, in seconds."""
 
@@ -56,6 +69,7 @@ class Registry:
         self.leaving: OrderedDict[Relay, None] = OrderedDict()  # released, and still being read
         self.on_add: Callable[[Relay], None] = lambda relay: None  # a run begins
         self.on_tick: Callable[[float], None] = lambda now_s: None  # what was due has been served
+        self.recording = Recording()
         self.light = LightAnswers(ledger)
         self._relays: dict[str, Relay] = {}
         self.packing = Packing(self._relays, self.light, loop)
@@ -81,6 +95,7 @@ class Registry:
         self._active[relay.run.id] = relay
         self._plan_sweep(relay)
         self.on_add(relay)
+        self.recording.begin()
 
     def adopt(self, relay: Relay) -> None:
         """Keep a finished run of another generation for its readers."""
@@ -109,11 +124,12 @@ class Registry:
         self.adopt(relay)
         return relay
 
-    def on_light_end(self, answer: KeptAnswer | None) -> None:
+    def on_light_end(self, answer: KeptAnswer) -> None:
         """Count a light answer that has been sent, and keep it if it can be read again."""
         self.total += 1
         self.ended[RunState.COMPLETED.value] += 1
-        if answer is None:
+        self.recording.end_light(answer)
+        if not answer.next_seq:
             return
         with suppress(LedgerFull):  # it is not kept
             self.light.keep(answer)
@@ -163,6 +179,10 @@ class Registry:
         """List the runs that are not over."""
         self.light.promote()
         return list(self._active.values())
+
+    def under_way(self) -> Iterable[Relay]:
+        """Give the runs that are not over; light answers stay what they are."""
+        return self._active.values()
 
     def finished(self, most: int | None = None) -> list[Relay]:
         """List the runs that are over and kept, the oldest first, at most `most`."""
@@ -239,8 +259,7 @@ class Registry:
         self.forget(relay)
         if self._active.pop(run.id, None) is not None:
             self._finish(relay)
-        if run.state is not RunState.COMPLETED:
-            log.info("run %s %s: %s", run.id, run.state.value, _once(run.state, run.reason))
+        self.recording.end(relay)
 
     def on_detach(self, relay: Relay) -> None:
         run = relay.run
@@ -376,11 +395,6 @@ class Registry:
         for next_s in (self._clocks.next_s(), self._sweeps.next_s()):
             if next_s is not None:
                 self.tick_by(next_s)
-
-
-def _once(state: RunState, reason: str | None) -> str:
-    """Give the reason without the word that the state says already."""
-    return (reason or "").removeprefix(f"{state.value}: ")
 
 
 def _no_first_outputs() -> Histogram:

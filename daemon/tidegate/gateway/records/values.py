@@ -1,0 +1,102 @@
+"""Runs as rows of the history and entries of the journal have them."""
+
+from __future__ import annotations
+
+from tidegate.core.formats import BY_PATH
+from tidegate.core.records.history import RunRow
+from tidegate.core.records.journal import JournaledRun
+from tidegate.core.runs.run import Run
+from tidegate.core.runs.state import RunState
+from tidegate.gateway.relay.light_answers import KeptAnswer
+from tidegate.gateway.relay.relay import Relay
+from tidegate.gateway.stores.journal_values import JournalEntry
+
+_COMPLETED = RunState.COMPLETED.value
+
+
+def journaled(run: Run, token: str, first_seq: int) -> JournaledRun:
+    """Give what is kept of a run as it is now; its events are kept from `first_seq` on."""
+    return JournaledRun(
+        id=run.id,
+        owner=run.owner,
+        token=token,
+        path=run.format.path,
+        model=run.request.model,
+        upstream_model=run.attempts[-1].model if run.attempts else "",
+        upstreams=tuple(attempt.upstream for attempt in run.attempts),
+        state=run.state.value,
+        reason=run.reason,
+        code=run.error_code,
+        created=run.created,
+        ended=run.ended,
+        first_seq=first_seq,
+        next_seq=run.window.next_seq,
+        response_id=run.response_id,
+        upstream_response_id=run.upstream_response_id,
+        streamed=run.request.streamed,
+        background=run.request.background,
+        stored=run.request.stored,
+    )
+
+
+def row_of(relay: Relay, token: str) -> RunRow:
+    """Give the row of a run that is over."""
+    run = relay.run
+    last = run.attempts[-1] if run.attempts else None
+    asked_s = run.attempts[0].started_s if run.attempts else run.ended_s
+    body = relay.answer.body if relay.answer is not None else b""
+    is_whole = run.state is RunState.COMPLETED and not run.request.streamed
+    return RunRow(
+        id=run.id,
+        owner=run.owner,
+        token=token,
+        asked=run.request.model,
+        upstream=last.upstream if last is not None else "",
+        model=last.model if last is not None else "",
+        format=run.format.name,
+        streamed=run.request.streamed,
+        outcome=run.state.value,
+        code=run.error_code or "",
+        attempts=len(run.attempts),
+        began=run.created,
+        ended=run.ended or run.created,
+        queued_s=max(0.0, (asked_s or run.created_s) - run.created_s),
+        first_output_s=run.first_output_s,
+        request_bytes=run.request_bytes,
+        answer_bytes=run.window.end.offset or (len(body) if is_whole else 0),
+        usage=run.transcript.usage(),
+    )
+
+
+def light_row(answer: KeptAnswer, token: str) -> RunRow:
+    """Give the row of a light answer."""
+    form, is_stream = BY_PATH[answer.path], answer.next_seq > 0
+    # By position, as thousands a second are made: in the order of its fields.
+    return RunRow(
+        answer.id,
+        answer.owner,
+        token,
+        answer.model,
+        answer.upstream,
+        answer.upstream_model,
+        form.name,
+        is_stream,
+        _COMPLETED,
+        "",
+        1,
+        answer.created,
+        answer.ended,
+        0.0,
+        answer.ended_s - answer.began_s if is_stream else None,
+        answer.request_bytes,
+        len(answer.events),
+        form.usage_of(answer.events, streamed=is_stream),
+    )
+
+
+def light_entry(answer: KeptAnswer, token: str, *, keeps_text: bool) -> JournalEntry:
+    """Give the entry of a light answer, which was a stream."""
+    run = answer.journaled(token)
+    if keeps_text:
+        return JournalEntry(run, answer.events, 0, run.next_seq)
+    return JournalEntry(run._replace(first_seq=run.next_seq), b"", run.next_seq, 0)
