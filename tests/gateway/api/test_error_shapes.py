@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import subprocess
 from collections.abc import Awaitable, Callable
@@ -15,14 +14,14 @@ import pytest
 
 from fakes.client import Stream, get
 from fakes.upstream import ScriptedUpstream
-from gateway.gateway_rig import DEADLINE_S, Rig
+from gateway.gateway_rig import DEADLINE_S, Rig, scoped
 from tidegate.core import formats
 from tidegate.core.runs.ledger import Entry
-from tidegate.core.settings import Token
 from tidegate.gateway.upstreams import catalog
 
 KEY = "tg-" + "k" * 40
-TOKENS = [Token(name="one", sha256=hashlib.sha256(KEY.encode()).hexdigest(), created=0)]
+LOOKS, NEWER = "tg-looks", "tg-newer"
+TOKENS = [scoped(KEY), scoped(LOOKS, "read"), scoped(NEWER, "audit")]
 ANTHROPIC_PYTHON = Path(__file__).parents[3] / ".venv" / "clients" / "bin" / "python"
 ASKING = [f"/v1{form.path}" if not form.at_root else form.path for form in formats.ALL]
 ASKING += ["/rerank", "/v1/reranking"]
@@ -114,6 +113,8 @@ FAULTS: dict[str, Fault] = {
     "no key": Fault(401, sends()),
     "a wrong key": Fault(401, sends("x-api-key: tg-wrong")),
     "two keys": Fault(401, sends("x-api-key: a", "Authorization: Bearer b")),
+    "a token that only looks": Fault(403, sends(f"x-api-key: {LOOKS}"), reading=False),
+    "a token of a newer version": Fault(403, sends(f"x-api-key: {NEWER}")),
     "another host": Fault(403, with_key("Host: example.com")),
     "no host": Fault(400, with_key("Host: a b")),
     "another site": Fault(403, with_key("Origin: http://evil.example"), reading=False),
@@ -220,6 +221,7 @@ async def test_the_demo_refuses_in_the_shape_that_was_asked(
 RAISED = {
     "no key": "AuthenticationError",
     "another host": "PermissionDeniedError",
+    "a token that only looks": "PermissionDeniedError",
     "an unknown model": "NotFoundError",
     "no JSON": "BadRequestError",
     "shedding": "InternalServerError",
@@ -234,7 +236,7 @@ ANTHROPIC_RAISES = RAISED | {
 def options_of(fault: str) -> dict[str, Any]:
     """What a client has to say for this fault to happen."""
     return {
-        "key": "tg-wrong" if fault == "no key" else KEY,
+        "key": {"no key": "tg-wrong", "a token that only looks": LOOKS}.get(fault, KEY),
         "host": "example.com" if fault == "another host" else "localhost",
         "model": "x" if fault == "an unknown model" else 7 if fault == "no JSON" else "ok",
         "text": "x" * 9000 if fault == "too large" else "x",
