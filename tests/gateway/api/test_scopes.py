@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -14,6 +15,7 @@ from fakes.client import Stream, chat, get, open_chat
 from fakes.upstream import ScriptedUpstream
 from gateway.gateway_rig import DEADLINE_S, ROADS, Rig, Rigs, scoped, two_generations
 from gateway.lane_rig import connect, post
+from gateway.records.records_rig import new_places, release
 from tidegate.gateway.api import openapi
 from tidegate.gateway.api.routes import ROUTES
 from tidegate.gateway.relay.handover import OWNER_HEADER
@@ -32,7 +34,14 @@ OPEN = {"GET /", "GET /healthz", "GET /readyz", "GET /openapi.json"}
 # All that a token may do that is only there to look; what is new here asks for more by itself.
 READABLE = {
     *("GET /v1/runs", "GET /v1/runs/{id}", "GET /v1/models", "GET /v1/models/{id}"),
-    *("GET /metrics", "GET /repairs", "GET /api/tags", "GET /api/ps", "GET /api/version"),
+    *(
+        "GET /v1/usage",
+        "GET /metrics",
+        "GET /repairs",
+        "GET /api/tags",
+        "GET /api/ps",
+        "GET /api/version",
+    ),
 }
 BODY = {"model": "ok", "messages": [], "input": "x", "prompt": "x", "stream": True, "query": "x"}
 UPGRADE = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
@@ -170,6 +179,30 @@ async def test_a_revoked_tokens_runs_are_seen_without_its_name(
     rig.tokens = TOKENS[2:]
     rig.reload(rig.settings)
     assert [run["token"] for run in await listed(rig, READ)] == [None, None]
+
+
+async def test_what_only_the_journal_knows_is_held_to_the_same(
+    rigs: Rigs, scripted_upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    """Seen by who looks after all, read by its own token alone, forgotten by that and an owner."""
+    rig = await rigs(scripted_upstream, tokens=TOKENS, places=new_places(tmp_path))
+    runs = [(await chat(rig.base_url, "ok", headers=bearer(USE))).run_id for _ in range(2)]
+    for key, expected in (
+        (READ, {"": 200, "/stream": 403, "/cancel": 403, "DELETE": 403}),
+        (OTHER, {"": 404, "/stream": 404, "/cancel": 404, "DELETE": 404}),
+        (OWNER, {"/stream": 404, "": 200, "/cancel": 200, "DELETE": 200}),
+        (USE, {"": 404, "/stream": 404}),
+    ):
+        for way, status in expected.items():
+            await release(rig)
+            method = {"/cancel": "POST", "DELETE": "DELETE"}.get(way, "GET")
+            path = f"/v1/runs/{runs[0]}{way.removeprefix('DELETE')}"
+            assert (await ask(rig, path, key, method)).status == status, f"{way} with {key}"
+    await release(rig)
+    for key, seen in ((READ, runs[1:]), (OWNER, runs[1:]), (USE, runs[1:]), (OTHER, [])):
+        names = {run["id"]: (run["token"], run["place"]) for run in await listed(rig, key)}
+        assert names == dict.fromkeys(seen, ("use", "journal"))
+    assert (await ask(rig, f"/v1/runs/{runs[1]}/stream", USE)).clean
 
 
 # --- two at once, and what changes ----------------------------------------------------------------
