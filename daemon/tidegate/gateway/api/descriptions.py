@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from tidegate.core.records.usage import GROUPS
 from tidegate.gateway.api.schemas import (
     EVENTS,
     JSON,
@@ -229,6 +230,27 @@ BY_HANDLER = {
         "Forget a run, and end it if need be; the history keeps that there was one",
         {"200": json_answer("It is forgotten.", "Deleted"), "404": _NO_RUN},
         "runs",
+    ),
+    "show_usage": Description(
+        "How many tokens were used, and what they cost by the prices in the config",
+        {
+            "200": json_answer("What was used most first; of days the newest.", "Usage"),
+            "400": "Neither a group nor a time that is known.",
+            "503": answer(
+                "The history is off or cannot be read now, and why; or no place, no memory.",
+                {JSON: ref("Error")},
+                ("Retry-After",),
+            ),
+        },
+        "runs",
+        (
+            query("by", "What is added up.", {"enum": list(GROUPS), "default": GROUPS[0]}),
+            query(
+                "since",
+                "How long ago (90s, 30min, 2h, 7d, 4w; a number is seconds), today, or a date.",
+                {"type": "string", "default": "7d"},
+            ),
+        ),
     ),
     "list_repairs": Description(
         "What needs mending: since when, why, and how",

@@ -28,6 +28,7 @@ from tidegate.gateway.api.responses import (
     list_input_items,
     show_response,
 )
+from tidegate.gateway.api.usage import show_usage
 from tidegate.gateway.gateway import Gateway, Handler, Route
 from tidegate.gateway.relay.handover import OWNER_HEADER, PEER_NAME, SCOPE_HEADER, unpack
 from tidegate.gateway.relay.relay import Relay
@@ -71,6 +72,7 @@ ROUTES = tuple(
         ("GET", f"{_RUN}/stream", Access.USE, runs.stream_run),
         ("POST", f"{_RUN}/cancel", Access.USE, runs.cancel_run),
         ("DELETE", _RUN, Access.USE, runs.delete_run),
+        ("GET", "/v1/usage", Access.READ, show_usage),
         ("GET", "/repairs", Access.READ, health.list_repairs),
         ("GET", "/metrics", Access.READ, health.show_metrics),
         ("GET", "/healthz", Access.OPEN, health.is_alive),

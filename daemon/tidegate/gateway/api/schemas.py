@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from tidegate.core.problems import Repair
+from tidegate.core.records.usage import GROUPS, UsageLine
 from tidegate.core.runs.state import RunState
 from tidegate.core.runs.summary import AttemptSummary, RunSummary
 
@@ -125,6 +126,12 @@ SCHEMAS: JsonObject = {
         {"id": "string", "object": "string", "created": "integer", "owned_by": "string"}
     ),
     "Models": _list("Model"),
+    "UsageLine": _struct(UsageLine),
+    "Usage": _object(
+        {"object": "string", "since": "number"},
+        by={"enum": list(GROUPS)},
+        data=_many("UsageLine"),
+    ),
     "Repair": _struct(Repair),
     "Repairs": _list("Repair"),
     "OllamaModels": _object({}, models={"type": "array", "items": {"type": "object"}}),
