@@ -81,6 +81,7 @@ async def show_metrics(
         connections=gateway.server.table.statistics().connections,
         reclaimed_bytes=gateway.evictor.freed_bytes,
         reclaim_seconds=gateway.evictor.seconds,
+        stores=dict(zip(("journal", "history"), gateway.stores.states(), strict=True)),
         guard=update.guard if update else GuardFigures(),
         repairs=Counter(repair.severity for repair in update.repairs) if update else {},
         upstream_active=by_label((pool.name, pool.active) for pool in pools),

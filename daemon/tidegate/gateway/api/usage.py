@@ -34,9 +34,8 @@ async def show_usage(
     if by not in GROUPS:
         raise Refused(400, f"by is one of {', '.join(GROUPS)}", "bad_by")
     since = moment(request.query.get("since", DEFAULT_SINCE), time.time())
-    prices = {model.name: model.price for model in gateway.settings.models}
     try:
-        lines = await gateway.stores.usage(by, since, caller.sees, prices)
+        lines = await gateway.recall.usage(by, since, caller.sees, gateway.settings.models)
     except StoreUnavailable as error:
         raise Refused(
             503, f"the history cannot be read: {error}", "history_unavailable", type="server_error"

@@ -128,7 +128,7 @@ class Recall:
 
         Raises StoreUnavailable.
         """
-        prices = {model.name: model.price for model in models if model.price is not None}
+        prices = {model.name: model.price for model in models}
         self._recorder.flush()
         return await self._stores.usage(by, since, owner, prices)
 
