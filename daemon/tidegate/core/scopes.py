@@ -10,11 +10,11 @@ USE = "use"
 READ = "read"
 OWNER = "owner"
 
-# What each lets its holder do, as people read it. What is not in here lets it do nothing.
+# What a token may do, as people read it. One whose scope is not in here may do nothing.
 MEANINGS = {
-    USE: "call models; see, read and cancel its own runs",
-    READ: "see what runs there are, of every token, and figures; no text, no calls",
-    OWNER: "all of that, and cancel any run",
+    USE: "call models, and see, read and cancel its own runs",
+    READ: "see models, figures and every token's runs, but call no model and read no answer",
+    OWNER: "call models, see every token's runs, and cancel or delete any of them",
 }
 
 

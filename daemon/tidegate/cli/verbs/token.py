@@ -14,6 +14,7 @@ from tidegate.cli.show.printable import say, say_json
 from tidegate.cli.verbs.ask import RELOAD_LIMIT_S, ask, system_text
 from tidegate.config import tokens
 from tidegate.config.places import Places, make_private
+from tidegate.core import scopes
 from tidegate.core.protocol.control import ControlRequest
 
 
@@ -24,6 +25,7 @@ def new(arguments: argparse.Namespace) -> int:
     plaintext = tokens.new(_file(places), arguments.name, scope=arguments.scope)
     say(plaintext, flush=True)
     say("Keep it: it is stored as a hash and cannot be shown again.", file=sys.stderr)
+    say(f"It may {scopes.MEANINGS[arguments.scope]}.", file=sys.stderr)
     _tell_the_running_one(places, "the token is made, but not yet accepted")
     return 0
 
