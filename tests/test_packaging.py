@@ -32,6 +32,8 @@ TABLES = (
     settings.Auth,
     settings.Upstream,
     settings.Model,
+    settings.Notify,
+    settings.OutwardHeartbeat,
 )
 
 
@@ -58,7 +60,14 @@ def uncommented(tmp_path: Path) -> config.LoadedConfig:
     key.write_text("of-the-cloud\n")
     key.chmod(0o600)
     trustme.CA().cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    return config.load(file, tmp_path, {"SPARE_KEY": "of-the-spare", "GATE": "of-the-gate"})
+    (tmp_path / "chat.url").write_text("https://chat.example/hook\n")
+    (tmp_path / "chat.url").chmod(0o600)
+    environ = {
+        "SPARE_KEY": "of-the-spare",
+        "GATE": "of-the-gate",
+        "MAIL_ADDRESS": "https://mail.example/hook",
+    }
+    return config.load(file, tmp_path, environ)
 
 
 def test_example_changes_nothing(tmp_path: Path) -> None:
@@ -76,6 +85,8 @@ def test_every_setting_can_be_uncommented(uncommented: config.LoadedConfig) -> N
     assert uncommented.secrets == {"cloud": "of-the-cloud", "spare": "of-the-spare"}
     assert uncommented.headers == {"cloud": {"X-Gate": "of-the-gate", "X-Door": "of-the-cloud"}}
     assert list(uncommented.authorities) == ["ca.pem"]
+    assert list(uncommented.addresses) == ["phone", "chat", "mail"]
+    assert uncommented.heartbeat_url is not None
     assert [upstream.name for upstream in uncommented.settings.upstreams] == [
         "box",
         "cloud",
@@ -86,7 +97,7 @@ def test_every_setting_can_be_uncommented(uncommented: config.LoadedConfig) -> N
 
 def test_what_is_shown_is_the_default(uncommented: config.LoadedConfig) -> None:
     """Outside the blocks that are examples, each value that is shown is the default."""
-    shown = msgspec.structs.replace(uncommented.settings, upstreams=[], models=[])
+    shown = msgspec.structs.replace(uncommented.settings, upstreams=[], models=[], notify=[])
     assert shown == settings.Settings()
 
 

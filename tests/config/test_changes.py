@@ -24,6 +24,7 @@ from tidegate.core.settings import (
     Limits,
     Memory,
     Model,
+    Notify,
     Settings,
     Token,
     Upstream,
@@ -51,7 +52,8 @@ def loaded(
     )
 
 
-FULL = Settings(upstreams=[BOX], models=[FAST])
+PHONE = Notify(name="phone")
+FULL = Settings(upstreams=[BOX], models=[FAST], notify=[PHONE])
 
 
 def lines(former: Settings, new: Settings) -> list[str]:
@@ -97,7 +99,7 @@ def leaves(value: Struct, at: str = "") -> Iterator[tuple[str, Effect, Struct]]:
         elif info.encode_name == "headers":
             effect, changed = effects(type(value))["headers"], {**inner, "X-New": CANARY}
             yield f"{key}.X-New", effect, replace(value, headers=changed)
-        elif info.encode_name in ("upstream", "model"):
+        elif info.encode_name in ("upstream", "model", "notify"):
             [entry] = inner
             for name, effect, changed in leaves(entry, f"{key}[{entry.name}]."):
                 if not name.endswith("].name"):  # another name is another entry
@@ -244,6 +246,30 @@ def test_what_leads_to_a_key_is_not_shown_either(key: str) -> None:
     for pair, what in (((BOX, new), "added"), ((former, new), "changed"), ((new, BOX), "removed")):
         [line] = lines(*(Settings(upstreams=[each]) for each in pair))
         assert line == f"upstream[box].{key}: {what}"
+
+
+def test_addresses_are_named_and_never_shown() -> None:
+    """Wherever they are kept: most hold a token."""
+    url = f"https://h/{CANARY}"
+    keys = ("url", "url_env", "url_file")
+    for key in keys:
+        [line] = lines(
+            replace(FULL, notify=[PHONE]), replace(FULL, notify=[replace(PHONE, **{key: url})])
+        )
+        assert line == f"notify[phone].{key}: added"
+    former, new = (
+        dataclasses.replace(
+            loaded(FULL), addresses={"phone": f"{url}{n}"}, heartbeat_url=f"{url}{n}"
+        )
+        for n in (1, 2)
+    )
+    changes = compare(former, new)
+    assert [change.text() for change in changes] == [
+        "address of phone: changed",
+        "address of the heartbeat: changed",
+    ]
+    assert CANARY not in repr(changes)
+    assert lines(Settings(), Settings(notify=[PHONE])) == ["notify[phone]: added"]
 
 
 @pytest.mark.parametrize("effect", [Effect.RESTART, Effect.AT_ONCE])

@@ -12,6 +12,7 @@ from fakes.status import idle
 from tidegate.core.problems import Problem
 from tidegate.core.protocol.status import (
     MemoryState,
+    ReceiverState,
     Restart,
     UpstreamState,
 )
@@ -55,6 +56,15 @@ def with_memory(**values: object) -> Observation:
 
 
 PROVOKED = {
+    "notify-failing:phone": (
+        with_status(
+            notify=[
+                ReceiverState(name="hook", error="just now", failing_since=NOW - 59),
+                ReceiverState(name="phone", error="it answered 503", failing_since=NOW - 60),
+            ]
+        ),
+        "warning", "phone cannot be told what happens: it answered 503", "notify test --to phone",
+    ),
     "parked": (replace(WELL, parked="c.toml:1: no"), "error", "c.toml:1", "fix the config"),
     "config-refused": (replace(WELL, refused_config="c:1"), "warning", "c:1", "tidegate check"),
     "upgrade-refused": (replace(WELL, refused_upgrade="no"), "warning", "no", "tidegate upgrade"),

@@ -93,6 +93,10 @@ def _call(arguments: argparse.Namespace) -> int:
             from tidegate.cli.verbs import token
 
             return token.VERBS[arguments.token_verb](arguments)
+        case "notify":
+            from tidegate.cli.verbs.notify import notify
+
+            return notify(arguments)
         case "reload":
             from tidegate.cli.verbs.reload import reload
 

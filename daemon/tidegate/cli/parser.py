@@ -114,6 +114,7 @@ def command_line() -> argparse.ArgumentParser:
     replay = verb("replay", "make the memory guard's decisions again and compare", json=True)
     replay.add_argument("file", type=Path, metavar="FILE", help="a bundle, or decisions.jsonl")
     _add_token(verbs)
+    _add_notify(verbs)
     _add_service(verbs)
     completion = verbs.add_parser(
         "completion",
@@ -169,6 +170,14 @@ def _add_token(verbs: argparse._SubParsersAction[_Parser]) -> None:
     _add(inner, "list", "the names of the tokens", json=True)
     revoke = _add(inner, "revoke", "revoke a token")
     revoke.add_argument("which", metavar="NAME", help="its name, or how its SHA-256 begins")
+
+
+def _add_notify(verbs: argparse._SubParsersAction[_Parser]) -> None:
+    text = "the receivers of what tidegate tells: try them"
+    notify = verbs.add_parser("notify", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    inner = notify.add_subparsers(dest="notify_verb", metavar="VERB", required=True)
+    test = _add(inner, "test", "send a test, and show what they answer", json=True)
+    test.add_argument("--to", metavar="NAME", help="to that receiver alone")
 
 
 def _add_service(verbs: argparse._SubParsersAction[_Parser]) -> None:

@@ -25,8 +25,17 @@ from tidegate.config.check import (
 )
 from tidegate.config.convert import to_settings
 from tidegate.config.document import Document, read
-from tidegate.config.keys import read_authorities, read_headers, read_keys, size_problem
+from tidegate.config.keys import (
+    read_addresses,
+    read_authorities,
+    read_headers,
+    read_heartbeat_url,
+    read_keys,
+    size_problem,
+    without_addresses,
+)
 from tidegate.config.mistake import ConfigError, Mistake
+from tidegate.core.notices.address import APPRISE, parse_address, secrets_in
 from tidegate.core.settings import Auth, Settings, Token
 
 __all__ = ["ConfigError", "LoadedConfig", "load", "read_settings", "stand_in", "tokens_path"]
@@ -46,6 +55,8 @@ class LoadedConfig:
     # Upstream name -> header name -> value, of those whose values are not in the file.
     headers: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
     authorities: dict[str, str] = field(default_factory=dict, repr=False)  # `ca_file` -> PEM
+    addresses: dict[str, str] = field(default_factory=dict, repr=False)  # of receivers, by name
+    heartbeat_url: str | None = field(default=None, repr=False)
 
     @property
     def hidden(self) -> list[str]:
@@ -53,6 +64,8 @@ class LoadedConfig:
         return [
             *self.secrets.values(),
             *(v for each in self.headers.values() for v in each.values()),
+            *(v for each in self.addresses.values() for v in secrets_in(each)),
+            *(secrets_in(self.heartbeat_url) if self.heartbeat_url is not None else ()),
         ]
 
 
@@ -89,6 +102,8 @@ def load(
     keys = read_keys(settings, _beside(document), environ, found)
     headers = read_headers(settings, _beside(document), environ, found)
     authorities = read_authorities(settings, _beside(document), found)
+    addresses = read_addresses(settings, _beside(document), environ, found)
+    heartbeat_url = read_heartbeat_url(settings, _beside(document), environ, found)
     if problem := size_problem(keys, headers, authorities):
         found.append(problem)
     tokens_file = state_dir / settings.auth.tokens_file
@@ -97,10 +112,12 @@ def load(
         found += find_exposed_addresses(settings)
     _refuse(document, mistakes, found)
     return LoadedConfig(
-        settings=settings,
+        settings=without_addresses(settings),
         secrets=keys,
         headers=headers,
         authorities=authorities,
+        addresses=addresses,
+        heartbeat_url=heartbeat_url,
         tokens=known,
         path=document.path,
         place=(path or places.default_config_file()).absolute(),
@@ -108,6 +125,7 @@ def load(
             *find_warnings(settings),
             *_overruled(document.table, listen),
             *tokens.warnings(tokens_file, known),
+            *_without_apprise(addresses),
         ],
     )
 
@@ -120,7 +138,7 @@ def read_settings(path: Path) -> Settings:
     document = read(path)
     settings, mistakes, found = _judge(document.table)
     _refuse(document, mistakes, found)
-    return settings
+    return without_addresses(settings)
 
 
 def _judge(table: Mapping[str, object]) -> tuple[Settings, list[Mistake], list[Mistake]]:
@@ -141,6 +159,21 @@ def _overruled(table: Mapping[str, object], listen: list[str]) -> list[str]:
     if not listen or table.get("listen", listen) in (listen, ", ".join(listen)):
         return []
     return [f"listen: the environment's TIDEGATE_LISTEN ({', '.join(listen)}) stands above it"]
+
+
+def _without_apprise(addresses: Mapping[str, str]) -> list[str]:
+    """Warn of receivers that cannot be told anything by what is installed."""
+    names = [name for name, url in addresses.items() if parse_address(url).kind == APPRISE]
+    if not names:
+        return []
+    from importlib.util import find_spec  # noqa: PLC0415  (only where such a one is configured)
+
+    if find_spec("apprise") is not None:
+        return []
+    return [
+        f"notify: {', '.join(names)} can be told nothing without Apprise: pip install "
+        "'tidegate[notify]', or use an address of ntfy:// or https://"
+    ]
 
 
 def _listen_from(environ: Mapping[str, str]) -> list[str]:

@@ -16,14 +16,14 @@ from msgspec.structs import FieldInfo, fields, replace
 
 from tidegate.config.convert import show_size
 from tidegate.core.protocol.reload import SettingChange
-from tidegate.core.settings import Effect, Model, Token, Upstream
+from tidegate.core.settings import Effect, Model, Notify, Token, Upstream
 
 if TYPE_CHECKING:
     from tidegate.config import LoadedConfig
 
 MAX_SHOWN = 160  # characters of a value: a line of a terminal or two
 MAX_LINES = 20  # in a summary; a thousand new models are told by their number
-_HIDDEN = ("api_key_env", "api_key_file")
+_HIDDEN = ("api_key_env", "api_key_file", "url_env", "url_file")
 
 
 def compare(
@@ -38,7 +38,12 @@ def compare(
         replace(change, effect=listen) if change.effect is Effect.NEW_WORKER else change
         for change in _tables("", former.settings, new.settings)
     ]
-    return [*changes, *_keys(former, new), *_tokens(former.tokens, new.tokens)]
+    return [
+        *changes,
+        *_keys(former, new),
+        *_addresses(former, new),
+        *_tokens(former.tokens, new.tokens),
+    ]
 
 
 def summary(changes: Sequence[SettingChange]) -> str:
@@ -67,11 +72,11 @@ def _tables(at: str, former: Struct, new: Struct) -> Iterator[SettingChange]:
             yield from _tables(key, old_value, new_value)
             continue
         effect = effect_of(info)
-        if info.encode_name in ("upstream", "model"):
+        if info.encode_name in ("upstream", "model", "notify"):
             yield from _lists(key, old_value, new_value, effect)
         elif info.name == "headers":
             yield from _headers(key, old_value, new_value, effect)
-        elif info.name in _HIDDEN:
+        elif info.name in _HIDDEN or (info.name == "url" and not isinstance(new, Upstream)):
             yield _hidden(key, old_value, new_value, effect)
         else:
             old_text, new_text = _shown(info.name, old_value), _shown(info.name, new_value)
@@ -79,7 +84,10 @@ def _tables(at: str, former: Struct, new: Struct) -> Iterator[SettingChange]:
 
 
 def _lists(
-    key: str, former: Sequence[Upstream | Model], new: Sequence[Upstream | Model], effect: Effect
+    key: str,
+    former: Sequence[Upstream | Model | Notify],
+    new: Sequence[Upstream | Model | Notify],
+    effect: Effect,
 ) -> Iterator[SettingChange]:
     """Compare two lists of tables, each known by its name."""
     before, after = {each.name: each for each in former}, {each.name: each for each in new}
@@ -126,6 +134,16 @@ def _keys(former: LoadedConfig, new: LoadedConfig) -> Iterator[SettingChange]:
         if former.authorities[file] != new.authorities[file]:
             key = f"certificates in {file}"
             yield SettingChange(key=key, what="changed", effect=Effect.NEW_ANSWERS)
+
+
+def _addresses(former: LoadedConfig, new: LoadedConfig) -> Iterator[SettingChange]:
+    """Compare where the receivers that are in both configs are, and where the heartbeat goes."""
+    for name in sorted(former.addresses.keys() & new.addresses.keys()):
+        if former.addresses[name] != new.addresses[name]:
+            yield _hidden(f"address of {name}", "", "", Effect.AT_ONCE)
+    if former.heartbeat_url != new.heartbeat_url:
+        old, now = former.heartbeat_url, new.heartbeat_url
+        yield _hidden("address of the heartbeat", old, now, Effect.AT_ONCE)
 
 
 def _tokens(former: Sequence[Token], new: Sequence[Token]) -> Iterator[SettingChange]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tidegate.config.mistake import MAX_PROBLEMS, Mistake
 from tidegate.config.places import MAX_SOCKET_PATH_BYTES
+from tidegate.config.receivers import find_receiver_problems
 from tidegate.core.http.header import MAX_HEADERS, MAX_VALUE_BYTES, is_value, name_problem
 from tidegate.core.http.host import parse_pattern
 from tidegate.core.http.url import Url, parse_url
@@ -54,6 +55,7 @@ def find_problems(settings: Settings) -> list[Mistake]:
         *_memory(settings),
         *_journal(settings),
         *_auth(settings),
+        *find_receiver_problems(settings),
         *_upstreams(settings),
         *_models(settings),
     ]

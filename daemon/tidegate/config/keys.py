@@ -1,21 +1,25 @@
-"""Reads what belongs to an upstream and is in no config file: keys, secret headers, authorities.
+"""Reads what is in no config file: keys, secret headers and authorities of upstreams, addresses.
 
 Keys and headers come from the environment, from a private file, or from systemd credentials. No
 text made here repeats one, nor the value of `api_key_env`: people put the key itself there.
-Authorities are public, and are read here because a worker is handed values: it opens no file of the
-config's.
+Addresses of receivers and of the heartbeat may stand in the file, and are taken out of the
+settings: most hold a token. Authorities are public, and are read here because a worker is handed
+values: it opens no file of the config's.
 """
 
 from __future__ import annotations
 
 import binascii
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from tidegate.config.mistake import Mistake
 from tidegate.core.http.header import MAX_VALUE_BYTES, is_value
-from tidegate.core.settings import Settings
+from tidegate.core.notices.address import parse_address, parse_heartbeat_url
+from tidegate.core.settings import Notify, OutwardHeartbeat, Settings
 from tidegate.machine import private_file
 from tidegate.machine.private_file import UnreadableFile
 
@@ -101,6 +105,72 @@ def read_authorities(
     return found
 
 
+def read_addresses(
+    settings: Settings, config_dir: Path, environ: Mapping[str, str], problems: list[Mistake]
+) -> dict[str, str]:
+    """Read where each receiver is, by its name; what is wrong is appended to `problems`."""
+    found: dict[str, str] = {}
+    for n, receiver in enumerate(settings.notify):
+        source, url = _address(receiver, f"notify[{n}]", config_dir, environ, problems)
+        if url is not None and _is_good(url, parse_address, source, problems):
+            found[receiver.name] = url
+    return found
+
+
+def read_heartbeat_url(
+    settings: Settings, config_dir: Path, environ: Mapping[str, str], problems: list[Mistake]
+) -> str | None:
+    """Read where the heartbeat goes, if to anywhere, like `read_addresses`."""
+    source, url = _address(settings.heartbeat, "heartbeat", config_dir, environ, problems)
+    if url is not None and _is_good(url, parse_heartbeat_url, source, problems):
+        return url
+    return None
+
+
+def _address(
+    place: Notify | OutwardHeartbeat,
+    at: str,
+    config_dir: Path,
+    environ: Mapping[str, str],
+    problems: list[Mistake],
+) -> tuple[str, str | None]:
+    """Return the key that says where an address is, and the address, if it is to be had."""
+    source = f"{at}.url"
+    try:
+        if place.url_file is not None:
+            source = f"{at}.url_file"
+            return source, _content(place.url_file, config_dir, environ)
+        if place.url_env is not None:
+            source = f"{at}.url_env"
+            return source, _variable(place.url_env, environ)
+    except _SecretError as error:
+        problems.append(Mistake(source, str(error), command=error.command))
+        return source, None
+    return source, place.url
+
+
+def _is_good(
+    url: str, parse: Callable[[str], object], source: str, problems: list[Mistake]
+) -> bool:
+    """Tell whether it is an address; if not, that is appended to `problems`."""
+    try:
+        parse(url)
+    except ValueError as error:
+        led = "" if source.endswith(".url") else "what it leads to "
+        problems.append(Mistake(source, f"{led}{error}"))
+        return False
+    return True
+
+
+def without_addresses(settings: Settings) -> Settings:
+    """Take every address out of the settings, which are shown to others."""
+    return replace(
+        settings,
+        notify=[replace(each, url=None) for each in settings.notify],
+        heartbeat=replace(settings.heartbeat, url=None),
+    )
+
+
 def size_problem(
     keys: Mapping[str, str],
     headers: Mapping[str, Mapping[str, str]],
@@ -115,13 +185,17 @@ def size_problem(
 
 
 def variables_of(settings: Settings) -> Iterator[str]:
-    """Yield the environment variables that hold an upstream's secret."""
+    """Yield the environment variables that hold a secret."""
     for upstream in settings.upstreams:
         if upstream.api_key_env is not None:
             yield upstream.api_key_env
         for source in upstream.headers.values():
             if not isinstance(source, str) and source.env is not None:
                 yield source.env
+    places: list[Notify | OutwardHeartbeat] = [*settings.notify, settings.heartbeat]
+    for place in places:
+        if place.url_env is not None:
+            yield place.url_env
 
 
 def _certificates(name: str, config_dir: Path) -> str:
@@ -172,7 +246,7 @@ def _variable(name: str, environ: Mapping[str, str]) -> str:
     if not value:
         raise _SecretError(
             "the environment has no such variable, or an empty one; this is the variable's name, "
-            "not the key"
+            "not what is in it"
         )
     return value
 

@@ -231,6 +231,32 @@ class History(Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_rows: AtOnce[int] = 100_000  # some 30 MB; 0: no history
 
 
+class Notify(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A receiver of what tidegate tells about itself. Of the three addresses one is set.
+
+    An address in the file is as secret as a key: `config.load` takes it out of the settings.
+    """
+
+    name: AtOnce[str] = "notify"
+    url: AtOnce[str | None] = None  # "ntfy://…", "https://…", or what Apprise knows
+    url_file: AtOnce[str | None] = None
+    url_env: AtOnce[str | None] = None
+    min_severity: AtOnce[str] = "warning"  # a value of `core.problems.Severity`
+    quiet: AtOnce[str | None] = None  # "22:00-07:00", local time: only errors are told then
+
+
+class OutwardHeartbeat(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is asked every so often while tidegate is ready: its silence is told by another."""
+
+    url: AtOnce[str | None] = None  # taken out of the settings as that of `Notify` is
+    url_file: AtOnce[str | None] = None
+    url_env: AtOnce[str | None] = None
+    every_s: AtOnce[float] = 60.0  # what Uptime Kuma expects by itself
+
+
+MOST_RECEIVERS = 8  # each has 32 notices to itself, and they are sent one after the other
+
+
 class Server(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How clients are served."""
 
@@ -247,6 +273,8 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     memory: Memory = Memory()
     journal: Journal = Journal()
     history: History = History()
+    notify: AtOnce[list[Notify]] = []
+    heartbeat: OutwardHeartbeat = OutwardHeartbeat()
     log_requests: AtOnce[bool] = True  # a line for each run that is over, without text
     drain: DrainLimits = DrainLimits()
     auth: Auth = Auth()

@@ -52,6 +52,7 @@ from tidegate.gateway.api import routes
 from tidegate.gateway.drain import GatewayDrain
 from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.heap_upkeep import HeapUpkeep
+from tidegate.gateway.outward_heartbeat import HeartbeatSender
 from tidegate.gateway.relay.evictor import Heap
 from tidegate.gateway.snapshot import inspect
 from tidegate.gateway.stores.store_thread import StoreUnavailable
@@ -83,6 +84,7 @@ class Worker:
         self._gateway.evictor.heap = Heap(
             self._resident_bytes, self._heap.free_bytes, self._heap.trim
         )
+        self._sender = HeartbeatSender(self._gateway.why_not_ready)
         self._reclaiming = asyncio.Lock()
         self._drain = GatewayDrain(self._gateway)
         self._over = asyncio.Event()
@@ -94,6 +96,7 @@ class Worker:
         gateway.parked = first.parked
         gateway.registry.ledger.limit_bytes = first.ledger_limit_bytes
         gateway.meet(first.other_socket)
+        self._sender.configure(first.settings.heartbeat, first.heartbeat_url)
         await gateway.open()
         await gateway.accept_clients([socket.socket(fileno=each.fd) for each in first.listeners])
         self._heap.start()
@@ -113,10 +116,12 @@ class Worker:
                 tasks.create_task(self._beat()),
                 tasks.create_task(self._obey(tasks)),
                 tasks.create_task(self._watch_config(first.config_file)),
+                tasks.create_task(self._sender.run()),
             ]
             await self._over.wait()
             for chore in chores:
                 chore.cancel()
+        self._sender.close()
         await gateway.close(self._drain.farewell, self._drain.goodbye_s)
         self._line.send(self._heartbeat())  # the last word on what was swept and served
 
@@ -240,6 +245,7 @@ class Worker:
             self._apply(message)
         except ValueError as error:
             return Configured(request=message.request, error=str(error))
+        self._sender.configure(message.settings.heartbeat, message.heartbeat_url)
         self._gateway.parked = message.parked
         if message.parked is None:
             self._gateway.refresh_models_soon()

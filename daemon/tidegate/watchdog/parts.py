@@ -37,6 +37,7 @@ from tidegate.watchdog.guard.monitor import MemoryMonitor
 from tidegate.watchdog.guard.pressure_signal import PressureSignal
 from tidegate.watchdog.guard.samples import Samples
 from tidegate.watchdog.listeners import Listeners
+from tidegate.watchdog.notify.teller import Teller
 from tidegate.watchdog.parking import Parking
 from tidegate.watchdog.pid_file import PidFile
 from tidegate.watchdog.readiness import Banner, Readiness
@@ -165,6 +166,8 @@ class Parts:
         self.repair_monitor = RepairMonitor(
             self._setup.state_dir, inherited.repairs if inherited else None
         )
+        self.teller = Teller(lambda: self.memory.level, inherited.outboxes if inherited else None)
+        self.memory.other_pids = lambda: self.teller.pids
         self.overview = Overview(
             generations=self.generations,
             listeners=self.listeners,
@@ -173,6 +176,7 @@ class Parts:
             samples=self.samples,
             chronicle=self.chronicle,
             repairs=self.repair_monitor.open,
+            receivers=self.teller.states,
             started_s=inherited.started_s if inherited else time.monotonic(),
         )
 
@@ -245,6 +249,7 @@ class Parts:
             totals=self.totals,
             samples=self.samples,
             chronicle=self.chronicle,
+            teller=self.teller,
         )
         self.upgrader = Upgrader(
             handover, signals=self.signals, notifier=self.notifier, recycle=self.recycle
@@ -275,6 +280,7 @@ class Parts:
             gives_up=not self._setup.park,
         )
         self.memory.apply(settings.memory)
+        self.teller.apply(config)
         if config.parked is not None:
             _log.warning("parked until the config is mended; /readyz says why")
         elif config.path is None:

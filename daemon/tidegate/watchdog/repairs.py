@@ -29,6 +29,7 @@ DISK_EVERY_S = 60.0
 LITTLE_DISK_BYTES = 256 * MIB  # logs and evidence are bounded to less
 NO_DISK_BYTES = 16 * MIB
 MANY_LOST_WORKERS = 3  # within the hour
+UNTOLD_S = 60.0  # that a receiver takes nothing; a shorter outage of it is no affair of ours
 FULL_SHARE = 0.9  # of the connections that a worker may have
 SOON_S = 24 * HOUR_S  # a leak that fills memory later than this is told, but no warning
 _MEND_STORE = "see `tidegate doctor`; once that is right it goes on by itself within a minute"
@@ -70,6 +71,7 @@ def find(seen: Observation) -> Iterator[Problem]:
     yield from _little_memory(seen)
     yield from _stores(seen.status)
     yield from _machine(seen)
+    yield from _receivers(seen)
 
 
 def _config(seen: Observation) -> Iterator[Problem]:
@@ -274,6 +276,16 @@ def _machine(seen: Observation) -> Iterator[Problem]:
             cause="systemd started it and does not watch it: a hung watchdog would stay",
             fix="set WatchdogSec=60 in the unit, as `tidegate service install` does",
         )
+
+
+def _receivers(seen: Observation) -> Iterator[Problem]:
+    for each in seen.status.notify:
+        if each.failing_since is not None and seen.now - each.failing_since >= UNTOLD_S:
+            yield _warning(
+                f"notify-failing:{each.name}",
+                f"{each.name} cannot be told what happens: {each.error}",
+                f"see to it, and try it with `tidegate notify test --to {each.name}`",
+            )
 
 
 def _warning(name: str, cause: str, fix: str) -> Problem:

@@ -20,8 +20,10 @@ import logging
 import signal
 import time
 
+from tidegate import __version__
 from tidegate.core.fleet import events
 from tidegate.core.fleet import lifecycle as life
+from tidegate.core.notices.outbox import Seen
 from tidegate.core.protocol.status import Status
 from tidegate.logs import handler as log
 from tidegate.managers.launchd import activation
@@ -84,6 +86,7 @@ class Watchdog:
         parts = self.parts
         for close in (
             parts.commands.stopped,
+            parts.teller.close,
             parts.generations.close,
             parts.listeners.close,
             parts.control.close,
@@ -113,6 +116,7 @@ class Watchdog:
             parts.notifier.ping_at_s,
             parts.evidence.next_s(),
             parts.commands.next_s(),
+            parts.teller.next_s(),
         )
         due = (self._next_tick_s, *(due_s for due_s in others if due_s is not None))
         least_s = PAUSE_S if parts.faults.is_fresh else 0.0
@@ -126,6 +130,7 @@ class Watchdog:
         attempt("the end of a worker that hangs", lambda: parts.generations.kill_due(now_s))
         attempt("evidence", lambda: parts.evidence.tick(now_s))
         attempt("a status", lambda: parts.commands.answer_late(now_s))
+        attempt("a notice on its way", lambda: parts.teller.turn(now_s, time.time()))
         if now_s >= self._next_tick_s:
             delay_s = now_s - self._next_tick_s
             self._next_tick_s = now_s + self._setup.timing.tick_s
@@ -156,6 +161,7 @@ class Watchdog:
         if parts.reloader.config is not None:
             attempt(SAMPLE, lambda: parts.memory_guard.tick(now_s, delay_s))
         attempt("the repairs", lambda: self._look_for_repairs(now_s))
+        attempt("what is told", lambda: self._tell(now_s))
         attempt("the service manager", self._send_status)
 
     def _send_status(self) -> None:
@@ -191,6 +197,17 @@ class Watchdog:
         )
         parts.repair_monitor.look(seen)
 
+    def _tell(self, now_s: float) -> None:
+        """Tell the owner what is new."""
+        parts = self.parts
+        seen = Seen(
+            repairs=parts.repair_monitor.open(),
+            restarts=parts.totals.restarts,
+            recycles=parts.totals.recycles,
+            version=__version__,
+        )
+        parts.teller.tick(seen, now_s, time.time())
+
     # --- what the command line may ask, see `commands.Daemon` ----------------------------------
 
     def take_status(self) -> Status:
@@ -208,6 +225,10 @@ class Watchdog:
     def bundle(self, client: ControlClient) -> None:
         """Write a bundle of evidence because `client` asked for one."""
         self.parts.evidence.gather("bundle", "asked for", self.parts.commands.bundled(client))
+
+    def test_receivers(self, client: ControlClient, name: str | None) -> None:
+        """Send a test to that receiver, or to every one, and answer `client` what they say."""
+        self.parts.teller.test(name, self.parts.commands.tested(client))
 
     def reload(self, client: ControlClient | None) -> None:
         """Take up the config as it is now; a parked daemon begins with it."""

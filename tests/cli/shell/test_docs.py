@@ -25,6 +25,8 @@ TABLES = {
     "## `[memory]`": settings.Memory,
     "## `[journal]`": settings.Journal,
     "## `[history]`": settings.History,
+    "## `[[notify]]`": settings.Notify,
+    "## `[heartbeat]`": settings.OutwardHeartbeat,
     "## `[drain]`": settings.DrainLimits,
     "## `[auth]`": settings.Auth,
     "## `[[upstream]]`": settings.Upstream,

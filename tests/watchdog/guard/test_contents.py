@@ -47,9 +47,21 @@ def test_every_setting_that_may_be_secret_is_known() -> None:
     """A developer who adds one decides here whether a bundle may show it."""
     tables = [each for each in vars(settings).values() if isinstance(each, type(Settings))]
     names = {name for table in tables for name in table.__struct_fields__}
-    words = ("key", "token", "secret", "pass", "auth", "credential")
+    words = ("key", "token", "secret", "pass", "auth", "credential", "url")
     suspicious = {name for name in names if any(word in name for word in words)}
     hidden = {"api_key_env", "api_key_file"}
-    assert suspicious == hidden | {"auth", "tokens_file", "allow_without_token", "api_key_header"}
+    places = {"url", "url_env", "url_file"}
+    assert suspicious == hidden | places | {
+        "auth",
+        "tokens_file",
+        "allow_without_token",
+        "api_key_header",
+    }
     [upstream] = show_settings(config().settings)["upstream"]  # type: ignore[misc]
     assert all(isinstance(upstream[name], bool) for name in hidden)
+    secret = dict.fromkeys(places, "CANARY")
+    shown = show_settings(
+        Settings(notify=[settings.Notify(**secret)], heartbeat=settings.OutwardHeartbeat(**secret))
+    )
+    assert "CANARY" not in str(shown)
+    assert shown["heartbeat"] == {"every_s": 60.0}

@@ -8,13 +8,13 @@ _tidegate() {
     for ((i = 1; i < COMP_CWORD; i++)); do
         word=${COMP_WORDS[i]}
         case "$word" in
-            --by|--config|--lines|--log-file|--output|--runtime-dir|--scope|--since|--state-dir|-n)
+            --by|--config|--lines|--log-file|--output|--runtime-dir|--scope|--since|--state-dir|--to|-n)
                 if [ "${COMP_WORDS[i+1]}" = "=" ]; then i=$((i + 1)); fi
                 i=$((i + 1))
                 continue ;;
         esac
         case "${path:+$path }$word" in
-            "run"|"start"|"stop"|"restart"|"status"|"runs"|"usage"|"forget"|"models"|"sweep"|"recycle"|"upgrade"|"reload"|"logs"|"check"|"doctor"|"bundle"|"replay"|"token"|"token new"|"token list"|"token revoke"|"service"|"service install"|"service uninstall"|"service start"|"service stop"|"service restart"|"service status"|"service logs"|"completion"|"version")
+            "run"|"start"|"stop"|"restart"|"status"|"runs"|"usage"|"forget"|"models"|"sweep"|"recycle"|"upgrade"|"reload"|"logs"|"check"|"doctor"|"bundle"|"replay"|"token"|"token new"|"token list"|"token revoke"|"notify"|"notify test"|"service"|"service install"|"service uninstall"|"service start"|"service stop"|"service restart"|"service status"|"service logs"|"completion"|"version")
                 path="${path:+$path }$word" ;;
         esac
     done
@@ -23,11 +23,11 @@ _tidegate() {
         --runtime-dir|--state-dir) files=dirnames ;;
         --by) words="token model upstream day format" ;;
         --scope) words="use read owner" ;;
-        --lines|--since|-n) : ;;
+        --lines|--since|--to|-n) : ;;
         *)
             case "$path" in
                 "")
-                    words="run start stop restart status runs usage forget models sweep recycle upgrade reload logs check doctor bundle replay token service completion version"
+                    words="run start stop restart status runs usage forget models sweep recycle upgrade reload logs check doctor bundle replay token notify service completion version"
                     case "$cur" in -*) words="-h --help --version" ;; esac ;;
                 "run")
                     words=""
@@ -96,6 +96,12 @@ _tidegate() {
                 "token revoke")
                     words=""
                     words="-h --help --config --state-dir --runtime-dir" ;;
+                "notify")
+                    words="test"
+                    case "$cur" in -*) words="-h --help" ;; esac ;;
+                "notify test")
+                    words=""
+                    words="-h --help --config --state-dir --runtime-dir --json --to" ;;
                 "service")
                     words="install uninstall start stop restart status logs"
                     case "$cur" in -*) words="-h --help" ;; esac ;;

@@ -7,11 +7,11 @@ function __tidegate_at --description 'Whether the words so far lead to this verb
             set is_value 0
             continue
         end
-        if contains -- $word --by --config --lines --log-file --output --runtime-dir --scope --since --state-dir -n
+        if contains -- $word --by --config --lines --log-file --output --runtime-dir --scope --since --state-dir --to -n
             set is_value 1
             continue
         end
-        if contains -- (string join ' ' $path $word) 'run' 'start' 'stop' 'restart' 'status' 'runs' 'usage' 'forget' 'models' 'sweep' 'recycle' 'upgrade' 'reload' 'logs' 'check' 'doctor' 'bundle' 'replay' 'token' 'token new' 'token list' 'token revoke' 'service' 'service install' 'service uninstall' 'service start' 'service stop' 'service restart' 'service status' 'service logs' 'completion' 'version'
+        if contains -- (string join ' ' $path $word) 'run' 'start' 'stop' 'restart' 'status' 'runs' 'usage' 'forget' 'models' 'sweep' 'recycle' 'upgrade' 'reload' 'logs' 'check' 'doctor' 'bundle' 'replay' 'token' 'token new' 'token list' 'token revoke' 'notify' 'notify test' 'service' 'service install' 'service uninstall' 'service start' 'service stop' 'service restart' 'service status' 'service logs' 'completion' 'version'
             set -a path $word
         end
     end
@@ -39,6 +39,7 @@ complete -c tidegate -n '__tidegate_at' -a doctor -d 'What is wrong with this co
 complete -c tidegate -n '__tidegate_at' -a bundle -d 'Write down how it is, as evidence'
 complete -c tidegate -n '__tidegate_at' -a replay -d 'Make the memory guard\'s decisions again and compare'
 complete -c tidegate -n '__tidegate_at' -a token -d 'API tokens: make, list, revoke'
+complete -c tidegate -n '__tidegate_at' -a notify -d 'The receivers of what tidegate tells: try them'
 complete -c tidegate -n '__tidegate_at' -a service -d 'tidegate as a service of systemd or launchd'
 complete -c tidegate -n '__tidegate_at' -a completion -d 'Print what a shell needs to complete this command'
 complete -c tidegate -n '__tidegate_at' -a version -d 'Versions of tidegate and what it runs on'
@@ -163,6 +164,14 @@ complete -c tidegate -n '__tidegate_at token revoke' -s h -l help -d 'show this 
 complete -c tidegate -n '__tidegate_at token revoke' -l config -r -F -d 'the config file'
 complete -c tidegate -n '__tidegate_at token revoke' -l state-dir -x -a '(__fish_complete_directories)' -d 'for tokens and logs'
 complete -c tidegate -n '__tidegate_at token revoke' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'for sockets and the pid'
+complete -c tidegate -n '__tidegate_at notify' -a test -d 'Send a test, and show what they answer'
+complete -c tidegate -n '__tidegate_at notify' -s h -l help -d 'show this help message and exit'
+complete -c tidegate -n '__tidegate_at notify test' -s h -l help -d 'show this help message and exit'
+complete -c tidegate -n '__tidegate_at notify test' -l config -r -F -d 'the config file'
+complete -c tidegate -n '__tidegate_at notify test' -l state-dir -x -a '(__fish_complete_directories)' -d 'for tokens and logs'
+complete -c tidegate -n '__tidegate_at notify test' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'for sockets and the pid'
+complete -c tidegate -n '__tidegate_at notify test' -l json -d 'for programs'
+complete -c tidegate -n '__tidegate_at notify test' -l to -x -d 'to that receiver alone'
 complete -c tidegate -n '__tidegate_at service' -a install -d 'Start it with the computer, and now; shows what it writes'
 complete -c tidegate -n '__tidegate_at service' -a uninstall -d 'Stop it and remove what install wrote; config and state stay'
 complete -c tidegate -n '__tidegate_at service' -a start -d 'Start it and wait until it serves'

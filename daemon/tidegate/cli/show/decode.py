@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from tidegate.cli.failure import REFUSED, CliError
 from tidegate.core.decoding import Decoder, Undecodable
+from tidegate.core.protocol.control import TestedReceiver
 from tidegate.core.protocol.reload import Reloaded, ReloadRefused, Why
 from tidegate.core.protocol.status import Status
 from tidegate.core.records.usage import UsageLine
@@ -62,6 +63,12 @@ class BundleResult(Struct, frozen=True, kw_only=True):
     bytes: int
 
 
+class NotifyTestResult(Struct, frozen=True, kw_only=True):
+    """The answer to `tidegate notify test`."""
+
+    receivers: list[TestedReceiver]
+
+
 def read_status(answer: msgspec.Raw) -> Status:
     """Decode the status in a control reply. Raises CliError, as the others do."""
     return _read(answer, Status)
@@ -95,6 +102,11 @@ def read_sweep(answer: msgspec.Raw) -> SweepResult:
 def read_bundle(answer: msgspec.Raw) -> BundleResult:
     """Decode where the bundle is, in a control reply."""
     return _read(answer, BundleResult)
+
+
+def read_tested(answer: msgspec.Raw) -> list[TestedReceiver]:
+    """Decode what receivers answered to a test, in a control reply."""
+    return _read(answer, NotifyTestResult).receivers
 
 
 def read_reload(answer: msgspec.Raw) -> Reloaded | None:

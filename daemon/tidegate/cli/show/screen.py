@@ -19,6 +19,7 @@ from tidegate.cli.show.printable import printable
 from tidegate.core.problems import Repair
 from tidegate.core.protocol.status import (
     MemoryState,
+    ReceiverState,
     Restart,
     Status,
     SweptState,
@@ -76,6 +77,8 @@ def _status_rows(status: Status) -> Iterable[tuple[str, list[str]]]:
     yield "Swept", _swept_lines(status.swept)
     yield "Recycles", [str(status.recycles)]
     yield "Restarts", [_restart_text(restart) for restart in status.restarts[-3:]] or ["none"]
+    if status.notify:
+        yield "Notify", [_receiver_text(receiver) for receiver in status.notify]
     yield "Upstreams", [_upstream_text(upstream) for upstream in status.upstreams] or ["none"]
 
 
@@ -214,6 +217,11 @@ def _upstream_text(upstream: UpstreamState) -> str:
     if upstream.aside and upstream.state != "set aside":
         text += f"; set aside: {', '.join(map(_aside_text, upstream.aside))}"
     return f"{text}; last error: {upstream.last_error}" if upstream.last_error else text
+
+
+def _receiver_text(receiver: ReceiverState) -> str:
+    waiting = f", {_count(receiver.waiting, 'notice')} waiting" if receiver.waiting else ""
+    return f"{receiver.name}: {receiver.error or 'ok'}{waiting}"
 
 
 def _aside_text(aside: ModelAside) -> str:

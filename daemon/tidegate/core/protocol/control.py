@@ -23,6 +23,15 @@ class ControlRequest(
     by: str = "token"  # usage: one of `core.records.usage.GROUPS`
     since_s: float = 7 * 86400.0  # usage: how far back
     run: str | None = None  # forget: which; None: all
+    to: str | None = None  # notify-test: which receiver; None: every one
+
+
+class TestedReceiver(Struct, frozen=True, kw_only=True):
+    """What one receiver answered to a test: `notify-test` gives `receivers`, a list of them."""
+
+    name: str
+    ok: bool
+    answer: str  # without a part of its address
 
 
 class ControlReply(Struct, frozen=True, kw_only=True):

@@ -134,6 +134,15 @@ class UpstreamState(Struct, frozen=True, kw_only=True):
     refusals: list[UpstreamRefusal] = []  # what it refuses until the config is changed
 
 
+class ReceiverState(Struct, frozen=True, kw_only=True):
+    """One receiver of notices. Its address is not shown."""
+
+    name: str
+    waiting: int = 0  # notices
+    error: str | None = None  # why it takes nothing just now
+    failing_since: float | None = None  # Unix seconds
+
+
 class Status(Struct, frozen=True, kw_only=True):
     """`tidegate status --json`."""
 
@@ -157,3 +166,4 @@ class Status(Struct, frozen=True, kw_only=True):
     manager: str | None = None  # "systemd" or "launchd", if that started it
     journal: StoreState | None = None  # None: no worker has told of it yet
     history: StoreState | None = None
+    notify: list[ReceiverState] = []

@@ -67,6 +67,7 @@ class Configure(Message, frozen=True, kw_only=True, tag="configure"):
     ledger_limit_bytes: int = 0  # until the first StateUpdate; only in the first one; 0: no limit
     store_places: StorePlaces = StorePlaces()
     tells_news: bool = False  # the watchdog knows `AskNews`
+    heartbeat_url: str | None = None  # asked while it is ready; as secret as a key
 
     def __repr__(self) -> str:
         return f"<Configure request={self.request} generation={self.generation}>"  # no secrets

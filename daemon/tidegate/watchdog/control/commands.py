@@ -17,7 +17,7 @@ from typing import Protocol
 import msgspec
 from msgspec import Struct
 
-from tidegate.core.protocol.control import ControlReply, ControlRequest
+from tidegate.core.protocol.control import ControlReply, ControlRequest, TestedReceiver
 from tidegate.core.protocol.status import Status
 from tidegate.core.protocol.worker import (
     AskBeat,
@@ -71,6 +71,9 @@ class Daemon(Protocol):
 
     def bundle(self, client: ControlClient) -> None:
         """Write a bundle of evidence, and let `Commands.bundled` answer `client`."""
+
+    def test_receivers(self, client: ControlClient, name: str | None) -> None:
+        """Send a test to that receiver, or to every one; `Commands.tested` answers `client`."""
 
 
 FRESH_S = 0.2  # a heartbeat that is no older is true still
@@ -144,6 +147,8 @@ class Commands:
                 self._stop(client, wait=request.wait)
             case "bundle":
                 self._daemon.bundle(client)
+            case "notify-test":
+                self._daemon.test_receivers(client, request.to)
             case verb:
                 self._control.answer(client, f'"{verb}" is not a verb that this tidegate knows')
 
@@ -323,6 +328,18 @@ class Commands:
                 size = path.stat().st_size
             result = msgspec.Raw(msgspec.json.encode({"path": str(path), "bytes": size}))
             self._control.reply(client, ControlReply(ok=True, result=result))
+
+        return answer
+
+    def tested(self, client: ControlClient) -> Callable[[list[TestedReceiver] | str], None]:
+        """Return what to call with what receivers answered to a test, or why none was asked."""
+
+        def answer(found: list[TestedReceiver] | str) -> None:
+            if isinstance(found, str):
+                self._control.answer(client, found)
+            else:
+                result = msgspec.Raw(msgspec.json.encode({"receivers": found}))
+                self._control.reply(client, ControlReply(ok=True, result=result))
 
         return answer
 

@@ -15,6 +15,7 @@ from tidegate.core.protocol import worker as msg
 from tidegate.core.protocol.status import (
     GuardState,
     LogState,
+    ReceiverState,
     RunCounts,
     Status,
     SweptState,
@@ -53,6 +54,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     samples: Samples
     chronicle: Chronicle
     repairs: Callable[[], list[Repair]]
+    receivers: Callable[[], list[ReceiverState]] = list
     started_s: float = msgspec.field(default_factory=time.monotonic)
     manager: str | None = msgspec.field(default_factory=_manager)
     log: LogState = msgspec.field(default_factory=handler.state)
@@ -110,6 +112,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             manager=self.manager,
             journal=next((b.journal for b in beats if b.journal and not parked), None),
             history=next((b.history for b in beats if b.history and not parked), None),
+            notify=self.receivers(),
         )
 
     def state_update(self, number: int, seen: Status) -> msg.StateUpdate:

@@ -40,7 +40,15 @@ def show_settings(settings: Settings) -> dict[str, object]:
         for name in ("api_key_env", "api_key_file"):
             upstream[name] = upstream[name] is not None
         upstream["headers"] = list(upstream["headers"])
+    for place in (shown["heartbeat"], *_tables_in(shown["notify"])):
+        assert isinstance(place, dict)
+        for name in ("url", "url_env", "url_file"):  # some of them hold a secret
+            del place[name]
     return shown
+
+
+def _tables_in(shown: object) -> list[object]:
+    return shown if isinstance(shown, list) else []
 
 
 def _with_defaults(table: msgspec.Struct) -> dict[str, object]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 
 from msgspec.structs import replace
 
@@ -44,6 +45,7 @@ class MemoryMonitor:
         self.uss_bytes: int | None = None  # of the serving worker, every few minutes
         self.alarms = 0
         self.sample_failures = 0
+        self.other_pids: Callable[[], list[int]] = list  # of children that are no workers
         self._settings = Memory()
         self._sampler = sample.Sampler()
         self._pressure = pressure.PressureMeter()
@@ -127,7 +129,8 @@ class MemoryMonitor:
         """Sample now; None when the machine does not say anything, which is logged once."""
         workers = list(generations)
         try:
-            self.sample = self._sampler.read([os.getpid(), *(w.pid for w in workers)])
+            pids = [os.getpid(), *(w.pid for w in workers), *self.other_pids()]
+            self.sample = self._sampler.read(pids)
         except sample.SampleError as error:
             self.sample_failures += 1
             self._log_trouble("sample", f"{error}; the memory level stays {self.level}")

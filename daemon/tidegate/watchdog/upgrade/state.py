@@ -6,7 +6,6 @@ It lies in memory where the system can, for the config that is in force has keys
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,16 +16,15 @@ from tidegate import __version__
 from tidegate.config import LoadedConfig
 from tidegate.core.decoding import Decoder, Undecodable
 from tidegate.core.fleet.lifecycle import Fleet
+from tidegate.core.notices.outbox import Outbox
 from tidegate.core.protocol.news import Deed
 from tidegate.core.protocol.status import StepState
 from tidegate.core.protocol.worker import PROTOCOL
+from tidegate.machine.nameless_file import nameless_file
 from tidegate.watchdog.control.commands import KeptClients
 from tidegate.watchdog.control.status import Totals
 from tidegate.watchdog.listeners import KeptListener
 from tidegate.watchdog.workers.generations import KeptWorker
-
-if sys.platform != "linux":  # where no file is in memory; it brings bz2, lzma and hashlib along
-    import tempfile
 
 FORMAT = 1  # of what is left behind; another one is refused in the preflight
 MOST_FD = 2**31 - 1
@@ -58,6 +56,7 @@ class UpgradeState(Struct, frozen=True, kw_only=True):
     repairs: dict[str, float] = {}  # by id, since when
     samples: list[list[float]] = []  # rows of `watchdog.guard.samples`
     deeds: list[Deed] = []
+    outboxes: dict[str, Outbox] = {}  # by receiver
 
     @property
     def descriptors(self) -> list[int]:
@@ -72,14 +71,6 @@ def write(state: UpgradeState) -> BinaryIO:
     file.write(msgspec.json.encode(state, enc_hook=str))  # a path is the only foreign type
     file.flush()
     return file
-
-
-def nameless_file() -> BinaryIO:
-    """Open a file in memory where the system can: no other process may see it. Raises OSError."""
-    if sys.platform == "linux":
-        return os.fdopen(os.memfd_create("tidegate"), "w+b")
-    else:
-        return tempfile.TemporaryFile()
 
 
 def read(fd: int) -> UpgradeState:

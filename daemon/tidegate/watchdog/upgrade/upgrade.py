@@ -22,12 +22,12 @@ from pathlib import Path
 
 from tidegate.core import decoding
 from tidegate.logs import handler
+from tidegate.machine.nameless_file import nameless_file
 from tidegate.machine.signals import block_early
 from tidegate.watchdog.upgrade.state import (
     MOST_FD,
     UpgradeError,
     UpgradeState,
-    nameless_file,
     read,
     write,
 )

@@ -18,6 +18,7 @@ from tidegate.watchdog.guard.chronicle import Chronicle
 from tidegate.watchdog.guard.monitor import MemoryMonitor
 from tidegate.watchdog.guard.samples import Samples
 from tidegate.watchdog.listeners import Listeners
+from tidegate.watchdog.notify.teller import Teller
 from tidegate.watchdog.pid_file import PidFile
 from tidegate.watchdog.readiness import Readiness
 from tidegate.watchdog.reload import Reloader
@@ -49,6 +50,7 @@ class Handover(Struct, frozen=True, kw_only=True, eq=False):
     totals: Totals
     samples: Samples
     chronicle: Chronicle
+    teller: Teller
 
     def leave_behind(self) -> UpgradeState:
         """Gather what the new program has to know."""
@@ -69,6 +71,7 @@ class Handover(Struct, frozen=True, kw_only=True, eq=False):
             repairs=self.repair_monitor.since(),
             samples=[list(row) for row in self.samples.rows()],
             deeds=self.chronicle.deeds(),
+            outboxes=self.teller.kept(),
         )
 
     def take_up(self, state: UpgradeState) -> bool:
@@ -137,11 +140,13 @@ class Upgrader:
             return
         handover = self._handover
         is_quiet = handover.commands.is_quiet and not handover.reloader.is_under_way
+        is_quiet = is_quiet and not handover.teller.is_sending
         try:
             if self._upgrade.is_due(time.monotonic(), is_quiet=is_quiet) and self._signals.hold():
                 _log.info("upgrade: the new program takes over")
                 self._notifier.alive()
                 handover.reloader.leave()
+                handover.teller.let_go()
                 notify = self._notifier.environment()
                 log.settle()
                 upgrade.become(self._upgrade.argv, handover.leave_behind(), notify)

@@ -373,6 +373,7 @@ class Generations:
             other_socket=str(peer.socket_path) if peer else None,
             config_file=str(config.place),
             parked=config.parked,
+            heartbeat_url=config.heartbeat_url,
             ledger_limit_bytes=limit_bytes,
             store_places=places,
             tells_news=True,

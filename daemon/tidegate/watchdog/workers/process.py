@@ -158,10 +158,7 @@ def spawn(
         popen = subprocess.Popen(  # noqa: S603  (our own command)
             [*command, "--channel", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
-            env=worker_environment(
-                {name: value for name, value in os.environ.items() if _is_needed(name)},
-                frozenset(variables_of(config.settings)),
-            ),
+            env=child_environment(os.environ, frozenset(variables_of(config.settings))),
             pass_fds=(theirs.fileno(), *inherited),
         )
     except OSError:
@@ -172,8 +169,13 @@ def spawn(
     return WorkerHandle(number, popen, Channel(ours), socket_path, config)
 
 
+def child_environment(environ: Mapping[str, str], secret: Set[str]) -> dict[str, str]:
+    """Make the environment of a child that serves or sends: what it needs, and nothing else."""
+    return worker_environment({k: v for k, v in environ.items() if _is_needed(k)}, secret)
+
+
 def _is_needed(name: str) -> bool:
-    """Tell whether a worker needs that variable.
+    """Tell whether a child needs that variable.
 
     Others are left out, for a key may be in any of them: that of an upstream which a reload adds
     later, or of a config that cannot be read yet.

@@ -1,0 +1,1 @@
+"""What tidegate tells its owner, as values: what is news, where it goes, and when."""
