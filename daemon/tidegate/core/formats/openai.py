@@ -21,6 +21,7 @@ from tidegate.core.formats.base import (
     Meaning,
     is_keep_alive,
     may_say,
+    may_say_any,
 )
 from tidegate.core.formats.counting import TIMINGS, USAGE, counts_in
 from tidegate.core.formats.foreign_json import (
@@ -47,6 +48,7 @@ NO_ERROR = frozenset({b"", b"null", b'""', b"{}", b"[]", b"false", b"0"})
 _KEEP_ALIVE, _OPENING, _OUTPUT = Meaning.KEEP_ALIVE, Meaning.OPENING, Meaning.OUTPUT
 _FINISH, _DONE, _OTHER = Meaning.FINISH, Meaning.DONE, Meaning.OTHER
 _ABSENT = Raw()
+_SEVERAL = (b'"n"', b'"prompt"')  # one of these is in a request that asks for several answers
 _NO_DELTA: dict[str, object] = {}
 
 
@@ -150,6 +152,8 @@ class Chat(OpenAIFormat):
         self.choices = choices
 
     def of_request(self, body: bytes, content_type: str) -> Format:
+        if not may_say_any(_SEVERAL, body):
+            return self
         try:
             asked = _several(body)
         except UnreadableJson:

@@ -38,6 +38,7 @@ class Entry(IntEnum):
 
 
 _ENTRIES = len(Entry)
+_FIRST_OF_INTAKE = int(Entry.BODY)
 
 
 class Ledger:
@@ -163,8 +164,9 @@ class Account:
         ledger = self._ledger
         ledger.total_bytes += delta
         ledger.entries[entry] += delta
-        if delta > 0 and ledger.limit_bytes:
-            is_intake = entry >= Entry.BODY
+        # Below half of the limit, where it nearly always is, nothing can be full.
+        if delta > 0 and ledger.has_much:
+            is_intake = entry >= _FIRST_OF_INTAKE
             if ledger.is_tight or (is_intake and ledger.is_intake_full):
                 ledger.reclaim()
                 if ledger.is_full:

@@ -125,7 +125,7 @@ class Health:
         if is_plain:
             known.answered_s = now_s
         self._key_refusal = known.refusal = None
-        return self.alive(model, now_s)
+        return self._alive(known.breaker)
 
     def began(self, model: str, now_s: float) -> bool:
         """Note a first output. Only a whole answer makes good for former failures."""
@@ -138,7 +138,9 @@ class Health:
 
     def alive(self, model: str, now_s: float) -> bool:
         """Note an answer that may be a refusal: it does its work. True where it was set aside."""
-        breaker = self._note(model, now_s).breaker
+        return self._alive(self._note(model, now_s).breaker)
+
+    def _alive(self, breaker: Breaker) -> bool:
         was_aside = not (self.whole.is_closed and breaker.is_closed)
         self.whole.succeeded()
         breaker.succeeded()

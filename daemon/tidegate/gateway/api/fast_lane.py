@@ -199,11 +199,11 @@ class FastLane:
     def send_plain(self, light: LightRun, answer: Answer) -> None:
         """Send an answer in one piece."""
         run_id = new_id("run")
-        length = ("Content-Length", str(len(answer.body)))
-        head = answer_head(run_id, answer._replace(headers=(length, *answer.headers)))
-        self._send(light, head + answer.body)
+        status, content_type, body, headers = answer
+        whole = Answer(status, content_type, body, (("Content-Length", str(len(body))), *headers))
+        self._send(light, answer_head(run_id, whole) + body)
         ended_s = self._gateway.loop.time()
-        self._gateway.registry.on_light_end(_as_kept(light, run_id, ended_s, 0, answer.body))
+        self._gateway.registry.on_light_end(_as_kept(light, run_id, ended_s, 0, body))
 
     def _send(self, light: LightRun, data: bytes) -> None:
         """Write the whole answer; the request is over when the kernel has taken it."""

@@ -20,6 +20,8 @@ _BUSY = frozenset({"memory_limit", "queue_full", "queue_s"})
 # Asking again does not help before the config has been changed.
 _NO_USE = frozenset({"upstream_key_refused", "upstream_model_missing"})
 _STATUS_IN_CODE = re.compile(r"upstream_([45][0-9]{2})")
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
+_UNKNOWN = "Unknown"  # 529, say
 _CLOSE = "Connection: close\r\n"
 _KEEP = f"Keep-Alive: timeout={KEEPALIVE_S:.0f}\r\n"
 
@@ -38,17 +40,10 @@ def answer_head(run_id: str, answer: Answer, *, closes: bool = False) -> bytes:
     """Make the head of an answer in one piece."""
     lines = "".join(f"{name}: {value}\r\n" for name, value in answer.headers)
     return (
-        f"HTTP/1.1 {answer.status} {_phrase(answer.status)}\r\n"
+        f"HTTP/1.1 {answer.status} {_PHRASES.get(answer.status, _UNKNOWN)}\r\n"
         f"Content-Type: {answer.content_type}\r\n"
         f"{_ids(run_id)}{lines}{_CLOSE if closes else _KEEP}\r\n"
     ).encode("latin-1")
-
-
-def _phrase(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "Unknown"  # 529, say
 
 
 def stream_head(

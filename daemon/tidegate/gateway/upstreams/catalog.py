@@ -36,6 +36,7 @@ PROBE_S = 3.0  # how soon an upstream that is back is noticed; asked only while 
 ASK_LIMIT_S = 5.0
 DISCOVERY_LIMIT_S = 0.5  # a server on this computer answers in milliseconds, or is not there
 MAX_NAMES_SHOWN = 20
+MOST_ROUTES = 256  # that are remembered: clients choose the names
 MAX_LISTED = 5000  # models of an upstream; OpenRouter has some 500
 # Anthropic refuses every request without one, also the one for its list; others do not mind it.
 _ANTHROPIC_VERSION = "anthropic-version: 2023-06-01\r\n"
@@ -104,6 +105,7 @@ class Catalog:
         self._pools: dict[str, UpstreamPool] = {}
         self._listed: dict[str, list[ListedModel]] = {}
         self._probes: dict[str, BackendProbe] = {}
+        self._routes: dict[str, list[Target]] = {}  # found since what is known last changed
         self._is_discovering = not settings.upstreams
         # What listens there is this gateway itself, and would be asked by itself for ever.
         self._own_ports = {address.rpartition(":")[2] for address in settings.listen}
@@ -130,6 +132,7 @@ class Catalog:
             self._pools[name] = pool
             self._listed[name] = former._listed.get(name, [])
             self._probes[name] = former._probe_of(name)
+        self._routes.clear()
         if self._is_discovering and former._is_discovering:
             self._titles = dict(former._titles)
 
@@ -158,6 +161,7 @@ class Catalog:
         pool = self._new_pool(Upstream(name=name, url=url))
         if await self._ask(pool, DISCOVERY_LIMIT_S) is not None and name in self._listed:
             self._pools[name] = pool
+            self._routes.clear()
             self._titles[name] = title
             log.info("found %s at %s", title, url)
         else:
@@ -181,6 +185,7 @@ class Catalog:
         await probe.look(pool, owners, body)
         if not owners and (names := await probe.names(pool)):
             self._listed[pool.name] = [ListedModel(name) for name in names]
+            self._routes.clear()
 
     async def _ask(self, pool: UpstreamPool, limit_s: float) -> bytes | None:
         """Ask for its list, None for nothing; a list is kept as long as no newer one comes."""
@@ -194,6 +199,7 @@ class Catalog:
         if status == 200:
             with suppress(UnreadableJson):
                 self._listed[pool.name] = _list(body)
+                self._routes.clear()
                 is_list = True
         elif status >= 500:
             pool.confirm(f'upstream "{pool.name}" answered {status} to a request for its models')
@@ -235,6 +241,15 @@ class Catalog:
 
     def route(self, model: str) -> list[Target]:
         """Say where a request for `model` may go, in order. Raises Refused naming the choices."""
+        route = self._routes.get(model)
+        if route is None:
+            route = self._new_route(model)
+            if len(self._routes) >= MOST_ROUTES:
+                self._routes.clear()
+            self._routes[model] = route
+        return route
+
+    def _new_route(self, model: str) -> list[Target]:
         alias = self._aliases.get(model)
         if alias is not None:
             return [

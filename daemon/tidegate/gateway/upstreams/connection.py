@@ -162,10 +162,11 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self.exchanges += 1
         if sum(map(len, body)) <= SLICE_BYTES:
             self._transport.write(b"".join((head, *body)))
-            body = ()
+            self._unsent = iter(())
         else:
             self._transport.write(head)
-        self._unsent, self._on_sent = _slices(body), on_sent or _nothing
+            self._unsent = _slices(body)
+        self._on_sent = on_sent or _nothing
         self._send_on()
 
     def _send_on(self) -> None:
