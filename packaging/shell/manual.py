@@ -34,9 +34,10 @@ _ENVIRONMENT = {
 _FILES = {
     "/etc/tidegate/config.toml": "The config of the system's service.",
     "/etc/tidegate/credentials": "Keys of upstreams, a file each: api_key_file names one.",
-    "/var/lib/tidegate": "Its tokens and evidence.",
+    "/var/lib/tidegate": "Its tokens, evidence and the history of what was used.",
+    "/run/tidegate": "Its sockets, and the journal of its answers, which goes with a reboot.",
     "~/.config/tidegate/config.toml": "The config of a user's own.",
-    "~/.local/state/tidegate": "Its tokens, evidence and log.",
+    "~/.local/state/tidegate": "Its tokens, evidence, history and log.",
     "/Library/Application Support/tidegate": "On a Mac: the config, state and run of the system's.",
     "~/Library/Application Support/tidegate": "On a Mac: all of a user's own.",
 }
@@ -45,6 +46,7 @@ _EXAMPLES = {
     "tidegate check": "Say what is wrong with the config, before it is used.",
     "sudo tidegate status": "How the system's service is.",
     "tidegate token new laptop": "Make a token for a client.",
+    "tidegate usage --by model --since 30d": "What was asked for in a month, and how much of it.",
 }
 
 

@@ -137,7 +137,11 @@ def _add_log_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_usage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--by", choices=GROUPS, default=GROUPS[0], metavar="WHAT", help=f"{', '.join(GROUPS)}"
+        "--by",
+        choices=GROUPS,
+        default=GROUPS[0],
+        metavar="WHAT",
+        help=f"one of {', '.join(GROUPS)}",
     )
     parser.add_argument(
         "--since", default="7d", metavar="WHEN", help="30min, 2h, 7d, 2026-11-22; else 7d"

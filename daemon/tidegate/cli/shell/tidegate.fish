@@ -79,7 +79,7 @@ complete -c tidegate -n '__tidegate_at usage' -l config -r -F -d 'the config fil
 complete -c tidegate -n '__tidegate_at usage' -l state-dir -x -a '(__fish_complete_directories)' -d 'for tokens and logs'
 complete -c tidegate -n '__tidegate_at usage' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'for sockets and the pid'
 complete -c tidegate -n '__tidegate_at usage' -l json -d 'for programs'
-complete -c tidegate -n '__tidegate_at usage' -l by -x -a 'token model upstream day format' -d 'token, model, upstream, day, format'
+complete -c tidegate -n '__tidegate_at usage' -l by -x -a 'token model upstream day format' -d 'one of token, model, upstream, day, format'
 complete -c tidegate -n '__tidegate_at usage' -l since -x -d '30min, 2h, 7d, 2026-11-22; else 7d'
 complete -c tidegate -n '__tidegate_at forget' -s h -l help -d 'show this help message and exit'
 complete -c tidegate -n '__tidegate_at forget' -l config -r -F -d 'the config file'
