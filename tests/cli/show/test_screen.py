@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import time
+from io import StringIO
 
-from tidegate.cli.show.screen import duration_text, size_text
+import pytest
+from rich.console import Console
+
+from tidegate.cli.show.screen import duration_text, show_runs, size_text
+from tidegate.core.runs.summary import RunSummary
 
 
 @pytest.mark.parametrize(
@@ -40,3 +45,25 @@ def test_sizes(size, text):
 def test_durations(seconds, text):
     """A duration has the two units that matter."""
     assert duration_text(seconds) == text
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+@pytest.mark.parametrize("columns", [80, 100, 160])
+def test_a_runs_id_is_whole_in_80_columns(columns: int, everywhere: bool) -> None:
+    """It is what other verbs take; whatever is long beside it is folded, and nothing is cut."""
+    name = f"run_{'0123456789abcdef' * 2}"
+    run = RunSummary(
+        id=name, state="interrupted", reason="the worker died at event 812, and more of it is told",
+        model="hf.co/somewhere/a-model-with-a-name:Q4_K_M", upstream="box", attempts=1,
+        created=time.time() - 3 * 3600 - 150, ended=1.0, first_seq=0, next_seq=812, bytes=4096,
+        subscribers=0, place="journal",
+    )  # fmt: skip
+    out = StringIO()
+    show_runs([run, run], Console(file=out, width=columns), everywhere=everywhere)
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= columns
+    shown = [line for line in lines if line.startswith(name)] if columns < 160 else lines[1:]
+    assert len([line for line in shown if "3 h" in line]) == 2
+    assert ("journal" in out.getvalue()) is everywhere
+    for word in (*run.reason.split(), "interrupted"):
+        assert word in out.getvalue()

@@ -31,6 +31,8 @@ from tidegate.core.runs.summary import RunSummary
 from tidegate.core.upstreams.summary import ModelAside
 
 _LEVELS = ("normal", "tidy", "squeeze", "shed", "hard shed", "last")
+_ROOMY = 130  # columns in which a run is one line
+_ID_WIDTH = 36  # "run_" and 32 digits
 _LAGS_S = 10.0  # what waits so long to be written is worth a line
 _WIDE = 500  # columns without a terminal: a program that reads tables wants no wrapped lines
 
@@ -146,12 +148,16 @@ def show_runs(
         console.print("No runs are known." if everywhere else "No runs are held.")
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
+    (_fill_wide if console.width >= _ROOMY else _fill_narrow)(table, runs, everywhere=everywhere)
+    console.print(table)
+
+
+def _fill_wide(table: Table, runs: list[RunSummary], *, everywhere: bool) -> None:
     for name in ("run", "state", "model", "upstream", *(["where"] if everywhere else [])):
         table.add_column(name, overflow="fold")
     for name in ("age", "events", "held", "readers"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("reason", overflow="fold")
-    now_s = time.time()
     for run in runs:
         cells = (
             run.id,
@@ -159,14 +165,35 @@ def show_runs(
             run.model,
             run.upstream or "-",
             *([run.place] if everywhere else []),
-            duration_text(max(now_s - run.created, 0)),
+            _run_age_text(run),
             str(run.next_seq),
             size_text(run.bytes),
             str(run.subscribers),
             run.reason or "",
         )
         table.add_row(*(Text(printable(cell)) for cell in cells))
-    console.print(table)
+
+
+def _fill_narrow(table: Table, runs: list[RunSummary], *, everywhere: bool) -> None:
+    """Fill 80 columns: the id stays whole, to be copied, and the reason stands below it."""
+    table.add_column("run", overflow="fold", width=_ID_WIDTH)
+    table.add_column("state", no_wrap=True)
+    table.add_column("model", overflow="fold")
+    if everywhere:
+        table.add_column("where", no_wrap=True)
+    table.add_column("age", justify="right", no_wrap=True)
+    for run in runs:
+        about = Text(printable(run.id))
+        if run.reason:
+            about.append(f"\n{printable(run.reason)}", style="dim")
+        places = [run.place] if everywhere else []
+        age = " ".join(_run_age_text(run).split(" ")[:2])  # the unit that matters most
+        cells = (run.state, run.model, *places, age)
+        table.add_row(about, *(Text(printable(cell)) for cell in cells))
+
+
+def _run_age_text(run: RunSummary) -> str:
+    return duration_text(max(time.time() - run.created, 0))
 
 
 def size_text(size: int) -> str:
