@@ -21,6 +21,9 @@ from fakes.gateway import Gateway, StartGateway
 from fakes.machine import until
 from fakes.scenario import ROOT, toml
 from fakes.upstream import ScriptedUpstream
+from tidegate.core.protocol.control import ControlRequest
+from tidegate.machine.mounts import is_in_memory
+from tidegate.watchdog.control.client import ask
 
 # The last commit of 0.1.0, whose watchdog asks for `tidegate.service.worker`; one with the rooms of
 # now; and the last one that kept nothing beside its workers.
@@ -53,6 +56,11 @@ def turn(link: Path) -> None:
     new = link.with_name("new")
     new.symlink_to(ROOT / "daemon")
     new.replace(link)
+
+
+def refused(running: Gateway, request: ControlRequest) -> str:
+    """Why it is."""
+    return ask(running.runtime_dir, request, 60.0).error or ""
 
 
 def ask_the_former(running: Gateway) -> None:
@@ -88,7 +96,10 @@ async def test_streams_outlive_an_upgrade_from_the_former_version(
     assert len(running.status()["workers"]) == 2
     running.ask("models")
     running.ask("reload")
-    running.ask("runs", all=True)
+    assert len(running.ask("runs", all=True)["data"]) == len(opened)
+    assert running.ask("usage")["data"] == []  # of the new worker, which remembers
+    error = refused(running, ControlRequest(verb="forget", run="run_x"))
+    assert error.startswith("worker 1 is of an older version, cannot forget"), error
     resumed = await replay(url, opened[0].headers["x-run-id"])
     assert resumed.clean
     answer = await get(url, "/v1/chat/completions", body | {"model": "ok", "stream": False})
@@ -100,5 +111,7 @@ async def test_streams_outlive_an_upgrade_from_the_former_version(
         await stream.close()
     await until(lambda: len(running.status()["workers"]) == 1, 30, "the former worker is gone")
     status = running.status()
+    assert refused(running, ControlRequest(verb="forget")) == ""
+    assert status["journal"]["keep"] == ("answers" if is_in_memory(running.runtime_dir) else "ends")
     assert (status["watchdog"]["pid"], status["restarts"]) == (former["watchdog"]["pid"], [])
     await until(lambda: running.status()["runs"]["total"] == len(opened) + 1, 5, "all are counted")
