@@ -206,9 +206,11 @@ def gateways() -> Iterator[StartGateway]:
         env: dict[str, str] | None = None,
         flags: tuple[str, ...] = (),
         until_ready: bool = True,
+        after: Gateway | None = None,
     ) -> Gateway:
-        folder = root / str(len(started))
-        folder.mkdir()
+        """`after` is one that has ended, whose directories the new one has."""
+        folder = root / str(len(started)) if after is None else after.config.parent
+        folder.mkdir(exist_ok=after is not None)
         running = _launch(folder, toml, free_port(), env or {}, *flags)
         started.append(running)
         if until_ready:
