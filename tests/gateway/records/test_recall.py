@@ -256,6 +256,36 @@ async def test_a_response_is_found_by_its_id(rigs, raw_upstream, places) -> None
     assert told(await ask_response(rig, f"/{identity}/cancel", method="POST"))["id"] == identity
 
 
+async def test_a_response_goes_on_from_one_that_only_the_journal_knows(
+    rigs, raw_upstream, places
+) -> None:
+    """Its upstream is asked by the id that it gave it itself."""
+    asked: list[bytes] = []
+    answering = sends(CREATED, *WORDS, RESPONSE_DONE)
+
+    async def play(peer) -> None:
+        request = peer.request
+
+        async def noted() -> bytes:
+            asked.append(await request())
+            return asked[-1]
+
+        peer.request = noted
+        await answering(peer)
+
+    rig = await rigs(await raw_upstream(play), places=places)
+    made = await ask_response(rig, "", {"model": "m", "input": "hi", "background": True})
+    identity = told(made)["id"]
+    await release(rig)
+    body = {"model": "m", "input": "more", "stream": True, "previous_response_id": identity}
+    answer = await ask_response(rig, "", body)
+    assert answer.events[-1].name == "response.completed"
+    assert b'"previous_response_id":"resp_theirs"' in asked[1].replace(b": ", b":")
+    unknown = await ask_response(rig, "", {**body, "previous_response_id": "resp_unknown"})
+    assert unknown.events[-1].name == "response.completed"
+    assert b"resp_unknown" in asked[2]
+
+
 # --- listings -----------------------------------------------------------------------------------
 
 

@@ -80,6 +80,8 @@ async def _new_relay(
     facts = read_facts(request.headers, form)
     parsed = parse_request(facts, form, body, request.remote)
     targets = gateway.catalog.route(parsed.info.model)
+    if responses.lacks_former(gateway, parsed.info, caller.owner):
+        await responses.bring_former(gateway, parsed.info, caller.owner)
     relay = new_relay(gateway, caller.owner, parsed, targets, account=account)
     return relay, parsed.info
 

@@ -27,6 +27,7 @@ from tidegate.gateway.api import create
 from tidegate.gateway.api.create import MAX_HOPS, HeadFacts
 from tidegate.gateway.api.delivery import Delivery
 from tidegate.gateway.api.heads import answer_head, stream_head
+from tidegate.gateway.api.responses import lacks_former
 from tidegate.gateway.gateway import Gateway
 from tidegate.gateway.relay.light import MOST_AGE_S, LightRun, may_be_light
 from tidegate.gateway.relay.light_answers import KeptAnswer
@@ -140,7 +141,7 @@ class FastLane:
     ) -> bool:
         """Begin a run; False where it may not be begun."""
         gateway, info = self._gateway, parsed.info
-        if info.background:
+        if info.background or lacks_former(gateway, info, owner):
             return False
         porch.hold()
         account = gateway.registry.ledger.open()

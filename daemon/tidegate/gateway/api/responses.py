@@ -9,9 +9,12 @@ its upstream gave it.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import msgspec
 from msgspec import Raw
 
+from tidegate.core.errors import LedgerFull
 from tidegate.core.formats.base import RequestInfo
 from tidegate.core.formats.responses import Rewriter, bare_response, failed_response, response_in
 from tidegate.core.runs.run import Run
@@ -26,6 +29,7 @@ from tidegate.gateway.server.auth import Caller
 from tidegate.gateway.server.errors import Refused
 from tidegate.gateway.server.ids import id_headers
 from tidegate.gateway.server.writer import ResponseWriter
+from tidegate.gateway.stores.store_thread import StoreUnavailable
 from tidegate.gateway.upstreams.choice import Target
 
 _encode = msgspec.json.encode
@@ -94,6 +98,21 @@ def _wants_stream(request: web.BaseRequest) -> bool:
     if text not in {"true", "false"}:
         raise Refused(400, "stream is true or false", "bad_boolean", param="stream")
     return text == "true"
+
+
+def lacks_former(gateway: Gateway, info: RequestInfo, owner: str) -> bool:
+    """Say whether a request goes on from a response that is not held, and may be in the journal."""
+    return (
+        info.previous is not None
+        and gateway.stores.keeps_runs
+        and gateway.registry.find_response(info.previous, owner) is None
+    )
+
+
+async def bring_former(gateway: Gateway, info: RequestInfo, owner: str) -> None:
+    """Have that response held again, if the journal has it: which upstream gave it is asked."""
+    with suppress(StoreUnavailable, LedgerFull):  # then the upstream may know it all the same
+        await gateway.recall.bring_response(info.previous or "", owner)
 
 
 def prepare(
