@@ -11,7 +11,7 @@ import logging
 import math
 import re
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -100,6 +100,7 @@ class Gateway:
         self.resident_bytes = resident_bytes
         self.routes = routes
         self.stores = Stores(self.loop, self.registry.ledger.stores)
+        self.stores.on_interrupted = self._on_interrupted
         self._places = StorePlaces()
         self.recorder = Recorder(self.loop, self.stores, self.registry.under_way)
         self.recorder.on_row = self._on_row
@@ -256,6 +257,10 @@ class Gateway:
     def _on_row(self, row: RunRow, reason: str | None) -> None:
         self.tally.count(row)
         self.run_log.note(row, reason)
+
+    def _on_interrupted(self, rows: Sequence[RunRow]) -> None:
+        for row in rows:
+            self._on_row(row, "its worker died")
 
     async def _write_down(self, within_s: float) -> None:
         """Have the stores write what has ended."""

@@ -196,6 +196,7 @@ async def test_an_interrupted_answer_ends_with_an_error(rigs, scripted_upstream,
     assert last == {"state": "failed", "reason": reason}
     [row] = await rows(rig)
     assert (row.id, row.outcome, row.code) == (run.id, "failed", "worker_died")
+    assert rig.gateway.tally.requests == {("box", "chat completion", "failed"): 1}
 
 
 async def test_a_cursor_before_what_is_kept_is_gone(rigs, scripted_upstream, places) -> None:

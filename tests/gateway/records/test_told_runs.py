@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 
 import msgspec
 import pytest
 
 from fakes.client import chat, get, open_chat
 from fakes.machine import until
-from fakes.upstream import DONE, FINISH, ROLE
+from fakes.upstream import DONE, FINISH, ROLE, ScriptedUpstream
 from gateway.gateway_rig import DEADLINE_S, HEAD, LAST, Peer, Rig, chunked, plain, scoped
+from gateway.records.records_rig import leave_behind, new_places, under_way
 from gateway.relay.relay_rig import WORD
 from tidegate.core.settings import Upstream
 
@@ -136,3 +138,19 @@ async def test_log_requests_counts_at_once(rigs, raw_upstream, lines) -> None:
     [line] = lines(rig)
     assert line.startswith(f"run {answer.run_id} failed (upstream_500): ")
     assert "asked for" not in line
+
+
+async def test_what_a_dead_worker_left_is_told_once(
+    rigs, scripted_upstream: ScriptedUpstream, tmp_path: Path, lines
+) -> None:
+    """By the one that comes after it, which ended it."""
+    places = new_places(tmp_path)
+    run = under_way([ROLE, WORD], token="phone")
+    leave_behind(places, run, [ROLE, WORD])
+    rig = await rigs(scripted_upstream, places=places)
+    await until(lambda: lines(rig), DEADLINE_S, "it is told")
+    again = await rigs(scripted_upstream, places=places)
+    assert (await get(again.base_url, f"/v1/runs/{run.id}")).status == 200
+    [line] = lines(again)
+    assert line.startswith(f'run {run.id} failed (worker_died): its worker died; "phone" asked for')
+    assert rig.gateway.tally.requests.total() + again.gateway.tally.requests.total() == 1

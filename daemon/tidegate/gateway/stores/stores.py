@@ -7,7 +7,7 @@ written is bounded and in the ledger; each store's thread (`stores.store_thread`
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -85,6 +85,9 @@ class Stores:
         self._opening: list[asyncio.Future[None]] = []
         self._configured: tuple[Journal, History, StorePlaces] | None = None
         self.keeps_runs = self.keeps_answers = self.keeps_rows = False
+        self._loop = loop
+        # What is told of runs that a dead worker left, on the loop's thread.
+        self.on_interrupted: Callable[[Sequence[RunRow]], None] = lambda rows: None
 
     def __repr__(self) -> str:
         return f"<Stores {self._journal} {self._history}>"
@@ -145,7 +148,7 @@ class Stores:
                 with_events=self.keeps_answers,
                 keep_s=settings.keep_s,
                 max_bytes=settings.max_bytes,
-                on_interrupted=self._put_rows,
+                on_interrupted=self._take_interrupted,
             )
         self._opening.append(
             self._journal.use(
@@ -173,6 +176,12 @@ class Stores:
     def states(self) -> tuple[StoreState, StoreState]:
         """Say how the journal is, and the history."""
         return self._journal.state(), self._history.state()
+
+    def _take_interrupted(self, rows: Sequence[RunRow]) -> None:
+        """Have rows of interrupted runs written and told; on the journal's thread."""
+        self._put_rows(rows)
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self.on_interrupted, rows)
 
     def _put_rows(self, rows: Sequence[RunRow]) -> None:
         """Queue rows; the journal's thread does so too, with those of interrupted runs."""
