@@ -238,6 +238,24 @@ def status() -> dict[str, Any]:
     return told
 
 
+def kept() -> dict[str, Any]:
+    """What is known of runs beside the worker's memory, and what of it is told by the files."""
+    runs = json.loads(tidegate("runs", "--all", "--json"))["data"]
+    told = wait_until(lambda: status()["journal"], "a worker tells of its journal")
+    places = (Path("/run/tidegate/journal"), Path("/var/lib/tidegate/history"))
+    return {
+        "runs": [[run["place"], run["state"], run["reason"]] for run in runs],
+        "journal": told,
+        "history": status()["history"],
+        "used": json.loads(tidegate("usage", "--json"))["data"][0]["runs"],
+        "modes": {
+            str(path): f"{path.stat().st_mode & 0o777:o} {path.owner()}"
+            for place in places
+            for path in (place, *place.glob("*.db"))
+        },
+    }
+
+
 def main_pid() -> int:
     return int(show()["MainPID"])
 
@@ -377,6 +395,7 @@ def life() -> dict[str, Any]:
     os.kill(worker_pid(), signal.SIGKILL)
     wait_until(lambda: logged("worker 3 is ready"), "a third worker serves")
     seen["after_kill"] = show()
+    seen["kept_over_kill"] = kept()
     write_config(upstream, 3.0)
     run("systemctl", "reload", "tidegate.service")
     wait_until(lambda: logged("config reloaded"), "the good file is in force")
@@ -423,6 +442,7 @@ def restarts() -> dict[str, Any]:
     seen["stream_at_restart"] = reader.ended
     seen["restart"] = dict(load.outcomes)
     seen["after_restart"] = show()
+    seen["kept_over_restart"] = kept()
     former = main_pid()
     with Load() as load:
         wait_until(lambda: load.outcomes["unix 200"] > 20, "clients are served")
@@ -433,6 +453,7 @@ def restarts() -> dict[str, Any]:
         wait_until(lambda: load.outcomes["unix 200"] > served + 20, "clients are served again")
     seen["crash"] = dict(load.outcomes)
     seen["after_crash"] = show()
+    seen["kept_over_crash"] = kept()
 
     # The setting changes while it is down: the store follows.
     CONFIG.write_text(CONFIG.read_text().replace(f', "unix:{UNIX}"', ""))

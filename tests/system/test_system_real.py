@@ -51,6 +51,7 @@ def test_it_lives_in_its_sandbox() -> None:
     assert seen["healthz"] == "200"
     assert (seen["stop"]["Result"], seen["stop"]["ExecMainStatus"]) == ("success", "0")
     judge_journal(seen["journal"])
+    judge_kept(seen["kept_over_kill"], ["completed"], used=1)
 
     end = seen["bad_config"]
     assert (end["ExecMainStatus"], end["NRestarts"], end["Result"]) == ("78", "0", "exit-code")
@@ -71,6 +72,22 @@ def judge_journal(entries: list[list[str]]) -> None:
     assert priority("reload refused, nothing has changed") == "3"
 
 
+def judge_kept(kept: dict[str, Any], states: list[str], used: int) -> None:
+    """Answers are in memory, their rows on the disk, both for the service's user alone."""
+    assert [state for _, state, _ in kept["runs"]] == states
+    assert {place for place, _, _ in kept["runs"]} == {"journal"}
+    assert (kept["journal"]["keep"], kept["journal"]["place"]) == ("answers", "memory")
+    assert (kept["history"]["keep"], kept["used"]) == ("rows", used)
+    assert not kept["journal"]["paused"]
+    assert not kept["history"]["paused"]
+    assert kept["modes"] == {
+        "/run/tidegate/journal": "700 tidegate",
+        "/run/tidegate/journal/runs.db": "600 tidegate",
+        "/var/lib/tidegate/history": "700 tidegate",
+        "/var/lib/tidegate/history/history.db": "600 tidegate",
+    }
+
+
 def test_no_connection_is_refused() -> None:
     """Neither a restart nor a crash closes a port; a stop drains for as long as it may."""
     seen = inside("restarts")
@@ -78,6 +95,8 @@ def test_no_connection_is_refused() -> None:
     assert set(seen["restart"]) == {"tcp 200", "unix 200"}
     assert seen["restart_s"] < 30
     assert "tidegate is stopping" in seen["stream_at_restart"]
+    judge_kept(seen["kept_over_restart"], ["cancelled"], used=1)
+    assert seen["kept_over_crash"]["runs"] == seen["kept_over_restart"]["runs"]
     assert seen["after_restart"]["NFileDescriptorStore"] == "2"
 
     # A client that was being answered when the process was killed has lost that answer, no other.
