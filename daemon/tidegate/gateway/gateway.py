@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from tidegate.core.brake import Brake
-from tidegate.core.protocol.worker import StateUpdate, StorePlaces
+from tidegate.core.protocol.worker import News, StateUpdate, StorePlaces
 from tidegate.core.records.history import RunRow
 from tidegate.core.runs.ledger import Ledger
 from tidegate.core.settings import Settings, Token
@@ -58,6 +58,16 @@ class Route(NamedTuple):
     handler: Handler
 
 
+class Feed(Protocol):
+    """What tells those who look at the page."""
+
+    def on_news(self, news: News) -> None:
+        """Take in what the watchdog knows."""
+
+    async def serve(self, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
+        """Tell one of them until it leaves. Raises Refused."""
+
+
 class Routes(Protocol):
     """What is served, outside and on the inner socket: `gateway/api/routes`."""
 
@@ -66,6 +76,9 @@ class Routes(Protocol):
 
     def make_lane(self, gateway: Gateway) -> Lane:
         """Make what answers the most frequent requests past aiohttp."""
+
+    def make_feed(self, gateway: Gateway) -> Feed:
+        """Make what tells those who look at the page."""
 
     async def handle(self, gateway: Gateway, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a client. Raises Refused."""
@@ -113,6 +126,8 @@ class Gateway:
             open_paths=routes.OPEN_PATHS,
         )
         self.server.lane = self._lane = routes.make_lane(self)
+        self.feed = routes.make_feed(self)
+        self.ask_news: Callable[[float], None] | None = None  # of a watchdog that tells any
         self.evictor = Evictor(
             self.registry,
             sockets=self.sockets,
@@ -322,6 +337,11 @@ class Gateway:
     def recognise(self, head: RequestHead) -> Caller | None:
         """Find the caller that asks a model, if it may; a refusal is not told nor counted."""
         return self._access.recognise(head, Access.USE)
+
+    @property
+    def asks_for_token(self) -> bool:
+        """Whether there is a token, so that each request needs one."""
+        return bool(self.registry.token_names)
 
     @property
     def admits_all(self) -> bool:

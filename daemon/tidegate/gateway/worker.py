@@ -24,6 +24,7 @@ from tidegate.core.memory.report import StepReport
 from tidegate.core.protocol.worker import (
     PROTOCOL,
     AskBeat,
+    AskNews,
     ConfigChanged,
     Configure,
     Configured,
@@ -37,6 +38,7 @@ from tidegate.core.protocol.worker import (
     ListRuns,
     ListUsage,
     ModelList,
+    News,
     Ready,
     Reclaim,
     Reclaimed,
@@ -94,6 +96,8 @@ class Worker:
         gateway, first = self._gateway, self._configure
         self._apply(first)
         gateway.parked = first.parked
+        if first.tells_news:
+            gateway.ask_news = lambda since: self._line.send(AskNews(since=since))
         gateway.registry.ledger.limit_bytes = first.ledger_limit_bytes
         gateway.meet(first.other_socket)
         self._sender.configure(first.settings.heartbeat, first.heartbeat_url)
@@ -170,6 +174,8 @@ class Worker:
                 case Configure():
                     self._line.send(self._reconfigure(message))
                     await self._listen_for_peers(message.peer_socket)
+                case News():
+                    self._gateway.feed.on_news(message)
                 case AskBeat():
                     self._line.send(self._heartbeat(message.request))
                 case Sweep():

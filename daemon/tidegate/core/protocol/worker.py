@@ -168,6 +168,7 @@ class News(Message, frozen=True, kw_only=True, tag="news"):
     reason: str | None = None  # why it is parked or degraded
     memory: MemoryState
     flat_s: float  # for how long no growth was confirmed
+    listen: list[str] = []  # where clients connect
     points: list[MemoryPoint] = []
     deeds: list[Deed] = []
 

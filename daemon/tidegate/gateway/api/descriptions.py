@@ -272,8 +272,31 @@ BY_HANDLER = {
         },
     ),
     "describe": Description("This document", {"200": json_answer("This document.", "Document")}),
-    "welcome": Description(
-        "One sentence for a person",
-        {"200": text_answer("The sentence."), "503": text_answer("It is parked, and why.")},
+    "watch": Description(
+        "What the page shows, told each second as events: samples, overview, sample, mark",
+        {
+            "200": answer("The events.", _EVENTS),
+            "503": answer(
+                "As many pages are open as may be, or no memory is left for one.",
+                {JSON: ref("Error")},
+                ("Retry-After",),
+            ),
+        },
+    ),
+    "show_root": Description(
+        "The page for a browser, one sentence for the rest",
+        {
+            "200": answer("The page, or the sentence.", {"text/html": {}, "text/plain": {}}),
+            "304": answer("The page is as it was."),
+            "503": text_answer("It is parked, and why."),
+        },
+    ),
+    "show_file": Description(
+        "A file of the page",
+        {
+            "200": answer("The file.", {"*/*": {}}),
+            "304": answer("It is as it was."),
+            "404": "The page has no such file.",
+        },
     ),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import msgspec
+from aiohttp import hdrs
 
 from tidegate import __version__
 from tidegate.core.labels import by_label
@@ -13,12 +14,24 @@ from tidegate.core.text import count
 from tidegate.gateway import web
 from tidegate.gateway.api.metrics import CONTENT_TYPE, MetricsView, render
 from tidegate.gateway.gateway import Gateway
+from tidegate.gateway.page.assets import INDEX, show_file
 from tidegate.gateway.server.auth import Caller
 from tidegate.gateway.upstreams.pool import UpstreamPool
 
 
-async def welcome(gateway: Gateway, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
-    """Say one sentence to a person with a browser."""
+async def show_root(
+    gateway: Gateway, request: web.BaseRequest, caller: Caller
+) -> web.StreamResponse:
+    """Send the page to a browser, which names HTML among what it takes, and a line to the rest."""
+    if "text/html" in request.headers.get(hdrs.ACCEPT, "").lower():
+        return await show_file(gateway, request, caller, INDEX)
+    answer = _welcome(gateway)
+    answer.headers[hdrs.VARY] = hdrs.ACCEPT
+    return answer
+
+
+def _welcome(gateway: Gateway) -> web.Response:
+    """Say one sentence to a person."""
     if gateway.parked is not None:
         return web.Response(
             status=503,

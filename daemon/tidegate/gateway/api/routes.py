@@ -17,7 +17,15 @@ from tidegate.core.formats.base import Format
 from tidegate.core.runs.ledger import Entry
 from tidegate.core.settings import MIB
 from tidegate.gateway import web
-from tidegate.gateway.api import create, demo, health, ollama, openapi, response_socket, runs
+from tidegate.gateway.api import (
+    create,
+    demo,
+    health,
+    ollama,
+    openapi,
+    response_socket,
+    runs,
+)
 from tidegate.gateway.api.fast_lane import FastLane
 from tidegate.gateway.api.heads import no_room
 from tidegate.gateway.api.models import list_models, show_model
@@ -30,6 +38,8 @@ from tidegate.gateway.api.responses import (
 )
 from tidegate.gateway.api.usage import show_usage
 from tidegate.gateway.gateway import Gateway, Handler, Route
+from tidegate.gateway.page.assets import show_file
+from tidegate.gateway.page.live import LiveFeed, watch
 from tidegate.gateway.relay.handover import OWNER_HEADER, PEER_NAME, SCOPE_HEADER, unpack
 from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.server.auth import Access, Caller
@@ -78,7 +88,9 @@ ROUTES = tuple(
         ("GET", "/healthz", Access.OPEN, health.is_alive),
         ("GET", "/readyz", Access.OPEN, health.is_ready),
         ("GET", "/openapi.json", Access.OPEN, openapi.describe),  # the same for every installation
-        ("GET", "/", Access.OPEN, health.welcome),
+        ("GET", "/v1/live", Access.READ, watch),
+        ("GET", "/", Access.OPEN, health.show_root),
+        ("GET", "/page/([a-z.]+)", Access.OPEN, show_file),
     )
 )
 OPEN_PATHS = [route.path.pattern for route in ROUTES if route.access is Access.OPEN]
@@ -107,6 +119,11 @@ def _path(request: web.BaseRequest) -> str:
 def make_lane(gateway: Gateway) -> FastLane:
     """Make what answers the most frequent requests past aiohttp."""
     return FastLane(gateway)
+
+
+def make_feed(gateway: Gateway) -> LiveFeed:
+    """Make what tells those who look at the page."""
+    return LiveFeed(gateway)
 
 
 async def handle(gateway: Gateway, request: web.BaseRequest) -> web.StreamResponse:

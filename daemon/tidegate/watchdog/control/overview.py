@@ -138,6 +138,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             reason=seen.reason,
             memory=seen.memory,
             flat_s=seen.uptime_s if grew is None else min(seen.uptime_s, time.time() - grew),
+            listen=seen.listen,
             points=self.samples.points(since),
             deeds=self.chronicle.deeds(since),
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from struct import Struct, error
 
 from tidegate.core.protocol.news import MemoryPoint
@@ -79,9 +80,12 @@ class Samples:
         return [_ENTRY.unpack(entry) for entry in self._entries]
 
     def points(self, since: float) -> list[MemoryPoint]:
-        """List what a page draws of the entries that are newer than `since`, oldest first."""
+        """List what a page draws of the entries that are newer than `since`, oldest first.
+
+        The last one still changes and is left out, unless there is no other.
+        """
         newer: list[MemoryPoint] = []
-        for entry in reversed(self._entries):
+        for entry in islice(reversed(self._entries), len(self._entries) > 1, None):
             at, used, _, ledger, _, unexplained = _ENTRY.unpack(entry)
             if at <= since:
                 break

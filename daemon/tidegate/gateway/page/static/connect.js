@@ -28,7 +28,7 @@ export function showConnect({ addresses, tokens, aliases, upstreams }) {
     ? "A container on Linux needs --add-host=host.docker.internal:host-gateway."
     : 'It listens on this computer alone. For others set listen = "0.0.0.0:' + port + '" in the config and make a token. A container on Linux then needs --add-host=host.docker.internal:host-gateway.');
   const model = aliases[0]?.name ?? upstreams.find((each) => each.models.length)?.models[0].name ?? "demo";
-  $("snippets").replaceChildren(...snippets(location.origin, model, tokens ? "YOUR_TOKEN" : "none").flatMap(([title, text]) => [el("h3", {}, title), snippet(title, text)]));
+  $("snippets").replaceChildren(...snippets(location.origin, model, tokens ? "YOUR_TOKEN" : "none").map(([title, text]) => snippet(title, text)));
 }
 
 function snippets(base, model, key) {
@@ -43,16 +43,17 @@ function snippets(base, model, key) {
 }
 
 function snippet(title, text) {
+  const pre = el("pre", { tabindex: "0", "aria-label": title }, text);
   const button = el("button", { type: "button", class: "quiet", "aria-label": `Copy for ${title}` }, "Copy");
   button.addEventListener("click", async () => {
     try {
       await navigator.clipboard.writeText(text);
       button.textContent = "Copied";
     } catch { // a page that did not come over https may not: the text is selected instead
-      getSelection().selectAllChildren(button.parentElement.querySelector("pre"));
+      getSelection().selectAllChildren(pre);
       button.textContent = "Selected";
     }
     setTimeout(() => (button.textContent = "Copy"), 2000);
   });
-  return el("div", { class: "snippet" }, el("pre", { tabindex: "0", "aria-label": title }, text), button);
+  return el("div", {}, el("div", { class: "snippet-head" }, el("h3", {}, title), button), pre);
 }

@@ -1,7 +1,7 @@
 // Memory against the budget: the figures, the chart of two hours, its table, and what happened.
 
 import { $, el, fillFigures, fillTable, setText } from "./dom.js";
-import { clock, duration, mib, plural } from "./text.js";
+import { clock, clockWithSeconds, count, duration, mib, plural } from "./text.js";
 
 const MIB = 1024 * 1024;
 const TABLE_EVERY = 30; // rows of ten seconds
@@ -16,12 +16,12 @@ export function showMemory(memory) {
   const { budget_bytes, used_bytes, base_bytes, explained_bytes, unexplained_bytes } = memory;
   const grows = memory.growth_bytes_per_h;
   fillFigures($("memory-figures"), [
-    ["Used", `${mib(used_bytes)} of ${mib(budget_bytes)}`],
+    ["Used", `${count(Math.round(used_bytes / MIB))} of ${mib(budget_bytes)}`],
     ["Base", mib(base_bytes), "key base"],
-    ["Explained by answers", mib(explained_bytes), "key explained"],
+    ["Answers", mib(explained_bytes), "key explained"],
     ["Unexplained", mib(unexplained_bytes), "key unexplained", unexplained_bytes > 0.25 * budget_bytes ? "bad" : ""],
     ["Growth", grows === null ? "not known yet" : grows > 0 ? `${mib(grows)} an hour` : "none"],
-    ["Full in", memory.limit_in_s === null ? "no time to be seen" : duration(memory.limit_in_s), "", memory.limit_in_s === null ? "" : "warn"],
+    ["Full in", memory.limit_in_s === null ? "not growing" : duration(memory.limit_in_s), "", memory.limit_in_s === null ? "" : "warn"],
     ["Level", memory.level === 0 ? "0, normal" : `${memory.level} of 5`, "", memory.level >= 3 ? "bad" : memory.level ? "warn" : "good"],
   ]);
   if (budget_bytes !== budgetBytes) {
@@ -74,7 +74,10 @@ function options() {
     legend: { show: false },
     cursor: { show: false },
     scales: { y: { range: (_, __, most) => [0, Math.max(most * 1.05, 1)] } },
-    axes: [axis, { ...axis, size: 64, values: (_, values) => values.map((value) => `${Math.round(value)} MiB`) }],
+    axes: [
+      { ...axis, values: (_, values, __, ___, step) => values.map((value) => (step < 60 ? clockWithSeconds(value) : clock(value))) },
+      { ...axis, size: 56, values: (_, values) => values.map((value) => count(Math.round(value))), label: "MiB", labelSize: 20 },
+    ],
     series: [
       {},
       area("unexplained", "unexplained"),

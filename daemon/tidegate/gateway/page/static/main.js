@@ -87,7 +87,11 @@ function onState(state, message) {
   } else {
     downSince ??= performance.now();
     const long = performance.now() - downSince > 2500;
-    if (message || long) line(message || `The server has not answered for ${duration((performance.now() - downSince) / 1000)}; trying again.`);
+    if (message) {
+      setText($("sentence"), message);
+      $("sentence").className = "bad";
+    }
+    if (message || long) line(message ? "Trying again." : `The server has not answered for ${duration((performance.now() - downSince) / 1000)}; trying again.`);
   }
 }
 

@@ -3,6 +3,7 @@
 const MIB = 1024 * 1024;
 const whole = new Intl.NumberFormat("en");
 const clockText = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit" });
+const secondsText = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const dayText = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
 
 export const count = (value) => (value === null || value === undefined ? "unknown" : whole.format(value));
@@ -24,6 +25,7 @@ export function duration(seconds) {
   return `${Math.round(seconds / 86400)} days`;
 }
 
+export const clockWithSeconds = (unix) => secondsText.format(new Date(unix * 1000));
 export const clock = (unix) => clockText.format(new Date(unix * 1000));
 
 export function when(unix) {
