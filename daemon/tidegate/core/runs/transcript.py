@@ -12,7 +12,7 @@ from tidegate.core.formats.framing import RAW
 from tidegate.core.records.usage import NO_USAGE, TokenUsage
 from tidegate.core.runs.deflated import Packed
 from tidegate.core.runs.ledger import Account, Entry
-from tidegate.core.runs.window import Window
+from tidegate.core.runs.window import Part, Window
 from tidegate.core.secret import Secret
 
 TROUBLE = (b"error", b"failed")  # one of these is in every event that reports an error
@@ -126,6 +126,12 @@ class Transcript:
         self.window.pack(found)
         self._account.set(Entry.WINDOW, self.window.held_bytes)
         return before - self.window.held_bytes
+
+    def restore(self, parts: Iterable[Part]) -> None:
+        """Hold what the window of an answer that is over gave as `parts`, and charge it."""
+        self.window.restore(parts)
+        with suppress(LedgerFull):  # charged all the same, as it was before
+            self._account.set(Entry.WINDOW, self.window.held_bytes)
 
     def verdict(self) -> Meaning:
         """Say how the answer ended, as far as it has come: see `Format.verdict`."""

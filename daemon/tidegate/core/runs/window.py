@@ -24,6 +24,7 @@ from tidegate.core.runs.deflated import Packed, inflate, is_worth
 
 SEGMENT_BYTES = 64 * 1024
 _BESIDE_BYTES = 256  # what a segment costs beside its data, which counts when that is packed
+Part = tuple[bytes, int, int]  # a segment: its data, what that was before it was packed, its events
 _LEFT = -1  # the size of a segment that is not worth packing
 _EMPTY_BYTES = sys.getsizeof(bytearray())
 
@@ -225,6 +226,26 @@ class Window:
             self.held_bytes -= segment.held_bytes
             segment.data, segment.size = small, len(data)
             self.held_bytes += segment.held_bytes
+
+    def parts(self) -> tuple[Part, ...]:
+        """Give what is held as plain values, from which `restore` makes it again."""
+        firsts = [segment.first.seq for segment in self._segments]
+        return tuple(
+            (bytes(segment.data), segment.size, behind - first)
+            for segment, first, behind in zip(
+                self._segments, firsts, (*firsts[1:], self.end.seq), strict=True
+            )
+        )
+
+    def restore(self, parts: Iterable[Part]) -> None:
+        """Hold, in an empty window, what another one gave; it stays packed."""
+        for data, size, events in parts:
+            segment = _Segment(self.end, data)
+            segment.size = size
+            self._segments.append(segment)
+            self.held_bytes += segment.held_bytes
+            seq, offset = self.end
+            self.end = Cursor(seq + events, offset + (size if size > 0 else len(data)))
 
     def _index(self, seq: int) -> int:
         return bisect_right(self._segments, seq, key=lambda segment: segment.first.seq) - 1

@@ -1,7 +1,8 @@
 """The light answers of a registry: those under way, and those that are kept to be read again.
 
 A kept answer is a plain tuple of texts, numbers and bytes: it costs little, and the garbage
-collector leaves such tuples alone. When it is asked for, a run is made of it.
+collector leaves such tuples alone. When it is asked for, a run is made of it; and of a run that was
+packed and tells no more than that, such an answer.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from typing import NamedTuple
 import msgspec
 
 from tidegate.core.errors import LedgerFull
+from tidegate.core.formats import BY_PATH
 from tidegate.core.records.journal import JournaledRun
-from tidegate.core.runs.deflated import Packed, inflate, is_worth
+from tidegate.core.runs.deflated import Packed, is_worth
 from tidegate.core.runs.ledger import Entry, Ledger
 from tidegate.core.runs.run import Run
 from tidegate.core.runs.state import RunState
 from tidegate.core.runs.summary import RunSummary
+from tidegate.core.runs.window import Part
 from tidegate.core.settings import Limits
 from tidegate.gateway.relay.handover import revive
 from tidegate.gateway.relay.light import LightRun
@@ -28,11 +31,12 @@ from tidegate.gateway.relay.light import LightRun
 # What a kept answer costs beside its bytes: the tuple and what is in it, its places in two dicts
 # and among the deadlines. Measured with tracemalloc over 10,000, rounded up.
 KEPT_BYTES = 1024
+PART_BYTES = 144  # and a part of its window
 _COMPLETED = RunState.COMPLETED.value
 
 
 class KeptAnswer(NamedTuple):
-    """A light answer that was sent. It is kept as a tuple of its fields."""
+    """A whole stream that was sent. It is kept as a tuple of its fields."""
 
     id: str
     owner: str
@@ -48,13 +52,53 @@ class KeptAnswer(NamedTuple):
     request_id: str | None  # the upstream's own name for it
     request_bytes: int
     next_seq: int  # 0: it is no stream, and is not kept
-    events: bytes
-    size: int = 0  # above 0: the events are deflated, and were so many bytes
+    events: bytes  # empty where there are parts
+    parts: tuple[Part, ...] = ()  # of a window that may be packed
+
+    @classmethod
+    def of(cls, run: Run) -> KeptAnswer | None:
+        """Give a run that is over as such an answer; None where more can be asked of it."""
+        request, attempts = run.request, run.attempts
+        is_plain = (
+            run.state is RunState.COMPLETED
+            and run.delivered
+            and request.streamed
+            and request.stored
+            and not request.background
+            and run.response_id is run.reason is None
+            and len(attempts) == 1
+            and attempts[0].tries == 1
+            and BY_PATH.get(run.format.path) is run.format
+            and run.window.first_seq == 0
+        )
+        if not is_plain or not run.window.held_bytes:
+            return None
+        (attempt,) = attempts
+        return cls(
+            id=run.id,
+            owner=run.owner,
+            model=request.model,
+            upstream=attempt.upstream,
+            upstream_model=attempt.model,
+            path=run.format.path,
+            keep_s=run.limits.keep_finished_s,
+            created=run.created,
+            ended=run.ended or run.created,
+            began_s=attempt.started_s,
+            ended_s=run.ended_s or attempt.started_s,
+            request_id=attempt.request_id,
+            request_bytes=run.request_bytes,
+            next_seq=run.window.next_seq,
+            events=b"",
+            parts=run.window.parts(),
+        )
 
     @property
     def held_bytes(self) -> int:
         """What the ledger is charged."""
-        return KEPT_BYTES + sys.getsizeof(self.events)
+        if not self.parts:
+            return KEPT_BYTES + sys.getsizeof(self.events)
+        return KEPT_BYTES + sum(PART_BYTES + sys.getsizeof(data) for data, _, _ in self.parts)
 
     @property
     def due_s(self) -> float:
@@ -147,6 +191,11 @@ class LightAnswers:
             if not light.is_over:
                 light.promote()
 
+    @property
+    def has_room(self) -> bool:
+        """Whether what takes the place of something larger is surely kept."""
+        return not self._ledger.is_tight
+
     # --- kept -----------------------------------------------------------------------------------
 
     def keep(self, answer: KeptAnswer) -> None:
@@ -177,15 +226,18 @@ class LightAnswers:
         answer = self._take(run_id) if is_theirs else None
         if answer is None:
             return None
+        kept = answer.journaled()
         run = revive(
-            answer.journaled(),
-            inflate(answer.events, answer.size) if answer.size else answer.events,
+            kept._replace(next_seq=0) if answer.parts else kept,
+            answer.events,
             self._ledger.open_surely(),
             msgspec.structs.replace(limits, keep_finished_s=answer.keep_s),
             began_s=answer.began_s,
             ended_s=answer.ended_s,
             surely=True,  # as it was before
         )
+        if answer.parts:
+            run.transcript.restore(answer.parts)
         run.attempt.request_id = answer.request_id
         run.delivered = True
         return run
@@ -193,23 +245,22 @@ class LightAnswers:
     def loose(self, run_id: str) -> list[bytes]:
         """Find what may be packed of an answer: its events, unless they are."""
         fields = self._of_owner.get(self._owners.get(run_id, ""), {}).get(run_id)
-        answer = None if fields is None else KeptAnswer._make(fields)
-        return (
-            [answer.events] if answer and not answer.size and is_worth(len(answer.events)) else []
-        )
+        events = b"" if fields is None else KeptAnswer._make(fields).events
+        return [events] if is_worth(len(events)) else []
 
     def pack(self, run_id: str, found: Iterable[Packed]) -> int:
         """Keep the events that `loose` found as they are deflated; returns the bytes freed."""
-        freed_bytes = 0
         for events, small in found:
-            if small is None or self.loose(run_id) != [events]:
-                continue
-            theirs = self._of_owner[self._owners[run_id]]
-            answer = KeptAnswer._make(theirs[run_id])
-            theirs[run_id] = tuple(answer._replace(events=small, size=len(events)))
-            freed_bytes += sys.getsizeof(events) - sys.getsizeof(small)
-            self._charge(Entry.WINDOW, -freed_bytes)
-        return freed_bytes
+            if small is not None and self.loose(run_id) == [events]:
+                theirs = self._of_owner[self._owners[run_id]]
+                answer = KeptAnswer._make(theirs[run_id])
+                parts = ((small, len(events), answer.next_seq),)
+                packed = answer._replace(events=b"", parts=parts)
+                theirs[run_id] = tuple(packed)
+                freed_bytes = answer.held_bytes - packed.held_bytes
+                self._charge(Entry.WINDOW, -freed_bytes)
+                return freed_bytes
+        return 0
 
     def __contains__(self, run_id: str) -> bool:
         """Say whether that answer is kept."""

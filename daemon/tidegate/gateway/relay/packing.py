@@ -3,7 +3,8 @@
 An answer that may be asked for again mostly is not, and its events repeat each other. They are
 deflated in a thread, some at a time, at a twentieth of the pace at which that could be done. What
 is packed is read as before: a window inflates the segment that is read, a light answer becomes a
-run. Nothing runs while nothing waits.
+run. A packed run that tells no more than a light answer becomes one, for its record would be most
+of what it costs. Nothing runs while nothing waits.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from tidegate.core.runs.deflated import Packed, deflate
-from tidegate.gateway.relay.light_answers import LightAnswers
+from tidegate.gateway.relay.light_answers import KeptAnswer, LightAnswers
 from tidegate.gateway.relay.relay import Relay
 
 log = logging.getLogger("tidegate.packing")
@@ -35,12 +36,20 @@ class Packing:
     """Knows which answers are to be packed, and when. Times are the event loop's, in seconds."""
 
     def __init__(
-        self, relays: Mapping[str, Relay], light: LightAnswers, loop: asyncio.AbstractEventLoop
+        self,
+        relays: Mapping[str, Relay],
+        light: LightAnswers,
+        settle: Callable[[Relay, KeptAnswer], int],
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
-        """Pack what is in `relays` or in `light` by the id that `touch` is told."""
+        """Pack what is in `relays` or in `light` by the id that `touch` is told.
+
+        `settle` keeps the light answer in place of the run; it returns the bytes freed.
+        """
         self.freed_bytes = 0  # since the start
         self._relays = relays
         self._light = light
+        self._settle = settle
         self._loop = loop
         self._due: OrderedDict[str, float] = OrderedDict()  # of runs that are over; soonest first
         self._timer: asyncio.TimerHandle | None = None
@@ -97,11 +106,17 @@ class Packing:
         return batch
 
     def _loose(self, run_id: str, most_bytes: int) -> list[bytes]:
-        """Find what may be packed of an answer; nothing while it is being read."""
+        """Find what may be packed of an answer, or settle it; nothing while it is being read."""
         relay = self._relays.get(run_id)
         if relay is None:
             return self._light.loose(run_id)
-        return [] if relay.subscribers else relay.run.transcript.loose(most_bytes)
+        if relay.subscribers:
+            return []
+        found = relay.run.transcript.loose(most_bytes)
+        answer = None if found or not self._light.has_room else KeptAnswer.of(relay.run)
+        if answer is not None:
+            self.freed_bytes += self._settle(relay, answer)
+        return found
 
     def _on_done(self, work: asyncio.Future[tuple[_Done, float]], took_s: float) -> None:
         """Keep what is deflated in place of what it was made of, and rest."""

@@ -72,7 +72,7 @@ class Registry:
         self.recording = Recording()
         self.light = LightAnswers(ledger)
         self._relays: dict[str, Relay] = {}
-        self.packing = Packing(self._relays, self.light, loop)
+        self.packing = Packing(self._relays, self.light, self._settle, loop)
         self._active: dict[str, Relay] = {}
         self._finished: dict[str, Relay] = {}  # over and kept, the oldest first
         # So that an answer costs what is found, not the thousands of runs that others keep.
@@ -132,10 +132,19 @@ class Registry:
         if not answer.next_seq:
             return
         with suppress(LedgerFull):  # it is not kept
-            self.light.keep(answer)
+            self._keep_light(answer)
             self.packing.touch(answer.id)
-            self._sweeps.set(answer.id, answer.due_s)
-            self.tick_by(answer.due_s)
+
+    def _keep_light(self, answer: KeptAnswer) -> None:
+        self.light.keep(answer)
+        self._sweeps.set(answer.id, answer.due_s)
+        self.tick_by(answer.due_s)
+
+    def _settle(self, relay: Relay, answer: KeptAnswer) -> int:
+        """Keep a run that is over as a light answer; returns the bytes freed."""
+        freed_bytes = self._let_go(relay, "settled")
+        self._keep_light(answer)
+        return freed_bytes - answer.held_bytes
 
     def release_light(self, run_id: str, kind: str) -> int:
         """Release a light answer that is kept, and count it; returns the bytes freed."""
