@@ -53,6 +53,14 @@ KEYS = {
     "a variable that is not ours": UNUSED,
 }
 
+# Parts of the addresses of receivers and of the heartbeat, which people paste from elsewhere.
+HOOKS = {
+    "a hook in the config": "CANARYhook-in-config-5b1c8e",
+    "a hook in a file": "CANARYhook-in-file-93d0fa",
+    "a hook in the environment": "CANARYhook-in-env-7e42b9",
+    "a heartbeat": "CANARYhook-of-heartbeat-c60d",
+}
+
 WRONG_TOKEN = "tg-CANARYwrong-b7f0e2d94c1a4863"
 PASTED = "sk-CANARYpasted-2e9c7b51d8f04a36"  # by a client, where it does not belong
 PROMPT = "CANARY prompt: what is it that hurts me so?"
@@ -95,6 +103,11 @@ async def repeat(peer: Peer, heard: set[str]) -> None:
     """Answers as the model's name says, and repeats the key, the prompt and an answer."""
     while True:
         request = await peer.request()
+        target = request.split(b" ", 2)[1].decode()
+        if "CANARYhook" in target:
+            heard.add(target.lstrip("/"))
+            await peer.send(plain(f"what is {target}?".encode(), b"503 Not " + target.encode()))
+            continue
         key = key_in(request)
         heard.add(key)
         said = f"Incorrect API key provided: {key}. {PROMPT} {ANSWER}"
@@ -298,6 +311,8 @@ VERBS = (
     "service status --user --json",
     "service install --user --dry-run",
     "reload --json",
+    "notify test",
+    "notify test --json",
 )
 ROUTES = ("/", "/healthz", "/readyz", "/metrics", "/openapi.json", "/v1/models", "/v1/runs")
 
@@ -318,13 +333,18 @@ def processes_of(running: Gateway) -> dict[str, str]:
     texts = {}
     for process in family(running.pid):
         with suppress(psutil.Error):
-            texts[f"the command line of {process.pid}"] = "\n".join(process.cmdline())
+            words = process.cmdline()
+            texts[f"the command line of {process.pid}"] = "\n".join(words)
             # A worker is told the keys, and has none of their variables.
             given = VARIABLES if process.pid == running.pid else {"OTHERS_SECRET": UNUSED}
             environ = {
                 name: value for name, value in process.environ().items() if given.get(name) != value
             }
+            if process.pid == running.pid:
+                environ.pop("HOOK_URL", None)
             texts[f"the environment of {process.pid}"] = json.dumps(environ)
+            if any("notify.send" in word for word in words):
+                continue  # it ends in a moment, and has on its standard input where to send
         texts.update(open_files_of(process.pid))
     return texts
 
@@ -438,7 +458,18 @@ def plant(tmp_path: Path, url: str) -> tuple[str, dict[str, str]]:
         )
         for name, key in UPSTREAMS.items()
     ]
-    return "".join(tables), VARIABLES | {"CREDENTIALS_DIRECTORY": str(credentials)}
+    in_config, in_file, in_env, beat = (f"{url}/{hook}" for hook in HOOKS.values())
+    hook_file = tmp_path / "hook-url"
+    hook_file.write_text(in_file + "\n")
+    hook_file.chmod(0o600)
+    tables += [
+        f'[[notify]]\nname = "config"\nurl = "{in_config}"\n',
+        f'[[notify]]\nname = "file"\nurl_file = "{hook_file}"\n',
+        '[[notify]]\nname = "env"\nurl_env = "HOOK_URL"\n',
+        f'[heartbeat]\nurl = "{beat}"\nevery_s = 5\n',
+    ]
+    environ = VARIABLES | {"HOOK_URL": in_env, "CREDENTIALS_DIRECTORY": str(credentials)}
+    return "".join(tables), environ
 
 
 def make_token(running: Gateway) -> str:
@@ -460,12 +491,15 @@ async def test_nothing_shown_of_a_running_gateway_holds_a_canary(
     await go_wrong_inside(running, token)
     stream = await read_on(running, token, "env")
     texts = await everything(
-        running, token, "status --json", "runs --json", "doctor", "bundle --json"
+        running, token, "status --json", "runs --json", "doctor", "notify test", "bundle --json"
     )
     await stream.vanish()
-    assert repeater.heard >= set(KEYS.values()) - {UNUSED, NEXT_KEY}
+    assert repeater.heard >= {*KEYS.values(), *HOOKS.values()} - {UNUSED, NEXT_KEY}
+    assert "it answered 503" in texts["`notify test`"]
     assert len([name for name in texts if "bundles/" in name]) > 1
-    leaks = found(KEYS | {"the token": token}, texts | told) + found(WORDS, without_names(texts))
+    leaks = found(KEYS | HOOKS | {"the token": token}, texts | told) + found(
+        WORDS, without_names(texts)
+    )
     assert not leaks, "\n".join(leaks)
 
 
@@ -521,11 +555,11 @@ async def test_nothing_that_befalls_it_brings_a_canary_out(
     await asyncio.to_thread(running.stop)
     texts |= files_of(running) | lines.seen
     texts["its log"] = "".join(path.read_text() for path in sorted(log(tmp_path).parent.iterdir()))
-    assert repeater.heard >= set(KEYS.values()) - {UNUSED}
+    assert repeater.heard >= {*KEYS.values(), *HOOKS.values()} - {UNUSED}
     assert "reload refused" in texts["its log"]
     assert "most recent call first" in texts["its log"]  # the stacks of the hung worker
     assert "goes on where" in texts["its log"]
-    leaks = found(KEYS | {"the token": token}, texts) + found(WORDS, without_names(texts))
+    leaks = found(KEYS | HOOKS | {"the token": token}, texts) + found(WORDS, without_names(texts))
     assert not leaks, "\n".join(leaks)
 
 
@@ -591,7 +625,7 @@ async def test_parked_it_says_why_and_nothing_more(
     texts["a refused chat"] = refused.body.decode()
     await go_wrong(running)
     texts |= files_of(running)
-    leaks = found(KEYS | WORDS, texts)
+    leaks = found(KEYS | HOOKS | WORDS, texts)
     assert not leaks, "\n".join(leaks)
 
 

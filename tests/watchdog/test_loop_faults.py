@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import os
@@ -18,11 +19,13 @@ import msgspec
 import pytest
 
 from fakes.failing_calls import ERRORS, MOST_CALLS, FailingCalls
+from fakes.receiver import dead_port
 from tidegate.config import LoadedConfig
 from tidegate.core import problems as core_repairs
 from tidegate.core.fleet import lifecycle
 from tidegate.core.protocol import worker as msg
 from tidegate.core.protocol.control import ControlRequest
+from tidegate.core.settings import Notify
 from tidegate.managers.systemd import notify
 from tidegate.watchdog import (
     ending,
@@ -45,6 +48,7 @@ from tidegate.watchdog.guard import (
     monitor,
     pressure_signal,
 )
+from tidegate.watchdog.notify import sender, teller
 from tidegate.watchdog.upgrade import upgrader
 from tidegate.watchdog.workers import channel, generations, process
 from watchdog.loop_rig import Loop, loop
@@ -59,7 +63,7 @@ MODULES = [
     *(channel, commands, contents, server, decision_log, evidence, generations, guard, listeners),
     *(monitor, overview, process, pending, readiness, reload, reload_replies, repairs, status),
     *(dispatcher, supervisor, ending, parking, parts, pressure_signal, upgrader, watchdog),
-    *(lifecycle, msg, notify),
+    *(lifecycle, msg, notify, sender, teller),
 ]
 # What turns, begins and ends the loop is not a handler of it; `__init__` is of the start.
 NOT_HANDLERS = {
@@ -157,7 +161,24 @@ def recycle(daemon: Loop) -> None:
     daemon.ask_raw(b'{"verb":"bundle"}\n')
 
 
-PARTS = (ask_everything, signal_a_reload, lose_the_worker, recycle)
+def tell(daemon: Loop) -> None:
+    """A test to a receiver that is not there, by a process that is gone afterwards."""
+    good = daemon.good()
+    config = dataclasses.replace(
+        good,
+        settings=msgspec.structs.replace(good.settings, notify=[Notify()]),
+        addresses={"notify": f"http://127.0.0.1:{dead_port()}/"},
+    )
+    daemon.load = lambda: config
+    for line in (b'{"verb":"reload"}\n', b'{"verb":"notify-test"}\n'):
+        daemon.ask_raw(line)
+    lose_the_worker(daemon)
+    daemon.until(lambda: not daemon.watchdog.parts.teller.is_sending, "nothing is on its way")
+    daemon.load = daemon.good
+    daemon.ask_raw(b'{"verb":"reload"}\n')
+
+
+PARTS = (ask_everything, signal_a_reload, lose_the_worker, recycle, tell)
 SHARDS = 2
 
 
@@ -172,6 +193,7 @@ def test_every_function_fails_once(shard: int, directory: Path) -> None:
             part(daemon)
             parts = dict.fromkeys(tap.called, part) | parts
         assert len(parts) > 150, sorted(parts)
+        assert {"Teller._take_in", "Sender.outcome", "Commands.tested"} <= parts.keys()
         for name in sorted(parts)[shard::SHARDS]:
             tap.armed = name
             try:

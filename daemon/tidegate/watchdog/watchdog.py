@@ -130,7 +130,8 @@ class Watchdog:
         attempt("the end of a worker that hangs", lambda: parts.generations.kill_due(now_s))
         attempt("evidence", lambda: parts.evidence.tick(now_s))
         attempt("a status", lambda: parts.commands.answer_late(now_s))
-        attempt("a notice on its way", lambda: parts.teller.turn(now_s, time.time()))
+        if not attempt("a notice on its way", lambda: parts.teller.turn(now_s, time.time())):
+            attempt("a notice, given up", parts.teller.give_up)
         if now_s >= self._next_tick_s:
             delay_s = now_s - self._next_tick_s
             self._next_tick_s = now_s + self._setup.timing.tick_s
@@ -161,7 +162,8 @@ class Watchdog:
         if parts.reloader.config is not None:
             attempt(SAMPLE, lambda: parts.memory_guard.tick(now_s, delay_s))
         attempt("the repairs", lambda: self._look_for_repairs(now_s))
-        attempt("what is told", lambda: self._tell(now_s))
+        if not attempt("what is told", lambda: self._tell(now_s)):
+            attempt("what is told, given up", parts.teller.give_up)
         attempt("the service manager", self._send_status)
 
     def _send_status(self) -> None:

@@ -22,6 +22,7 @@ from tidegate.core.notices.outbox import MOST_WAITING, PAUSE_MOST_S, Outbox, See
 from tidegate.core.problems import Repair
 from tidegate.core.protocol.control import TestedReceiver as Answered
 from tidegate.core.settings import Notify, Settings
+from tidegate.watchdog.control.server import OUR_FAULT
 from tidegate.watchdog.notify.sender import LIMIT_S, SEND_COMMAND
 from tidegate.watchdog.notify.teller import MOST_TESTS, QUIET_LEVEL, Teller
 
@@ -90,6 +91,7 @@ class Rig:
         """Ask for a test; what it is answered."""
         answers: list[list[Answered] | str] = []
         self.teller.test(name, answers.append)
+        self.teller.turn(self.now_s, UNIX_S + self.now_s)
         return answers
 
 
@@ -363,6 +365,26 @@ def test_after_its_end_nothing_is_started(rig: Rig) -> None:
     rig.tick()
     assert rig.test() == []
     assert rig.teller.pids == []
+
+
+def test_a_fault_of_ours_loses_nothing(
+    rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits for a test is told of it, and what was on its way is told again."""
+    rig.begin("disk-full")
+    while not rig.teller.is_sending:
+        rig.tick()
+        rig.now_s += 1
+    answers = rig.test()
+    with monkeypatch.context() as broken:
+        broken.setattr(Outbox, "delivered", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            rig.settle()
+    rig.teller.give_up()
+    assert answers == [OUR_FAULT]
+    rig.wait(5)
+    assert receiver.told == [("disk-full", "open")] * 2
+    assert rig.teller.states()[0].waiting == 0
 
 
 # --- tests ----------------------------------------------------------------------------------------

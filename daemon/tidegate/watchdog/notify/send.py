@@ -44,6 +44,7 @@ from tidegate.core.notices.notice import (
 )
 from tidegate.core.secret import Secret, hide_keys
 from tidegate.core.text import visible
+from tidegate.machine.heap import volunteer_for_oom
 
 LIMIT_S = 20
 ANSWER_LIMIT_S = 10.0  # to connect, and between two pieces of the answer
@@ -61,6 +62,7 @@ def main() -> int:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM, signal.SIGTERM, signal.SIGINT})
     signal.alarm(LIMIT_S)
+    volunteer_for_oom()  # a message is worth less than an answer
     try:
         message = decode_message(sys.stdin.buffer.read(MAX_PAYLOAD_BYTES))
     except Undecodable:

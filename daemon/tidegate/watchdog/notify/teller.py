@@ -27,6 +27,7 @@ from tidegate.core.protocol.control import TestedReceiver
 from tidegate.core.protocol.status import ReceiverState
 from tidegate.core.secret import Secret
 from tidegate.core.settings import Notify
+from tidegate.watchdog.control.server import OUR_FAULT
 from tidegate.watchdog.notify.sender import SEND_COMMAND, Sender
 
 QUIET_LEVEL = 4  # of memory
@@ -121,7 +122,7 @@ class Teller:
     # --- a test -----------------------------------------------------------------------------------
 
     def test(self, name: str | None, done: Tested) -> None:
-        """Send a test to that receiver, or to every one. `done` is called once, perhaps later."""
+        """Have the next turns test that receiver, or every one. `done` is called once."""
         names = list(self._receivers) if name is None else [name]
         if not self._receivers:
             done("no receiver is configured; [[notify]] in the config names one")
@@ -131,7 +132,6 @@ class Teller:
             done("other tests are under way; try again when they are over")
         else:
             self._tests.append(_Test(names=deque(names), done=done))
-            self._send_next(time.monotonic(), time.time())
 
     def _next_test(self) -> tuple[str, _Test] | None:
         """Return the receiver that is to be tested now; answer the tests that are over."""
@@ -165,13 +165,14 @@ class Teller:
 
     def turn(self, now_s: float, now: float) -> None:
         """Take in what became of the message that is on its way, and have the next one sent."""
-        if (sending := self._sending) is None:
-            return
-        if (outcome := sending.sender.outcome(now_s)) is None:
-            return
-        self._sending = None
-        self._take_in(sending.name, sending.test, outcome, now_s, now)
-        self._send_next(now_s, now)
+        if (sending := self._sending) is not None:
+            if (outcome := sending.sender.outcome(now_s)) is None:
+                return
+            self._sending = None
+            self._take_in(sending.name, sending.test, outcome, now_s, now)
+            self._send_next(now_s, now)
+        elif self._tests:
+            self._send_next(now_s, now)
 
     def _take_in(
         self, name: str, test: _Test | None, outcome: Outcome, now_s: float, now: float
@@ -233,6 +234,17 @@ class Teller:
         """Hide the keys and addresses that the config knows, should a text have one."""
         hide = self._secret.hide
         return replace(notice, cause=hide(notice.cause), fix=hide(notice.fix))
+
+    def give_up(self) -> None:
+        """Begin anew after a fault of ours: who waits for a test is told, and nothing is lost."""
+        tests, self._tests = list(self._tests), deque()
+        try:
+            self.let_go()
+            for outbox in self._outboxes.values():
+                outbox.take_back()
+        finally:
+            for test in tests:
+                test.done(OUR_FAULT)
 
     # --- its end ----------------------------------------------------------------------------------
 
