@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,12 @@ def answered(running: Gateway, model: str) -> str:
         return str(answer.headers["x-run-id"])
 
 
+def cut_off(running: Gateway, model: str) -> None:
+    """Stream an answer that is cut off, and read what comes of it."""
+    with suppress(OSError, http.client.HTTPException):
+        answered(running, model)
+
+
 def kept(running: Gateway, name: str) -> dict[str, Any]:
     """The journal or the history, by the status."""
     state = running.status()[name]
@@ -90,6 +98,33 @@ def test_what_was_used_is_told_and_forgotten(
     assert done.stdout == "Forgotten: 1 run, answers and rows. What still runs is kept.\n"
     assert running.command("runs", "--all").stdout == "No runs are known.\n"
     assert ids[1].encode() not in files(journal) + files(running.state_dir / "history")
+
+
+def test_a_run_that_still_runs_is_cancelled_and_forgotten_and_all_leaves_it_alone(
+    in_memory: StartGateway, scripted_upstream: ScriptedUpstream
+) -> None:
+    """One is named, so it is meant; all are those that are over. What it wrote since is gone."""
+    running = in_memory(toml(("box", scripted_upstream.url)))
+    streams = [
+        threading.Thread(target=cut_off, args=(running, f"numbered:{n}:50")) for n in (900, 901)
+    ]
+    for stream in streams:
+        stream.start()
+    wait_until(lambda: kept(running, "journal")["runs"] == 2, 15, "both are written down")
+    assert running.command("forget", "--all", "--yes").returncode == 0
+    first, second = running.ask("runs", all=True)["data"]
+    assert (first["state"], second["state"]) == ("streaming", "streaming")
+    assert running.command("forget", first["id"]).returncode == 0
+    [left] = running.ask("runs", all=True)["data"]
+    assert (left["id"], left["state"]) == (second["id"], "streaming")
+    time.sleep(2.5)  # twice as long as a running answer goes unwritten
+    there = files(running.runtime_dir / "journal") + files(running.state_dir / "history")
+    assert first["id"].encode() not in there
+    assert second["id"].encode() in there
+    assert running.command("forget", second["id"]).returncode == 0
+    for stream in streams:
+        stream.join(10)
+        assert not stream.is_alive()
 
 
 def test_switched_off_it_counts_at_once_and_leaves_nothing(

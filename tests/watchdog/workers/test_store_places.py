@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -44,8 +45,11 @@ def test_the_runtime_directory_is_a_place_where_it_is_in_memory(tmp_path: Path) 
     assert find_places(Path("/proc"), tmp_path) == StorePlaces(disk=str(tmp_path))
 
 
-def test_a_journal_in_memory_is_held_to_a_part_of_the_budget() -> None:
-    """What lies there is freed by no sweep, so it must not fill the budget."""
+def test_a_journal_in_memory_is_held_to_a_part_of_the_budget(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What lies there is freed by no sweep, so it must not fill the budget. The log says so."""
+    caplog.set_level(logging.INFO)
     large = journal(max_bytes=900 * MIB)
     large = replace(large, memory=replace(large.memory, budget_bytes=256 * MIB))
     most = journal_limit_bytes(256 * MIB)
@@ -55,6 +59,10 @@ def test_a_journal_in_memory_is_held_to_a_part_of_the_budget() -> None:
     assert fitted(on_disk, IN_MEMORY) == on_disk
     small = replace(large, journal=Journal(max_bytes=most))
     assert fitted(small, IN_MEMORY) is small
+    off = replace(large, journal=replace(large.journal, keep="off"))
+    assert fitted(off, IN_MEMORY) is off
+    [line] = caplog.messages
+    assert line.startswith("the journal takes at most 36.0 MiB of memory, not 900")
 
 
 @pytest.mark.parametrize(

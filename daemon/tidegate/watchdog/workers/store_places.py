@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -10,10 +11,11 @@ from msgspec.structs import replace
 
 from tidegate.core.memory.levels import journal_limit_bytes
 from tidegate.core.protocol.worker import StorePlaces
-from tidegate.core.settings import KIB, Settings
+from tidegate.core.settings import KIB, MIB, Settings
 from tidegate.machine import budget
 from tidegate.machine.mounts import is_in_memory
 
+_log = logging.getLogger(__name__)
 SHARE_OF_PLACE = 4
 LEAST_BYTES = 256 * KIB  # as the setting's own
 
@@ -31,7 +33,7 @@ def fitted(settings: Settings, places: StorePlaces) -> Settings:
     programs keep their files beside it, as in /run, they need some too.
     """
     journal = settings.journal
-    if places.memory is None or journal.place == "disk":
+    if places.memory is None or journal.place == "disk" or journal.keep == "off":
         return settings
     most_bytes = journal_limit_bytes(budget.find(settings.memory.budget_bytes).bytes)
     with suppress(OSError, ValueError):
@@ -40,4 +42,8 @@ def fitted(settings: Settings, places: StorePlaces) -> Settings:
             most_bytes = min(most_bytes, max(LEAST_BYTES, size_bytes // SHARE_OF_PLACE))
     if journal.max_bytes <= most_bytes:
         return settings
+    shown = (most_bytes / MIB, journal.max_bytes // MIB)
+    _log.info(
+        "the journal takes at most %.1f MiB of memory, not %d: the rest is for others", *shown
+    )
     return replace(settings, journal=replace(journal, max_bytes=most_bytes))
