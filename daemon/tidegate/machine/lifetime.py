@@ -13,6 +13,7 @@ from pathlib import Path
 from tidegate.machine import procfile
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_BOOT_DIGITS = 16  # of its 32, all of them chance: it is written with each run
 _STATE, _STARTED = 0, 19  # in `stat`, counted behind the name, which may hold anything
 
 
@@ -58,7 +59,8 @@ def is_alive(lifetime: str) -> bool:
 def _boot_id() -> str:
     """Name this start of the computer; "" where the kernel does not."""
     try:
-        return procfile.read_whole(_BOOT_ID).decode("ascii", "replace").strip()
+        text = procfile.read_whole(_BOOT_ID).decode("ascii", "replace")
+        return text.strip().replace("-", "")[:_BOOT_DIGITS]
     except FileNotFoundError:
         return ""
 

@@ -178,7 +178,7 @@ async def test_what_is_forgotten_is_in_no_byte(tmp_path: Path) -> None:
 
 async def test_ends_have_no_text(tmp_path: Path) -> None:
     """Not even that which a former setting kept."""
-    text = os.urandom(1024)  # which deflating leaves as it is
+    text = os.urandom(400)  # which deflating leaves as it is
     async with stores_in(tmp_path) as rig:
         rig.stores.put([entry(events=text, count=1)], [])
         await rig.stores.flush(5)

@@ -25,6 +25,7 @@ from typing import Any
 from tidegate.machine.private_file import open_own
 
 BUSY_S = 4.0  # for the other worker, which holds the file for some milliseconds
+_GIVEN_BACK_PAGES = 256  # in one bite
 _LOCK_S = 2.0
 _LOCK_AGAIN_S = 0.01
 _CACHE_KIB = 512
@@ -147,12 +148,6 @@ class Database:
                 self.path.parent.rmdir()  # unless something else is in it
         self.set_aside = None
 
-    def forget_set_aside(self) -> None:
-        """Remove the damaged file that was kept."""
-        with self._guarded():
-            self._sibling(_BAD).unlink(missing_ok=True)
-        self.set_aside = None
-
     def _open(self) -> None:
         with self._guarded():
             os.close(open_own(self.path, os.O_RDWR | os.O_CREAT))
@@ -244,14 +239,31 @@ class Database:
         """Move what was written into the file itself, and empty the WAL; False: it is in use."""
         return not self.first("PRAGMA wal_checkpoint(TRUNCATE)")
 
-    def empty_wal(self) -> None:
-        """Leave nothing in the WAL of what was deleted."""
+    def leave_nothing(self) -> None:
+        """Have nothing left of what was deleted: in the file, the WAL, or a file put aside."""
+        if self.set_aside is not None:
+            with self._guarded():
+                self._sibling(_BAD).unlink(missing_ok=True)
+            self.set_aside = None
         if not self.checkpoint():
             raise StoreFault(f"{self.path}: another program reads it, so the WAL cannot be emptied")
 
-    def shrink(self, pages: int) -> None:
-        """Give at most so many free pages back to the file system."""
-        self.rows(f"PRAGMA incremental_vacuum({pages})")
+    def used_bytes(self) -> int:
+        """The size of the pages in use, wherever they are."""
+        used = self.first("PRAGMA page_count") - self.first("PRAGMA freelist_count")
+        return used * self._page_bytes
+
+    def give_back(self, room_bytes: int | None = None) -> bool:
+        """Give some free pages back to the file system: where they are many, or the file is larger
+        than `room_bytes`; False if there is nothing to give.
+        """
+        free = self.first("PRAGMA freelist_count")
+        pages = self.first("PRAGMA page_count")
+        is_large = room_bytes is not None and pages * self._page_bytes > room_bytes
+        if not free or (free * 4 <= pages and not is_large):
+            return False
+        self.rows(f"PRAGMA incremental_vacuum({_GIVEN_BACK_PAGES})")
+        return self.first("PRAGMA freelist_count") < free
 
     def file_bytes(self) -> int:
         """What its files take, with what was put aside."""

@@ -29,7 +29,6 @@ _ROW = f"({', '.join('?' * (len(_PLAIN) + len(TokenUsage._fields)))})"
 _STREAMED = RunRow._fields.index("streamed")
 _MOST_AT_ONCE = 64  # rows of one statement: each one is a turn for the event loop
 _PRUNE_ROWS = 200  # in one bite
-_SHRINK_PAGES = 64
 _KEYS = {
     "token": "token",
     "model": "asked",
@@ -132,11 +131,7 @@ class RunHistory:
             self._delete(f"number IN ({', '.join('?' * len(going))})", going)
             return True
         self._count_rows()  # the other worker writes and prunes, too
-        free = self.database.first("PRAGMA freelist_count")
-        if free * 4 <= self.database.first("PRAGMA page_count"):
-            return False
-        self.database.shrink(_SHRINK_PAGES)
-        return self.database.first("PRAGMA freelist_count") < free
+        return self.database.give_back()
 
     @property
     def is_full(self) -> bool:
@@ -154,9 +149,7 @@ class RunHistory:
             forgotten += gone
             if self.database.wal_bytes() > WAL_LIMIT_BYTES:
                 self.database.checkpoint()
-        if self.database.set_aside is not None:
-            self.database.forget_set_aside()
-        self.database.empty_wal()
+        self.database.leave_nothing()
         return forgotten
 
     def _delete(self, condition: str, values: Sequence[object]) -> int:

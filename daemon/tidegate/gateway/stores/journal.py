@@ -1,6 +1,7 @@
 """The journal: answers as they were last written, so that they survive the worker that gave them.
 
     runs (one row a run)  <-  events (pieces of it: whole events, deflated)
+                          <-  under_way (how far it is, while it is not over, and its writer)
 
 The pieces of a run follow each other and end at its `next_seq`, always: where some could not be
 written, those before are dropped, and a reader who wants them is told that they are no longer
@@ -26,6 +27,7 @@ from tidegate.gateway.stores.journal_values import (
     deflate,
     inflate,
     interrupted_row,
+    is_alike,
     join,
     merge,
     row_of,
@@ -40,11 +42,14 @@ MIGRATIONS = (
       upstreams TEXT NOT NULL, state TEXT NOT NULL, reason TEXT, code TEXT, created REAL NOT NULL,
       ended REAL, first_seq INTEGER NOT NULL, next_seq INTEGER NOT NULL, response_id TEXT,
       upstream_response_id TEXT, streamed INTEGER NOT NULL, background INTEGER NOT NULL,
-      stored INTEGER NOT NULL, written REAL NOT NULL, writer TEXT NOT NULL
+      stored INTEGER NOT NULL
+    );
+    CREATE TABLE under_way(
+      run INTEGER PRIMARY KEY, first_seq INTEGER NOT NULL, next_seq INTEGER NOT NULL,
+      written REAL NOT NULL, writer TEXT NOT NULL
     );
     CREATE INDEX runs_by_owner ON runs(owner, number);
     CREATE INDEX runs_by_response ON runs(response_id) WHERE response_id IS NOT NULL;
-    CREATE INDEX runs_under_way ON runs(writer) WHERE ended IS NULL;
     CREATE TABLE events(
       run INTEGER NOT NULL, first_seq INTEGER NOT NULL, next_seq INTEGER NOT NULL,
       bytes INTEGER NOT NULL, data BLOB NOT NULL
@@ -52,26 +57,31 @@ MIGRATIONS = (
     CREATE INDEX events_by_run ON events(run, first_seq)
     """,
 )
-PAGE_BYTES = 4096
-_COLUMNS = ", ".join(JournaledRun._fields)  # whose order may change; a column's name may not
-_WRITTEN = (*JournaledRun._fields, "written", "writer")
+PAGE_BYTES = 1024  # half as much is written as with 4096, for a batch changes little of each
+_NAMES = JournaledRun._fields  # whose order may change; a column's name may not
+_COLUMNS = ", ".join(
+    f"coalesce(under_way.{name}, runs.{name})" if name in {"first_seq", "next_seq"} else name
+    for name in _NAMES
+)
+_FROM = "FROM runs LEFT JOIN under_way ON run=number"
 # What no later writing of a run changes is not written again, nor are the indexes over it.
 _FIXED = {"id", "owner", "token", "path", "model", "created", "streamed", "background"}
-_UPDATES = ", ".join(f"{name}=excluded.{name}" for name in _WRITTEN if name not in _FIXED)
-_ROW = f"({', '.join('?' * len(_WRITTEN))})"
+_UPDATES = ", ".join(f"{name}=excluded.{name}" for name in _NAMES if name not in _FIXED)
+_ROW = f"({', '.join('?' * len(_NAMES))})"
 _INSERT_PIECES = "INSERT INTO events(run, first_seq, next_seq, bytes, data) VALUES"
+_REPLACE_UNDER_WAY = (
+    "INSERT OR REPLACE INTO under_way(run, first_seq, next_seq, written, writer) VALUES"
+)
 _PIECE = "((SELECT number FROM runs WHERE id=?), ?, ?, ?, ?)"
 _MOST_AT_ONCE = 64  # rows of one statement: each one is a turn for the event loop
 _PRUNE_RUNS = 20  # in one bite
-_SHRINK_PAGES = 64
 
 
 class _Stored(NamedTuple):
     """What the file has of a run."""
 
     number: int
-    first_seq: int
-    next_seq: int
+    run: JournaledRun
 
 
 class RunJournal:
@@ -113,7 +123,8 @@ class RunJournal:
             with self.database.transaction():
                 self.database.execute("DELETE FROM events")
                 self.database.execute("UPDATE runs SET first_seq=next_seq")
-            self.database.empty_wal()
+                self.database.execute("UPDATE under_way SET first_seq=next_seq")
+            self.database.leave_nothing()
         self.end_interrupted()
 
     # --- writing --------------------------------------------------------------------------------
@@ -127,32 +138,55 @@ class RunJournal:
 
     def _write(self, entries: list[JournalEntry], now: float) -> None:
         stored = self._stored([entry.run.id for entry in entries])
-        rows: list[object] = []
-        pieces: list[object] = []
+        runs: list[JournaledRun] = []
+        pieces: list[tuple[str, Piece]] = []
+        over: list[int] = []
+        under_way: list[JournaledRun] = []
         for entry in entries:
-            first_seq, piece = self._place(entry, stored.get(entry.run.id))
-            rows += row_of(entry.run, first_seq)
-            rows += (now, self._writer)
+            found = stored.get(entry.run.id)
+            first_seq, piece = self._place(entry, found)
+            run = entry.run._replace(first_seq=first_seq)
             if piece is not None:
-                pieces += (entry.run.id, *piece)
-        self.database.execute(
-            f"INSERT INTO runs({', '.join(_WRITTEN)}) VALUES {_times(_ROW, len(entries))}"  # noqa: S608
-            f" ON CONFLICT(id) DO UPDATE SET {_UPDATES}",
-            rows,
-        )
+                pieces.append((run.id, piece))
+            if run.ended is None:
+                under_way.append(run)
+            elif found is not None:
+                over.append(found.number)
+            # How far it is stands in a small table: to write all of it each second is a page more.
+            if run.ended is not None or found is None or not is_alike(run, found.run):
+                runs.append(run)
+        self._write_runs(runs)
         if pieces:
             self.database.execute(
-                f"{_INSERT_PIECES} {_times(_PIECE, len(pieces) // _PIECE.count('?'))}",
-                pieces,
+                f"{_INSERT_PIECES} {_times(_PIECE, len(pieces))}",
+                [value for run_id, piece in pieces for value in (run_id, *piece)],
+            )
+        if over:
+            self._delete_of("under_way", over)
+        if under_way:
+            self.database.execute(
+                f"{_REPLACE_UNDER_WAY} {_times(_PIECE, len(under_way))}",
+                [
+                    value
+                    for run in under_way
+                    for value in (run.id, run.first_seq, run.next_seq, now, self._writer)
+                ],
+            )
+
+    def _write_runs(self, runs: list[JournaledRun]) -> None:
+        if runs:
+            self.database.execute(
+                f"INSERT INTO runs({', '.join(_NAMES)}) VALUES {_times(_ROW, len(runs))}"  # noqa: S608
+                f" ON CONFLICT(id) DO UPDATE SET {_UPDATES}",
+                [value for run in runs for value in row_of(run)],
             )
 
     def _stored(self, ids: list[str]) -> dict[str, _Stored]:
-        marks = _times("?", len(ids))
         found = self.database.rows(
-            f"SELECT id, number, first_seq, next_seq FROM runs WHERE id IN ({marks})",  # noqa: S608
+            f"SELECT {_COLUMNS}, number {_FROM} WHERE id IN ({_times('?', len(ids))})",
             ids,
         )
-        return {row[0]: _Stored(*row[1:]) for row in found}
+        return {row[0]: _Stored(row[-1], run_of(row)) for row in found}
 
     def _place(self, entry: JournalEntry, found: _Stored | None) -> tuple[int, Piece | None]:
         """Find where the new events belong: from which event on the run is kept, and the piece."""
@@ -160,8 +194,8 @@ class RunJournal:
         is_new = bool(entry.events) and entry.first_seq + entry.event_count == run.next_seq
         begins = entry.first_seq if is_new else run.next_seq
         kept_from = begins
-        if found is not None and found.first_seq < found.next_seq:
-            if found.next_seq != begins:
+        if found is not None and found.run.first_seq < found.run.next_seq:
+            if found.run.next_seq != begins:
                 self.database.execute("DELETE FROM events WHERE run=?", (found.number,))
             else:
                 kept_from = self._trimmed(found, run.first_seq)
@@ -174,14 +208,14 @@ class RunJournal:
 
     def _trimmed(self, found: _Stored, first_seq: int) -> int:
         """Drop pieces of which nothing is kept in memory either; what the first one begins with."""
-        if first_seq <= found.first_seq:
-            return found.first_seq
+        if first_seq <= found.run.first_seq:
+            return found.run.first_seq
         self.database.execute(
             "DELETE FROM events WHERE run=? AND next_seq<=?", (found.number, first_seq)
         )
         return self.database.first(
             "SELECT coalesce(min(first_seq), ?) FROM events WHERE run=?",
-            (found.next_seq, found.number),
+            (found.run.next_seq, found.number),
         )
 
     def _joined(self, number: int, first_seq: int, next_seq: int, more: bytes) -> Piece | None:
@@ -196,10 +230,8 @@ class RunJournal:
 
     def end_interrupted(self) -> None:
         """End the runs that dead workers left, and tell of each of them once."""
-        if not self.database.first("SELECT EXISTS(SELECT 1 FROM runs WHERE ended IS NULL)"):
-            return
         writers = self.database.rows(
-            "SELECT DISTINCT writer FROM runs WHERE ended IS NULL AND writer<>?", (self._writer,)
+            "SELECT DISTINCT writer FROM under_way WHERE writer<>?", (self._writer,)
         )
         for (writer,) in writers:
             if not self._is_alive(writer):
@@ -210,22 +242,24 @@ class RunJournal:
         ended = []
         with self.database.transaction():
             found = self.database.rows(
-                f"SELECT {_COLUMNS}, number, written FROM runs WHERE ended IS NULL AND writer=?"  # noqa: S608
-                " ORDER BY number LIMIT ?",
+                f"SELECT {_COLUMNS}, number, written {_FROM} WHERE writer=? LIMIT ?",
                 (writer, _MOST_AT_ONCE),
             )
             for row in found:
                 number, written = row[-2:]
                 run = run_of(row)
-                reason = f"the worker died at event {run.next_seq}"
-                self.database.execute(
-                    "UPDATE runs SET state=?, code=?, reason=?, ended=? WHERE number=?",
-                    (RunState.FAILED.value, DIED, reason, written, number),
+                run = run._replace(
+                    state=RunState.FAILED.value,
+                    code=DIED,
+                    reason=f"the worker died at event {run.next_seq}",
+                    ended=written,
                 )
+                self._write_runs([run])
                 if piece := self._joined(number, run.first_seq, run.next_seq, b""):
                     self.database.execute(f"{_INSERT_PIECES} {_PIECE}", (run.id, *piece))
                 size = self.database.first("SELECT sum(bytes) FROM events WHERE run=?", (number,))
-                ended.append(interrupted_row(run, written, size))
+                ended.append(interrupted_row(run, size))
+            self._delete_of("under_way", [row[-2] for row in found])
         if ended:
             self._on_interrupted(ended)
         return bool(found)
@@ -243,8 +277,7 @@ class RunJournal:
     def _find(self, condition: str, values: tuple[str | None, ...]) -> FoundRun | None:
         self.end_interrupted()
         found = self.database.rows(
-            f"SELECT {_COLUMNS}, number FROM runs WHERE {condition}"  # noqa: S608
-            " ORDER BY number DESC LIMIT 1",
+            f"SELECT {_COLUMNS}, number {_FROM} WHERE {condition} ORDER BY number DESC LIMIT 1",
             values,
         )
         if not found:
@@ -260,7 +293,7 @@ class RunJournal:
         self.end_interrupted()
         condition, values = ("", ()) if owner is None else ("WHERE owner=?", (owner,))
         found = self.database.rows(
-            f"SELECT {_COLUMNS} FROM runs {condition} ORDER BY number DESC LIMIT ?",  # noqa: S608
+            f"SELECT {_COLUMNS} {_FROM} {condition} ORDER BY number DESC LIMIT ?",
             (*values, limit),
         )
         return [run_of(row) for row in found]
@@ -304,13 +337,12 @@ class RunJournal:
             with self.database.transaction():
                 self._delete([row[0] for row in expired])
             return True
-        return self._shrink()
+        return self.database.give_back(self._room_bytes)
 
     @property
     def is_full(self) -> bool:
         """Tell whether more is kept than there is room for."""
-        free = self.database.first("PRAGMA freelist_count")
-        return (self.database.first("PRAGMA page_count") - free) * PAGE_BYTES > self._room_bytes
+        return self.database.used_bytes() > self._room_bytes
 
     def forget(self, run_id: str | None, owner: str | None) -> int:
         """Remove a run, or all that are over, and leave nothing of them; how many they were."""
@@ -328,9 +360,7 @@ class RunJournal:
             forgotten += len(found)
             if self.database.wal_bytes() > self.wal_limit_bytes:
                 self.database.checkpoint()
-        if self.database.set_aside is not None:
-            self.database.forget_set_aside()
-        self.database.empty_wal()
+        self.database.leave_nothing()
         return forgotten
 
     @property
@@ -339,9 +369,13 @@ class RunJournal:
         return self._max_bytes - self.wal_limit_bytes - self.database.bad_bytes()
 
     def _delete(self, numbers: list[int]) -> None:
+        for table in ("events", "under_way", "runs"):
+            self._delete_of(table, numbers)
+
+    def _delete_of(self, table: str, numbers: list[int]) -> None:
+        key = "number" if table == "runs" else "run"
         marks = _times("?", len(numbers))
-        self.database.execute(f"DELETE FROM events WHERE run IN ({marks})", numbers)  # noqa: S608
-        self.database.execute(f"DELETE FROM runs WHERE number IN ({marks})", numbers)  # noqa: S608
+        self.database.execute(f"DELETE FROM {table} WHERE {key} IN ({marks})", numbers)  # noqa: S608
 
     def _trim_oldest(self) -> bool:
         """Drop the oldest pieces of runs that go on, where there is nothing else to drop."""
@@ -354,20 +388,11 @@ class RunJournal:
             for rowid, number in pieces:
                 self.database.execute("DELETE FROM events WHERE rowid=?", (rowid,))
                 self.database.execute(
-                    "UPDATE runs SET first_seq=coalesce((SELECT min(first_seq) FROM events"
-                    " WHERE run=number), next_seq) WHERE number=?",
+                    "UPDATE under_way SET first_seq=coalesce((SELECT min(first_seq) FROM events"
+                    " WHERE events.run=under_way.run), next_seq) WHERE run=?",
                     (number,),
                 )
         return True
-
-    def _shrink(self) -> bool:
-        """Give pages back that are free: where they are many, or the file is too large."""
-        free = self.database.first("PRAGMA freelist_count")
-        pages = self.database.first("PRAGMA page_count")
-        if not free or (pages * PAGE_BYTES <= self._room_bytes and free * 4 <= pages):
-            return False
-        self.database.shrink(_SHRINK_PAGES)
-        return self.database.first("PRAGMA freelist_count") < free
 
 
 def _times(what: str, times: int) -> str:

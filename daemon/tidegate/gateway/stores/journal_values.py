@@ -9,12 +9,10 @@ from typing import NamedTuple
 from tidegate.core import formats
 from tidegate.core.records.history import RunRow
 from tidegate.core.records.journal import JournaledRun
-from tidegate.core.runs.state import RunState
 from tidegate.gateway.stores.database import Row
 
 DIED = "worker_died"
 _UPSTREAMS = JournaledRun._fields.index("upstreams")
-_FIRST_SEQ = JournaledRun._fields.index("first_seq")
 _FLAGS = [JournaledRun._fields.index(name) for name in ("streamed", "background", "stored")]
 _LEVEL, _WBITS = 1, -15  # of zlib, raw
 _BETWEEN_NAMES = "\n"  # of upstreams, which have none in theirs
@@ -71,12 +69,16 @@ def deflate(events: bytes) -> bytes:
     return zlib.compress(events, _LEVEL, _WBITS)
 
 
-def row_of(run: JournaledRun, first_seq: int) -> tuple[object, ...]:
-    """Give a run as a row has it, but for who wrote it."""
+def row_of(run: JournaledRun) -> tuple[object, ...]:
+    """Give a run as a row has it."""
     values: list[object] = list(run)
     values[_UPSTREAMS] = _BETWEEN_NAMES.join(run.upstreams)
-    values[_FIRST_SEQ] = first_seq
     return tuple(values)
+
+
+def is_alike(run: JournaledRun, former: JournaledRun) -> bool:
+    """Tell whether nothing has changed but how far it is."""
+    return run == former._replace(first_seq=run.first_seq, next_seq=run.next_seq)
 
 
 def run_of(row: Row) -> JournaledRun:
@@ -89,8 +91,8 @@ def run_of(row: Row) -> JournaledRun:
     return JournaledRun(*values)
 
 
-def interrupted_row(run: JournaledRun, ended: float, answer_bytes: int) -> RunRow:
-    """Give what the history is told of a run that was interrupted."""
+def interrupted_row(run: JournaledRun, answer_bytes: int) -> RunRow:
+    """Give what the history is told of a run that was interrupted, and was ended here."""
     known = formats.BY_PATH.get(run.path)
     return RunRow(
         id=run.id,
@@ -101,11 +103,11 @@ def interrupted_row(run: JournaledRun, ended: float, answer_bytes: int) -> RunRo
         model=run.upstream_model,
         format=known.name if known is not None else run.path,
         streamed=run.streamed,
-        outcome=RunState.FAILED.value,
-        code=DIED,
+        outcome=run.state,
+        code=run.code or "",
         attempts=len(run.upstreams),
         began=run.created,
-        ended=ended,
+        ended=run.created if run.ended is None else run.ended,
         queued_s=0.0,
         first_output_s=None,
         request_bytes=0,

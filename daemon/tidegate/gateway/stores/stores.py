@@ -133,6 +133,7 @@ class Stores:
                 "runs.db",
                 journal.MIGRATIONS,
                 in_memory=place == "memory",
+                page_bytes=journal.PAGE_BYTES,
             )
             for place, directory in (("memory", places.memory), ("disk", places.disk))
             if directory
