@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from tidegate.core.records.journal import JournaledRun
 from tidegate.core.records.usage import TokenUsage
 from tidegate.core.runs.ledger import Ledger
 from tidegate.core.settings import History, Journal
+from tidegate.gateway.stores.database import Connect
 from tidegate.gateway.stores.journal_values import JournalEntry
 from tidegate.gateway.stores.stores import Stores
 
@@ -94,11 +96,11 @@ def a_row(run_id: str = "run_1", **changes: Any) -> RunRow:
 class StoreRig:
     """Stores with their ledger, in a directory with one place of each kind."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, connect: Connect = sqlite3.connect) -> None:
         self.memory, self.disk = directory / "memory", directory / "disk"
         self.places = StorePlaces(memory=str(self.memory), disk=str(self.disk))
         self.ledger = Ledger()
-        self.stores = Stores(asyncio.get_running_loop(), self.ledger.open())
+        self.stores = Stores(asyncio.get_running_loop(), self.ledger.open(), connect=connect)
 
     @property
     def journal_file(self) -> Path:
@@ -125,12 +127,25 @@ class StoreRig:
         await until(lambda: not any(state.waiting_bytes for state in stores.states()))
 
 
+def event(n: int) -> bytes:
+    """One event, which says its number."""
+    return b'data: {"n": %d}\n\n' % n
+
+
+def events(first: int, count: int) -> bytes:
+    """As many events, from that number on."""
+    return b"".join(event(n) for n in range(first, first + count))
+
+
 @asynccontextmanager
 async def stores_in(
-    directory: Path, journal: Journal = ANSWERS, history: History | None = None
+    directory: Path,
+    journal: Journal = ANSWERS,
+    history: History | None = None,
+    connect: Connect = sqlite3.connect,
 ) -> AsyncIterator[StoreRig]:
     """Opens stores there, and waits for their threads at the end."""
-    rig = StoreRig(directory)
+    rig = StoreRig(directory, connect)
     rig.stores.configure(journal, history or History(), rig.places)
     await rig.stores.open()
     try:

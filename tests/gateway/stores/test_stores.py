@@ -14,6 +14,7 @@ from gateway.stores.store_rig import (
     a_row,
     a_run,
     entry,
+    events,
     stores_in,
     under_way,
 )
@@ -23,14 +24,6 @@ from tidegate.core.runs.ledger import Entry
 from tidegate.core.settings import MIB, History, Journal, Price
 from tidegate.gateway.stores.store_thread import StoreUnavailable
 from tidegate.gateway.stores.stores import Kept
-
-
-def event(n: int) -> bytes:
-    return b'data: {"n": %d}\n\n' % n
-
-
-def events(first: int, count: int) -> bytes:
-    return b"".join(event(n) for n in range(first, first + count))
 
 
 async def test_a_run_is_found_as_it_was_put(tmp_path: Path) -> None:
@@ -251,6 +244,6 @@ async def test_what_waits_is_in_the_ledger_and_bounded(tmp_path: Path) -> None:
         await rig.written()
         journal, _ = rig.stores.states()
         assert journal.dropped_bytes > 6 * MIB
-        assert journal.dropped_bytes + journal.written_bytes == 20 * (len(text) + 1024)
+        assert journal.dropped_bytes + journal.written_bytes == 20 * (len(text) + 1029)
         assert len(await rig.stores.list_runs(None, 100)) == journal.written_bytes // len(text)
         assert rig.ledger.entries[Entry.STORED] == 0

@@ -26,6 +26,8 @@ from tidegate.machine.private_file import open_own
 
 BUSY_S = 4.0  # for the other worker, which holds the file for some milliseconds
 _GIVEN_BACK_PAGES = 256  # in one bite
+_SCARCE_BYTES = 4 * 1024 * 1024
+_RESERVED_BYTES = 128 * 1024  # in which what is to go can be overwritten
 _LOCK_S = 2.0
 _LOCK_AGAIN_S = 0.01
 _CACHE_KIB = 512
@@ -211,7 +213,10 @@ class Database:
     def execute(self, sql: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
         """Execute one statement."""
         with self._guarded():
-            return self._opened.execute(sql, values)
+            try:
+                return self._opened.execute(sql, values)
+            except (UnicodeEncodeError, OverflowError):  # half an emoji, or an absurd number
+                return self._opened.execute(sql, [_storable(value) for value in values])
 
     def rows(self, sql: str, values: Sequence[object] = ()) -> list[Row]:
         """Execute a query, or a pragma that must run to its end; all its rows."""
@@ -254,12 +259,13 @@ class Database:
         return used * self._page_bytes
 
     def give_back(self, room_bytes: int | None = None) -> bool:
-        """Give some free pages back to the file system: where they are many, or the file is larger
-        than `room_bytes`; False if there is nothing to give.
+        """Give some free pages back to the file system: where they are many, room is scarce, or the
+        file is larger than `room_bytes`; False if there is nothing to give.
         """
         free = self.first("PRAGMA freelist_count")
         pages = self.first("PRAGMA page_count")
         is_large = room_bytes is not None and pages * self._page_bytes > room_bytes
+        is_large = is_large or self.free_bytes() < _SCARCE_BYTES
         if not free or (free * 4 <= pages and not is_large):
             return False
         self.rows(f"PRAGMA incremental_vacuum({_GIVEN_BACK_PAGES})")
@@ -269,6 +275,27 @@ class Database:
         """What its files take, with what was put aside."""
         return sum(self._size(suffix) for suffix in (*_SUFFIXES, _BAD))
 
+    def free_bytes(self) -> int:
+        """What the file system has left for us."""
+        with self._guarded():
+            found = os.statvfs(self.path.parent)
+        return found.f_bavail * found.f_frsize
+
+    def make_sure_of_room(self, more_bytes: int) -> bool:
+        """See that so much can be written and moved into the file; True where room is scarce.
+
+        Then the WAL must be kept empty, for on a file system that is full it could neither be
+        moved into the file nor written on, and nothing could be deleted either.
+        """
+        free_bytes = self.free_bytes()
+        if free_bytes > _SCARCE_BYTES + more_bytes:
+            return False
+        if self.wal_bytes():
+            self.checkpoint()
+        if self.free_bytes() < _RESERVED_BYTES + 2 * more_bytes:
+            raise StoreFault(f"{self.path}: there is no room left", is_full=True)
+        return True
+
     def wal_bytes(self) -> int:
         """The size of the WAL."""
         return self._size("-wal")
@@ -277,10 +304,24 @@ class Database:
         """The size of what was put aside."""
         return self._size(_BAD)
 
-    def cut_set_aside(self, most_bytes: int) -> None:
-        """Keep only the beginning of what was put aside."""
+    def tidy_set_aside(self, before: float, most_bytes: int) -> None:
+        """Remove what was put aside if it was last written before that time (Unix seconds), and
+        keep only the beginning of what is too large.
+        """
+        if self.set_aside is None:
+            return
+        bad = self._sibling(_BAD)
         with self._guarded():
-            os.truncate(self._sibling(_BAD), most_bytes)
+            try:
+                found = bad.lstat()
+                if found.st_mtime >= before:
+                    if found.st_size > most_bytes:
+                        os.truncate(bad, most_bytes)
+                    return
+                bad.unlink()
+            except FileNotFoundError:
+                pass
+        self.set_aside = None
 
     # --- inside ---------------------------------------------------------------------------------
 
@@ -368,3 +409,12 @@ class Database:
             is_damaged=is_damaged,
             is_full=code == sqlite3.SQLITE_FULL,
         )
+
+
+def _storable(value: object) -> object:
+    """Make of a value one that SQLite can hold."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, int):
+        return max(-(2**63), min(value, 2**63 - 1))
+    return value

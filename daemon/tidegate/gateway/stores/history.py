@@ -22,6 +22,7 @@ MIGRATIONS = (
     """,
 )
 MOST_LINES = 1000  # of usage: a client may have asked for any number of models
+_SET_ASIDE_BYTES = 32 * 1024 * 1024
 WAL_LIMIT_BYTES = 1024 * 1024
 _PLAIN = RunRow._fields[:-1]  # `usage` is four columns
 _COLUMNS = ", ".join((*_PLAIN, *TokenUsage._fields))
@@ -36,6 +37,7 @@ _KEYS = {
     "day": "strftime('%Y-%m-%d', began, 'unixepoch', 'localtime')",
     "format": "format",
 }
+_LONGEST = 256  # characters of a name: a client may ask for any model
 _MILLION = 1_000_000
 
 
@@ -65,9 +67,13 @@ class RunHistory:
         with self.database.transaction():
             for start in range(0, len(rows), _MOST_AT_ONCE):
                 some = rows[start : start + _MOST_AT_ONCE]
-                values = [value for row in some for value in (*row[:-1], *row.usage)]
+                values = [
+                    value[:_LONGEST] if isinstance(value, str) else value
+                    for row in some
+                    for value in (*row[:-1], *row.usage)
+                ]
                 marks = ", ".join([_ROW] * len(some))
-                sql = f"INSERT INTO runs({_COLUMNS}) VALUES {marks} ON CONFLICT(id) DO NOTHING"  # noqa: S608
+                sql = f"INSERT OR IGNORE INTO runs({_COLUMNS}) VALUES {marks}"  # noqa: S608
                 self._count += self.database.execute(sql, values).rowcount
 
     def newest(self, owner: str | None, limit: int) -> list[RunRow]:
@@ -121,6 +127,7 @@ class RunHistory:
         oldest = self.database.rows(
             "SELECT number, ended FROM runs ORDER BY number LIMIT ?", (_PRUNE_ROWS,)
         )
+        self.database.tidy_set_aside(now - self._keep_s, _SET_ASIDE_BYTES)
         excess = self._count - self._max_rows
         going = [
             number
@@ -137,6 +144,9 @@ class RunHistory:
     def is_full(self) -> bool:
         """Tell whether more is kept than there is room for."""
         return self._count > self._max_rows
+
+    def take_less(self) -> None:
+        """Keep what there is: rows take little room, and are not written down anywhere else."""
 
     def forget(self, run_id: str | None, owner: str | None) -> int:
         """Remove the row of a run, or all, and leave nothing of them; how many they were."""

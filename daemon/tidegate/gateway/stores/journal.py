@@ -11,6 +11,7 @@ that is not over and whose writer is dead was *interrupted*: it is ended here, o
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -57,7 +58,7 @@ MIGRATIONS = (
     CREATE INDEX events_by_run ON events(run, first_seq)
     """,
 )
-PAGE_BYTES = 1024  # half as much is written as with 4096, for a batch changes little of each
+PAGE_BYTES = 512  # half as much is written as with 4096, for a batch changes little of each
 _NAMES = JournaledRun._fields  # whose order may change; a column's name may not
 _COLUMNS = ", ".join(
     f"coalesce(under_way.{name}, runs.{name})" if name in {"first_seq", "next_seq"} else name
@@ -75,6 +76,7 @@ _REPLACE_UNDER_WAY = (
 _PIECE = "((SELECT number FROM runs WHERE id=?), ?, ?, ?, ?)"
 _MOST_AT_ONCE = 64  # rows of one statement: each one is a turn for the event loop
 _PRUNE_RUNS = 20  # in one bite
+_LESS_FOR_S = 600.0  # is kept, after the disk was full
 
 
 class _Stored(NamedTuple):
@@ -107,6 +109,9 @@ class RunJournal:
         self._with_events = with_events
         self._keep_s = keep_s
         self._max_bytes = max_bytes
+        self._most_used_bytes = max_bytes  # less for some time where the disk had no room
+        self._less_s = 0.0  # since when that is
+        self._bite_runs = _PRUNE_RUNS
         self._on_interrupted = on_interrupted
 
     def __repr__(self) -> str:
@@ -321,15 +326,18 @@ class RunJournal:
 
     def prune(self, now: float) -> bool:
         """Let go of a bite of what is too old or too much; False if there is none any more."""
+        self.database.tidy_set_aside(now - self._keep_s, self._max_bytes // 2)
+        if time.monotonic() > self._less_s + _LESS_FOR_S:
+            self._most_used_bytes, self._bite_runs = self._max_bytes, _PRUNE_RUNS
         expired = self.database.rows(
             "SELECT number FROM (SELECT number, ended FROM runs WHERE ended IS NOT NULL"
             " ORDER BY number LIMIT ?) WHERE ended<?",
-            (_PRUNE_RUNS, now - self._keep_s),
+            (self._bite_runs, now - self._keep_s),
         )
         if not expired and self.is_full:
             expired = self.database.rows(
                 "SELECT number FROM runs WHERE ended IS NOT NULL ORDER BY number LIMIT ?",
-                (_PRUNE_RUNS,),
+                (self._bite_runs,),
             )
             if not expired:
                 return self._trim_oldest()
@@ -343,6 +351,12 @@ class RunJournal:
     def is_full(self) -> bool:
         """Tell whether more is kept than there is room for."""
         return self.database.used_bytes() > self._room_bytes
+
+    def take_less(self) -> None:
+        """Keep a quarter less than there is for some time: the disk has no room for it."""
+        self._less_s = time.monotonic()
+        self._most_used_bytes = min(self._most_used_bytes, self.database.used_bytes() * 3 // 4)
+        self._bite_runs = 1  # overwriting them takes room at first
 
     def forget(self, run_id: str | None, owner: str | None) -> int:
         """Remove a run, or all that are over, and leave nothing of them; how many they were."""
@@ -366,7 +380,8 @@ class RunJournal:
     @property
     def _room_bytes(self) -> int:
         """How large the pages in use may be, so that all files stay below the limit."""
-        return self._max_bytes - self.wal_limit_bytes - self.database.bad_bytes()
+        room_bytes = self._max_bytes - self.wal_limit_bytes - self.database.bad_bytes()
+        return min(room_bytes, self._most_used_bytes)
 
     def _delete(self, numbers: list[int]) -> None:
         for table in ("events", "under_way", "runs"):

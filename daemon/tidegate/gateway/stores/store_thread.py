@@ -19,16 +19,19 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from tidegate.core.protocol.stores import StoreState
 from tidegate.gateway.stores.database import Database, StoreFault
+from tidegate.gateway.stores.store import Store
+from tidegate.gateway.stores.store_pause import StorePause
 from tidegate.machine.signals import start_without_signals
 
 MAX_WAITING_BYTES = 4 * 1024 * 1024  # of both stores together
 ANSWER_LIMIT_S = 2.0  # of what is asked
 HANG_S = 5.0  # what takes longer does not answer
-PAUSE_S = 60.0
+_OWN_FAULT = "a fault of tidegate's own, which its log has"
+LESS_S = 1.0  # until there is made room on a full disk
 CHORES_S = 60.0  # between two looks at what is too old
 MAX_ASKED = 64  # at once
 _BATCH_BYTES = 512 * 1024
@@ -37,40 +40,11 @@ _REST = 16  # times as long as it worked: at most 6 % of a core
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
-T_contra = TypeVar("T_contra", contravariant=True)
+S = TypeVar("S", bound=Store[Any])
 
 
 class StoreUnavailable(Exception):
     """A store cannot be read: it is off or paused, or did not answer in time. The text says why."""
-
-
-class Store(Protocol[T_contra]):
-    """The tables in a file. All of it is called by the thread, and raises StoreFault."""
-
-    database: Database
-
-    @property
-    def wal_limit_bytes(self) -> int:
-        """How large the WAL may be before it is emptied."""
-
-    @property
-    def is_full(self) -> bool:
-        """Tell whether more is kept than there is room for."""
-
-    def begin(self) -> None:
-        """Begin with a file that was just opened."""
-
-    def write(self, items: Sequence[T_contra], now: float) -> None:
-        """Write all of them in one transaction."""
-
-    def prune(self, now: float) -> bool:
-        """Let go of a bite of what is too old or too much; False if there is none any more."""
-
-    def figures(self) -> tuple[int, float | None]:
-        """Count what is kept, and find when the oldest of it began."""
-
-
-S = TypeVar("S", bound=Store[Any])
 
 
 class _Call:
@@ -113,17 +87,14 @@ class StoreThread(Generic[S, T]):
         # Written by the thread alone.
         self._store: S | None = None
         self._busy_s: float | None = None  # since when the store is at work
-        self._pause: str | None = None
-        self._pause_over_s = 0.0
-        self._hung = False  # in this pause
-        self._dropped_before = 0  # this pause
+        self._pause = StorePause(name)
         self._rest_over_s = 0.0
         self._chores_s = 0.0
         self._writes = self._written_bytes = 0
         self._figures: tuple[int, int, float | None, str | None] = (0, 0, None, None)
 
     def __repr__(self) -> str:
-        return f"<StoreThread {self._name} waiting={self.waiting_bytes} paused={self._pause!r}>"
+        return f"<StoreThread {self._name} waiting={self.waiting_bytes} {self._pause}>"
 
     # --- the loop's side ------------------------------------------------------------------------
 
@@ -148,13 +119,16 @@ class StoreThread(Generic[S, T]):
         """
         self._keep, self._place, self.off = keep, place, off
         answer: asyncio.Future[None] = self._loop.create_future()
+        if store is None and not remove and self._thread is None:
+            answer.set_result(None)  # nothing is to be done, and no thread is needed for that
+            return answer
         self._enqueue(_Call(lambda: self._swap(store, remove), answer, len(self._items)))
         return answer
 
     def put(self, items: Sequence[tuple[T, int]], most_bytes: int) -> None:
         """Queue items, each with its size; those beyond `most_bytes` are dropped and counted."""
         now_s = time.monotonic()
-        is_stopped = self._hangs(now_s) or now_s < self._pause_over_s
+        is_stopped = self._hangs(now_s) or self._pause.lasts(now_s)
         with self._changed:
             was_waiting_bytes = self.waiting_bytes
             for item in items:
@@ -174,7 +148,7 @@ class StoreThread(Generic[S, T]):
         if not self.is_on:
             raise StoreUnavailable(self.off or f"the {self._name} is off")
         now_s = time.monotonic()
-        if self._hangs(now_s) or (self._hung and now_s < self._pause_over_s):
+        if self._hangs(now_s) or (self._pause.is_of_hang and self._pause.lasts(now_s)):
             raise StoreUnavailable(f"the {self._name} is paused: {self._paused(now_s)}")
         if len(self._calls) >= MAX_ASKED:
             raise StoreUnavailable(f"the {self._name} is asked too much at once")
@@ -228,7 +202,7 @@ class StoreThread(Generic[S, T]):
             try:
                 start_without_signals(thread)
             except RuntimeError as error:  # out of threads: what is next tries again
-                self._pause, self._pause_over_s = str(error), time.monotonic() + PAUSE_S
+                self._pause.begin(str(error), self._dropped_bytes)
                 return
             self._thread = thread
 
@@ -240,7 +214,7 @@ class StoreThread(Generic[S, T]):
         busy_s = self._busy_s
         if busy_s is not None and now_s - busy_s > HANG_S:
             return f"its disk has not answered for {now_s - busy_s:.0f} s"
-        return self._pause or self.off
+        return self._pause.why or self.off
 
     # --- the thread -----------------------------------------------------------------------------
 
@@ -260,7 +234,7 @@ class StoreThread(Generic[S, T]):
                 self._turn(call)
             except Exception:  # it must go on, whatever is wrong with this
                 _log.exception("the %s's thread", self._name)
-                self._begin_pause("a fault of tidegate's own, which its log has")
+                self._pause.begin(_OWN_FAULT, self._dropped_bytes)
         self._write(len(self._items))
         if self._store is not None:
             self._store.database.close()
@@ -306,9 +280,9 @@ class StoreThread(Generic[S, T]):
             batch, size = self._first_items()
             least -= len(batch)
             is_written = False
-            if self._store is not None and time.monotonic() >= self._pause_over_s:
+            if self._store is not None and not self._pause.lasts(time.monotonic()):
                 with suppress(StoreFault):
-                    self._perform(partial(self._write_batch, batch))
+                    self._perform(partial(self._write_batch, batch, size))
                     is_written = True
             with self._changed:
                 for _ in batch:
@@ -322,13 +296,15 @@ class StoreThread(Generic[S, T]):
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._on_written)
 
-    def _write_batch(self, batch: list[T], store: S) -> None:
+    def _write_batch(self, batch: list[T], size: int, store: S) -> None:
+        database = store.database
+        is_scarce = database.make_sure_of_room(size)
         store.write(batch, time.time())
         for _ in range(_MOST_BITES):
             if not store.is_full or not store.prune(time.time()):
                 break
-        if store.database.wal_bytes() > store.wal_limit_bytes:
-            store.database.checkpoint()
+        if is_scarce or database.wal_bytes() > store.wal_limit_bytes:
+            database.checkpoint()
 
     def _first_items(self) -> tuple[list[T], int]:
         batch: list[T] = []
@@ -354,7 +330,7 @@ class StoreThread(Generic[S, T]):
         former, self._store = self._store, None
         if former is not None:
             former.database.close()
-        self._end_pause()
+        self._pause.end(self._dropped_bytes)
         for database in remove:
             self._busy_s = time.monotonic()
             try:
@@ -384,39 +360,32 @@ class StoreThread(Generic[S, T]):
                     raise
                 database.put_aside()
                 result = self._on_open(store, act)
-            if self._pause is not None and began_s >= self._pause_over_s:
-                self._end_pause()
+            if not self._pause.lasts(began_s):
+                self._pause.end(self._dropped_bytes)
             return result
         except StoreFault as fault:
+            if self._pause.begin(str(fault), self._dropped_bytes) and fault.is_full:
+                with suppress(StoreFault):
+                    store.take_less()
+                self._chores_s = min(self._chores_s, time.monotonic() + LESS_S)
             database.close()
-            self._begin_pause(str(fault))
             raise
+        except Exception as error:
+            _log.exception("the %s's thread", self._name)
+            database.close()
+            self._pause.begin(_OWN_FAULT, self._dropped_bytes)
+            raise StoreFault(f"{type(error).__name__} in {database.path.name}") from error
         finally:
             took_s = time.monotonic() - began_s
             self._busy_s = None
             if took_s > HANG_S:
-                self._begin_pause(f"{database.path} did not answer for {took_s:.0f} s", hung=True)
+                why = f"{database.path} did not answer for {took_s:.0f} s"
+                self._pause.begin(why, self._dropped_bytes, is_of_hang=True)
 
     def _on_open(self, store: S, act: Callable[[S], R]) -> R:
         if store.database.look():
             store.begin()
         return act(store)
-
-    def _begin_pause(self, why: str, *, hung: bool = False) -> None:
-        now_s = time.monotonic()
-        if now_s >= self._pause_over_s:
-            self._pause_over_s = now_s + PAUSE_S
-        if self._pause is None:
-            self._dropped_before = self._dropped_bytes
-            _log.error("the %s is paused, and tried again each %g s: %s", self._name, PAUSE_S, why)
-        self._pause, self._hung = why, hung or self._hung
-
-    def _end_pause(self) -> None:
-        if self._pause is None:
-            return
-        lost = (self._dropped_bytes - self._dropped_before) // 1024
-        _log.info("the %s is kept again; %d KiB were not written", self._name, lost)
-        self._pause, self._pause_over_s, self._hung = None, 0.0, False
 
     def _look_at_figures(self) -> None:
         store = self._store

@@ -7,6 +7,7 @@ written is bounded and in the ledger; each store's thread (`stores.store_thread`
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +22,7 @@ from tidegate.core.records.usage import UsageLine
 from tidegate.core.runs.ledger import Account, Entry
 from tidegate.core.settings import History, Journal, Price
 from tidegate.gateway.stores import history, journal
-from tidegate.gateway.stores.database import Database
+from tidegate.gateway.stores.database import Connect, Database
 from tidegate.gateway.stores.history import RunHistory
 from tidegate.gateway.stores.journal import RunJournal
 from tidegate.gateway.stores.journal_values import FoundRun, JournalEntry
@@ -69,13 +70,20 @@ class Kept(NamedTuple):
 class Stores:
     """Both stores. All methods on the loop's thread."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, account: Account) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        account: Account,
+        *,
+        connect: Connect = sqlite3.connect,
+    ) -> None:
         """`account` is the ledger's, for what waits to be written.
 
         Raises OSError where the system does not tell when this process started.
         """
         self._account = account
         self._writer = own_lifetime()
+        self._connect = connect
         self._journal: StoreThread[RunJournal, JournalEntry] = StoreThread(
             "journal", loop, self._charge, _JOURNAL_GATHERS_S
         )
@@ -114,7 +122,11 @@ class Stores:
         database = None
         if disk is not None:
             database = Database(
-                Path(disk) / "history", "history.db", history.MIGRATIONS, in_memory=False
+                Path(disk) / "history",
+                "history.db",
+                history.MIGRATIONS,
+                in_memory=False,
+                connect=self._connect,
             )
         if database is None or not self.keeps_rows:
             off = "there is no state directory to keep it in" if settings.max_rows > 0 else None
@@ -134,6 +146,7 @@ class Stores:
                 journal.MIGRATIONS,
                 in_memory=place == "memory",
                 page_bytes=journal.PAGE_BYTES,
+                connect=self._connect,
             )
             for place, directory in (("memory", places.memory), ("disk", places.disk))
             if directory
@@ -171,7 +184,7 @@ class Stores:
             self._put_rows(rows)
         if entries and self.keeps_runs:
             room = MAX_WAITING_BYTES - self._history.waiting_bytes
-            self._journal.put([(entry, ENTRY_BYTES + len(entry.events)) for entry in entries], room)
+            self._journal.put([(entry, _size_of(entry)) for entry in entries], room)
         self._charge()
 
     def states(self) -> tuple[StoreState, StoreState]:
@@ -189,7 +202,7 @@ class Stores:
         if not self.keeps_rows:
             return
         room = MAX_WAITING_BYTES - self._journal.waiting_bytes
-        self._history.put([(row, ROW_BYTES) for row in rows], room)
+        self._history.put([(row, ROW_BYTES + len(row.asked)) for row in rows], room)
 
     def _charge(self) -> None:
         with suppress(LedgerFull):  # it is charged all the same, and soon less
@@ -264,3 +277,8 @@ class Stores:
         """Let the threads write what waits and end; none is waited for."""
         self._journal.close()
         self._history.close()
+
+
+def _size_of(entry: JournalEntry) -> int:
+    """Say what it costs while it waits."""
+    return ENTRY_BYTES + len(entry.run.model) + len(entry.events)
