@@ -26,8 +26,7 @@ BATCH_BYTES = 256 * 1024  # and one segment more; what is deflated of it is in n
 MOST_LOOKED_AT = 100  # answers a turn: most may be too small to pack
 REST = 20  # times as long as a batch took; a tenth of a core is never reached
 REST_S = 0.05  # at least
-BUSY = 0.5  # of a processor; above that what is being answered goes first, and it rests longer
-BUSY_REST = 10  # times
+BUSY, BUSY_REST = 0.25, 200  # and so often where so much of a processor goes into answers
 _Batch = list[tuple[str, list[bytes]]]
 _Done = list[tuple[str, list[Packed]]]
 
@@ -138,7 +137,7 @@ class Packing:
         before_s, used_before_s = self._rested
         now_s, used_s = self._rested = (self._loop.time(), time.process_time())
         is_busy = used_s - used_before_s > BUSY * (now_s - before_s)
-        return max(REST_S, REST * took_s) * (BUSY_REST if is_busy else 1)
+        return max(REST_S, took_s * (BUSY_REST if is_busy else REST))
 
     def _keep(self, run_id: str, found: list[Packed]) -> None:
         relay = self._relays.get(run_id)
