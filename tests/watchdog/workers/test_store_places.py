@@ -43,6 +43,10 @@ def test_the_runtime_directory_is_a_place_where_it_is_in_memory(tmp_path: Path) 
     """The state directory always is one, on whatever it lies."""
     assert find_places(SHM, tmp_path) == StorePlaces(memory=str(SHM), disk=str(tmp_path))
     assert find_places(Path("/proc"), tmp_path) == StorePlaces(disk=str(tmp_path))
+    (tmp_path / "state").symlink_to(SHM)
+    assert find_places(SHM, tmp_path / "state") == StorePlaces(memory=str(SHM), disk=str(SHM))
+    missing = tmp_path / "missing"
+    assert find_places(SHM, missing) == StorePlaces(memory=str(SHM), disk=str(missing))
 
 
 def test_a_journal_in_memory_is_held_to_a_part_of_the_budget(

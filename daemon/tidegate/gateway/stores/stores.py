@@ -155,8 +155,10 @@ class Stores:
         self.keeps_answers = kept.keep == "answers"
         store = None
         if self.keeps_runs:
+            own = databases.pop(kept.place)  # both directories may be one
+            databases = {k: each for k, each in databases.items() if each.path != own.path}
             store = RunJournal(
-                databases.pop(kept.place),
+                own,
                 writer=self._writer,
                 is_alive=is_alive,
                 with_events=self.keeps_answers,

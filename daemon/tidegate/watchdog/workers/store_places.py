@@ -21,9 +21,16 @@ LEAST_BYTES = 256 * KIB  # as the setting's own
 
 
 def find_places(runtime_dir: Path, state_dir: Path) -> StorePlaces:
-    """Find the places: the runtime directory only where it is in memory."""
-    memory = str(runtime_dir) if is_in_memory(runtime_dir) else None
-    return StorePlaces(memory=memory, disk=str(state_dir))
+    """Find the places: the runtime directory only where it is in memory.
+
+    Where both are one directory they have one name, however they were named.
+    """
+    if not is_in_memory(runtime_dir):
+        return StorePlaces(disk=str(state_dir))
+    with suppress(OSError):
+        if runtime_dir.samefile(state_dir):
+            state_dir = runtime_dir
+    return StorePlaces(memory=str(runtime_dir), disk=str(state_dir))
 
 
 def fitted(settings: Settings, places: StorePlaces) -> Settings:
