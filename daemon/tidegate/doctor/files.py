@@ -138,8 +138,8 @@ def _check_store(name: str, directory: Path, file: str) -> Iterator[Problem]:
     ):
         try:
             found = path.lstat()
-        except FileNotFoundError:
-            return  # it is made when there is something to keep
+        except (FileNotFoundError, PermissionError):
+            return  # it is made when there is something to keep; what is above it is told already
         except OSError as error:
             why = error.strerror or str(error)
         else:
