@@ -323,7 +323,10 @@ class StoreThread(Generic[S, T]):
         with suppress(StoreFault):
             if self._perform(lambda store: store.prune(time.time())):
                 self._chores_s = time.monotonic()
-            elif store.database.wal_bytes():
+                most_bytes = store.wal_limit_bytes
+            else:
+                most_bytes = 0
+            if store.database.wal_bytes() > most_bytes:
                 self._perform(lambda store: store.database.checkpoint())
 
     def _swap(self, store: S | None, remove: Sequence[Database]) -> None:
