@@ -96,7 +96,7 @@ def light_row(answer: KeptAnswer, token: str) -> RunRow:
 
 def light_entry(answer: KeptAnswer, token: str, *, keeps_text: bool) -> JournalEntry:
     """Give the entry of a light answer, which was a stream."""
-    run = answer.journaled(token)
+    end = answer.next_seq
     if keeps_text:
-        return JournalEntry(run, answer.events, 0, run.next_seq)
-    return JournalEntry(run._replace(first_seq=run.next_seq), b"", run.next_seq, 0)
+        return JournalEntry(answer.journaled(token), answer.events, 0, end)
+    return JournalEntry(answer.journaled(token, end), b"", end, 0)

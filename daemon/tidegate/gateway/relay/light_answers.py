@@ -105,8 +105,8 @@ class KeptAnswer(NamedTuple):
         """When it has been kept for long enough."""
         return self.ended_s + self.keep_s
 
-    def journaled(self, token: str = "") -> JournaledRun:
-        """Give what is kept of it, as of any other run."""
+    def journaled(self, token: str = "", first_seq: int = 0) -> JournaledRun:
+        """Give what is kept of it, as of any other run; its events from `first_seq` on."""
         # By position, as thousands a second are made: in the order of its fields.
         return JournaledRun(
             self.id,
@@ -121,7 +121,7 @@ class KeptAnswer(NamedTuple):
             None,
             self.created,
             self.ended,
-            0,
+            first_seq,
             self.next_seq,
             None,
             None,
