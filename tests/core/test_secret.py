@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tidegate.core.secret import HIDDEN, Secret, looks_like_key
+from tidegate.core.secret import HIDDEN, Secret, looks_like_key, name_shown
 
 KEY = 'sk-a/b+c"d\\e-0123456789'
 
@@ -79,3 +79,36 @@ def test_key_is_recognised(text: str) -> None:
 def test_name_is_not_taken_for_a_key(text: str) -> None:
     """Names of models, hosts and settings are made of shorter or plainer parts."""
     assert not looks_like_key(text)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "qwen3:8b",
+        "meta-llama/Llama-3.1-8B-Instruct",
+        "hf.co/bartowski/Qwen2.5-Coder-32B-Instruct-GGUF:Q4_K_M",
+        "claude-sonnet-4-20250514",
+        "@cf/meta/llama-3.1-8b-instruct",
+        "名前:8b",
+    ],
+)
+def test_a_model_is_called_by_its_name(name: str) -> None:
+    """As servers call theirs."""
+    assert name_shown(name) == name
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tell me a story",
+        "a\nb",
+        "",
+        "m" * 121,
+        "sk-abcdefghijklmnopqrstuvwx",
+        "box/tg-Zk3xq9Lw2Vb7Nt5Rm8Ys",
+        "\u202egnp",
+    ],
+)
+def test_of_what_is_no_name_only_the_size_is_told(text: str) -> None:
+    """A client may have put a prompt or a key there."""
+    assert name_shown(text) == f"(a name of {len(text)} characters)"

@@ -8,6 +8,7 @@ else belongs, a client into the model's name for one.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 import msgspec
 
@@ -19,6 +20,7 @@ MIN_LENGTH = 6  # what is shorter is no secret, and is in every other word
 _BEGINNING = re.compile(
     r"\b(?:sk-|tg-|xai-|pplx-|nvapi-|glpat-|gsk_|hf_|r8_|ghp_|AIza)[A-Za-z0-9_-]{16,}"
 )
+_NAME = re.compile(r"[\w./:@+-]{1,120}")  # as servers call their models
 _RANDOM = re.compile(r"(?=[a-zA-Z]*[0-9])(?=[0-9]*[a-zA-Z])[A-Za-z0-9]{16,}")
 
 
@@ -66,6 +68,16 @@ NO_SECRET = Secret(None)
 def looks_like_key(text: str) -> bool:
     """Say whether some part of the text can hardly be anything but a key."""
     return bool(_BEGINNING.search(text) or _RANDOM.search(text))
+
+
+@lru_cache(maxsize=64)  # the same few names come again and again
+def name_shown(name: str) -> str:
+    """Give a model's name where it looks like one, and else its size alone.
+
+    It is the client's text: a prompt or a key may have got there.
+    """
+    is_plain = _NAME.fullmatch(name) and not looks_like_key(name)
+    return name if is_plain else f"(a name of {len(name)} characters)"
 
 
 def hide_keys(text: str) -> str:

@@ -27,6 +27,7 @@ from tidegate.gateway.records.recall import Recall
 from tidegate.gateway.records.recorder import Recorder
 from tidegate.gateway.records.run_log import RunLog
 from tidegate.gateway.records.tally import RunTally
+from tidegate.gateway.records.values import Names
 from tidegate.gateway.relay.evictor import Evictor
 from tidegate.gateway.relay.handover import PEER_NAME, Peer
 from tidegate.gateway.relay.registry import Registry
@@ -179,7 +180,7 @@ class Gateway:
         self._lane.forget()
         self._places = self._places if places is None else places
         self.stores.configure(settings.journal, settings.history, self._places)
-        self.recorder.configure(settings.journal, access.names)
+        self.recorder.configure(settings.journal, Names(access.names, settings.models))
         self.run_log.tells_all = settings.log_requests
         self.server.table.places = descriptors.places_for(settings.limits.max_connections)
 

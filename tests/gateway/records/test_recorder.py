@@ -68,7 +68,8 @@ async def test_an_answer_is_written_byte_for_byte(rigs, scripted_upstream, place
     assert row.answer_bytes == len(answer.body)
     assert row.request_bytes > 50
     assert row.first_output_s is not None
-    assert 0 <= row.queued_s <= row.first_output_s <= row.duration_s < DEADLINE_S
+    assert 0 <= row.queued_s <= row.first_output_s
+    assert row.first_output_s - 0.01 <= row.duration_s < DEADLINE_S  # by another clock
     assert TOKEN.encode() not in bytes_on_disk(places)
 
 

@@ -37,6 +37,11 @@ def sends(*answers: bytes):
     return play
 
 
+def written(folder: Path) -> bytes:
+    """All that is in the files there."""
+    return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
 @pytest.fixture
 def lines(caplog: pytest.LogCaptureFixture):
     """Gives what the log tells of runs that are over."""
@@ -154,3 +159,31 @@ async def test_what_a_dead_worker_left_is_told_once(
     [line] = lines(again)
     assert line.startswith(f'run {run.id} failed (worker_died): its worker died; "phone" asked for')
     assert rig.gateway.tally.requests.total() + again.gateway.tally.requests.total() == 1
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_prompt_in_the_place_of_a_name_is_written_nowhere(
+    rigs, raw_upstream, tmp_path: Path, lines, stream: bool
+) -> None:
+    """Neither told nor kept; a name that the config has is, blanks and all."""
+    places = new_places(tmp_path)
+    streamed = HEAD + chunked(ROLE, WORD, FINISH, USAGE, DONE) + LAST
+    rig = await rigs(
+        await raw_upstream(sends(streamed if stream else plain(WHOLE.encode()))),
+        places=places,
+        models={"the fast one": ["box/m"]},
+    )
+    prompt = f"{CANARY} why does it hurt"
+    for model in ("the fast one", f"box/{prompt}", f"box/{KEY}"):
+        body = {"model": model, "messages": [], "stream": stream}
+        assert (await get(rig.base_url, "/v1/chat/completions", body)).status == 200
+    await rig.idle()
+    told = "".join(lines(rig))
+    assert '"the fast one" -> "box/m"' in told
+    assert f'"(a name of {len(prompt) + 4} characters)"' in told
+    await rig.gateway.stores.flush(DEADLINE_S)
+    kept = written(tmp_path)
+    assert b"the fast one" in kept
+    for word in (CANARY, KEY):
+        assert word not in told
+        assert word.encode() not in kept

@@ -9,7 +9,7 @@ answer no more than that is done where it is answered: its values are built late
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from itertools import islice
 from operator import attrgetter
 
@@ -18,7 +18,7 @@ from tidegate.core.records.history import RunRow
 from tidegate.core.runs.run import Run
 from tidegate.core.runs.window import Cursor
 from tidegate.core.settings import Journal
-from tidegate.gateway.records.values import journaled, light_entry, light_row, row_of
+from tidegate.gateway.records.values import Names, journaled, light_entry, light_row, row_of
 from tidegate.gateway.relay.light_answers import KeptAnswer
 from tidegate.gateway.relay.registry import Recording
 from tidegate.gateway.relay.relay import Relay
@@ -70,7 +70,7 @@ class Recorder(Recording):
         self._stores = stores
         self._under_way = under_way
         self._journal = Journal()
-        self._names: Mapping[str, str] = {}  # of tokens, by owner
+        self._names = Names({})
         self._written: dict[str, _Written] = {}  # by run, of those under way
         self._lights: list[KeptAnswer] = []  # that ended a moment ago
         self._rows: list[RunRow] = []
@@ -79,8 +79,8 @@ class Recorder(Recording):
         self._gathering: asyncio.TimerHandle | None = None
         self._ticking: asyncio.Handle | None = None  # while anything is to be written
 
-    def configure(self, journal: Journal, names: Mapping[str, str]) -> None:
-        """Go by these settings from now on; the stores know of them. `names`: tokens by owner."""
+    def configure(self, journal: Journal, names: Names) -> None:
+        """Go by these settings from now on; the stores know of them."""
         if journal != self._journal:
             self._written.clear()  # perhaps nothing of it is kept any more
         self._journal = journal
@@ -104,8 +104,7 @@ class Recorder(Recording):
 
     def end(self, relay: Relay) -> None:
         """Note a run that is over."""
-        token = self._names.get(relay.run.owner, "")
-        self._note(row_of(relay, token), relay.run.reason)
+        self._note(row_of(relay, self._names), relay.run.reason)
         if self._stores.keeps_runs and (entry := self._last_entry(relay.run)) is not None:
             self._entries.append(entry)
             self._gathered_bytes += len(entry.events)
@@ -139,10 +138,9 @@ class Recorder(Recording):
         stores, names = self._stores, self._names
         keeps_runs, keeps_text = stores.keeps_runs, stores.keeps_answers
         for answer in lights:
-            token = names.get(answer.owner, "")
-            self._note(light_row(answer, token))
+            self._note(light_row(answer, names))
             if keeps_runs and answer.next_seq:
-                self._entries.append(light_entry(answer, token, keeps_text=keeps_text))
+                self._entries.append(light_entry(answer, names, keeps_text=keeps_text))
         entries, self._entries = self._entries, []
         rows, self._rows = self._rows, []
         self._gathered_bytes = 0
@@ -203,7 +201,6 @@ class Recorder(Recording):
         written.mark = mark
         if not keeps_text:
             written.first = end
-        token = self._names.get(run.owner, "")
         return JournalEntry(
-            journaled(run, token, written.first.seq), events, start.seq, end.seq - start.seq
+            journaled(run, self._names, written.first.seq), events, start.seq, end.seq - start.seq
         )

@@ -14,14 +14,12 @@ import logging
 from tidegate.core.records.history import RunRow
 from tidegate.core.records.usage import TokenUsage
 from tidegate.core.runs.state import RunState
-from tidegate.core.secret import hide_keys
 from tidegate.core.text import count
 from tidegate.logs.pace import Pace
 
 log = logging.getLogger("tidegate.runs")
 
 MOST_A_SECOND = 10  # completed runs that have a line each
-MOST_NAME = 100  # characters; a model's name may be a novel
 _COMPLETED = RunState.COMPLETED.value
 
 
@@ -117,6 +115,5 @@ def tokens(usage: TokenUsage) -> str:
 
 
 def _quoted(name: str) -> str:
-    """Write a name that may come from outside: it ends where its quotes do, and shows no key."""
-    shown = name if len(name) <= MOST_NAME else f"{name[:MOST_NAME]}…"
-    return json.dumps(hide_keys(shown), ensure_ascii=False)
+    """Write a name: it ends where its quotes do, whatever is in it."""
+    return json.dumps(name, ensure_ascii=False)

@@ -7,7 +7,6 @@ same is cut out of the document.
 from __future__ import annotations
 
 import os
-import re
 import sys
 import time
 
@@ -17,7 +16,7 @@ from tidegate.config import LoadedConfig
 from tidegate.core import decoding
 from tidegate.core.protocol.worker import Inspected
 from tidegate.core.runs.summary import RunSummary
-from tidegate.core.secret import looks_like_key
+from tidegate.core.secret import name_shown
 from tidegate.core.settings import Settings
 from tidegate.machine.sample import SampleError, machine_bytes
 from tidegate.watchdog.guard import bundle, kernel
@@ -25,7 +24,6 @@ from tidegate.watchdog.workers.process import WorkerHandle
 
 MIN_SECRET_LENGTH = 6  # what is shorter is no secret, and is in every other word
 MAX_REASON_LENGTH = 200
-_PLAIN_NAME = re.compile(r"[\w./:@+-]{1,120}")
 
 
 def show_settings(settings: Settings) -> dict[str, object]:
@@ -82,12 +80,11 @@ def show_run(generation: int, run: RunSummary, at: float) -> dict[str, object]:
 
     `at` is Unix seconds.
     """
-    is_plain = _PLAIN_NAME.fullmatch(run.model) and not looks_like_key(run.model)
     return {
         "generation": generation,
         "id": run.id,
         "state": run.state,
-        "model": run.model if is_plain else f"(a name of {len(run.model)} characters)",
+        "model": name_shown(run.model),
         "upstream": run.upstream,
         "attempts": run.attempts,
         "bytes": run.bytes,
