@@ -8,7 +8,9 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from tidegate.cli.show.screen import duration_text, show_runs, size_text
+from fakes.status import idle
+from tidegate.cli.show.screen import duration_text, show_runs, show_status, size_text
+from tidegate.core.protocol.status import ReceiverState
 from tidegate.core.runs.summary import RunSummary
 
 
@@ -67,3 +69,18 @@ def test_a_runs_id_is_whole_in_80_columns(columns: int, everywhere: bool) -> Non
     assert ("journal" in out.getvalue()) is everywhere
     for word in (*run.reason.split(), "interrupted"):
         assert word in out.getvalue()
+
+
+def test_receivers_are_shown_with_what_waits_for_them():
+    """A line each; none where there is none."""
+    told = [
+        ReceiverState(name="phone"),
+        ReceiverState(name="chat", waiting=3, error="it answered 503", failing_since=1.0),
+    ]
+    for receivers, lines in (([], 0), (told, 2)):
+        console = Console(file=StringIO(), width=200)
+        show_status(idle(notify=receivers), console)
+        shown = console.file.getvalue()
+        assert shown.count("Notify") == bool(lines)
+    assert "phone: ok" in shown
+    assert "chat: it answered 503, 3 notices waiting" in shown

@@ -76,3 +76,6 @@ def test_texts_of_others_are_cut() -> None:
     """An upstream's error may be a page."""
     long = msgspec.structs.replace(BROKEN, cause="x" * 9999, fix="y" * 9999)
     assert {len(shortened(long).cause), len(shortened(long).fix)} == {MAX_TEXT_LENGTH}
+    assert shortened(long).cause.endswith("x…")
+    steers = msgspec.structs.replace(BROKEN, cause="a\x1b[31m b\u202ec\nd")
+    assert shortened(steers).cause == "a\\x1b[31m b\\u202ec\nd"

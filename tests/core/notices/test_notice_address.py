@@ -91,5 +91,6 @@ def test_what_an_address_hides() -> None:
     assert "aB3dE5fG7hJ9kL1mN3" in hidden
     assert not {"services", "status", "pending", "hooks.example"} & set(hidden)
     assert {"services", "aB3dE5fG7hJ9kL1mN3", "pending"} <= set(words_in(hook))
+    assert secrets_in("http://127.0.0.1:8080/") == secrets_in("http://192.168.1.20:8080") == []
     assert "tk_secret" in secrets_in("ntfy://tk_secret@ntfy.sh/t")
     assert "hooks.example" not in words_in(hook)

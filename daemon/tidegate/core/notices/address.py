@@ -61,7 +61,9 @@ def secrets_in(text: str) -> list[str]:
     _, _, rest = text.partition("://")
     before, at, behind = rest.rpartition("@")
     path = behind[behind.find("/") :] if "/" in behind else ""
-    parts = [text, rest, *([before] if at else []), path, *path.partition("?")[::2]]
+    parts = [before, path, *path.partition("?")[::2]]
+    if at or path not in ("", "/"):  # a host alone is no secret, and stands in many a text
+        parts += [text, rest]
     parts += [each for each in words_in(text) if looks_like_key(each)]
     return list(dict.fromkeys(each for each in parts if len(each) >= MIN_LENGTH))
 

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from tidegate.core.decoding import Decoder
 from tidegate.core.problems import ORDER, Severity
-from tidegate.core.text import count
+from tidegate.core.text import count, visible
 
 OPEN, OVER, EVENT, TEST = "open", "over", "event", "test"
 MAX_TEXT_LENGTH = 500  # of a cause or a fix: what an upstream says may be a page
@@ -68,8 +68,8 @@ def decode_outcome(data: bytes) -> Outcome:
 
 
 def shortened(notice: Notice) -> Notice:
-    """Cut texts that are too long to be told."""
-    return replace(notice, cause=_cut(notice.cause), fix=_cut(notice.fix))
+    """Cut texts that are too long to be told, and show what would steer a terminal."""
+    return replace(notice, cause=cut(notice.cause), fix=cut(notice.fix))
 
 
 def worst_severity(notices: Sequence[Notice]) -> str:
@@ -124,8 +124,10 @@ def webhook_of(
     }
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_TEXT_LENGTH else f"{text[: MAX_TEXT_LENGTH - 1]}…"
+def cut(text: str) -> str:
+    """Cut one text; what does not print is shown by its number."""
+    text = visible(text[:MAX_TEXT_LENGTH], keep="\n")
+    return text if len(text) < MAX_TEXT_LENGTH else f"{text[: MAX_TEXT_LENGTH - 1]}…"
 
 
 def _duration(seconds: float) -> str:

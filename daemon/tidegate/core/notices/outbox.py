@@ -22,6 +22,7 @@ from tidegate.core.notices.notice import (
     OPEN,
     OVER,
     Notice,
+    cut,
     shortened,
 )
 from tidegate.core.problems import MOST_OPEN, ORDER, Repair, Severity
@@ -132,7 +133,7 @@ class Outbox(Struct, kw_only=True):
         is_worse = known.told is None or rank > ORDER[Severity(known.told)]
         if is_worse and not _is_told_otherwise(repair) and now_s - known.first_s >= TELL_AFTER_S:
             known.times += known.told is None
-            known.told, known.cause = repair.severity, repair.cause
+            known.told, known.cause = repair.severity, cut(repair.cause)
             self.add(
                 Notice(
                     id=repair.id,
