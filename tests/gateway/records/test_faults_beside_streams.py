@@ -1,0 +1,125 @@
+"""Whatever befalls the stores' files, no answer differs by a byte."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from fakes.client import chat, numbers, open_chat
+from gateway.gateway_rig import DEADLINE_S
+from gateway.records.records_rig import found, new_places
+from tidegate.core.settings import Journal
+from tidegate.gateway.stores import store_pause
+from tidegate.gateway.stores.database import Database, StoreFault
+
+ON_EVERY_ROAD = True
+STREAMS = 8
+
+
+def rubbish(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.write_bytes(b"no database" * 1000)
+
+
+def removed(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def replaced(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_bytes(b"")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Another program holds the file for as long as this lasts."""
+    [file] = folder.glob("*.db")
+    with sqlite3.connect(file, isolation_level=None) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        yield
+        connection.execute("ROLLBACK")
+    connection.close()
+
+
+FAULTS = {"rubbish": rubbish, "removed": removed, "replaced": replaced}
+
+
+async def answers(rig) -> None:
+    """Answers of each kind, at once, and each is whole."""
+    slow = [await open_chat(rig.base_url, "numbered:40:10") for _ in range(STREAMS)]
+    for _ in range(4):
+        fast = await asyncio.gather(*(chat(rig.base_url, "ok") for _ in range(STREAMS)))
+        assert all(answer.clean for answer in fast)
+        assert len({bytes(answer.body) for answer in fast}) == 1
+    for stream in slow:
+        await asyncio.wait_for(stream.read_rest(), DEADLINE_S)
+        assert numbers(stream.events) == list(range(40))
+        assert stream.clean
+    await rig.idle()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_file_that_is_spoiled_touches_no_answer(
+    rigs, scripted_upstream, tmp_path, fault: str
+) -> None:
+    """While answers are under way, in both stores at once."""
+    places = new_places(tmp_path)
+    rig = await rigs(scripted_upstream, places=places, journal=Journal(every_s=0.1))
+    await answers(rig)
+    for folder in (Path(places.memory or "") / "journal", Path(places.disk or "") / "history"):
+        FAULTS[fault](folder)
+    await answers(rig)
+    await answers(rig)
+    if fault != "replaced":  # there it cannot be begun anew
+        kept = await chat(rig.base_url, "ok")
+        await rig.idle()
+        again = await found(rig, kept.run_id)
+        assert again is not None
+        assert again.events == bytes(kept.body)
+    rig.errors.clear()
+
+
+async def test_a_file_that_is_locked_touches_no_answer(rigs, scripted_upstream, tmp_path) -> None:
+    """Another program holds both; the loop does not wait for it."""
+    places = new_places(tmp_path)
+    rig = await rigs(scripted_upstream, places=places, journal=Journal(every_s=0.1))
+    await answers(rig)
+    journal = Path(places.memory or "") / "journal"
+    with locked(journal), locked(Path(places.disk or "") / "history"):
+        began_s = rig.gateway.loop.time()
+        await answers(rig)
+        assert rig.gateway.loop.time() - began_s < DEADLINE_S
+    rig.errors.clear()
+
+
+@pytest.mark.parametrize("every", [2, 3, 7])
+async def test_writing_that_fails_now_and_then_touches_no_answer(
+    rigs, scripted_upstream, tmp_path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    """Every so manyth statement fails as a full disk does."""
+    executed = 0
+    execute = Database.execute
+
+    def failing(self: Database, *arguments: object) -> sqlite3.Cursor:
+        nonlocal executed
+        executed += 1
+        if executed % every == 0:
+            raise StoreFault("there is no room left", is_full=True)
+        return execute(self, *arguments)  # type: ignore[arg-type]
+
+    places = new_places(tmp_path)
+    rig = await rigs(scripted_upstream, places=places, journal=Journal(every_s=0.1))
+    with monkeypatch.context() as patched:
+        patched.setattr(store_pause, "PAUSE_S", 0.02)
+        patched.setattr(Database, "execute", failing)
+        await answers(rig)
+        await answers(rig)
+        assert executed >= every
+        await rig.gateway.stores.flush(DEADLINE_S)
+    rig.errors.clear()
