@@ -268,4 +268,7 @@ def _has_output(choice: _Choice) -> bool:
     delta = choice.delta or _NO_DELTA
     if choice.text or "role" not in delta:
         return bool(choice.text) or any(delta.values())
-    return any(value for name, value in delta.items() if name != "role")
+    for name, value in delta.items():  # noqa: SIM110  (a generator costs as much as the rest)
+        if value and name != "role":
+            return True
+    return False

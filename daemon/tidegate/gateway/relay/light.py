@@ -208,10 +208,12 @@ def whole_events(form: Format, data: bytes, secret: Secret = NO_SECRET) -> int:
             break
         if said is _KEEP_ALIVE or said is _ERROR:
             return 0
-    tail = form.framing.last(data, TAIL_EVENTS)
+    tail = framer.payloads[-TAIL_EVENTS:] or form.framing.last(data, TAIL_EVENTS)
     if may_say(b"error", b"".join(tail)):
-        return events if form.verdict(tail) is _DONE else 0
-    return events if form.meaning(tail[-1]) is _DONE else 0
+        said = form.verdict(form.framing.last(data, TAIL_EVENTS))
+    else:
+        said = form.meaning(form.framing.last(data, 1)[0])
+    return events if said is _DONE else 0
 
 
 def may_be_light(parsed: ParsedRequest, targets: list[Target], now_s: float) -> bool:
