@@ -237,13 +237,6 @@ class Format:
 
         Each is judged by itself: two halves of a value are none. `payloads` are the framer's.
         """
-        if events == 1 and payloads:  # the most frequent case by far
-            try:
-                _any(payloads[0])
-                if block.isascii() or is_utf8(block):
-                    return 1
-            except (msgspec.DecodeError, RecursionError):
-                pass  # the marker, perhaps
         payloads = payloads or self.framing.payloads(block)
         is_text = block.isascii() or is_utf8(block)
         ends = payloads and payloads[-1].strip() == self.framing.marker

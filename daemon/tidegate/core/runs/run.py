@@ -18,6 +18,7 @@ from typing import NamedTuple
 from tidegate.core.errors import LedgerFull, UpstreamError
 from tidegate.core.formats import CHAT
 from tidegate.core.formats.base import MAX_ID_CHARS, About, ErrorText, Format, Meaning
+from tidegate.core.formats.foreign_json import is_json
 from tidegate.core.formats.framing import RAW
 from tidegate.core.runs.advice import advise
 from tidegate.core.runs.attempt import AttemptRecord
@@ -169,12 +170,17 @@ class Run:
         """
         if not self._is_taking:
             return b""
-        framer = self.attempts[-1].framer
+        attempt = self.attempts[-1]
+        framer = attempt.framer
         partial_bytes = framer.partial_bytes
         block, events = framer.feed(data)
         said, framer.payloads = framer.payloads, ()
         if framer.partial_bytes != partial_bytes:
             self.account.set(Entry.PARTIAL, framer.partial_bytes)
+        is_usual = events == 1 and said and now_s - attempt.proven_s < LOOK_EVERY_S
+        if is_usual and self.state is _STREAMING and is_json(said[0]):
+            attempt.last_event_s = now_s  # what `_take` comes to nearly always, at half the cost
+            return self.transcript.append(block, 1, attempt.secret)
         return self._take(block, events, now_s, said) if events else b""
 
     def _take(self, block: bytes, events: int, now_s: float, said: Sequence[bytes] = ()) -> bytes:
