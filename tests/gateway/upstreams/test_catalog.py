@@ -227,6 +227,28 @@ async def test_a_list_is_kept_while_no_newer_one_comes(rigs, raw_upstream) -> No
     assert rig.pool().state == "failing"
 
 
+async def test_a_model_that_moves_is_found_where_it_is_now(rigs, raw_upstream) -> None:
+    """Where a request went before is remembered until a list, or the settings, say otherwise."""
+    first, second = Library("m"), Library("other")
+    rig = await rigs(await raw_upstream(first.play), await raw_upstream(second.play), peer=True)
+    known = rig.gateway.catalog
+    assert known.route("m") is known.route("m")
+    assert targets(known, "m") == [("box", "m")]
+    first.list, second.list = second.list, first.list
+    await known.refresh()
+    assert targets(known, "m") == [("box1", "m")]
+    limits = msgspec.structs.replace(rig.settings.limits, total_s=77.0)
+    rig.reload(msgspec.structs.replace(rig.settings, limits=limits))
+    assert [target.limits.total_s for target in rig.gateway.catalog.route("m")] == [77.0]
+
+
+async def test_names_that_clients_make_up_are_not_remembered_for_ever() -> None:
+    known = catalog("box")
+    for number in range(3 * models_module.MOST_ROUTES):
+        assert targets(known, f"m{number}") == [("box", f"m{number}")]
+    assert len(known._routes) <= models_module.MOST_ROUTES
+
+
 async def test_what_listens_on_the_usual_ports_is_found(
     rigs, raw_upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
