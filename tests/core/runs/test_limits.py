@@ -15,10 +15,10 @@ from tidegate.core.formats import (
     RESPONSES,
 )
 from tidegate.core.formats.base import Format, Meaning
-from tidegate.core.runs.attempt import HOLD_EVENTS
+from tidegate.core.runs.attempt import HOLD_EVENTS, LOOK_EVERY_S
 from tidegate.core.runs.ledger import Ledger
 from tidegate.core.runs.limits import END_WITHIN_S, look_again_s, next_expiry
-from tidegate.core.runs.run import LOOK_EVERY_S, Run, RunRequest
+from tidegate.core.runs.run import Run, RunRequest
 from tidegate.core.runs.state import RunState, Trigger
 from tidegate.core.settings import LimitOverrides, Limits
 

@@ -16,6 +16,9 @@ from tidegate.core.secret import NO_SECRET, Secret
 # little enough that a chatty upstream cannot hide an answer from its reader.
 HOLD_EVENTS = 64
 HOLD_BYTES = 256 * 1024
+# How long after an event that brought the answer further the next ones are taken for such without
+# a look: to read each would cost as much as framing it.
+LOOK_EVERY_S = 1.0
 _IDLE = RAW.framer()  # one for all attempts that are over: it holds nothing
 PIECE_BYTES = sys.getsizeof(b"") + 8  # what a held piece costs beside its content
 
@@ -100,6 +103,13 @@ class AttemptRecord:
             return form.framing.event_name(event) in KEEP_ALIVES  # of no use before anything else
         names = {form.framing.event_name(each) for each in (before, event)}
         return len(names) == 1 and form.meaning(before) is Meaning.KEEP_ALIVE
+
+    def note(self, form: Format, block: bytes, now_s: float) -> None:
+        """Let the idle clock begin anew if the block brings the answer further."""
+        if now_s - self.proven_s < LOOK_EVERY_S:
+            self.last_event_s = now_s
+        elif form.gets_on(block):
+            self.last_event_s = self.proven_s = now_s
 
     def take_held(self) -> tuple[bytes, int]:
         """Let go of what was held: the block, and how many events it is."""

@@ -21,7 +21,7 @@ from tidegate.core.formats.base import MAX_ID_CHARS, About, ErrorText, Format, M
 from tidegate.core.formats.foreign_json import is_json
 from tidegate.core.formats.framing import RAW
 from tidegate.core.runs.advice import advise
-from tidegate.core.runs.attempt import AttemptRecord
+from tidegate.core.runs.attempt import LOOK_EVERY_S, AttemptRecord
 from tidegate.core.runs.ledger import RECORD_BYTES, Account, Entry
 from tidegate.core.runs.state import TERMINAL, Census, RunState, Trigger, step
 from tidegate.core.runs.transcript import Transcript
@@ -29,9 +29,6 @@ from tidegate.core.runs.window import Window
 from tidegate.core.secret import NO_SECRET, Secret
 from tidegate.core.settings import Limits
 
-# How long after an event that brought the answer further the next ones are taken for such without
-# a look: to read each would cost as much as framing it.
-LOOK_EVERY_S = 1.0
 _STREAMING = RunState.STREAMING  # a member is searched for in its class, each time
 
 
@@ -79,15 +76,13 @@ class Run:
         self.census: Census | None = None  # where it is counted, while it is held
         self.reason: str | None = None
         self.error_code: str | None = None
-        self.created_s = now_s
-        self.queued_s = now_s  # since when it has been waiting for a slot
+        self.created_s = self.queued_s = now_s  # it has been waiting for a slot since `queued_s`
         self.created = created  # Unix seconds, for people
         self.request_bytes = len(body)
         self.first_output_s: float | None = None  # how long after the request it came
         self.ended_s: float | None = None
         self.ended: float | None = None
-        self.released = False
-        self.delivered = False  # a reader has had all of it
+        self.released = self.delivered = False  # `delivered`: a reader has had all of it
         self.body = body  # kept as long as another attempt may need it
         self.is_sending = False  # an upstream has not taken all of it yet
         self.readers = 0  # subscribers attached
@@ -201,10 +196,7 @@ class Run:
             begun = attempt.hold(form, block, events, self.learn_id)
             self.account.set(Entry.HELD, attempt.charged_bytes)
             return self._let_go(now_s) if begun else b""
-        if now_s - attempt.proven_s < LOOK_EVERY_S:
-            attempt.last_event_s = now_s
-        elif form.gets_on(block):
-            attempt.last_event_s = attempt.proven_s = now_s
+        attempt.note(form, block, now_s)
         return self.transcript.append(block, events, attempt.secret)
 
     def learn_id(self, data: bytes) -> None:
