@@ -107,3 +107,12 @@ def test_an_address_of_apprise_without_apprise_is_warned_of(
     assert CANARY not in warning
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     assert load(text).warnings == []
+
+
+def test_the_page_of_a_topic_is_warned_of(load: Load) -> None:
+    """What one copies from the browser is a webhook's address, and people would read JSON."""
+    text = '[[notify]]\nname = "phone"\nurl = "{}://ntfy.sh/CANARY-5d1f"\n'
+    [warning] = load(text.format("https")).warnings
+    assert "phone would show people JSON; write its url as ntfy://ntfy.sh/TOPIC" in warning
+    assert "CANARY" not in warning
+    assert load(text.format("ntfy")).warnings == []

@@ -178,6 +178,8 @@ def test_a_flap_of_3_s_tells_nothing_and_an_outage_of_a_minute_tells_twice(
 # --- the heartbeat that goes out ------------------------------------------------------------------
 
 
+@pytest.mark.long
+@pytest.mark.timeout(300)
 def test_the_heartbeat_goes_out_while_it_is_ready(receiver: Receiver) -> None:
     """Every so often, as a GET with its query; it stops when no upstream can be reached."""
     with receiving() as box, gateways() as start:

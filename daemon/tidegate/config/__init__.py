@@ -35,7 +35,13 @@ from tidegate.config.keys import (
     without_addresses,
 )
 from tidegate.config.mistake import ConfigError, Mistake
-from tidegate.core.notices.address import APPRISE, parse_address, secrets_in
+from tidegate.core.notices.address import (
+    APPRISE,
+    WEBHOOK,
+    NoticeAddress,
+    parse_address,
+    secrets_in,
+)
 from tidegate.core.settings import Auth, Settings, Token
 
 __all__ = ["ConfigError", "LoadedConfig", "load", "read_settings", "stand_in", "tokens_path"]
@@ -126,6 +132,7 @@ def load(
             *_overruled(document.table, listen),
             *tokens.warnings(tokens_file, known),
             *_without_apprise(addresses),
+            *_as_json(addresses),
         ],
     )
 
@@ -174,6 +181,19 @@ def _without_apprise(addresses: Mapping[str, str]) -> list[str]:
         f"notify: {', '.join(names)} can be told nothing without Apprise: pip install "
         "'tidegate[notify]', or use an address of ntfy:// or https://"
     ]
+
+
+def _as_json(addresses: Mapping[str, str]) -> list[str]:
+    """Warn of receivers that are ntfy's own server, and would show the JSON of a webhook."""
+    found = [name for name, url in addresses.items() if _is_ntfy_page(parse_address(url))]
+    return [
+        f"notify: {name} would show people JSON; write its url as ntfy://ntfy.sh/TOPIC"
+        for name in found
+    ]
+
+
+def _is_ntfy_page(address: NoticeAddress) -> bool:
+    return address.kind == WEBHOOK and address.url.host == "ntfy.sh"
 
 
 def _listen_from(environ: Mapping[str, str]) -> list[str]:

@@ -144,7 +144,7 @@ def test_no_answer_has_a_part_of_the_address(receiver: Receiver) -> None:
     [
         ("http://127.0.0.1:{dead}/CANARY", "it cannot be reached: Connection refused"),
         ("http://no-such-host.invalid/CANARY", "its host cannot be found"),
-        ("https://127.0.0.1:{port}/CANARY", "it cannot be reached"),
+        ("https://127.0.0.1:{port}/CANARY", "it speaks http there and no https: ntfy://…?secure="),
         ("ntfy://CANARY", "its address cannot be used"),
     ],
 )

@@ -199,6 +199,8 @@ def _reason(error: Exception) -> str:
             return f"it did not answer within {ANSWER_LIMIT_S:g} s"
         case ssl.SSLCertVerificationError():
             return f"its certificate is not trusted: {error.verify_message}"
+        case ssl.SSLError() if error.reason == "WRONG_VERSION_NUMBER":
+            return "it speaks http there and no https: ntfy://…?secure=false, or http://…"
         case socket.gaierror():
             return f"its host cannot be found: {error.strerror}"
         case OSError():
