@@ -71,7 +71,8 @@ async def test_rounds_of_stuck_streams_leave_nothing(
         open_files.append(descriptors(worker))
     status = running.status()
     assert status["runs"]["total"] == 3 * SCALE
-    assert (await get(running.base_url, "/v1/runs")).json()["data"] == []  # type: ignore[index]
+    listed = (await get(running.base_url, "/v1/runs")).json()["data"]  # type: ignore[index]
+    assert not [run for run in listed if run["place"] == "memory"]
     assert resident[2] <= resident[0] * 1.05, resident
     assert open_files[2] <= open_files[0], open_files
     assert running.worker_pid() == worker

@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 
 from fakes.client import chat, numbers, open_chat
-from gateway.gateway_rig import DEADLINE_S
+from fakes.machine import until
+from fakes.upstream import numbered
+from gateway.gateway_rig import DEADLINE_S, Tap
 from gateway.records.records_rig import found, new_places
 from tidegate.core.settings import Journal
+from tidegate.gateway.records import recorder
 from tidegate.gateway.stores import store_pause
 from tidegate.gateway.stores.database import Database, StoreFault
 
@@ -122,4 +125,40 @@ async def test_writing_that_fails_now_and_then_touches_no_answer(
         await answers(rig)
         assert executed >= every
         await rig.gateway.stores.flush(DEADLINE_S)
+    rig.errors.clear()
+
+
+async def test_an_end_that_could_not_be_written_is_told_again(
+    rigs, raw_upstream, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the journal takes something; until then the run looks as if it went on."""
+
+    def failing(self: Database, *arguments: object) -> sqlite3.Cursor:
+        raise StoreFault("it cannot be written")
+
+    monkeypatch.setattr(recorder, "TOLD_AGAIN_S", 0.2)
+    monkeypatch.setattr(store_pause, "PAUSE_S", 0.5)
+    tap = Tap()
+    places = new_places(tmp_path)
+    rig = await rigs(await raw_upstream(tap.play), places=places, journal=Journal(every_s=0.1))
+    stream = await open_chat(rig.base_url, "m")
+    tap.send(numbered(0))
+    await stream.read_events(2)
+    mine = rig.gateway.recorder
+    await until(lambda: bool(mine._written), DEADLINE_S, "it is written")
+    await rig.gateway.stores.flush(DEADLINE_S)
+    with monkeypatch.context() as patched:
+        patched.setattr(Database, "execute", failing)
+        tap.finish()
+        await stream.read_rest()
+        await rig.idle()
+        mine.flush()
+        await rig.gateway.stores.flush(DEADLINE_S)
+        assert rig.gateway.stores.states()[0].dropped_bytes > 0
+    await until(lambda: not mine._ends, DEADLINE_S, "the end is told again")
+    kept = await found(rig, stream.run_id)
+    assert kept is not None
+    assert (kept.run.state, kept.is_alive, kept.run.next_seq) == ("completed", False, 4)
+    assert bytes(stream.body).endswith(kept.events)
+    assert mine._looking is None
     rig.errors.clear()

@@ -32,6 +32,10 @@ MOST_PER_TURN = 200  # running answers between two turns of the event loop, some
 # Of `every_s`: how often what is running is written, so that no event waits longer than that, the
 # gathering of the stores included; and how old an answer is by then, for most are over sooner.
 TICK_SHARE, LEAST_AGE_SHARE = 0.6, 0.1
+# What a store drops, because it is paused or too much waits, is lost; but how a run ended of which
+# it has a beginning is told again, lest that look for ever as if it went on.
+TOLD_AGAIN_S = 5.0
+MOST_TOLD_AGAIN = 1000
 
 
 class _Written:
@@ -78,6 +82,9 @@ class Recorder(Recording):
         self._gathered_bytes = 0
         self._gathering: asyncio.TimerHandle | None = None
         self._ticking: asyncio.Handle | None = None  # while anything is to be written
+        self._ends: dict[str, JournalEntry] = {}  # by run, that may not have been written; no text
+        self._dropped_bytes = 0  # by the journal, when they were last told
+        self._looking: asyncio.TimerHandle | None = None  # while there are any
 
     def configure(self, journal: Journal, names: Names) -> None:
         """Go by these settings from now on; the stores know of them."""
@@ -91,9 +98,10 @@ class Recorder(Recording):
     def close(self) -> None:
         """Hand over what is left, and stop the clocks."""
         self.flush()
-        if self._ticking is not None:
-            self._ticking.cancel()
-        self._ticking = None
+        for timer in (self._ticking, self._looking):
+            if timer is not None:
+                timer.cancel()
+        self._ticking = self._looking = None
 
     # --- what runs do ---------------------------------------------------------------------------
 
@@ -104,10 +112,13 @@ class Recorder(Recording):
 
     def end(self, relay: Relay) -> None:
         """Note a run that is over."""
+        is_begun = relay.run.id in self._written
         self._note(row_of(relay, self._names), relay.run.reason)
         if self._stores.keeps_runs and (entry := self._last_entry(relay.run)) is not None:
             self._entries.append(entry)
             self._gathered_bytes += len(entry.events)
+            if is_begun:
+                self._watch_end(entry)
         self._written.pop(relay.run.id, None)
         self._gather(len(self._rows))
 
@@ -148,6 +159,36 @@ class Recorder(Recording):
             rows.sort(key=attrgetter("ended"))
             entries.sort(key=attrgetter("run.ended"))
         stores.put(entries, rows if stores.keeps_rows else ())
+
+    # --- what must not be lost ------------------------------------------------------------------
+
+    def _watch_end(self, entry: JournalEntry) -> None:
+        """See to it that the end of a run is written of which the journal has the beginning."""
+        if not self._ends:
+            self._dropped_bytes = self._stores.states()[0].dropped_bytes
+        elif len(self._ends) >= MOST_TOLD_AGAIN:
+            del self._ends[next(iter(self._ends))]
+        run = entry.run
+        self._ends[run.id] = JournalEntry(run, b"", run.next_seq, 0)
+        if self._looking is None:
+            self._looking = self._loop.call_later(TOLD_AGAIN_S, self._look_at_ends)
+
+    def _look_at_ends(self) -> None:
+        """Tell the ends again where something was dropped since, once the journal takes it."""
+        self._looking = None
+        journal = self._stores.states()[0]
+        if not self._stores.keeps_runs:
+            self._ends.clear()
+        elif not journal.waiting_bytes:
+            if journal.dropped_bytes == self._dropped_bytes:
+                self._ends.clear()  # all is written
+            elif journal.paused is not None:
+                self._stores.put([next(iter(self._ends.values()))], ())  # whether it takes that
+            else:
+                self._dropped_bytes = journal.dropped_bytes
+                self._stores.put(list(self._ends.values()), ())
+        if self._ends:
+            self._looking = self._loop.call_later(TOLD_AGAIN_S, self._look_at_ends)
 
     # --- while they are under way ---------------------------------------------------------------
 
