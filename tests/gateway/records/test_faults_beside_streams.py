@@ -153,8 +153,11 @@ async def test_an_end_that_could_not_be_written_is_told_again(
         await stream.read_rest()
         await rig.idle()
         mine.flush()
-        await rig.gateway.stores.flush(DEADLINE_S)
-        assert rig.gateway.stores.states()[0].dropped_bytes > 0
+        await until(
+            lambda: rig.gateway.stores.states()[0].dropped_bytes,
+            DEADLINE_S,
+            "it is given up, which is after three tries",
+        )
     await until(lambda: not mine._ends, DEADLINE_S, "the end is told again")
     kept = await found(rig, stream.run_id)
     assert kept is not None

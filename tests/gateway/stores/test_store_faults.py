@@ -29,7 +29,7 @@ from gateway.stores.store_rig import (
     stores_in,
     under_way,
 )
-from tidegate.core.settings import History, Journal
+from tidegate.core.settings import MIB, History, Journal
 from tidegate.gateway.stores import store_pause, store_thread
 from tidegate.gateway.stores.store_thread import StoreUnavailable
 
@@ -95,7 +95,7 @@ async def is_kept_again(rig: StoreRig) -> None:
     raise AssertionError(rig.stores.states())
 
 
-@pytest.mark.parametrize("every", [2, 3, 5, 7, 11, 17, 29])
+@pytest.mark.parametrize("every", [2, 3, 7, 11, 29])
 async def test_every_so_manyth_statement_fails(
     tmp_path: Path, flaky: type[Flaky], every: int
 ) -> None:
@@ -121,9 +121,7 @@ async def test_every_so_manyth_statement_fails(
         flaky.every = 0
         await is_kept_again(rig)
         await rig.written()
-        states = rig.stores.states()
-        assert sum(state.dropped_bytes for state in states) > 0
-        assert all(state.written_bytes > 0 for state in states)
+        assert all(state.written_bytes > 0 for state in rig.stores.states())
         for n in range(4):  # and the next piece of each is taken up again
             rig.stores.put([under_way(f"run_{n}", events(80, 2), 80, 2)], [])
             found = await rig.stores.find(f"run_{n}", OWNER)
@@ -173,6 +171,19 @@ async def test_a_pause_says_why_and_ends(
     told = [record for record in caplog.records if "is paused" in record.message]
     assert len(told) == 2
     assert sum("is kept again" in record.message for record in caplog.records) == 2
+
+
+async def test_what_fails_again_and_again_is_dropped(tmp_path: Path, flaky: type[Flaky]) -> None:
+    """A batch that cannot be written must not keep all that comes after it from it."""
+    async with stores_in(tmp_path, connect=connect) as rig:
+        flaky.every = 1
+        rig.stores.put([entry("run_1", events(0, 3), count=3)], [a_row("run_1")])
+        await rig.written()
+        for state in rig.stores.states():
+            assert state.dropped_bytes > 0
+            assert (state.writes, state.lag_s) == (0, 0.0)
+        flaky.every = 0
+        await is_kept_again(rig)
 
 
 async def test_one_store_fails_and_the_other_goes_on(tmp_path: Path) -> None:
@@ -332,7 +343,7 @@ async def test_a_lock_that_is_held_for_long(
             assert [row.id for row in await rig.stores.list_rows(None, 1)] == ["run_held"]
             holder.stdin.close()
         await is_kept_again(rig)
-        assert rig.stores.states()[0].dropped_bytes > 0
+        assert await rig.stores.find("run_held", OWNER) is not None  # it has waited
 
 
 async def test_a_directory_that_is_locked_for_long(
@@ -368,8 +379,8 @@ async def test_a_disk_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         await rig.stores.flush(0.1)
         assert time.monotonic() - began_s < 1
         _, history = rig.stores.states()
-        assert history.dropped_bytes >= 100 * 100 * 1024
-        assert history.waiting_bytes == 0
+        assert MIB - 1000 < history.waiting_bytes <= MIB
+        assert history.dropped_bytes == 100 * 100 * (640 + len("small")) - history.waiting_bytes
         rig.stores.put([entry("run_on", events(0, 3), count=3)], [])
         assert await rig.stores.find("run_on", OWNER) is not None  # the other one goes on
         goes_on.set()
@@ -441,6 +452,7 @@ def fill(path: Path) -> None:
             pass
 
 
+@pytest.mark.long
 async def test_a_file_system_that_is_full(tmp_path: Path, little_memory: Path) -> None:
     """Whether it is ours or others that fill it: what has room is kept again."""
     async with stores_in(tmp_path, ANSWERS, History()) as rig:

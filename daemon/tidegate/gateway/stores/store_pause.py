@@ -15,8 +15,8 @@ class StorePause:
     def __init__(self, name: str) -> None:
         self.why: str | None = None  # until it is known that all is well again
         self.is_of_hang = False
+        self.over_s = 0.0  # monotonic
         self._name = name
-        self._over_s = 0.0
         self._dropped_bytes = 0  # before it
 
     def __repr__(self) -> str:
@@ -24,7 +24,7 @@ class StorePause:
 
     def lasts(self, now_s: float) -> bool:
         """Tell whether the store is to be left alone; `now_s` is monotonic."""
-        return now_s < self._over_s
+        return now_s < self.over_s
 
     def begin(self, why: str, dropped_bytes: int, *, is_of_hang: bool = False) -> bool:
         """Begin a pause; False if there is one already, which gets no longer.
@@ -39,7 +39,7 @@ class StorePause:
         self.is_of_hang = is_of_hang or (self.is_of_hang and not is_new)
         self.why = why
         if is_new:
-            self._over_s = now_s + PAUSE_S
+            self.over_s = now_s + PAUSE_S
         return is_new
 
     def end(self, dropped_bytes: int) -> None:
@@ -48,4 +48,4 @@ class StorePause:
             return
         lost = (dropped_bytes - self._dropped_bytes) // 1024
         _log.info("the %s is kept again; %d KiB were not written", self._name, lost)
-        self.why, self._over_s, self.is_of_hang = None, 0.0, False
+        self.why, self.over_s, self.is_of_hang = None, 0.0, False

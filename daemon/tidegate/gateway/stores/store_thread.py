@@ -4,8 +4,9 @@
     ask -> the same queue, so that what waits is written before it is read -> a future of the loop
 
 It gathers what is to be written, rests in proportion to what it worked, and never raises: what
-fails pauses the store for a minute, in which what comes is dropped and counted. One that hangs in
-a call holds up neither the loop nor the end of the process. Each store has a thread of its own,
+fails pauses the store for a minute. Meanwhile what comes waits, as far as the bound allows; beyond
+it is dropped and counted. One that hangs in a call holds up neither the loop nor the end of the
+process. Each store has a thread of its own,
 for the disk of one may hang while the other is in memory.
 """
 
@@ -25,16 +26,16 @@ from tidegate.core.protocol.stores import StoreState
 from tidegate.gateway.stores.database import Database, StoreFault
 from tidegate.gateway.stores.store import Store
 from tidegate.gateway.stores.store_pause import StorePause
+from tidegate.gateway.stores.store_queue import BATCH_BYTES, StoreQueue
 from tidegate.machine.signals import start_without_signals
 
-MAX_WAITING_BYTES = 4 * 1024 * 1024  # of both stores together
 ANSWER_LIMIT_S = 2.0  # of what is asked
 HANG_S = 5.0  # what takes longer does not answer
 _OWN_FAULT = "a fault of tidegate's own, which its log has"
 LESS_S = 1.0  # until there is made room on a full disk
 CHORES_S = 60.0  # between two looks at what is too old
 MAX_ASKED = 64  # at once
-_BATCH_BYTES = 512 * 1024
+_TRIES = 3  # of a batch, each after a pause
 _MOST_BITES = 20  # of what has to go, after one batch
 _REST = 16  # times as long as it worked: at most 6 % of a core
 _log = logging.getLogger(__name__)
@@ -67,11 +68,12 @@ class StoreThread(Generic[S, T]):
         loop: asyncio.AbstractEventLoop,
         on_written: Callable[[], object],
         gather_s: float,
+        smaller: Callable[[T], tuple[T, int]] | None = None,
     ) -> None:
         """`name` is for people: "journal". `on_written` is called on the loop when less waits; what
-        comes is gathered for `gather_s`.
+        comes is gathered for `gather_s`. `smaller` makes of an item one that may find room where it
+        did not, with its size.
         """
-        self.waiting_bytes = 0
         self.off: str | None = None  # why it is off, where the settings do not say so
         self._name = name
         self._loop = loop
@@ -79,15 +81,15 @@ class StoreThread(Generic[S, T]):
         self._gather_s = gather_s
         self._keep, self._place = "off", "disk"
         self._changed = threading.Condition()  # of what follows
-        self._items: deque[tuple[T, int, float]] = deque()  # with its size, and when it came
+        self._queue: StoreQueue[T] = StoreQueue(smaller)
         self._calls: deque[_Call] = deque()
         self._ends = False
         self._thread: threading.Thread | None = None
-        self._dropped_bytes = 0
         # Written by the thread alone.
         self._store: S | None = None
         self._busy_s: float | None = None  # since when the store is at work
         self._pause = StorePause(name)
+        self._failures = 0  # of the batch that is next
         self._rest_over_s = 0.0
         self._chores_s = 0.0
         self._writes = self._written_bytes = 0
@@ -97,6 +99,11 @@ class StoreThread(Generic[S, T]):
         return f"<StoreThread {self._name} waiting={self.waiting_bytes} {self._pause}>"
 
     # --- the loop's side ------------------------------------------------------------------------
+
+    @property
+    def waiting_bytes(self) -> int:
+        """The size of what is yet to be written."""
+        return self._queue.waiting_bytes
 
     @property
     def is_on(self) -> bool:
@@ -122,22 +129,15 @@ class StoreThread(Generic[S, T]):
         if store is None and not remove and self._thread is None:
             answer.set_result(None)  # nothing is to be done, and no thread is needed for that
             return answer
-        self._enqueue(_Call(lambda: self._swap(store, remove), answer, len(self._items)))
+        self._enqueue(_Call(lambda: self._swap(store, remove), answer, len(self._queue)))
         return answer
 
     def put(self, items: Sequence[tuple[T, int]], most_bytes: int) -> None:
-        """Queue items, each with its size; those beyond `most_bytes` are dropped and counted."""
-        now_s = time.monotonic()
-        is_stopped = self._hangs(now_s) or self._pause.lasts(now_s)
+        """Queue items, each with its size; what is beyond `most_bytes` is dropped and counted."""
         with self._changed:
-            was_waiting_bytes = self.waiting_bytes
-            for item in items:
-                if is_stopped or self.waiting_bytes + item[1] > most_bytes:
-                    self._dropped_bytes += item[1]
-                    continue
-                self._items.append((*item, now_s))
-                self.waiting_bytes += item[1]
-            if not was_waiting_bytes or was_waiting_bytes < _BATCH_BYTES <= self.waiting_bytes:
+            was_waiting_bytes = self._queue.waiting_bytes
+            self._queue.put(items, most_bytes)
+            if not was_waiting_bytes or was_waiting_bytes < BATCH_BYTES <= self.waiting_bytes:
                 self._changed.notify_all()
 
     async def ask(self, act: Callable[[S], R], within_s: float = ANSWER_LIMIT_S) -> R:
@@ -153,7 +153,7 @@ class StoreThread(Generic[S, T]):
         if len(self._calls) >= MAX_ASKED:
             raise StoreUnavailable(f"the {self._name} is asked too much at once")
         answer: asyncio.Future[R] = self._loop.create_future()
-        self._enqueue(_Call(lambda: self._perform(act), answer, len(self._items)))
+        self._enqueue(_Call(lambda: self._perform(act), answer, len(self._queue)))
         try:
             async with asyncio.timeout(within_s):
                 return await answer
@@ -168,10 +168,6 @@ class StoreThread(Generic[S, T]):
         """Say how it is."""
         now_s = time.monotonic()
         size, runs, oldest, set_aside = self._figures
-        try:
-            since_s = self._items[0][2]
-        except IndexError:  # nothing waits
-            since_s = now_s
         return StoreState(
             keep=self._keep,
             place=self._place,
@@ -179,11 +175,11 @@ class StoreThread(Generic[S, T]):
             runs=runs,
             oldest=oldest,
             paused=self._paused(now_s),
-            lag_s=round(now_s - since_s, 3),
+            lag_s=round(now_s - self._queue.since_s(now_s), 3),
             waiting_bytes=self.waiting_bytes,
             writes=self._writes,
             written_bytes=self._written_bytes,
-            dropped_bytes=self._dropped_bytes,
+            dropped_bytes=self._queue.dropped_bytes,
             set_aside=set_aside,
         )
 
@@ -202,7 +198,7 @@ class StoreThread(Generic[S, T]):
             try:
                 start_without_signals(thread)
             except RuntimeError as error:  # out of threads: what is next tries again
-                self._pause.begin(str(error), self._dropped_bytes)
+                self._pause.begin(str(error), self._queue.dropped_bytes)
                 return
             self._thread = thread
 
@@ -234,17 +230,18 @@ class StoreThread(Generic[S, T]):
                 self._turn(call)
             except Exception:  # it must go on, whatever is wrong with this
                 _log.exception("the %s's thread", self._name)
-                self._pause.begin(_OWN_FAULT, self._dropped_bytes)
-        self._write(len(self._items))
+                self._pause.begin(_OWN_FAULT, self._queue.dropped_bytes)
+        self._write(len(self._queue))
         if self._store is not None:
             self._store.database.close()
 
     def _due_s(self) -> float | None:
         """When there is something to do; None: not before something comes."""
         due_s = self._chores_s if self._store is not None else None
-        if self._items:
-            is_much = self.waiting_bytes >= _BATCH_BYTES
-            items_s = self._items[0][2] + (0.0 if is_much else self._gather_s)
+        if self._queue:
+            is_much = self.waiting_bytes >= BATCH_BYTES
+            items_s = self._queue.since_s(0.0) + (0.0 if is_much else self._gather_s)
+            items_s = max(items_s, self._pause.over_s)
             due_s = items_s if due_s is None else min(due_s, items_s)
         return None if due_s is None else max(due_s, self._rest_over_s)
 
@@ -253,7 +250,7 @@ class StoreThread(Generic[S, T]):
         if call is not None:
             self._write(call.behind)
             self._answer(call)
-        elif self._items:
+        elif self._queue:
             self._write(1)
         if self._store is not None and time.monotonic() >= self._chores_s:
             self._do_chores(self._store)
@@ -275,24 +272,26 @@ class StoreThread(Generic[S, T]):
                 self._loop.call_soon_threadsafe(_settle, answer, result, error)
 
     def _write(self, least: int) -> None:
-        """Write in batches until at least so many of the items are written."""
-        while least > 0 and self._items:
-            batch, size = self._first_items()
+        """Write in batches until at least so many of the items are written; not in a pause."""
+        while least > 0 and self._queue and not self._pause.lasts(time.monotonic()):
+            with self._changed:
+                batch, size = self._queue.first()
             least -= len(batch)
             is_written = False
-            if self._store is not None and not self._pause.lasts(time.monotonic()):
-                with suppress(StoreFault):
+            if self._store is not None:
+                try:
                     self._perform(partial(self._write_batch, batch, size))
                     is_written = True
+                except StoreFault:
+                    self._failures += 1
+                    if self._failures < _TRIES:
+                        return  # it is tried again after the pause
+            self._failures = 0
             with self._changed:
-                for _ in batch:
-                    self._items.popleft()
-                self.waiting_bytes -= size
-                if is_written:
-                    self._writes += 1
-                    self._written_bytes += size
-                else:
-                    self._dropped_bytes += size
+                self._queue.take(len(batch), dropped=not is_written)
+            if is_written:
+                self._writes += 1
+                self._written_bytes += size
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._on_written)
 
@@ -305,17 +304,6 @@ class StoreThread(Generic[S, T]):
                 break
         if is_scarce or database.wal_bytes() > store.wal_limit_bytes:
             database.checkpoint()
-
-    def _first_items(self) -> tuple[list[T], int]:
-        batch: list[T] = []
-        size = 0
-        with self._changed:
-            for item, item_bytes, _ in self._items:
-                if batch and size + item_bytes > _BATCH_BYTES:
-                    break
-                batch.append(item)
-                size += item_bytes
-        return batch, size
 
     def _do_chores(self, store: S) -> None:
         """Let go of one bite of what is too old, and empty the WAL when that is all."""
@@ -333,7 +321,7 @@ class StoreThread(Generic[S, T]):
         former, self._store = self._store, None
         if former is not None:
             former.database.close()
-        self._pause.end(self._dropped_bytes)
+        self._pause.end(self._queue.dropped_bytes)
         for database in remove:
             self._busy_s = time.monotonic()
             try:
@@ -364,10 +352,10 @@ class StoreThread(Generic[S, T]):
                 database.put_aside()
                 result = self._on_open(store, act)
             if not self._pause.lasts(began_s):
-                self._pause.end(self._dropped_bytes)
+                self._pause.end(self._queue.dropped_bytes)
             return result
         except StoreFault as fault:
-            if self._pause.begin(str(fault), self._dropped_bytes) and fault.is_full:
+            if self._pause.begin(str(fault), self._queue.dropped_bytes) and fault.is_full:
                 with suppress(StoreFault):
                     store.take_less()
                 self._chores_s = min(self._chores_s, time.monotonic() + LESS_S)
@@ -376,14 +364,14 @@ class StoreThread(Generic[S, T]):
         except Exception as error:
             _log.exception("the %s's thread", self._name)
             database.close()
-            self._pause.begin(_OWN_FAULT, self._dropped_bytes)
+            self._pause.begin(_OWN_FAULT, self._queue.dropped_bytes)
             raise StoreFault(f"{type(error).__name__} in {database.path.name}") from error
         finally:
             took_s = time.monotonic() - began_s
             self._busy_s = None
             if took_s > HANG_S:
                 why = f"{database.path} did not answer for {took_s:.0f} s"
-                self._pause.begin(why, self._dropped_bytes, is_of_hang=True)
+                self._pause.begin(why, self._queue.dropped_bytes, is_of_hang=True)
 
     def _on_open(self, store: S, act: Callable[[S], R]) -> R:
         if store.database.look():

@@ -20,7 +20,7 @@ from tidegate.core.records.history import RunRow
 from tidegate.core.records.journal import JournaledRun
 from tidegate.core.records.usage import UsageLine
 from tidegate.core.runs.ledger import Account, Entry
-from tidegate.core.settings import History, Journal, Price
+from tidegate.core.settings import MIB, History, Journal, Price
 from tidegate.gateway.stores import history, journal
 from tidegate.gateway.stores.database import Connect, Database
 from tidegate.gateway.stores.history import RunHistory
@@ -28,12 +28,14 @@ from tidegate.gateway.stores.journal import RunJournal
 from tidegate.gateway.stores.journal_values import FoundRun, JournalEntry
 from tidegate.gateway.stores.store_thread import (
     ANSWER_LIMIT_S,
-    MAX_WAITING_BYTES,
     StoreThread,
 )
 from tidegate.machine.lifetime import is_alive, own_lifetime
 
-ENTRY_BYTES, ROW_BYTES = 1024, 1024  # what one costs while it waits, beside its events
+# What may wait: of answers, and half a MiB more of runs without their events; of rows, which are
+# small and must not wait behind answers.
+_ENTRIES_BYTES, _ROWS_BYTES = 5 * MIB // 2, MIB
+ENTRY_BYTES, ROW_BYTES = 1024, 640  # what one costs while it waits, beside its events
 FORGET_LIMIT_S = 20.0  # every byte of it is overwritten
 _JOURNAL_GATHERS_S, _HISTORY_GATHERS_S = 0.25, 1.0
 
@@ -85,7 +87,7 @@ class Stores:
         self._writer = own_lifetime()
         self._connect = connect
         self._journal: StoreThread[RunJournal, JournalEntry] = StoreThread(
-            "journal", loop, self._charge, _JOURNAL_GATHERS_S
+            "journal", loop, self._charge, _JOURNAL_GATHERS_S, _without_events
         )
         self._history: StoreThread[RunHistory, RunRow] = StoreThread(
             "history", loop, self._charge, _HISTORY_GATHERS_S
@@ -185,8 +187,8 @@ class Stores:
         if rows:
             self._put_rows(rows)
         if entries and self.keeps_runs:
-            room = MAX_WAITING_BYTES - self._history.waiting_bytes
-            self._journal.put([(entry, _size_of(entry)) for entry in entries], room)
+            sized = [(entry, _size_of(entry)) for entry in entries]
+            self._journal.put(sized, _ENTRIES_BYTES)
         self._charge()
 
     def states(self) -> tuple[StoreState, StoreState]:
@@ -203,8 +205,7 @@ class Stores:
         """Queue rows; the journal's thread does so too, with those of interrupted runs."""
         if not self.keeps_rows:
             return
-        room = MAX_WAITING_BYTES - self._journal.waiting_bytes
-        self._history.put([(row, ROW_BYTES + len(row.asked)) for row in rows], room)
+        self._history.put([(row, ROW_BYTES + len(row.asked)) for row in rows], _ROWS_BYTES)
 
     def _charge(self) -> None:
         with suppress(LedgerFull):  # it is charged all the same, and soon less
@@ -279,6 +280,12 @@ class Stores:
         """Let the threads write what waits and end; none is waited for."""
         self._journal.close()
         self._history.close()
+
+
+def _without_events(entry: JournalEntry) -> tuple[JournalEntry, int]:
+    """Make of an entry one that says how the run is, and no more; what was before is dropped."""
+    small = JournalEntry(entry.run, b"", 0, 0)
+    return small, _size_of(small)
 
 
 def _size_of(entry: JournalEntry) -> int:
