@@ -486,3 +486,13 @@ async def test_names_that_no_database_holds(tmp_path: Path) -> None:
         found = await rig.stores.find("run_odd", OWNER)
         assert found is not None
         assert found.run.model == "?\0"
+        for odd_id in ("\ud83d", "\0", "x" * 100_000, ""):
+            assert await rig.stores.find(odd_id, odd_id) is None
+            assert await rig.stores.find_response(odd_id, odd_id) is None
+            assert await rig.stores.list_runs(odd_id, 2**80) == []
+            assert await rig.stores.list_rows(odd_id, -1) == []
+            assert await rig.stores.usage("token", float("nan"), odd_id, {}) == []
+            assert await rig.stores.forget(odd_id, odd_id, rows=True) == 0
+        with pytest.raises(ValueError, match="not by 'mood'"):
+            await rig.stores.usage("mood", 0, None, {})
+        assert [state.paused for state in rig.stores.states()] == [None, None]

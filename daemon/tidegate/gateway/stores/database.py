@@ -221,12 +221,12 @@ class Database:
     def rows(self, sql: str, values: Sequence[object] = ()) -> list[Row]:
         """Execute a query, or a pragma that must run to its end; all its rows."""
         with self._guarded():
-            return self._opened.execute(sql, values).fetchall()
+            return self.execute(sql, values).fetchall()
 
     def first(self, sql: str, values: Sequence[object] = ()) -> int:
         """Execute a query for one whole number; 0 where it finds none."""
         with self._guarded():
-            row = self._opened.execute(sql, values).fetchone()
+            row = self.execute(sql, values).fetchone()
         return int(row[0] or 0) if row else 0
 
     @contextmanager

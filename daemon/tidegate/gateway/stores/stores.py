@@ -18,7 +18,7 @@ from tidegate.core.protocol.stores import StoreState
 from tidegate.core.protocol.worker import StorePlaces
 from tidegate.core.records.history import RunRow
 from tidegate.core.records.journal import JournaledRun
-from tidegate.core.records.usage import UsageLine
+from tidegate.core.records.usage import GROUPS, UsageLine
 from tidegate.core.runs.ledger import Account, Entry
 from tidegate.core.settings import MIB, History, Journal, Price
 from tidegate.gateway.stores import history, journal
@@ -243,8 +243,10 @@ class Stores:
         """Sum up what began since then (Unix seconds), by one of `GROUPS`, most used first.
 
         `prices` are by the name that clients ask for. Raises StoreUnavailable, also where there is
-        no history.
+        no history, and ValueError for what is no such group.
         """
+        if by not in GROUPS:
+            raise ValueError(f"usage is by one of {', '.join(GROUPS)}, not by {by!r}")
         return await self._history.ask(lambda store: store.usage(by, since, owner, prices))
 
     async def forget(self, run_id: str | None, owner: str | None, *, rows: bool) -> int:
