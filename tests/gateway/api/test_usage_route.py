@@ -21,6 +21,13 @@ def test_so_long_ago(text: str, ago_s: float) -> None:
     assert moment(text, NOW) == NOW - ago_s
 
 
+def test_either_end_of_the_calendar_is_a_date() -> None:
+    """From the beginning, or nothing so far."""
+    assert moment("0001-01-01", NOW) == moment("0001-01-01T00:00:00+14:00", NOW) == 0
+    assert moment("9999-12-31", NOW) >= NOW
+    assert moment("9999-12-31T23:59:59-12:00", NOW) > NOW
+
+
 def test_longer_ago_than_time_is_from_the_beginning() -> None:
     """Not before 1970, which no row is."""
     assert moment("9999999999w", NOW) == 0

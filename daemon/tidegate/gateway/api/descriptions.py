@@ -22,6 +22,7 @@ from tidegate.gateway.api.schemas import (
     ref,
     text_answer,
 )
+from tidegate.gateway.api.usage import AGO, DEFAULT_BY, DEFAULT_SINCE
 
 ABOUT = (
     "An LLM streaming gateway. Requests go to an upstream that speaks their format, answers come"
@@ -244,11 +245,19 @@ BY_HANDLER = {
         },
         "runs",
         (
-            query("by", "What is added up.", {"enum": list(GROUPS), "default": GROUPS[0]}),
+            query("by", "What is added up.", {"enum": list(GROUPS), "default": DEFAULT_BY}),
             query(
                 "since",
                 "How long ago (90s, 30min, 2h, 7d, 4w; a number is seconds), today, or a date.",
-                {"type": "string", "default": "7d"},
+                {
+                    "anyOf": [
+                        {"type": "string", "pattern": f"^{AGO}$"},
+                        {"type": "string", "format": "date"},
+                        {"type": "string", "format": "date-time"},
+                        {"const": "today"},
+                    ],
+                    "default": DEFAULT_SINCE,
+                },
             ),
         ),
     ),

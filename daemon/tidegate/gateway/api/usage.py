@@ -20,7 +20,8 @@ from tidegate.gateway.server.errors import Refused
 from tidegate.gateway.stores.store_thread import StoreUnavailable
 
 DEFAULT_BY, DEFAULT_SINCE = GROUPS[0], "7d"  # as the command line
-_AGO = re.compile(r"([0-9]{1,10})(s|min|h|d|w)?")
+AGO = "([0-9]{1,10})(s|min|h|d|w)?"
+_AGO = re.compile(AGO)
 _UNITS_S = {None: 1, "s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 _encode = msgspec.json.encode
@@ -57,11 +58,14 @@ def moment(text: str, now: float) -> float:
         # In a query a + that was not escaped has become a blank.
         date, _, rest = text.partition("T")
         at = datetime.fromisoformat(f"{date}T{rest.replace(' ', '+')}" if rest else text)
-        return max(0.0, at.timestamp())
-    except (ValueError, OverflowError):
+    except ValueError:
         raise Refused(
             400,
             "since is how long ago (90s, 30min, 2h, 7d, 4w), today, or a date like 2026-11-22"
             " or 2026-11-22T06:00:00Z",
             "bad_since",
         ) from None
+    try:
+        return max(0.0, at.timestamp())
+    except (ValueError, OverflowError):  # at either end of the calendar
+        return 0.0 if at.year < 1970 else now
