@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import importlib.util
+import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -154,6 +157,45 @@ def test_what_cannot_be_reached_is_told(receiver: Receiver, url: str, says: str)
     assert not outcome.ok
     assert outcome.answer.startswith(says)
     assert "CANARY" not in outcome.answer
+
+
+@pytest.mark.parametrize(
+    ("said", "ok", "says"),
+    [
+        (b"", False, "it hung up without an answer"),
+        (b"CANARY" * 1000 + b"\r\n\r\n", False, "it does not speak HTTP: BadStatusLine"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"a" * 70_000, False, "it does not speak HTTP: LineTooLong"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: a\r\n" * 200, False, "it does not speak HTTP"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", False, "it does not"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nab", True, "it answered 200: ab"),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + b"\x1b[31m\xff" * 100_000, True, "it answered 200: \\x1b"),
+        (b"HTTP/1.1 204 No\r\n\r\n", True, "it answered 204"),
+        (b"HTTP/1.1 999 ?\r\n\r\n", False, "it answered 999"),
+    ],
+)
+def test_whatever_a_receiver_says_is_an_outcome(said: bytes, ok: bool, says: str) -> None:
+    """A short one, in words that print."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=say, args=(server, said))
+        thread.start()
+        outcome = run(f"http://127.0.0.1:{server.getsockname()[1]}/CANARY")
+        thread.join()
+    assert outcome.ok is ok
+    assert outcome.answer.startswith(says)
+    assert len(outcome.answer) <= sending.MAX_SHOWN
+    assert outcome.answer.isprintable()
+    assert "CANARY" not in outcome.answer
+
+
+def say(server: socket.socket, said: bytes) -> None:
+    """To one client, once it has asked."""
+    connection, _ = server.accept()
+    with connection, suppress(OSError):
+        connection.recv(65536)
+        connection.sendall(said)
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(65536):
+            pass
 
 
 def test_a_certificate_is_looked_at(tmp_path: Path) -> None:

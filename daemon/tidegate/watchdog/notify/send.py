@@ -197,6 +197,8 @@ def _reason(error: Exception) -> str:
     match error:
         case TimeoutError():
             return f"it did not answer within {ANSWER_LIMIT_S:g} s"
+        case http.client.RemoteDisconnected():
+            return "it hung up without an answer"
         case ssl.SSLCertVerificationError():
             return f"its certificate is not trusted: {error.verify_message}"
         case ssl.SSLError() if error.reason == "WRONG_VERSION_NUMBER":
