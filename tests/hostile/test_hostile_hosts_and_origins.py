@@ -12,7 +12,7 @@ from hostile.conftest import Tried
 from hostile.exchange import try_all, try_one, willing
 from hostile.mutate import mutants
 from hostile.requests import CHAT, UPGRADE, request
-from tidegate.core.http.host import HostRules, parse_authority
+from tidegate.core.http.host import HostRules, is_home_name, parse_authority
 
 LIMITS = {"header_s": 0.5, "body_s": 0.5, "first_output_s": 3.0, "total_s": 20.0}
 MUTANTS = 20_000
@@ -25,6 +25,7 @@ OURS = [
     "box.local",
     "10.0.0.7",
 ]
+AT_HOME = ["nas", "host.docker.internal", "nas.lan:8433", "nas.home.arpa", "a.localhost", "local"]
 STRANGE = [
     *("evil.example", "evil.example:8433", "127.0.0.1.evil.example", "localhost.evil.example"),
     *("evil.example#127.0.0.1", "127.0.0.1@evil.example", "evil.example\\@127.0.0.1", "0.0.0.0"),
@@ -35,7 +36,6 @@ STRANGE = [
         "[::1",
         "::1",
         "[fe80::1%25eth0]",
-        "local",
         "a..b",
         "-a.local",
         "\uff4cocalhost",
@@ -69,11 +69,11 @@ _NETWORKS = [
 ]
 
 
-def may_call_us(text: str) -> bool:
-    """Whether a Host can only be meant for this machine or its network."""
+def may_call_us(text: str) -> str:
+    """Who may call us so while there is no token: "anyone", "programs" or no one at all."""
     found = re.fullmatch(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?", text.lower())
     if not text.isascii() or not found or (found[2] and not 0 < int(found[2]) < 65536):
-        return False
+        return ""
     name = found[1]
     try:
         address = ipaddress.ip_address(name.strip("[]") if name[0] == "[" else name.rstrip("."))
@@ -81,32 +81,37 @@ def may_call_us(text: str) -> bool:
         if name[0] == "[" or re.fullmatch(
             r"[0-9]+|0x[0-9a-f]*", name.removesuffix(".").split(".")[-1]
         ):
-            return False
+            return ""
     else:
         if (address.version == 6) != (name[0] == "["):
-            return False
+            return ""
         address = getattr(address, "ipv4_mapped", None) or address
-        return any(
-            address in network for network in _NETWORKS if network.version == address.version
-        )
+        near = (address in each for each in _NETWORKS if each.version == address.version)
+        return "anyone" if any(near) else ""
     labels = name.removesuffix(".").split(".")
     good = all(re.fullmatch(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", label) for label in labels)
     if not good or len(name.removesuffix(".")) > 253:
-        return False
-    return labels in (["localhost"], ["me"], ["me", "lan"]) or (
+        return ""
+    if labels in (["localhost"], ["me"], ["me", "lan"]) or (
         len(labels) > 1 and labels[-1] == "local"
-    )
+    ):
+        return "anyone"
+    at_home = len(labels) == 1 or labels[-1] in ("internal", "lan", "localhost")
+    return "programs" if at_home or (labels[-2:] == ["home", "arpa"] and labels[2:]) else ""
 
 
 def test_no_name_of_a_stranger_is_taken_for_ours(tried: Tried) -> None:
     """The rule in the code and the rule in the documents agree on every name, changed or not."""
     rules = HostRules([], "me.lan")
-    corpus = [name.encode() for name in (*OURS, *STRANGE, "me", "me.lan", "a.localhost") if name]
+    corpus = [name.encode() for name in (*OURS, *AT_HOME, *STRANGE, "me", "me.lan") if name]
     words = [
         b".evil.example",
         b"127.0.0.1",
         b"localhost",
         b".local",
+        b".lan",
+        b".home.arpa",
+        b".internal",
         b":80",
         b"[::1]",
         b"%31",
@@ -116,13 +121,43 @@ def test_no_name_of_a_stranger_is_taken_for_ours(tried: Tried) -> None:
     for changed in mutants(corpus, words, "hosts", MUTANTS):
         text = changed[:400].decode("latin-1")
         try:
-            allowed = rules.allow(parse_authority(text))
+            host = parse_authority(text)
+            allowed = "anyone" if rules.allow(host) else "programs" if is_home_name(host) else ""
         except ValueError:
-            allowed = False
+            allowed = ""
         if allowed != may_call_us(text):
             wrong.append((text, allowed))
     assert not wrong, wrong[:10]
     tried(MUTANTS)
+
+
+async def test_a_homes_own_name_is_no_way_in_for_a_page(rigs, raw_upstream, tried: Tried) -> None:
+    """Without a token a program may call us so; what shows a browser in any way may not."""
+    upstream = await raw_upstream(willing)
+    rig = await rigs(upstream, **LIMITS)
+    head, _, body = CHAT.partition(b"\r\n\r\n")
+    marks = [
+        b"Origin: http://::",
+        b"Origin: null",
+        b"Origin:",
+        b"Sec-Fetch-Site: same-origin",
+        b"Sec-Fetch-Site:",
+        b"User-Agent: Mozilla/5.0 (Macintosh) AppleWebKit/605.1.15 Version/26.0 Safari/605.1.15",
+        b"user-agent:x mozilla/5.0",
+    ]
+    asked = 0
+    for host in AT_HOME:
+        named = head.replace(b"Host: 127.0.0.1", b"Host: " + host.encode())
+        one = await try_one(rig.port, named + b"\r\n\r\n" + body)
+        assert [reply.status for reply in one.replies] == [200], one
+        asked = len(upstream.peers)
+        inputs = [
+            b"\r\n".join((named, mark.replace(b"::", host.encode()), b"", body)) for mark in marks
+        ]
+        for one in await try_all(rig, inputs):
+            assert [reply.status for reply in one.replies] == [403], one
+        assert len(upstream.peers) == asked
+    tried(len(AT_HOME) * (1 + len(marks)))
 
 
 async def test_a_strange_host_reaches_no_route(rigs, raw_upstream, tried: Tried) -> None:

@@ -24,7 +24,7 @@ from hostile.requests import (
 )
 from hostile.test_hostile_bodies import LIMITS, ODD_JSON, PATHS
 from hostile.test_hostile_heads import AMBIGUOUS, SMUGGLED
-from hostile.test_hostile_hosts_and_origins import ORIGINS, OURS, STRANGE
+from hostile.test_hostile_hosts_and_origins import AT_HOME, ORIGINS, OURS, STRANGE
 from tidegate.gateway.api.fast_lane import FastLane
 from tidegate.gateway.server.porch import Porch
 
@@ -173,10 +173,10 @@ async def test_odd_json(rigs, raw_upstream, tried: Tried, taken: list[bytes]) ->
 async def test_hosts_and_origins(rigs, raw_upstream, tried: Tried, taken: list[bytes]) -> None:
     """Whatever name we are called by, and whatever page a request says it comes from."""
     head = [b"POST /v1/chat/completions HTTP/1.1", b"Content-Length: %d" % len(BODY)]
-    named = [[*head, b"Host: " + host.encode()] for host in (*OURS, *STRANGE)]
+    named = [[*head, b"Host: " + host.encode()] for host in (*OURS, *AT_HOME, *STRANGE)]
     marks = [b"Origin: " + origin.encode() for origin in ORIGINS]
     marks += [b"Sec-Fetch-Site: " + site for site in (b"cross-site", b"none", b"")]
     marked = [[*head, b"Host: 127.0.0.1", mark] for mark in marks]
     inputs = [b"\r\n".join([*lines, b"", BODY]) for lines in named + marked]
     await agree(rigs, raw_upstream, inputs, tried)
-    assert len(taken) == len([*OURS, "localhost\t"])
+    assert len(taken) == len([*OURS, *AT_HOME, "localhost\t"])

@@ -12,7 +12,7 @@ in the wrong place.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from tidegate.config.check import (
     find_exposed_addresses,
     find_problems,
     find_warnings,
+    reached_by_others,
     without_consequences,
 )
 from tidegate.config.convert import to_settings
@@ -44,7 +45,15 @@ from tidegate.core.notices.address import (
 )
 from tidegate.core.settings import Auth, Settings, Token
 
-__all__ = ["ConfigError", "LoadedConfig", "load", "read_settings", "stand_in", "tokens_path"]
+__all__ = [
+    "ConfigError",
+    "LoadedConfig",
+    "find_token_needs",
+    "load",
+    "read_settings",
+    "stand_in",
+    "tokens_path",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +155,25 @@ def read_settings(path: Path) -> Settings:
     settings, mistakes, found = _judge(document.table)
     _refuse(document, mistakes, found)
     return without_addresses(settings)
+
+
+def find_token_needs(
+    path: Path | None, bound: Iterable[str], environ: Mapping[str, str] = os.environ
+) -> list[str]:
+    """List the addresses that keep the config at `path` from going without a token.
+
+    Those are its own and what is `bound` already, as far as other computers reach them; none where
+    `auth.allow_without_token` is set. Raises ConfigError.
+    """
+    document = _find(path)
+    table = dict(document.table)
+    if listen := _listen_from(environ):
+        table["listen"] = listen
+    settings, mistakes, found = _judge(table)
+    _refuse(document, mistakes, found)
+    if settings.auth.allow_without_token:
+        return []
+    return list(dict.fromkeys(reached_by_others([*settings.listen, *bound])))
 
 
 def _judge(table: Mapping[str, object]) -> tuple[Settings, list[Mistake], list[Mistake]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tidegate.config.mistake import MAX_PROBLEMS, Mistake
@@ -71,9 +71,13 @@ def find_exposed_addresses(settings: Settings) -> list[Mistake]:
             f"{address} can be reached by others and there is no token: make one with "
             "`tidegate token new NAME`, or set auth.allow_without_token = true",
         )
-        for address in settings.listen
-        if not _is_local(address)
+        for address in reached_by_others(settings.listen)
     ]
+
+
+def reached_by_others(addresses: Iterable[str]) -> list[str]:
+    """List those addresses of `listen` that other computers can reach."""
+    return [address for address in addresses if not _is_local(address)]
 
 
 def without_consequences(found: list[Mistake], mistakes: list[Mistake]) -> list[Mistake]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -106,15 +106,18 @@ def new(path: Path, name: str, now: datetime | None = None, *, scope: str = scop
     return plaintext
 
 
-def revoke(path: Path, which: str) -> Token:
+def revoke(path: Path, which: str, *, before_last: Callable[[], None] = lambda: None) -> Token:
     """Remove the token with this name, or with a SHA-256 that begins so, and return it.
 
-    Raises TokenError when there is none, or more than one.
+    `before_last` is called before the last one goes, while no other command can change the file;
+    what it raises leaves all as it was. Raises TokenError when there is none, or more than one.
     """
     _find(read(path), which)  # where nothing was ever made, there is nothing to lock
     with _locked(path.parent):
         tokens = read(path)
         token = _find(tokens, which)
+        if len(tokens) == 1:
+            before_last()
         _replace(path, [other for other in tokens if other != token])
     return token
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from fakes.status import idle
 from tidegate.cli.main import main
 from tidegate.cli.parser import command_line
 from tidegate.cli.verbs import ask
@@ -360,6 +361,7 @@ def test_token_changes_reach_a_running_one(tidegate, watchdog):
 def test_revoked_token_that_is_still_accepted_is_said_aloud(tidegate, watchdog):
     """When the running one refuses to reload, revoking says so and exits with 1."""
     watchdog.will("reload", error="bad config")
+    watchdog.will("status", idle())
     tidegate("token", "new", "laptop")
     code, _, err = tidegate("token", "revoke", "laptop")
     assert code == 1
@@ -372,6 +374,65 @@ def test_revoking_the_last_token_says_what_follows(tidegate):
     code, _, err = tidegate("token", "revoke", "laptop")
     assert code == 0
     assert "authentication is off" in err
+
+
+@pytest.mark.parametrize(
+    ("listen", "bound", "config"),
+    [
+        (["127.0.0.1:0", "192.168.1.10:8433"], None, ""),
+        (["[::]:0"], None, ""),
+        (["127.0.0.1:0"], ["0.0.0.0:8433"], ""),  # the service manager's socket, or not yet moved
+        (["0.0.0.0:0"], ["127.0.0.1:8433"], ""),
+        (["0.0.0.0:0"], ["0.0.0.0:1"], "[memory]\nmode = 1"),
+        (["127.0.0.1:0"], ["127.0.0.1:1"], "[memory]\nmode = 1"),
+    ],
+)
+def test_the_last_token_of_an_open_address_is_kept(tidegate, request, listen, bound, config):
+    """Refused with what to do, also by a config that cannot be read; the file and the one that
+    runs are as before, and with a second token the first may go."""
+    tidegate("token", "new", "laptop")
+    tidegate.config.write_text(f"listen = {json.dumps(listen)}\n{config}")
+    watchdog = request.getfixturevalue("watchdog") if bound else None
+    if watchdog:
+        watchdog.will("status", idle(listen=bound))
+    file = tidegate.state_dir / "tokens"
+    before = file.read_bytes(), file.stat()
+    code, out, err = tidegate("token", "revoke", "laptop")
+    assert (code, out) == (78 if config else 1, "")
+    assert "nothing has changed" in err
+    assert "tidegate token new NAME" in err
+    assert (file.read_bytes(), file.stat()) == before
+    if watchdog:
+        assert [asked.verb for asked in watchdog.requests] == ["status"]
+        watchdog.will("reload")
+    assert tidegate("token", "new", "phone")[0] == 0
+    assert tidegate("token", "revoke", "laptop")[0] == 0
+    assert tidegate("token", "revoke", "phone")[0] != 0
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        'listen = ["127.0.0.1:0", "[::1]:0", "unix:/tmp/x"]',
+        'listen = "localhost:0"',
+        'listen = "0.0.0.0:0"\n[auth]\nallow_without_token = true',
+    ],
+)
+def test_the_last_token_may_go_where_that_lets_in_none(tidegate, config):
+    """On loopback, or where the owner wants it so."""
+    tidegate("token", "new", "laptop")
+    tidegate.config.write_text(config)
+    assert tidegate("token", "revoke", "laptop")[0] == 0
+    assert "laptop" not in (tidegate.state_dir / "tokens").read_text()
+
+
+def test_the_last_token_stays_while_the_running_one_does_not_answer(tidegate, watchdog):
+    """Where it listens is not known then."""
+    watchdog.will("reload")
+    tidegate("token", "new", "laptop")
+    watchdog.will("status", error="not now")
+    assert tidegate("token", "revoke", "laptop")[0] == 1
+    assert "laptop" in (tidegate.state_dir / "tokens").read_text()
 
 
 def test_revoking_a_missing_token_is_exit_64(tidegate):

@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.core.http.host import HostRules, is_same_origin, parse_authority, parse_pattern
+from tidegate.core.http.host import (
+    HostRules,
+    is_home_name,
+    is_same_origin,
+    parse_authority,
+    parse_pattern,
+)
 
 
 @pytest.mark.parametrize(
@@ -146,6 +152,35 @@ def test_only_names_of_this_server_are_allowed(text: str, allowed: bool) -> None
         "Box.lan",
     )
     assert rules.allow(parse_authority(text)) is allowed
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        ("nas", True),
+        ("NAS.:8433", True),
+        ("tidegate_1:80", True),
+        ("host.docker.internal:8433", True),
+        ("gateway.containers.internal", True),
+        ("nas.lan", True),
+        ("a.b.lan", True),
+        ("nas.home.arpa", True),
+        ("app.localhost:3000", True),
+        ("home.arpa", False),
+        ("nas.arpa", False),
+        ("evilhome.arpa", False),
+        ("evil.example", False),
+        ("nas.lan.evil.example", False),
+        ("evil-lan.example", False),
+        ("internal.example", False),
+        ("nas.home", False),
+        ("8.8.8.8", False),
+        ("[2001:db8::1]", False),
+    ],
+)
+def test_a_homes_own_names_are_those_that_no_public_resolver_knows(text: str, is_one: bool) -> None:
+    """One label, or below a zone that is kept for homes; and never an address."""
+    assert is_home_name(parse_authority(text)) is is_one
 
 
 @pytest.mark.parametrize(

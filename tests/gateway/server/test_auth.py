@@ -149,6 +149,76 @@ async def test_open_routes_check_the_host_too() -> None:
         assert (await rig.ask(get("/", "Host: evil.example"))).status == 403
 
 
+HOME = ["nas", "host.docker.internal:8433", "tidegate.lan", "nas.home.arpa", "chat.localhost"]
+FIREFOX = "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
+
+
+@pytest.mark.parametrize("host", HOME)
+@pytest.mark.parametrize(
+    ("fields", "free_status"),
+    [
+        ((), 200),
+        (("User-Agent: OpenAI/Python 2.41.1",), 200),
+        (("User-Agent: node",), 200),
+        ((FIREFOX,), 403),
+        ((FIREFOX.replace("Mozilla", "MOZILLA"),), 403),
+        (("Sec-Fetch-Site: none",), 403),
+        (("Sec-Fetch-Site: same-origin",), 403),
+        (("Origin: http://{host}",), 403),
+        (("Origin: http://{host}", "Sec-Fetch-Site: same-origin", FIREFOX), 403),
+    ],
+)
+async def test_a_homes_own_names_are_for_programs_until_there_is_a_token(
+    host: str, fields: tuple[str, ...], free_status: int
+) -> None:
+    """With a token in force it is the token that decides, whatever sent the request."""
+    named = [f"Host: {host}", *(field.format(host=host) for field in fields)]
+    async with serve_guarded(new_control(), Access.USE) as rig:
+        for method in ("GET", "POST"):
+            answer = await rig.ask(request(method, "/", *named))
+            assert answer.status == free_status, answer.body
+            if free_status == 403:
+                assert answer.error["code"] == "host_not_allowed"
+                assert "tidegate token new" in answer.error["message"]
+    async with serve_guarded(new_control(TOKENS), Access.USE) as rig:
+        for method in ("GET", "POST"):
+            assert (await rig.ask(request(method, "/", *named))).status == 401
+            answer = await rig.ask(request(method, "/", *named, f"x-api-key: {KEY}"))
+            assert answer.status == 200
+
+
+@pytest.mark.parametrize("host", ["llm.example.com", "8.8.8.8:8433", "x.duckdns.org"])
+@pytest.mark.parametrize("access", Access)
+async def test_a_valid_token_lets_in_under_any_name(access: Access, host: str) -> None:
+    """A page that was led here has none. A wrong one is a wrong one, and without any it is 403."""
+    async with serve_guarded(new_control(TOKENS), access) as rig:
+        named = (f"Host: {host}", FIREFOX)
+        for _ in range(2):  # the name itself is not remembered
+            assert (await rig.ask(get("/", *named, f"x-api-key: {KEY}"))).status == 200
+            assert (await rig.ask(get("/", *named, f"x-api-key: {KEY}x"))).status == 401
+            answer = await rig.ask(get("/", *named))
+            assert (answer.status, answer.error["code"]) == (403, "host_not_allowed")
+            assert "send a valid token" in answer.error["message"]
+        for bad in ("x/public?y=", "user@127.0.0.1", "127.1"):
+            assert (await rig.ask(get("/", f"Host: {bad}", f"x-api-key: {KEY}"))).status == 400
+
+
+async def test_a_key_lets_in_under_no_name_while_there_is_no_token(free: Rig) -> None:
+    """Nothing can be valid then."""
+    for fields in ((f"x-api-key: {KEY}",), (f"Authorization: Bearer {KEY}",)):
+        assert (await free.ask(get("/", "Host: evil.example", *fields))).status == 403
+
+
+async def test_wrong_keys_under_a_strange_name_are_braked_too() -> None:
+    """Names open no second way to guess."""
+    control = braked_control([100.0])
+    heard = [
+        ask_from(control, "192.0.2.7", CANARY + str(n), host="evil.example")
+        for n in range(FREE + 2)
+    ]
+    assert [status_of(each) for each in heard] == [401] * FREE + [429] * 2
+
+
 async def test_made_up_names_do_not_fill_the_memory() -> None:
     """The book of accepted names stays small, whatever is asked."""
     control = new_control()
@@ -319,10 +389,14 @@ def braked_control(now_s: list[float]) -> AccessControl:
 
 
 def ask_from(
-    control: AccessControl | Gateway, peer: str, *keys: str, over_unix: bool = False
+    control: AccessControl | Gateway,
+    peer: str,
+    *keys: str,
+    over_unix: bool = False,
+    host: str = "localhost",
 ) -> Caller | Refused:
     """What a client at that address hears. Loopback is all that a test may connect from."""
-    headers = CIMultiDict({"Host": "localhost"})
+    headers = CIMultiDict({"Host": host})
     for key in keys:
         headers.add("x-api-key", key)
     mocked = make_mocked_request("GET", "/", headers).clone(remote=peer)

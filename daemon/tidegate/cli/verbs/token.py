@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tidegate import config
-from tidegate.cli.failure import NOT_RUNNING, REFUSED, CliError
+from tidegate.cli.failure import BAD_CONFIG, NOT_RUNNING, REFUSED, CliError
 from tidegate.cli.places import find_places
+from tidegate.cli.show.decode import read_status
 from tidegate.cli.show.printable import say, say_json
 from tidegate.cli.verbs.ask import RELOAD_LIMIT_S, ask, system_text
 from tidegate.config import tokens
@@ -47,14 +49,48 @@ def listing(arguments: argparse.Namespace) -> int:
 
 
 def revoke(arguments: argparse.Namespace) -> int:
-    """Revoke a token."""
+    """Revoke a token, but not the last one while others can reach what would then be open."""
     places = find_places(arguments)
-    token = tokens.revoke(_file(places), arguments.which)
+    token = tokens.revoke(_file(places), arguments.which, before_last=partial(_check_last, places))
     say(f"Revoked {token.name}.", flush=True)
     if not tokens.read(_file(places)):
         say("That was the last one: authentication is off from now on.", file=sys.stderr)
     _tell_the_running_one(places, "the token is gone from the file, but is STILL ACCEPTED")
     return 0
+
+
+def _check_last(places: Places) -> None:
+    """Check that tidegate may go without a token. Raises CliError."""
+    kept = "the token is kept, and nothing has changed"
+    try:
+        exposed = config.find_token_needs(places.named_config, _bound(places))
+    except config.ConfigError as error:
+        raise CliError(
+            f"{error}\nThis is the last token, and with such a config it cannot be told whether "
+            f"others would come in without one: {kept}. Mend the config, or make another token "
+            "first: `tidegate token new NAME`",
+            BAD_CONFIG,
+        ) from error
+    if exposed:
+        raise CliError(
+            f"this is the last token, and others can reach {', '.join(exposed)}: {kept}. First "
+            "make another one (`tidegate token new NAME`), set `listen` to 127.0.0.1 alone, or "
+            "set auth.allow_without_token = true; a changed config has to be in force before "
+            "(`tidegate reload`)",
+            REFUSED,
+        )
+
+
+def _bound(places: Places) -> list[str]:
+    """List where the running tidegate listens, by config or service manager; none: nowhere."""
+    try:
+        return read_status(ask(places, ControlRequest(verb="status"))).listen
+    except CliError as failure:
+        if failure.code == NOT_RUNNING:
+            return []
+        raise CliError(
+            f"the last token is kept, for it may be needed: {failure}", failure.code
+        ) from (failure)
 
 
 def _file(places: Places) -> Path:

@@ -5,7 +5,8 @@ whose own name resolves to 127.0.0.1 reaches a server on loopback (DNS rebinding
 thing that gives it away is that name. So every request's name is read by a strict grammar first,
 and then has to be one that cannot belong to a stranger: an address of this
 machine or its network, localhost, a name under .local, this machine's own name, or one from the
-setting `allowed_hosts`.
+setting `allowed_hosts`. Names that only a home's own resolver can lead here ("nas", "nas.lan",
+"host.docker.internal") are known too, but for less: a hostile resolver gives them away.
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ _LOCAL_NETWORKS = tuple(
         "fc00::/7",
     )
 )
+
+
+# No public resolver knows a name below these: RFC 6761, RFC 8375, ICANN's .internal, and the .lan
+# of many a router.
+_HOME_ZONES = (".localhost", ".home.arpa", ".internal", ".lan")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +100,14 @@ def _port(digits: str) -> int:
 def is_local_address(address: IPv4Address | IPv6Address) -> bool:
     """Say whether it is a loopback, private, link-local or overlay address."""
     return any(address in network for network in _LOCAL_NETWORKS)
+
+
+def is_home_name(host: Authority) -> bool:
+    """Say whether it is a name that only the resolver of a home or a container network leads here.
+
+    That is one label ("nas", "tidegate"), or a name below .internal, .lan, .home.arpa, .localhost.
+    """
+    return host.address is None and ("." not in host.name or host.name.endswith(_HOME_ZONES))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Authentication: which requests are accepted, and from which caller.
 
 Every request passes here before anything looks at its body, in one order: the request target,
-the name it calls this server by, the page it comes from, the key it carries. Each answer is a
+the name it calls this server by, the page it comes from, the key it carries. A name that is not
+known is let in with a valid key, which no page of a stranger has. Each answer is a
 `Caller` or a `Refused`; nothing is decided from a parsed URL, which a client can bend, and no key
 is repeated in an answer or a log line. A client may carry several keys, as some do that have one
 from elsewhere: the one that is valid counts. Wrong ones are counted by address (`core.brake`), and
@@ -29,7 +30,13 @@ from multidict import CIMultiDictProxy
 
 from tidegate.core import scopes
 from tidegate.core.brake import HERE, Brake, Source, source_of
-from tidegate.core.http.host import Authority, HostRules, is_same_origin, parse_authority
+from tidegate.core.http.host import (
+    Authority,
+    HostRules,
+    is_home_name,
+    is_same_origin,
+    parse_authority,
+)
 from tidegate.core.settings import Token
 from tidegate.gateway.server.errors import Refused
 
@@ -184,13 +191,18 @@ class AccessControl:
                 close=True,
             )
         headers = request.headers
-        host = None if over_unix else self._host(headers.getall(hdrs.HOST, ()))
+        host, is_ours = None, True
+        if not over_unix:
+            host, is_ours = self._host(headers.getall(hdrs.HOST, ()))
         if hdrs.ORIGIN in headers or _SEC_FETCH_SITE in headers:
             _check_site(request, host)
-        if access is Access.OPEN or not self._tokens:
+        is_known = host is None or is_ours or self._is_at_home(host, headers)
+        if is_known and (access is Access.OPEN or not self._tokens):
             return ANONYMOUS
         keys = [_bearer(value) for value in headers.getall(hdrs.AUTHORIZATION, ())]
         keys += headers.getall(_API_KEY, ())
+        if host is not None and not (is_known or (keys and self._tokens)):
+            raise self._strange(host)
         if not keys:
             raise _unauthorized("a token is needed, as Authorization: Bearer or x-api-key")
         caller = self._caller(keys)
@@ -198,29 +210,50 @@ class AccessControl:
             caller.check(access)
         return caller
 
-    def _host(self, values: Sequence[str]) -> Authority:
-        """Read the host that the request names."""
+    def _host(self, values: Sequence[str]) -> tuple[Authority, bool]:
+        """Read the host that the request names, and say whether anyone may call this server so."""
         if len(values) != 1:
             raise Refused(400, "a request needs exactly one Host", "bad_host", close=True)
         text = values[0]
         host = self._accepted_hosts.get(text)
         if host is not None:
-            return host
+            return host, True
         try:
             host = parse_authority(text)
         except ValueError:
             raise Refused(400, "Host is not a host", "bad_host", close=True) from None
-        if not self._rules.allow(host):
-            raise Refused(
-                403,
-                f"{host.name!r} is not a name of this server; if it should be, add it to the "
-                "setting allowed_hosts",
-                "host_not_allowed",
+        is_ours = self._rules.allow(host)
+        if is_ours:
+            if len(self._accepted_hosts) >= _MAX_REMEMBERED:
+                self._accepted_hosts.clear()
+            self._accepted_hosts[text] = host
+        return host, is_ours
+
+    def _is_at_home(self, host: Authority, headers: CIMultiDictProxy[str]) -> bool:
+        """Say whether a request may call this server by one of a home's own names.
+
+        Without a token in force they are for programs alone: a hostile resolver could lead a page
+        there, and nothing else would keep that page out.
+        """
+        return is_home_name(host) and bool(self._tokens or not _is_of_browser(headers))
+
+    def _strange(self, host: Authority) -> Refused:
+        """Make the answer to a name that is not known, with what lets it in."""
+        if self._tokens:
+            ways = "send a valid token, or add it to the setting allowed_hosts"
+        elif is_home_name(host):
+            ways = (
+                "while there is no token a browser may not call it so; make one "
+                "(`tidegate token new NAME`), or add the name to the setting allowed_hosts"
             )
-        if len(self._accepted_hosts) >= _MAX_REMEMBERED:
-            self._accepted_hosts.clear()
-        self._accepted_hosts[text] = host
-        return host
+        else:
+            ways = (
+                "if it should be, add it to the setting allowed_hosts, or make a token "
+                "(`tidegate token new NAME`) and send that"
+            )
+        return Refused(
+            403, f"{host.name!r} is not a name of this server: {ways}", "host_not_allowed"
+        )
 
     def _caller(self, keys: Iterable[str]) -> Caller | None:
         """Find the owner of those keys that are valid. Raises Refused where they have several."""
@@ -278,6 +311,13 @@ def _bearer(value: str) -> str:
     """Read the key in an Authorization header; "" when it is of another kind."""
     scheme, _, key = value.partition(" ")
     return key.strip(" ") if scheme.lower() == "bearer" else ""
+
+
+def _is_of_browser(headers: CIMultiDictProxy[str]) -> bool:
+    """Say whether a request shows a browser. A page can hide some of that, so it is no proof."""
+    if hdrs.ORIGIN in headers or _SEC_FETCH_SITE in headers:
+        return True
+    return any("mozilla/" in agent.lower() for agent in headers.getall(hdrs.USER_AGENT, ()))
 
 
 def _unauthorized(message: str) -> Refused:
