@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ from gateway.stores.store_rig import (
     under_way,
 )
 from tidegate.core.settings import MIB, History, Journal
-from tidegate.gateway.stores import store_pause, store_thread
+from tidegate.gateway.stores import database, store_pause, store_thread
 from tidegate.gateway.stores.store_thread import StoreUnavailable
 
 PAUSE_S = 0.2
@@ -410,7 +411,7 @@ async def test_a_full_disk(tmp_path: Path) -> None:
     def small(*arguments: Any, **named: Any) -> sqlite3.Connection:
         connection = sqlite3.connect(*arguments, **named)
         connection.execute("PRAGMA page_size=512")
-        connection.execute("PRAGMA max_page_count=400")  # of 512 bytes
+        connection.execute("PRAGMA max_page_count=1200")  # of 512 bytes
         return connection
 
     async with stores_in(tmp_path, Journal(keep="answers"), connect=small) as rig:
@@ -472,6 +473,22 @@ async def test_a_file_system_that_is_full(tmp_path: Path, little_memory: Path) -
         assert "there is no room left" in str(rig.stores.states()[0].paused)
         assert rig.stores.states()[1].paused is None
         filler.unlink()
+        await is_kept_again(rig)
+
+
+async def test_a_file_system_that_says_nothing_of_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not taken for full; one that has nothing left is."""
+    size = {"f_blocks": 0, "f_bavail": 0, "f_frsize": 4096}
+    monkeypatch.setattr(database.os, "statvfs", lambda path: SimpleNamespace(**size))
+    async with stores_in(tmp_path) as rig:
+        assert await is_kept(rig, "run_1")
+        size["f_blocks"] = 1000
+        rig.stores.put([entry("run_2")], [a_row("run_2")])
+        await until(lambda: all(state.paused for state in rig.stores.states()))
+        assert "there is no room left" in str(rig.stores.states()[1].paused)
+        size["f_bavail"] = 1000
         await is_kept_again(rig)
 
 

@@ -16,6 +16,7 @@ import logging
 import os
 import sqlite3
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -276,9 +277,11 @@ class Database:
         return sum(self._size(suffix) for suffix in (*_SUFFIXES, _BAD))
 
     def free_bytes(self) -> int:
-        """What the file system has left for us."""
+        """What the file system has left for us; very much where it does not say."""
         with self._guarded():
             found = os.statvfs(self.path.parent)
+        if not found.f_blocks:  # some that are shared with a virtual machine
+            return sys.maxsize
         return found.f_bavail * found.f_frsize
 
     def make_sure_of_room(self, more_bytes: int) -> bool:

@@ -76,6 +76,7 @@ _REPLACE_UNDER_WAY = (
 _PIECE = "((SELECT number FROM runs WHERE id=?), ?, ?, ?, ?)"
 _MOST_AT_ONCE = 64  # rows of one statement: each one is a turn for the event loop
 _PRUNE_RUNS = 20  # in one bite
+_LEAST_BYTES = 256 * 1024  # to take less than that would make no room
 _LESS_FOR_S = 600.0  # is kept, after the disk was full
 
 
@@ -355,7 +356,8 @@ class RunJournal:
     def take_less(self) -> None:
         """Keep a quarter less than there is for some time: the disk has no room for it."""
         self._less_s = time.monotonic()
-        self._most_used_bytes = min(self._most_used_bytes, self.database.used_bytes() * 3 // 4)
+        less_bytes = max(self.database.used_bytes() * 3 // 4, _LEAST_BYTES)
+        self._most_used_bytes = min(self._most_used_bytes, less_bytes)
         self._bite_runs = 1  # overwriting them takes room at first
 
     def forget(self, run_id: str | None, owner: str | None) -> int:
