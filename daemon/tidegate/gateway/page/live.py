@@ -33,6 +33,7 @@ MOST_WATCHERS = 64
 EVERY_S = 1.0
 STALL_S = 30.0  # a watcher that reads nothing for so long is cut
 WATCHER_BYTES = 32 * 1024  # its task, its response, and what waits in its transport
+ROWS_FRESH_S = 10.0  # a draining worker's runs end in the same history, unseen by this one
 _POINTS, _DEEDS = 720, 200  # as many as the watchdog keeps
 # Before the watchdog has told anything, or where an older one tells nothing.
 _NO_NEWS = News(state="serving", memory=MemoryState(), flat_s=0.0)
@@ -59,7 +60,9 @@ class LiveFeed:
         self._events: dict[str, int] = {}  # that each active run has had, this second
         self._former_events: dict[str, int] = {}  # and a second ago
         self._made: dict[_Key, bytes] = {}  # this second's overview
-        self._finished: dict[_Key, tuple[int, list[PageRun]]] = {}  # and after how many ends
+        # The last that are over, after how many ends, and when that was.
+        self._finished: dict[_Key, tuple[int, float, list[PageRun]]] = {}
+        self._making: dict[_Key, asyncio.Lock] = {}
         self._turn = asyncio.Event()  # set, and replaced, each second
         self._ticker: asyncio.Task[None] | None = None
         self._first = asyncio.Event()  # the watchdog has answered
@@ -86,7 +89,10 @@ class LiveFeed:
         return point, self._deeds[-1].at if self._deeds else 0.0
 
     async def serve(self, request: web.BaseRequest, caller: Caller) -> web.StreamResponse:
-        """Tell one watcher until it leaves, or this generation drains. Raises Refused."""
+        """Tell one watcher until it leaves, its token is gone, or this generation drains.
+
+        Raises Refused.
+        """
         if self._watchers >= MOST_WATCHERS:
             raise Refused(
                 503,
@@ -130,13 +136,19 @@ class LiveFeed:
             turn = self._turn
             await self._write(response, request, block + await self._overview(caller), account)
             await turn.wait()
-            if self._gateway.server.draining:
+            if self._gateway.server.draining or not self._may_look_on(caller):
                 await response.write_eof()
                 return response
             points = [_event("sample", _row(each)) for each in self._points if each.at > point]
             marks = [_event("mark", each) for each in self._marks() if each.at > deed]
             block = b"".join(points + marks)
             point, deed = self._newest()
+
+    def _may_look_on(self, caller: Caller) -> bool:
+        """Tell whether there is still a turn to wait for, and the caller's token is in force."""
+        ticks = self._ticker is not None and not self._ticker.done()
+        names = self._gateway.registry.token_names
+        return ticks and (caller.owner in names if names else not caller.owner)
 
     async def _write(
         self,
@@ -163,8 +175,6 @@ class LiveFeed:
     def _start(self) -> None:
         if self._ticker is None or self._ticker.done():
             self._first.clear()
-            self._points.clear()
-            self._deeds.clear()
             self._ask()
             self._ticker = asyncio.ensure_future(self._tick())
 
@@ -176,15 +186,27 @@ class LiveFeed:
 
     async def _tick(self) -> None:
         """Ask, and wake the watchers, for as long as there are any."""
-        while self._watchers:
-            await asyncio.sleep(EVERY_S)
-            self._former_events = self._events
-            active = self._gateway.registry.active()
-            self._events = {relay.run.id: relay.run.window.next_seq for relay in active}
-            self._made.clear()
-            turn, self._turn = self._turn, asyncio.Event()
-            turn.set()
-            self._ask()
+        try:
+            while self._watchers:
+                await asyncio.sleep(EVERY_S)
+                self._former_events = self._events
+                active = self._gateway.registry.active()
+                self._events = {relay.run.id: relay.run.window.next_seq for relay in active}
+                self._made.clear()
+                turn, self._turn = self._turn, asyncio.Event()
+                turn.set()
+                self._ask()
+        finally:
+            self._turn.set()  # none waits for a turn that does not come
+            self._turn = asyncio.Event()
+            self._forget()
+
+    def _forget(self) -> None:
+        """Hold nothing while no page is open."""
+        for each in (self._points, self._deeds, self._made, self._finished, self._making):
+            each.clear()
+        self._events, self._former_events = {}, {}
+        self._news = _NO_NEWS
 
     # --- what is told ---------------------------------------------------------------------------
 
@@ -198,18 +220,20 @@ class LiveFeed:
     async def _overview(self, caller: Caller) -> bytes:
         """Give this second's overview, made once for all who may see the same."""
         key = (caller.scope, caller.owner)
-        made = self._made.get(key)
-        if made is None:
-            finished = await self._finished_runs(caller, key)
-            made = self._made[key] = _event("overview", self._make(caller, finished))
+        # Else each of fifty pages would ask the history.
+        async with self._making.setdefault(key, asyncio.Lock()):
+            made = self._made.get(key)
+            if made is None:
+                finished = await self._finished_runs(caller, key)
+                made = self._made[key] = _event("overview", self._make(caller, finished))
         return made
 
     async def _finished_runs(self, caller: Caller, key: _Key) -> list[PageRun]:
-        """List the last runs that are over; the history is asked again when one has ended since."""
-        ended = self._gateway.registry.ended.total()
+        """List the last runs that are over; asked anew when one has ended, or now and then."""
+        ended, now_s = self._gateway.registry.ended.total(), self._gateway.loop.time()
         known = self._finished.get(key)
-        if known is not None and known[0] == ended:
-            return known[1]
+        if known is not None and known[0] == ended and now_s - known[1] < ROWS_FRESH_S:
+            return known[2]
         stores = self._gateway.stores
         rows: list[RunRow] = []
         with suppress(StoreUnavailable):
@@ -218,7 +242,7 @@ class LiveFeed:
         runs = [page.finished_run(row) for row in rows]
         if len(self._finished) >= MOST_WATCHERS:
             self._finished.clear()
-        self._finished[key] = (ended, runs)
+        self._finished[key] = (ended, now_s, runs)
         return runs
 
     def _make(self, caller: Caller, finished: list[PageRun]) -> page.PageOverview:

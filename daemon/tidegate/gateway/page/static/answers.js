@@ -11,31 +11,31 @@ const shortId = (run) => el("code", { title: run.id }, run.id.replace(/^run_/, "
 const state = (run) => el("span", { class: CLASSES[run.state] ?? "" }, STATES[run.state] ?? run.state);
 const keep = (cell, made, text) => (cell.textContent === text ? cell.firstChild : made);
 
-const id = { title: "Id", cell: (run, cell) => cell.firstChild ?? shortId(run) };
-const client = { title: "Token", cell: (run) => run.token || "none" };
-const model = { title: "Model", kind: "long", cell: (run) => run.model };
-const upstream = { title: "Upstream", cell: (run) => run.upstream ?? "" };
+const id = { title: "Id", rem: 5.5, cell: (run, cell) => cell.firstChild ?? shortId(run) };
+const client = { title: "Token", rem: 6.5, cell: (run) => run.token || "none" };
+const model = { title: "Model", kind: "long", rem: 9, cell: (run) => run.model };
+const upstream = { title: "Upstream", rem: 6.5, cell: (run) => run.upstream ?? "" };
 
 export function showAnswers(overview) {
   const { runs, scope, at } = overview;
   const mayCancel = (run) => scope === "owner" || (scope === "use" && run.mine);
   fillTable($("running"), [
     id, client, model, upstream,
-    { title: "State", cell: (run, cell) => keep(cell, state(run), STATES[run.state] ?? run.state) },
-    { title: "Age", kind: "number", cell: (run) => duration(Math.max(0, at - run.created)) },
-    { title: "Speed", kind: "number", cell: (run) => speed(run.per_s, "events/s") },
-    { title: "Readers", kind: "number", cell: (run) => count(run.subscribers) },
+    { title: "State", rem: 5.5, cell: (run, cell) => keep(cell, state(run), STATES[run.state] ?? run.state) },
+    { title: "Age", kind: "number", rem: 4.5, cell: (run) => duration(Math.max(0, at - run.created)) },
+    { title: "Speed", kind: "number", rem: 7.5, cell: (run) => speed(run.per_s, "events/s") },
+    { title: "Readers", kind: "number", rem: 5, cell: (run) => count(run.subscribers) },
     { title: "Held", kind: "number", cell: (run) => size(run.bytes) },
-    { title: "", cell: (run, cell) => (mayCancel(run) ? cell.querySelector("button") ?? cancelButton(run) : "") },
+    ...(scope === "read" ? [] : [{ title: "Cancel", kind: "action", cell: (run, cell) => (mayCancel(run) ? cell.querySelector("button") ?? cancelButton(run) : "") }]),
   ], runs.active, { empty: "No answer is running.", caption: runs.active_total > runs.active.length ? `${runs.active.length} of ${count(runs.active_total)}` : "" });
   fillTable($("over"), [
-    { title: "Ended", cell: (run) => when(run.ended ?? run.created) },
+    { title: "Ended", rem: 7, cell: (run) => when(run.ended ?? run.created) },
     id, client, model, upstream,
-    { title: "Outcome", cell: (run, cell) => keep(cell, state(run), STATES[run.state] ?? run.state) },
-    { title: "Took", kind: "number", cell: (run) => duration((run.ended ?? run.created) - run.created) },
-    { title: "First output", kind: "number", cell: (run) => duration(run.first_output_s) },
-    { title: "Tokens", kind: "number", cell: (run) => count(run.output_tokens) },
-    { title: "Why", kind: "long", cell: (run) => (run.state === "completed" ? "" : run.reason ?? "") },
+    { title: "Outcome", rem: 6, cell: (run, cell) => keep(cell, state(run), STATES[run.state] ?? run.state) },
+    { title: "Took", kind: "number", rem: 4.5, cell: (run) => duration((run.ended ?? run.created) - run.created) },
+    { title: "First output", kind: "number", rem: 5, cell: (run) => duration(run.first_output_s) },
+    { title: "Tokens", kind: "number", rem: 5.5, cell: (run) => count(run.output_tokens) },
+    { title: "Why", kind: "long", rem: 9, cell: (run) => (run.state === "completed" ? "" : run.reason ?? "") },
   ], runs.finished, { empty: "No answer has ended yet." });
 }
 

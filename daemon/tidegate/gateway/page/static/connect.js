@@ -20,9 +20,9 @@ export function showConnect({ addresses, tokens, aliases, upstreams }) {
     { where: "This page's address", base: location.origin },
   ];
   fillTable($("bases"), [
-    { title: "From", cell: (place) => place.where },
-    { title: "OpenAI base URL", cell: (place) => el("code", {}, `${place.base}/v1`) },
-    { title: "Anthropic and Ollama", cell: (place) => el("code", {}, place.base) },
+    { title: "From", rem: 11, cell: (place) => place.where },
+    { title: "OpenAI base URL", kind: "long", rem: 15, cell: (place) => el("code", {}, `${place.base}/v1`) },
+    { title: "Anthropic and Ollama", kind: "long", rem: 15, cell: (place) => el("code", {}, place.base) },
   ], places, { key: (place) => place.where + place.base });
   setText($("connect-note"), reachable
     ? "A container on Linux needs --add-host=host.docker.internal:host-gateway."
@@ -31,10 +31,16 @@ export function showConnect({ addresses, tokens, aliases, upstreams }) {
   $("snippets").replaceChildren(...snippets(location.origin, model, tokens ? "YOUR_TOKEN" : "none").map(([title, text]) => snippet(title, text)));
 }
 
+// A model's name as JSON and Python write it. What would turn a line around, or hide in it, is written as a number.
+const quoted = (name) => JSON.stringify(name).replace(/[\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g,
+  (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, "0")}`);
+// The same inside a shell's single quotes, which it must not end: an upstream may call a model what it likes.
+const inShell = (text) => text.replaceAll("'", "'\\''");
+
 function snippets(base, model, key) {
   return [
-    ["curl", `curl ${base}/v1/chat/completions -H 'Authorization: Bearer ${key}' \\\n  -H 'Content-Type: application/json' \\\n  -d '{"model": ${JSON.stringify(model)}, "stream": true, "messages": [{"role": "user", "content": "Hello"}]}'`],
-    ["OpenAI's Python SDK", `from openai import OpenAI\n\nclient = OpenAI(base_url="${base}/v1", api_key="${key}")\nfor chunk in client.chat.completions.create(\n    model=${JSON.stringify(model)}, stream=True, messages=[{"role": "user", "content": "Hello"}]\n):\n    print(chunk.choices[0].delta.content or "", end="")`],
+    ["curl", `curl ${base}/v1/chat/completions -H 'Authorization: Bearer ${key}' \\\n  -H 'Content-Type: application/json' \\\n  -d '{"model": ${inShell(quoted(model))}, "stream": true, "messages": [{"role": "user", "content": "Hello"}]}'`],
+    ["OpenAI's Python SDK", `from openai import OpenAI\n\nclient = OpenAI(base_url="${base}/v1", api_key="${key}")\nfor chunk in client.chat.completions.create(\n    model=${quoted(model)}, stream=True, messages=[{"role": "user", "content": "Hello"}]\n):\n    print(chunk.choices[0].delta.content or "", end="")`],
     ["Anthropic's Python SDK", `from anthropic import Anthropic\n\nclient = Anthropic(base_url="${base}", api_key="${key}")`],
     ["Open WebUI", `OPENAI_API_BASE_URL=${base}/v1\nOPENAI_API_KEY=${key}`],
     ["Claude Code", `export ANTHROPIC_BASE_URL=${base}\nexport ANTHROPIC_AUTH_TOKEN=${key}`],
@@ -43,7 +49,7 @@ function snippets(base, model, key) {
 }
 
 function snippet(title, text) {
-  const pre = el("pre", { tabindex: "0", "aria-label": title }, text);
+  const pre = el("pre", { tabindex: "0", role: "group", "aria-label": title }, text);
   const button = el("button", { type: "button", class: "quiet", "aria-label": `Copy for ${title}` }, "Copy");
   button.addEventListener("click", async () => {
     try {

@@ -12,22 +12,34 @@ export function el(tag, attributes = {}, ...children) {
   return node;
 }
 
+const REM = { number: 6, long: 10, action: 6 };
+const remOf = ({ kind, rem }) => rem ?? REM[kind] ?? 7;
+
 export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
 // Keeps the rows that are there and changes what differs, so that focus and selection stay.
-// columns: [{ title, kind: "number" | "long" | undefined, cell: (item) => text | Node }]
+// columns: [{ title, kind: "number" | "long" | "action" | undefined, rem, cell: (item, cell) => text | Node }]
+// A column is `rem` wide whatever is in it, so that nothing moves when a figure changes; long ones share the rest.
 export function fillTable(table, columns, items, { key = (item) => item.id, empty = "None.", caption = "" } = {}) {
   const signature = columns.map((column) => column.title).join("|");
   if (table.dataset.columns !== signature) {
     table.dataset.columns = signature;
-    const head = el("thead", {}, el("tr", {}, ...columns.map((column) => el("th", { scope: "col", class: column.kind }, column.title))));
-    table.replaceChildren(...(caption ? [el("caption", { class: "note" }, caption)] : []), head, el("tbody"));
+    const head = el("thead", {}, el("tr", {}, ...columns.map((column) => el("th", { scope: "col", class: column.kind },
+      column.kind === "action" ? el("span", { class: "unseen" }, column.title) : column.title))));
+    const widths = el("colgroup", {}, ...columns.map(() => el("col")));
+    columns.forEach((column, index) => {
+      if (column.kind !== "long") widths.children[index].style.width = `${remOf(column)}rem`;
+    });
+    table.style.minWidth = `${columns.reduce((sum, column) => sum + remOf(column), 0)}rem`;
+    table.replaceChildren(el("caption", { class: "note" }), widths, head, el("tbody"));
   }
+  setText(table.caption, caption);
+  table.caption.hidden = !caption;
   const body = table.tBodies[0];
   if (!items.length) {
-    body.replaceChildren(el("tr", {}, el("td", { class: "empty", colspan: columns.length }, empty)));
+    if (body.textContent !== empty) body.replaceChildren(el("tr", {}, el("td", { class: "empty", colspan: columns.length }, empty)));
     return;
   }
   const former = new Map([...body.rows].filter((row) => row.dataset.key !== undefined).map((row) => [row.dataset.key, row]));
@@ -44,8 +56,8 @@ export function fillTable(table, columns, items, { key = (item) => item.id, empt
     });
     return row;
   });
-  for (const row of body.querySelectorAll("tr:not([data-key])")) row.remove();
-  for (const row of former.values()) row.remove();
+  const kept = new Set(rows);
+  for (const row of [...body.rows]) if (!kept.has(row)) row.remove();
   rows.forEach((row, index) => {
     if (body.rows[index] !== row) body.insertBefore(row, body.rows[index] ?? null);
   });

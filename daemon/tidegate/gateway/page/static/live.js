@@ -5,6 +5,10 @@ import { ask, events, Refused, token } from "./server.js";
 
 const SILENT_MS = 3500; // the server says something each second
 const AGAIN_MS = 800;
+const REFUSED_AGAIN_MS = 10000; // 64 pages are open already
+const BEGIN_MS = 10000; // a new worker may just be starting
+const HUNG_MS = 5000; // a stream that says nothing for so long is left
+const MARKS = 200;
 
 // Tabs with another token see other things, so they talk on another channel. No secret: a name.
 function channelName() {
@@ -22,7 +26,12 @@ export class Live {
     this.heardMs = 0;
     this.abort = null;
     this.notBefore = 0;
-    document.addEventListener("visibilitychange", () => this.look());
+    this.isShut = false; // a token is needed, or another one: without it there is nothing to ask for
+    document.addEventListener("visibilitychange", () => {
+      this.isShut = false;
+      this.look();
+    });
+    window.addEventListener("pagehide", () => this.leave());
     setInterval(() => this.look(), 500);
     this.start();
   }
@@ -35,7 +44,8 @@ export class Live {
     this.channel.postMessage({ kind: "hello" });
     this.heardMs = performance.now() - SILENT_MS + 250; // another tab may answer by then
     this.notBefore = 0;
-    this.look();
+    this.isShut = false;
+    setTimeout(() => this.look(), 260);
   }
 
   get leads() {
@@ -59,20 +69,27 @@ export class Live {
     else if (name === "sample" && this.samples) {
       this.samples.rows.push(data);
       if (this.samples.rows.length > 720) this.samples.rows.shift();
-    } else if (name === "mark" && this.samples) this.samples.marks.push(data);
+    } else if (name === "mark" && this.samples) {
+      this.samples.marks.push(data);
+      if (this.samples.marks.length > MARKS) this.samples.marks.shift();
+    }
     this.hear(name, data);
   }
 
   look() {
     if (document.hidden) {
-      if (this.leads) {
-        this.stop();
-        this.channel.postMessage({ kind: "bye" });
-      }
+      this.leave();
       return;
     }
     const now = performance.now();
-    if (!this.leads && now >= this.notBefore && now - this.heardMs > SILENT_MS) this.lead();
+    if (!this.leads && !this.isShut && now >= this.notBefore && now - this.heardMs > SILENT_MS) this.lead();
+  }
+
+  // Gives the stream up, for another tab to take at once.
+  leave() {
+    if (!this.leads) return;
+    this.stop();
+    this.channel.postMessage({ kind: "bye" });
   }
 
   stop() {
@@ -84,27 +101,33 @@ export class Live {
     const abort = new AbortController();
     this.abort = abort;
     this.rank = Math.random();
-    let timer = setTimeout(() => abort.abort(), 10000);
+    let againMs = AGAIN_MS;
+    let timer = setTimeout(() => abort.abort(), BEGIN_MS);
     try {
       const response = await ask("/v1/live", { signal: abort.signal, headers: { accept: "text/event-stream" } });
       this.onState("up");
       for await (const { event, data } of events(response)) {
         clearTimeout(timer);
-        timer = setTimeout(() => abort.abort(), 10000);
+        timer = setTimeout(() => abort.abort(), HUNG_MS);
         const value = JSON.parse(data);
         this.take(event, value);
         this.channel.postMessage({ kind: "news", name: event, data: value, rank: this.rank });
       }
     } catch (error) {
       if (this.abort === abort) {
-        if (error instanceof Refused && error.status === 401) this.onState("door", token() ? error.message : "");
-        else this.onState("down", error instanceof Refused ? error.message : "");
+        if (error instanceof Refused && error.status === 401) {
+          this.isShut = true;
+          this.onState("door", token() ? error.message : "");
+        } else {
+          if (error.code === "too_many_pages") againMs = REFUSED_AGAIN_MS;
+          this.onState("down", error instanceof Refused ? error.message : "");
+        }
       }
     } finally {
       clearTimeout(timer);
       if (this.abort === abort) {
         this.abort = null;
-        this.notBefore = performance.now() + AGAIN_MS;
+        this.notBefore = performance.now() + againMs;
         this.heardMs = 0;
       }
     }

@@ -14,6 +14,8 @@ import { refreshUsage } from "./usage.js";
 const VIEWS = ["overview", "answers", "models", "usage", "playground", "connect"];
 const STATES = { healthy: "good", degraded: "warn", parked: "bad", draining: "warn" };
 let last = null;
+let announced = "";
+let downSince = null;
 
 function show(name) {
   const wanted = VIEWS.includes(name) ? name : "overview";
@@ -34,11 +36,11 @@ function fill(name) {
   if (name === "answers") showAnswers(last);
   if (name === "models") showModels(last);
   if (name === "connect") showConnect(last);
-  if (name === "playground") fillPlayground();
+  if (name === "playground") fillPlayground(last);
   if (name === "overview" || name === "usage") refreshUsage();
 }
 
-function showOverview({ memory, repairs, decisions, at }) {
+function showOverview({ memory, repairs, decisions }) {
   showMemory(memory);
   $("repairs-card").hidden = repairs.length === 0;
   const shown = JSON.stringify(repairs);
@@ -59,6 +61,11 @@ function hear(name, data) {
   if (name === "overview") {
     last = data;
     setText($("sentence"), data.health.sentence);
+    if (data.health.state !== announced) { // a screen reader hears of changes, not of every figure
+      announced = data.health.state;
+      setText($("announcement"), data.health.sentence);
+    }
+    downSince = null;
     $("sentence").className = STATES[data.health.state] ?? "";
     setText($("version"), `tidegate ${data.version}, worker ${data.generation}`);
     document.title = data.health.state === "healthy" ? "tidegate" : `${data.health.state}: tidegate`;
@@ -73,8 +80,6 @@ function line(text) {
   $("line").hidden = !text;
   setText($("line"), text);
 }
-
-let downSince = null;
 
 function onState(state, message) {
   if (state === "up") {
@@ -113,6 +118,10 @@ $("door-form").addEventListener("submit", (event) => {
 $("forget-token").addEventListener("click", () => {
   keepToken("");
   location.reload();
+});
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault(); // its target is no section
+  $("content").focus();
 });
 window.addEventListener("hashchange", () => {
   show(view());

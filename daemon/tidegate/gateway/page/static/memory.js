@@ -5,6 +5,7 @@ import { clock, clockWithSeconds, count, duration, mib, plural } from "./text.js
 
 const MIB = 1024 * 1024;
 const TABLE_EVERY = 30; // rows of ten seconds
+const LEAST_S = 600;
 
 let chart = null;
 let samples = { rows: [], marks: [] };
@@ -16,7 +17,8 @@ export function showMemory(memory) {
   const { budget_bytes, used_bytes, base_bytes, explained_bytes, unexplained_bytes } = memory;
   const grows = memory.growth_bytes_per_h;
   fillFigures($("memory-figures"), [
-    ["Used", `${count(Math.round(used_bytes / MIB))} of ${mib(budget_bytes)}`],
+    ["Used", mib(used_bytes)],
+    ["Budget", mib(budget_bytes)],
     ["Base", mib(base_bytes), "key base"],
     ["Answers", mib(explained_bytes), "key explained"],
     ["Unexplained", mib(unexplained_bytes), "key unexplained", unexplained_bytes > 0.25 * budget_bytes ? "bad" : ""],
@@ -39,7 +41,7 @@ export function showSamples(found) {
 
 export function addSample() {
   draw();
-  if (samples.rows.length % 6 === 0) showTable();
+  showTable();
 }
 
 export const addMark = () => {
@@ -73,7 +75,8 @@ function options() {
     height: $("chart").clientHeight || 240,
     legend: { show: false },
     cursor: { show: false },
-    scales: { y: { range: (_, __, most) => [0, Math.max(most * 1.05, 1)] } },
+    // Two hours are twelve times as wide as ten minutes; a chart that has just begun is not stretched further.
+    scales: { x: { range: (_, first, last) => [Math.min(first, last - LEAST_S), last] }, y: { range: (_, __, most) => [0, Math.max(most * 1.05, 1)] } },
     axes: [
       { ...axis, values: (_, values, __, ___, step) => values.map((value) => (step < 60 ? clockWithSeconds(value) : clock(value))) },
       { ...axis, size: 56, values: (_, values) => values.map((value) => count(Math.round(value))), label: "MiB", labelSize: 20 },
@@ -112,6 +115,7 @@ function drawMarks(plot) {
 }
 
 function showTable() {
+  if (!$("chart-details").open) return;
   const rows = samples.rows.filter((_, index) => (samples.rows.length - 1 - index) % TABLE_EVERY === 0).reverse();
   fillTable($("chart-table"), [
     { title: "At", cell: (row) => clock(row[0]) },
@@ -127,6 +131,8 @@ function showMarks() {
   $("marks").replaceChildren(...shown.map((mark) => el("li", {}, el("time", { datetime: new Date(mark.at * 1000).toISOString() }, clock(mark.at)), mark.text)));
 }
 
+$("chart-details").addEventListener("toggle", showTable);
+
 function again() {
   chart?.destroy();
   chart = null;
@@ -134,5 +140,9 @@ function again() {
 }
 
 window.addEventListener("resize", () => chart?.setSize({ width: $("chart").clientWidth, height: $("chart").clientHeight }));
-window.addEventListener("hashchange", () => requestAnimationFrame(() => (chart ? chart.setSize({ width: $("chart").clientWidth, height: $("chart").clientHeight }) : draw())));
+window.addEventListener("hashchange", () => requestAnimationFrame(() => {
+  if ($("overview").hidden) return;
+  chart?.setSize({ width: $("chart").clientWidth, height: $("chart").clientHeight });
+  draw();
+}));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);

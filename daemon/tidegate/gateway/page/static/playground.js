@@ -1,26 +1,42 @@
 // Streams an answer from any model, loses its connection on a button, and resumes.
 
 import { $, el, setText } from "./dom.js";
-import { ask, askJson, events, Refused } from "./server.js";
+import { ask, askJson, events, messageOf, Refused } from "./server.js";
 
+const FRESH_MS = 10000;
 let run = null; // { id, seen, whole, abort }
+let askedMs = -FRESH_MS;
+let mayAsk = true;
 
 const say = (text) => setText($("play-state"), text);
 
-export async function fillPlayground() {
-  const select = $("play-model");
-  if (select.childElementCount) return;
-  try {
-    const { data } = await askJson("/v1/models");
-    select.replaceChildren(...data.map((model) => el("option", { value: model.id }, model.id)));
-  } catch (error) {
-    say(error.message);
+export async function fillPlayground({ scope }) {
+  if (mayAsk !== (scope !== "read")) {
+    mayAsk = scope !== "read";
+    if (!mayAsk) say("A token of scope read may look on, not ask.");
+    showButtons();
   }
+  if (performance.now() - askedMs < FRESH_MS) return;
+  askedMs = performance.now();
+  try {
+    showModels((await askJson("/v1/models")).data.map((model) => model.id));
+  } catch (error) {
+    if (run === null) say(messageOf(error));
+  }
+}
+
+function showModels(names) {
+  const select = $("play-model");
+  const former = [...select.options].map((option) => option.value);
+  if (names.length === former.length && names.every((name, index) => name === former[index])) return;
+  const chosen = select.value;
+  select.replaceChildren(...names.map((name) => el("option", { value: name }, name)));
+  if (names.includes(chosen)) select.value = chosen;
 }
 
 function showButtons() {
   const isOpen = run?.abort !== null && run !== null;
-  $("play-send").disabled = isOpen;
+  $("play-send").disabled = isOpen || !mayAsk;
   $("play-drop").disabled = !isOpen || !run.id;
   $("play-resume").disabled = run === null || isOpen || !run.id || run.whole;
   $("play-cancel").disabled = run === null || !run.id || run.whole;
@@ -35,14 +51,20 @@ async function read(response, current) {
       say(`Whole: ${current.seen} events, run ${current.id}.`);
       continue;
     }
-    const event = JSON.parse(data);
+    let event;
+    try {
+      event = JSON.parse(data);
+    } catch {
+      say(`Event ${current.seen - 1} is no JSON: ${data.slice(0, 200)}`);
+      continue;
+    }
     if (event.error) {
       current.whole = true;
-      say(`It broke off: ${event.error.message}`);
+      say(`It broke off: ${event.error.message ?? JSON.stringify(event.error)}`);
       continue;
     }
     const { content, reasoning_content, reasoning } = event.choices?.[0]?.delta ?? {};
-    $("play-answer").append(content ?? reasoning_content ?? reasoning ?? "");
+    $("play-answer").append(content || reasoning_content || reasoning || "");
   }
 }
 
@@ -54,14 +76,21 @@ async function follow(open) {
   try {
     const response = await open(abort.signal);
     current.id = response.headers.get("x-run-id") ?? current.id;
-    if (response.status === 204) current.whole = true;
+    if (response.status === 204) { // nothing is left to read
+      current.whole = true;
+      say(`Whole: ${current.seen} events, run ${current.id}.`);
+      return;
+    }
     say(`Run ${current.id} is being read.`);
     showButtons();
     await read(response, current);
     if (run === current && !current.whole) say(`The connection is gone after ${current.seen} events. Run ${current.id} goes on: resume it.`);
   } catch (error) {
     if (run !== current) return;
-    if (error instanceof Refused) say(error.message);
+    if (error instanceof Refused) {
+      if (error.status === 404 || error.status === 410) current.whole = true; // it cannot be had any more
+      say(error.message);
+    }
     else say(`The connection is gone after ${current.seen} events.${current.id ? ` Run ${current.id} goes on: resume it.` : ""}`);
   } finally {
     if (current.abort === abort) current.abort = null;
@@ -83,9 +112,14 @@ $("play-resume").addEventListener("click", () => {
   follow((signal) => ask(`/v1/runs/${encodeURIComponent(run.id)}/stream?starting_after=${after}`, { signal }));
 });
 $("play-cancel").addEventListener("click", async () => {
+  const current = run;
   try {
-    await ask(`/v1/runs/${encodeURIComponent(run.id)}/cancel`, { method: "POST" });
+    await ask(`/v1/runs/${encodeURIComponent(current.id)}/cancel`, { method: "POST" });
+    if (run !== current || current.abort !== null || current.whole) return; // its reader is told
+    current.whole = true;
+    say(`Cancelled after ${current.seen} events.`);
+    showButtons();
   } catch (error) {
-    say(error.message);
+    if (run === current) say(messageOf(error));
   }
 });

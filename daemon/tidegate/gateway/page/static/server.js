@@ -10,6 +10,9 @@ export class Refused extends Error {
   }
 }
 
+// What to tell of a request that failed: what the server said, or that it said nothing.
+export const messageOf = (error) => (error instanceof Refused ? error.message : "The server does not answer.");
+
 export const token = () => sessionStorage.getItem(KEY) ?? "";
 export const keepToken = (value) => (value ? sessionStorage.setItem(KEY, value) : sessionStorage.removeItem(KEY));
 
@@ -43,11 +46,11 @@ export async function* events(response) {
       const { value, done } = await reader.read();
       if (done) return;
       text += value;
-      const parts = text.split(/\r?\n\r?\n/);
+      const parts = text.split(/\r\n\r?\n|\n\r?\n|\r\r/);
       text = parts.pop();
       for (const part of parts) {
         const found = { event: "message", data: [], id: null };
-        for (const line of part.split(/\r?\n/)) {
+        for (const line of part.split(/\r?\n|\r/)) {
           const at = line.indexOf(":");
           if (at === 0) continue;
           const name = at < 0 ? line : line.slice(0, at);

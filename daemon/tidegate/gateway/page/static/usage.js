@@ -1,11 +1,12 @@
 // What was used, by what the history knows.
 
 import { $, fillFigures, fillTable, setText } from "./dom.js";
-import { askJson } from "./server.js";
+import { askJson, messageOf } from "./server.js";
 import { count, duration, size, when } from "./text.js";
 
 const FRESH_MS = 30000;
 let askedMs = -FRESH_MS;
+let asked = 0; // which answer is the newest: one that comes late is not shown
 
 const sum = (lines, field) => lines.reduce((total, line) => total + line[field], 0);
 const money = (value) => value.toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: value < 1 ? 4 : 2 });
@@ -13,13 +14,16 @@ const money = (value) => value.toLocaleString("en", { minimumFractionDigits: 2, 
 export async function refreshUsage({ now = false } = {}) {
   if (!now && performance.now() - askedMs < FRESH_MS) return;
   askedMs = performance.now();
+  const mine = ++asked;
   try {
     const [today, chosen] = await Promise.all([askJson("/v1/usage?by=token&since=today"), askJson(query())]);
+    if (mine !== asked) return;
     showToday(today.data);
     showTable(chosen.data);
   } catch (error) {
-    setText($("usage-note"), error.message);
-    if (!$("today").childElementCount) fillFigures($("today"), [["Usage", error.message]]);
+    if (mine !== asked) return;
+    setText($("usage-note"), `${messageOf(error)} ${$("usage-table").tBodies.length ? "What stands above is from before." : ""}`.trim());
+    if (!$("today").childElementCount) fillFigures($("today"), [["Usage", messageOf(error)]]);
   }
 }
 
@@ -43,15 +47,15 @@ function showTable(lines) {
   fillTable($("usage-table"), [
     { title: by[0].toUpperCase() + by.slice(1), kind: "long", cell: (line) => line.key || "none" },
     { title: "Answers", kind: "number", cell: (line) => count(line.runs) },
-    { title: "Not completed", kind: "number", cell: (line) => count(line.failed) },
+    { title: "Not completed", kind: "number", rem: 6.5, cell: (line) => count(line.failed) },
     { title: "In", kind: "number", cell: (line) => count(line.input) },
     { title: "Out", kind: "number", cell: (line) => count(line.output) },
     { title: "Cached", kind: "number", cell: (line) => count(line.cached) },
     { title: "Unknown", kind: "number", cell: (line) => count(line.unknown) },
-    { title: "Time", kind: "number", cell: (line) => duration(line.seconds) },
+    { title: "Time", kind: "number", rem: 5, cell: (line) => duration(line.seconds) },
     { title: "Bytes", kind: "number", cell: (line) => size(line.bytes) },
     ...(priced ? [{ title: "Cost", kind: "number", cell: (line) => (typeof line.cost === "number" ? money(line.cost) : "no price") }] : []),
-    { title: "Last", cell: (line) => when(line.last) },
+    { title: "Last", rem: 7.5, cell: (line) => when(line.last) },
   ], lines, { key: (line) => line.key, empty: "Nothing in this time." });
   setText($("usage-note"), lines.some((line) => line.unknown) ? "Unknown: answers whose upstream did not say how many tokens they had. They are not guessed." : "");
 }
