@@ -19,6 +19,7 @@ from msgspec.structs import fields
 
 from tidegate import __version__, config
 from tidegate.core import settings
+from tidegate.gateway.page.assets import FILES
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "packaging" / "config.toml"
@@ -175,8 +176,8 @@ def test_formula_is_what_the_template_says() -> None:
 
 
 @pytest.mark.processes
-def test_archives_have_completions_and_manual_page(tmp_path: Path) -> None:
-    """Both have them in the package, and the wheel has them where shells and man look, too."""
+def test_archives_have_all_that_is_no_python(tmp_path: Path) -> None:
+    """The page, completions, the manual page; and those where shells and man look, too."""
     build = [sys.executable, "-m", "hatchling", "build", "-d", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     [wheel], [source] = tmp_path.glob("*.whl"), tmp_path.glob("*.tar.gz")
@@ -187,6 +188,9 @@ def test_archives_have_completions_and_manual_page(tmp_path: Path) -> None:
     for name in ("tidegate.bash", "_tidegate", "tidegate.fish", "tidegate.1"):
         assert f"tidegate/cli/shell/{name}" in in_wheel
         assert f"tidegate-{__version__}/daemon/tidegate/cli/shell/{name}" in in_source
+    for name in (*FILES, "uplot.LICENSE"):
+        assert f"tidegate/gateway/page/static/{name}" in in_wheel
+        assert f"tidegate-{__version__}/daemon/tidegate/gateway/page/static/{name}" in in_source
     data = f"tidegate-{__version__}.data/data/share"
     assert {name.removeprefix(data) for name in in_wheel if name.startswith(data)} == {
         "/bash-completion/completions/tidegate",

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from fakes.browser import Browser, browsers, missing_for_browser
 from fakes.client import Stream
 from fakes.gateway import Gateway, gateways
 from fakes.scaled_gateway import StartScaled, scaled_gateways
@@ -52,3 +53,12 @@ def running(upstream: ScriptedUpstream) -> Iterator[Gateway]:
     """One gateway with default limits for all tests of a module that need no other."""
     with gateways() as start:
         yield start(toml(("box", upstream.url)))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One for all tests of a module; each opens pages of its own."""
+    if absent := missing_for_browser():
+        pytest.skip(absent)
+    with browsers() as started:
+        yield started

@@ -18,6 +18,7 @@ import pytest
 
 from fakes import private_systemd
 from tidegate import __version__
+from tidegate.gateway.page.assets import FILES
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -159,6 +160,8 @@ class TestOnAComputer:
         ):
             assert (tmp_path / "usr/share" / file).is_file()
         assert not list((tmp_path / "usr/lib/tidegate").rglob("site-packages/share"))
+        [found] = (tmp_path / "usr/lib/tidegate").rglob("gateway/page/static")
+        assert {each.name for each in found.iterdir()} == {*FILES, "uplot.LICENSE"}
         control = (tmp_path / "DEBIAN/control").read_text()
         assert re.search(r"^Depends: python3 \(>= 3\.\d+\), python3 \(<< 3\.\d+\),", control, re.M)
         log = gzip.decompress(
