@@ -265,3 +265,24 @@ async def test_no_prompt_key_or_token_is_in_any_file(
         for canary in (token, "canary", "sk-", key.read_text()):
             assert canary.encode() not in found, (file, canary)
     await stream.vanish()
+
+
+async def test_a_stop_writes_all_down(gateway, scripted_upstream: ScriptedUpstream) -> None:
+    """What ended just before it, and what it cut, with the reason that its reader was told."""
+    config = toml(("box", scripted_upstream.url), rest=f"{KEPT}\n[drain]\nstop_limit_s = 0.5\n")
+    running = gateway(config)
+    cut = await open_chat(running.base_url, "numbered:3000:20")
+    await cut.read_events(20)
+    finished = await answers(running.base_url, 8)
+    stopping = asyncio.create_task(asyncio.to_thread(running.stop))
+    await asyncio.wait_for(cut.read_rest(), 20)
+    assert await stopping == 0
+    again = await asyncio.to_thread(gateway, config, after=running)
+    await check_whole(again.base_url, finished)
+    shown = (await get(again.base_url, f"/v1/runs/{cut.run_id}")).json()
+    assert isinstance(shown, dict)
+    assert (shown["state"], shown["place"]) == ("cancelled", "memory")
+    assert "stop" in shown["reason"]
+    replayed = await replay(again.base_url, cut.run_id)
+    assert without_ids(bytes(replayed.body)) == bytes(cut.body)
+    await cut.close()
