@@ -25,13 +25,13 @@ from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.stores.journal_values import JournalEntry
 from tidegate.gateway.stores.stores import Stores
 
-GATHER_S = 0.05  # what ends within this is handed over together
+GATHER_S = 0.2  # what ends within this is handed over together
 MOST_GATHERED = 128  # or as soon as there is so much: some 5 us each
 MOST_GATHERED_BYTES = 256 * 1024
 MOST_PER_TURN = 200  # running answers between two turns of the event loop, some 8 us each
 # Of `every_s`: how often what is running is written, so that no event waits longer than that, the
-# gathering of the stores included; and how old an answer is by then, for most are over sooner.
-TICK_SHARE, LEAST_AGE_SHARE = 0.6, 0.1
+# way to the file included; and how old an answer is by then, for most are over sooner.
+TICK_SHARE, LEAST_AGE_SHARE = 0.85, 0.1
 # What a store drops, because it is paused or too much waits, is lost; but how a run ended of which
 # it has a beginning is told again, lest that look for ever as if it went on.
 TOLD_AGAIN_S = 5.0

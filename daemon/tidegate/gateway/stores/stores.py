@@ -37,7 +37,7 @@ from tidegate.machine.lifetime import is_alive, own_lifetime
 _ENTRIES_BYTES, _ROWS_BYTES = 5 * MIB // 2, MIB
 ENTRY_BYTES, ROW_BYTES = 1024, 640  # what one costs while it waits, beside its events
 FORGET_LIMIT_S = 20.0  # every byte of it is overwritten
-_JOURNAL_GATHERS_S, _HISTORY_GATHERS_S = 0.25, 1.0
+_JOURNAL_GATHERS_S, _HISTORY_GATHERS_S = 0.05, 1.0  # the recorder has gathered already
 
 
 class Kept(NamedTuple):
