@@ -1,13 +1,8 @@
-"""What was written of runs, and a worker that died in the middle of one."""
+"""What was written of runs, and what a worker that is no more left of one."""
 
 from __future__ import annotations
 
-import base64
-import json
-import os
-import signal
-import subprocess
-import sys
+import asyncio
 from pathlib import Path
 
 from fakes.machine import until
@@ -15,32 +10,10 @@ from gateway.gateway_rig import DEADLINE_S, Rig
 from tidegate.core.protocol.worker import StorePlaces
 from tidegate.core.records.history import RunRow
 from tidegate.core.records.journal import JournaledRun
-from tidegate.gateway.stores.journal_values import FoundRun
-
-# Writes one entry as a worker does, and waits to be killed.
-_WRITER = """
-import asyncio, base64, json, sys
-from tidegate.core.protocol.worker import StorePlaces
-from tidegate.core.records.journal import JournaledRun
 from tidegate.core.runs.ledger import Ledger
 from tidegate.core.settings import History, Journal
-from tidegate.gateway.stores.journal_values import JournalEntry
+from tidegate.gateway.stores.journal_values import FoundRun, JournalEntry
 from tidegate.gateway.stores.stores import Stores
-
-async def write(fields, events, places, count):
-    stores = Stores(asyncio.get_running_loop(), Ledger().stores)
-    stores.configure(Journal(), History(), StorePlaces(**places))
-    await stores.open()
-    fields["upstreams"] = tuple(fields["upstreams"])
-    run = JournaledRun(**fields)
-    stores.put([JournalEntry(run, events, run.first_seq, count)], [])
-    await stores.flush(10.0)
-    print("written", flush=True)
-    await asyncio.sleep(60)
-
-fields, events, places, count = json.load(sys.stdin)
-asyncio.run(write(fields, base64.b64decode(events), places, count))
-"""
 
 
 def new_places(folder: Path) -> StorePlaces:
@@ -76,28 +49,19 @@ def under_way(events: list[bytes], **changes: object) -> JournaledRun:
     return run._replace(**changes)  # type: ignore[arg-type]
 
 
-def leave_behind(places: StorePlaces, run: JournaledRun, events: list[bytes]) -> None:
-    """Have another process write a run that is under way, and kill it then."""
-    said = [
-        run._asdict(),
-        base64.b64encode(b"".join(events)).decode(),
-        {"memory": places.memory, "disk": places.disk},
-        len(events),
-    ]
-    with subprocess.Popen(
-        [sys.executable, "-c", _WRITER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    ) as writer:
-        assert writer.stdin is not None
-        assert writer.stdout is not None
-        try:
-            writer.stdin.write(json.dumps(said).encode())
-            writer.stdin.close()
-            assert writer.stdout.readline() == b"written\n"
-        finally:
-            writer.send_signal(signal.SIGKILL)
+async def leave_behind(places: StorePlaces, run: JournaledRun, events: list[bytes]) -> None:
+    """Have a worker that is no more write a run that is under way.
+
+    Workers that really die in the middle of one are in `e2e/test_journal`.
+    """
+    stores = Stores(asyncio.get_running_loop(), Ledger().stores)
+    boot, pid, _ = stores._writer.split("/")
+    stores._writer = f"{boot}/{pid}/0"  # who had this number before
+    stores.configure(Journal(), History(), places)
+    await stores.open()
+    stores.put([JournalEntry(run, b"".join(events), run.first_seq, len(events))], [])
+    await stores.flush(DEADLINE_S)
+    stores.close()
 
 
 async def found(rig: Rig, run_id: str) -> FoundRun | None:

@@ -175,7 +175,7 @@ async def test_where_memory_is_full_it_says_so(rigs, raw_upstream, places) -> No
 async def test_an_interrupted_answer_ends_with_an_error(rigs, scripted_upstream, places) -> None:
     """All that was kept, then the format's own error, and nothing that looks like an end."""
     run = under_way(BEGUN)
-    leave_behind(places, run, BEGUN)
+    await leave_behind(places, run, BEGUN)
     rig = await rigs(scripted_upstream, places=places)
     path = f"/v1/runs/{run.id}"
     shown = told(await ask(rig, path))
@@ -202,7 +202,7 @@ async def test_an_interrupted_answer_ends_with_an_error(rigs, scripted_upstream,
 async def test_a_cursor_before_what_is_kept_is_gone(rigs, scripted_upstream, places) -> None:
     """410, and the oldest event that there is is named."""
     run = under_way(BEGUN, first_seq=10, next_seq=16)
-    leave_behind(places, run, BEGUN)
+    await leave_behind(places, run, BEGUN)
     rig = await rigs(scripted_upstream, places=places)
     answer = await ask(rig, f"/v1/runs/{run.id}/stream?starting_after=3")
     assert (answer.status, code(answer)) == (410, "cursor_evicted")
@@ -223,7 +223,7 @@ async def test_an_interrupted_response_in_the_background_is_failed(
         upstream_response_id="resp_theirs",
         background=True,
     )
-    leave_behind(places, run, events)
+    await leave_behind(places, run, events)
     rig = await rigs(scripted_upstream, places=places)
     answer = await ask_response(rig, f"/{run.response_id}")
     assert answer.status == 200

@@ -22,7 +22,7 @@ async def test_an_interrupted_stream_raises(rigs, scripted_upstream, tmp_path) -
     """After the chunks that were kept; it does not come to an end."""
     events = [ROLE, *(numbered(n) for n in range(5))]
     places, run = new_places(tmp_path), under_way(events)
-    leave_behind(places, run, events)
+    await leave_behind(places, run, events)
     rig = await rigs(scripted_upstream, places=places)
     contents: list[str | None] = []
     async with client_of(rig) as client:
@@ -47,7 +47,7 @@ async def test_an_interrupted_response_is_failed(rigs, scripted_upstream, tmp_pa
     events = [CREATED, *WORDS]
     places = new_places(tmp_path)
     run = under_way(events, path="/responses", response_id="resp_5", background=True)
-    leave_behind(places, run, events)
+    await leave_behind(places, run, events)
     rig = await rigs(scripted_upstream, places=places)
     async with client_of(rig) as client:
         response = await client.responses.retrieve("resp_5")

@@ -151,7 +151,7 @@ async def test_what_a_dead_worker_left_is_told_once(
     """By the one that comes after it, which ended it."""
     places = new_places(tmp_path)
     run = under_way([ROLE, WORD], token="phone")
-    leave_behind(places, run, [ROLE, WORD])
+    await leave_behind(places, run, [ROLE, WORD])
     rig = await rigs(scripted_upstream, places=places)
     await until(lambda: lines(rig), DEADLINE_S, "it is told")
     again = await rigs(scripted_upstream, places=places)
