@@ -77,7 +77,10 @@ def command_line() -> argparse.ArgumentParser:
     verb("start", "serve in the background, on a machine without a service manager")
     verb("stop", "finish the answers in flight and stop")
     verb("restart", "stop, then start in the background")
-    verb("status", "how it is: memory, runs, what was swept and why", json=True)
+    status = verb("status", "how it is, in one sentence, and what is wrong", json=True)
+    status.add_argument(
+        "-v", "--verbose", action="store_true", help="all: workers, memory, runs, what was swept"
+    )
     runs = verb("runs", "the answers that are held", json=True)
     runs.add_argument(
         "--all", action="store_true", help="also those that the journal or the history knows"

@@ -81,9 +81,11 @@ def expect_calm(*texts: str) -> None:
 def test_pages_show_such_words_by_their_numbers(tidegate, watchdog, verb: str) -> None:
     """Every text that a running tidegate answers with may come from elsewhere."""
     watchdog.will(verb, ANSWERS[verb])
-    code, out, err = tidegate(verb)
+    shows_all = ("--verbose",) if verb == "status" else ()
+    code, out, err = tidegate(verb, *shows_all)
     assert code == 0, err
     expect_calm(out, err)
+    expect_calm(*tidegate(verb)[1:])
     assert "\\x9b1m\\u202e\\u2028\\x85\\u200b\\x7f" in "".join((out + err).split("\n"))
 
 

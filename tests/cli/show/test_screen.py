@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from io import StringIO
 
@@ -9,8 +10,10 @@ import pytest
 from rich.console import Console
 
 from fakes.status import idle
-from tidegate.cli.show.screen import duration_text, show_runs, show_status, size_text
-from tidegate.core.protocol.status import ReceiverState
+from tidegate.cli.show.screen import duration_text, show_runs, size_text
+from tidegate.cli.show.status_page import show_status
+from tidegate.core.problems import Repair
+from tidegate.core.protocol.status import MemoryState, ReceiverState, UpstreamState
 from tidegate.core.runs.summary import RunSummary
 
 
@@ -79,8 +82,54 @@ def test_receivers_are_shown_with_what_waits_for_them():
     ]
     for receivers, lines in (([], 0), (told, 2)):
         console = Console(file=StringIO(), width=200)
-        show_status(idle(notify=receivers), console)
+        show_status(idle(notify=receivers), console, verbose=True)
         shown = console.file.getvalue()
         assert shown.count("Notify") == bool(lines)
     assert "phone: ok" in shown
     assert "chat: it answered 503, 3 notices waiting" in shown
+
+
+def _told(color: bool, columns: int = 80, **flags: bool) -> str:
+    """Draw a status with every trouble, as a terminal of so many columns gets it."""
+    repair = Repair(
+        id="disk-full", since=time.time() - 90, severity="error", fix="make room on that disk",
+        cause="the history cannot be written to /var/lib/tidegate/history/history.db for no space",
+    )  # fmt: skip
+    upstreams = [
+        UpstreamState(name=name, state=state, active=2, queued=1, last_error=error)
+        for name, state, error in (
+            ("box", "ok", None),
+            ("cloud", "failing", "it answered 503 and said that it has no capacity at the moment"),
+        )
+    ]
+    memory = MemoryState(level=3, budget_bytes=1 << 30, used_bytes=900 << 20, shedding="level 3",
+                         mode="observe", would="recycle the worker")  # fmt: skip
+    told = idle(repairs=[repair], upstreams=upstreams, memory=memory, listen=["127.0.0.1:8433"])
+    out = StringIO()
+    console = Console(file=out, width=columns, force_terminal=color, highlight=False)
+    show_status(told, console, **flags)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_a_status_fits_80_columns(verbose: bool) -> None:
+    """No line goes past column 80, and no word that is not longer than a line is cut in two."""
+    text = _told(color=False, verbose=verbose)
+    assert max(map(len, text.splitlines())) <= 80
+    words = text.split()
+    assert {"/var/lib/tidegate/history/history.db", "capacity", "moment", "127.0.0.1:8433"} <= {
+        word.rstrip(",.") for word in words
+    }
+
+
+def test_colours_of_a_status_only_repeat_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal shows them; with NO_COLOR there is none, and not a word less."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    coloured = _told(color=True)
+    assert "\x1b[1;32mHealthy." in coloured
+    assert "\x1b[31mfailing" in coloured
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = _told(color=True)
+    assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", plain)
+    assert re.sub(r"\x1b\[[0-9;]*m", "", plain) == re.sub(r"\x1b\[[0-9;]*m", "", coloured)

@@ -163,7 +163,7 @@ def test_start_beside_a_running_service_says_what_runs(tidegate, watchdog, held)
 def test_status_tells_who_started_it(tidegate, watchdog):
     """`tidegate status` says which service manager started it."""
     watchdog.will("status", idle(41, manager="systemd"))
-    assert "started by systemd" in tidegate("status")[1]
+    assert "started by systemd" in tidegate("status", "--verbose")[1]
 
 
 def test_start_whose_log_cannot_be_written_says_so(tidegate):

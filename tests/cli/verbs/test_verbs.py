@@ -130,9 +130,9 @@ def test_help_is_no_error(capsys):
 
 
 def test_status_screen_says_what_was_swept_and_why(tidegate, watchdog):
-    """The screen shows state, memory, runs, the last sweep's reason and failing upstreams."""
+    """The whole screen shows state, memory, runs, the last sweep's reason, failing upstreams."""
     watchdog.will("status", STATUS)
-    code, out, _ = tidegate("status")
+    code, out, _ = tidegate("status", "--verbose")
     assert code == 0
     assert "serving, up 9 d 3 h" in out
     assert "212 MiB of 1 GiB, level 1: tidy" in out
@@ -141,6 +141,31 @@ def test_status_screen_says_what_was_swept_and_why(tidegate, watchdog):
     assert "swept: stuck 612 s, level 2" in out
     assert "cloud: failing" in out
     assert "hung" in out
+
+
+def test_status_begins_with_one_sentence_and_tells_what_is_wrong(tidegate, watchdog):
+    """Pids, sweeps and restarts are for `--verbose`; with trouble, what it is stays in sight."""
+    repair = {"id": "disk", "since": time.time() - 90, "severity": "error", "cause": "it is full",
+              "fix": "make room"}  # fmt: skip
+    paused = {"keep": "rows", "place": "disk", "paused": "no space left"}
+    told = {**STATUS, "flat_s": 6 * 86400.0, "repairs": [repair], "history": paused}
+    watchdog.will("status", told)
+    out = tidegate("status")[1]
+    lines = [line.rstrip() for line in out.splitlines()]
+    assert lines[0] == "Healthy. 212 of 1,024 MiB, flat for 6 days, 3 answers running."
+    assert lines[1] == "tidegate 0.2.0, serving, up 9 d 3 h, listening at 127.0.0.1:8433"
+    for part in (
+        "error for 1 min 30 s: it is full",
+        "make room (disk)",
+        "level 1: tidy",
+        "paused: no space left",
+        "cloud: failing",
+        "ok: box (2 active, 0 queued)",
+    ):
+        assert part in out
+    for part in ("pid", "Swept", "Restarts", "a row a run"):
+        assert part not in out
+    assert len(lines) < len(tidegate("status", "-v")[1].splitlines())
 
 
 def test_status_shows_what_is_kept_where_and_what_is_not(tidegate, watchdog):
@@ -155,7 +180,7 @@ def test_status_shows_what_is_kept_where_and_what_is_not(tidegate, watchdog):
         "set_aside": "/s/history/history.db.bad",
     }  # fmt: skip
     watchdog.will("status", {**STATUS, "journal": journal, "history": history})
-    lines = [line.strip() for line in tidegate("status")[1].splitlines()]
+    lines = [line.strip() for line in tidegate("status", "--verbose")[1].splitlines()]
     told = lines[lines.index(next(line for line in lines if line.startswith("Journal"))) :][:6]
     assert [re.sub(r"^(Journal|History) +", "", line) for line in told] == [
         "answers, in memory: 1.2 MiB, 310 runs, the oldest 3 h 2 min old",
@@ -167,7 +192,7 @@ def test_status_shows_what_is_kept_where_and_what_is_not(tidegate, watchdog):
     ]
     off = {"keep": "off", "place": "disk"}
     watchdog.will("status", {**STATUS, "journal": off})
-    out = tidegate("status")[1]
+    out = tidegate("status", "--verbose")[1]
     assert re.search(r"Journal +off *\n", out)
     assert "History" not in out
 
@@ -186,7 +211,7 @@ def test_status_of_one_that_is_starting_is_shown(tidegate, watchdog):
     watchdog.will("status", young)
     code, out, _ = tidegate("status")
     assert code == 0
-    assert "is starting" in out
+    assert out.startswith("Starting. ")
 
 
 def test_parked_one_says_why(tidegate, watchdog):

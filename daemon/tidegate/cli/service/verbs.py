@@ -123,7 +123,7 @@ def status(arguments: argparse.Namespace) -> int:
     for line in _state_lines(chosen, state):
         say(line)
     if own is not None:
-        from tidegate.cli.show.screen import show_status
+        from tidegate.cli.show.status_page import show_status
 
         say()
         show_status(own)

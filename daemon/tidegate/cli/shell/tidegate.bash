@@ -43,7 +43,7 @@ _tidegate() {
                     words="-h --help --config --state-dir --runtime-dir" ;;
                 "status")
                     words=""
-                    words="-h --help --config --state-dir --runtime-dir --json" ;;
+                    words="-h --help --config --state-dir --runtime-dir --json -v --verbose" ;;
                 "runs")
                     words=""
                     words="-h --help --config --state-dir --runtime-dir --json --all" ;;

@@ -90,9 +90,10 @@ def _ask_for_people(arguments: argparse.Namespace, request: ControlRequest) -> m
 def status(arguments: argparse.Namespace) -> int:
     """Print the running tidegate's status."""
     if (result := _ask_for_people(arguments, ControlRequest(verb="status"))) is not None:
-        from tidegate.cli.show import decode, screen
+        from tidegate.cli.show import decode
+        from tidegate.cli.show.status_page import show_status
 
-        screen.show_status(decode.read_status(result))
+        show_status(decode.read_status(result), verbose=arguments.verbose)
     return 0
 
 

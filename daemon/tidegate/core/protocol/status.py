@@ -167,3 +167,4 @@ class Status(Struct, frozen=True, kw_only=True):
     journal: StoreState | None = None  # None: no worker has told of it yet
     history: StoreState | None = None
     notify: list[ReceiverState] = []
+    flat_s: float = 0.0  # since no growth of memory was seen

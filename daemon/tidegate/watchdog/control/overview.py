@@ -113,6 +113,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             journal=next((b.journal for b in beats if b.journal and not parked), None),
             history=next((b.history for b in beats if b.history and not parked), None),
             notify=self.receivers(),
+            flat_s=self._flat_s(now_s - self.started_s),
         )
 
     def state_update(self, number: int, seen: Status) -> msg.StateUpdate:
@@ -132,12 +133,11 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     def news(self, since: float, seen: Status) -> msg.News:
         """Make what a page shows of what was `seen`, and of what is newer than `since`."""
-        grew = self.chronicle.last("growth")
         return msg.News(
             state=seen.state,
             reason=seen.reason,
             memory=seen.memory,
-            flat_s=seen.uptime_s if grew is None else min(seen.uptime_s, time.time() - grew),
+            flat_s=seen.flat_s,
             listen=seen.listen,
             points=self.samples.points(since),
             deeds=self.chronicle.deeds(since),
@@ -146,6 +146,10 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     def first_ledger_limit_bytes(self, number: int) -> int:
         """Return what generation `number` may hold until its first update; 0 is no limit."""
         return _share(self.memory.first_ledger_limit_bytes, self.generations.peer(number))
+
+    def _flat_s(self, uptime_s: float) -> float:
+        grew = self.chronicle.last("growth")
+        return uptime_s if grew is None else min(uptime_s, time.time() - grew)
 
     def _worker_state(self, worker: WorkerHandle, now_s: float) -> WorkerState:
         generation = self.generations.fleet.by_number(worker.number)
