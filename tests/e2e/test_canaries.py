@@ -696,6 +696,7 @@ MISTAKES = {
     "listen": f'listen = "{PASTED}"',
     "listen, reachable": f'listen = "{PASTED}:1"',
     "allowed_hosts": f'allowed_hosts = ["!{PASTED}"]',
+    "allowed_origins": f'allowed_origins = ["https://{PASTED}@x"]',
     "mode": f'[memory]\nmode = "{PASTED}"',
     "budget": f'[memory]\nbudget = "{PASTED}"',
     "a number": f'[limits]\nidle_s = "{PASTED}"',

@@ -6,6 +6,7 @@ import ipaddress
 import itertools
 import re
 
+import msgspec
 import pytest
 
 from hostile.conftest import Tried
@@ -13,6 +14,7 @@ from hostile.exchange import try_all, try_one, willing
 from hostile.mutate import mutants
 from hostile.requests import CHAT, UPGRADE, request
 from tidegate.core.http.host import HostRules, is_home_name, parse_authority
+from tidegate.core.http.origin import OriginRules
 
 LIMITS = {"header_s": 0.5, "body_s": 0.5, "first_output_s": 3.0, "total_s": 20.0}
 MUTANTS = 20_000
@@ -59,6 +61,7 @@ ORIGINS = [
     *("http://127.0.0.1:81", "http://localhost@evil.example", "file://", "chrome-extension://abc"),
     *("http://evil.example http://127.0.0.1", "http://127.0.0.1/", "javascript:x", "http://[::1"),
 ]
+APPS = ["http://192.168.1.7:3000", "https://chat.example.com", "https://*.wild.example"]
 # Written from the documents, without the code that is tried: who may call us what.
 _NETWORKS = [
     *map(ipaddress.ip_network, ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")),
@@ -220,6 +223,54 @@ async def test_our_own_page_and_no_page_may(rigs, raw_upstream, tried: Tried) ->
         one = await try_one(rig.port, b"\r\n".join((head, *mark)) + b"\r\n\r\n" + body)
         assert [reply.status for reply in one.replies] == [200], one
     tried(len(marks))
+
+
+def may_read_us(text: str) -> bool:
+    """Whether a browser would write this for a page of APPS."""
+    if text in APPS[:2]:
+        return True
+    found = re.fullmatch(r"https://([a-z0-9_.-]+)\.wild\.example", text)
+    labels = found[1].split(".") if found and len(found[1]) <= 240 else [""]
+    return all(re.fullmatch(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", label) for label in labels)
+
+
+def test_no_page_of_a_stranger_is_taken_for_an_allowed_one(tried: Tried) -> None:
+    """The rule in the code and the rule in the documents agree on every origin, changed or not."""
+    rules = OriginRules(APPS)
+    corpus = [each.encode() for each in (*APPS[:2], "https://a.wild.example", *ORIGINS) if each]
+    words = [b"https://", b".wild.example", b":443", b"evil.example", b"@", b"/", b"#", b",", b" "]
+    wrong = []
+    for changed in mutants(corpus, words, "origins", MUTANTS):
+        text = changed[:400].decode("latin-1")
+        if rules.allow(text) != may_read_us(text):
+            wrong.append((text, rules.allow(text)))
+    assert not wrong, wrong[:10]
+    tried(MUTANTS)
+
+
+async def test_pages_that_are_not_allowed_stay_out_where_some_are(
+    rigs, raw_upstream, tried: Tried
+) -> None:
+    """Whatever Origin asks whatever way: none is told that it may read, and none asks a model."""
+    upstream = await raw_upstream(willing)
+    rig = await rigs(upstream, **LIMITS)
+    rig.reload(msgspec.structs.replace(rig.settings, allowed_origins=APPS))
+    marks = [(f"Origin: {origin}".encode(),) for origin in ORIGINS]
+    marks += [(f"Origin: {APPS[0]}".encode(), *mark) for mark in marks]
+    asks = (
+        (b"POST /v1/chat/completions",),
+        (b"OPTIONS /v1/chat/completions", b"Access-Control-Request-Method: POST"),
+        (b"GET /v1/responses", *UPGRADE),
+    )
+    inputs = [
+        request(start, *mark, *more, body=b"{}" if start.startswith(b"POST") else b"")
+        for (start, *more), mark in itertools.product(asks, marks)
+    ]
+    for one in await try_all(rig, inputs):
+        assert b"access-control-" not in one.replies[0].head.lower(), one.sent
+        assert one.replies[0].status in {400, 403, 405}, one.sent
+    assert not upstream.peers
+    tried(len(inputs))
 
 
 async def test_no_answer_lets_a_page_read_it(rigs, raw_upstream, tried: Tried) -> None:

@@ -16,6 +16,7 @@ from tidegate.config.places import MAX_SOCKET_PATH_BYTES
 from tidegate.config.receivers import find_receiver_problems
 from tidegate.core.http.header import MAX_HEADERS, MAX_VALUE_BYTES, is_value, name_problem
 from tidegate.core.http.host import parse_pattern
+from tidegate.core.http.origin import parse_origin
 from tidegate.core.http.url import Url, parse_url
 from tidegate.core.memory.levels import (
     LEAST_BUDGET_BYTES,
@@ -51,7 +52,7 @@ def find_problems(settings: Settings) -> list[Mistake]:
     """List everything that is wrong with the settings by themselves."""
     return [
         *_listen(settings),
-        *_allowed_hosts(settings),
+        *_allowed(settings),
         *_memory(settings),
         *_journal(settings),
         *_auth(settings),
@@ -245,12 +246,13 @@ def _is_local(address: str) -> bool:
     return host.lower() == "localhost"
 
 
-def _allowed_hosts(settings: Settings) -> Iterator[Mistake]:
-    for n, host in enumerate(settings.allowed_hosts):
-        try:
-            parse_pattern(host)
-        except ValueError as error:
-            yield Mistake(f"allowed_hosts[{n}]", str(error))
+def _allowed(settings: Settings) -> Iterator[Mistake]:
+    for key, parse in (("allowed_hosts", parse_pattern), ("allowed_origins", parse_origin)):
+        for n, text in enumerate(getattr(settings, key)):
+            try:
+                parse(text)
+            except ValueError as error:
+                yield Mistake(f"{key}[{n}]", str(error))
 
 
 def _memory(settings: Settings) -> Iterator[Mistake]:

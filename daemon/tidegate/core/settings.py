@@ -268,6 +268,7 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     listen: NewWorker[list[str]] = field(default_factory=lambda: ["127.0.0.1:8433"])
     allowed_hosts: AtOnce[list[str]] = []
+    allowed_origins: AtOnce[list[str]] = []  # of pages elsewhere that may use this server
     server: Server = Server()
     limits: Limits = Limits()
     memory: Memory = Memory()

@@ -169,6 +169,7 @@ class Gateway:
         """
         access = AccessControl(
             allowed_hosts=settings.allowed_hosts,
+            allowed_origins=settings.allowed_origins,
             host_name=socket.gethostname(),
             tokens=tokens,
             brake=self._brake,
@@ -323,8 +324,14 @@ class Gateway:
 
     def authenticate(self, request: web.BaseRequest, access: Access) -> Caller:
         """Find out who sends a request. Raises Refused: 401, 403 or 429."""
+        if fields := self._access.pages.fields(request.headers):
+            request[web.PAGE_FIELDS] = fields
         over_unix = getattr(request.protocol, "over_unix", False)
         return self._access.authenticate(request, access, over_unix=over_unix)
+
+    def preflight(self, request: web.BaseRequest) -> Mapping[str, str] | None:
+        """Answer a browser that asks what an allowed page may send. Raises Refused (400)."""
+        return self._access.preflight(request)
 
     @contextmanager
     def reading(self, relay: Relay, subscriber: Subscriber) -> Iterator[None]:

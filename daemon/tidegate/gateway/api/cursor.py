@@ -21,7 +21,13 @@ async def follow(
 ) -> web.StreamResponse:
     """Send a run to its end from `cursor` on."""
     framing = SSE if ids else relay.run.format.framing
-    head = stream_head(relay.run.id, framing, http10=client.http10, closes=client.closes)
+    head = stream_head(
+        relay.run.id,
+        framing,
+        http10=client.http10,
+        closes=client.closes,
+        fields=client.fields,
+    )
     subscriber = StreamSubscriber(relay.run, client, head, cursor=cursor, ids=ids)
     with gateway.reading(relay, subscriber):
         subscriber.commit()

@@ -27,8 +27,13 @@ class Delivery:
         self._client = client
         self._subscriber: Subscriber
         if streams:
-            framing, http10, closes = run.format.framing, client.http10, client.closes
-            head = stream_head(run.id, framing, http10=http10, closes=closes)
+            head = stream_head(
+                run.id,
+                run.format.framing,
+                http10=client.http10,
+                closes=client.closes,
+                fields=client.fields,
+            )
             self._subscriber = StreamSubscriber(run, client, head)
         elif run.format.framing is RAW:
             self._subscriber = RawSubscriber(run, client, lambda: raw_head(relay, client))
@@ -63,7 +68,7 @@ class Delivery:
         body = memoryview(answer.body)
         length = ("Content-Length", str(len(body)))
         answer = answer._replace(headers=(length, *answer.headers))
-        head = answer_head(relay.run.id, answer, closes=client.closes)
+        head = answer_head(relay.run.id, answer, closes=client.closes, fields=client.fields)
         first = body[:SLICE_BYTES]
         client.kept_bytes = (
             len(body) if len(body) > len(first) else 0

@@ -33,27 +33,33 @@ def raw_head(relay: Relay, client: ResponseWriter) -> tuple[bytes, bool]:
     is_chunked = not (client.http10 or has_length)
     chunks = (("Transfer-Encoding", "chunked"),) if is_chunked else ()
     answer = head._replace(headers=(*head.headers, *chunks))
-    return answer_head(relay.run.id, answer, closes=client.closes), is_chunked
+    head_bytes = answer_head(relay.run.id, answer, closes=client.closes, fields=client.fields)
+    return head_bytes, is_chunked
 
 
-def answer_head(run_id: str, answer: Answer, *, closes: bool = False) -> bytes:
-    """Make the head of an answer in one piece."""
+def answer_head(run_id: str, answer: Answer, *, closes: bool = False, fields: str = "") -> bytes:
+    """Make the head of an answer in one piece; `fields` are whole lines that it has besides."""
     lines = "".join(f"{name}: {value}\r\n" for name, value in answer.headers)
     return (
         f"HTTP/1.1 {answer.status} {_PHRASES.get(answer.status, _UNKNOWN)}\r\n"
         f"Content-Type: {answer.content_type}\r\n"
-        f"{_ids(run_id)}{lines}{_CLOSE if closes else _KEEP}\r\n"
+        f"{_ids(run_id)}{lines}{fields}{_CLOSE if closes else _KEEP}\r\n"
     ).encode("latin-1")
 
 
 def stream_head(
-    run_id: str, framing: Framing, *, http10: bool = False, closes: bool = False
+    run_id: str,
+    framing: Framing,
+    *,
+    http10: bool = False,
+    closes: bool = False,
+    fields: str = "",
 ) -> bytes:
-    """Make the head of a stream of events."""
+    """Make the head of a stream of events; `fields` are whole lines that it has besides."""
     chunks = "" if http10 else "Transfer-Encoding: chunked\r\n"
     ending = _CLOSE if closes else _KEEP
-    head = f"HTTP/1.1 200 OK\r\n{stream_headers(framing)}{chunks}{ending}{_ids(run_id)}\r\n"
-    return head.encode("ascii")
+    lines = f"{stream_headers(framing)}{chunks}{ending}{_ids(run_id)}{fields}"
+    return f"HTTP/1.1 200 OK\r\n{lines}\r\n".encode("ascii")
 
 
 def _ids(run_id: str) -> str:

@@ -128,6 +128,8 @@ def make_feed(gateway: Gateway) -> LiveFeed:
 
 async def handle(gateway: Gateway, request: web.BaseRequest) -> web.StreamResponse:
     """Answer a client: first whose request it is, then the table. Raises Refused."""
+    if request.method == "OPTIONS" and (fields := gateway.preflight(request)) is not None:
+        return web.Response(status=204, headers={**fields, **id_headers(new_id("req"))})
     try:
         route, groups = find_route(request.method, _path(request))
     except Refused:

@@ -18,7 +18,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from hashlib import sha256
@@ -30,6 +30,7 @@ from multidict import CIMultiDictProxy
 
 from tidegate.core import scopes
 from tidegate.core.brake import HERE, Brake, Source, source_of
+from tidegate.core.http.cors import Pages
 from tidegate.core.http.host import (
     Authority,
     HostRules,
@@ -39,6 +40,7 @@ from tidegate.core.http.host import (
 )
 from tidegate.core.settings import Token
 from tidegate.gateway.server.errors import Refused
+from tidegate.gateway.server.handshake import offered_tokens
 
 log = logging.getLogger("tidegate.auth")
 
@@ -52,6 +54,10 @@ _TARGET = re.compile(r'/(?!/)[^\x00-\x20"#<>\\^`{|}\x7f-\U0010ffff]*')
 _READING_METHODS = frozenset({hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS})
 _SEC_FETCH_SITE = "Sec-Fetch-Site"
 _API_KEY = "x-api-key"
+_OTHER_SITE = (
+    "this request was made by a page of another site; if that page is yours, add its origin "
+    "(https://…, as the address bar shows it) to the setting allowed_origins"
+)
 _OWN_SITES = frozenset({"same-origin", "none"})  # "none": a person did it, no page
 
 
@@ -128,6 +134,7 @@ class AccessControl:
         "_rules",
         "_scopes",
         "_tokens",
+        "pages",
     )
 
     def __init__(
@@ -136,13 +143,15 @@ class AccessControl:
         allowed_hosts: Iterable[str],
         host_name: str,
         tokens: Sequence[Token],
+        allowed_origins: Iterable[str] = (),
         brake: Brake | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`host_name` is this machine's own; `brake` what former ones knew of wrong keys.
 
-        Raises ValueError on a bad entry of allowed_hosts.
+        Raises ValueError on a bad entry of allowed_hosts or allowed_origins.
         """
+        self.pages = Pages(allowed_origins)
         self._brake = Brake() if brake is None else brake
         self._clock = clock
         self._rules = HostRules(allowed_hosts, host_name)
@@ -181,26 +190,35 @@ class AccessControl:
         except Refused:
             return None
 
+    def preflight(self, request: RequestHead) -> Mapping[str, str] | None:
+        """Answer a browser that asks whether a page of an allowed origin may; None for all else.
+
+        It asks without a token, so by whatever name. Raises Refused (400).
+        """
+        answer = self.pages.preflight(request.headers)
+        if answer is not None:
+            _check_target(request)
+            self._host(request.headers.getall(hdrs.HOST, ()))
+        return answer
+
     def _identify(self, request: RequestHead, access: Access, *, over_unix: bool) -> Caller | None:
         """Find who may send a request; None for the key of no client. Raises Refused."""
-        if not _TARGET.fullmatch(request.raw_path):
-            raise Refused(
-                400,
-                'the request target must be a path that begins with a single "/"',
-                "bad_target",
-                close=True,
-            )
+        _check_target(request)
         headers = request.headers
         host, is_ours = None, True
         if not over_unix:
             host, is_ours = self._host(headers.getall(hdrs.HOST, ()))
-        if hdrs.ORIGIN in headers or _SEC_FETCH_SITE in headers:
+        if (hdrs.ORIGIN in headers or _SEC_FETCH_SITE in headers) and (
+            self.pages.allowed_origin(headers) is None
+        ):
             _check_site(request, host)
         is_known = host is None or is_ours or self._is_at_home(host, headers)
         if is_known and (access is Access.OPEN or not self._tokens):
             return ANONYMOUS
         keys = [_bearer(value) for value in headers.getall(hdrs.AUTHORIZATION, ())]
         keys += headers.getall(_API_KEY, ())
+        if hdrs.SEC_WEBSOCKET_PROTOCOL in headers and _is_websocket(headers):
+            keys += offered_tokens(headers)
         if host is not None and not (is_known or (keys and self._tokens)):
             raise self._strange(host)
         if not keys:
@@ -313,6 +331,21 @@ def _bearer(value: str) -> str:
     return key.strip(" ") if scheme.lower() == "bearer" else ""
 
 
+def _check_target(request: RequestHead) -> None:
+    """Check that what is asked for is a plain path. Raises Refused (400)."""
+    if not _TARGET.fullmatch(request.raw_path):
+        raise Refused(
+            400,
+            'the request target must be a path that begins with a single "/"',
+            "bad_target",
+            close=True,
+        )
+
+
+def _is_websocket(headers: CIMultiDictProxy[str]) -> bool:
+    return headers.get(hdrs.UPGRADE, "").lower() == "websocket"
+
+
 def _is_of_browser(headers: CIMultiDictProxy[str]) -> bool:
     """Say whether a request shows a browser. A page can hide some of that, so it is no proof."""
     if hdrs.ORIGIN in headers or _SEC_FETCH_SITE in headers:
@@ -327,12 +360,11 @@ def _unauthorized(message: str) -> Refused:
 def _check_site(request: RequestHead, host: Authority | None) -> None:
     """Turn away what a page of another site makes a browser send.
 
-    Reading is let through: without CORS headers, which are never sent, the page cannot see the
+    Reading is let through: without CORS headers, which only allowed pages get, it cannot see the
     answer. A WebSocket is not bound by CORS, so opening one counts as changing something.
     """
     headers = request.headers
-    is_websocket = headers.get(hdrs.UPGRADE, "").lower() == "websocket"
-    if request.method in _READING_METHODS and not is_websocket:
+    if request.method in _READING_METHODS and not _is_websocket(headers):
         return
     sites = headers.getall(_SEC_FETCH_SITE, ())
     origins = headers.getall(hdrs.ORIGIN, ())
@@ -340,4 +372,4 @@ def _check_site(request: RequestHead, host: Authority | None) -> None:
         host is not None and is_same_origin(origin, host) for origin in origins
     ):
         return
-    raise Refused(403, "this request was made by a page of another site", "cross_site")
+    raise Refused(403, _OTHER_SITE, "cross_site")

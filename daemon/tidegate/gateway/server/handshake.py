@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 from aiohttp import hdrs
+from multidict import CIMultiDictProxy
 
 from tidegate.core.http.frames import accept_of
 from tidegate.gateway import web
 from tidegate.gateway.server.errors import Refused
 from tidegate.gateway.server.ids import id_headers, new_id
+
+# What a page's WebSocket can carry a token in, for a browser lets it set no header; the second is
+# that of OpenAI's own client.
+_TOKEN_PROTOCOLS = ("tidegate-token.", "openai-insecure-api-key.")
+_PROTOCOLS = frozenset({"tidegate", "realtime"})  # one of them is offered beside it, and chosen
+
+
+def offered_tokens(headers: CIMultiDictProxy[str]) -> list[str]:
+    """List the tokens among the subprotocols that are offered."""
+    return [
+        each.removeprefix(prefix)
+        for each in _offered(headers)
+        for prefix in _TOKEN_PROTOCOLS
+        if each.startswith(prefix)
+    ]
+
+
+def _offered(headers: CIMultiDictProxy[str]) -> list[str]:
+    values = headers.getall(hdrs.SEC_WEBSOCKET_PROTOCOL, ())
+    return [each.strip(" \t") for value in values for each in value.split(",")]
 
 
 def accept_handshake(request: web.BaseRequest) -> bytes:
@@ -36,5 +57,8 @@ def accept_handshake(request: web.BaseRequest) -> bytes:
         hdrs.SEC_WEBSOCKET_ACCEPT: accept,
         **id_headers(new_id("req")),
     }
+    chosen = next((each for each in _offered(headers) if each in _PROTOCOLS), None)
+    if chosen is not None:
+        fields[hdrs.SEC_WEBSOCKET_PROTOCOL] = chosen
     lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
     return f"HTTP/1.1 101 Switching Protocols\r\n{lines}\r\n".encode("ascii")

@@ -135,8 +135,12 @@ def _begin_request(
 
 
 class _Request(BaseRequest):
-    """A request whose answer does not name the software that serves it."""
+    """A request whose answer names no software that serves it, and the page that may read it."""
 
     async def _prepare_hook(self, response: StreamResponse) -> None:
         """aiohttp calls this when an answer's head is complete, before it is sent."""
-        response.headers.popall(hdrs.SERVER, None)
+        headers = response.headers
+        headers.popall(hdrs.SERVER, None)
+        for name, value in self.get(web.PAGE_FIELDS, {}).items():
+            varies = name == hdrs.VARY and name in headers
+            headers[name] = f"{headers[name]}, {value}" if varies else value

@@ -71,6 +71,7 @@ class ResponseWriter:
         "_transport",
         "_written",
         "closes",
+        "fields",
         "high_water_bytes",
         "http10",
         "kept_bytes",
@@ -104,6 +105,7 @@ class ResponseWriter:
         self.kept_bytes = 0  # an answer that is being written in slices
         self.http10 = http10
         self.closes = closes
+        self.fields = ""  # of the answer's head, for a page of another origin
         self.high_water_bytes = HIGH_WATER_BYTES
 
     @classmethod
@@ -114,7 +116,10 @@ class ResponseWriter:
             raise ConnectionResetError("the client is gone")
         http10 = request.version <= HttpVersion10
         closes = protocol.ends_after_answer or http10 or not request.keep_alive
-        return cls(protocol, request.writer.drain, http10=http10, closes=closes)
+        client = cls(protocol, request.writer.drain, http10=http10, closes=closes)
+        if fields := request.get(web.PAGE_FIELDS):
+            client.fields = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        return client
 
     def write(self, data: bytes | memoryview) -> int:
         """Write; returns the bytes that the kernel has not taken. A gone client takes all."""
