@@ -198,13 +198,16 @@ class Worker:
 
     async def _answer(self, message: ListRuns | ListUsage | Forget) -> None:
         """Answer what the stores may be asked for, which may take some seconds."""
-        match message:
-            case ListRuns():
-                self._line.send(await self._list_runs(message))
-            case ListUsage():
-                self._line.send(await self._list_usage(message))
-            case Forget():
-                self._line.send(await self._forget(message))
+        try:
+            match message:
+                case ListRuns():
+                    self._line.send(await self._list_runs(message))
+                case ListUsage():
+                    self._line.send(await self._list_usage(message))
+                case Forget():
+                    self._line.send(await self._forget(message))
+        except Exception:  # it must not end us; the command is told that there was no answer
+            log.exception("what was asked of the stores could not be answered")
 
     async def _list_runs(self, message: ListRuns) -> RunList:
         registry = self._gateway.registry

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fakes.client import chat, numbers, open_chat
+from fakes.client import chat, get, numbers, open_chat
 from fakes.machine import until
 from fakes.upstream import numbered
 from gateway.gateway_rig import DEADLINE_S, Tap
@@ -165,3 +165,27 @@ async def test_an_end_that_could_not_be_written_is_told_again(
     assert bytes(stream.body).endswith(kept.events)
     assert mine._looking is None
     rig.errors.clear()
+
+
+async def test_what_was_forgotten_is_not_told_again(
+    rigs, raw_upstream, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though other ends could not be written at that time."""
+    monkeypatch.setattr(recorder, "TOLD_AGAIN_S", 0.2)
+    tap = Tap()
+    places = new_places(tmp_path)
+    rig = await rigs(await raw_upstream(tap.play), places=places, journal=Journal(every_s=0.1))
+    stream = await open_chat(rig.base_url, "m")
+    tap.send(numbered(0))
+    await stream.read_events(2)
+    mine = rig.gateway.recorder
+    await until(lambda: bool(mine._written), DEADLINE_S, "it is written")
+    tap.finish()
+    await stream.read_rest()
+    await rig.idle()
+    assert mine._ends
+    mine._dropped_bytes = -1  # as if something had been dropped
+    answer = await get(rig.base_url, f"/v1/runs/{stream.run_id}", method="DELETE")
+    assert answer.status == 200
+    await until(lambda: mine._looking is None, DEADLINE_S, "all is told")
+    assert await found(rig, stream.run_id) is None

@@ -23,7 +23,7 @@ from tidegate.core.runs.summary import RunSummary
 from tidegate.core.settings import Model
 from tidegate.gateway.records.recorder import Recorder
 from tidegate.gateway.relay.handover import revive
-from tidegate.gateway.relay.registry import Registry
+from tidegate.gateway.relay.registry import MOST_PER_TICK, Registry
 from tidegate.gateway.relay.relay import Relay
 from tidegate.gateway.stores.journal_values import DIED, FoundRun
 from tidegate.gateway.stores.stores import Stores
@@ -140,7 +140,7 @@ class Recall:
         The history's row stays.
         """
         if self._stores.keeps_runs:
-            self._recorder.flush()
+            self._recorder.forget(run_id)
             await self._stores.forget(run_id, owner, rows=False)
 
     async def forget_whole(self, run_id: str | None) -> int:
@@ -149,13 +149,15 @@ class Recall:
         Raises StoreUnavailable.
         """
         registry = self._registry
-        gone = set()
+        gone = 0
         for relay in [registry.find(run_id, None)] if run_id else registry.each_finished():
             if relay is not None:
-                gone.add(relay.run.id)
                 registry.discard(relay, "forgotten")
-        self._recorder.flush()
-        return max(len(gone), await self._stores.forget(run_id, None, rows=True))
+                gone += 1
+                if gone % MOST_PER_TICK == 0:
+                    await asyncio.sleep(0)  # streams go on in between
+        self._recorder.forget(run_id)
+        return max(gone, await self._stores.forget(run_id, None, rows=True))
 
 
 def _of_journal(run: JournaledRun) -> RunSummary:

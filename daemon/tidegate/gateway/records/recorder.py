@@ -90,6 +90,7 @@ class Recorder(Recording):
         """Go by these settings from now on; the stores know of them."""
         if journal != self._journal:
             self._written.clear()  # perhaps nothing of it is kept any more
+            self._ends.clear()
         self._journal = journal
         self._names = names
         if any(True for _ in self._under_way()):
@@ -159,6 +160,14 @@ class Recorder(Recording):
             rows.sort(key=attrgetter("ended"))
             entries.sort(key=attrgetter("run.ended"))
         stores.put(entries, rows if stores.keeps_rows else ())
+
+    def forget(self, run_id: str | None) -> None:
+        """Hand over what has ended, and tell no end of this run, or of any, again."""
+        self.flush()
+        if run_id is None:
+            self._ends.clear()
+        else:
+            self._ends.pop(run_id, None)
 
     # --- what must not be lost ------------------------------------------------------------------
 
