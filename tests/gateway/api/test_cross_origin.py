@@ -6,13 +6,14 @@ import asyncio
 import base64
 import hashlib
 import json
+from contextlib import suppress
 
 import aiohttp
 import msgspec
 import pytest
 
 from fakes.client import chat
-from gateway.gateway_rig import Rig
+from gateway.gateway_rig import Peer, Rig
 from gateway.lane_rig import connect, post
 from gateway.server_rig import Answer, request
 from tidegate.core.settings import Token
@@ -95,6 +96,29 @@ async def test_an_allowed_page_reads_every_kind_of_answer(
         assert_readable(await ask(rig, post("ok", ORIGIN)), 401)
         assert_readable(await ask(rig, post("ok", ORIGIN, f"{BEARER}x")), 401)
     assert_readable(await ask(rig, post("ok", ORIGIN, "Host: evil.example")), 403)
+
+
+async def test_sound_is_read_too_and_no_word_of_an_upstream_on_who_may(rigs, raw_upstream) -> None:
+    """What passes as it comes has our fields; an upstream that lets every page in is not heard."""
+    sound = b"\x00\xff" * 64
+    theirs = b"Access-Control-Allow-Origin: *\r\nAccess-Control-Allow-Credentials: true\r\n"
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b\r\n"
+
+    async def play(peer: Peer) -> None:
+        with suppress(asyncio.IncompleteReadError):
+            while asked := await peer.request():
+                is_sound = b"/speech" in asked
+                kind, body = (b"audio/mpeg", sound) if is_sound else (b"application/json", b"{}")
+                await peer.send(head % (kind, len(body), theirs), body)
+
+    rig = await rig_for_pages(rigs, await raw_upstream(play))
+    for path, body in (("/v1/audio/speech", sound), ("/v1/embeddings", b"{}")):
+        values = {"stream": False} if path.endswith("embeddings") else {}
+        answer = await ask(rig, post("m", ORIGIN, path=path, **values))
+        assert_readable(answer, 200)
+        assert answer.body == body
+        plain = await ask(rig, post("m", path=path, **values))
+        assert (plain.status, cross(plain)) == (200, {})
 
 
 async def test_what_varies_already_varies_by_origin_too(rigs, scripted_upstream) -> None:
