@@ -14,7 +14,7 @@ PARALLEL = -n $(TEST_JOBS) --dist loadfile
 TEST_JOBS ?= 4
 
 .PHONY: help run test test-all check format bench attacks simulate soak clean generated dist deb homebrew \
-  lock sbom audit fuzz map
+  screenshot lock sbom audit fuzz map
 
 help:
 	@echo "make run     serve on http://127.0.0.1:8433   (ARGS='--config FILE')"
@@ -32,6 +32,7 @@ help:
 	@echo "make dist    build the wheel and the source archive, and note their SHA-256"
 	@echo "make deb     build the Debian package   (PYTHON=/usr/bin/python3: whose version it is for)"
 	@echo "make homebrew  write the formula for Homebrew anew, from requirements.lock"
+	@echo "make screenshot  take the README's pictures of the page (needs node and chromium)"
 	@echo "make lock    write the hashes in the lock files anew, for the versions they pin"
 	@echo "make audit   ask for known holes in what is locked (needs the package index)"
 	@echo "make sbom    write what tidegate is made of, as CycloneDX"
@@ -92,6 +93,9 @@ deb: $(VENV)/installed
 
 homebrew: $(VENV)/installed
 	$(BIN)/python packaging/homebrew/generate.py
+
+screenshot: $(VENV)/installed-dev
+	PYTHONPATH=tests $(BIN)/python packaging/screenshot.py $(ARGS)
 
 lock: $(BIN)/python
 	$(BIN)/python packaging/locks.py

@@ -7,15 +7,17 @@ import json
 import os
 import signal
 import time
+import urllib.request
 from contextlib import ExitStack
 
 import pytest
 
 from fakes.browser import Browser
-from fakes.gateway import StartGateway
+from fakes.gateway import Gateway, StartGateway
 from fakes.machine import free_port, wait_until
 from fakes.page import (
     LONG,
+    WITH_PAST,
     begin,
     check_calm,
     hide,
@@ -23,7 +25,7 @@ from fakes.page import (
     show,
     streams,
 )
-from fakes.scenario import toml
+from fakes.scenario import ROOT, toml
 from fakes.upstream import ScriptedUpstream
 from fakes.wire import WORDS
 
@@ -242,3 +244,38 @@ def test_the_sixty_fifth_page_says_so(browser: Browser, gateway: StartGateway) -
         tab.wait_text("#sentence", "64 pages are open already")
     tab.wait_text("#sentence", "Healthy", 20)
     check_calm(tab, running, "503")
+
+
+def test_two_hours_of_memory_outlive_worker_and_program(
+    browser: Browser, gateway: StartGateway
+) -> None:
+    """A kill and an upgrade: the same samples are there, and the marks of both beside the old."""
+    running = gateway(program=WITH_PAST, env={"PYTHONPATH": os.fspath(ROOT / "tests")})
+    tab = show(browser, running)
+    tab.wait_text("#chart-text", "120 minutes")
+    tab.wait_text("#marks", "swept 31 stuck answers")
+    tab.call("click", "#chart-details summary")
+    tab.wait("document.querySelectorAll('#chart-table tbody tr').length > 20")
+    drawn = told_samples(running)
+    assert len(drawn) >= 719
+
+    os.kill(running.worker_pid(), signal.SIGKILL)
+    tab.wait_text("#version", "worker 2", 20)
+    running.process.send_signal(signal.SIGUSR2)
+    tab.wait_text("#version", "worker 3", 30)
+    for text in ("swept 31 stuck answers", "lost", "upgrade"):
+        tab.wait_text("#marks", text)
+    tab.wait_text("#chart-text", "120 minutes")
+    again = told_samples(running)
+    shared = [each for each in drawn if each[0] >= again[0][0]]
+    assert len(shared) > 700
+    assert again[: len(shared)] == shared
+    check_calm(tab, running, "Failed to load resource", "ERR_")
+
+
+def told_samples(running: Gateway) -> list[list[float]]:
+    """The rows that a page is told first."""
+    with urllib.request.urlopen(f"{running.base_url}/v1/live", timeout=20) as answer:
+        assert answer.readline() == b"event: samples\n"
+        found: list[list[float]] = json.loads(answer.readline().removeprefix(b"data: "))["rows"]
+        return found

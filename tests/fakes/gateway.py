@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,12 +164,22 @@ class Gateway:
         self.process.wait(10)
 
 
-def _launch(folder: Path, toml: str, port: int, env: dict[str, str], *flags: str) -> Gateway:
+PROGRAM = ("-m", "tidegate")
+
+
+def _launch(
+    folder: Path,
+    toml: str,
+    port: int,
+    env: dict[str, str],
+    *flags: str,
+    program: Sequence[str] = PROGRAM,
+) -> Gateway:
     config = folder / "config.toml"
     config.write_text(f'listen = "127.0.0.1:{port}"\n{toml}')
     log = folder / "log"
     command = [
-        sys.executable, "-m", "tidegate", "run", *flags,
+        sys.executable, *program, "run", *flags,
         "--config", str(config),
         "--state-dir", str(folder / "state"),
         "--runtime-dir", str(folder / "run"),
@@ -207,11 +217,12 @@ def gateways() -> Iterator[StartGateway]:
         flags: tuple[str, ...] = (),
         until_ready: bool = True,
         after: Gateway | None = None,
+        program: Sequence[str] = PROGRAM,
     ) -> Gateway:
-        """`after` is one that has ended, whose directories the new one has."""
+        """`after` is one that has ended, whose directories the new one has; `program` a fake."""
         folder = root / str(len(started)) if after is None else after.config.parent
         folder.mkdir(exist_ok=after is not None)
-        running = _launch(folder, toml, free_port(), env or {}, *flags)
+        running = _launch(folder, toml, free_port(), env or {}, *flags, program=program)
         started.append(running)
         if until_ready:
             running.wait_ready()

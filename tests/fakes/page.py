@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 from email.message import Message
+from pathlib import Path
 from typing import Any
 
 from fakes.browser import Browser, Tab
@@ -12,6 +13,8 @@ from fakes.gateway import Gateway
 
 VIEWS = ("overview", "answers", "models", "usage", "playground", "connect")
 LONG = "numbered:4000:25"
+# tidegate with two hours of memory behind it.
+WITH_PAST = (str(Path(__file__).with_name("with_past.py")),)
 
 
 def ask(
@@ -30,9 +33,9 @@ def ask(
         connection.close()
 
 
-def begin(running: Gateway, model: str, key: str = "") -> str:
+def begin(running: Gateway, model: str, key: str = "", **more: Any) -> str:
     """Begin an answer that goes on by itself; its run's id."""
-    body = {"model": model, "stream": True, "messages": [{"role": "user", "content": "x"}]}
+    body = {"model": model, "stream": True, "messages": [{"role": "user", "content": "x"}], **more}
     return str(ask(running, "POST", "/v1/chat/completions", body, key)[1]["x-run-id"])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Iterable, Mapping
-from statistics import median
 
 from msgspec import Struct
 
@@ -192,14 +191,23 @@ def page_upstreams(
                 queued=queued,
                 last_error=each.last_error,
                 aside_s=each.aside_s,
-                first_output_s=median(begun) if begun else None,
-                per_s=median(model.per_s or 0.0 for model in fast) if fast else None,
+                first_output_s=_median(begun),
+                per_s=_median([model.per_s or 0.0 for model in fast]),
                 unit=fast[0].unit if fast else "tokens/s",
                 models=each.models,
                 models_total=each.total,
             )
         )
     return shown
+
+
+def _median(values: list[float]) -> float | None:
+    """Give the middle one of them; the module `statistics` would cost a worker half a megabyte."""
+    values = sorted(values)
+    middle = len(values) // 2
+    if not values:
+        return None
+    return values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
 
 
 def find_addresses(listen: Iterable[str]) -> PageAddresses:

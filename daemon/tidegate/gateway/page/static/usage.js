@@ -47,7 +47,7 @@ function showTable(lines) {
   fillTable($("usage-table"), [
     { title: by[0].toUpperCase() + by.slice(1), kind: "long", cell: (line) => line.key || "none" },
     { title: "Answers", kind: "number", cell: (line) => count(line.runs) },
-    { title: "Not completed", kind: "number", rem: 6.5, cell: (line) => count(line.failed) },
+    { title: "Not completed", kind: "number", rem: 7, cell: (line) => count(line.failed) },
     { title: "In", kind: "number", cell: (line) => count(line.input) },
     { title: "Out", kind: "number", cell: (line) => count(line.output) },
     { title: "Cached", kind: "number", cell: (line) => count(line.cached) },
