@@ -106,7 +106,19 @@ def test_one_address_may_stand_alone_and_auto_is_none(load):
         ("\nidle_s = 1", 2, "idle_s", r"belongs under \[limits\]"),
         ("[limits]\nidles = 1", 2, "limits.idles", "did you mean idle_s?"),
         ("zzz = 1", 1, "zzz", "unknown key$"),
-        ('[limits]\nidle_s = "2m"', 2, "limits.idle_s", "a number of seconds"),
+        ('[limits]\nidle_s = "2 years"', 2, "limits.idle_s", 'seconds, or a text such as "90s"'),
+        ('[limits]\nidle_s = ""', 2, "limits.idle_s", "a number of seconds"),
+        ('[limits]\nidle_s = "90"', 2, "limits.idle_s", "a number of seconds"),
+        ('[limits]\nidle_s = "30m1h"', 2, "limits.idle_s", "a number of seconds"),
+        ('[limits]\nidle_s = "-2m"', 2, "limits.idle_s", "a number of seconds"),
+        ('[limits]\nidle_s = "0s"', 2, "limits.idle_s", "at least 0.001 s"),
+        ('[limits]\nidle_s = "999d"', 2, "limits.idle_s", "at most"),
+        (
+            '[[upstream]]\nname="x"\nurl="http://x"\nmax_concurrent = "2m"',
+            4,
+            "upstream[0].max_concurrent",
+            "whole number",
+        ),
         ("[limits]\nidle_s = true", 2, "limits.idle_s", "a number of seconds"),
         ("limits.idle_s = 2020-01-01", 1, "limits.idle_s", "a number of seconds"),
         ("limits = {idle_s = 0}", 1, "limits.idle_s", "at least 0.001 s"),
@@ -118,7 +130,8 @@ def test_one_address_may_stand_alone_and_auto_is_none(load):
         ("[limits]\ngrace_s = -0.1", 2, "limits.grace_s", "at least 0 s"),
         ("[limits]\nmax_queued = 1.5", 2, "limits.max_queued", "whole number"),
         ("[limits]\nmax_queued = 99999999999999999999", 2, "limits.max_queued", "at most 1000000"),
-        ('[limits]\nwindow = "4MB"', 2, "limits.window", "must be a size"),
+        ('[limits]\nwindow = "4M"', 2, "limits.window", 'a size such as "512KiB", "4MiB", "32MB"'),
+        ('[limits]\nwindow = "65KB"', 2, "limits.window", "at least 64KiB"),
         ('[limits]\nwindow = "auto"', 2, "limits.window", "must be a size"),
         ("[limits]\nwindow = 4.5", 2, "limits.window", "must be a size"),
         ("[limits]\nwindow = true", 2, "limits.window", "must be a size"),
@@ -635,3 +648,42 @@ def _toml(value: object) -> str:
             return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
         case _:
             return repr(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("120", 120.0),
+        ("0.5", 0.5),
+        ('"90s"', 90.0),
+        ('"2m"', 120.0),
+        ('"2 min"', 120.0),
+        ('"1h30m"', 5400.0),
+        ('" 1h 30m "', 5400.0),
+        ('"1.5h"', 5400.0),
+        ('"1d"', 86400.0),
+        ('"500ms"', 0.5),
+    ],
+)
+def test_durations_are_read_as_people_write_them(load, text, seconds):
+    """Beside the number of seconds, wherever a key ends in `_s`, of an upstream's limits too."""
+    box = '[[upstream]]\nname = "box"\nurl = "http://127.0.0.1:1"\n[upstream.limits]\n'
+    settings = load(f"[limits]\ntotal_s = {text}\n{box}idle_s = {text}").settings
+    assert settings.limits.total_s == pytest.approx(seconds)
+    assert settings.upstreams[0].limits.idle_s == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("4194304", 4 << 20),
+        ('"4MiB"', 4 << 20),
+        ('"4MB"', 4_000_000),
+        ('"4mb"', 4_000_000),
+        ('"1.5 GB"', 1_500_000_000),
+        ('"500KB"', 500_000),
+    ],
+)
+def test_sizes_are_read_as_people_write_them(load, text, size):
+    """With a decimal unit, too; it is what it says: a million bytes."""
+    assert load(f"[limits]\nmax_body = {text}").settings.limits.max_body_bytes == size

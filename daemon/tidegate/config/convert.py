@@ -49,8 +49,17 @@ _MOST_SECONDS = 366 * 86400.0  # timers of event loops overflow far beyond it
 _MOST_COUNT = 1_000_000
 _MOST_BYTES = 1024 * GIB
 
-_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*(KiB|MiB|GiB)", re.IGNORECASE)
-_UNITS = {"kib": KIB, "mib": MIB, "gib": GIB}
+_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*([KMG]i?B)", re.IGNORECASE)
+_UNITS = {"kib": KIB, "mib": MIB, "gib": GIB, "kb": 1000, "mb": 1000**2, "gb": 1000**3}
+_NUMBER = r"(\d{1,12}(?:\.\d{1,6})?)"
+_DURATION = re.compile(
+    "".join(rf"(?:{_NUMBER}\s*{unit}\s*)?" for unit in ("d", "h", "m(?:in)?", "s", "ms"))
+)
+_SECONDS = (86400.0, 3600.0, 60.0, 1.0, 0.001)  # of each of these units
+_SHOWN_UNITS = (
+    *(("GiB", GIB), ("MiB", MIB), ("KiB", KIB)),
+    *(("GB", 1000**3), ("MB", 1000**2), ("KB", 1000)),
+)
 # What other programs call it.
 _ELSEWHERE = {
     **dict.fromkeys(("base_url", "api_base", "endpoint"), "url"),
@@ -58,7 +67,7 @@ _ELSEWHERE = {
 }
 
 _EXPECTED: dict[object, str] = {
-    float: "a number of seconds",
+    float: 'a number of seconds, or a text such as "90s", "2m" or "1h30m"',
     int: "a whole number",
     str: 'a text in quotes, "…"',
     bool: "true or false",
@@ -120,6 +129,8 @@ def _value(info: FieldInfo, value: object, path: str, problems: list[Mistake]) -
     if info.name == "headers":
         return _headers(value, path, problems)
     kind = _plain_type(info.type)
+    if kind is float and info.name.endswith("_s") and isinstance(value, str):
+        value = _read_duration(value)
     expected = "a number" if kind is float and not info.name.endswith("_s") else _EXPECTED[kind]
     try:
         plain: object = msgspec.convert(value, kind)
@@ -179,12 +190,23 @@ def _size(info: FieldInfo, value: object, path: str, problems: list[Mistake]) ->
     elif isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
         size = round(float(match[1]) * _UNITS[match[2].lower()])
     else:
-        problems.append(
-            Mistake(path, f'must be a size such as "512KiB", "4MiB" or "1GiB"{auto}, or bytes')
-        )
+        sizes = '"512KiB", "4MiB", "32MB" or "1GiB"'
+        problems.append(Mistake(path, f"must be a size such as {sizes}{auto}, or bytes"))
         return None
     _check_range(info, size, path, problems)
     return size
+
+
+def _read_duration(text: str) -> float | None:
+    """Read "90s", "2 min" or "1h30m" as seconds; None where it is no duration."""
+    match = _DURATION.fullmatch(text.strip()) if text.strip() else None
+    if match is None:
+        return None
+    return sum(
+        float(number) * unit
+        for number, unit in zip(match.groups(), _SECONDS, strict=True)
+        if number
+    )
 
 
 def _check_range(info: FieldInfo, value: float, path: str, problems: list[Mistake]) -> None:
@@ -205,7 +227,7 @@ def _check_range(info: FieldInfo, value: float, path: str, problems: list[Mistak
 
 def show_size(size: float) -> str:
     """Write a size as in the config file, "4MiB"."""
-    for unit, factor in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
+    for unit, factor in _SHOWN_UNITS:
         if size >= factor and size % factor == 0:
             return f"{int(size // factor)}{unit}"
     return f"{int(size)} bytes"
