@@ -49,6 +49,8 @@ _EXAMPLES = {
     "tidegate usage --by model --since 30d": "What was asked for in a month, and how much of it.",
 }
 
+_MOST_CHOICES = 8  # that fit on a line; of more the page has a list of their own
+
 
 def manual(command: Verb) -> str:
     """Write the page, for man(1)."""
@@ -111,7 +113,7 @@ def _verb(verb: Verb, shared: tuple[Flag, ...]) -> list[str]:
 
 def _usage(argument: Flag) -> str:
     name = f"\\fI{_text(argument.metavar)}\\fR"
-    if argument.choices:
+    if 0 < len(argument.choices) <= _MOST_CHOICES:
         name = "|".join(f"\\fB{_text(choice)}\\fR" for choice in argument.choices)
     repeated = f"{name}..." if argument.repeats else name
     return repeated if argument.required else f"[{repeated}]"

@@ -30,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     _have_standard_streams()
     try:
         arguments = command_line().parse_args(argv)
+        if arguments.verb in {None, "help"}:
+            about = [arguments.about] if arguments.verb and arguments.about else []
+            command_line().parse_args([*about, "--help"])
     except SystemExit as stop:  # argparse has printed the help, the version or what is wrong
         return int(stop.code or 0)
     try:

@@ -41,28 +41,36 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
-        text = visible(f"{message}{_meant(message)}", keep="\n")
+        text = visible(_explained(message), keep="\n")
         self.exit(USAGE, f"{self.prog}: {text}\n")
 
 
-def _meant(message: str) -> str:
-    """Suggest what a mistyped word may have been, where argparse names the choices."""
-    found = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+def _explained(message: str) -> str:
+    """Say what a mistyped word may have been before its choices, where argparse names them."""
+    found = re.fullmatch(
+        r"argument (.+?): invalid choice: '(.*)' \(choose from (.*)\)", message, re.DOTALL
+    )
     if found is None:
-        return ""
+        return message
 
     import difflib
+    import textwrap
 
-    typed, choices = found.groups()
-    near = difflib.get_close_matches(typed, re.findall(r"[\w-]+", choices), n=1)
-    return f"; did you mean `{near[0]}`?" if near else ""
+    name, typed, listed = found.groups()
+    choices = re.findall(r"[\w-]+", listed)
+    near = difflib.get_close_matches(typed, choices, n=1)
+    meant = f"; did you mean `{near[0]}`?" if near else ""
+    text = textwrap.fill(
+        f"choose from {', '.join(choices)}", _columns() - 2, break_on_hyphens=False
+    )
+    return f"{name} '{typed}' is not known{meant}\n{textwrap.indent(text, '  ')}"
 
 
 def command_line() -> argparse.ArgumentParser:
     """Make the parser of the whole command."""
     parser = _Parser(prog="tidegate", description="An LLM streaming gateway for home servers.")
     parser.add_argument("--version", action="version", version=f"tidegate {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
 
     def verb(name: str, text: str, *, json: bool = False) -> argparse.ArgumentParser:
         return _add(verbs, name, text, json=json)
@@ -126,6 +134,9 @@ def command_line() -> argparse.ArgumentParser:
     )
     completion.add_argument("shell", choices=("bash", "zsh", "fish"), metavar="SHELL")
     verb("version", "versions of tidegate and what it runs on", json=True)
+    text = "this list, or all about one verb"
+    helping = verbs.add_parser("help", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    helping.add_argument("about", nargs="?", choices=list(verbs.choices), metavar="VERB")
     return parser
 
 

@@ -105,8 +105,8 @@ def test_none_running_is_exit_69(tidegate, verb):
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
         ["dance"],
+        ["help", "dance"],
         ["status", "--jsn"],
         ["token"],
         ["token", "new"],
@@ -121,9 +121,10 @@ def test_wrong_usage_is_exit_64(capsys, arguments):
     assert "usage: tidegate" in capsys.readouterr().err
 
 
-def test_help_is_no_error(capsys):
-    """The help lists every verb and exits with 0."""
-    assert main(["--help"]) == 0
+@pytest.mark.parametrize("arguments", [["--help"], ["help"], []], ids=" ".join)
+def test_help_is_no_error(capsys, arguments):
+    """The help lists every verb and exits with 0, as the command alone does."""
+    assert main(arguments) == 0
     out = capsys.readouterr().out
     verbs = "run start stop restart status runs models sweep recycle reload check token version"
     assert all(f"    {verb} " in out for verb in verbs.split())
@@ -141,6 +142,16 @@ def test_status_screen_says_what_was_swept_and_why(tidegate, watchdog):
     assert "swept: stuck 612 s, level 2" in out
     assert "cloud: failing" in out
     assert "hung" in out
+
+
+def test_help_for_a_verb_is_what_its_own_flag_shows(capsys):
+    """For one with verbs of its own, those are listed."""
+    for verb in ("status", "token", "help"):
+        assert main(["help", verb]) == 0
+        told = capsys.readouterr().out
+        assert main([verb, "--help"]) == 0
+        assert capsys.readouterr().out == told
+        assert f"usage: tidegate {verb}" in told
 
 
 def test_status_begins_with_one_sentence_and_tells_what_is_wrong(tidegate, watchdog):
@@ -539,14 +550,27 @@ def test_output_that_finds_no_room_is_one_sentence() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "meant"),
-    [(["stauts"], "status"), (["service", "instal"], "install"), (["xyzzy"], None)],
+    [
+        (["stauts"], "status"),
+        (["help", "stauts"], "status"),
+        (["service", "instal"], "install"),
+        (["usage", "--by", "tokn"], "token"),
+        (["token", "new", "x", "--scope=ownr"], "owner"),
+        (["xyzzy"], None),
+    ],
 )
 def test_a_mistyped_verb_is_told_what_it_may_have_been(
-    arguments: list[str], meant: str | None, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    meant: str | None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where nothing is near, the list of all is enough."""
+    """Before the list of all; where nothing is near, that is enough. It fits 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
     assert main(arguments) == 64
     said = capsys.readouterr().err
+    assert max(map(len, said.splitlines())) <= 80
+    assert "choose from " in said.partition("did you mean" if meant else "is not known")[2]
     assert ("did you mean" in said) is (meant is not None)
     assert meant is None or f"did you mean `{meant}`?" in said
 

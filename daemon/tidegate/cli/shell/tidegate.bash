@@ -14,7 +14,7 @@ _tidegate() {
                 continue ;;
         esac
         case "${path:+$path }$word" in
-            "run"|"start"|"stop"|"restart"|"status"|"runs"|"usage"|"forget"|"models"|"sweep"|"recycle"|"upgrade"|"reload"|"logs"|"check"|"doctor"|"bundle"|"replay"|"token"|"token new"|"token list"|"token revoke"|"notify"|"notify test"|"service"|"service install"|"service uninstall"|"service start"|"service stop"|"service restart"|"service status"|"service logs"|"completion"|"version")
+            "run"|"start"|"stop"|"restart"|"status"|"runs"|"usage"|"forget"|"models"|"sweep"|"recycle"|"upgrade"|"reload"|"logs"|"check"|"doctor"|"bundle"|"replay"|"token"|"token new"|"token list"|"token revoke"|"notify"|"notify test"|"service"|"service install"|"service uninstall"|"service start"|"service stop"|"service restart"|"service status"|"service logs"|"completion"|"version"|"help")
                 path="${path:+$path }$word" ;;
         esac
     done
@@ -27,7 +27,7 @@ _tidegate() {
         *)
             case "$path" in
                 "")
-                    words="run start stop restart status runs usage forget models sweep recycle upgrade reload logs check doctor bundle replay token notify service completion version"
+                    words="run start stop restart status runs usage forget models sweep recycle upgrade reload logs check doctor bundle replay token notify service completion version help"
                     case "$cur" in -*) words="-h --help --version" ;; esac ;;
                 "run")
                     words=""
@@ -132,6 +132,9 @@ _tidegate() {
                 "version")
                     words=""
                     words="-h --help --config --state-dir --runtime-dir --json" ;;
+                "help")
+                    words="run start stop restart status runs usage forget models sweep recycle upgrade reload logs check doctor bundle replay token notify service completion version help"
+                    case "$cur" in -*) words="-h --help" ;; esac ;;
             esac ;;
     esac
     COMPREPLY=()

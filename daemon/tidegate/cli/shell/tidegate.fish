@@ -11,7 +11,7 @@ function __tidegate_at --description 'Whether the words so far lead to this verb
             set is_value 1
             continue
         end
-        if contains -- (string join ' ' $path $word) 'run' 'start' 'stop' 'restart' 'status' 'runs' 'usage' 'forget' 'models' 'sweep' 'recycle' 'upgrade' 'reload' 'logs' 'check' 'doctor' 'bundle' 'replay' 'token' 'token new' 'token list' 'token revoke' 'notify' 'notify test' 'service' 'service install' 'service uninstall' 'service start' 'service stop' 'service restart' 'service status' 'service logs' 'completion' 'version'
+        if contains -- (string join ' ' $path $word) 'run' 'start' 'stop' 'restart' 'status' 'runs' 'usage' 'forget' 'models' 'sweep' 'recycle' 'upgrade' 'reload' 'logs' 'check' 'doctor' 'bundle' 'replay' 'token' 'token new' 'token list' 'token revoke' 'notify' 'notify test' 'service' 'service install' 'service uninstall' 'service start' 'service stop' 'service restart' 'service status' 'service logs' 'completion' 'version' 'help'
             set -a path $word
         end
     end
@@ -43,6 +43,7 @@ complete -c tidegate -n '__tidegate_at' -a notify -d 'The receivers of what tide
 complete -c tidegate -n '__tidegate_at' -a service -d 'tidegate as a service of systemd or launchd'
 complete -c tidegate -n '__tidegate_at' -a completion -d 'Print what a shell needs to complete this command'
 complete -c tidegate -n '__tidegate_at' -a version -d 'Versions of tidegate and what it runs on'
+complete -c tidegate -n '__tidegate_at' -a help -d 'This list, or all about one verb'
 complete -c tidegate -n '__tidegate_at' -s h -l help -d 'show this help message and exit'
 complete -c tidegate -n '__tidegate_at' -l version -d 'show program\'s version number and exit'
 complete -c tidegate -n '__tidegate_at run' -s h -l help -d 'show this help message and exit'
@@ -238,3 +239,5 @@ complete -c tidegate -n '__tidegate_at version' -l config -r -F -d 'the config f
 complete -c tidegate -n '__tidegate_at version' -l state-dir -x -a '(__fish_complete_directories)' -d 'for tokens and logs'
 complete -c tidegate -n '__tidegate_at version' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'for sockets and the pid'
 complete -c tidegate -n '__tidegate_at version' -l json -d 'for programs'
+complete -c tidegate -n '__tidegate_at help' -s h -l help -d 'show this help message and exit'
+complete -c tidegate -n '__tidegate_at help' -a 'run start stop restart status runs usage forget models sweep recycle upgrade reload logs check doctor bundle replay token notify service completion version help'
