@@ -66,7 +66,7 @@ def test_every_route_says_why_and_mending_the_file_ends_it(gateway: StartGateway
     status, text = get(url, "/v1/chat/completions", {"model": "demo", "messages": []})
     assert (status, running.status()["state"] != "parked") == (200, True)
     assert running.status()["reason"] is None
-    running.wait_logged("is ready.")
+    running.wait_logged("is ready: ")
 
 
 def test_taken_address_leaves_it_parked_until_it_is_free(gateway: StartGateway) -> None:

@@ -261,7 +261,9 @@ async def test_what_listens_on_the_usual_ports_is_found(
     known = rig.gateway.catalog
     assert known.found == [f"Ollama at {upstream.url}"]
     assert known.first_model == "found-model"
-    assert {model["id"] for model in known.models()} == {"demo", "demo:stuck", "found-model"}
+    assert {model["id"] for model in known.models()} == {"found-model"}
+    assert known.describe(10)[1] == []
+    assert targets(known, "demo:stuck") == [("tidegate", "demo:stuck")]
     assert targets(known, "anything") == [("ollama", "anything")]
     assert bytes((await chat(rig.base_url, "found-model")).body) == b"".join(OK)
     rig.reload(rig.settings)
@@ -385,7 +387,7 @@ async def test_the_built_in_upstream_is_not_described() -> None:
     """A tidegate without upstreams has only the demonstration's aliases to show."""
     upstreams, aliases = Catalog(Settings(), {}, "unix:/nowhere:/demo").describe(10)
     assert upstreams == []
-    assert [alias.name for alias in aliases] == ["demo", "demo:stuck"]
+    assert [alias.name for alias in aliases] == ["demo"]
 
 
 # --- one upstream's fault -------------------------------------------------------------------------
@@ -485,6 +487,8 @@ async def test_a_reload_forgets_nothing_of_an_upstream_that_stays(rigs, raw_upst
     rig.reload(msgspec.structs.replace(rig.settings, upstreams=[first, changed]))
     assert [rig.pool(name).state for name in ("box", "box1")] == ["set aside", "unknown"]
     assert rig.gateway.catalog.loaded == {"box": {"qwen3:8b"}, "box1": None}
+    [box, _], _ = rig.gateway.catalog.describe(10)
+    assert {model.loaded for model in box.models} == {None}  # as far as it can be told now
 
 
 async def test_a_reload_takes_up_another_value_of_a_header_or_other_certificates(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import sys
 
 from tidegate import config
 from tidegate.cli.places import find_places
@@ -42,7 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     def banner(ready: Ready, addresses: list[str]) -> None:
         from tidegate.cli.show.banner import banner_line, banner_text, print_calmly
 
-        if is_service():  # a journal is no place to copy a command from; an event is a line there
+        # A log is no place to copy a command from; an event is a line there.
+        if is_service() or sys.stdout is None or not sys.stdout.isatty():
             logging.getLogger(__name__).info("%s", banner_line(ready, addresses, places))
             return
         has_tokens = loaded is not None and bool(loaded.tokens)

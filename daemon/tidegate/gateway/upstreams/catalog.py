@@ -211,13 +211,22 @@ class Catalog:
     def models(self) -> list[dict[str, object]]:
         """List the models as OpenAI does: aliases first, then what the upstreams have."""
         listed: dict[str, dict[str, object]] = {}
-        for name in self._aliases:
+        for name in self._shown_aliases():
             listed[name] = _entry(name, 0, "tidegate")
         for upstream, models in self._listed.items():
             for model in models:
                 owner = model.owned_by or upstream
                 listed.setdefault(model.id, _entry(model.id, model.created, owner))
         return list(listed.values())
+
+    def _shown_aliases(self) -> list[str]:
+        """List the aliases; of the demo's only the one that answers, and while nothing else does.
+
+        The others can be asked all the same.
+        """
+        has_real = any(models for name, models in self._listed.items() if name != DEMO)
+        hidden = {STUCK, "demo"} if has_real else {STUCK}
+        return [n for n in self._aliases if not (self._is_discovering and n in hidden)]
 
     @property
     def found(self) -> list[str]:
@@ -318,7 +327,7 @@ class Catalog:
                 most -= min(most, len(models))
         aliases = [
             ModelAlias(name=alias.name, targets=alias.all_targets, levels=alias.levels)
-            for alias in self._aliases.values()
+            for alias in map(self._aliases.__getitem__, self._shown_aliases())
         ]
         return described, aliases
 
@@ -350,7 +359,8 @@ class Catalog:
 
     def _model_states(self, pool: UpstreamPool) -> list[ModelState]:
         """List those it lists, and those it answered for without listing them."""
-        loaded = self._probe_of(pool.name).loaded
+        is_gone = pool.health.is_aside or pool.reachable is False  # what it had, it may have lost
+        loaded = None if is_gone else self._probe_of(pool.name).loaded
         names = dict.fromkeys(model.id for model in self._listed.get(pool.name, ()))
         aside = {each.model: each for each in pool.health.aside(self._loop.time())}
         states = []
