@@ -98,7 +98,7 @@ def test_agent_is_installed_found_changed_and_removed(mac: Mac) -> None:
     assert code == 0
     assert f"launchd of this user: running, pid {pid}" in out
     assert "killed 17 s after a stop" in out
-    assert "is serving" in out
+    assert "Healthy. " in out
 
     code, out, _ = mac("logs", "-n", "all")
     assert code == 0
