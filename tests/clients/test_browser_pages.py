@@ -28,7 +28,10 @@ ABSENT = [
     for name, is_there in (
         ("node", shutil.which("node")),
         ("chromium", shutil.which("chromium")),
-        *((each, (NODE_MODULES / each).is_dir()) for each in ("openai", "playwright-core")),
+        *(
+            (each, (NODE_MODULES / each).is_dir())
+            for each in ("openai", "@anthropic-ai/sdk", "playwright-core")
+        ),
     )
     if not is_there
 ]
@@ -39,14 +42,25 @@ pytestmark = [
 ]
 
 
+# Where a page finds what official clients import; nothing of theirs is needed for webhooks.
+IMPORTS = {
+    "@opentelemetry/api": "/@opentelemetry/api/dist/index.mjs",
+    "standardwebhooks": "/webhooks.mjs",
+}
+PAGE = f"""<!doctype html><title>app</title>
+<script type="importmap">{json.dumps({"imports": IMPORTS})}</script>"""
+
+
 class _Site(BaseHTTPRequestHandler):
-    """An empty page, and OpenAI's client for it."""
+    """An empty page, and official clients for it."""
 
     def do_GET(self) -> None:
         file = NODE_MODULES / self.path[1:]
         if self.path == "/":
-            kind, body = "text/html", b"<!doctype html><title>app</title>"
-        elif self.path.startswith("/openai/") and ".." not in self.path and file.is_file():
+            kind, body = "text/html", PAGE.encode()
+        elif self.path == "/webhooks.mjs":
+            kind, body = "text/javascript", b"export class Webhook {}"
+        elif ".." not in self.path and file.is_file():
             kind, body = "text/javascript", file.read_bytes()
         else:
             self.send_error(404)
@@ -114,30 +128,34 @@ def browse(*asks: dict[str, Any]) -> list[dict[str, Any]]:
 def test_an_allowed_page_streams_and_another_reads_nothing(
     running: Gateway, app: str, other: str, upstream: ScriptedUpstream
 ) -> None:
-    """With OpenAI's own client, whose headers make a browser ask first; with a token in force."""
+    """With official clients, whose headers make a browser ask first; with a token in force."""
     token = running.command("token", "new", "page").stdout.strip()
     url = running.base_url
     ask = {"does": "withOpenAi", "url": url, "token": token, "model": "ok"}
     look = {"does": "withFetch", "url": url, "path": "/v1/models", "method": "GET"}
     plain = {**look, "path": "/v1/chat/completions", "method": "POST", "body": CHAT}
     keyed = {"headers": {"x-api-key": token, "anthropic-version": "2023-06-01"}}
-    mine, wrong, refused, listed, *others = browse(
+    mine, theirs, wrong, refused, listed, *others = browse(
         {"at": app, **ask},
+        {"at": app, **ask, "does": "withAnthropic"},
         {"at": app, **ask, "token": "tg-wrong"},
         {"at": app, **look},
         {"at": app, **look, **keyed},
         {"at": other, **ask},
+        {"at": other, **ask, "does": "withAnthropic"},
         {"at": other, **look, **keyed},
         {"at": other, **look},
         {"at": other, **plain},
     )
     assert mine["text"] == "one two three"
     assert mine["run"].startswith("run_")
+    assert theirs["text"] == "one two three"
+    assert theirs["request"].startswith("run_")
     assert wrong["status"] == 401  # which the page can read, with its reason
     assert "token is not valid" in wrong["error"]
     assert (refused["status"], listed["status"]) == (401, 200)
     assert all("error" in each and each.get("status") is None for each in others), others
-    assert len(upstream.seen("ok")) == 1
+    assert len(upstream.seen("ok")) == 2
 
 
 def test_an_allowed_page_opens_a_websocket_with_its_token_as_a_subprotocol(

@@ -35,6 +35,20 @@ async function withOpenAi({ url, token, model }) {
   }
 }
 
+async function withAnthropic({ url, token, model }) {
+  const { default: Anthropic } = await import("/@anthropic-ai/sdk/index.mjs");
+  const client = new Anthropic({
+    baseURL: url, apiKey: token, dangerouslyAllowBrowser: true, maxRetries: 0,
+  });
+  const messages = [{ role: "user", content: "Tell me of the tide." }];
+  try {
+    const stream = client.messages.stream({ model, messages, max_tokens: 64 });
+    return { text: await stream.finalText(), request: stream.request_id };
+  } catch (error) {
+    return { error: String(error), status: error.status ?? null };
+  }
+}
+
 async function withFetch({ url, path, method, headers, body }) {
   try {
     const answer = await fetch(url + path, { method, headers, body });
@@ -58,7 +72,7 @@ const withSocket = ({ url, path, protocols, message }) => new Promise((resolve) 
   socket.onclose = ({ code }) => resolve({ ...said, code });
 });
 
-const DOES = { withOpenAi, withFetch, withSocket };
+const DOES = { withOpenAi, withAnthropic, withFetch, withSocket };
 
 // The page of a name that leads to the gateway by now came from elsewhere: no gateway serves it.
 const PAGE = "<!doctype html><title>page</title>";
