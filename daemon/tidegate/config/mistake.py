@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
+from pathlib import Path
 
 from msgspec import Struct
 
@@ -23,15 +24,38 @@ class Mistake(Struct, frozen=True):
     command: str | None = None
 
 
+class Spot(Struct, frozen=True, kw_only=True):
+    """Where in the file something is wrong, for one who looks at it.
+
+    `excerpt` is the line with what may be a secret made unreadable; `column` counts from 0 in it.
+    Without a `line` it is not known where, or it is the file as a whole.
+    """
+
+    text: str
+    line: int | None = None
+    column: int = 0
+    excerpt: str = ""
+
+
 class ConfigError(Exception):
     """The config cannot be used. The text has one line per problem and holds no secret.
 
     `problems` are those of its first lines; what is wrong with the file as a whole is only a text.
+    `spots` tell the same for a screen: of the file at `path`, one each, and what is left over.
     """
 
-    def __init__(self, text: str, problems: Sequence[Mistake] = ()) -> None:
+    def __init__(
+        self,
+        text: str,
+        problems: Sequence[Mistake] = (),
+        *,
+        path: Path | None = None,
+        spots: Sequence[Spot] = (),
+    ) -> None:
         super().__init__(text)
         self._problems = problems
+        self.path = path
+        self.spots = spots
 
     @property
     def lines(self) -> Iterator[tuple[str, Mistake | None]]:

@@ -8,7 +8,8 @@ import sys
 from tidegate import config
 from tidegate.cli.failure import BAD_CONFIG
 from tidegate.cli.places import find_places
-from tidegate.cli.show.printable import say, say_json
+from tidegate.cli.show.mistakes import mistakes_text
+from tidegate.cli.show.printable import say, say_json, say_lines
 from tidegate.config.check import find_place_warnings
 
 
@@ -19,7 +20,8 @@ def check(arguments: argparse.Namespace) -> int:
         loaded = config.load(places.named_config, places.state_dir)
     except config.ConfigError as error:
         if not arguments.json:
-            raise
+            say_lines(f"tidegate: {mistakes_text(error)}", file=sys.stderr)
+            return BAD_CONFIG
         say_json({"ok": False, "errors": str(error).split("\n"), "warnings": []})
         return BAD_CONFIG
     warnings = [*loaded.warnings, *find_place_warnings(loaded.settings, places.runtime_dir)]
