@@ -169,6 +169,26 @@ async def test_where_memory_is_full_it_says_so(rigs, raw_upstream, places) -> No
     assert (await ask(rig, f"/v1/runs/{stream.run_id}")).status == 200
 
 
+async def test_an_answer_without_its_text_is_not_taken_for_an_empty_one(
+    rigs, raw_upstream, places
+) -> None:
+    """Read from the beginning it is gone; a client that has all of it hears that it is over."""
+    upstream = await raw_upstream(sends(CREATED, *WORDS, RESPONSE_DONE))
+    rig = await rigs(upstream, places=places, journal=Journal(keep="ends"))
+    made = await ask_response(rig, "", {"model": "m", "input": "hi", "background": True})
+    identity, run_id = told(made)["id"], made.run_id
+    await release(rig)
+    path = f"/v1/runs/{run_id}"
+    shown = told(await ask(rig, path))
+    assert (shown["state"], shown["first_seq"]) == ("completed", shown["next_seq"])
+    gone = await ask(rig, f"{path}/stream")
+    assert (gone.status, code(gone)) == (410, "cursor_evicted")
+    again = await ask_response(rig, f"/{identity}?stream=true")
+    assert (again.status, code(again)) == (410, "cursor_evicted")
+    last = f"{path}/stream?starting_after={shown['next_seq'] - 1}"
+    assert (await ask(rig, last)).status == 204
+
+
 # --- what was interrupted -----------------------------------------------------------------------
 
 

@@ -49,7 +49,10 @@ def whole_number(text: str, name: str) -> int:
 
 
 def cursor_after(relay: Relay, after: int) -> Cursor:
-    """Find where reading starts. Raises Refused: 400 in the future, 410 when it is gone."""
+    """Find where reading starts. Raises Refused: 400 in the future, 410 when it is gone.
+
+    One that is over and kept without its text has no beginning that could be read.
+    """
     run = relay.run
     if not run.request.streamed:
         raise Refused(400, "this run is not a stream: its answer comes in one piece", "no_stream")
@@ -58,6 +61,8 @@ def cursor_after(relay: Relay, after: int) -> Cursor:
         raise Refused(
             400, f"there is no event {after} yet; the next one is {window.next_seq}", "cursor_ahead"
         )
+    if after < 0 and run.is_over and window.first_seq == window.next_seq > 0:
+        raise Refused(410, "no event of this answer is kept any more", CursorEvicted.code)
     try:
         return window.cursor(after + 1 if after >= 0 else window.first_seq)
     except CursorEvicted as evicted:
