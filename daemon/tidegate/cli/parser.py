@@ -93,12 +93,15 @@ def command_line() -> argparse.ArgumentParser:
     runs.add_argument(
         "--all", action="store_true", help="also those that the journal or the history knows"
     )
+    _add_wide(runs)
     _add_usage(verb("usage", "who used how many tokens, of what, in which time", json=True))
     forget = verb("forget", "remove an answer, and that it was, from memory and disk", json=True)
-    forget.add_argument("which", nargs="?", metavar="RUN", help="its id, as `runs` shows it")
+    forget.add_argument(
+        "which", nargs="?", metavar="RUN", help="its id, as `runs` shows it, or its beginning"
+    )
     forget.add_argument("--all", action="store_true", help="all that are over")
     forget.add_argument("--yes", action="store_true", help="do not ask whether it is meant")
-    verb("models", "the upstreams, what they have, and what is loaded", json=True)
+    _add_wide(verb("models", "the upstreams, what they have, and what is loaded", json=True))
     sweep = verb("sweep", "release what is stale now", json=True)
     sweep.add_argument(
         "--finished", action="store_true", help="also answers that are only kept for resuming"
@@ -146,6 +149,12 @@ def _add_log_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--lines", metavar="N", help='the last N lines, or "all"; else 50')
     parser.add_argument(
         "--since", metavar="WHEN", help="30min, 2h, 3d, 06:00, 2026-11-22 or 2026-11-22T06:00"
+    )
+
+
+def _add_wide(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-w", "--wide", action="store_true", help="every column and name whole, however long"
     )
 
 

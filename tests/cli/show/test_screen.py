@@ -7,6 +7,7 @@ import time
 from io import StringIO
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from fakes.status import idle
@@ -52,26 +53,41 @@ def test_durations(seconds, text):
     assert duration_text(seconds) == text
 
 
+def _a_run(**others: object) -> RunSummary:
+    members: dict[str, object] = {
+        "id": f"run_{'0123456789abcdef' * 2}", "state": "interrupted",
+        "reason": "the worker died at event 812, and more of it is told",
+        "model": "hf.co/somewhere/a-model-with-a-name:Q4_K_M", "upstream": "box", "attempts": 1,
+        "created": time.time() - 3 * 3600 - 150, "ended": 1.0, "first_seq": 0, "next_seq": 812,
+        "bytes": 4096, "subscribers": 0, "place": "journal",
+    }  # fmt: skip
+    return RunSummary(**(members | others))
+
+
 @pytest.mark.parametrize("everywhere", [False, True])
-@pytest.mark.parametrize("columns", [80, 100, 160])
-def test_a_runs_id_is_whole_in_80_columns(columns: int, everywhere: bool) -> None:
-    """It is what other verbs take; whatever is long beside it is folded, and nothing is cut."""
-    name = f"run_{'0123456789abcdef' * 2}"
-    run = RunSummary(
-        id=name, state="interrupted", reason="the worker died at event 812, and more of it is told",
-        model="hf.co/somewhere/a-model-with-a-name:Q4_K_M", upstream="box", attempts=1,
-        created=time.time() - 3 * 3600 - 150, ended=1.0, first_seq=0, next_seq=812, bytes=4096,
-        subscribers=0, place="journal",
-    )  # fmt: skip
+@pytest.mark.parametrize("columns", [40, 60, 80, 100, 160])
+def test_a_run_is_one_line_on_any_terminal(columns: int, everywhere: bool) -> None:
+    """With the id that other verbs take, its state and age; what is long beside it is cut."""
     out = StringIO()
-    show_runs([run, run], Console(file=out, width=columns), everywhere=everywhere)
+    runs = [_a_run(), _a_run(model="日本語モデル" * 9, reason=None)]
+    show_runs(runs, Console(file=out, width=columns), everywhere=everywhere)
     lines = out.getvalue().splitlines()
-    assert max(map(len, lines)) <= columns
-    shown = [line for line in lines if line.startswith(name)] if columns < 160 else lines[1:]
-    assert len([line for line in shown if "3 h" in line]) == 2
-    assert ("journal" in out.getvalue()) is everywhere
-    for word in (*run.reason.split(), "interrupted"):
-        assert word in out.getvalue()
+    assert len(lines) == 3
+    assert max(map(cell_len, lines)) <= columns
+    assert all(line.startswith("01234567  ") for line in lines[1:])
+    assert ("reason" in lines[0]) is (columns >= 80)
+    assert ("readers" in lines[0]) is (columns >= 160)
+    if columns >= 60:
+        assert all("interrupted" in line and "3 h 2 min" in line for line in lines[1:])
+        assert ("journal" in lines[1]) is everywhere
+
+
+def test_without_a_terminal_ids_and_all_else_is_whole() -> None:
+    """A program that reads the table finds what it found before."""
+    out = StringIO()
+    show_runs([_a_run()], Console(file=out, width=500))
+    for word in (_a_run().id, _a_run().model, _a_run().reason):
+        assert str(word) in out.getvalue()
 
 
 def test_receivers_are_shown_with_what_waits_for_them():

@@ -82,3 +82,46 @@ def test_what_could_not_be_forgotten_is_said(tidegate: Any, watchdog: Any) -> No
     watchdog.will("forget", error="the journal is paused: the disk is full")
     code, out, err = tidegate("forget", "run_abc")
     assert (code, out, "the disk is full" in err) == (1, "", True)
+
+
+ONE, TWO = f"run_01234567{'0' * 24}", f"run_012389ab{'0' * 24}"
+
+
+def listed(*ids: str) -> dict[str, Any]:
+    """What `runs` answers when these are known."""
+    of = {
+        "object": "run", "state": "completed", "reason": None, "model": "m\x1b[2J", "upstream": "b",
+        "attempts": 1, "created": 0.0, "ended": 1.0, "first_seq": 0, "next_seq": 1, "bytes": 1,
+        "subscribers": 0, "place": "journal",
+    }  # fmt: skip
+    return {"object": "list", "data": [{"id": name, **of} for name in ids]}
+
+
+@pytest.mark.parametrize("given", ["01234567", "run_01234567", "01234", ONE])
+def test_the_beginning_of_an_id_is_enough(tidegate: Any, watchdog: Any, given: str) -> None:
+    """Of those that only the files know, too; the running one is told the whole id."""
+    watchdog.will("runs", listed(ONE, TWO))
+    watchdog.will("forget", {"runs": 1})
+    code, out, _ = tidegate("forget", given)
+    assert (code, out.startswith(f"Forgotten: {ONE},")) == (0, True)
+    assert watchdog.requests[-1].run == ONE
+    assert [each.all for each in watchdog.requests[:-1]] == ([] if given == ONE else [True])
+
+
+def test_several_that_begin_so_are_listed_and_kept(tidegate: Any, watchdog: Any) -> None:
+    """Nothing is forgotten until it is clear which one is meant."""
+    watchdog.will("runs", listed(ONE, TWO))
+    code, out, err = tidegate("forget", "0123")
+    assert (code, out) == (64, "")
+    assert [name in err for name in (ONE, TWO, "\x1b")] == [True, True, False]
+    watchdog.will("runs", listed(TWO))
+    code, _, err = tidegate("forget", "01234567")
+    assert (code, "no run that begins with 01234567" in err) == (1, True)
+    assert {each.verb for each in watchdog.requests} == {"runs"}
+
+
+def test_one_known_in_two_places_is_one(tidegate: Any, watchdog: Any) -> None:
+    """Two workers may list the same run."""
+    watchdog.will("runs", listed(ONE, ONE))
+    watchdog.will("forget", {"runs": 1})
+    assert tidegate("forget", "01234567")[0] == 0

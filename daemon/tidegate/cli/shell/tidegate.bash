@@ -46,7 +46,7 @@ _tidegate() {
                     words="-h --help --config --state-dir --runtime-dir --json -v --verbose" ;;
                 "runs")
                     words=""
-                    words="-h --help --config --state-dir --runtime-dir --json --all" ;;
+                    words="-h --help --config --state-dir --runtime-dir --json --all -w --wide" ;;
                 "usage")
                     words=""
                     words="-h --help --config --state-dir --runtime-dir --json --by --since" ;;
@@ -55,7 +55,7 @@ _tidegate() {
                     words="-h --help --config --state-dir --runtime-dir --json --all --yes" ;;
                 "models")
                     words=""
-                    words="-h --help --config --state-dir --runtime-dir --json" ;;
+                    words="-h --help --config --state-dir --runtime-dir --json -w --wide" ;;
                 "sweep")
                     words=""
                     words="-h --help --config --state-dir --runtime-dir --json --finished" ;;

@@ -1,6 +1,7 @@
 """`tidegate models`: each upstream with what it has, for a terminal of 80 columns or more.
 
-Names of models are words of other people's servers: they are folded and made printable.
+Names of models are words of other people's servers: they are made printable, and cut where
+a line ends.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from tidegate.cli.show.columns import Column, fitting_table
 from tidegate.cli.show.decode import ModelListing
 from tidegate.cli.show.printable import printable
 from tidegate.cli.show.screen import duration_text, new_console
 from tidegate.core.upstreams.summary import ModelAlias, ModelState, UpstreamModels
 
 _LOADED = {True: "yes", False: "no", None: "unknown"}
+_LEAST_NAME, _WANTED_NAME = 16, 48  # columns
 _NONE = """\
 No upstream is configured, and none was found on this computer's usual ports.
 Start Ollama, llama.cpp, LM Studio or vLLM here, or name an [[upstream]] in the config."""
@@ -32,7 +35,8 @@ def show_models(listing: ModelListing, console: Console | None = None) -> None:
         for style, line in _headlines(upstream):
             console.print(Text(printable(line), style=style))
         if upstream.models:
-            console.print(Padding(_models_table(upstream.models), (0, 0, 0, 2), expand=False))
+            table = _models_table(upstream.models, console.width - 2)
+            console.print(Padding(table, (0, 0, 0, 2), expand=False))
         more = upstream.total - len(upstream.models)
         if more or not upstream.total:
             console.print(f"  and {more} more" if more else "  it has listed no model yet")
@@ -62,18 +66,21 @@ def _state_text(upstream: UpstreamModels) -> str:
     return f"set aside for {duration_text(upstream.aside_s + 0.999)} more"  # never "0 s more"
 
 
-def _models_table(models: list[ModelState]) -> Table:
-    has_aside = any(model.aside_why for model in models)
-    table = _table("model", *(["set aside"] if has_aside else []))
-    table.add_column("loaded", no_wrap=True)
-    for name in ("first output", "speed"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for model in models:
-        speed = "-" if model.per_s is None else f"{_figure(model.per_s)} {model.unit}"
-        aside = [_aside_text(model)] if has_aside else []
-        cells = (model.name, *aside, _LOADED[model.loaded], _wait_text(model.first_output_s), speed)
-        table.add_row(*(Text(printable(cell)) for cell in cells))
-    return table
+def _models_table(models: list[ModelState], width: int) -> Table:
+    """Draw the models: a name is what one copies, so that figures go before it is cut."""
+    names = [model.name for model in models]
+    columns = [Column(name="model", cells=names, least=_LEAST_NAME, wanted=_WANTED_NAME)]
+    if any(model.aside_why for model in models):
+        columns.append(Column(name="set aside", cells=[_aside_text(model) for model in models]))
+    columns.append(Column(name="loaded", cells=[_LOADED[model.loaded] for model in models]))
+    waits = [_wait_text(model.first_output_s) for model in models]
+    columns.append(Column(name="first output", cells=waits, right=True))
+    columns.append(Column(name="speed", cells=[_speed_text(model) for model in models], right=True))
+    return fitting_table(columns, ("first output", "speed", "loaded"), width)
+
+
+def _speed_text(model: ModelState) -> str:
+    return "-" if model.per_s is None else f"{_figure(model.per_s)} {model.unit}"
 
 
 def _aside_text(model: ModelState) -> str:

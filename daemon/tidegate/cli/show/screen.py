@@ -6,19 +6,18 @@ sequence in an error text must not reach the terminal.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from tidegate.cli.show.columns import Column, fitting_table
 from tidegate.cli.show.decode import SweepResult
 from tidegate.cli.show.printable import printable
 from tidegate.core.runs.summary import RunSummary
 
-_ROOMY = 130  # columns in which a run is one line
-_ID_WIDTH = 36  # "run_" and 32 digits
+_WHOLE_ID = re.compile(r"run_[0-9a-f]{32}")
 _WIDE = 500  # columns without a terminal: a program that reads tables wants no wrapped lines
 
 
@@ -34,54 +33,38 @@ def swept_text(swept: SweepResult) -> str:
 def show_runs(
     runs: list[RunSummary], console: Console | None = None, *, everywhere: bool = False
 ) -> None:
-    """Print the runs as a table; newest first, as they come. `everywhere`: with where each is."""
+    """Print the runs as a table; newest first, as they come. `everywhere`: with where each is.
+
+    On a console that is narrower than a program's ids are short, which every verb takes.
+    """
     console = console or new_console()
     if not runs:
         console.print("No runs are known." if everywhere else "No runs are held.")
         return
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    (_fill_wide if console.width >= _ROOMY else _fill_narrow)(table, runs, everywhere=everywhere)
-    console.print(table)
-
-
-def _fill_wide(table: Table, runs: list[RunSummary], *, everywhere: bool) -> None:
-    for name in ("run", "state", "model", "upstream", *(["where"] if everywhere else [])):
-        table.add_column(name, overflow="fold")
-    for name in ("age", "events", "held", "readers"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("reason", overflow="fold")
-    for run in runs:
-        cells = (
-            run.id,
-            run.state,
-            run.model,
-            run.upstream or "-",
-            *([run.place] if everywhere else []),
-            _run_age_text(run),
-            str(run.next_seq),
-            size_text(run.bytes),
-            str(run.subscribers),
-            run.reason or "",
-        )
-        table.add_row(*(Text(printable(cell)) for cell in cells))
-
-
-def _fill_narrow(table: Table, runs: list[RunSummary], *, everywhere: bool) -> None:
-    """Fill 80 columns: the id stays whole, to be copied, and the reason stands below it."""
-    table.add_column("run", overflow="fold", width=_ID_WIDTH)
-    table.add_column("state", no_wrap=True)
-    table.add_column("model", overflow="fold")
+    is_wide = console.width >= _WIDE
+    columns = [
+        Column(name="run", cells=[run.id if is_wide else short_id(run.id) for run in runs]),
+        Column(name="state", cells=[run.state for run in runs]),
+        Column(name="model", cells=[run.model for run in runs], least=16),
+        Column(name="upstream", cells=[run.upstream or "-" for run in runs], least=8),
+    ]
     if everywhere:
-        table.add_column("where", no_wrap=True)
-    table.add_column("age", justify="right", no_wrap=True)
-    for run in runs:
-        about = Text(printable(run.id))
-        if run.reason:
-            about.append(f"\n{printable(run.reason)}", style="dim")
-        places = [run.place] if everywhere else []
-        age = " ".join(_run_age_text(run).split(" ")[:2])  # the unit that matters most
-        cells = (run.state, run.model, *places, age)
-        table.add_row(about, *(Text(printable(cell)) for cell in cells))
+        columns.append(Column(name="where", cells=[run.place for run in runs]))
+    figures = {
+        "age": [_run_age_text(run) for run in runs],
+        "events": [str(run.next_seq) for run in runs],
+        "held": [size_text(run.bytes) for run in runs],
+        "readers": [str(run.subscribers) for run in runs],
+    }
+    columns += [Column(name=name, cells=cells, right=True) for name, cells in figures.items()]
+    columns.append(Column(name="reason", cells=[run.reason or "" for run in runs], least=16))
+    dispensable = ("readers", "held", "events", "upstream", "reason", "where", "age")
+    console.print(fitting_table(columns, dispensable, console.width))
+
+
+def short_id(run: str) -> str:
+    """Return the eight digits by which a person tells a run from the others."""
+    return run[4:12] if _WHOLE_ID.fullmatch(run) else run
 
 
 def _run_age_text(run: RunSummary) -> str:
@@ -116,6 +99,10 @@ def count_text(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def new_console() -> Console:
-    """Make a console as wide as the terminal, or 500 columns where the output is no terminal."""
-    return Console(highlight=False) if sys.stdout.isatty() else Console(width=_WIDE)
+def new_console(*, wide: bool = False) -> Console:
+    """Make a console as wide as the terminal; or of 500 columns, where the output is no terminal
+    or a person asked for all.
+    """
+    if wide or not sys.stdout.isatty():
+        return Console(width=_WIDE, highlight=False)
+    return Console(highlight=False)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable
 
 import msgspec
 
-from tidegate.cli.failure import NOT_RUNNING, NOT_YET, REFUSED, CliError
+from tidegate.cli.failure import NOT_RUNNING, NOT_YET, REFUSED, USAGE, CliError
 from tidegate.cli.places import find_places
-from tidegate.cli.show.printable import say, say_json, say_lines
+from tidegate.cli.show.printable import printable, say, say_json, say_lines
 from tidegate.config.places import Places, serving_dir, system_places
 from tidegate.core.decoding import Undecodable
 from tidegate.core.protocol.control import ControlReply, ControlRequest
 from tidegate.watchdog.control import client
 from tidegate.watchdog.control.client import SOCKET_NAME, NotRunning
 
+_ID_BEGINNING = re.compile(r"[0-9a-f]{4,31}")
+_MOST_TOLD = 10
 ANSWER_LIMIT_S = 15.0  # the watchdog gives a worker 5 s
 FORGET_LIMIT_S = 60.0  # it gives one 50 s to overwrite what goes
 RELOAD_LIMIT_S = 90.0  # for one under way and one more, each of which may start a worker
@@ -103,8 +106,40 @@ def runs(arguments: argparse.Namespace) -> int:
     if (result := _ask_for_people(arguments, request)) is not None:
         from tidegate.cli.show import decode, screen
 
-        screen.show_runs(decode.read_runs(result), everywhere=arguments.all)
+        console = screen.new_console(wide=arguments.wide)
+        screen.show_runs(decode.read_runs(result), console, everywhere=arguments.all)
     return 0
+
+
+def find_run(places: Places, given: str) -> str:
+    """Return the whole id of the run that `given` is the beginning of, "run_" or not.
+
+    The running tidegate is asked for its runs; what is a whole id, or the beginning of none, comes
+    back as it is. Raises CliError where several begin so, and lists them.
+    """
+    digits = given.removeprefix("run_")
+    if not _ID_BEGINNING.fullmatch(digits):
+        return given
+    from tidegate.cli.show import decode
+
+    known = decode.read_runs(ask(places, ControlRequest(verb="runs", all=True)))
+    found = {run.id: run for run in known if run.id.startswith(f"run_{digits}")}
+    if not found:
+        raise CliError(
+            f"no run that begins with {given} is among the newest; "
+            "`tidegate runs --all --wide` shows whole ids",
+            REFUSED,
+        )
+    if len(found) > 1:
+        told = [
+            f"  {run.id}  {run.state}  {run.model}" for run in list(found.values())[:_MOST_TOLD]
+        ]
+        more = [f"  and {len(found) - _MOST_TOLD} more"] if len(found) > _MOST_TOLD else []
+        several = "\n".join([*map(printable, told), *more])
+        raise CliError(
+            f"{given} is the beginning of several runs; give more of it:\n{several}", USAGE
+        )
+    return next(iter(found))
 
 
 def models(arguments: argparse.Namespace) -> int:
@@ -112,8 +147,9 @@ def models(arguments: argparse.Namespace) -> int:
     if (result := _ask_for_people(arguments, ControlRequest(verb="models"))) is not None:
         from tidegate.cli.show import decode
         from tidegate.cli.show.models import show_models
+        from tidegate.cli.show.screen import new_console
 
-        show_models(decode.read_models(result))
+        show_models(decode.read_models(result), new_console(wide=arguments.wide))
     return 0
 
 

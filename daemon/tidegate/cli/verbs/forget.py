@@ -8,7 +8,7 @@ import sys
 from tidegate.cli.failure import REFUSED, USAGE, CliError
 from tidegate.cli.places import find_places
 from tidegate.cli.show.printable import say, say_json
-from tidegate.cli.verbs.ask import FORGET_LIMIT_S, ask
+from tidegate.cli.verbs.ask import FORGET_LIMIT_S, ask, find_run
 from tidegate.core.protocol.control import ControlRequest
 from tidegate.core.text import count
 
@@ -19,6 +19,8 @@ def forget(arguments: argparse.Namespace) -> int:
     if (run is None) != arguments.all:
         raise CliError("forget: give the id of a run, or --all", USAGE)
     places = find_places(arguments)
+    if run is not None:
+        run = find_run(places, run)
     if not arguments.yes and not _is_meant(run):
         say("Nothing was forgotten.")
         return REFUSED
