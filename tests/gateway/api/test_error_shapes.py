@@ -20,7 +20,7 @@ from tidegate.core.runs.ledger import Entry
 from tidegate.gateway.upstreams import catalog
 
 KEY = "tg-" + "k" * 40
-LOOKS, NEWER = "tg-looks", "tg-newer"
+LOOKS, NEWER, WRONG = "tg-looks", "tg-newer", "tg-wrong"
 TOKENS = [scoped(KEY), scoped(LOOKS, "read"), scoped(NEWER, "audit")]
 ANTHROPIC_PYTHON = Path(__file__).parents[3] / ".venv" / "clients" / "bin" / "python"
 ASKING = [f"/v1{form.path}" if not form.at_root else form.path for form in formats.ALL]
@@ -115,7 +115,7 @@ FAULTS: dict[str, Fault] = {
     "two keys": Fault(401, sends("x-api-key: a", "Authorization: Bearer b")),
     "a token that only looks": Fault(403, sends(f"x-api-key: {LOOKS}"), reading=False),
     "a token of a newer version": Fault(403, sends(f"x-api-key: {NEWER}")),
-    "another host": Fault(403, with_key("Host: example.com")),
+    "another host": Fault(403, sends("Host: example.com")),
     "no host": Fault(400, with_key("Host: a b")),
     "another site": Fault(403, with_key("Origin: http://evil.example"), reading=False),
     "another method": Fault(405, sends(f"x-api-key: {KEY}", method="PATCH")),
@@ -220,7 +220,7 @@ async def test_the_demo_refuses_in_the_shape_that_was_asked(
 
 RAISED = {
     "no key": "AuthenticationError",
-    "another host": "PermissionDeniedError",
+    "another host": "AuthenticationError",  # a valid token would have made up for the name
     "a token that only looks": "PermissionDeniedError",
     "an unknown model": "NotFoundError",
     "no JSON": "BadRequestError",
@@ -235,8 +235,9 @@ ANTHROPIC_RAISES = RAISED | {
 
 def options_of(fault: str) -> dict[str, Any]:
     """What a client has to say for this fault to happen."""
+    keys = {"no key": WRONG, "another host": WRONG, "a token that only looks": LOOKS}
     return {
-        "key": {"no key": "tg-wrong", "a token that only looks": LOOKS}.get(fault, KEY),
+        "key": keys.get(fault, KEY),
         "host": "example.com" if fault == "another host" else "localhost",
         "model": "x" if fault == "an unknown model" else 7 if fault == "no JSON" else "ok",
         "text": "x" * 9000 if fault == "too large" else "x",

@@ -250,7 +250,9 @@ async def test_a_write_that_the_kernel_took_in_part_is_outbound_whole() -> None:
     transport, protocol = Mock(), Mock(spec=ClientProtocol)
     transport.is_closing.return_value, protocol.loop = False, None
     protocol.transport, protocol.ends_after_answer = transport, False
-    client = ResponseWriter.of(Mock(transport=transport, protocol=protocol, version=HttpVersion11))
+    request = Mock(transport=transport, protocol=protocol, version=HttpVersion11)
+    request.get.return_value = None
+    client = ResponseWriter.of(request)
     for size in (300, 200):
         client.write(bytes(size))
     for unsent, outbound in ((0, 0), (1, 200), (200, 200), (201, 500), (600, 600)):
