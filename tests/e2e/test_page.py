@@ -174,6 +174,19 @@ def test_an_open_page_lives_through_all_that_befalls_it(
     check_calm(tab, running, "Failed to load resource", "ERR_")
 
 
+def test_without_a_history_it_says_so(browser: Browser, gateway: StartGateway) -> None:
+    """Under Today and under Usage; the rest of the page is as ever."""
+    running = gateway("[history]\nmax_rows = 0\n")
+    begin(running, "demo")
+    tab = show(browser, running)
+    tab.wait_text("#today", "history")
+    tab.go("usage")
+    tab.wait_text("#usage-note", "history")
+    tab.go("answers")
+    tab.wait_text("#over", "or there is no history")
+    check_calm(tab, running, "Failed to load resource")
+
+
 def test_parked_it_says_why_until_that_is_mended(browser: Browser, gateway: StartGateway) -> None:
     """The page is there before any config is, and shows the worker that comes then."""
     port = free_port()

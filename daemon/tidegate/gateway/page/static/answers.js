@@ -36,7 +36,7 @@ export function showAnswers(overview) {
     { title: "First output", kind: "number", rem: 5, cell: (run) => duration(run.first_output_s) },
     { title: "Tokens", kind: "number", rem: 5.5, cell: (run) => count(run.output_tokens) },
     { title: "Why", kind: "long", rem: 9, cell: (run) => (run.state === "completed" ? "" : run.reason ?? "") },
-  ], runs.finished, { empty: "No answer has ended yet." });
+  ], runs.finished, { empty: "None: no answer has ended yet, or there is no history." });
 }
 
 function cancelButton(run) {
