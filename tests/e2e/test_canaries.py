@@ -207,6 +207,15 @@ async def fail_in_every_way(running: Gateway, token: str) -> dict[str, str]:
     return told
 
 
+def open_socket(offered: str, version: int = 13) -> str:
+    """A WebSocket's handshake, as a page writes it: its token is a subprotocol."""
+    return (
+        "GET /v1/responses HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\n"
+        f"Upgrade: websocket\r\nSec-WebSocket-Version: {version}\r\n"
+        f"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Protocol: {offered}\r\n\r\n"
+    )
+
+
 async def go_wrong(running: Gateway) -> None:
     """Clients that put a key where it does not belong."""
     url = running.base_url
@@ -240,6 +249,8 @@ async def go_wrong(running: Gateway) -> None:
         await get(url, path)
         await get(url, path, {}, method="DELETE")
     await send_raw(running, f"GET http://u:{PASTED}@x/ HTTP/1.1\r\nHost: x\r\n\r\n")
+    for offered in (f"tidegate-token.{WRONG_TOKEN}", f"openai-insecure-api-key.{PASTED}", PASTED):
+        await send_raw(running, open_socket(f"tidegate, {offered}"))
     await send_raw(running, f"{PASTED} / HTTP/1.1\r\nHost: x\r\n\r\n")
     await send_raw(running, f"GET / {PASTED}\r\n\r\n")
     await send_raw(running, f"GET / HTTP/1.1\r\n{PASTED}\r\n\r\n")
@@ -254,6 +265,8 @@ async def go_wrong(running: Gateway) -> None:
 
 async def go_wrong_inside(running: Gateway, token: str) -> None:
     """The same, by a client with a token."""
+    for version in (12, 13):  # the first is refused for it, the other one let in
+        await send_raw(running, open_socket(f"tidegate, tidegate-token.{token}", version))
     headers = {"Authorization": f"Bearer {token}"}
     for model in (PASTED, f"env/{PASTED}", f"{PASTED}/x", PROMPT, f"env/{PROMPT}"):
         stream = await Stream.open(
