@@ -124,6 +124,10 @@ def _call(arguments: argparse.Namespace) -> int:
             from tidegate.cli.service.verbs import run as service
 
             return service(arguments)
+        case "top":
+            from tidegate.cli.verbs.top import top
+
+            return top(arguments)
         case "usage":
             from tidegate.cli.verbs.usage import usage
 

@@ -94,6 +94,8 @@ def command_line() -> argparse.ArgumentParser:
         "--all", action="store_true", help="also those that the journal or the history knows"
     )
     _add_wide(runs)
+    top = verb("top", "how it is and what runs, drawn anew until Ctrl-C", json=True)
+    top.add_argument("--once", action="store_true", help="draw once, and end")
     _add_usage(verb("usage", "who used how many tokens, of what, in which time", json=True))
     forget = verb("forget", "remove an answer, and that it was, from memory and disk", json=True)
     forget.add_argument(

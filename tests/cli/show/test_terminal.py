@@ -92,6 +92,7 @@ def _read(fd: int) -> bytes:
         ("runs",),
         ("runs", "--all"),
         ("models",),
+        ("top", "--once"),
         ("check",),
         ("help",),
         ("usage", "--help"),

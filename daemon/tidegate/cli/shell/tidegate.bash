@@ -14,7 +14,7 @@ _tidegate() {
                 continue ;;
         esac
         case "${path:+$path }$word" in
-            "run"|"start"|"stop"|"restart"|"status"|"runs"|"usage"|"forget"|"models"|"sweep"|"recycle"|"upgrade"|"reload"|"logs"|"check"|"doctor"|"bundle"|"replay"|"token"|"token new"|"token list"|"token revoke"|"notify"|"notify test"|"service"|"service install"|"service uninstall"|"service start"|"service stop"|"service restart"|"service status"|"service logs"|"completion"|"version"|"help")
+            "run"|"start"|"stop"|"restart"|"status"|"runs"|"top"|"usage"|"forget"|"models"|"sweep"|"recycle"|"upgrade"|"reload"|"logs"|"check"|"doctor"|"bundle"|"replay"|"token"|"token new"|"token list"|"token revoke"|"notify"|"notify test"|"service"|"service install"|"service uninstall"|"service start"|"service stop"|"service restart"|"service status"|"service logs"|"completion"|"version"|"help")
                 path="${path:+$path }$word" ;;
         esac
     done
@@ -27,7 +27,7 @@ _tidegate() {
         *)
             case "$path" in
                 "")
-                    words="run start stop restart status runs usage forget models sweep recycle upgrade reload logs check doctor bundle replay token notify service completion version help"
+                    words="run start stop restart status runs top usage forget models sweep recycle upgrade reload logs check doctor bundle replay token notify service completion version help"
                     case "$cur" in -*) words="-h --help --version" ;; esac ;;
                 "run")
                     words=""
@@ -47,6 +47,9 @@ _tidegate() {
                 "runs")
                     words=""
                     words="-h --help --config --state-dir --runtime-dir --json --all -w --wide" ;;
+                "top")
+                    words=""
+                    words="-h --help --config --state-dir --runtime-dir --json --once" ;;
                 "usage")
                     words=""
                     words="-h --help --config --state-dir --runtime-dir --json --by --since" ;;
@@ -133,7 +136,7 @@ _tidegate() {
                     words=""
                     words="-h --help --config --state-dir --runtime-dir --json" ;;
                 "help")
-                    words="run start stop restart status runs usage forget models sweep recycle upgrade reload logs check doctor bundle replay token notify service completion version help"
+                    words="run start stop restart status runs top usage forget models sweep recycle upgrade reload logs check doctor bundle replay token notify service completion version help"
                     case "$cur" in -*) words="-h --help" ;; esac ;;
             esac ;;
     esac

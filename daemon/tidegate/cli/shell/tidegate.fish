@@ -11,7 +11,7 @@ function __tidegate_at --description 'Whether the words so far lead to this verb
             set is_value 1
             continue
         end
-        if contains -- (string join ' ' $path $word) 'run' 'start' 'stop' 'restart' 'status' 'runs' 'usage' 'forget' 'models' 'sweep' 'recycle' 'upgrade' 'reload' 'logs' 'check' 'doctor' 'bundle' 'replay' 'token' 'token new' 'token list' 'token revoke' 'notify' 'notify test' 'service' 'service install' 'service uninstall' 'service start' 'service stop' 'service restart' 'service status' 'service logs' 'completion' 'version' 'help'
+        if contains -- (string join ' ' $path $word) 'run' 'start' 'stop' 'restart' 'status' 'runs' 'top' 'usage' 'forget' 'models' 'sweep' 'recycle' 'upgrade' 'reload' 'logs' 'check' 'doctor' 'bundle' 'replay' 'token' 'token new' 'token list' 'token revoke' 'notify' 'notify test' 'service' 'service install' 'service uninstall' 'service start' 'service stop' 'service restart' 'service status' 'service logs' 'completion' 'version' 'help'
             set -a path $word
         end
     end
@@ -26,6 +26,7 @@ complete -c tidegate -n '__tidegate_at' -a stop -d 'Finish the answers in flight
 complete -c tidegate -n '__tidegate_at' -a restart -d 'Stop, then start in the background'
 complete -c tidegate -n '__tidegate_at' -a status -d 'How it is, in one sentence, and what is wrong'
 complete -c tidegate -n '__tidegate_at' -a runs -d 'The answers that are held'
+complete -c tidegate -n '__tidegate_at' -a top -d 'How it is and what runs, drawn anew until Ctrl-C'
 complete -c tidegate -n '__tidegate_at' -a usage -d 'Who used how many tokens, of what, in which time'
 complete -c tidegate -n '__tidegate_at' -a forget -d 'Remove an answer, and that it was, from memory and disk'
 complete -c tidegate -n '__tidegate_at' -a models -d 'The upstreams, what they have, and what is loaded'
@@ -77,6 +78,12 @@ complete -c tidegate -n '__tidegate_at runs' -l runtime-dir -x -a '(__fish_compl
 complete -c tidegate -n '__tidegate_at runs' -l json -d 'for programs'
 complete -c tidegate -n '__tidegate_at runs' -l all -d 'also those that the journal or the history knows'
 complete -c tidegate -n '__tidegate_at runs' -s w -l wide -d 'every column and name whole, however long'
+complete -c tidegate -n '__tidegate_at top' -s h -l help -d 'show this help message and exit'
+complete -c tidegate -n '__tidegate_at top' -l config -r -F -d 'the config file'
+complete -c tidegate -n '__tidegate_at top' -l state-dir -x -a '(__fish_complete_directories)' -d 'for tokens and logs'
+complete -c tidegate -n '__tidegate_at top' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'for sockets and the pid'
+complete -c tidegate -n '__tidegate_at top' -l json -d 'for programs'
+complete -c tidegate -n '__tidegate_at top' -l once -d 'draw once, and end'
 complete -c tidegate -n '__tidegate_at usage' -s h -l help -d 'show this help message and exit'
 complete -c tidegate -n '__tidegate_at usage' -l config -r -F -d 'the config file'
 complete -c tidegate -n '__tidegate_at usage' -l state-dir -x -a '(__fish_complete_directories)' -d 'for tokens and logs'
@@ -242,4 +249,4 @@ complete -c tidegate -n '__tidegate_at version' -l state-dir -x -a '(__fish_comp
 complete -c tidegate -n '__tidegate_at version' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'for sockets and the pid'
 complete -c tidegate -n '__tidegate_at version' -l json -d 'for programs'
 complete -c tidegate -n '__tidegate_at help' -s h -l help -d 'show this help message and exit'
-complete -c tidegate -n '__tidegate_at help' -a 'run start stop restart status runs usage forget models sweep recycle upgrade reload logs check doctor bundle replay token notify service completion version help'
+complete -c tidegate -n '__tidegate_at help' -a 'run start stop restart status runs top usage forget models sweep recycle upgrade reload logs check doctor bundle replay token notify service completion version help'

@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 import sys
 import time
+from collections.abc import Mapping
 
 from rich.console import Console
+from rich.table import Table
 
 from tidegate.cli.show.columns import Column, fitting_table
 from tidegate.cli.show.decode import SweepResult
@@ -41,7 +43,18 @@ def show_runs(
     if not runs:
         console.print("No runs are known." if everywhere else "No runs are held.")
         return
-    is_wide = console.width >= _WIDE
+    console.print(runs_table(runs, console.width, everywhere=everywhere))
+
+
+def runs_table(
+    runs: list[RunSummary],
+    width: int,
+    *,
+    everywhere: bool = False,
+    speeds: Mapping[str, float] | None = None,
+) -> Table:
+    """Draw the runs in so many columns; `speeds` are events a second, by id, where known."""
+    is_wide = width >= _WIDE
     columns = [
         Column(name="run", cells=[run.id if is_wide else short_id(run.id) for run in runs]),
         Column(name="state", cells=[run.state for run in runs]),
@@ -50,8 +63,10 @@ def show_runs(
     ]
     if everywhere:
         columns.append(Column(name="where", cells=[run.place for run in runs]))
-    figures = {
-        "age": [_run_age_text(run) for run in runs],
+    figures = {"age": [_run_age_text(run) for run in runs]}
+    if speeds is not None:
+        figures["events/s"] = [_speed_text(speeds.get(run.id)) for run in runs]
+    figures |= {
         "events": [str(run.next_seq) for run in runs],
         "held": [size_text(run.bytes) for run in runs],
         "readers": [str(run.subscribers) for run in runs],
@@ -59,7 +74,11 @@ def show_runs(
     columns += [Column(name=name, cells=cells, right=True) for name, cells in figures.items()]
     columns.append(Column(name="reason", cells=[run.reason or "" for run in runs], least=16))
     dispensable = ("readers", "held", "events", "upstream", "reason", "where", "age")
-    console.print(fitting_table(columns, dispensable, console.width))
+    return fitting_table(columns, dispensable, width)
+
+
+def _speed_text(per_s: float | None) -> str:
+    return "-" if per_s is None else f"{per_s:.1f}"
 
 
 def short_id(run: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -38,12 +38,20 @@ _COLOURS = {HEALTHY: "bold green", DEGRADED: "bold yellow", PARKED: "bold red"}
 def show_status(status: Status, console: Console | None = None, *, verbose: bool = False) -> None:
     """Print how it is: the sentence, and what is wrong; with `verbose` one screen of all."""
     console = console or new_console()
+    for part in status_parts(status, verbose=verbose):
+        console.print(part)
+    if not verbose:
+        console.print(Text("tidegate status --verbose shows all of it.", style="dim"))
+
+
+def status_parts(status: Status, *, verbose: bool = False) -> Iterable[RenderableType]:
+    """Write the sentence, where it is, and a table of what is wrong, or of all."""
     health = _health(status)
-    console.print(Text(printable(health.sentence), style=_COLOURS.get(health.state, "bold")))
+    yield Text(printable(health.sentence), style=_COLOURS.get(health.state, "bold"))
     where = ", ".join(status.listen) or "nowhere"
     age = duration_text(status.uptime_s)
     line = f"tidegate {status.version}, {status.state}, up {age}, listening at {where}"
-    console.print(Text(printable(line)))
+    yield Text(printable(line))
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True, min_width=10)
     grid.add_column(overflow="fold")
@@ -52,9 +60,7 @@ def show_status(status: Status, console: Console | None = None, *, verbose: bool
         for n, line in enumerate(lines):
             grid.add_row("" if n else f"  {name}", _coloured(printable(line)))
     if rows:
-        console.print(grid)
-    if not verbose:
-        console.print(Text("tidegate status --verbose shows all of it.", style="dim"))
+        yield grid
 
 
 def _health(status: Status) -> HealthSentence:
@@ -69,7 +75,7 @@ def _health(status: Status) -> HealthSentence:
 def _coloured(line: str) -> Text:
     """Colour the word that says that something is wrong, where a line begins with one."""
     text = Text(line)
-    for words, style in ((("error for",), "red"), (("warning for",), "yellow")):
+    for words, style in (("error for", "red"), ("warning for", "yellow")):
         if line.startswith(words):
             text.stylize(style, 0, line.index(" "))
     _, colon, state = line.partition(": ")
