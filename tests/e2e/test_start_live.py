@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
@@ -48,6 +48,47 @@ def test_it_serves_with_its_descriptors_closed(tmp_path: Path, closed: str) -> N
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_the_banner_is_for_a_terminal_and_a_log_has_one_line(
+    tmp_path: Path, on_terminal: bool
+) -> None:
+    """With what a person pastes on the one, and where it serves in the other."""
+    (tmp_path / "config.toml").write_text(f'listen = "127.0.0.1:{free_port()}"\n')
+    log = tmp_path / "log"
+    read_fd, write_fd = os.openpty() if on_terminal else os.pipe()
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "tidegate", "run", "--log-file", str(log)),
+            *("--config", str(tmp_path / "config.toml"), "--state-dir", str(tmp_path / "s")),
+            *("--runtime-dir", str(tmp_path / "r")),
+        ],
+        stdout=write_fd,
+    )
+    told = b""
+    try:
+        os.close(write_fd)
+        os.set_blocking(read_fd, False)
+
+        def has_told() -> bool:
+            nonlocal told
+            with suppress(BlockingIOError):
+                told += os.read(read_fd, 4096)
+            return (b"Try it" in told) if on_terminal else "is ready: http" in log.read_text()
+
+        wait_until(lambda: log.exists() and has_told(), 30, "it is told that it serves")
+        assert ("is ready: http" in log.read_text(), "Try it" in log.read_text()) == (
+            not on_terminal,
+            False,
+        )
+        assert (told == b"") is not on_terminal
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait(30)
+        os.close(read_fd)
 
 
 def children(pid: int) -> list[int]:

@@ -85,7 +85,7 @@ def _print_json(places: Places, *, once: bool) -> int:
 
 def _print_once(places: Places, console: Console) -> int:
     status, runs = _read(_look(places))
-    for part in _parts(status, runs, {}, console, len(runs)):
+    for part in _parts(status, runs, None, console, len(runs)):
         console.print(part)
     return 0
 
@@ -130,7 +130,7 @@ def _room(status: Status, console: Console) -> int:
 def _parts(
     status: Status,
     runs: list[RunSummary],
-    speeds: dict[str, float],
+    speeds: dict[str, float] | None,
     console: Console,
     room: int,
 ) -> Iterator[RenderableType]:
