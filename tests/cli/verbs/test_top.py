@@ -49,11 +49,14 @@ class TopOnTerminal:
     def __init__(self, tidegate: Any) -> None:
         self._ours, theirs = os.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        # A shell in the background has Ctrl-C ignored, and what it starts inherits that.
+        former = signal.signal(signal.SIGINT, signal.default_int_handler)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tidegate", "top", *tidegate.places()],
             stdin=theirs, stdout=theirs, stderr=theirs,
             env={k: v for k, v in os.environ.items() if k != "COLUMNS"} | {"TERM": "xterm"},
         )  # fmt: skip
+        signal.signal(signal.SIGINT, former)
         os.close(theirs)
         self.told = ""
 
