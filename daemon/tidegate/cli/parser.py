@@ -171,6 +171,7 @@ def _add_usage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--since", default="7d", metavar="WHEN", help="30min, 2h, 7d, 2026-11-22; else 7d"
     )
+    _add_wide(parser)
 
 
 def _add_token(verbs: argparse._SubParsersAction[_Parser]) -> None:

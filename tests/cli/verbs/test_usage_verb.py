@@ -77,16 +77,23 @@ def test_costs_are_shown_where_there_are_prices() -> None:
     assert not any("cost" in line for line in shown(LAPTOP, NOTHING_TOLD))
 
 
-def test_a_long_name_is_folded_and_nothing_else() -> None:
-    """The figures stay whole in 80 columns."""
+def test_a_long_name_has_a_line_and_times_go_first() -> None:
+    """A name that fits a terminal without them is whole there; one that never does is cut, and
+    the figures are not.
+    """
+    usual = replace(LAPTOP, key="hf.co/unsloth/Qwen3-30B-A3B-Instruct-GGUF:Q4_K_M")
+    lines = shown(usual, by="model")
+    assert lines[1].split() == ["model", "runs", "failed", "in", "out"]
+    assert words(lines[2]) == f"{usual.key} 1204 12 34M 1.23M"
     name = "hf.co/" + "a-very-long-name-" * 6
     busy = replace(LAPTOP, key=name, input=999_999_999_999, output=999_900, cost=123456.7)
     lines = shown(busy, busy, by="model")
     assert max(map(len, lines)) <= 80
-    first, second = (n for n, line in enumerate(lines) if "1000G" in line and n < 9)
-    assert "".join(line.split(" ")[0] for line in lines[first:second]) == name
-    for line in (lines[first], lines[second]):
-        assert words(line).endswith("1204 12 1000G 1000k 123456.70 20 h 50 min just now")
+    for line in lines[2:4]:
+        assert words(line).startswith("hf.co/a-very-long-name-a-very-long")
+        assert words(line).endswith("… 1204 1000G 1000k 123456.70")
+    wide = shown(busy, busy, by="model", columns=500)[2]
+    assert words(wide) == f"{name} 1204 12 1000G 1000k 123456.70 20 h 50 min just now"
 
 
 def test_nothing_used_is_a_sentence() -> None:

@@ -52,7 +52,7 @@ _tidegate() {
                     words="-h --help --config --state-dir --runtime-dir --json --once" ;;
                 "usage")
                     words=""
-                    words="-h --help --config --state-dir --runtime-dir --json --by --since" ;;
+                    words="-h --help --config --state-dir --runtime-dir --json --by --since -w --wide" ;;
                 "forget")
                     words=""
                     words="-h --help --config --state-dir --runtime-dir --json --all --yes" ;;

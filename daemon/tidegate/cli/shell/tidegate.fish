@@ -91,6 +91,7 @@ complete -c tidegate -n '__tidegate_at usage' -l runtime-dir -x -a '(__fish_comp
 complete -c tidegate -n '__tidegate_at usage' -l json -d 'for programs'
 complete -c tidegate -n '__tidegate_at usage' -l by -x -a 'token model upstream day format' -d 'one of token, model, upstream, day, format'
 complete -c tidegate -n '__tidegate_at usage' -l since -x -d '30min, 2h, 7d, 2026-11-22; else 7d'
+complete -c tidegate -n '__tidegate_at usage' -s w -l wide -d 'every column and name whole, however long'
 complete -c tidegate -n '__tidegate_at forget' -s h -l help -d 'show this help message and exit'
 complete -c tidegate -n '__tidegate_at forget' -l config -r -F -d 'the config file'
 complete -c tidegate -n '__tidegate_at forget' -l state-dir -x -a '(__fish_complete_directories)' -d 'for tokens and logs'

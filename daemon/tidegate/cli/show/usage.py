@@ -1,7 +1,7 @@
 """`tidegate usage` for a terminal of 80 columns or more.
 
-Names of models are words of other people's servers: they are folded and made printable. What no
-upstream said is called unknown, and never counts as nothing.
+Names of models are words of other people's servers: they are made printable, and cut where a line
+ends. What no upstream said is called unknown, and never counts as nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tidegate.cli.show.printable import printable
+from tidegate.cli.show.columns import Column, fitting_table
 from tidegate.cli.show.screen import duration_text, new_console
 from tidegate.core.records.usage import UsageLine
 from tidegate.core.text import count
@@ -22,8 +22,9 @@ from tidegate.watchdog.control.status import show_age
 _NAMELESS = {"token": "no token", "upstream": "none was asked"}
 _UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
+_LEAST_NAME, _WANTED_NAME = 16, 48  # columns
 # A column's name, and what it shows of a line; in the row of sums the time of the last is left out.
-_Column = tuple[str, Callable[[UsageLine], str]]
+_Figure = tuple[str, Callable[[UsageLine], str]]
 
 
 def show_usage(
@@ -36,26 +37,33 @@ def show_usage(
         console.print(f"No run has ended since {from_when}, or there is no history of it.")
         return
     console.print(Text(f"Since {from_when}", style="dim"))
-    columns = list(_columns(lines))
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column(by, overflow="fold")
-    for name, _ in columns:
-        table.add_column(name, justify="right", no_wrap=True)
-    for line in lines:
-        key = line.key or _NAMELESS.get(by, "-")
-        table.add_row(
-            *(Text(printable(cell)) for cell in (key, *(show(line) for _, show in columns)))
-        )
-    if len(lines) > 1:
-        whole = _sum(lines)
-        cells = ("in all", *("" if name == "last" else show(whole) for name, show in columns))
-        table.add_row(*(Text(cell, style="bold") for cell in cells))
-    console.print(table)
+    console.print(_table(lines, by, console.width))
     for note in _notes(_sum(lines)):
         console.print(Text(note, style="dim"))
 
 
-def _columns(lines: list[UsageLine]) -> Iterator[_Column]:
+def _table(lines: list[UsageLine], by: str, width: int) -> Table:
+    """Draw a row for each and one for all; a name is what one looks for, so that times go first."""
+    sums = [_sum(lines)] if len(lines) > 1 else []
+    keys = [line.key or _NAMELESS.get(by, "-") for line in lines]
+    names = Column(
+        name=by, cells=keys + ["in all"] * len(sums), least=_LEAST_NAME, wanted=_WANTED_NAME
+    )
+    figures = [
+        Column(
+            name=name,
+            cells=[*map(show, lines), *("" if name == "last" else show(whole) for whole in sums)],
+            right=True,
+        )
+        for name, show in _columns(lines)
+    ]
+    table = fitting_table([names, *figures], ("time", "last", "failed"), width)
+    if sums:
+        table.rows[-1].style = "bold"
+    return table
+
+
+def _columns(lines: list[UsageLine]) -> Iterator[_Figure]:
     """Yield what there is to show; without a failure or a price there is no column for it."""
     yield "runs", lambda line: str(line.runs)
     if any(line.failed for line in lines):

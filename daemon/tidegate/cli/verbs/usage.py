@@ -22,7 +22,9 @@ def usage(arguments: argparse.Namespace) -> int:
         say_json(result)
         return 0
     from tidegate.cli.show import decode
+    from tidegate.cli.show.screen import new_console
     from tidegate.cli.show.usage import show_usage
 
-    show_usage(decode.read_usage(result), by=arguments.by, since=since)
+    console = new_console(wide=arguments.wide)
+    show_usage(decode.read_usage(result), by=arguments.by, since=since, console=console)
     return 0
