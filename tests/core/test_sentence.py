@@ -45,6 +45,14 @@ FLAT = MemoryState(used_bytes=69 * MIB + 5, budget_bytes=1024 * MIB)
             ),
         ),
         (
+            "starting",
+            None,
+            MemoryState(),
+            0.0,
+            0,
+            HealthSentence("degraded", "Starting. No answers running."),
+        ),
+        (
             "parked",
             "config.toml, line 3: unknown key.",
             FLAT,

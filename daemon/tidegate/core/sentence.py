@@ -39,8 +39,9 @@ def tell_health(
     if word == PARKED:
         return HealthSentence(word, opening)
     used, budget = memory.used_bytes // MIB, memory.budget_bytes // MIB
-    parts = [f"{used:,} of {budget:,} MiB", *_trend(memory, flat_s), f"{_answers(running)} running"]
-    return HealthSentence(word, f"{opening} {', '.join(parts)}.")
+    measured = [f"{used:,} of {budget:,} MiB", *_trend(memory, flat_s)] if budget else []
+    figures = ", ".join([*measured, f"{_answers(running)} running"])
+    return HealthSentence(word, f"{opening} {figures[0].upper()}{figures[1:]}.")
 
 
 def _trend(memory: MemoryState, flat_s: float) -> list[str]:
