@@ -20,9 +20,10 @@ from gateway.stores.store_rig import (
     stores_in,
     under_way,
 )
-from tidegate.core.settings import KIB, MIB, History, Journal
+from tidegate.core.records.usage import TokenUsage
+from tidegate.core.settings import KIB, MIB, History, Journal, Price
 from tidegate.gateway.stores import store_thread
-from tidegate.gateway.stores.history import RunHistory
+from tidegate.gateway.stores.history import MOST_LINES, RunHistory
 
 
 def small(max_bytes: int = MIB, keep_s: float = 86400.0) -> Journal:
@@ -142,6 +143,25 @@ async def test_a_hundred_thousand_rows(tmp_path: Path) -> None:
         began_s = time.monotonic()
         assert len(await rig.stores.usage("model", 0, None, {})) == 40
         assert time.monotonic() - began_s < 1
+
+
+async def test_of_more_names_than_are_listed_the_rest_is_one_line(tmp_path: Path) -> None:
+    """So that the sum of the lines is what was used, whatever it is of."""
+    count = MOST_LINES + 30
+    async with stores_in(tmp_path, small()) as rig:
+        for start in range(0, count, 100):
+            rows = [
+                a_row(f"run_{n}", asked=f"model-{n:04}", usage=TokenUsage(n, 1, 0, 0))
+                for n in range(start, min(start + 100, count))
+            ]
+            rig.stores.put([], rows)
+            await rig.stores.flush(5)
+        *lines, rest = await rig.stores.usage("model", 0, None, {"model-0001": Price(output=3.0)})
+        assert [line.key for line in lines] == [f"model-{n:04}" for n in range(count - 1, 29, -1)]
+        assert (rest.key, rest.runs, rest.input) == ("(others)", 30, sum(range(30)))
+        assert sum(line.runs for line in [*lines, rest]) == count
+        [whole] = await rig.stores.usage("token", 0, None, {})
+        assert whole.runs == count
 
 
 @pytest.mark.long

@@ -22,6 +22,8 @@ MIGRATIONS = (
     """,
 )
 MOST_LINES = 1000  # of usage: a client may have asked for any number of models
+_OTHERS = "(others)"  # what the rest of them is called; no model and no token may be called so
+_TOKENS = "sum(coalesce(input, 0) + coalesce(output, 0))"
 _SET_ASIDE_BYTES = 32 * 1024 * 1024
 WAL_LIMIT_BYTES = 1024 * 1024
 _PLAIN = RunRow._fields[:-1]  # `usage` is four columns
@@ -90,30 +92,52 @@ class RunHistory:
     ) -> list[UsageLine]:
         """Sum up what began since then, by one of `GROUPS`; days are those of the local time zone.
 
-        What was used most comes first, but days come the newest first; at most MOST_LINES of them.
+        What was used most comes first, but days come the newest first; of more than MOST_LINES the
+        rest is one line.
         """
+        of_key = _KEYS[by]
+        lines = self._lines(of_key, (), since, owner, prices)
+        if len(lines) > MOST_LINES:
+            ranked = (
+                f"SELECT {of_key} FROM runs WHERE began>=? AND owner=coalesce(?, owner)"  # noqa: S608
+                f" GROUP BY 1 ORDER BY {_TOKENS} DESC, count(*) DESC, 1 DESC LIMIT ?"
+            )
+            of_key = f"CASE WHEN {of_key} IN ({ranked}) THEN {of_key} ELSE '{_OTHERS}' END"
+            lines = self._lines(of_key, (since, owner, MOST_LINES), since, owner, prices)
+        if by == "day":
+            lines.sort(key=lambda line: line.key, reverse=True)
+        else:
+            lines.sort(key=lambda line: line.key == _OTHERS)
+        return lines
+
+    def _lines(
+        self,
+        of_key: str,
+        values: tuple[object, ...],
+        since: float,
+        owner: str | None,
+        prices: Mapping[str, Price],
+    ) -> list[UsageLine]:
+        """Sum up by an expression, which takes `values`; the first MOST_LINES * 4 sums of it."""
         # A cost needs the price of each model, whatever the sums are by.
         priced = [name for name, price in prices.items() if price != Price()]
         marks = ", ".join("?" * len(priced))
         found = self.database.rows(
-            f"SELECT {_KEYS[by]}, CASE WHEN asked IN ({marks}) THEN asked END, count(*),"  # noqa: S608
+            f"SELECT {of_key}, CASE WHEN asked IN ({marks}) THEN asked END, count(*),"  # noqa: S608
             " sum(outcome<>'completed'), sum(input IS NULL AND output IS NULL),"
             " sum(input), sum(output), sum(cached), sum(reasoning), sum(max(0, ended-began)),"
             " sum(answer_bytes), max(began), sum(min(cached, input)),"
             " sum(coalesce(input, 0) + coalesce(output, 0) > 0)"
             " FROM runs WHERE began>=? AND owner=coalesce(?, owner)"
-            " GROUP BY 1, 2"
-            " ORDER BY sum(coalesce(input, 0) + coalesce(output, 0)) DESC LIMIT ?",
-            (*priced, since, owner, MOST_LINES * 4),
+            f" GROUP BY 1, 2 ORDER BY {_TOKENS} DESC LIMIT ?",
+            (*values, *priced, since, owner, MOST_LINES * 4),
         )
         sums: dict[str, _Sum] = {}
         for row in found:
             sums.setdefault(row[0], _Sum()).add(row, prices.get(row[1] or ""))
         lines = [each.line(key) for key, each in sums.items()]
         lines.sort(key=lambda line: (line.input + line.output, line.runs, line.key), reverse=True)
-        if by == "day":
-            lines.sort(key=lambda line: line.key, reverse=True)
-        return lines[:MOST_LINES]
+        return lines
 
     def figures(self) -> tuple[int, float | None]:
         """Count the rows, and find when the oldest run began."""
