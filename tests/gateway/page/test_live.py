@@ -196,6 +196,38 @@ async def test_a_draining_worker_ends_the_stream_properly(rigs, scripted_upstrea
     assert stream.headers["connection"] == "close"
 
 
+async def test_a_page_whose_token_is_gone_is_told_no_more(rigs, scripted_upstream) -> None:
+    """Nor is one that came without a token, once there is any."""
+    for tokens, key in (([], ""), ([scoped("tg-a", name="a")], "tg-a")):
+        rig = await rigs(scripted_upstream, tokens=tokens)
+        answer_news(rig)
+        stream = await watch(rig, key)
+        await read(stream, 3)
+        rig.gateway.registry.token_names = {"another": "b"}  # as a reload sets it
+        await asyncio.wait_for(stream.read_rest(), DEADLINE_S)
+        assert stream.clean
+        await leave(rig, stream)
+
+
+async def test_what_was_gathered_is_let_go_of(rigs, scripted_upstream) -> None:
+    """When the last page is closed; the next one is told all of it again."""
+    rig = await rigs(scripted_upstream)
+    asked = answer_news(rig, news(points=POINTS, deeds=[SWEPT]))
+    stream = await watch(rig)
+    await read(stream, 3)
+    await leave(rig, stream)
+    feed: Any = rig.gateway.feed
+    await until(feed._ticker.done, DEADLINE_S, "it gathers no more")
+    held = (feed._points, feed._deeds, feed._made, feed._finished, feed._events)
+    assert not any(map(len, held))
+    answer_news(rig, news(points=POINTS, deeds=[SWEPT]))
+    again = await watch(rig)
+    samples = (await read(again, 1))[0][1]
+    assert (len(samples["rows"]), len(samples["marks"])) == (len(POINTS), 1)
+    assert asked[0] == 0.0
+    await leave(rig, again)
+
+
 async def test_a_page_that_reads_nothing_is_cut(rigs, scripted_upstream, monkeypatch) -> None:
     """After `STALL_S`, and all the while what waits for it is bounded."""
     monkeypatch.setattr(live, "STALL_S", 0.3)
