@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 
 import pytest
 from rich.console import Console
@@ -139,3 +140,12 @@ def test_eighty_columns_are_enough():
     assert whole.count("Q") == 190
     for words in ("unknown", "59 min 59 s", "12346 events/s"):
         assert words in whole
+
+
+def test_a_long_error_stays_below_its_upstream():
+    """Its further lines begin where its first one does."""
+    error = "upstream cannot be reached: " + "connection refused, " * 8
+    lines = shown(upstream(last_error=error, models=[], total=0)).splitlines()
+    first = next(n for n, line in enumerate(lines) if line.startswith("  last error: "))
+    assert all(re.match(r"  \S", line) for line in lines[first : first + 3])
+    assert max(map(len, lines)) <= 80

@@ -33,7 +33,9 @@ def show_models(listing: ModelListing, console: Console | None = None) -> None:
         console.print(Text(_NONE))
     for upstream in listing.data:
         for style, line in _headlines(upstream):
-            console.print(Text(printable(line), style=style))
+            text = Text(printable(line.lstrip()), style=style)
+            left = len(line) - len(line.lstrip())
+            console.print(Padding(text, (0, 0, 0, left), expand=False))
         if upstream.models:
             table = _models_table(upstream.models, console.width - 2)
             console.print(Padding(table, (0, 0, 0, 2), expand=False))
