@@ -1,3 +1,3 @@
 """tidegate: an LLM streaming gateway whose streams are bounded, resumable runs."""
 
-__version__ = "0.2.0"
+__version__ = "0.5.0"

@@ -5,7 +5,7 @@ class Tidegate < Formula
   desc "LLM streaming gateway that stays up for months"
   homepage "https://tidegate.invalid/"
   # All zeros until a release fills it in.
-  url "https://files.pythonhosted.org/packages/source/t/tidegate/tidegate-0.2.0.tar.gz"
+  url "https://files.pythonhosted.org/packages/source/t/tidegate/tidegate-0.5.0.tar.gz"
   sha256 "0000000000000000000000000000000000000000000000000000000000000000"
   license "Apache-2.0"
 

@@ -22,7 +22,7 @@ from tidegate.watchdog.control.client import NotRunning
 
 STATUS = {
     "state": "serving",
-    "version": "0.2.0",
+    "version": "0.5.0",
     "uptime_s": 788_400.0,
     "generation": 3,
     "listen": ["127.0.0.1:8433"],
@@ -164,7 +164,7 @@ def test_status_begins_with_one_sentence_and_tells_what_is_wrong(tidegate, watch
     out = tidegate("status")[1]
     lines = [line.rstrip() for line in out.splitlines()]
     assert lines[0] == "Healthy. 212 of 1,024 MiB, flat for 6 days, 3 answers running."
-    assert lines[1] == "tidegate 0.2.0, serving, up 9 d 3 h, listening at 127.0.0.1:8433"
+    assert lines[1] == "tidegate 0.5.0, serving, up 9 d 3 h, listening at 127.0.0.1:8433"
     for part in (
         "error for 1 min 30 s: it is full",
         "make room (disk)",
