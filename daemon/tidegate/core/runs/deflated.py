@@ -19,7 +19,7 @@ _LEVEL = 1  # 6 takes three times as long for a fifth less
 # For a segment it is 103 and 42 us, and not a byte more is left.
 _MEM_LEVEL = 5
 _SMALL_BYTES, _SMALL_WINDOW = 16 * 1024, -14
-_WINDOW = -15  # below 0: neither head nor checksum, for it is of use to this process alone
+_WINDOW = -15  # below 0: neither head nor checksum, for it is of use to tidegate alone
 
 
 def is_worth(size: int) -> bool:
@@ -27,10 +27,15 @@ def is_worth(size: int) -> bool:
     return LEAST_BYTES <= size <= MOST_BYTES
 
 
+def deflater(size: int) -> zlib._Compress:
+    """Make what deflates `size` bytes in all."""
+    window = _SMALL_WINDOW if size <= _SMALL_BYTES else _WINDOW
+    return zlib.compressobj(_LEVEL, zlib.DEFLATED, window, _MEM_LEVEL)
+
+
 def deflate(data: bytes) -> bytes | None:
     """Deflate bytes; None where less than a quarter would be saved."""
-    window = _SMALL_WINDOW if len(data) <= _SMALL_BYTES else _WINDOW
-    work = zlib.compressobj(_LEVEL, zlib.DEFLATED, window, _MEM_LEVEL)
+    work = deflater(len(data))
     found = work.compress(data) + work.flush()
     return found if len(found) * 4 <= len(data) * 3 else None
 

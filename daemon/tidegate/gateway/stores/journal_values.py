@@ -9,12 +9,13 @@ from typing import NamedTuple
 from tidegate.core import formats
 from tidegate.core.records.history import RunRow
 from tidegate.core.records.journal import JournaledRun
+from tidegate.core.runs.deflated import deflater
 from tidegate.gateway.stores.database import Row
 
 DIED = "worker_died"
 _UPSTREAMS = JournaledRun._fields.index("upstreams")
 _FLAGS = [JournaledRun._fields.index(name) for name in ("streamed", "background", "stored")]
-_LEVEL, _WBITS = 1, -15  # of zlib, raw
+_WBITS = -15  # of zlib, raw; whatever it was deflated with
 _BETWEEN_NAMES = "\n"  # of upstreams, which have none in theirs
 
 
@@ -66,7 +67,8 @@ def merge(entries: Sequence[JournalEntry], *, with_events: bool) -> Iterator[Jou
 
 def deflate(events: bytes) -> bytes:
     """Deflate whole events."""
-    return zlib.compress(events, _LEVEL, _WBITS)
+    work = deflater(len(events))
+    return work.compress(events) + work.flush()
 
 
 def row_of(run: JournaledRun) -> tuple[object, ...]:
@@ -120,14 +122,13 @@ def join(pieces: Sequence[tuple[int, bytes]], more: bytes) -> tuple[int, bytes]:
 
     Raises ValueError as `inflate` does.
     """
-    deflater = zlib.compressobj(_LEVEL, zlib.DEFLATED, _WBITS)
+    total = len(more) + sum(size for size, _ in pieces)
+    work = deflater(total)
     data = bytearray()
-    total = len(more)
     for size, deflated in pieces:
-        data += deflater.compress(inflate(size, deflated))
-        total += size
-    data += deflater.compress(more)
-    data += deflater.flush()
+        data += work.compress(inflate(size, deflated))
+    data += work.compress(more)
+    data += work.flush()
     return total, bytes(data)
 
 
