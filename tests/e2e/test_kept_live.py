@@ -79,7 +79,7 @@ def test_what_was_used_is_told_and_forgotten(
     ids = [answered(running, WORDS), answered(running, "ok")]
     wait_until(lambda: kept(running, "history")["runs"] == 2, 10, "both have a row")
     wait_until(lambda: kept(running, "journal")["runs"] == 2, 10, "both are in the journal")
-    shown = running.command("status").stdout
+    shown = running.command("status", "--verbose").stdout
     assert "answers, in memory: " in shown
     assert "a row a run, on disk: " in shown
     lines = running.command("usage", "--by", "model").stdout.splitlines()
