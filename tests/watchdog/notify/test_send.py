@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import socket
 import ssl
 import subprocess
@@ -211,11 +210,10 @@ def test_a_certificate_is_looked_at(tmp_path: Path) -> None:
         assert run(url, SSL_CERT_FILE=str(tmp_path / "ca.pem")).ok
 
 
-def test_without_apprise_it_says_how_to_get_it() -> None:
-    """The extra is named."""
-    if importlib.util.find_spec("apprise") is not None:
-        pytest.skip("it is installed here")
-    outcome = run("tgram://CANARYbot/chat")
+def test_without_apprise_it_says_how_to_get_it(tmp_path: Path) -> None:
+    """The extra is named. Where it is installed, what cannot be imported stands before it."""
+    (tmp_path / "apprise.py").write_text("raise ModuleNotFoundError(name='apprise')\n")
+    outcome = run("tgram://CANARYbot/chat", PYTHONPATH=str(tmp_path))
     assert not outcome.ok
     assert "pip install 'tidegate[notify]'" in outcome.answer
 
