@@ -165,7 +165,7 @@ class Stream:
                 self.body += await self.reader.readexactly(int(length))
                 self.clean = True
                 yield bytes(self.body)
-            elif self.status != 204:
+            elif self.status not in {204, 304}:
                 while data := await self.reader.read(READ_BYTES):
                     self.body += data
                     yield data

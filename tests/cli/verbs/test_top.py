@@ -150,6 +150,7 @@ def test_speeds_are_of_what_was_seen_before() -> None:
     assert speeds.take([a_run(1, next_seq=872)], 12.0) == {}
 
 
+@pytest.mark.long
 def test_it_draws_anew_until_ctrl_c(terminal: Any, tidegate: Any, watchdog: Any) -> None:
     """With speeds from the second picture on; then the terminal is as it was, and the code is 0."""
     will_tell(watchdog, *(a_run(number) for number in range(1, 60)))
@@ -164,6 +165,7 @@ def test_it_draws_anew_until_ctrl_c(terminal: Any, tidegate: Any, watchdog: Any)
     assert drawn.process.wait(LIMIT_S) == 0
 
 
+@pytest.mark.long
 def test_one_that_goes_away_is_waited_for(terminal: Any, watchdog: Any) -> None:
     """It says that none answers, and draws again as soon as one does."""
     will_tell(watchdog)

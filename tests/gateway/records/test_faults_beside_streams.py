@@ -67,6 +67,7 @@ async def answers(rig) -> None:
     await rig.idle()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_a_file_that_is_spoiled_touches_no_answer(
     rigs, scripted_upstream, tmp_path, fault: str
@@ -128,6 +129,7 @@ async def test_writing_that_fails_now_and_then_touches_no_answer(
     rig.errors.clear()
 
 
+@pytest.mark.long
 async def test_an_end_that_could_not_be_written_is_told_again(
     rigs, raw_upstream, tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

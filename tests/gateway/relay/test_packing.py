@@ -123,6 +123,7 @@ async def test_a_light_answer_is_packed_and_becomes_a_run_again(rigs, raw_upstre
     assert without_ids(bytes((await replay(rig.base_url, answer.run_id)).body)) == b"".join(body)
 
 
+@pytest.mark.long
 async def test_what_is_being_read_is_packed_when_its_reader_has_gone(rigs, raw_upstream) -> None:
     """To inflate what is read at once again would be work for nothing."""
     rig = await rigs(await raw_upstream(bulk(6000, *WHOLE_END)), window_bytes=16 * MIB)
@@ -217,6 +218,7 @@ async def test_what_is_packed_is_evicted_and_swept_by_what_it_holds(rigs, raw_up
     assert (rig.held_bytes, len(registry.packing)) == (0, 0)
 
 
+@pytest.mark.long
 async def test_packed_answers_are_there_where_others_had_to_go(rigs, raw_upstream) -> None:
     """In a ledger that holds three of them as they came."""
     rig = await rigs(await raw_upstream(bulk(300, *WHOLE_END)))
@@ -227,6 +229,7 @@ async def test_packed_answers_are_there_where_others_had_to_go(rigs, raw_upstrea
         assert without_ids(bytes((await replay(rig.base_url, answer.run_id)).body)) == answer.body
 
 
+@pytest.mark.long
 async def test_to_read_a_huge_answer_takes_no_more_than_a_segment(rigs, raw_upstream) -> None:
     """It is small when it is packed and large when it is read: at the limit it goes, as it is.
 
@@ -260,6 +263,7 @@ async def test_to_read_a_huge_answer_takes_no_more_than_a_segment(rigs, raw_upst
         assert not read.clean or "memory limit" in read.events[-1].error["message"]
 
 
+@pytest.mark.long
 async def test_a_reader_of_a_huge_answer_has_it_whole_at_any_limit(rigs, raw_upstream) -> None:
     """Inflated at once it would not fit."""
     rig = await rigs(await raw_upstream(bulk(8000, *WHOLE_END)), window_bytes=16 * MIB)
@@ -288,6 +292,7 @@ async def test_a_batch_that_fails_costs_the_others_nothing(rigs, raw_upstream, m
     assert rig.held_bytes < held / 10
 
 
+@pytest.mark.long
 async def test_a_thread_that_is_slow_keeps_nothing_waiting(rigs, raw_upstream, monkeypatch) -> None:
     """What is in its hands is read, released and swept meanwhile, and is not counted twice."""
     rig = await rigs(await raw_upstream(bulk(300, *WHOLE_END)))

@@ -131,6 +131,7 @@ async def test_every_so_manyth_statement_fails(
             assert (found.run.next_seq, found.events) == (82, events(first, 82 - first))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("code", "why"),
     [
@@ -174,6 +175,7 @@ async def test_a_pause_says_why_and_ends(
     assert sum("is kept again" in record.message for record in caplog.records) == 2
 
 
+@pytest.mark.long
 async def test_what_fails_again_and_again_is_dropped(tmp_path: Path, flaky: type[Flaky]) -> None:
     """A batch that cannot be written must not keep all that comes after it from it."""
     async with stores_in(tmp_path, connect=connect) as rig:
