@@ -15,7 +15,7 @@ from tidegate.config.mistake import MAX_PROBLEMS, Mistake
 from tidegate.config.places import MAX_SOCKET_PATH_BYTES
 from tidegate.config.receivers import find_receiver_problems
 from tidegate.core.http.header import MAX_HEADERS, MAX_VALUE_BYTES, is_value, name_problem
-from tidegate.core.http.host import parse_pattern
+from tidegate.core.http.host import is_own_listener, parse_pattern
 from tidegate.core.http.origin import parse_origin
 from tidegate.core.http.url import Url, parse_url
 from tidegate.core.memory.levels import (
@@ -78,7 +78,7 @@ def find_exposed_addresses(settings: Settings) -> list[Mistake]:
 
 def reached_by_others(addresses: Iterable[str]) -> list[str]:
     """List those addresses of `listen` that other computers can reach."""
-    return [address for address in addresses if not _is_local(address)]
+    return [address for address in addresses if not is_own_listener(address)]
 
 
 def without_consequences(found: list[Mistake], mistakes: list[Mistake]) -> list[Mistake]:
@@ -232,18 +232,6 @@ def _is_ip(family: socket.AddressFamily, text: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _is_local(address: str) -> bool:
-    """Tell whether only this computer can reach it. A name but localhost may be anything."""
-    if address.startswith("unix:"):
-        return True
-    host = address.rpartition(":")[0].strip("[]")
-    if _is_ip(socket.AF_INET, host):
-        return host.startswith("127.")
-    if _is_ip(socket.AF_INET6, host):
-        return socket.inet_pton(socket.AF_INET6, host) == socket.inet_pton(socket.AF_INET6, "::1")
-    return host.lower() == "localhost"
 
 
 def _allowed(settings: Settings) -> Iterator[Mistake]:

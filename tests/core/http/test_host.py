@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tidegate.core.http.host import (
     HostRules,
     is_home_name,
+    is_own_listener,
     is_same_origin,
     parse_authority,
     parse_pattern,
@@ -220,3 +221,25 @@ def test_an_origin_is_the_same_only_when_host_and_port_are(
 ) -> None:
     """The scheme only fills in its usual port."""
     assert is_same_origin(origin, parse_authority(host)) is same
+
+
+@pytest.mark.parametrize(
+    ("address", "is_own"),
+    [
+        ("unix:/run/x.sock", True),
+        ("127.0.0.1:8433", True),
+        ("127.9.9.9:1", True),
+        ("[::1]:8433", True),
+        ("localhost:8433", True),
+        ("LOCALHOST:8433", True),
+        ("0.0.0.0:8433", False),
+        ("[::]:8433", False),
+        ("[::ffff:127.0.0.1]:8433", False),
+        ("192.168.1.7:8433", False),
+        ("localhost.example:8433", False),
+        ("127.1:8433", False),
+    ],
+)
+def test_where_only_this_computer_reaches_a_server(address: str, is_own: bool) -> None:
+    """What is not surely so is not: an open address without a token is what it guards against."""
+    assert is_own_listener(address) is is_own

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 MAX_NAME = 253  # RFC 1035: the longest name that DNS can carry, written with dots
 
@@ -43,6 +43,7 @@ _LOCAL_NETWORKS = tuple(
 )
 
 
+_LOOPBACK_V6 = IPv6Address("::1")
 # No public resolver knows a name below these: RFC 6761, RFC 8375, ICANN's .internal, and the .lan
 # of many a router.
 _HOME_ZONES = (".localhost", ".home.arpa", ".internal", ".lan")
@@ -100,6 +101,21 @@ def _port(digits: str) -> int:
 def is_local_address(address: IPv4Address | IPv6Address) -> bool:
     """Say whether it is a loopback, private, link-local or overlay address."""
     return any(address in network for network in _LOCAL_NETWORKS)
+
+
+def is_own_listener(address: str) -> bool:
+    """Say whether only this computer can reach a server that listens there.
+
+    "127.0.0.1:8433", "[::1]:8433", "unix:/path". A name but localhost may be anything.
+    """
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        found = ip_address(host)
+    except ValueError:
+        return host.lower() == "localhost"
+    return found.is_loopback if isinstance(found, IPv4Address) else found == _LOOPBACK_V6
 
 
 def is_home_name(host: Authority) -> bool:

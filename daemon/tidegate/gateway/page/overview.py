@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
 
+from tidegate.core.http.host import is_own_listener
 from tidegate.core.problems import Repair
 from tidegate.core.protocol.news import Deed
 from tidegate.core.protocol.worker import News
@@ -210,28 +211,20 @@ def _median(values: list[float]) -> float | None:
     return values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
 
 
-def find_addresses(listen: Iterable[str]) -> PageAddresses:
+def find_addresses(listen: Sequence[str]) -> PageAddresses:
     """Find where clients reach it, by the addresses that it listens at.
 
     Which ones this computer has in its network is asked of the routing table alone: a datagram
     socket that is connected sends nothing.
     """
-    port, reachable = 0, False
-    for address in listen:
-        if address.startswith("unix:"):
-            continue
-        host, _, number = address.rpartition(":")
-        port = port or int(number)
-        reachable = reachable or not _is_loopback(host.strip("[]"))
-    lan = _lan_addresses() if reachable else []
-    return PageAddresses(port=port, host_name=socket.gethostname(), lan=lan, reachable=reachable)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    ports = [int(each.rpartition(":")[2]) for each in listen if not each.startswith("unix:")]
+    reachable = not all(map(is_own_listener, listen))
+    return PageAddresses(
+        port=ports[0] if ports else 0,
+        host_name=socket.gethostname(),
+        lan=_lan_addresses() if reachable else [],
+        reachable=reachable,
+    )
 
 
 def _lan_addresses() -> list[str]:
@@ -243,6 +236,6 @@ def _lan_addresses() -> list[str]:
                 address = probe.getsockname()[0]
         except OSError:
             continue
-        if not _is_loopback(address) and not address.startswith("fe80"):
+        if not ipaddress.ip_address(address).is_loopback and not address.startswith("fe80"):
             found.append(address)
     return found
