@@ -17,15 +17,7 @@ from tidegate.core.formats.base import Format
 from tidegate.core.runs.ledger import Entry
 from tidegate.core.settings import MIB
 from tidegate.gateway import web
-from tidegate.gateway.api import (
-    create,
-    demo,
-    health,
-    ollama,
-    openapi,
-    response_socket,
-    runs,
-)
+from tidegate.gateway.api import create, demo, health, ollama, openapi, response_socket, runs
 from tidegate.gateway.api.fast_lane import FastLane
 from tidegate.gateway.api.heads import no_room
 from tidegate.gateway.api.models import list_models, show_model

@@ -190,8 +190,8 @@ class LiveFeed:
             while self._watchers:
                 await asyncio.sleep(EVERY_S)
                 self._former_events = self._events
-                active = self._gateway.registry.active()
-                self._events = {relay.run.id: relay.run.window.next_seq for relay in active}
+                under_way = self._gateway.registry.under_way()
+                self._events = {relay.run.id: relay.run.window.next_seq for relay in under_way}
                 self._made.clear()
                 turn, self._turn = self._turn, asyncio.Event()
                 turn.set()
@@ -249,7 +249,7 @@ class LiveFeed:
         gateway, news = self._gateway, self._news
         seen = [
             relay
-            for relay in gateway.registry.active()
+            for relay in gateway.registry.under_way()
             if caller.sees is None or relay.run.owner == caller.sees
         ]
         newest = sorted(seen, key=lambda relay: relay.run.created, reverse=True)
@@ -266,8 +266,8 @@ class LiveFeed:
             for status in (pool.status(),)
         }
         health = tell_health(
-            "parked" if gateway.parked is not None else news.state,
-            gateway.parked or news.reason,
+            news.state,
+            news.reason,
             news.memory,
             flat_s=news.flat_s,
             running=gateway.registry.active_count,

@@ -6,8 +6,8 @@
 It gathers what is to be written, rests in proportion to what it worked, and never raises: what
 fails pauses the store for a minute. Meanwhile what comes waits, as far as the bound allows; beyond
 it is dropped and counted. One that hangs in a call holds up neither the loop nor the end of the
-process. Each store has a thread of its own,
-for the disk of one may hang while the other is in memory.
+process. Each store has a thread of its own, for the disk of one may hang while the other is in
+memory.
 """
 
 from __future__ import annotations
