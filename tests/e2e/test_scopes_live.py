@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import pytest
 
 from fakes.client import Stream, chat_body, get
+from fakes.former import install_former, install_present
 from fakes.gateway import Gateway, StartGateway
 from fakes.machine import until
-from fakes.scenario import ROOT, toml
+from fakes.scenario import toml
 from fakes.upstream import ScriptedUpstream
 
 # 0.1.0, and the last commit whose tokens were all alike.
@@ -27,18 +26,7 @@ MODEL = "numbered:400:20"
 @pytest.fixture(params=FORMERS)
 def installed(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A link to the source folder of a version that knows no scopes."""
-    found = subprocess.run(
-        ["git", "-C", str(ROOT), "archive", request.param, "daemon"],
-        capture_output=True,
-        check=False,
-    )
-    if found.returncode:
-        pytest.skip("needs the repository's history")
-    with tarfile.open(fileobj=io.BytesIO(found.stdout)) as archive:
-        archive.extractall(tmp_path / "former", filter="data")
-    link = tmp_path / "installed"
-    link.symlink_to(tmp_path / "former" / "daemon")
-    return link
+    return install_former(request.param, tmp_path)
 
 
 def new_token(running: Gateway, *words: str) -> str:
@@ -95,9 +83,7 @@ async def test_no_token_widens_or_narrows_in_an_upgrade(
     await stream.read_events(2)
     run = stream.run_id
 
-    new = installed.with_name("new")
-    new.symlink_to(ROOT / "daemon")
-    new.replace(installed)
+    install_present(installed)
     running.process.send_signal(signal.SIGUSR2)
     await until(lambda: running.status()["generation"] == 2, 30, "the new worker serves")
     # The former worker drains: it hears of tokens, and shows no token what is another's.

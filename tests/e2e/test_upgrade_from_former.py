@@ -7,19 +7,17 @@ symbolic link, as a package manager would have it, and the link is turned while 
 from __future__ import annotations
 
 import asyncio
-import io
 import os
 import signal
-import subprocess
-import tarfile
 from pathlib import Path
 
 import pytest
 
 from fakes.client import Stream, get, replay
+from fakes.former import install_former, install_present
 from fakes.gateway import Gateway, StartGateway
 from fakes.machine import until
-from fakes.scenario import ROOT, toml
+from fakes.scenario import toml
 from fakes.upstream import ScriptedUpstream
 from tidegate.core.protocol.control import ControlRequest
 from tidegate.machine.mounts import is_in_memory
@@ -37,25 +35,7 @@ EACH = 4
 @pytest.fixture(params=FORMER)
 def installed(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """A link to the source folder of a former version."""
-    found = subprocess.run(
-        ["git", "-C", str(ROOT), "archive", request.param, "daemon"],
-        capture_output=True,
-        check=False,
-    )
-    if found.returncode:
-        pytest.skip("needs the repository's history")
-    with tarfile.open(fileobj=io.BytesIO(found.stdout)) as archive:
-        archive.extractall(tmp_path / "former", filter="data")
-    link = tmp_path / "installed"
-    link.symlink_to(tmp_path / "former" / "daemon")
-    return link
-
-
-def turn(link: Path) -> None:
-    """Install the present version in the place of the former one."""
-    new = link.with_name("new")
-    new.symlink_to(ROOT / "daemon")
-    new.replace(link)
+    return install_former(request.param, tmp_path)
 
 
 def refused(running: Gateway, request: ControlRequest) -> str:
@@ -89,7 +69,7 @@ async def test_streams_outlive_an_upgrade_from_the_former_version(
     readers = [asyncio.create_task(stream.read_all()) for stream in opened]
     await until(lambda: len(scripted_upstream.seen(MODEL)) == len(opened), 30, "all are streaming")
 
-    turn(installed)
+    install_present(installed)
     running.process.send_signal(signal.SIGUSR2)
     await until(lambda: running.status()["generation"] == 2, 30, "the new worker serves")
     # The new watchdog goes on talking with the former worker, whatever is asked meanwhile.
