@@ -8,13 +8,14 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fakes.client import chat, get, numbers, open_chat
+from fakes.client import Stream, chat, get, numbers, open_chat
 from fakes.machine import until
 from fakes.upstream import numbered
-from gateway.gateway_rig import DEADLINE_S, Tap
+from gateway.gateway_rig import DEADLINE_S, Rig, Tap
 from gateway.records.records_rig import found, new_places
 from tidegate.core.settings import Journal
 from tidegate.gateway.records import recorder
@@ -129,6 +130,18 @@ async def test_writing_that_fails_now_and_then_touches_no_answer(
     rig.errors.clear()
 
 
+async def begun(rigs: Any, raw_upstream: Any, tmp_path: Path) -> tuple[Tap, Rig, Stream]:
+    """An answer under way, of which the journal has something already."""
+    tap = Tap()
+    places = new_places(tmp_path)
+    rig = await rigs(await raw_upstream(tap.play), places=places, journal=Journal(every_s=0.1))
+    stream = await open_chat(rig.base_url, "m")
+    tap.send(numbered(0))
+    await stream.read_events(2)
+    await until(lambda: bool(rig.gateway.recorder._written), DEADLINE_S, "it is written")
+    return tap, rig, stream
+
+
 @pytest.mark.long
 async def test_an_end_that_could_not_be_written_is_told_again(
     rigs, raw_upstream, tmp_path, monkeypatch: pytest.MonkeyPatch
@@ -140,14 +153,8 @@ async def test_an_end_that_could_not_be_written_is_told_again(
 
     monkeypatch.setattr(recorder, "TOLD_AGAIN_S", 0.2)
     monkeypatch.setattr(store_pause, "PAUSE_S", 0.5)
-    tap = Tap()
-    places = new_places(tmp_path)
-    rig = await rigs(await raw_upstream(tap.play), places=places, journal=Journal(every_s=0.1))
-    stream = await open_chat(rig.base_url, "m")
-    tap.send(numbered(0))
-    await stream.read_events(2)
+    tap, rig, stream = await begun(rigs, raw_upstream, tmp_path)
     mine = rig.gateway.recorder
-    await until(lambda: bool(mine._written), DEADLINE_S, "it is written")
     await rig.gateway.stores.flush(DEADLINE_S)
     with monkeypatch.context() as patched:
         patched.setattr(Database, "execute", failing)
@@ -174,14 +181,8 @@ async def test_what_was_forgotten_is_not_told_again(
 ) -> None:
     """Though other ends could not be written at that time."""
     monkeypatch.setattr(recorder, "TOLD_AGAIN_S", 0.2)
-    tap = Tap()
-    places = new_places(tmp_path)
-    rig = await rigs(await raw_upstream(tap.play), places=places, journal=Journal(every_s=0.1))
-    stream = await open_chat(rig.base_url, "m")
-    tap.send(numbered(0))
-    await stream.read_events(2)
+    tap, rig, stream = await begun(rigs, raw_upstream, tmp_path)
     mine = rig.gateway.recorder
-    await until(lambda: bool(mine._written), DEADLINE_S, "it is written")
     tap.finish()
     await stream.read_rest()
     await rig.idle()
